@@ -24,6 +24,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from tf_lrtraj import kernels, rates, records
+from tf_lrtraj.averaging.snapshots import Timetable
 from tf_lrtraj.training.durations import NEVER, Duration
 
 
@@ -35,6 +36,7 @@ AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 DTYPES = ("float32", "mixed_bfloat16")
 STEMS = ("cifar", "imagenet")
 POLICIES = ("recompute", "average", "copy")
+ENCODINGS = ("exact", "int16", "int8")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -82,6 +84,14 @@ def default_config() -> ml_collections.ConfigDict:
                 "train_examples": 0,  # also evaluate this many training images, unaugmented
             },
             "checkpoint": {"every": "1 epochs", "keep": 2},
+            # Iterates kept in workdir/snapshots, for lrtraj-average.
+            "snapshots": {
+                "every": "never",  # a duration, or "never"
+                "start": "0 steps",  # a duration
+                "encoding": "exact",  # one of ENCODINGS
+                "limit": 0,  # at most so many on disk; 0 for no limit
+                "when_full": "thin",  # or "drop_oldest"
+            },
             "log_every": "50 steps",
             "steps_per_call": 10,  # training steps in one compiled call
             "tensorboard": True,
@@ -165,6 +175,12 @@ _CHECKS: dict[str, _Check] = {
     "evaluate.batch_size": _integer(1),
     "evaluate.train_examples": _integer(0),
     "checkpoint.keep": _integer(1),
+    "snapshots.encoding": _one_of(ENCODINGS),
+    "snapshots.limit": (
+        "0, or an integer of at least 2",
+        lambda value: _is_integer(value) and (value == 0 or value >= 2),
+    ),
+    "snapshots.when_full": _one_of(("thin", "drop_oldest")),
     "steps_per_call": _integer(1),
     "tensorboard": _TRUTH,
     "save_models": _TRUTH,
@@ -176,7 +192,16 @@ _CHECKS: dict[str, _Check] = {
     "threads": _integer(0),
     "deterministic": _TRUTH,
 }
-_DURATIONS = ("total", "log_every", "evaluate.every", "checkpoint.every")
+_DURATIONS = (
+    "total",
+    "log_every",
+    "evaluate.every",
+    "checkpoint.every",
+    "snapshots.every",
+    "snapshots.start",
+)
+_MAY_BE_NEVER = ("evaluate.every", "checkpoint.every", "snapshots.every")
+_MAY_BE_ZERO = ("snapshots.start",)
 
 
 def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
@@ -196,10 +221,11 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
             raise ConfigError(f"`config.{key}` must be {allowed}. Received: {value!r}")
     for key in _DURATIONS:
         value = _get(plain, key)
-        if value == NEVER and key in ("evaluate.every", "checkpoint.every"):
+        if value == NEVER and key in _MAY_BE_NEVER:
             continue
         duration = _checked(Duration.parse, value, f"config.{key}")
-        if duration.amount == 0 or (key == "total" and duration.unit == "percent"):
+        empty = duration.amount == 0 and key not in _MAY_BE_ZERO
+        if empty or (key == "total" and duration.unit == "percent"):
             raise ConfigError(
                 f"`config.{key}` must be longer than 0"
                 + (" and not in percent" if key == "total" else "")
@@ -280,6 +306,7 @@ class Plan:
     log: int
     evaluate: int
     checkpoint: int
+    snapshots: Timetable | None = None
 
 
 def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
@@ -327,6 +354,15 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
             return [in_steps(item, f"{name}[{index}]") for index, item in enumerate(value)]
         return steps(value, name, total, minimum=0) if isinstance(value, str) else value
 
+    def timetable() -> Timetable | None:
+        options = plain["snapshots"]
+        if options["every"] == NEVER:
+            return None
+        start = steps(options["start"], "config.snapshots.start", total, minimum=0)
+        return Timetable(
+            every("snapshots.every"), start, options["limit"] or None, options["when_full"]
+        )
+
     averages, policies = {}, {}
     for name, entry in plain["averages"].items():
         entry = dict(entry)
@@ -343,6 +379,7 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
         log=every("log_every"),
         evaluate=every("evaluate.every"),
         checkpoint=every("checkpoint.every"),
+        snapshots=timetable(),
     )
 
 

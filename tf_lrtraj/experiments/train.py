@@ -18,6 +18,7 @@ from absl import logging
 import tf_lrtraj
 from tf_lrtraj import records, report, theory
 from tf_lrtraj.averaging import borrow, save_model
+from tf_lrtraj.averaging.recorder import ModelSnapshots
 from tf_lrtraj.experiments.assembly import Assembly, assemble, build_model, load_dataset
 from tf_lrtraj.experiments.config import ConfigError, Plan, resolve, validate
 from tf_lrtraj.experiments.description import describe, read_run
@@ -29,6 +30,7 @@ from tf_lrtraj.training.step import empty_plan, make_train_steps
 from tf_lrtraj.training.strategies import is_chief
 
 CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
 MODELS = "models"
 
 
@@ -158,6 +160,7 @@ def _without_averages(config: dict[str, Any], name: str) -> dict[str, Any]:
         **config,
         "name": f"{config['name']}, schedule equivalent to {name}",
         "averages": {},
+        "snapshots": {**config["snapshots"], "every": "never"},
         "matched": {**config["matched"], "averages": []},
     }
 
@@ -222,15 +225,23 @@ def train_one(
     )
     status, message = "interrupted", None
     try:
+        snapshot = _snapshots(assembly, workdir, step) if chief else None
         loop.run(
             _train_steps(assembly, step),
             lambda step: evaluate_all(assembly, step, log),
             checkpointer,
             log,
-            loop.Cadence(plan.log, plan.evaluate, plan.checkpoint, config["steps_per_call"]),
+            loop.Cadence(
+                plan.log,
+                plan.evaluate,
+                plan.checkpoint,
+                config["steps_per_call"],
+                plan.snapshots,
+            ),
             plan.total_steps,
             (step, window),
             description=config["name"],
+            snapshot=snapshot,
         )
         if config["save_models"] and chief:
             save_models(assembly, plan.total_steps, workdir / MODELS)
@@ -246,6 +257,30 @@ def train_one(
         if chief:
             description.update(status=status, message=message)
             records.write_json(workdir / records.RUN, description)
+
+
+def _snapshots(
+    assembly: Assembly, workdir: pathlib.Path, step: int
+) -> Callable[[int], None] | None:
+    """What writes the run's snapshots; those later than `step` are deleted."""
+    plan = assembly.plan
+    if plan.snapshots is None:
+        return None
+    snapshots = ModelSnapshots(
+        assembly.model,
+        workdir / SNAPSHOTS,
+        plan.snapshots,
+        assembly.config["snapshots"]["encoding"],
+        plan.total_steps,
+    )
+    snapshots.writer.forget_after(step)
+    logging.info(
+        "at most %d snapshots of %.1f MB in %s",
+        snapshots.most,
+        snapshots.bytes_each / 1e6,
+        workdir / SNAPSHOTS,
+    )
+    return snapshots.write
 
 
 def _take_over(

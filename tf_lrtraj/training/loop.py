@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tf_lrtraj.averaging.snapshots import Timetable
 from tf_lrtraj.training.checkpoints import Checkpointer
 from tf_lrtraj.training.log import RunLog
 
@@ -40,6 +41,7 @@ class Cadence:
     evaluate: int
     checkpoint: int
     steps_per_call: int
+    snapshots: Timetable | None = None
 
     def due(self, every: int, step: int, total: int) -> bool:
         return step == total or (every > 0 and step % every == 0)
@@ -52,6 +54,8 @@ class Cadence:
             for every in (self.log, self.evaluate, self.checkpoint)
             if every > 0
         ]
+        if self.snapshots is not None:
+            stops.append(self.snapshots.next_due(step))
         return min(stops)
 
 
@@ -64,6 +68,7 @@ def run(
     total_steps: int,
     start: tuple[int, Window],
     description: str = "",
+    snapshot: Callable[[int], None] | None = None,
 ) -> None:
     """Trains from `start` to `total_steps`.
 
@@ -79,16 +84,23 @@ def run(
         total_steps: number of updates of the whole run.
         start: from `resume`.
         description: shown beside the progress bar.
+        snapshot: called with the step when a snapshot is due, and at the start.
 
     Raises:
         Diverged: at the first loss that is not finite; the last checkpoint stays.
         Interrupted: after SIGTERM or SIGINT, with a checkpoint of the last step made.
     """
     step, window = start
+
+    def take_snapshot(step: int) -> None:
+        if snapshot is not None and cadence.snapshots is not None and cadence.snapshots.due(step):
+            snapshot(step)
+
     bar = tqdm(
         total=total_steps, initial=step, unit="step", desc=description, disable=None, leave=True
     )
     with bar, _stop_signals() as stop:
+        take_snapshot(step)
         clock, timed_from = time.perf_counter(), step
         while step < total_steps:
             count = cadence.next_stop(step, total_steps) - step
@@ -99,6 +111,7 @@ def run(
             step += count
             window.extend(losses, accuracies)
             bar.update(count)
+            take_snapshot(step)
             if cadence.due(cadence.log, step, total_steps):
                 loss, accuracy = window.means()
                 seconds = time.perf_counter() - clock

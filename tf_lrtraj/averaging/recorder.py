@@ -1,0 +1,185 @@
+"""`SnapshotRecorder`: a Keras callback that writes iterates to disk while a model trains."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_lrtraj import backend
+from tf_lrtraj.averaging import batch_norm as bn
+from tf_lrtraj.averaging.snapshots import (
+    SnapshotWriter,
+    Timetable,
+    VariableSpec,
+    check_encoding,
+    snapshot_bytes,
+)
+
+
+def recorded_variables(model: Any) -> list[tuple[Any, str]]:
+    """(variable, role) of everything a snapshot of `model` holds, in its order."""
+    found = [(variable, "trainable") for variable in model.trainable_variables]
+    for entry in bn.find_statistics(model):
+        found += [
+            (entry.layer.moving_mean, "statistic"),
+            (entry.layer.moving_variance, "statistic"),
+        ]
+    return found
+
+
+class ModelSnapshots:
+    """Writes snapshots of one model; what the callback and the training programs share.
+
+    Args:
+        model: a built Keras model.
+        folder, timetable, encoding: as in `SnapshotWriter`.
+
+    Raises:
+        OSError: if the free disk space is less than the snapshots of `total_steps` will take.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        folder: str | os.PathLike[str],
+        timetable: Timetable,
+        encoding: str = "exact",
+        total_steps: int | None = None,
+    ) -> None:
+        self._recorded = recorded_variables(model)
+        specs = [
+            VariableSpec(v.path, tuple(v.shape), str(v.dtype), role) for v, role in self._recorded
+        ]
+        self.bytes_each = snapshot_bytes(specs, check_encoding(encoding))
+        self.most = most_snapshots(timetable, total_steps)
+        self._check_space(pathlib.Path(folder))
+        self.writer = SnapshotWriter(folder, specs, timetable, encoding)
+
+    def _check_space(self, folder: pathlib.Path) -> None:
+        if self.most is None:
+            return
+        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        held = sum(p.stat().st_size for p in folder.glob("*.snap")) if folder.is_dir() else 0
+        free, needed = shutil.disk_usage(existing).free, self.most * self.bytes_each - held
+        if needed > free:
+            raise OSError(
+                f"Up to {self.most} snapshots of {self.bytes_each / 1e6:.1f} MB need "
+                f"{needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB are free. Take them "
+                "less often, limit their number, or choose encoding='int16' or 'int8'."
+            )
+
+    def write(self, step: int) -> None:
+        """Writes the model's current values as the snapshot of `step`."""
+        self.writer.write(step, self._values())
+
+    def _values(self) -> Iterator[np.ndarray]:
+        for variable, _ in self._recorded:  # one at a time: a single copy on the host
+            yield backend.to_numpy(backend.values([variable]))[0]
+
+
+def most_snapshots(timetable: Timetable, total_steps: int | None) -> int | None:
+    """How many snapshots can be on disk at once; None where nothing bounds them."""
+    counts = []
+    if timetable.limit is not None:
+        counts.append(timetable.limit + 1)  # the new one is written before another is dropped
+    if total_steps is not None:
+        counts.append(max(total_steps - timetable.start, -1) // timetable.every + 1)
+    return min(counts, default=None)
+
+
+class SnapshotRecorder(keras.callbacks.Callback):
+    """Writes iterates to disk on a cadence, for averages that are chosen afterwards.
+
+    `tf_lrtraj.averaging.average_snapshots` builds averages of them.  Snapshots hold
+    the trainable weights and the batch-norm statistics.
+
+    Example:
+
+    >>> import keras, numpy as np, tempfile
+    >>> from tf_lrtraj.averaging import SnapshotRecorder, Snapshots
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> folder = tempfile.mkdtemp() + "/snapshots"
+    >>> recorder = SnapshotRecorder(folder, every=2)
+    >>> x, y = np.ones((8, 3)), np.ones((8, 1))
+    >>> history = model.fit(x, y, epochs=5, verbose=0, callbacks=[recorder])
+    >>> Snapshots(folder).steps
+    array([0, 2, 4])
+
+    Args:
+        folder: where they are written.  A folder that holds snapshots of the same model with
+            the same settings is gone on with; those later than the model's step are replaced.
+        every: optimizer steps from one snapshot to the next.
+        start: optimizer steps before the first.
+        encoding: `"exact"`, or `"int16"` or `"int8"` with their stated errors.
+        limit: at most so many on disk; None for no limit.
+        when_full: with a limit, `"thin"` or `"drop_oldest"`; see `snapshots.Timetable`.
+
+    Raises:
+        ValueError: for settings out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        every: int = 1,
+        start: int = 0,
+        encoding: str = "exact",
+        limit: int | None = None,
+        when_full: str = "thin",
+    ) -> None:
+        super().__init__()
+        self.folder = pathlib.Path(folder)
+        self.timetable = Timetable(every, start, limit, when_full)
+        self.encoding = check_encoding(encoding)
+        self._snapshots: ModelSnapshots | None = None
+        self._seen = -1
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        model = self.model
+        if getattr(model, "steps_per_execution", 1) != 1:
+            raise ValueError(
+                "SnapshotRecorder must see every step, but Keras calls callbacks once in "
+                f"steps_per_execution={model.steps_per_execution} steps. Compile the model with "
+                "steps_per_execution=1."
+            )
+        if not model.built:
+            raise ValueError(
+                "The model has no weights yet: build it (or give it an Input) before training with "
+                "SnapshotRecorder."
+            )
+        self._snapshots = None
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._snapshots is not None:
+            return
+        # Only now: BackupAndRestore brings an earlier step back when training begins, and
+        # may stand later in the list of callbacks.
+        model, step = self.model, int(self.model.optimizer.iterations)
+        total = self._total_steps(step)
+        self._snapshots = ModelSnapshots(model, self.folder, self.timetable, self.encoding, total)
+        self._snapshots.writer.forget_after(step)
+        self._seen = -1
+        self._take(step)
+
+    def _total_steps(self, step: int) -> int | None:
+        params = self.params or {}
+        if params.get("steps") and params.get("epochs"):
+            return step + params["steps"] * params["epochs"]
+        return None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._take(int(self.model.optimizer.iterations))
+
+    def _take(self, step: int) -> None:
+        # Gradient accumulation and skipped steps leave the count, and the weights, as they were.
+        if step != self._seen and self.timetable.due(step):
+            assert self._snapshots is not None
+            self._snapshots.write(step)
+        self._seen = step

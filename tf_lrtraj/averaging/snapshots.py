@@ -1,0 +1,475 @@
+"""Iterates of a run on disk: when they are taken, how they are written, how they are read.
+
+A folder of snapshots holds `index.json`, which says what every snapshot
+contains, and one file `step_000000123.snap` per snapshot: a short JSON header
+(step, checksum, scales) and the values of all variables one after another.  Files are
+written under another name and renamed when complete, and nothing is pickled.
+
+Snapshots may be thinned to stated errors (`encoding`):
+
+* `"exact"`: every value as the model holds it;
+* `"int16"`, `"int8"`: integers times one scale per variable, so that the error of a
+  value is at most half a scale, `max|w| / 65534` or `max|w| / 254`.  Batch-norm
+  statistics, which are few, stay exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.records import RecordError, read_json, write_json
+
+FORMAT = 1
+INDEX = "index.json"
+ENCODINGS = ("exact", "int16", "int8")
+WHEN_FULL = ("thin", "drop_oldest")
+ROLES = ("trainable", "statistic")
+
+_MAGIC = b"LRTSNAP1"
+_NAME = re.compile(r"step_(\d{9,})\.snap")
+_LENGTH = struct.Struct("<I")
+_INTEGERS = {"int16": np.dtype("<i2"), "int8": np.dtype("i1")}
+# Types a model may hold its weights in; the 16-bit ones are read as float32.
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """When snapshots are taken, and which are kept.  Pure functions of the step.
+
+    Args:
+        every: updates from one snapshot to the next.
+        start: number of updates before the first.
+        limit: at most so many snapshots are on disk; None for no limit.
+        when_full: `"thin"` drops every second snapshot and doubles the spacing, so the
+            whole run stays covered; `"drop_oldest"` keeps the newest.
+
+    Raises:
+        ValueError: for counts below 1 (`limit` below 2), a negative start or an unknown rule.
+
+    >>> timetable = Timetable(every=10, limit=4)
+    >>> [step for step in range(101) if timetable.due(step)]
+    [0, 10, 20, 30, 40, 60, 80]
+    >>> timetable.kept([0, 20, 40, 60, 80], now=80)
+    [0, 40, 80]
+    """
+
+    every: int
+    start: int = 0
+    limit: int | None = None
+    when_full: str = "thin"
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("every", 1), ("start", 0), ("limit", 2)):
+            value = getattr(self, name)
+            if name == "limit" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                optional = ", or None" if name == "limit" else ""
+                raise ValueError(
+                    f"`{name}` must be an integer of at least {minimum}{optional}. "
+                    f"Received: {name}={value!r}"
+                )
+        if self.when_full not in WHEN_FULL:
+            raise ValueError(
+                f"`when_full` must be one of {list(WHEN_FULL)}. "
+                f"Received: when_full={self.when_full!r}"
+            )
+
+    def spacing(self, step: int) -> int:
+        """Updates between the snapshots that stand when `step` updates have been made."""
+        spacing = self.every
+        if self.limit is not None and self.when_full == "thin":
+            while (step - self.start) // spacing + 1 > self.limit:
+                spacing *= 2
+        return spacing
+
+    def due(self, step: int) -> bool:
+        """Whether a snapshot is taken after `step` updates."""
+        return step >= self.start and (step - self.start) % self.spacing(step) == 0
+
+    def next_due(self, step: int) -> int:
+        """The first step after `step` at which a snapshot is taken."""
+        if step < self.start:
+            return self.start
+        later = step
+        while True:  # the spacing may double on the way, once or twice
+            spacing = self.spacing(later)
+            later = self.start + ((later - self.start) // spacing + 1) * spacing
+            if self.due(later):
+                return later
+
+    def kept(self, steps: Iterable[int], now: int) -> list[int]:
+        """Which of the snapshots at `steps` stand once `now` updates have been made."""
+        steps = sorted(steps)
+        if self.limit is None:
+            return steps
+        if self.when_full == "drop_oldest":
+            return steps[-self.limit :]
+        spacing = self.spacing(now)
+        return [step for step in steps if (step - self.start) % spacing == 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableSpec:
+    """One variable of a snapshot.
+
+    Attributes:
+        name: its path in the model.
+        shape: its shape.
+        dtype: the model's.
+        role: "trainable", or "statistic" for a batch-norm mean or variance.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def read_dtype(self) -> np.dtype[Any]:
+        """What values are read as: float32, or float64 where the model holds that."""
+        return np.dtype("float64" if self.dtype == "float64" else "float32")
+
+    def stored_dtype(self, encoding: str) -> np.dtype[Any]:
+        if encoding != "exact" and self.role == "trainable":
+            return _INTEGERS[encoding]
+        return _dtype(self.dtype).newbyteorder("<")
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes  # every Keras backend depends on it
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def check_encoding(encoding: str) -> str:
+    """Returns `encoding` if it is known, or raises an error that lists the known ones."""
+    if encoding not in ENCODINGS:
+        raise ValueError(
+            f"`encoding` must be one of {list(ENCODINGS)}. Received: encoding={encoding!r}"
+        )
+    return encoding
+
+
+def snapshot_bytes(variables: Sequence[VariableSpec], encoding: str) -> int:
+    """Bytes of the values of one snapshot on disk."""
+    return sum(v.size * v.stored_dtype(encoding).itemsize for v in variables)
+
+
+class SnapshotWriter:
+    """Writes snapshots into a folder.
+
+    Args:
+        folder: is made if it does not exist.
+        variables: what every snapshot holds, trainable variables first.
+        timetable: when snapshots are taken and which are kept.
+        encoding: one of `ENCODINGS`.
+
+    Raises:
+        RecordError: if the folder holds snapshots of another model or another timetable.
+        ValueError: for an unknown encoding or a dtype that cannot be stored.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        variables: Sequence[VariableSpec],
+        timetable: Timetable,
+        encoding: str = "exact",
+    ) -> None:
+        self.folder = pathlib.Path(folder)
+        self.variables = list(variables)
+        self.timetable = timetable
+        self.encoding = check_encoding(encoding)
+        odd = sorted({v.dtype for v in self.variables} - set(_DTYPES))
+        if odd or not self.variables:
+            raise ValueError(
+                f"`variables` must hold at least one variable, of the types {list(_DTYPES)}. "
+                f"Received: {odd or 'none'}"
+            )
+        index = {
+            "format": FORMAT,
+            "encoding": encoding,
+            **dataclasses.asdict(timetable),
+            "variables": [
+                {**dataclasses.asdict(v), "shape": list(v.shape)} for v in self.variables
+            ],
+        }
+        path = self.folder / INDEX
+        if path.exists():
+            found = _without_names(read_json(path))
+            differs = [k for k, v in _without_names(index).items() if found.get(k) != v]
+            if differs:
+                raise RecordError(
+                    f"{self.folder} holds snapshots with another {', '.join(differs)}: they belong "
+                    "to another model or other settings. Choose another folder, or delete it."
+                )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, index)
+
+    def steps(self) -> list[int]:
+        """Steps of the snapshots on disk, oldest first."""
+        return _steps(self.folder)
+
+    def write(self, step: int, values: Iterable[np.ndarray]) -> None:
+        """Writes the snapshot taken after `step` updates, and drops what is kept no longer.
+
+        Args:
+            step: number of updates made.
+            values: an array per variable, in order; they may come one at a time.
+
+        Raises:
+            ValueError: for arrays of other shapes, or non-finite values to be made integers.
+            OSError: if the disk is full or cannot be written; older snapshots stand.
+        """
+        encoded, scales, checksum = [], [], 0
+        for spec, value in zip(self.variables, values, strict=True):
+            data, scale = self._encode(spec, np.asarray(value))
+            encoded.append(data)
+            scales.append(scale)
+            checksum = zlib.crc32(data, checksum)
+        header = json.dumps({"step": step, "crc32": checksum, "scales": scales}).encode()
+        final = self.folder / f"step_{step:09d}.snap"
+        temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(_MAGIC + _LENGTH.pack(len(header)) + header)
+                for data in encoded:
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._prune(step)
+
+    def _encode(self, spec: VariableSpec, value: np.ndarray) -> tuple[Any, float | None]:
+        if value.shape != spec.shape:
+            raise ValueError(
+                f"The snapshot's variable {spec.name!r} must have shape {spec.shape}. "
+                f"Received: shape={value.shape}"
+            )
+        stored = spec.stored_dtype(self.encoding)
+        scale = None
+        if stored.kind == "i":
+            largest = float(np.max(np.abs(value), initial=0.0))
+            if not np.isfinite(largest):
+                raise ValueError(f"The variable {spec.name!r} holds values that are not finite.")
+            scale = largest / np.iinfo(stored).max or 1.0
+            value = np.rint(np.asarray(value, np.float64) / scale)
+        data = np.ascontiguousarray(value, dtype=stored)
+        return data.reshape(-1).view(np.uint8).data, scale
+
+    def _prune(self, now: int) -> None:
+        steps = self.steps()
+        for step in set(steps) - set(self.timetable.kept(steps, now)):
+            (self.folder / f"step_{step:09d}.snap").unlink(missing_ok=True)
+
+    def forget_after(self, step: int) -> None:
+        """Deletes snapshots later than `step`, and what a killed process left half-written.
+
+        A run that goes on from a checkpoint takes them anew.
+        """
+        for later in self.steps():
+            if later > step:
+                (self.folder / f"step_{later:09d}.snap").unlink(missing_ok=True)
+        for leftover in self.folder.glob(".step_*.snap.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def _without_names(index: Any) -> dict[str, Any]:
+    """An index without the variables' names, which depend on what else a process has built."""
+    if not isinstance(index, dict) or not isinstance(index.get("variables"), list):
+        return {}
+    bare = [
+        {k: v for k, v in entry.items() if k != "name"} if isinstance(entry, dict) else entry
+        for entry in index["variables"]
+    ]
+    return {**index, "variables": bare}
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match.group(1)) for match in matches if match)
+
+
+class Snapshots:
+    """The snapshots in a folder.
+
+    Args:
+        folder: what a `SnapshotWriter` wrote.
+
+    Attributes:
+        steps: [K] int64, numbers of updates made when each was taken, ascending.
+        variables: what each holds, trainable variables first, in the order of
+            `model.trainable_variables`; then batch-norm means and variances in turn.
+        encoding: how values are stored.
+
+    Raises:
+        RecordError: if the folder holds none, or its index is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = pathlib.Path(folder)
+        if not self.folder.is_dir():
+            raise RecordError(f"there is no folder of snapshots {self.folder}")
+        path = self.folder / INDEX
+        index = read_json(path)
+        try:
+            if index["format"] != FORMAT:
+                raise RecordError(
+                    f"{path}: format {index['format']!r} cannot be read by this version, "
+                    f"which reads format {FORMAT}"
+                )
+            self.encoding = check_encoding(index["encoding"])
+            self.timetable = Timetable(
+                *(index[key] for key in ("every", "start", "limit", "when_full"))
+            )
+            self.variables = [_spec(entry) for entry in index["variables"]]
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, RecordError):
+                raise
+            raise RecordError(f"{path} is damaged: {error!r}") from None
+        self.steps = np.array(_steps(self.folder), np.int64)
+        if not self.steps.size:
+            raise RecordError(f"{self.folder} holds no snapshots yet")
+
+    def __len__(self) -> int:
+        return int(self.steps.size)
+
+    @property
+    def num_trainable(self) -> int:
+        """How many of `variables` are trainable."""
+        return sum(v.role == "trainable" for v in self.variables)
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in one snapshot, statistics included."""
+        return sum(v.size for v in self.variables)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values of one snapshot on disk."""
+        return snapshot_bytes(self.variables, self.encoding)
+
+    def path(self, step: int) -> pathlib.Path:
+        """The file of one snapshot.
+
+        Raises:
+            RecordError: if there is no snapshot of that step; the nearest ones are named.
+        """
+        if step not in self.steps:
+            near = self.steps[np.argsort(np.abs(self.steps - step))[:3]]
+            raise RecordError(
+                f"{self.folder} holds no snapshot of step {step}; the nearest are "
+                f"{sorted(near.tolist())}"
+            )
+        return self.folder / f"step_{step:09d}.snap"
+
+    def _open(self, step: int) -> tuple[Any, dict[str, Any]]:
+        path = self.path(step)
+        file = open(path, "rb", buffering=0)  # noqa: SIM115  # closed by the callers
+        try:
+            start = file.read(len(_MAGIC) + _LENGTH.size)
+            if len(start) < len(_MAGIC) + _LENGTH.size or start[: len(_MAGIC)] != _MAGIC:
+                raise RecordError(f"{path} is no snapshot, or its beginning is damaged")
+            (length,) = _LENGTH.unpack(start[len(_MAGIC) :])
+            size = os.fstat(file.fileno()).st_size
+            expected = len(start) + length + self.nbytes
+            if size != expected:
+                raise RecordError(f"{path} is damaged: it has {size} bytes instead of {expected}")
+            try:
+                header = json.loads(file.read(length))
+                scales = header["scales"]
+                wrong = len(scales) != len(self.variables) or header["step"] != step
+                for spec, scale in zip(self.variables, scales, strict=False):
+                    integer = spec.stored_dtype(self.encoding).kind == "i"
+                    wrong |= integer != (isinstance(scale, float) and scale > 0)
+                if wrong or not isinstance(header["crc32"], int):
+                    raise ValueError
+            except (ValueError, KeyError, TypeError):
+                raise RecordError(f"{path} is damaged: its header cannot be read") from None
+        except BaseException:
+            file.close()
+            raise
+        return file, header
+
+    def chunks(self, step: int, size: int = 1 << 18) -> Iterator[np.ndarray]:
+        """The values of one snapshot in pieces, all variables one after another.
+
+        Memory stays at one piece.  Each piece is a new array.
+
+        Args:
+            step: which snapshot.
+            size: at most so many numbers in a piece (no piece spans two variables).
+
+        Raises:
+            RecordError: if the file is damaged; where only values were changed, that is
+                known at the end, so use nothing of it before.
+        """
+        file, header = self._open(step)
+        checksum = 0
+        with contextlib.closing(file):
+            for spec, scale in zip(self.variables, header["scales"], strict=True):
+                stored = spec.stored_dtype(self.encoding)
+                for low in range(0, spec.size, size):
+                    piece = np.empty(min(size, spec.size - low), stored)
+                    data = memoryview(piece.view(np.uint8))
+                    if file.readinto(data) != len(data):
+                        raise RecordError(f"{self.path(step)} ended early while it was read")
+                    checksum = zlib.crc32(data, checksum)
+                    if scale is None:
+                        yield piece.astype(spec.read_dtype, copy=False)
+                    else:
+                        yield np.multiply(piece, scale, dtype=spec.read_dtype, casting="same_kind")
+        if checksum != header["crc32"]:
+            raise RecordError(
+                f"{self.path(step)} is damaged: its checksum is another than recorded"
+            )
+
+    def read(self, step: int) -> list[np.ndarray]:
+        """One snapshot: an array per variable, float32 (float64 where the model has that).
+
+        Raises:
+            RecordError: if there is none of that step, or it is damaged.
+        """
+        values = [np.empty(spec.size, spec.read_dtype) for spec in self.variables]
+        places = ((value, low) for value in values for low in range(0, value.size, 1 << 20))
+        for (value, low), piece in zip(places, self.chunks(step, 1 << 20), strict=True):
+            value[low : low + piece.size] = piece
+        return [v.reshape(s.shape) for v, s in zip(values, self.variables, strict=True)]
+
+    def error_bound(self, step: int) -> float:
+        """The largest error that the encoding can have made in a value of one snapshot."""
+        file, header = self._open(step)
+        file.close()
+        return max((0.5 * scale for scale in header["scales"] if scale is not None), default=0.0)
+
+
+def _spec(entry: Mapping[str, Any]) -> VariableSpec:
+    shape = tuple(entry["shape"])
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"shape {entry['shape']!r}")
+    if entry["dtype"] not in _DTYPES or entry["role"] not in ROLES:
+        raise ValueError(f"variable {dict(entry)!r}")
+    return VariableSpec(str(entry["name"]), shape, entry["dtype"], entry["role"])
