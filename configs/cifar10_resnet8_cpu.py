@@ -31,4 +31,7 @@ def get_config():
     config.evaluate.every = "1 epochs"
     config.evaluate.train_examples = 2000
     config.log_every = "50 steps"
+    # For lrtraj-average: the second half, up to the very last step (3125).
+    config.snapshots.every = "10 steps"
+    config.snapshots.start = "1525 steps"
     return config
