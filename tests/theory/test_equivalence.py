@@ -416,3 +416,27 @@ def test_folded_weights_equal_the_average_of_interpolated_iterates(every):
 def test_fold_refuses_spacings_beyond_the_run():
     with pytest.raises(ValueError, match="`every` must be at most the number of updates"):
         theory.fold_onto_snapshots([0.5, 0.5], every=2)
+
+
+def test_fold_onto_unequally_spaced_snapshots():
+    rng = np.random.default_rng(7)
+    weights = rng.normal(size=101)
+    weights /= weights.sum()
+    iterates = rng.normal(size=101)
+    steps = np.array([3, 4, 20, 21, 60, 97, 100])
+    found, folded = theory.fold_onto_snapshots(weights, steps)
+    np.testing.assert_array_equal(found, steps)
+    interpolated = np.interp(np.arange(101), steps, iterates[steps])
+    assert folded @ iterates[steps] == pytest.approx(weights @ interpolated, rel=1e-10)
+    np.testing.assert_allclose(
+        theory.fold_onto_snapshots(weights, np.arange(0, 101, 10))[1],
+        theory.fold_onto_snapshots(weights, 10)[1],
+        rtol=1e-13,
+    )
+    assert theory.fold_onto_snapshots(weights, [100])[1] == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize("steps", [[0, 5, 5, 10], [0, 5], [-1, 10], [0.5, 10]])
+def test_fold_refuses_steps_that_are_none(steps):
+    with pytest.raises(ValueError, match="update counts that rise to 10"):
+        theory.fold_onto_snapshots(np.full(11, 1 / 11), steps)

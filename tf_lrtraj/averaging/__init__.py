@@ -1,17 +1,52 @@
-"""Averages of a running model's weights: online state, batch-norm policies, Keras callback."""
+"""Averages of a model's weights: online state, batch-norm policies, callbacks, snapshots on disk.
 
-from tf_lrtraj.averaging.borrowing import borrow, save_model
-from tf_lrtraj.averaging.callback import WeightAveraging, check_averages
-from tf_lrtraj.averaging.recorder import SnapshotRecorder
-from tf_lrtraj.averaging.snapshots import Snapshots
-from tf_lrtraj.averaging.state import AverageState
+What works on snapshots alone (`Snapshots`, `average_snapshots`) is plain NumPy,
+so names are loaded when they are first used: Keras takes many seconds to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what a type checker, and a reader, sees
+    from tf_lrtraj.averaging.borrowing import borrow, save_model
+    from tf_lrtraj.averaging.callback import WeightAveraging, check_averages
+    from tf_lrtraj.averaging.post_hoc import average_snapshots, snapshot_weights
+    from tf_lrtraj.averaging.recorder import SnapshotRecorder
+    from tf_lrtraj.averaging.snapshots import Snapshots
+    from tf_lrtraj.averaging.state import AverageState
+
+_MODULES = {
+    "AverageState": "state",
+    "SnapshotRecorder": "recorder",
+    "Snapshots": "snapshots",
+    "WeightAveraging": "callback",
+    "average_snapshots": "post_hoc",
+    "borrow": "borrowing",
+    "check_averages": "callback",
+    "save_model": "borrowing",
+    "snapshot_weights": "post_hoc",
+}
 
 __all__ = [
     "AverageState",
     "SnapshotRecorder",
     "Snapshots",
     "WeightAveraging",
+    "average_snapshots",
     "borrow",
     "check_averages",
     "save_model",
+    "snapshot_weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'tf_lrtraj.averaging' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tf_lrtraj.averaging.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

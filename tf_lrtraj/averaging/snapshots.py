@@ -459,6 +459,12 @@ class Snapshots:
             value[low : low + piece.size] = piece
         return [v.reshape(s.shape) for v, s in zip(values, self.variables, strict=True)]
 
+    def checksum(self, step: int) -> int:
+        """CRC-32 of one snapshot's values, as its file states it (nothing else is read)."""
+        file, header = self._open(step)
+        file.close()
+        return header["crc32"]
+
     def error_bound(self, step: int) -> float:
         """The largest error that the encoding can have made in a value of one snapshot."""
         file, header = self._open(step)

@@ -168,7 +168,7 @@ def ema_decay_for_window(length: float) -> float:
     return (length - 1.0) / (length + 1.0)
 
 
-def fold_onto_snapshots(weights: Any, every: int) -> tuple[np.ndarray, np.ndarray]:
+def fold_onto_snapshots(weights: Any, every: Any) -> tuple[np.ndarray, np.ndarray]:
     """Moves averaging weights onto the snapshots that were kept, by linear interpolation.
 
     An iterate between two snapshots is taken to lie on the straight line
@@ -178,32 +178,49 @@ def fold_onto_snapshots(weights: Any, every: int) -> tuple[np.ndarray, np.ndarra
 
     Args:
         weights: [T+1] weights on every iterate.
-        every: snapshots are kept at updates T, T - every, T - 2 every, …
+        every: snapshots are kept at updates T, T - every, T - 2 every, …; or
+            [K] the update counts themselves, ascending and ending with T.
 
     Returns:
         ([K] update counts of the snapshots, oldest first, [K] weights that sum as before).
 
     Raises:
-        ValueError: if `every` is not an integer from 1 to T.
+        ValueError: if `every` is not an integer from 1 to T, nor such update counts.
 
     >>> steps, folded = fold_onto_snapshots([0.0, 0.0, 0.25, 0.25, 0.5], every=2)
     >>> steps, folded
     (array([0, 2, 4]), array([0.   , 0.375, 0.625]))
+    >>> fold_onto_snapshots([0.0, 0.0, 0.25, 0.25, 0.5], [1, 4])[1].round(12)
+    array([0.25, 0.75])
     """
     weights = checks.vector("weights", weights)
     last = weights.size - 1
-    every = checks.integer("every", every, 1)
-    if every > max(last, 1):
-        raise ValueError(
-            f"`every` must be at most the number of updates. Received: every={every!r} for {last}"
-        )
-    first = last % every
-    steps = np.arange(first, last + 1, every)
-    folded = np.zeros(steps.size)
-    position = np.maximum(np.arange(weights.size) - first, 0) / every
-    left = np.minimum(position.astype(np.int64), max(steps.size - 2, 0))
-    fraction = position - left
-    np.add.at(folded, left, (1.0 - fraction) * weights)
-    if steps.size > 1:
-        np.add.at(folded, left + 1, fraction * weights)
+    steps = _kept_steps(every, last)
+    if steps.size == 1:
+        return steps, np.array([weights.sum()])
+    time = np.arange(weights.size)
+    left = np.clip(np.searchsorted(steps, time, side="right") - 1, 0, steps.size - 2)
+    spacing = np.diff(steps)[left]
+    fraction = np.maximum(time - steps[left], 0) / spacing
+    folded = np.bincount(left, (1.0 - fraction) * weights, steps.size)
+    folded += np.bincount(left + 1, fraction * weights, steps.size)
     return steps, folded
+
+
+def _kept_steps(every: Any, last: int) -> np.ndarray:
+    if np.ndim(every) == 0:
+        every = checks.integer("every", every, 1)
+        if every > max(last, 1):
+            raise ValueError(
+                "`every` must be at most the number of updates. "
+                f"Received: every={every!r} for {last}"
+            )
+        return np.arange(last % every, last + 1, every)
+    steps = checks.vector("every", every)
+    ascending = np.all(np.diff(steps) > 0) and steps[0] >= 0 and steps[-1] == last
+    if not ascending or np.any(steps != np.round(steps)):
+        raise ValueError(
+            f"`every` must be a spacing, or update counts that rise to {last}. "
+            f"Received: every={every!r}"
+        )
+    return steps.astype(np.int64)

@@ -1,0 +1,488 @@
+r"""Averages built afterwards, from snapshots on disk.
+
+Any weights on any snapshots: what a kernel would have held, what a schedule
+would have ended at, or weights of one's own.  The files are read once, one after
+the other, for all averages together, so memory does not depend on how many there are.
+
+Example:
+
+>>> import tempfile, numpy as np
+>>> from tf_lrtraj import kernels
+>>> from tf_lrtraj.averaging.snapshots import SnapshotWriter, Timetable, VariableSpec
+>>> folder = tempfile.mkdtemp()
+>>> writer = SnapshotWriter(folder, [VariableSpec("w", (1,), "float32", "trainable")], Timetable(2))
+>>> for step in range(0, 11, 2):
+...     writer.write(step, [np.array([step], np.float32)])
+>>> found = average_snapshots(folder, {"two": kernels.TwoPoint(4), "swa": kernels.Uniform()})
+>>> found["two"].arrays[0], found["two"].exact
+(array([8.], dtype=float32), True)
+>>> found["swa"].arrays[0], found["swa"].exact
+(array([5.], dtype=float32), False)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from tf_lrtraj.averaging.displacement import (
+    CoordinateSample,
+    fit_displacement,
+    steps_to_sample,
+)
+from tf_lrtraj.averaging.snapshots import Snapshots
+from tf_lrtraj.kernels import SUM_TOLERANCE, Kernel
+from tf_lrtraj.theory import fold_onto_snapshots
+
+__all__ = [
+    "PostHocAverage",
+    "SnapshotWeights",
+    "average_snapshots",
+    "combine",
+    "memory_bytes",
+    "snapshot_weights",
+]
+
+_Item = TypeVar("_Item")
+
+_PIECE = 1 << 18  # numbers read at a time
+_BLOCK = 1 << 14  # numbers worked on at a time: 128 KiB in float64 stay in the cache
+_AHEAD = 4  # pieces that are read while others are added
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapshotWeights:
+    """Weights on snapshots, and how they came about.
+
+    Attributes:
+        steps: [K] update counts of the snapshots, ascending.
+        weights: [K] weights that sum to 1.
+        last: T, the update count the average is taken at.
+        target: [T+1] the weights on all iterates that were asked for; None where the average
+            was asked for in snapshots, and so is what it is.
+        early: sum of the absolute weights on iterates older than the first snapshot, which
+            were given to that snapshot.
+    """
+
+    steps: np.ndarray
+    weights: np.ndarray
+    last: int
+    target: np.ndarray | None = None
+    early: float = 0.0
+
+    @property
+    def first(self) -> int:
+        """Step of the oldest snapshot with a weight."""
+        return int(self.steps[np.flatnonzero(self.weights)[0]])
+
+    @property
+    def exact(self) -> bool:
+        """Whether all weight asked for lies on snapshots."""
+        return self.moved == 0.0
+
+    @property
+    def moved(self) -> float:
+        """Sum of the absolute weights asked for on iterates of which there is no snapshot."""
+        if self.target is None:
+            return 0.0
+        held = np.zeros(self.target.size, dtype=bool)
+        held[self.steps[self.steps <= self.last]] = True
+        return float(np.abs(self.target[~held]).sum())
+
+    @property
+    def error_weights(self) -> np.ndarray:
+        """[T+1] what was asked for minus what is built, per iterate; it sums to 0."""
+        if self.target is None:
+            return np.zeros(self.last + 1)
+        difference = self.target.copy()
+        upto = self.steps <= self.last
+        difference[self.steps[upto]] -= self.weights[upto]
+        return difference
+
+
+def snapshot_weights(
+    steps: Any,
+    target: Any,
+    last: int | None = None,
+    *,
+    per: str = "update",
+    max_early: float = 0.01,
+) -> SnapshotWeights:
+    """Turns an average of all iterates into weights on the snapshots there are.
+
+    Weight on an iterate between two snapshots is divided between them (linear
+    interpolation: `theory.fold_onto_snapshots`).
+
+    Args:
+        steps: [K] update counts of the snapshots, ascending, equally spaced or not.
+        target: a kernel; or [T+1] weights on all iterates, as
+            `theory.weights_from_schedule` gives for a schedule to emulate.
+        last: T, the step of a snapshot; the newest by default.
+        per: `"update"`: the kernel counts updates, as during training; `"snapshot"`: it counts
+            snapshots (of those up to T), or `target` holds one weight for each of them.
+        max_early: the largest sum of absolute weights on iterates older than the first snapshot
+            that may be given to it.
+
+    Returns:
+        `SnapshotWeights`.
+
+    Raises:
+        ValueError: if T is no snapshot, weights do not fit or sum to 1, or the average needs
+            iterates older than the first snapshot.
+
+    >>> from tf_lrtraj import kernels
+    >>> snapshot_weights([0, 10, 20], kernels.TwoPoint(15)).weights.round(3)
+    array([0.25, 0.25, 0.5 ])
+    >>> snapshot_weights([0, 10, 20], kernels.TwoPoint(1), per="snapshot").weights
+    array([0. , 0.5, 0.5])
+    """
+    steps = np.asarray(steps, np.int64)
+    last = int(steps[-1]) if last is None else last
+    if last not in steps:
+        near = steps[np.argsort(np.abs(steps - last))[:3]]
+        raise ValueError(
+            f"`last` must be the step of a snapshot; near it are {sorted(near.tolist())}. "
+            f"Received: last={last!r}"
+        )
+    if per not in ("update", "snapshot"):
+        raise ValueError(f"`per` must be 'update' or 'snapshot'. Received: per={per!r}")
+    held = steps[steps <= last]
+    count = held.size if per == "snapshot" else last + 1
+    wanted = _target(target, count, "snapshots" if per == "snapshot" else "iterates")
+    weights = np.zeros(steps.size)
+    if per == "snapshot":
+        weights[: held.size] = wanted
+        return SnapshotWeights(steps, weights, last)
+
+    early = float(np.abs(wanted[: held[0]]).sum())
+    if early > max_early:
+        oldest = int(np.flatnonzero(wanted)[0])
+        raise ValueError(
+            f"the average needs iterates from step {oldest} on, and the first snapshot is of step "
+            f"{held[0]}: {early:.1%} of its weight lies before that. Take snapshots from an "
+            "earlier step on, choose a shorter average, or one that starts later."
+        )
+    weights[: held.size] = fold_onto_snapshots(wanted, held)[1]
+    return SnapshotWeights(steps, weights, last, wanted, early)
+
+
+def _target(target: Any, count: int, unit: str) -> np.ndarray:
+    if isinstance(target, Kernel):
+        return target.weights(count - 1)
+    wanted = np.array(target, np.float64)
+    if wanted.shape != (count,) or not np.all(np.isfinite(wanted)):
+        raise ValueError(
+            f"`target` must be a kernel or [{count}] finite weights, one for each of the {unit} up "
+            f"to `last`. Received: shape={wanted.shape}"
+        )
+    if abs(wanted.sum() - 1.0) > SUM_TOLERANCE:
+        raise ValueError(
+            f"`target` must sum to 1. Received: weights that sum to {float(wanted.sum())!r}"
+        )
+    return wanted
+
+
+# --- The streaming pass -------------------------------------------------------------------
+
+
+def memory_bytes(snapshots: Snapshots, num_averages: int) -> int:
+    """Most bytes that `combine` holds: two float32 copies of the model per average, and one more.
+
+    Sums are float64; one of them at a time becomes the result's float32.
+    """
+    width = max(v.read_dtype.itemsize for v in snapshots.variables)
+    pieces = (_AHEAD + 3) * _PIECE * (8 + width)
+    return snapshots.num_weights * (8 * num_averages + width) + pieces
+
+
+def combine(
+    snapshots: Snapshots,
+    weights: Mapping[str, Any],
+    *,
+    sample: CoordinateSample | None = None,
+    progress: bool = True,
+) -> dict[str, list[np.ndarray]]:
+    """Weighted sums of snapshots, in one pass over the files.
+
+    Each snapshot that has a weight is read once, front to back, for all averages, while
+    another thread adds up the piece before; sums are float64.
+
+    Args:
+        snapshots: to read.
+        weights: name → [K] weights, one for each of `snapshots.steps`.
+        sample: collects coordinates of the trainable variables as they stream by; the
+            snapshots it asks for are read whatever their weights.
+        progress: show a progress bar where there is a terminal.
+
+    Returns:
+        name → an array per variable of `snapshots.variables`, float32 (float64 where the
+        model has that).
+
+    Raises:
+        ValueError: if weights do not fit.
+        RecordError: if a snapshot is damaged; it is named.
+    """
+    rows = {name: np.asarray(row, np.float64) for name, row in weights.items()}
+    for name, row in rows.items():
+        if row.shape != snapshots.steps.shape or not np.all(np.isfinite(row)):
+            raise ValueError(
+                f"`weights[{name!r}]` must be [{snapshots.steps.size}] finite weights, one per "
+                f"snapshot. Received: shape={row.shape}"
+            )
+    wanted = set() if sample is None else set(sample.steps.tolist())
+    read = [
+        index
+        for index, step in enumerate(snapshots.steps.tolist())
+        if step in wanted or any(row[index] for row in rows.values())
+    ]
+    totals = {name: np.zeros(snapshots.num_weights) for name in rows}
+    trainable = sum(v.size for v in snapshots.variables if v.role == "trainable")
+
+    def pieces() -> Iterator[tuple[int, np.ndarray]]:
+        for index in read:
+            for piece in snapshots.chunks(int(snapshots.steps[index]), _PIECE):
+                yield index, piece
+
+    bar = tqdm(total=len(read), desc="snapshots", unit="file", disable=None if progress else True)
+    offset = 0
+    with bar:
+        for index, piece in _ahead(pieces()):
+            for name, row in rows.items():
+                if row[index]:
+                    _add(totals[name][offset : offset + piece.size], piece, row[index])
+            if sample is not None and offset < trainable:
+                sample.add(int(snapshots.steps[index]), offset, piece[: trainable - offset])
+            offset += piece.size
+            if offset == snapshots.num_weights:
+                offset = 0
+                bar.update()
+    return {name: _split(snapshots, totals.pop(name)) for name in list(totals)}
+
+
+def _add(total: np.ndarray, piece: np.ndarray, weight: float) -> None:
+    """`total += weight * piece` in float64, block by block within the cache."""
+    scratch = np.empty(min(_BLOCK, piece.size))
+    for low in range(0, piece.size, _BLOCK):
+        part = piece[low : low + _BLOCK]
+        scaled = scratch[: part.size]
+        np.copyto(scaled, part)
+        scaled *= weight
+        total[low : low + part.size] += scaled
+
+
+def _split(snapshots: Snapshots, flat: np.ndarray) -> list[np.ndarray]:
+    arrays, offset = [], 0
+    for spec in snapshots.variables:
+        part = flat[offset : offset + spec.size]
+        # A copy even where the type stays, so that the sum's memory can go.
+        arrays.append(part.astype(spec.read_dtype).reshape(spec.shape))
+        offset += spec.size
+    return arrays
+
+
+def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """Yields what `items` yields, fetched by another thread a little ahead."""
+    ready: queue.Queue[Any] = queue.Queue(_AHEAD)
+    stop = threading.Event()
+    end = object()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((end, None))
+        except BaseException as error:  # handed to the reader, whatever it is
+            put((end, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+# --- Averages with their errors -----------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PostHocAverage:
+    """An average built from snapshots, and how far it may be from the one asked for.
+
+    Attributes:
+        name: as asked for.
+        arrays: one per variable, trainable ones first, then batch-norm statistics,
+            averaged with the same weights.
+        weights: on the snapshots.
+        error: estimated root mean square distance from the average asked for, over the distance
+            of that average from the raw weights; 0 where exact, None where it cannot be
+            estimated (fewer than 3 snapshots, or the average is the raw weights).
+        quantisation: the same for the encoding of the snapshots; an upper bound on the root
+            mean square.
+        quantisation_bound: largest possible error of a single weight by the encoding.
+        distance: estimated distance of the average from the raw weights at `weights.last`.
+    """
+
+    name: str
+    arrays: list[np.ndarray]
+    weights: SnapshotWeights
+    error: float | None
+    quantisation: float
+    quantisation_bound: float
+    distance: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the average asked for, but for rounding and the snapshots' encoding."""
+        return self.weights.exact
+
+    @property
+    def total_error(self) -> float | None:
+        """`error` and `quantisation` together, in quadrature."""
+        return None if self.error is None else float(np.hypot(self.error, self.quantisation))
+
+    @property
+    def verdict(self) -> str:
+        """The word exact, or the error, in few words."""
+        if self.exact:
+            text = "exact"
+        elif self.error is None:
+            text = "error unknown"
+        else:
+            text = f"off by {_percent(self.error)}"
+        if self.quantisation_bound:
+            text += f", encoding {_percent(self.quantisation)}"
+        return text
+
+    def __str__(self) -> str:
+        w = self.weights
+        used = np.flatnonzero(w.weights)
+        lines = [
+            f"{self.name}: {used.size} snapshots, steps {w.steps[used[0]]} to {w.steps[used[-1]]}, "
+            f"{self.distance:.4g} from the raw weights of step {w.last}"
+        ]
+        if self.exact:
+            lines.append("  exact: every iterate it needs is a snapshot")
+        else:
+            lines.append(
+                f"  {w.moved:.1%} of its weight lay between snapshots and was moved to them"
+            )
+            if w.early:
+                lines.append(f"  {w.early:.2%} lay before the first snapshot, which stands for it")
+            lines.append(
+                "  error unknown: too few snapshots to tell"
+                if self.error is None
+                else f"  estimated error {_percent(self.error)} of its distance from the raw"
+            )
+        if self.quantisation_bound:
+            lines.append(
+                f"  the snapshots' encoding adds at most {_percent(self.quantisation)} (root mean "
+                f"square), {self.quantisation_bound:.2g} in a single weight"
+            )
+        return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.2g} %"
+
+
+def average_snapshots(
+    snapshots: Snapshots | str | os.PathLike[str],
+    targets: Mapping[str, Any],
+    last: int | None = None,
+    *,
+    per: str = "update",
+    progress: bool = True,
+) -> dict[str, PostHocAverage]:
+    """Builds averages from snapshots, in one pass, and says how good each is.
+
+    Args:
+        snapshots: opened, or their folder.
+        targets: name → kernel, weights on all iterates (see `snapshot_weights`), or
+            `SnapshotWeights`.
+        last, per: as in `snapshot_weights`.
+        progress: show a progress bar where there is a terminal.
+
+    Returns:
+        name → `PostHocAverage`.
+
+    Raises:
+        ValueError: as `snapshot_weights`; the average is named.
+        RecordError: if there are no snapshots or one is damaged.
+    """
+    if not isinstance(snapshots, Snapshots):
+        snapshots = Snapshots(snapshots)
+    folded = {}
+    for name, target in targets.items():
+        if not isinstance(target, SnapshotWeights):
+            try:
+                target = snapshot_weights(snapshots.steps, target, last, per=per)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        folded[name] = target
+    sampled = {w.last for w in folded.values()}
+    for w in folded.values():
+        if not w.exact:
+            sampled |= steps_to_sample(snapshots.steps, w.first, w.last)
+    size = sum(v.size for v in snapshots.variables if v.role == "trainable")
+    sample = CoordinateSample(size, sorted(sampled))
+    arrays = combine(
+        snapshots, {n: w.weights for n, w in folded.items()}, sample=sample, progress=progress
+    )
+    return {
+        name: _with_errors(snapshots, name, arrays[name], weights, sample)
+        for name, weights in folded.items()
+    }
+
+
+def _with_errors(
+    snapshots: Snapshots,
+    name: str,
+    arrays: list[np.ndarray],
+    weights: SnapshotWeights,
+    sample: CoordinateSample,
+) -> PostHocAverage:
+    squared = sample.squared_distance(weights.last, arrays[: snapshots.num_trainable])
+    error: float | None = 0.0
+    if not weights.exact:
+        error = None
+        displacement = fit_displacement(*sample.near(weights.first, weights.last))
+        if displacement is not None and squared > 0.0:
+            error = float(np.sqrt(displacement.squared_norm(weights.error_weights) / squared))
+    used = np.flatnonzero(weights.weights)
+    bounds = np.array([snapshots.error_bound(int(step)) for step in weights.steps[used]])
+    # Rounding errors are spread evenly up to their bound and differ from snapshot to snapshot.
+    rounding = np.sum((weights.weights[used] * bounds) ** 2) / 3.0 * sample.size
+    return PostHocAverage(
+        name=name,
+        arrays=arrays,
+        weights=weights,
+        error=error,
+        quantisation=float(np.sqrt(rounding / squared)) if squared > 0.0 else 0.0,
+        quantisation_bound=float(np.abs(weights.weights[used]) @ bounds),
+        distance=float(np.sqrt(squared)),
+    )
