@@ -1,0 +1,239 @@
+"""What an advice measures, decided and counted before anything is."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.averaging import sweep as families
+from tf_lrtraj.averaging.sweep import Candidate
+
+__all__ = ["Effort", "Plan", "equally_spaced", "interpolated_losses", "make_plan"]
+
+RECOMMENDATIONS = 4  # averages built at the end: the best of three families, the best weights
+_FEWEST = 8  # snapshots that an advice needs
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        singles: single snapshots, evenly spread (the ends of pairs come on top).
+        lags: distances of pairs, log-spaced.
+        pairs: pairs per distance, spread over the run.
+        calibration: long averages measured to correct the prediction.
+        every_pair: measure every snapshot and every pair instead, K (K + 1) / 2 losses, with which
+            the prediction is exact for a quadratic loss: a reference for few snapshots.
+
+    Raises:
+        ValueError: for numbers that are too small.
+    """
+
+    singles: int = 32
+    lags: int = 7
+    pairs: int = 4
+    calibration: int = 3
+    every_pair: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("singles", 4), ("lags", 2), ("pairs", 1), ("calibration", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
+                )
+        if self.calibration == 1:
+            raise ValueError("`calibration` must be 0 or at least 2. Received: calibration=1")
+
+
+DEFAULT = Effort()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What will be measured, decided before anything is.
+
+    Attributes:
+        steps: [K] the equally spaced snapshots in use, oldest first.
+        singles: positions measured alone.
+        pairs: (earlier, later) positions measured as midpoints.
+        calibration: long averages.
+        sweep: averages measured only to compare with their prediction.
+        every_pair: whether `pairs` are all there are.
+    """
+
+    steps: np.ndarray
+    singles: list[int]
+    pairs: list[tuple[int, int]]
+    calibration: list[Candidate]
+    sweep: list[Candidate]
+    every_pair: bool = False
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return self.steps.size
+
+    @property
+    def every(self) -> int:
+        """Updates between snapshots."""
+        return int(self.steps[1] - self.steps[0])
+
+    @property
+    def measurements(self) -> int:
+        """Losses measured for the advice, the built recommendations (at most 4) included."""
+        return len(self.singles) + len(self.pairs) + len(self.calibration) + RECOMMENDATIONS
+
+    @property
+    def full_sweep(self) -> int:
+        """Losses that measuring every SWA length, every gap and 40 decays would take."""
+        return len(families.full_sweep(self.count))
+
+    def describe(self, images: int) -> str:
+        """The cost, before it is incurred.
+
+        Args:
+            images: that one measurement sends through the network.
+        """
+        number = self.measurements
+        text = (
+            f"{self.count} snapshots, steps {self.steps[0]} to {self.steps[-1]}, every {self.every}"
+            f"\nto measure: {len(self.singles)} single snapshots, {len(self.pairs)} pairs, "
+            f"{len(self.calibration)} long averages for calibration, at most 4 recommendations: "
+            f"{number} losses"
+        )
+        if images:
+            text += f", {number * images:,} images through the network"
+        text += (
+            f"\na sweep of every SWA length, every gap and 40 decays: {self.full_sweep} losses; "
+            f"this is {number / self.full_sweep:.0%} of it"
+        )
+        if self.sweep:
+            text += f"\nand {len(self.sweep)} averages to compare predictions with, on top"
+        return text
+
+
+def equally_spaced(steps: Any, first: int | None = None, last: int | None = None) -> np.ndarray:
+    """The longest equally spaced run of snapshots that ends at `last`.
+
+    Raises:
+        ValueError: if `last` is no snapshot, or there are fewer than 8.
+
+    >>> equally_spaced([0, 3, 6, 9, 12, 15, 18, 21, 24, 25])
+    Traceback (most recent call last):
+    ...
+    ValueError: advice needs at least 8 equally spaced snapshots. Received: 2 (of 10) up to step 25
+    >>> equally_spaced([0, 3, 6, 9, 12, 15, 18, 21, 24, 25], last=24).size
+    9
+    """
+    steps = np.asarray(steps, np.int64)
+    last = int(steps[-1]) if last is None else last
+    if last not in steps:
+        near = sorted(steps[np.argsort(np.abs(steps - last))[:3]].tolist())
+        raise ValueError(
+            f"`last` must be the step of a snapshot; near it are {near}. Received: last={last!r}"
+        )
+    there = set(steps[steps >= (0 if first is None else first)].tolist())
+    best = [last]
+    for spacing in np.unique(np.diff(steps)).tolist():
+        chain = [last]
+        while chain[-1] - spacing in there:
+            chain.append(chain[-1] - spacing)
+        if len(chain) > len(best):
+            best = chain
+    if len(best) < _FEWEST:
+        raise ValueError(
+            f"advice needs at least {_FEWEST} equally spaced snapshots. Received: {len(best)} (of "
+            f"{steps.size}) up to step {last}"
+        )
+    return np.array(best[::-1])
+
+
+def make_plan(
+    steps: Any,
+    effort: Effort = DEFAULT,
+    first: int | None = None,
+    last: int | None = None,
+    verify: int = 0,
+) -> Plan:
+    """Decides what is measured.
+
+    Args:
+        steps: of all snapshots.
+        effort: how much.
+        first, last: use snapshots of these steps only; all by default.
+        verify: measure about so many averages of the sweep, to compare.
+
+    Raises:
+        ValueError: as `equally_spaced`.
+    """
+    chosen = equally_spaced(steps, first, last)
+    count = chosen.size
+    singles, pairs = list(range(count)), list(itertools.combinations(range(count), 2))
+    if not effort.every_pair:
+        singles, pairs = _spread(count, effort)
+    calibration = [
+        families.candidate("swa", max(round(count / 2.0**i), 2), count)
+        for i in range(effort.calibration)
+    ]
+    sweep = families.sweep(count, verify) if verify else []
+    return Plan(chosen, singles, pairs, calibration, sweep, effort.every_pair)
+
+
+def _spread(count: int, effort: Effort) -> tuple[list[int], list[tuple[int, int]]]:
+    """Singles on an even grid that ends with the last snapshot, and pairs mostly on it."""
+    stride = -(-count // effort.singles)
+    grid = np.arange(count - 1, -1, -stride)[::-1]
+    lags = np.unique(np.round(np.geomspace(1, count - 1, effort.lags)).astype(int))
+    pairs = []
+    for lag in lags.tolist():
+        # A lag on the grid has both ends there; a shorter one needs a snapshot more.
+        on_grid = max(round(lag / stride), 1) * stride if lag >= stride else lag
+        lag = on_grid if on_grid < count else lag
+        starts = grid[grid + lag < count]
+        if not starts.size:
+            starts = np.array([count - 1 - lag])
+        number = min(effort.pairs, starts.size)
+        places = np.round((np.arange(number) + 0.5) / number * starts.size - 0.5).astype(int)
+        pairs += [(int(start), int(start) + lag) for start in starts[places]]
+    pairs = sorted(set(pairs))
+    singles = sorted(set(grid.tolist()) | {end for pair in pairs for end in pair})
+    return singles, pairs
+
+
+def interpolated_losses(positions: Any, losses: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of all snapshots from those of some, with standard errors for averages of them.
+
+    Between measured ones losses are interpolated.  Their scatter is judged by leaving each
+    measured one out; what an unmeasured snapshot adds to the error of an average over many
+    is that scatter times the root of the spacing (each measured loss stands for so many).
+
+    Args:
+        positions: [m] ascending indices of the measured snapshots.
+        losses: [m].
+        count: K.
+
+    Returns:
+        ([K] losses, [K] errors, 0 where measured).
+
+    >>> interpolated_losses([0, 2, 4], [1.0, 3.0, 5.0], 5)
+    (array([1., 2., 3., 4., 5.]), array([0., 0., 0., 0., 0.]))
+    """
+    positions, losses = np.asarray(positions), np.asarray(losses, np.float64)
+    everything = np.interp(np.arange(count), positions, losses)
+    errors = np.zeros(count)
+    if positions.size == count:
+        return everything, errors
+    inner = np.arange(1, positions.size - 1)
+    left = (positions[inner] - positions[inner - 1]) / (positions[inner + 1] - positions[inner - 1])
+    missed = losses[inner] - (1.0 - left) * losses[inner - 1] - left * losses[inner + 1]
+    scatter = np.sqrt(np.mean(missed**2 / (1.0 + left**2 + (1.0 - left) ** 2)))
+    unmeasured = np.setdiff1d(np.arange(count), positions)
+    right = np.clip(np.searchsorted(positions, unmeasured), 1, positions.size - 1)
+    spacing = positions[right] - positions[right - 1]
+    errors[unmeasured] = scatter * np.sqrt(spacing)
+    return everything, errors

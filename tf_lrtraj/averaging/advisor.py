@@ -1,0 +1,219 @@
+r"""Which average of the snapshots is best, from a few measurements instead of a sweep.
+
+The losses of single snapshots and of the midpoints of a few pairs determine, for a
+quadratic loss, the loss of every average (docs/theory/prediction.md).  `advise` measures
+them, calibrates the prediction on a few long averages, predicts every EMA, SWA and
+two-point average and the best weights there are, builds the best ones and measures
+what was predicted.
+
+Losses of snapshots that were not measured are interpolated, and the error of that is in the bands.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tf_lrtraj import records
+from tf_lrtraj.averaging import sweep as families
+from tf_lrtraj.averaging.advice import LEVEL, Advice, make_advice, row_of
+from tf_lrtraj.averaging.advice_plan import (
+    DEFAULT,
+    RECOMMENDATIONS,
+    Effort,
+    Plan,
+    interpolated_losses,
+    make_plan,
+)
+from tf_lrtraj.averaging.measured import MeasuredLosses, Measurement, is_finite
+from tf_lrtraj.averaging.snapshots import Snapshots
+from tf_lrtraj.averaging.sweep import Candidate
+from tf_lrtraj.records import RecordError
+from tf_lrtraj.theory import AveragePredictor
+
+__all__ = ["Advice", "Effort", "Measurement", "advise"]
+
+MEASURED = "measured.jsonl"
+
+
+def advise(
+    snapshots: Snapshots,
+    measurement: Measurement,
+    *,
+    held_out: Measurement | None = None,
+    first: int | None = None,
+    last: int | None = None,
+    effort: Effort = DEFAULT,
+    verify: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Advice:
+    """Measures a little, predicts every average, recommends one and verifies it.
+
+    Args:
+        snapshots: to average.
+        measurement: the loss that counts.
+        held_out: a second loss; averages that are built are measured on it too.
+        first, last, effort, verify: as in `make_plan`.
+        folder: measured losses are kept there as they come, so that an interrupted advice goes
+            on where it stopped; the advice is written there too.  None writes nothing.
+        progress: show progress bars where there is a terminal.
+        tell: called with what is worth saying before and during the work, such as `print`.
+
+    Raises:
+        ValueError: as `make_plan`.
+        RecordError: if a snapshot is damaged, or a single snapshot's loss is not finite.
+    """
+    plan = make_plan(snapshots.steps, effort, first, last, verify)
+    tell(plan.describe(measurement.images))
+    path = None
+    if folder is not None:
+        path = records.prepare_workdir(folder) / MEASURED
+    losses = MeasuredLosses(snapshots, plan.steps.tolist(), measurement, path)
+    begin = time.perf_counter()
+    predictor, notes = _predictor(plan, losses, progress, tell)
+    plain = predictor
+    calibration = _measure(losses, plan.calibration, "calibration", progress)
+    try:
+        usable = [c for c in plan.calibration if is_finite(calibration[c.name]["loss"])]
+        if len(usable) >= 2:
+            predictor = plain.calibrated(
+                [c.weights for c in usable], [calibration[c.name]["loss"] for c in usable]
+            )
+        else:
+            notes.append("not calibrated: the bands hold for a quadratic loss only")
+    except ValueError as error:
+        notes.append(f"not calibrated ({error}): the bands hold for a quadratic loss only")
+
+    best, chosen = _recommendations(predictor, notes)
+    roles = {c.name: "calibration" for c in plan.calibration}
+    roles |= {c.name: "recommendation" for c in best if c.name not in roles}
+    candidates = {c.name: c for c in [*plan.calibration, *best, *plan.sweep]}
+    built = list(candidates.values())
+    measured = _measure(losses, best, "recommendations", progress)
+    measured |= _measure(losses, plan.sweep, "sweep", progress) | calibration
+    sets = [losses]
+    if held_out is not None:
+        sets.append(MeasuredLosses(snapshots, plan.steps.tolist(), held_out, path))
+        last_one = np.eye(plan.count)[-1]
+        raw = Candidate("raw", "weights", 0.0, last_one)
+        second = _measure(sets[1], [raw, *built], held_out.name, progress)
+        for name, values in second.items():
+            target = measured.setdefault(name, {})
+            target |= {f"{key}_{held_out.name}": value for key, value in values.items()}
+    rows = [
+        row_of(c, predictor, plain, roles.get(c.name, "sweep"), measured.get(c.name), plan.every)
+        for c in built
+    ]
+    advice = make_advice(plan, predictor, rows, chosen, notes, sets, measured.get("raw"))
+    advice.arrays["weights"] = np.stack([c.weights for c in built])
+    advice.record["seconds"] = round(time.perf_counter() - begin, 1)
+    if folder is not None:
+        advice.write(folder)
+    return advice
+
+
+def _measure(
+    losses: MeasuredLosses, averages: Sequence[Candidate], description: str, progress: bool
+) -> dict[str, dict[str, float]]:
+    """{name: its measured values}, keys as in a row of the advice."""
+    found = losses.measure({c.name: c.weights for c in averages}, description, progress)
+    inner = {"step", "key", "set", "average"}
+    return {n: {k: v for k, v in row.items() if k not in inner} for n, row in found.items()}
+
+
+def _predictor(
+    plan: Plan, losses: MeasuredLosses, progress: bool, tell: Callable[[str], None]
+) -> tuple[AveragePredictor, list[str]]:
+    """Measures singles and pairs, and predicts from them."""
+    identity = np.eye(plan.count)
+    singles = {f"single_{plan.steps[i]}": identity[i] for i in plan.singles}
+    pairs = {
+        f"pair_{plan.steps[i]}_{plan.steps[j]}": 0.5 * (identity[i] + identity[j])
+        for i, j in plan.pairs
+    }
+    missing = losses.missing([*singles.values(), *pairs.values()])
+    known = len(singles) + len(pairs) - missing
+    if known:
+        tell(f"{known} of these losses were measured before")
+    # Two first, because the first one also compiles: then the time can be told.
+    labels = list(singles)
+    losses.measure({label: singles[label] for label in labels[:2]}, "first two", progress)
+    if losses.seconds_each is not None:
+        left = (
+            missing
+            - len(losses.seconds)
+            + len(plan.calibration)
+            + RECOMMENDATIONS
+            + len(plan.sweep)
+        )
+        tell(
+            f"a measurement takes {losses.seconds_each:.2g} s, so about "
+            f"{max(left, 0) * losses.seconds_each:.0f} s from here"
+        )
+    single = losses.measure(singles, "single snapshots", progress)
+    pair = losses.measure(pairs, "pairs", progress)
+    values = np.array([single[f"single_{plan.steps[i]}"]["loss"] for i in plan.singles])
+    if not np.all(np.isfinite(values)):
+        step = plan.steps[plan.singles[int(np.flatnonzero(~np.isfinite(values))[-1])]]
+        raise RecordError(
+            f"the loss of the snapshot of step {step} is not finite; choose --first after it"
+        )
+    by_place = dict(zip(plan.singles, values.tolist(), strict=True))
+    gaps = np.array(
+        [
+            0.5 * (by_place[i] + by_place[j])
+            - pair[f"pair_{plan.steps[i]}_{plan.steps[j]}"]["loss"]
+            for i, j in plan.pairs
+        ]
+    )
+    sound = np.isfinite(gaps)
+    everything, errors = interpolated_losses(plan.singles, values, plan.count)
+    notes = []
+    if not sound.all():
+        notes.append(f"{np.sum(~sound)} pairs had a loss that is not finite and were left out")
+    starts = np.array([i for i, _ in plan.pairs])[sound]
+    lags = np.array([j - i for i, j in plan.pairs])[sound]
+    if plan.every_pair and sound.all():
+        matrix = np.zeros((plan.count, plan.count))
+        matrix[starts, starts + lags] = matrix[starts + lags, starts] = gaps
+        return AveragePredictor(everything, None, matrix), notes
+    predictor = AveragePredictor(
+        everything, lags, gaps[sound], loss_errors=errors, starts=starts, method="mixture"
+    )
+    return predictor, notes
+
+
+def _recommendations(
+    predictor: AveragePredictor, notes: list[str]
+) -> tuple[list[Candidate], Candidate]:
+    """The best of each family and the best weights; and which of them is recommended."""
+    count = predictor.num_snapshots
+    named = predictor.recommend()
+    families_best = [
+        families.candidate("ema", named.ema_decay, count),
+        families.candidate("swa", named.swa_length, count),
+        families.candidate("two_point", named.two_point_gap, count),
+    ]
+    # A little wary: single losses were interpolated and few pairs measured.
+    weights = predictor.optimal(nonnegative=True, caution=0.5).weights
+    optimum = Candidate("optimal", "weights", 0.0, np.where(weights > 1e-12, weights, 0.0))
+    best = min(families_best, key=lambda c: predictor.loss(c.weights))
+    # What has a name is preferred where weights of their own would gain nothing to speak of.
+    gain = predictor.loss(best.weights) - predictor.loss(optimum.weights)
+    spread = predictor.predict(optimum.weights, LEVEL).error
+    chosen = optimum if gain > 0.1 * spread else best
+    try:
+        signed = predictor.optimal(nonnegative=False, caution=2.0, smooth=True).weights
+        gained = predictor.loss(optimum.weights) - predictor.loss(signed)
+        notes.append(
+            f"signed weights are predicted to gain another {gained:+.4g}, and chase what was not "
+            "measured: they are not recommended"
+        )
+    except ValueError:
+        pass
+    return [*families_best, optimum], chosen
