@@ -11,7 +11,9 @@ Arrays below are backend tensors (`tf.Tensor`, `jax.Array`, `torch.Tensor`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -67,9 +69,13 @@ def to_numpy(arrays: Sequence[Any]) -> list[np.ndarray]:
 
 
 def assign(variables: Sequence[Any], arrays: Sequence[Any]) -> None:
-    """Assigns arrays to Keras variables, casting to each variable's dtype."""
+    """Assigns copies of arrays to Keras variables, casting to each variable's dtype."""
+    # On JAX a variable keeps the very array it is given, and Keras' compiled steps
+    # donate the model's arrays: one shared with an average would be deleted with them.
+    shared = name() == "jax"
     for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(keras.ops.cast(array, variable.dtype))
+        value = keras.ops.cast(array, variable.dtype)
+        variable.assign(keras.ops.copy(value) if shared and value is array else value)
 
 
 def assign_row(variable: Any, index: Any, row: Any) -> None:
@@ -94,6 +100,23 @@ def assign_row(variable: Any, index: Any, row: Any) -> None:
         variable.assign(variable.value.at[index].set(row))
 
 
+@contextlib.contextmanager
+def random_streams_kept() -> Iterator[None]:
+    """Leaves the global streams of Python, NumPy and torch as they were before the block.
+
+    Reading a shuffled data set draws from them.
+    """
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (users' code has it)
+    with contextlib.ExitStack() as stack:
+        if "torch" in sys.modules:
+            stack.enter_context(sys.modules["torch"].random.fork_rng(devices=[]))
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
+
+
 def strategy_of(model: Any) -> Any:
     """The `tf.distribute` strategy `model` was built under; None on other backends."""
     return getattr(model, "distribute_strategy", None) if name() == "tensorflow" else None
@@ -105,23 +128,110 @@ def strategy_scope(model: Any) -> Any:
     return strategy.scope() if strategy is not None else contextlib.nullcontext()
 
 
-def compiled_update(function: Callable[..., Any], model: Any) -> Callable[..., Any]:
+def compiled_on_replicas(function: Callable[..., Any], model: Any) -> Callable[..., Any]:
+    """Compiles a function that every replica of the model's strategy runs on its share.
+
+    TensorFlow only.  What the first replica here returns is returned.
+    """
+    import tensorflow as tf
+
+    strategy = strategy_of(model)
+
+    @tf.function(reduce_retracing=False)
+    def run(*args: Any) -> Any:
+        return keras.tree.map_structure(
+            lambda result: strategy.experimental_local_results(result)[0],
+            strategy.run(function, args=args),
+        )
+
+    return run
+
+
+def is_distributed(data: Any) -> bool:
+    """Whether a data set hands every replica its share (`experimental_distribute_dataset`)."""
+    if name() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return isinstance(data, tf.distribute.DistributedDataset)
+
+
+def sum_over_replicas(arrays: Any) -> Any:
+    """The sum of a nest of arrays over the replicas; to be called on a replica."""
+    if name() != "tensorflow":
+        return arrays
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, arrays)
+
+
+def compiled_update(
+    function: Callable[..., None], model: Any, writes: Sequence[Any], reads: Sequence[Any]
+) -> Callable[..., None]:
     """Makes a fast version of a function that writes variables living beside `model`'s.
 
-    On TensorFlow it becomes one graph, run on every replica of the model's
-    strategy; on JAX and torch it runs eagerly, without gradients on torch.
+    On TensorFlow it becomes one graph: compiled by XLA on a single device, and
+    otherwise run on every replica of the model's strategy.  On JAX it becomes
+    a compiled pure function of the variables' values, whose old ones are
+    donated (their memory is used again); on torch it runs eagerly, without
+    gradients.
+
+    Args:
+        function: takes arrays, reads and writes Keras variables, returns nothing.
+        model: tells the strategy.
+        writes: every variable that `function` writes.
+        reads: the variables that it only reads.
     """
     if name() == "tensorflow":
-        import tensorflow as tf
+        return _tensorflow_update(function, strategy_of(model), [*writes, *reads])
+    if name() == "jax":
+        return _jax_update(function, list(writes), list(reads))
+    return compiled(function)
 
-        strategy = strategy_of(model)
+
+def _tensorflow_update(
+    function: Callable[..., None], strategy: Any, variables: list[Any]
+) -> Callable[..., None]:
+    import tensorflow as tf
+
+    if any(_replicas(variable) for variable in variables):
 
         @tf.function(reduce_retracing=False)
         def run(*args: Any) -> None:
             strategy.run(function, args=args)
 
         return run
-    return compiled(function) if name() == "torch" else function
+    # XLA makes one pass over the weights where TensorFlow makes one per operation.
+    return tf.function(function, jit_compile=True, reduce_retracing=False)
+
+
+def _replicas(variable: Any) -> tuple[Any, ...]:
+    """The TensorFlow variables of each local replica, empty for one that is not replicated."""
+    return tuple(getattr(variable.value, "values", None) or ())
+
+
+def _jax_update(
+    function: Callable[..., None], writes: list[Any], reads: list[Any]
+) -> Callable[..., None]:
+    import jax
+
+    def pure(written: list[Any], read: list[Any], args: Any) -> list[Any]:
+        mapping = [*zip(writes, written, strict=True), *zip(reads, read, strict=True)]
+        with keras.StatelessScope(mapping) as scope:
+            function(*args)
+        return [scope.get_current_value(variable) for variable in writes]
+
+    step = jax.jit(pure, donate_argnums=0)
+    # What is donated must be owned: a new buffer may still be the model's own array.
+    assign(writes, values(writes))
+
+    def run(*args: Any) -> None:
+        new = step(values(writes), values(reads), args)
+        for variable, value in zip(writes, new, strict=True):
+            variable.assign(value)
+
+    return run
 
 
 def forward(
@@ -158,11 +268,7 @@ def backup(variables: Sequence[Any]) -> Callable[[], None]:
     if name() == "tensorflow":
         import tensorflow as tf
 
-        parts = [
-            part
-            for variable in variables
-            for part in getattr(variable.value, "values", None) or [variable.value]
-        ]
+        parts = [part for variable in variables for part in _replicas(variable) or [variable.value]]
         kept = [tf.identity(part) for part in parts]
 
         def restore() -> None:

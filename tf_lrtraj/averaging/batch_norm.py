@@ -9,12 +9,26 @@ own (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).  Three policies:
 * `average`: average the running statistics with the same kernel;
 * `copy`: use the raw weights' statistics as they are (shown to be wrong by
   claim S7, and kept for that comparison).
+
+Recomputed statistics are the mean and variance of *everything* a layer is
+called on, every element counted once: batches may differ in size, masked
+elements do not count, and a layer that a model calls several times gets the
+moments of all its calls together (that is what it stores one set of statistics
+for).  They are measured at each layer's input in float32 or wider whatever the
+model computes in, so neither the layer's momentum nor the dtype of its
+variables plays a part.  A frozen layer (`trainable=False`) keeps its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+import inspect
+import itertools
+import math
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -24,6 +38,9 @@ from keras import ops
 from tf_lrtraj import backend
 
 POLICIES = ("recompute", "average", "copy")
+
+# Number of elements per channel, mean and variance of each channel.
+Moments = tuple[Any, Any, Any]
 
 
 def check_policy(policy: str, name: str = "batch_norm") -> str:
@@ -37,12 +54,14 @@ def check_policy(policy: str, name: str = "batch_norm") -> str:
 class Statistics:
     """Where one batch-norm layer keeps its running statistics.
 
-    `mean` and `variance` are positions in `model.non_trainable_variables`.
+    `mean`, `variance` and `stddev` are positions in `model.non_trainable_variables`;
+    `stddev` is None but for batch renormalisation, which keeps √(variance + epsilon) too.
     """
 
     layer: Any
     mean: int
     variance: int
+    stddev: int | None = None
 
 
 def find_statistics(model: Any, *, frozen: bool = False) -> list[Statistics]:
@@ -56,11 +75,127 @@ def find_statistics(model: Any, *, frozen: bool = False) -> list[Statistics]:
     positions = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
     found = []
     for layer in model._flatten_layers(include_self=False, recursive=True):
-        if isinstance(layer, keras.layers.BatchNormalization) and (layer.trainable or frozen):
-            mean = positions[id(layer.moving_mean)]
-            variance = positions[id(layer.moving_variance)]
-            found.append(Statistics(layer, mean, variance))
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        # A layer that the model never calls has no variables.
+        if layer.built and (layer.trainable or frozen):
+            stddev = getattr(layer, "moving_stddev", None)
+            found.append(
+                Statistics(
+                    layer,
+                    positions[id(layer.moving_mean)],
+                    positions[id(layer.moving_variance)],
+                    None if stddev is None else positions[id(stddev)],
+                )
+            )
     return found
+
+
+# Measuring ------------------------------------------------------------------------------------
+
+
+class _Listeners(threading.local):
+    """Layers that are being measured in this thread: layer → moments of each of its calls."""
+
+    def __init__(self) -> None:
+        self.heard: dict[int, list[Moments]] | None = None
+
+
+_listeners = _Listeners()
+_lock = threading.Lock()
+_tapped: dict[int, int] = {}  # layer → how many measurements go on, in all threads
+
+
+def _tap(layer: Any) -> None:
+    """Makes a layer report what it is called on to `_listeners`."""
+    with _lock:
+        _tapped[id(layer)] = _tapped.get(id(layer), 0) + 1
+        if _tapped[id(layer)] > 1:
+            return
+        original = layer.call
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            heard = _listeners.heard  # another thread may be using the model
+            if heard is None or id(layer) not in heard:
+                return original(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            if not given.get("training"):  # this call uses the stored statistics
+                return original(*args, **kwargs)
+            inputs = next(iter(given.values()))
+            heard[id(layer)].append(_moments(inputs, layer.axis, given.get("mask")))
+            if not getattr(layer, "renorm", False):
+                return original(*args, **kwargs)
+            # Batch renormalisation corrects towards statistics of the raw weights.
+            layer.renorm = False
+            try:
+                return original(*args, **kwargs)
+            finally:
+                layer.renorm = True
+
+        layer.call = call
+
+
+def _untap(layer: Any) -> None:
+    with _lock:
+        _tapped[id(layer)] -= 1
+        if not _tapped[id(layer)]:
+            del _tapped[id(layer)]
+            del layer.call
+
+
+@contextlib.contextmanager
+def _listening(layers: Sequence[Any]) -> Iterator[dict[int, list[Moments]]]:
+    """Collects the moments of whatever the given layers are called on, in this thread."""
+    heard: dict[int, list[Moments]] = {id(layer): [] for layer in layers}
+    outer = _listeners.heard
+    for layer in layers:
+        _tap(layer)
+    _listeners.heard = heard
+    try:
+        yield heard
+    finally:
+        _listeners.heard = outer
+        for layer in layers:
+            _untap(layer)
+
+
+def _moments(inputs: Any, axis: int, mask: Any) -> Moments:
+    """Number of elements, mean and variance per channel, in float32 or wider."""
+    dtype = keras.backend.result_type(inputs.dtype, "float32")
+    inputs = ops.cast(inputs, dtype)
+    axes = [i for i in range(len(inputs.shape)) if i != axis % len(inputs.shape)]
+    shape = ops.shape(inputs)
+    weights: Any = 1.0
+    count = ops.cast(math.prod([shape[i] for i in axes]), dtype)
+    if mask is not None:
+        weights = ops.cast(ops.broadcast_to(ops.expand_dims(mask, -1), shape), dtype)
+        count = ops.sum(weights) / ops.cast(shape[axis], dtype)
+    divisor = ops.maximum(count, 1.0)  # a replica's share of a batch may be empty
+
+    def mean_of(values: Any) -> Any:
+        return ops.sum(values * weights, axis=axes, keepdims=True) / divisor
+
+    # Differences first: a second moment minus a square would cancel.  Their mean is
+    # what rounding left of the first sum.
+    mean = mean_of(inputs)
+    differences = inputs - mean
+    rest = mean_of(differences)
+    variance = mean_of(ops.square(differences)) - ops.square(rest)
+    return count, ops.reshape(mean + rest, [-1]), ops.reshape(variance, [-1])
+
+
+def pool(parts: Sequence[Moments]) -> Moments:
+    """The moments of several sets of elements taken together (tensors or arrays)."""
+    total = sum(count for count, _, _ in parts)
+    shares = [count / total for count, _, _ in parts]
+    mean = sum(share * mean for share, (_, mean, _) in zip(shares, parts, strict=True))
+    variance = sum(
+        share * (variance + (own - mean) ** 2)
+        for share, (_, own, variance) in zip(shares, parts, strict=True)
+    )
+    return total, mean, variance
 
 
 def batch_moments(
@@ -69,64 +204,152 @@ def batch_moments(
     trainable: Sequence[Any],
     non_trainable: Sequence[Any],
     inputs: Any,
-) -> list[tuple[Any, Any]]:
-    """Mean and second moment of every batch-norm layer's input over one batch.
+) -> tuple[list[Moments], list[Any]]:
+    """Moments of what every batch-norm layer is called on in one batch.
 
     The forward pass runs as in training (each layer normalises by its batch's
-    own moments) and changes nothing in the model.  The moments are read out of
-    the running statistics the layers would have had: with the old statistics
-    set to zero, `new = (1 - momentum) * batch moment`.
+    own moments) and changes nothing in the model.
 
     Returns:
-        one ([channels], [channels]) pair per entry of `statistics`.
+        for each entry of `statistics` (number of elements, [channels] mean, [channels]
+        variance), with 0 elements for a layer that this pass did not call in training
+        mode; and the values the non-trainable variables would have afterwards.
     """
-    zeroed = list(non_trainable)
-    for entry in statistics:
-        zeroed[entry.mean] = ops.zeros_like(zeroed[entry.mean])
-        zeroed[entry.variance] = ops.zeros_like(zeroed[entry.variance])
-    _, updated = backend.forward(model, trainable, zeroed, inputs, training=True)
+    with _listening([entry.layer for entry in statistics]) as heard:
+        _, updated = backend.forward(model, trainable, non_trainable, inputs, training=True)
     moments = []
     for entry in statistics:
-        scale = 1.0 - entry.layer.momentum
-        mean = updated[entry.mean] / scale
-        moments.append((mean, updated[entry.variance] / scale + ops.square(mean)))
-    return moments
+        calls = heard[id(entry.layer)]
+        if not calls:
+            nothing = ops.zeros(entry.layer.moving_mean.shape, "float32")
+            calls = [(ops.zeros((), "float32"), nothing, nothing)]
+        moments.append(calls[0] if len(calls) == 1 else pool(calls))
+    return moments, updated
+
+
+def over_replicas(moments: Sequence[Moments]) -> list[Moments]:
+    """The moments of all replicas' elements together; to be called on every replica.
+
+    Replicas may hold different numbers of examples, or none.
+    """
+    sums = backend.sum_over_replicas([[count, count * mean] for count, mean, _ in moments])
+    totals = [ops.maximum(count, 1.0) for count, _ in sums]
+    means = [first / total for (_, first), total in zip(sums, totals, strict=True)]
+    spread = backend.sum_over_replicas(
+        [
+            count * (variance + ops.square(own - mean))
+            for (count, own, variance), mean in zip(moments, means, strict=True)
+        ]
+    )
+    return [
+        (count, mean, second / total)
+        for (count, _), mean, second, total in zip(sums, means, spread, totals, strict=True)
+    ]
 
 
 class PooledMoments:
-    """Accumulates batch moments, weighted by batch size, in float64 on the host."""
+    """Pools the moments of batches in float64 on the host."""
 
     def __init__(self) -> None:
-        self._sums: list[list[np.ndarray]] = []
-        self._count = 0.0
+        self._pooled: list[Moments] = []
+        self._batches = 0
 
-    def add(self, moments: Sequence[tuple[Any, Any]], count: float) -> None:
-        """Adds the moments of a batch of `count` examples."""
-        weighted = [
-            [count * np.asarray(ops.convert_to_numpy(m), np.float64) for m in pair]
-            for pair in moments
-        ]
-        if self._count == 0:
-            self._sums = weighted
-        else:
-            for total, new in zip(self._sums, weighted, strict=True):
-                total[0] += new[0]
-                total[1] += new[1]
-        self._count += count
+    def add(self, moments: Sequence[Moments]) -> None:
+        """Adds what `batch_moments` found in a batch."""
+        new: list[Moments] = []
+        for entry in moments:
+            count, mean, variance = (np.asarray(a, np.float64) for a in backend.to_numpy(entry))
+            new.append((count, mean, variance))
+        if self._batches:
+            new = [_pool_unless_empty(*pair) for pair in zip(self._pooled, new, strict=True)]
+        self._pooled = new
+        self._batches += 1
 
-    def result(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(mean, variance) per layer, pooled over everything added.
+    def result(self) -> list[tuple[np.ndarray, np.ndarray] | None]:
+        """(mean, variance) per layer over everything added; None for a layer never called.
 
         Raises:
             ValueError: if nothing was added.
         """
-        if not self._count:
+        if not self._batches:
             raise ValueError("Batch-norm statistics need at least one batch of data; none came.")
-        pooled = []
-        for first, second in self._sums:
-            mean = first / self._count
-            pooled.append((mean, np.maximum(second / self._count - mean**2, 0.0)))
-        return pooled
+        return [None if count == 0 else (mean, var) for count, mean, var in self._pooled]
+
+
+def _pool_unless_empty(first: Moments, second: Moments) -> Moments:
+    if first[0] == 0 or second[0] == 0:
+        return second if first[0] == 0 else first
+    return pool([first, second])
+
+
+# Recomputing ----------------------------------------------------------------------------------
+
+
+class Recompute:
+    """Recomputes batch-norm statistics of a model for any weights; compiled once.
+
+    Args:
+        model: a built Keras model; neither its variables nor its random streams move,
+            nor do the global streams of Python, NumPy and torch.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._statistics: list[Statistics] = []
+        self._compiled: dict[bool, Any] = {}
+
+    def __call__(
+        self,
+        trainable: Sequence[Any],
+        non_trainable: Sequence[Any],
+        batches: Iterable[Any],
+        *,
+        distributed: bool = False,
+    ) -> list[Any]:
+        """Non-trainable values with batch-norm statistics recomputed for the given weights.
+
+        Args:
+            trainable: values in the order of `model.trainable_variables`.
+            non_trainable: values in the order of `model.non_trainable_variables`.
+            batches: input batches (arrays without labels), of any sizes.
+            distributed: the batches come from a `tf.distribute` data set.  Each replica
+                measures its share, and all workers must take part.
+
+        Returns:
+            `non_trainable` with the statistics of every trainable batch-norm layer replaced.
+
+        Raises:
+            ValueError: if there is no batch.
+        """
+        statistics = find_statistics(self._model)
+        if not statistics:
+            return list(non_trainable)
+        if statistics != self._statistics:  # layers were frozen or unfrozen
+            self._statistics, self._compiled = statistics, {}
+        if distributed not in self._compiled:
+            self._compiled[distributed] = self._compile(distributed)
+        measure = self._compiled[distributed]
+        pooled = PooledMoments()
+        state = list(non_trainable)
+        with backend.random_streams_kept():
+            for inputs in batches:
+                if not distributed:
+                    inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+                # Random layers go on from batch to batch, as they do in training.
+                moments, state = measure(list(trainable), list(state), inputs)
+                pooled.add(moments)
+        return replace(non_trainable, statistics, pooled.result())
+
+    def _compile(self, distributed: bool) -> Any:
+        model, statistics = self._model, self._statistics
+
+        def measure(trainable: Any, non_trainable: Any, inputs: Any) -> Any:
+            moments, state = batch_moments(model, statistics, trainable, non_trainable, inputs)
+            return over_replicas(moments) if distributed else moments, state
+
+        if distributed:
+            return backend.compiled_on_replicas(measure, model)
+        return backend.compiled(measure)
 
 
 def recompute(
@@ -135,41 +358,62 @@ def recompute(
     non_trainable: Sequence[Any],
     batches: Iterable[Any],
 ) -> list[Any]:
-    """Non-trainable values with batch-norm statistics recomputed for the given weights.
-
-    Args:
-        model: a built Keras model; neither its variables nor its random streams move.
-        trainable: values in the order of `model.trainable_variables`.
-        non_trainable: values in the order of `model.non_trainable_variables`.
-        batches: input batches (arrays without labels), of any sizes.
-
-    Returns:
-        `non_trainable` with the statistics of every trainable batch-norm layer replaced.
-    """
-    statistics = find_statistics(model)
-    if not statistics:
-        return list(non_trainable)
-    pooled = PooledMoments()
-    measure = backend.compiled(
-        lambda trainable, non_trainable, inputs: batch_moments(
-            model, statistics, trainable, non_trainable, inputs
-        )
-    )
-    for inputs in batches:
-        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
-        count = int(keras.tree.flatten(inputs)[0].shape[0])
-        pooled.add(measure(list(trainable), list(non_trainable), inputs), count)
-    return replace(non_trainable, statistics, pooled.result())
+    """What a `Recompute` of `model` returns, for a single use."""
+    return Recompute(model)(trainable, non_trainable, batches)
 
 
 def replace(
     non_trainable: Sequence[Any],
     statistics: Sequence[Statistics],
-    moments: Sequence[tuple[Any, Any]],
+    moments: Sequence[tuple[Any, Any] | None],
 ) -> list[Any]:
-    """Non-trainable values with the given (mean, variance) put into each layer's place."""
+    """Non-trainable values with the given (mean, variance) put into each layer's place.
+
+    A layer whose entry is None keeps its own.
+    """
     replaced = list(non_trainable)
-    for entry, (mean, variance) in zip(statistics, moments, strict=True):
-        replaced[entry.mean] = ops.cast(mean, entry.layer.moving_mean.dtype)
-        replaced[entry.variance] = ops.cast(variance, entry.layer.moving_variance.dtype)
+    for entry, pair in zip(statistics, moments, strict=True):
+        if pair is None:
+            continue
+        layer, (mean, variance) = entry.layer, pair
+        replaced[entry.mean] = ops.cast(mean, layer.moving_mean.dtype)
+        replaced[entry.variance] = ops.cast(variance, layer.moving_variance.dtype)
+        if entry.stddev is not None:
+            deviation = ops.sqrt(replaced[entry.variance] + layer.epsilon)
+            replaced[entry.stddev] = ops.cast(deviation, layer.moving_stddev.dtype)
     return replaced
+
+
+def input_batches(data: Any, batch_size: int, limit: int | None = None) -> Iterator[Any]:
+    """Batches of inputs, without labels, of what `WeightAveraging` takes as `batch_norm_data`.
+
+    Args:
+        data: an array or a dict of arrays, or a re-iterable of batches; of a tuple, here
+            and in every batch, the first element is taken.
+        batch_size: examples in a batch where `data` is arrays.
+        limit: yield at most this many; None for all.
+    """
+    if isinstance(data, tuple):
+        data = data[0]
+    arrays = keras.tree.flatten(data) if isinstance(data, dict) else [data]
+    batches: Iterable[Any] = data
+    if isinstance(data, keras.utils.PyDataset):
+        batches = (data[i] for i in range(len(data)))
+    elif all(hasattr(array, "shape") for array in arrays):
+        starts = range(0, arrays[0].shape[0], batch_size)
+        batches = (
+            keras.tree.map_structure(lambda array: array[i : i + batch_size], data)  # noqa: B023
+            for i in starts
+        )
+    for batch in itertools.islice(batches, limit):
+        yield batch[0] if isinstance(batch, (tuple, list)) else batch
+
+
+def check_data(data: Any, name: str = "batch_norm_data") -> Any:
+    """Returns `data` unless it can be read only once, which raises ValueError."""
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"`{name}` is read each time an average is used, so it must be arrays or something "
+            f"that can be iterated again and again. Received an iterator: {name}={data!r}"
+        )
+    return data

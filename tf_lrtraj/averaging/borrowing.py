@@ -5,35 +5,116 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import threading
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from tf_lrtraj import backend
 
+# Which models hold other weights than their own, and whose.
+_holders: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def holder_of(model: Any) -> str | None:
+    """What a model holds in place of its own weights, and who put it there; None if nothing."""
+    with _lock:
+        return _holders.get(model)
+
 
 @contextlib.contextmanager
-def borrow(model: Any, trainable: Sequence[Any], non_trainable: Sequence[Any]) -> Iterator[Any]:
-    """Gives the model other weights inside a `with` block and its own after it, to the bit.
-
-    The raw values are copied and assigned back, also when an exception flies;
-    adding and subtracting a difference would change low bits.
+def claim(model: Any, what: str) -> Iterator[None]:
+    """Marks a model as holding other weights, and refuses training, inside a `with` block.
 
     Args:
-        model: a built Keras model.
-        trainable: values in the order of `model.trainable_variables`.
-        non_trainable: values in the order of `model.non_trainable_variables`.
+        model: a Keras model.
+        what: the weights, for the error that others get (`"the average 'ema'"`).
 
-    Yields:
-        the model.
+    Raises:
+        RuntimeError: if the model is claimed already, by this thread or by another (the
+            message says by whom), or if it was trained inside the block.
     """
+    thread = threading.current_thread().name
+    with _lock:
+        holder = _holders.get(model)
+        if holder is not None:
+            raise RuntimeError(
+                f"The model already holds {holder}, so it cannot take {what} (thread {thread!r}). "
+                "A model is lent to one at a time: leave that `with` block first."
+            )
+        _holders[model] = f"{what}, borrowed in thread {thread!r}"
+    before = _iterations(model)
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(
+            f"The model holds {what}, borrowed in thread {thread!r}: leave `borrowed` before "
+            "training, which would train the borrowed weights and lose them."
+        )
+
+    # `fit` and `train_on_batch` both ask for the training function before they move a weight.
+    model.make_train_function = refuse
+    try:
+        yield
+    finally:
+        del model.make_train_function
+        with _lock:
+            del _holders[model]
+    if _iterations(model) != before:
+        raise RuntimeError(
+            f"The optimizer made steps while the model held {what}. They moved the borrowed "
+            "weights and are lost; the model has its own weights back, but its optimizer's state "
+            "has moved on."
+        )
+
+
+def _iterations(model: Any) -> int:
+    optimizer = getattr(model, "optimizer", None)
+    return 0 if optimizer is None else int(optimizer.iterations)
+
+
+@contextlib.contextmanager
+def lend(model: Any, trainable: Sequence[Any], non_trainable: Sequence[Any]) -> Iterator[Any]:
+    """What `borrow` does, for a caller that has claimed the model already."""
     variables = [*model.trainable_variables, *model.non_trainable_variables]
-    restore = backend.backup(variables)
+    # Evaluating inside the block must not disturb the metrics of a running epoch.
+    restore = backend.backup([*variables, *model.metrics_variables])
     try:
         backend.assign(variables, [*trainable, *non_trainable])
         yield model
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def borrow(
+    model: Any,
+    trainable: Sequence[Any],
+    non_trainable: Sequence[Any],
+    what: str = "other weights",
+) -> Iterator[Any]:
+    """Gives the model other weights inside a `with` block and its own after it, to the bit.
+
+    The raw values are copied and assigned back, also when an exception flies;
+    adding and subtracting a difference would change low bits.  The metrics are
+    put back too.  The optimizer's state is not copied: training is refused.
+
+    Args:
+        model: a built Keras model.
+        trainable: values in the order of `model.trainable_variables`.
+        non_trainable: values in the order of `model.non_trainable_variables`.
+        what: the weights, for the error that a second borrower gets.
+
+    Yields:
+        the model.
+
+    Raises:
+        RuntimeError: if the model holds borrowed weights already, or is trained
+            inside the block.
+    """
+    with claim(model, what), lend(model, trainable, non_trainable):
+        yield model
 
 
 def check_model_path(path: str | os.PathLike[str]) -> pathlib.Path:

@@ -139,21 +139,22 @@ class Evaluator:
 
     def _moments_on_replicas(self, trainable: Any, non_trainable: Any, images: Any) -> Any:
         def on_replica(trainable: Any, non_trainable: Any, images: Any) -> Any:
-            return bn.batch_moments(self.model, self._statistics, trainable, non_trainable, images)
+            moments, _ = bn.batch_moments(
+                self.model, self._statistics, trainable, non_trainable, images
+            )
+            return bn.over_replicas(moments)
 
         moments = self.strategy.run(on_replica, args=(trainable, non_trainable, images))
-        # Replicas hold equal shares of the batch, so the mean of their moments is the batch's.
-        return [
-            tuple(self.strategy.reduce("MEAN", moment, axis=None) for moment in pair)
-            for pair in moments
-        ]
+        return tf.nest.map_structure(
+            lambda moment: self.strategy.experimental_local_results(moment)[0], moments
+        )
 
     def _pooled_moments(self, trainable: list[Any], non_trainable: list[Any]) -> Any:
         if self._moment_batches is None:
             raise ValueError("Recomputing batch-norm statistics needs batches; none were given.")
         pooled = bn.PooledMoments()
         for images, _ in self._moment_batches():
-            pooled.add(self._moments(trainable, non_trainable, images), 1.0)
+            pooled.add(self._moments(trainable, non_trainable, images))
         return pooled.result()
 
     # Evaluation -------------------------------------------------------------------------------
