@@ -8,7 +8,7 @@ pass is traced once whatever the number of averages.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,27 @@ class Evaluator:
             non_trainable = bn.replace(non_trainable, self._statistics, moments)
         return trainable, non_trainable
 
+    def weights_from(
+        self, trainable: Sequence[np.ndarray], statistics: Sequence[np.ndarray] | None = None
+    ) -> Weights:
+        """Weights that come from elsewhere (averages of snapshots), for `evaluate`.
+
+        Args:
+            trainable: arrays in the order of `model.trainable_variables`.
+            statistics: mean and variance of each batch-norm layer in turn, in the order of
+                `batch_norm.find_statistics`; None recomputes them.
+        """
+        variables = self.model.trainable_variables
+        given = [tf.cast(a, v.dtype) for a, v in zip(trainable, variables, strict=True)]
+        _, non_trainable = self._read(RAW, np.zeros(0))
+        if not self._statistics:
+            return given, non_trainable
+        if statistics is None:
+            moments = self._pooled_moments(given, non_trainable)
+        else:
+            moments = list(zip(statistics[::2], statistics[1::2], strict=True))
+        return given, bn.replace(non_trainable, self._statistics, moments)
+
     def _default_policy(self, name: str) -> str:
         return "running" if name == RAW else self.policies.get(name, "recompute")
 
@@ -159,12 +180,12 @@ class Evaluator:
 
     # Evaluation -------------------------------------------------------------------------------
 
-    def _evaluate_batch_on_replicas(self, weights: Any, batch: Any) -> Any:
+    def _evaluate_batch_on_replicas(self, weights: Any, batch: Any, training: bool) -> Any:
         def on_replica(weights: Any, batch: Any) -> Any:
             images, labels, present = batch
             trainable, non_trainable = weights
             logits, _ = backend.forward(
-                self.model, trainable, non_trainable, images, training=False
+                self.model, trainable, non_trainable, images, training=training
             )
             loss = tf.reduce_sum(per_example_loss(labels, logits) * present)
             return loss, tf.reduce_sum(correct(labels, logits) * present), tf.reduce_sum(present)
@@ -172,18 +193,21 @@ class Evaluator:
         sums = self.strategy.run(on_replica, args=(weights, batch))
         return [self.strategy.reduce("SUM", value, axis=None) for value in sums]
 
-    def evaluate(self, weights: Weights, batches: Iterable[Any]) -> Result:
+    def evaluate(
+        self, weights: Weights, batches: Iterable[Any], batch_statistics: bool = False
+    ) -> Result:
         """Mean loss (without smoothing or decay) and accuracy over all examples.
 
         Args:
             weights: from `weights`.
             batches: distributed batches (images, labels, 1.0 for each real example).
+            batch_statistics: batch norm uses each batch's own statistics, as in training.
         """
         # Sums of batches are added in float64: a float32 sum over ImageNet's
         # validation set would lose the last digits.
         totals = np.zeros(3)
         for batch in batches:
-            totals += [float(value) for value in self._evaluate_batch(weights, batch)]
+            totals += [float(value) for value in self._evaluate_batch(weights, batch, batch_statistics)]
         if totals[2] == 0:
             raise ValueError("Evaluation needs at least one example; the split is empty.")
         return Result(totals[0] / totals[2], totals[1] / totals[2], int(totals[2]))
