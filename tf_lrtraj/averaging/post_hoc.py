@@ -396,7 +396,7 @@ class PostHocAverage:
             lines.append(
                 "  error unknown: too few snapshots to tell"
                 if self.error is None
-                else f"  estimated error {_percent(self.error)} of its distance from the raw"
+                else f"  estimated error: {_percent(self.error)} of that distance"
             )
         if self.quantisation_bound:
             lines.append(

@@ -207,7 +207,9 @@ class Evaluator:
         # validation set would lose the last digits.
         totals = np.zeros(3)
         for batch in batches:
-            totals += [float(value) for value in self._evaluate_batch(weights, batch, batch_statistics)]
+            totals += [
+                float(value) for value in self._evaluate_batch(weights, batch, batch_statistics)
+            ]
         if totals[2] == 0:
             raise ValueError("Evaluation needs at least one example; the split is empty.")
         return Result(totals[0] / totals[2], totals[1] / totals[2], int(totals[2]))

@@ -1,0 +1,442 @@
+r"""Builds averages of a run afterwards, from its snapshots, and advises which one to take.
+
+Any kernel, any number of them, in one pass over the files:
+
+  lrtraj-average --workdir=runs/digits --kernel=ema:0.99 --kernel=swa:start=500 --evaluate
+  lrtraj-average --workdir=runs/digits --kernel=window:200,every=20 --kernel=two_point:100 \
+      --last=700 --evaluate --split=test,train --json=rows.jsonl
+  lrtraj-average --workdir=runs/digits --kernel='{"kernel": "Exponential", "decay": 0.99}' \
+      --export=averages/
+
+A kernel is a short name (ema:DECAY, swa:START, window:LENGTH, two_point:GAP, power:…; further
+arguments by name after commas), a call such as "Uniform(start=500)", or JSON.  NAME=KERNEL
+gives the average a name.  Kernels count updates, as during training, and --per=snapshot
+makes them count snapshots.  Each average is exact where every iterate it needs is a snapshot;
+otherwise weight between snapshots goes to the two around it, and the error is estimated.
+
+A schedule the run did not have, emulated by weights on its snapshots:
+
+  lrtraj-average --workdir=runs/digits --schedule=linear:200 --evaluate
+  lrtraj-average --workdir=runs/digits --schedule='{"rate": "Cosine", "start": 0.5, "steps": 810}'
+
+linear:200, cosine:200 and one_minus_sqrt:200 fall from the run's rate over the last 200 updates.
+
+Which average is best?  Measured on few single snapshots and pairs, predicted for all:
+
+  lrtraj-average --workdir=runs/digits --advise
+  lrtraj-average --workdir=runs/digits --advise --advise_examples=4000 --advise_held_out=test \
+      --verify=24
+
+The cost is told before.  Measured losses are kept in WORKDIR/advice, so an interrupted advice
+goes on where it stopped.
+
+A Keras model of your own, with snapshots by tf_lrtraj.averaging.SnapshotRecorder:
+
+  lrtraj-average --snapshots=DIR --model=FILE.keras --data=FILE.npz --kernel=ema:0.999 --evaluate
+
+FILE.npz holds x (and y, for losses); batch-norm statistics are recomputed on x.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+from absl import flags
+
+from tf_lrtraj.bin import common
+
+_SHORT = {
+    "ema": "Exponential",
+    "swa": "Uniform",
+    "window": "Window",
+    "two_point": "TwoPoint",
+    "power": "PowerFunction",
+}
+_NAMED = re.compile(r"([A-Za-z0-9_.+-]+)=(?=[A-Za-z_]+[:(]|\{)(.*)", re.DOTALL)
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
+    from tf_lrtraj.experiments.config import ConfigError
+    from tf_lrtraj.records import RecordError
+
+    options = flags.FLAGS
+    try:
+        _check(options)
+        # Everything a mistake can be found in comes before TensorFlow is loaded.
+        snapshots = _snapshots(options)
+        config = _config(options)
+        averages = {} if options.advise else _averages(options, snapshots, config)
+        if options.advise:
+            _advise(options, snapshots, config)
+        else:
+            _build(options, snapshots, config, averages)
+    except (ConfigError, RecordError, ValueError, FileNotFoundError) as error:
+        common.fail(str(error))
+
+
+def _check(options: Any) -> None:
+    if bool(options.workdir) == bool(options.snapshots):
+        raise ValueError("either --workdir=… or --snapshots=… is needed. Try --help.")
+    if options.workdir and (options.model or options.data):
+        raise ValueError("--model and --data go with --snapshots; a workdir knows its own.")
+    wanted = bool(options.evaluate or options.export or options.advise)
+    if options.snapshots and wanted and not options.model:
+        raise ValueError("--evaluate, --export and --advise need --model=FILE.keras.")
+    if options.advise and (options.kernel or options.schedule):
+        raise ValueError("--advise tries all averages itself; leave out --kernel and --schedule.")
+    if not options.advise and not (options.kernel or options.schedule):
+        raise ValueError("--kernel=…, --schedule=… or --advise is needed. Try --help.")
+    if options.data and not pathlib.Path(options.data).is_file():
+        raise ValueError(f"--data: there is no file {options.data!r}")
+    if options.model and not pathlib.Path(options.model).is_file():
+        raise ValueError(f"--model: there is no file {options.model!r}")
+
+
+def _snapshots(options: Any) -> Any:
+    from tf_lrtraj.averaging.snapshots import Snapshots
+    from tf_lrtraj.experiments.average import open_snapshots
+
+    if options.snapshots:
+        return Snapshots(options.snapshots)
+    if not pathlib.Path(options.workdir).is_dir():
+        raise ValueError(f"--workdir: there is no folder {options.workdir!r}")
+    return open_snapshots(options.workdir)
+
+
+def _config(options: Any) -> dict[str, Any] | None:
+    """The run's configuration; None without a workdir."""
+    if not options.workdir:
+        return None
+    from tf_lrtraj import records
+    from tf_lrtraj.experiments.config import validate
+
+    config = validate(records.read_json(pathlib.Path(options.workdir) / records.CONFIG))
+    if options.data_dir is not None:
+        config["data"]["dir"] = options.data_dir
+    return config
+
+
+# --- What is asked for --------------------------------------------------------------------
+
+
+def parse_average(text: str) -> tuple[str, Any]:
+    """(name, kernel) of one --kernel.
+
+    >>> parse_average("ema:0.99")
+    ('ema-0.99', Exponential(decay=0.99, start=0))
+    >>> parse_average("late=swa:start=500")
+    ('late', Uniform(start=500, every=1))
+    """
+    from tf_lrtraj import kernels
+    from tf_lrtraj.bin import tables
+    from tf_lrtraj.records import check_average_name
+
+    match = _NAMED.fullmatch(text)
+    name, text = match.groups() if match else (None, text)
+    short, colon, arguments = text.partition(":")
+    if text.lstrip().startswith("{"):
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"--kernel: {text!r} is not JSON ({error})") from None
+        kernel = kernels.from_config(config)
+    elif colon and "(" not in short:
+        known = {k: v for k, v in _SHORT.items() if v in kernels.KERNELS}
+        if short not in known:
+            raise ValueError(
+                f"--kernel: a short name must be one of {sorted(known)}. Received: {text!r}"
+            )
+        kernel = tables.parse_kernel(f"{known[short]}({arguments})")
+    elif "(" in text:
+        kernel = tables.parse_kernel(text)
+    else:
+        raise ValueError(
+            "--kernel must look like ema:0.99, Uniform(start=500) or "
+            f'{{"kernel": "TwoPoint", "gap": 100}}. Received: {text!r}'
+        )
+    if name is None:
+        plain = re.sub(r"[^A-Za-z0-9._+=-]+", "-", re.sub(r"[\"'{} ]", "", text)).strip("-.")
+        name = plain[:60]
+    return check_average_name(name), kernel
+
+
+def _averages(options: Any, snapshots: Any, config: dict[str, Any] | None) -> dict[str, Any]:
+    """name → `SnapshotWeights`; mistakes show here, before anything is read."""
+    from tf_lrtraj.averaging.post_hoc import snapshot_weights
+    from tf_lrtraj.bin import tables
+
+    last = int(snapshots.steps[-1]) if options.last is None else options.last
+    found: dict[str, Any] = {}
+
+    def add(name: str, target: Any, per: str) -> None:
+        if name in found:
+            raise ValueError(f"two averages are named {name!r}: say NAME=KERNEL for one of them")
+        try:
+            found[name] = snapshot_weights(snapshots.steps, target, last, per=per)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    for text in options.kernel:
+        name, kernel = parse_average(text)
+        if options.per == "update":
+            tables.check_reach(kernel, last)
+        add(name, kernel, options.per)
+    for text in options.schedule:
+        name, target = _emulated(text, last, options, config)
+        add(name, target, "update")
+    return found
+
+
+def _emulated(text: str, last: int, options: Any, config: dict[str, Any] | None) -> tuple[str, Any]:
+    """(name, [T+1] weights) of one --schedule."""
+    from tf_lrtraj import rates, records, theory
+    from tf_lrtraj.bin import tables
+
+    momentum = options.momentum
+    if options.base is not None:
+        base = tables.parse_rates(options.base, last, peak=0.1, decay=None)
+    elif config is not None:
+        base = records.read_schedule(pathlib.Path(options.workdir) / records.SCHEDULE)[:last]
+        if base.size < last:
+            raise ValueError(f"the run's schedule has {base.size} rates, fewer than --last={last}")
+    else:
+        raise ValueError("--schedule needs the rates of the run: --base=0.1, or --base=FILE.csv")
+    if momentum is None:
+        momentum = config["optimizer"]["momentum"] if config is not None else 0.0
+    if text.lstrip().startswith("{"):
+        try:
+            schedule = rates.as_array(rates.from_config(json.loads(text)), last)
+        except ValueError as error:
+            raise ValueError(f"--schedule: {error}") from None
+        name = "schedule-" + str(json.loads(text)["rate"])
+    else:
+        shape, _, steps = text.partition(":")
+        decay = int(steps) if steps.isdigit() else last
+        if (steps and not steps.isdigit()) or not 1 <= decay <= last:
+            raise ValueError(
+                f"--schedule must be JSON, or like linear:200 with up to {last} updates. "
+                f"Received: {text!r}"
+            )
+        schedule = tables.parse_rates(shape, last, peak=float(base[-1]), decay=decay)
+        if shape in tables.SHORT_NAMES and decay < last:
+            schedule[: last - decay] = base[: last - decay]
+        name = text.replace(":", "-")
+    weights = theory.weights_from_schedule(schedule, base, options.curvature, momentum)
+    return name, weights
+
+
+# --- Doing it -----------------------------------------------------------------------------
+
+
+def _target(options: Any, snapshots: Any, config: dict[str, Any] | None) -> Any:
+    common.quiet_tensorflow()
+    from tf_lrtraj.experiments import average
+
+    if config is not None:
+        common.configure_threads(config["threads"], config["deterministic"])
+        strategy = common.make_strategy_or_fail("one_device", 0, "")
+        return average.RunTarget(config, options.workdir, strategy)
+    data = {"data": average.read_arrays(options.data)} if options.data else {}
+    held_out = options.advise_held_out
+    if options.advise and held_out:
+        data["held_out"] = average.read_arrays(held_out)
+    return average.ModelTarget(snapshots, options.model, data)
+
+
+def _build(
+    options: Any, snapshots: Any, config: dict[str, Any] | None, averages: dict[str, Any]
+) -> None:
+    from tf_lrtraj.averaging.post_hoc import average_snapshots, memory_bytes
+
+    target = _target(options, snapshots, config) if options.evaluate or options.export else None
+    splits: list[str] = []
+    if target is not None:
+        policy = _policy(options, target)
+        if options.evaluate:
+            splits = [target.check_split(s) for s in options.split or [_own_split(target)]]
+    print(
+        f"{len(snapshots)} snapshots of {snapshots.num_weights:,} values ({snapshots.encoding}), "
+        f"steps {snapshots.steps[0]} to {snapshots.steps[-1]}; memory for {len(averages)} averages "
+        f"{memory_bytes(snapshots, len(averages)) / 1e6:,.0f} MB",
+        flush=True,
+    )
+    built = average_snapshots(snapshots, averages)
+    for average in built.values():
+        print(average)
+    last = next(iter(averages.values())).last
+    columns = "".join(f"{s + ' loss':>14}{'accuracy':>10}" for s in splits)
+    print(f"\n{'average':<24}{'error':<22}{columns}")
+    raw = {"raw": snapshots.read(last)} if splits else {}
+    for name, arrays in {**raw, **{n: a.arrays for n, a in built.items()}}.items():
+        found = built.get(name)
+        line = f"{name:<24}{found.verdict if found else f'step {last}':<22}"
+        weights = target.weights(arrays, last, policy) if target is not None else None
+        for split in splits:
+            assert target is not None
+            values = target.evaluate(weights, split, options.limit)
+            accuracy = values.get("accuracy")
+            shown = f"{accuracy:>10.4f}" if accuracy is not None else f"{'-':>10}"
+            line += f"{values['loss']:>14.4f}{shown}"
+            _record(options, target, name, found, last, policy, {"split": split, **values})
+        if found is not None and not splits:
+            _record(options, target, name, found, last, None, {})
+        print(line, flush=True)
+        if options.export and found is not None:
+            _export(options, target, name, weights)
+    if target is not None and splits:
+        print(f"batch norm: {target.describe(policy)}")
+
+
+def _policy(options: Any, target: Any) -> str:
+    policy = options.batch_norm or target.policy
+    if policy == "recompute" and options.snapshots and not options.data:
+        raise ValueError("--batch_norm=recompute needs --data=FILE.npz")
+    return policy
+
+
+def _own_split(target: Any) -> str:
+    return target.assembly.eval_split if hasattr(target, "assembly") else "data"
+
+
+def _record(
+    options: Any, target: Any, name: str, found: Any, last: int, policy: str | None, values: Any
+) -> None:
+    if not options.json:
+        return
+    from tf_lrtraj.records import append_rows
+
+    row = {"kind": "eval" if values else "average", "step": last, "weights": name}
+    if found is not None:
+        row |= {
+            "exact": found.exact,
+            "error": found.error,
+            "quantisation": found.quantisation,
+            "distance": found.distance,
+        }
+    if policy is not None:
+        row["batch_norm"] = target.describe(policy)
+    append_rows(options.json, [{**row, **values}])
+
+
+def _export(options: Any, target: Any, name: str, weights: Any) -> None:
+    folder = pathlib.Path(options.export)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.keras"
+    target.save(weights, path)
+    print(f"  written: {path}")
+
+
+def _advise(options: Any, snapshots: Any, config: dict[str, Any] | None) -> None:
+    import numpy as np
+
+    from tf_lrtraj.averaging import advisor
+    from tf_lrtraj.averaging.advice_plan import make_plan
+    from tf_lrtraj.report import advice as drawing
+
+    effort = advisor.Effort(
+        singles=options.advise_singles,
+        lags=options.advise_lags,
+        pairs=options.advise_pairs,
+        calibration=options.advise_calibration,
+        every_pair=options.advise_every_pair,
+    )
+    make_plan(snapshots.steps, effort, options.first, options.last, options.verify)
+    target = _target(options, snapshots, config)
+    policy = options.advise_batch_norm or target.policy
+    split = options.advise_split if config is not None else "data"
+    measurement = target.measurement(target.check_split(split), options.advise_examples, policy)
+    held_out = None
+    if options.advise_held_out:
+        name = options.advise_held_out if config is not None else "held_out"
+        held_out = target.measurement(target.check_split(name), options.limit, policy)
+    home = options.workdir or os.path.dirname(os.path.abspath(options.snapshots))
+    folder = pathlib.Path(options.advise_dir or pathlib.Path(home) / "advice")
+    print(f"measured on {split}, batch norm: {measurement.identity['batch_norm']}")
+    found = advisor.advise(
+        snapshots,
+        measurement,
+        held_out=held_out,
+        first=options.first,
+        last=options.last,
+        effort=effort,
+        verify=options.verify,
+        folder=folder,
+        tell=lambda text: print(text, flush=True),
+    )
+    print(f"\n{found}")
+    print(f"written: {folder / 'advice.json'}, {folder / 'advice.npz'}")
+    print(f"written: {drawing.draw(folder)}")
+    if options.export:
+        from tf_lrtraj.averaging.post_hoc import combine
+
+        weights = np.zeros(len(snapshots))
+        weights[np.searchsorted(snapshots.steps, found.arrays["steps"])] = found.recommended
+        arrays = combine(snapshots, {"advised": weights})["advised"]
+        last = int(found.arrays["steps"][-1])
+        kept = "average" if policy == "batch" else policy
+        _export(options, target, "advised", target.weights(arrays, last, kept))
+
+
+def run() -> None:
+    """Entry point of `lrtraj-average`."""
+    # Defined here, because several programs share names of flags.
+    flags.DEFINE_string("workdir", None, "folder of a run that took snapshots")
+    flags.DEFINE_string("snapshots", None, "folder of snapshots, of a model of your own")
+    flags.DEFINE_string("model", None, "with --snapshots: the .keras file of the model")
+    flags.DEFINE_string("data", None, "with --snapshots: .npz file with x, and y for losses")
+    flags.DEFINE_multi_string("kernel", [], "an average to build; may be given several times")
+    flags.DEFINE_multi_string("schedule", [], "a schedule to emulate; may be given several times")
+    flags.DEFINE_enum("per", "update", ["update", "snapshot"], "what --kernel counts")
+    flags.DEFINE_float("curvature", 0.0, "curvature at which --schedule is exact", lower_bound=0)
+    flags.DEFINE_float("momentum", None, "momentum of the run; a workdir knows its own")
+    flags.DEFINE_string("base", None, "rates of the run, a number or FILE.csv; a workdir knows")
+    flags.DEFINE_integer(
+        "last", None, "step of the snapshot averages are taken at; the newest by default"
+    )
+    flags.DEFINE_integer("first", None, "--advise: leave out older snapshots")
+    flags.DEFINE_bool("evaluate", False, "evaluate the averages and the raw weights")
+    flags.DEFINE_list("split", None, "--evaluate on these splits; the run's own by default")
+    flags.DEFINE_integer(
+        "limit", None, "evaluate (on --advise_held_out too) only so many images", lower_bound=1
+    )
+    flags.DEFINE_enum(
+        "batch_norm",
+        None,
+        ["recompute", "average", "copy"],
+        "batch-norm policy; the run's own by default. copy: of the last snapshot",
+    )
+    flags.DEFINE_string("export", None, "write each average there as a .keras model")
+    flags.DEFINE_string("json", None, "also append the results to this .jsonl file")
+    flags.DEFINE_string("data_dir", None, "where the run's data lies, if it moved")
+    flags.DEFINE_bool("advise", False, "find the best average from few measurements")
+    flags.DEFINE_string("advise_split", "train", "--advise: the split losses are measured on")
+    flags.DEFINE_integer("advise_examples", 4000, "--advise: how many images of it", lower_bound=1)
+    flags.DEFINE_string(
+        "advise_held_out", None, "--advise: measure what is built on this split (.npz) too"
+    )
+    flags.DEFINE_enum(
+        "advise_batch_norm",
+        None,
+        ["recompute", "average", "batch"],
+        "--advise: batch norm in measurements; batch: each batch's own statistics",
+    )
+    flags.DEFINE_integer("advise_singles", 32, "--advise: single snapshots to measure")
+    flags.DEFINE_integer("advise_lags", 7, "--advise: distances of pairs to measure")
+    flags.DEFINE_integer("advise_pairs", 4, "--advise: pairs per distance")
+    flags.DEFINE_integer("advise_calibration", 3, "--advise: long averages to calibrate with")
+    flags.DEFINE_bool("advise_every_pair", False, "--advise: measure all pairs (few snapshots)")
+    flags.DEFINE_integer(
+        "verify", 0, "--advise: also measure so many averages, to compare", lower_bound=0
+    )
+    flags.DEFINE_string("advise_dir", None, "--advise: where records go; WORKDIR/advice")
+    common.run_app(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,344 @@
+"""Averages of a run's snapshots: evaluated, exported, and advised on.
+
+`RunTarget` knows a run from its workdir; `ModelTarget` a Keras model of one's own
+beside a folder of snapshots.  Both turn the arrays of an average into weights with
+batch-norm statistics by a policy, evaluate them and save them, and leave the model as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj import records
+from tf_lrtraj.averaging.measured import Measurement
+from tf_lrtraj.averaging.snapshots import Snapshots
+from tf_lrtraj.experiments.config import POLICIES, ConfigError
+
+__all__ = ["ModelTarget", "RunTarget", "Target", "open_snapshots", "read_arrays"]
+
+BATCH = "batch"  # batch norm by each batch's own statistics, in measurements only
+
+
+def open_snapshots(workdir: str | os.PathLike[str]) -> Snapshots:
+    """The snapshots of a run.
+
+    Raises:
+        RecordError: if there are none; how to take them is told.
+    """
+    folder = pathlib.Path(workdir) / "snapshots"
+    if not folder.is_dir():
+        raise records.RecordError(
+            f"{workdir} holds no snapshots. A run takes them with, for example, "
+            "--config.snapshots.every='20 steps'"
+        )
+    return Snapshots(folder)
+
+
+class Target:
+    """What averages are put into; see `RunTarget` and `ModelTarget`."""
+
+    snapshots: Snapshots
+    policy: str
+    splits: Sequence[str]
+
+    def weights(self, arrays: Sequence[np.ndarray], last: int, policy: str | None = None) -> Any:
+        """Values for every variable of the model.
+
+        Args:
+            arrays: of an average, in the order of `Snapshots.variables`.
+            last: step of the snapshot whose statistics "copy" takes.
+            policy: of batch norm; None for the target's own.
+        """
+        policy = policy or self.policy
+        split = self.snapshots.num_trainable
+        trainable, statistics = list(arrays[:split]), list(arrays[split:])
+        if policy == "copy" and statistics:
+            statistics = self.snapshots.read(last)[split:]
+        return self._weights(trainable, None if policy == "recompute" else statistics)
+
+    def _weights(self, trainable: list[Any], statistics: list[Any] | None) -> Any:
+        raise NotImplementedError
+
+    def evaluate(
+        self, weights: Any, split: str, limit: int | None = None, batch: bool = False
+    ) -> dict[str, float]:
+        """{"loss", other metrics, "examples"} of what `weights` returned.
+
+        Args:
+            split: one of `splits`.
+            limit: use only so many examples.
+            batch: let batch norm use each batch's own statistics.
+        """
+        raise NotImplementedError
+
+    def save(self, weights: Any, path: str | os.PathLike[str]) -> None:
+        """Writes a `.keras` model, whole or not at all."""
+        raise NotImplementedError
+
+    def describe(self, policy: str | None = None) -> str:
+        """What a record says of the batch-norm statistics."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What an evaluation depends on besides weights, split and limit."""
+        raise NotImplementedError
+
+    def images(self, split: str, limit: int | None, policy: str) -> int:
+        """Examples that an evaluation sends through the network, batch norm's included."""
+        raise NotImplementedError
+
+    def measurement(self, split: str, limit: int | None, policy: str) -> Measurement:
+        """The loss on a split, for `advisor.advise`.
+
+        Args:
+            policy: of batch norm, or "batch" for each batch's own statistics.
+        """
+        batch = policy == BATCH
+        last = int(self.snapshots.steps[-1])
+
+        def measure(arrays: list[np.ndarray]) -> dict[str, float]:
+            weights = self.weights(arrays, last, "average" if batch else policy)
+            return self.evaluate(weights, split, limit, batch)
+
+        said = "each batch's own" if batch else self.describe(policy)
+        identity = {**self.identity(), "split": split, "limit": limit, "batch_norm": said}
+        return Measurement(split, measure, identity, self.images(split, limit, policy))
+
+    def check_split(self, split: str) -> str:
+        """Returns `split` if it exists.
+
+        Raises:
+            ConfigError: otherwise.
+        """
+        if split not in self.splits:
+            raise ConfigError(f"split must be one of {sorted(self.splits)}. Received: {split!r}")
+        return split
+
+    def _check_variables(self, model: Any, what: str) -> None:
+        from tf_lrtraj.averaging.recorder import recorded_variables
+
+        expected = [(tuple(v.shape), role) for v, role in recorded_variables(model)]
+        found = [(spec.shape, spec.role) for spec in self.snapshots.variables]
+        if expected != found:
+            where = next(
+                (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b),
+                min(len(expected), len(found)),
+            )
+            raise ConfigError(
+                f"the snapshots in {self.snapshots.folder} are not of {what}: it has "
+                f"{len(expected)} variables and they have {len(found)}; the first that differs is "
+                f"number {where}"
+            )
+
+
+class RunTarget(Target):
+    """A run known by its workdir: model, data and policies from its configuration.
+
+    Args:
+        config: from `evaluate.read_config`.
+        workdir: the run's folder.
+        strategy: a `tf.distribute` strategy.
+
+    Raises:
+        RecordError: if there are no snapshots.
+        ConfigError: if data or model cannot be had, or the snapshots are of another model.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], workdir: str | os.PathLike[str], strategy: Any
+    ) -> None:
+        from tf_lrtraj.experiments.assembly import assemble, load_dataset
+
+        self.snapshots = open_snapshots(workdir)
+        # The run's own averages are not needed, and would take their memory.
+        config = {**config, "averages": {}, "matched": {**config["matched"], "averages": []}}
+        self.assembly = assemble(config, load_dataset(config), strategy)
+        self.policy = config["batch_norm"]["policy"]
+        self.splits = sorted(self.assembly.dataset.num_examples)
+        self._check_variables(self.assembly.model, f"the model of {workdir}")
+
+    def _weights(self, trainable: list[Any], statistics: list[Any] | None) -> Any:
+        return self.assembly.evaluator.weights_from(trainable, statistics)
+
+    def evaluate(
+        self, weights: Any, split: str, limit: int | None = None, batch: bool = False
+    ) -> dict[str, float]:
+        batches = self.assembly.eval_batches(split, self._limit(split, limit))
+        result = self.assembly.evaluator.evaluate(weights, batches, batch)
+        return {"loss": result.loss, "accuracy": result.accuracy, "examples": result.examples}
+
+    def _limit(self, split: str, limit: int | None) -> int | None:
+        return None if limit is None else min(limit, self.assembly.dataset.num_examples[split])
+
+    def save(self, weights: Any, path: str | os.PathLike[str]) -> None:
+        from tf_lrtraj.averaging import borrow, save_model
+
+        with borrow(self.assembly.model, *self.assembly.evaluator.host_weights(weights)):
+            save_model(self.assembly.model, path)
+
+    def describe(self, policy: str | None = None) -> str:
+        return self.assembly.evaluator.describe("", policy or self.policy)
+
+    def identity(self) -> dict[str, Any]:
+        config = self.assembly.config
+        return {
+            key: config[key] for key in ("seed", "data", "model", "batch_norm", "deterministic")
+        }
+
+    def images(self, split: str, limit: int | None, policy: str) -> int:
+        config, count = self.assembly.config, self.assembly.dataset.num_examples[split]
+        pooled = config["batch_norm"]["batches"] * config["data"]["batch_size"]
+        recomputes = policy == "recompute" and self.assembly.evaluator.has_batch_norm
+        return (self._limit(split, limit) or count) + (pooled if recomputes else 0)
+
+
+class ModelTarget(Target):
+    """A Keras model of one's own beside a folder of snapshots; runs on every Keras backend.
+
+    Args:
+        snapshots: as `SnapshotRecorder` wrote them.
+        path: a `.keras` file of the model, compiled (its loss and metrics are used).
+        data: split → (x, y), y None without labels; batch norm is recomputed on the first.
+        batch_size: of evaluation.
+
+    Raises:
+        ConfigError: if the model cannot be loaded, or the snapshots are of another.
+    """
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        path: str | os.PathLike[str],
+        data: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+        batch_size: int = 128,
+    ) -> None:
+        import keras
+
+        from tf_lrtraj.averaging import batch_norm as bn
+
+        self.snapshots = snapshots
+        try:
+            self.model = keras.saving.load_model(path)
+        except (OSError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"the model {path} cannot be loaded: {reason}") from None
+        self._path = pathlib.Path(path)
+        self._statistics = bn.find_statistics(self.model)
+        self._data = dict(data)
+        self._batch_size = batch_size
+        self.splits = sorted(self._data)
+        self.policy = "recompute" if self._data else "average"
+        self._check_variables(self.model, f"the model {path}")
+        self._recompute: Any = None
+
+    def _weights(self, trainable: list[Any], statistics: list[Any] | None) -> Any:
+        from tf_lrtraj import backend
+        from tf_lrtraj.averaging import batch_norm as bn
+
+        non_trainable = backend.to_numpy(backend.values(self.model.non_trainable_variables))
+        if not self._statistics:
+            return trainable, non_trainable
+        if statistics is not None:
+            pairs = list(zip(statistics[::2], statistics[1::2], strict=True))
+            return trainable, bn.replace(non_trainable, self._statistics, pairs)
+        if not self._data:
+            raise ConfigError("recomputing batch-norm statistics needs --data")
+        if self._recompute is None:
+            self._recompute = bn.Recompute(self.model)
+        inputs = next(iter(self._data.values()))[0]
+        batches = bn.input_batches(inputs, self._batch_size)
+        return trainable, self._recompute(
+            _like(trainable, self.model.trainable_variables), non_trainable, batches
+        )
+
+    def evaluate(
+        self, weights: Any, split: str, limit: int | None = None, batch: bool = False
+    ) -> dict[str, float]:
+        from tf_lrtraj.averaging import borrow
+
+        x, y = self._data[split]
+        if y is None:
+            raise ConfigError(f"evaluating needs labels: {split} holds no array `y`")
+        if batch:
+            raise ConfigError("batch statistics are for runs with a --workdir")
+        if not self.model.compiled:
+            raise ConfigError(f"the model {self._path} is not compiled, so it has no loss")
+        with borrow(self.model, *weights):
+            found = self.model.evaluate(
+                x[:limit], y[:limit], batch_size=self._batch_size, verbose=0, return_dict=True
+            )
+        return {**{k: float(v) for k, v in found.items()}, "examples": len(x[:limit])}
+
+    def save(self, weights: Any, path: str | os.PathLike[str]) -> None:
+        from tf_lrtraj.averaging import borrow, save_model
+
+        with borrow(self.model, *weights):
+            save_model(self.model, path)
+
+    def describe(self, policy: str | None = None) -> str:
+        if not self._statistics:
+            return "none"
+        policy = policy or self.policy
+        if policy != "recompute":
+            return policy
+        name, (x, _) = next(iter(self._data.items()))
+        return f"recompute({len(x)} examples of {name})"
+
+    def identity(self) -> dict[str, Any]:
+        import zlib
+
+        sums = {
+            name: [zlib.crc32(np.ascontiguousarray(a).data) for a in pair if a is not None]
+            for name, pair in self._data.items()
+        }
+        stat = self._path.stat()
+        return {"model": [self._path.name, stat.st_size, stat.st_mtime_ns], "data": sums}
+
+    def images(self, split: str, limit: int | None, policy: str) -> int:
+        pooled = len(next(iter(self._data.values()))[0])
+        recomputes = policy == "recompute" and bool(self._statistics)
+        return len(self._data[split][0][:limit]) + (pooled if recomputes else 0)
+
+
+def _like(arrays: Sequence[np.ndarray], variables: Sequence[Any]) -> list[Any]:
+    import keras
+
+    return [keras.ops.cast(a, v.dtype) for a, v in zip(arrays, variables, strict=True)]
+
+
+def read_arrays(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """(x, y) of an `.npz` file; y is None where it holds no labels.
+
+    Raises:
+        ConfigError: if there is no such file, or no array `x` in it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the data {path} cannot be read: {error}") from None
+    if "x" not in arrays:
+        raise ConfigError(
+            f"the data {path} must hold an array `x`, and `y` for evaluation. "
+            f"Received: {sorted(arrays)}"
+        )
+    x, y = arrays["x"], arrays.get("y")
+    if y is not None and len(y) != len(x):
+        raise ConfigError(f"the data {path} holds {len(x)} inputs and {len(y)} labels")
+    return x, y
+
+
+def check_policy(policy: str | None, allowed: Sequence[str] = POLICIES) -> str | None:
+    """Returns `policy` if it is None or allowed.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    if policy is not None and policy not in allowed:
+        raise ConfigError(f"batch norm must be one of {list(allowed)}. Received: {policy!r}")
+    return policy

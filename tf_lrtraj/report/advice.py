@@ -1,0 +1,199 @@
+"""The figure of an advice, from its records alone: predicted against measured.
+
+`draw` reads the folder that `lrtraj-average --advise` wrote (advice.json and advice.npz)
+and adds advice.svg.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tf_lrtraj import records
+from tf_lrtraj.report import figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw", "figure", "read_advice"]
+
+FORMAT = 1
+_COLOURS = {
+    "ema": "#0072B2",
+    "swa": "#D55E00",
+    "two_point": "#009E73",
+    "spaced": "#CC79A7",
+    "weights": "#000000",
+}
+_TITLES = {
+    "ema": "EMA",
+    "swa": "mean of the last",
+    "two_point": "two points",
+    "spaced": "points with gaps",
+    "weights": "best weights",
+}
+
+
+def read_advice(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What an advice wrote; arrays beside the record.
+
+    Raises:
+        RecordError: if it is missing, damaged or of another format.
+    """
+    folder = pathlib.Path(folder)
+    record = records.read_json(folder / "advice.json")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise records.RecordError(f"{folder / 'advice.json'} is no advice this version can read.")
+    try:
+        with np.load(folder / "advice.npz", allow_pickle=False) as arrays:
+            found: dict[str, Any] = {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError) as error:
+        raise records.RecordError(f"{folder / 'advice.npz'} cannot be read: {error}") from None
+    return {**record, "arrays": found}
+
+
+def draw(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """Draws advice.svg beside the records and returns its path.
+
+    Raises:
+        RecordError: as `read_advice`.
+    """
+    path = pathlib.Path(folder) / "advice.svg"
+    try:
+        drawn = figure(read_advice(folder))
+    except (KeyError, IndexError, TypeError) as error:
+        raise records.RecordError(f"the advice in {folder} lacks {error}") from None
+    records.write_atomically(path, figures.to_svg(drawn))
+    return path
+
+
+def figure(record: Mapping[str, Any]) -> Figure:
+    """Four panels: the sweep, predicted against measured, the gaps, the best weights."""
+    from matplotlib.figure import Figure
+
+    with figures._style():
+        result = Figure(figsize=(9.6, 7.0), layout="constrained")
+        sweep, against, gaps, weights = result.subplots(2, 2).ravel()
+        for axes in (sweep, against, gaps, weights):
+            axes.set_axisbelow(True)
+        _sweep(sweep, record)
+        _against(against, record)
+        _gaps(gaps, record)
+        _weights(weights, record)
+    return result
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=9.5, color="#222222")
+
+
+def _sweep(axes: Axes, record: Mapping[str, Any]) -> None:
+    arrays, every = record["arrays"], record["snapshots"]["every"]
+    for family in ("ema", "swa", "two_point"):
+        _, age, loss, low, high = arrays[f"curve_{family}"].T
+        colour = _COLOURS[family]
+        axes.plot(age * every, loss, color=colour, linewidth=1.6, label=_TITLES[family])
+        axes.fill_between(age * every, low, high, color=colour, alpha=0.12, linewidth=0)
+    for row in _measured(record):
+        axes.plot(
+            max(row["mean_age_updates"], 0.3 * every),
+            row["measured"],
+            marker=_marker(row, record),
+            color=_COLOURS[row["family"]],
+            markersize=5.5 if row["name"] != record["recommended"] else 10,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            linestyle="none",
+        )
+    axes.axhline(record["raw_loss"], color=figures.RAW_COLOUR, linewidth=1.0, dashes=(4, 2))
+    axes.annotate(
+        "raw weights", (0.99, record["raw_loss"]), xycoords=("axes fraction", "data"),
+        xytext=(0, 2), textcoords="offset points", ha="right", fontsize=8,
+        color=figures.RAW_COLOUR,
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("mean age of the average, updates")
+    axes.set_ylabel(f"loss, {record['sets'][0]}")
+    axes.legend(frameon=False, fontsize=8)
+    _title(axes, f"Predicted with {record['level']:.0%} bands; marks: measured")
+
+
+def _marker(row: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    if row["name"] == record["recommended"]:
+        return "*"
+    return "s" if row["role"] == "calibration" else "o"
+
+
+def _measured(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [r for r in record["averages"] if isinstance(r.get("measured"), float)]
+
+
+def _against(axes: Axes, record: Mapping[str, Any]) -> None:
+    rows = _measured(record)
+    seen: set[str] = set()
+    for row in rows:
+        label = _TITLES[row["family"]] if row["family"] not in seen else None
+        seen.add(row["family"])
+        axes.errorbar(
+            row["measured"],
+            row["predicted"],
+            [[row["predicted"] - row["low"]], [row["high"] - row["predicted"]]],
+            fmt=_marker(row, record),
+            color=_COLOURS[row["family"]],
+            markersize=4.5 if row["name"] != record["recommended"] else 9,
+            linewidth=0.8,
+            label=label,
+        )
+    if rows:
+        ends = [min(r["measured"] for r in rows), max(r["measured"] for r in rows)]
+        axes.plot(ends, ends, color="#999999", linewidth=0.8, zorder=0)
+        axes.legend(frameon=False, fontsize=8)
+    axes.set_xlabel("measured loss")
+    axes.set_ylabel("predicted loss")
+    found = record["accuracy_of_prediction"]
+    text = "Predicted against measured"
+    if found["averages"]:
+        text += f": median error {found['median_relative_error']:.2%}"
+    _title(axes, text)
+
+
+def _gaps(axes: Axes, record: Mapping[str, Any]) -> None:
+    arrays, every = record["arrays"], record["snapshots"]["every"]
+    curve = arrays["gap_curve"]
+    axes.plot(arrays["lags"] * every, arrays["jensen_gaps"], "o", color="#0072B2", markersize=3.5)
+    axes.plot(np.arange(1, curve.size) * every, curve[1:], color="#D55E00", linewidth=1.6)
+    axes.set_xscale("log")
+    axes.set_ylim(min(0.0, float(arrays["jensen_gaps"].min())), None)
+    axes.set_xlabel("distance of two snapshots, updates")
+    axes.set_ylabel("gain of their midpoint")
+    _title(axes, "Jensen gaps: measured pairs and fit")
+
+
+def _weights(axes: Axes, record: Mapping[str, Any]) -> None:
+    arrays = record["arrays"]
+    names = [row["name"] for row in record["averages"]]
+    chosen = arrays["weights"][names.index(record["recommended"])]
+    markers, stems, base = axes.stem(arrays["steps"], chosen, basefmt=" ")
+    for part in (markers, stems, base):
+        part.set_color("#0072B2")
+    markers.set_markersize(2.5)
+    stems.set_linewidth(0.8)
+    twin = axes.twinx()
+    twin.spines["right"].set_visible(True)
+    twin.grid(False)
+    singles = arrays["singles"]
+    twin.plot(
+        arrays["steps"][singles],
+        arrays["losses"][singles],
+        color=figures.RAW_COLOUR,
+        linewidth=0.9,
+    )
+    twin.set_ylabel("loss of single snapshots", color=figures.RAW_COLOUR)
+    axes.set_xlabel("step of the snapshot")
+    axes.set_ylabel("weight")
+    _title(axes, f"Weights of the recommended average, {record['recommended']}")
