@@ -21,12 +21,35 @@ def unit_iterates(num_steps):
     return list(np.eye(num_steps + 1))
 
 
-def twin_exponential(num_steps, decay, start=0):
+def twin_exponential(num_steps, decay, start=0, every=1, warmup=0.0, debias=False):
     iterates = unit_iterates(num_steps)
-    average = iterates[0]
+    average, total, count = iterates[0], 0.0, 0
+    biased = np.zeros(num_steps + 1)
     for t, iterate in enumerate(iterates):
-        average = iterate if t <= start else decay * average + (1 - decay) * iterate
+        if t <= start:
+            average = iterate
+        elif (t - start) % every == 0:
+            count += 1
+            if debias:  # the average of a run that began at nothing, and the sum of its weights
+                biased = decay * biased + (1 - decay) * iterate
+                total = decay * total + (1 - decay)
+                average = biased / total
+            else:
+                kept = min(decay, count / (warmup + count))
+                average = kept * average + (1 - kept) * iterate
     return average
+
+
+def twin_power_function(num_steps, exponent, start=0, every=1):
+    iterates = unit_iterates(num_steps)
+    if num_steps <= start:
+        return iterates[-1]
+    collected = iterates[start + every :: every]
+    if not collected:
+        return iterates[start]
+    edges = np.arange(len(collected) + 1.0) ** (exponent + 1)
+    shares = np.diff(edges) / edges[-1]
+    return sum(share * iterate for share, iterate in zip(shares, collected, strict=True))
 
 
 def twin_uniform(num_steps, start=0, every=1):
@@ -67,6 +90,7 @@ def twin_custom(num_steps, weights):
 TWINS = {
     "Exponential": twin_exponential,
     "Uniform": twin_uniform,
+    "PowerFunction": twin_power_function,
     "Window": twin_window,
     "TwoPoint": twin_two_point,
     "Custom": twin_custom,
@@ -77,6 +101,17 @@ KERNELS = [
     kernels.Exponential(0.0),
     kernels.Exponential(0.5, start=3),
     kernels.Exponential(0.999, start=13),
+    kernels.Exponential(0.8, every=3),
+    kernels.Exponential(0.8, start=2, every=4),
+    kernels.Exponential(0.9, warmup=1),
+    kernels.Exponential(0.6, warmup=9, start=1),
+    kernels.Exponential(0.99, start=4, every=2, warmup=2.5),
+    kernels.Exponential(0.95, debias=True),
+    kernels.Exponential(0.9, start=3, every=2, debias=True),
+    kernels.PowerFunction(0.0),
+    kernels.PowerFunction(6.94),
+    kernels.PowerFunction(2.5, start=3),
+    kernels.PowerFunction(16.97, start=2, every=3),
     kernels.Uniform(),
     kernels.Uniform(start=5),
     kernels.Uniform(every=3),
@@ -99,6 +134,20 @@ every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=repr)
 step_counts = st.integers(0, 60)
 any_kernel = st.one_of(
     st.builds(kernels.Exponential, st.floats(0.0, 0.9999), st.integers(0, 40)),
+    st.builds(
+        kernels.Exponential,
+        st.floats(0.0, 0.9999),
+        st.integers(0, 40),
+        st.integers(1, 12),
+        st.floats(0.0, 20.0),
+    ),
+    st.builds(
+        lambda decay, start, every: kernels.Exponential(decay, start, every, debias=True),
+        st.floats(0.0, 0.9999),
+        st.integers(0, 40),
+        st.integers(1, 12),
+    ),
+    st.builds(kernels.PowerFunction, st.floats(0.0, 50.0), st.integers(0, 40), st.integers(1, 12)),
     st.builds(kernels.Uniform, st.integers(0, 40), st.integers(1, 12)),
     st.builds(kernels.Window, st.integers(1, 30), st.integers(1, 12)),
     st.builds(kernels.TwoPoint, st.integers(1, 70)),
@@ -241,7 +290,7 @@ def test_swa_running_mean_is_izmailovs_update():
 )
 def test_memory(kernel, copies):
     assert kernel.copies == copies
-    assert kernel.memory_bytes(1000) == 4000 * copies
+    assert kernel.memory_bytes(1000) == (8000 if kernel.needs_double else 4000) * copies
     assert kernel.memory_bytes(1000, bytes_per_weight=8) == 8000 * copies
 
 
@@ -339,6 +388,14 @@ def test_kernels_are_immutable():
         (lambda: kernels.Exponential(-0.1), r"decay=-0.1"),
         (lambda: kernels.Exponential(math.nan), r"decay=nan"),
         (lambda: kernels.Exponential(None), r"decay=None"),
+        (lambda: kernels.Exponential(0.9, every=0), r"every=0"),
+        (lambda: kernels.Exponential(0.9, warmup=-1), r"warmup=-1"),
+        (lambda: kernels.Exponential(0.9, warmup=math.inf), r"warmup=inf"),
+        (lambda: kernels.Exponential(0.9, debias=1), r"debias=1"),
+        (lambda: kernels.Exponential(0.9, warmup=9, debias=True), r"choose one.*warmup=9"),
+        (lambda: kernels.PowerFunction(-0.5), r"`exponent` must be .*exponent=-0.5"),
+        (lambda: kernels.PowerFunction(True), r"exponent=True"),
+        (lambda: kernels.PowerFunction.from_relative_std(0.3), r"`width` must lie in .*width=0.3"),
         (lambda: kernels.Exponential(0.9, start=-1), r"at least 0. Received: start=-1"),
         (lambda: kernels.Exponential(0.9, start=1.5), r"start=1.5"),
         (lambda: kernels.Exponential(0.9, start=True), r"start=True"),
@@ -362,7 +419,7 @@ def test_kernels_are_immutable():
         (lambda: kernels.from_config({"decay": 0.9}), r"kernel=None"),
         (
             lambda: kernels.from_config({"kernel": "Exponential", "dceay": 0.9}),
-            r"takes \['decay', 'start'\]. Received unknown: \['dceay'\]",
+            r"takes \['decay', 'start', 'every', .*\]. Received unknown: \['dceay'\]",
         ),
         (lambda: kernels.from_config({"kernel": "Window"}), r"needs \['length'\]"),
         (lambda: kernels.from_config({"kernel": "Custom"}), r"needs \['weights'\]"),
@@ -387,3 +444,51 @@ def test_number_of_steps_is_checked(kernel, num_steps):
         kernel.weights(num_steps)
     with pytest.raises(ValueError, match=rf"num_steps={num_steps!r}"):
         kernel.autocorrelation(num_steps)
+
+
+# --- remedies of an EMA's start, and the power function -----------------------------------------
+
+
+def test_a_warm_up_of_nine_is_tensorflows_num_updates_rule():
+    # tf.train.ExponentialMovingAverage(decay, num_updates): min(decay, (1 + n) / (10 + n)).
+    kernel, n = kernels.Exponential(0.97, warmup=9), np.arange(500)
+    expected = np.minimum(0.97, (1 + n) / (10 + n))
+    np.testing.assert_allclose(1 - kernel.mixing(n + 1), expected, rtol=1e-14)
+
+
+def test_a_warm_up_of_one_is_uniform_until_the_decay_takes_over():
+    kernel = kernels.Exponential(0.99, warmup=1)
+    for num_steps in (0, 1, 7, 98):
+        uniform = kernels.Uniform().weights(num_steps)
+        np.testing.assert_allclose(kernel.weights(num_steps), uniform, rtol=1e-12)
+
+
+def test_debiasing_forgets_the_first_iterate():
+    weights = kernels.Exponential(0.999, start=5, debias=True).weights(50)
+    assert np.all(weights[:6] == 0.0)
+    assert weights[6] == pytest.approx(0.999**44 * 0.001 / (1 - 0.999**45), rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2, 12.0**-0.5])
+def test_relative_width_of_a_power_function(width):
+    # The standard deviation of the weights in time, as a share of a long run.
+    steps = 20_000
+    weights = kernels.PowerFunction.from_relative_std(width).weights(steps)
+    time = np.arange(steps + 1) / steps
+    mean = weights @ time
+    assert np.sqrt(weights @ (time - mean) ** 2) == pytest.approx(width, rel=1e-4)
+
+
+def test_the_widths_that_karras_et_al_use():
+    # Their exponents 16.97 and 6.94 stand for widths of 0.05 and 0.10.
+    for width, exponent in ((0.05, 16.97), (0.10, 6.94)):
+        found = kernels.PowerFunction.from_relative_std(width).exponent
+        assert found == pytest.approx(exponent, abs=5e-3)
+
+
+def test_horizons():
+    assert kernels.Exponential(0.999).horizon == pytest.approx(1000)
+    assert kernels.Uniform().horizon == kernels.PowerFunction(3.0).horizon == math.inf
+    assert [kernels.Exponential(d).needs_double for d in (0.9, 0.999, 0.9999)] == [0, 0, 1]
+    assert kernels.Uniform(every=50).needs_double
+    assert not kernels.Window(5000).needs_double  # formed anew whenever it is read

@@ -100,6 +100,46 @@ def assign_row(variable: Any, index: Any, row: Any) -> None:
         variable.assign(variable.value.at[index].set(row))
 
 
+def mix(variables: Sequence[Any], arrays: Sequence[Any], share: Any) -> None:
+    """Moves each variable towards an array of its dtype: `v + share * (a - v)`.
+
+    This form does not stall where `share` is small, and a share of 1 copies to the bit.
+
+    Args:
+        variables: Keras variables.
+        arrays: a backend tensor for each.
+        share: a number or scalar tensor in [0, 1].
+    """
+    if name() == "torch":
+        import torch
+
+        share = float(share)
+        if share:
+            # All tensors in one in-place pass; its own form is exact at 1.
+            torch._foreach_lerp_(
+                [variable.value.detach() for variable in variables], list(arrays), share
+            )
+        return
+    for variable, array, value in zip(variables, arrays, values(variables), strict=True):
+        part = keras.ops.cast(share, variable.dtype)
+        variable.assign(keras.ops.where(part >= 1.0, array, value + part * (array - value)))
+
+
+def has_float64() -> bool:
+    """Whether variables can be float64 where the model lives."""
+    if name() == "jax":
+        import jax
+
+        return bool(jax.config.jax_enable_x64)
+    if name() == "torch":
+        import torch
+
+        return torch.empty(0, device=keras.src.backend.torch.core.get_device()).device.type != "mps"
+    import tensorflow as tf
+
+    return not isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+
+
 @contextlib.contextmanager
 def random_streams_kept() -> Iterator[None]:
     """Leaves the global streams of Python, NumPy and torch as they were before the block.
@@ -115,6 +155,16 @@ def random_streams_kept() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002
+
+
+def weighted_sum(weights: Any, arrays: Any) -> Any:
+    """`Σ_i weights[i] * arrays[i]` for [n] weights and an [n, …] array, in the array's dtype."""
+    weights = keras.ops.cast(weights, arrays.dtype)
+    if name() == "torch":
+        import torch
+
+        return torch.tensordot(weights, arrays, dims=1)  # Keras' goes through float32
+    return keras.ops.tensordot(weights, arrays, axes=1)
 
 
 def strategy_of(model: Any) -> Any:

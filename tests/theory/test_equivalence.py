@@ -361,8 +361,10 @@ def test_bad_arguments_of_the_inverse(arguments, message):
 
 
 def test_closed_form_refuses_other_kernels():
-    with pytest.raises(ValueError, match=r"`kernel` must be Exponential, .*Received: .*every=2"):
+    with pytest.raises(ValueError, match=r"`kernel` must be Exponential .*Received: .*every=2"):
         theory.closed_form_schedule(kernels.Window(4, every=2), 0.1, 10)
+    with pytest.raises(ValueError, match=r"`kernel` must be Exponential .*Received: .*warmup=9"):
+        theory.closed_form_schedule(kernels.Exponential(0.9, warmup=9), 0.1, 10)
 
 
 def test_response_maps_start_and_batches():

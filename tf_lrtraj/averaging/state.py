@@ -8,7 +8,7 @@ so that the weights a running average has are by construction those that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,16 +18,27 @@ from keras import ops
 from tf_lrtraj import backend
 from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel
 
+# How the running average of a recursive kernel is stored:
+#   single: float32 (float64 for float64 weights);
+#   double: float64;
+#   pair: two float32 numbers, the average and what its last place could not hold
+#         (compensated summation, Kahan 1965), where the backend has no float64.
+PRECISIONS = ("auto", "single", "double", "pair")
 
-def buffer_dtype(dtype: str) -> str:
+# Variables are updated in groups of about this many numbers, one average after the other,
+# so that a group is read from memory once for all averages.
+_GROUP = 1 << 19
+
+
+def buffer_dtype(dtype: str, precision: str = "single") -> str:
     """The dtype an average of weights of this dtype is stored in: float32 or wider.
 
     In bfloat16 an average with decay 0.999 never moves.
 
-    >>> buffer_dtype("bfloat16"), buffer_dtype("float64")
-    ('float32', 'float64')
+    >>> buffer_dtype("bfloat16"), buffer_dtype("float64"), buffer_dtype("float32", "double")
+    ('float32', 'float64', 'float64')
     """
-    return "float64" if dtype == "float64" else "float32"
+    return "float64" if dtype == "float64" or precision == "double" else "float32"
 
 
 class AverageState:
@@ -40,61 +51,80 @@ class AverageState:
     Args:
         variables: Keras variables to average.
         kernels: name → kernel.
+        precision: how running averages are stored: "single" (float32), "double"
+            (float64), "pair" (float32 and a compensation) or "auto": single, and
+            double where `kernel.needs_double` (a pair where the backend has no float64).
+            The last two cost twice the memory.
 
-    Recursive kernels keep one buffer per variable.  Lag kernels keep a ring of
-    `max_lag + 1` past values and the average is formed when it is asked for, so
-    an update costs one copy whatever the window's length.
+    Raises:
+        ValueError: for an unknown precision.
+
+    Recursive kernels keep one buffer per variable (a pair two).  Lag kernels keep a
+    ring of `max_lag + 1` past values and the average is formed when it is asked for,
+    so an update costs one copy whatever the window's length.
 
     Under a `tf.distribute` strategy create it inside the strategy's scope and
     call `update` inside `strategy.run`: every replica updates its own copy from
     its own copy of the weights, and nothing is communicated.
     """
 
-    def __init__(self, variables: Sequence[Any], kernels: Mapping[str, Kernel]) -> None:
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        kernels: Mapping[str, Kernel],
+        precision: str = "auto",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"`precision` must be one of {list(PRECISIONS)}. Received: precision={precision!r}"
+            )
         self._variables = list(variables)
         self.kernels = dict(kernels)
         self._recursive = [n for n, k in self.kernels.items() if isinstance(k, RecursiveKernel)]
         self._lagged = [n for n, k in self.kernels.items() if isinstance(k, LagKernel)]
+        self._groups = _groups([int(np.prod(v.shape)) for v in self._variables])
         self._buffers: dict[str, list[Any]] = {}
+        self._compensations: dict[str, list[Any]] = {}
         for name, kernel in self.kernels.items():
+            chosen = _precision(kernel, precision)
             self._buffers[name] = [
-                self._new_buffer(index, variable, kernel)
+                self._new_buffer(index, variable, kernel, chosen)
                 for index, variable in enumerate(self._variables)
             ]
+            if chosen == "pair":
+                self._compensations[name] = [
+                    _variable(f"compensation_{index}", tuple(buffer.shape), buffer.dtype)
+                    for index, buffer in enumerate(self._buffers[name])
+                ]
 
-    def _new_buffer(self, index: int, variable: Any, kernel: Kernel) -> Any:
+    def _new_buffer(self, index: int, variable: Any, kernel: Kernel, precision: str) -> Any:
         shape = tuple(variable.shape)
         if isinstance(kernel, LagKernel):
             shape = (kernel.max_lag + 1, *shape)
-        buffer = keras.Variable(
-            initializer="zeros",
-            shape=shape,
-            dtype=buffer_dtype(variable.dtype),
-            trainable=False,
-            autocast=False,
-            # Each replica writes its own copy; all are equal, so reading takes the first.
-            synchronization="on_read",
-            aggregation="only_first_replica",
-            name=f"average_{index}",
-        )
+        dtype = buffer_dtype(variable.dtype, precision)
+        buffer = _variable(f"average_{index}", shape, dtype)
         start = ops.cast(ops.convert_to_tensor(variable), buffer.dtype)
         if isinstance(kernel, LagKernel):
-            start = ops.concatenate(
-                [ops.expand_dims(start, 0), ops.zeros((shape[0] - 1, *shape[1:]), buffer.dtype)]
-            )
-        buffer.assign(start)
+            backend.assign_row(buffer, 0, start)
+        else:
+            buffer.assign(start)
         return buffer
 
     @property
     def variables(self) -> list[Any]:
         """Every buffer, in a fixed order (for checkpoints)."""
-        return [buffer for name in self.kernels for buffer in self._buffers[name]]
+        return [
+            buffer
+            for name in self.kernels
+            for buffer in (*self._buffers[name], *self._compensations.get(name, ()))
+        ]
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes held per average."""
         return {
             name: sum(
-                int(np.prod(b.shape)) * np.dtype(b.dtype).itemsize for b in self._buffers[name]
+                int(np.prod(b.shape)) * np.dtype(b.dtype).itemsize
+                for b in (*self._buffers[name], *self._compensations.get(name, ()))
             )
             for name in self.kernels
         }
@@ -120,27 +150,31 @@ class AverageState:
         Args:
             row: one row of `plan` (arrays or tensors of shape [averages]).
         """
-        sources: dict[tuple[int, str], Any] = {}
+        for group in self._groups:
+            sources = _Sources(backend.values(self._at(self._variables, group)))
+            for position, name in enumerate(self._recursive):
+                buffers, mixing = self._at(self._buffers[name], group), row["mixing"][position]
+                weights = sources.cast(b.dtype for b in buffers)
+                if name in self._compensations:
+                    _mix_pair(buffers, self._at(self._compensations[name], group), weights, mixing)
+                else:
+                    backend.mix(buffers, weights, mixing)
+            for position, name in enumerate(self._lagged):
+                buffers, slot = self._at(self._buffers[name], group), row["slots"][position]
+                weights = sources.cast(b.dtype for b in buffers)
+                for buffer, weight in zip(buffers, weights, strict=True):
+                    backend.assign_row(buffer, slot, weight)
 
-        def source(index: int, dtype: str) -> Any:
-            # Each raw weight is read (and cast) once for all averages.
-            if (index, dtype) not in sources:
-                value = backend.values([self._variables[index]])[0]
-                sources[index, dtype] = ops.cast(value, dtype)
-            return sources[index, dtype]
+    @staticmethod
+    def _at(variables: Sequence[Any], group: Sequence[int]) -> list[Any]:
+        return [variables[index] for index in group]
 
-        for position, name in enumerate(self._recursive):
-            for index, buffer in enumerate(self._buffers[name]):
-                mixing = ops.cast(row["mixing"][position], buffer.dtype)
-                weight = source(index, buffer.dtype)
-                # The lerp form does not stall at long horizons; a coefficient of
-                # 1 must copy exactly, which the arithmetic alone would not.
-                mixed = buffer.value + mixing * (weight - buffer.value)
-                buffer.assign(ops.where(mixing >= 1.0, weight, mixed))
-        for position, name in enumerate(self._lagged):
-            for index, buffer in enumerate(self._buffers[name]):
-                weight = source(index, buffer.dtype)
-                backend.assign_row(buffer, row["slots"][position], weight)
+    def changes(self, row: Mapping[str, np.ndarray]) -> bool:
+        """Whether an update with this row of `plan` would change anything.
+
+        Averages that take every n-th iterate only need no pass over the weights between.
+        """
+        return bool(self._lagged) or bool(np.any(row["mixing"]))
 
     def average(self, name: str, step: int) -> list[Any]:
         """The average after `step` updates, as backend tensors in the buffers' dtype.
@@ -176,7 +210,75 @@ class AverageState:
         buffers = backend.values(self._buffers[name])
         if isinstance(self.kernels[name], RecursiveKernel):
             return buffers
-        return [
-            ops.tensordot(ops.cast(coefficients, buffer.dtype), buffer, axes=1)
-            for buffer in buffers
-        ]
+        return [backend.weighted_sum(coefficients, buffer) for buffer in buffers]
+
+
+class _Sources:
+    """Raw weights, each read and cast once for all averages."""
+
+    def __init__(self, weights: Sequence[Any]) -> None:
+        self._weights = list(weights)
+        self._casts: dict[tuple[int, str], Any] = {}
+
+    def cast(self, dtypes: Iterable[str]) -> list[Any]:
+        """The weights, each in the dtype asked for."""
+        found = []
+        for key in enumerate(dtypes):
+            if key not in self._casts:
+                self._casts[key] = ops.cast(self._weights[key[0]], key[1])
+            found.append(self._casts[key])
+        return found
+
+
+def _precision(kernel: Kernel, precision: str) -> str:
+    if isinstance(kernel, LagKernel):
+        return "single"  # formed anew whenever it is read: nothing accumulates
+    if precision != "auto":
+        return precision
+    if not kernel.needs_double:
+        return "single"
+    return "double" if backend.has_float64() else "pair"
+
+
+def _variable(name: str, shape: tuple[int, ...], dtype: str) -> Any:
+    return keras.Variable(
+        initializer="zeros",
+        shape=shape,
+        dtype=dtype,
+        trainable=False,
+        autocast=False,
+        # Each replica writes its own copy; all are equal, so reading takes the first.
+        synchronization="on_read",
+        aggregation="only_first_replica",
+        name=name,
+    )
+
+
+def _groups(sizes: Sequence[int]) -> list[list[int]]:
+    """Consecutive positions, in groups of about `_GROUP` numbers."""
+    groups: list[list[int]] = []
+    total = _GROUP
+    for index, size in enumerate(sizes):
+        if total + size > _GROUP:
+            groups.append([])
+            total = 0
+        groups[-1].append(index)
+        total += size
+    return groups
+
+
+def _mix_pair(
+    buffers: Sequence[Any], compensations: Sequence[Any], sources: Sequence[Any], mixing: Any
+) -> None:
+    """`backend.mix` in twice the precision: buffer + compensation is the average."""
+    for buffer, compensation, weight in zip(buffers, compensations, sources, strict=True):
+        share = ops.cast(mixing, buffer.dtype)
+        high, low = backend.values([buffer, compensation])
+        change = share * ((weight - high) - low) + low
+        total = high + change
+        # What the addition lost, exactly (Knuth's two-sum: no order of sizes is assumed).
+        part = total - high
+        lost = (high - (total - part)) + (change - part)
+        copied = share >= 1.0
+        buffer.assign(ops.where(copied, weight, total))
+        compensation.assign(ops.where(copied, ops.zeros_like(lost), lost))

@@ -10,6 +10,7 @@ from tf_lrtraj.theory.closed_forms import (
     time_scales,
     window_for_ema_decay,
 )
+from tf_lrtraj.theory.deviations import SparsePredictor
 from tf_lrtraj.theory.diagnosis import (
     Finding,
     diagnose,
@@ -72,6 +73,7 @@ __all__ = [
     "ScheduleFit",
     "ScheduleMismatch",
     "Simulation",
+    "SparsePredictor",
     "TimeScales",
     "autocovariance_from_displacement",
     "average_distance_to_mean",

@@ -45,7 +45,7 @@ def closed_form_schedule(
     """`schedule_from_weights` of a familiar average of a constant-rate run, by its formula.
 
     Args:
-        kernel: `Exponential`, `Uniform` or `Window` (both with `every=1`) or `TwoPoint`.
+        kernel: a plain `Exponential`, `Uniform` or `Window` (both with `every=1`) or `TwoPoint`.
         learning_rate: the constant base rate.
         num_steps: T.
         curvature: the curvature at which the equality is exact.
@@ -67,7 +67,7 @@ def closed_form_schedule(
     contraction = 1.0 - rate * curvature
 
     ratio: np.ndarray = np.ones(num_steps)
-    if isinstance(kernel, Exponential):
+    if isinstance(kernel, Exponential) and kernel.is_plain:
         tail = left <= num_steps - kernel.start
         m = left[tail]
         effect = (1.0 - kernel.decay) * _mixed_powers(kernel.decay, contraction, m)
@@ -87,7 +87,8 @@ def closed_form_schedule(
         ratio[tail] = effect / (length - left[tail] + effect)
     else:
         raise ValueError(
-            "`kernel` must be Exponential, TwoPoint, or Uniform or Window with every=1. "
+            "`kernel` must be Exponential (without warm-up, debiasing or every), TwoPoint, or "
+            "Uniform or Window with every=1. "
             f"Received: kernel={kernel!r}"
         )
     return rate * ratio

@@ -240,7 +240,7 @@ class AveragePredictor:
                 variance += scatter / self.dimension
                 degrees = self.degrees
         error = float(np.sqrt(variance))
-        reach = _quantile(0.5 + 0.5 * level, degrees) * error
+        reach = quantile(0.5 + 0.5 * level, degrees) * error
         return Prediction(loss, error, loss - reach, loss + reach)
 
     def optimal(
@@ -346,7 +346,7 @@ class AveragePredictor:
 
         everyone = np.arange(measured.size)
         left_out = [ratios[i] - bend(np.delete(everyone, i)) * drops[i] for i in everyone.tolist()]
-        found = object.__new__(AveragePredictor)
+        found = object.__new__(type(self))
         found.__dict__.update(self.__dict__)
         found.bend = bend(everyone)
         found.model_error = float(np.sqrt(np.mean(np.square(left_out))))
@@ -422,7 +422,7 @@ def _golden(function: Any, low: float, high: float) -> float:
     return float(0.5 * (low + high))
 
 
-def _quantile(level: float, degrees: float) -> float:
+def quantile(level: float, degrees: float) -> float:
     """Quantile of Student's t (of the normal distribution for infinite degrees)."""
     from scipy.special import ndtri, stdtrit
 

@@ -19,7 +19,13 @@ import numpy as np
 
 from tf_lrtraj.theory.gap_curve import GapCurve
 
-__all__ = ["effective_dimension", "error_variance", "measurement_covariance", "single_scatter"]
+__all__ = [
+    "effective_dimension",
+    "error_variance",
+    "form_variance",
+    "measurement_covariance",
+    "single_scatter",
+]
 
 
 def effective_dimension(
@@ -102,9 +108,14 @@ def error_variance(
         np.subtract.at(form, (part + lag, part + lag), share)
         np.add.at(form, (part, part + lag), share)
         np.add.at(form, (part + lag, part), share)
+    return form_variance(curve, form)
+
+
+def form_variance(curve: GapCurve, form: np.ndarray) -> float:
+    """Variance of a quadratic form `W`, [K, K], in a stationary run, for D = 1."""
     variance = 0.0
     for ratio, amplitude in zip(curve.ratios, curve.amplitudes, strict=True):
-        product = form @ _correlation(ratio, count)
+        product = form @ _correlation(ratio, form.shape[0])
         variance += 8.0 * amplitude**2 * float(np.sum(product * product.T))
     return variance
 

@@ -126,8 +126,8 @@ def _factor(kernel: Kernel | Any, rho: np.ndarray, num_steps: int | None) -> np.
         return _uniform_factor(count, rho**kernel.every)
     if isinstance(kernel, Kernel) and num_steps is not None:
         return _sum_factor(kernel.weights(num_steps), rho)
-    if isinstance(kernel, Exponential):
-        decay = kernel.decay
+    if isinstance(kernel, Exponential):  # its warm-up is long past
+        decay, rho = kernel.decay, rho**kernel.every
         return (1.0 - decay) / (1.0 + decay) * (1.0 + decay * rho) / (1.0 - decay * rho)
     if isinstance(kernel, TwoPoint):
         return 0.5 * (1.0 + rho**kernel.gap)
