@@ -20,6 +20,11 @@ import keras
 import numpy as np
 
 
+# XLA makes one pass over the weights where TensorFlow makes one per operation, but compiling
+# takes it some 50 ms per variable and average.  What fits into a cache gains nothing.
+XLA_FROM = 1 << 20
+
+
 def name() -> str:
     """The Keras backend in use: `"tensorflow"`, `"jax"` or `"torch"`."""
     return keras.backend.backend()
@@ -125,6 +130,14 @@ def mix(variables: Sequence[Any], arrays: Sequence[Any], share: Any) -> None:
         variable.assign(keras.ops.where(part >= 1.0, array, value + part * (array - value)))
 
 
+def scalars(array: np.ndarray) -> Any:
+    """A small array in the form in which compiled updates take coefficients.
+
+    On torch it stays on the host: reading it back from a device would wait for all work there.
+    """
+    return array if name() == "torch" else keras.ops.convert_to_tensor(array)
+
+
 def has_float64() -> bool:
     """Whether variables can be float64 where the model lives."""
     if name() == "jax":
@@ -221,8 +234,8 @@ def compiled_update(
 ) -> Callable[..., None]:
     """Makes a fast version of a function that writes variables living beside `model`'s.
 
-    On TensorFlow it becomes one graph: compiled by XLA on a single device, and
-    otherwise run on every replica of the model's strategy.  On JAX it becomes
+    On TensorFlow it becomes one graph: on a single device compiled by XLA, from
+    `XLA_FROM` numbers on, and otherwise run on every replica of the model's strategy.  On JAX it becomes
     a compiled pure function of the variables' values, whose old ones are
     donated (their memory is used again); on torch it runs eagerly, without
     gradients.
@@ -252,8 +265,9 @@ def _tensorflow_update(
             strategy.run(function, args=args)
 
         return run
-    # XLA makes one pass over the weights where TensorFlow makes one per operation.
-    return tf.function(function, jit_compile=True, reduce_retracing=False)
+    numbers = sum(int(np.prod(variable.shape)) for variable in variables)
+    xla = True if numbers >= XLA_FROM else None
+    return tf.function(function, jit_compile=xla, reduce_retracing=False)
 
 
 def _replicas(variable: Any) -> tuple[Any, ...]:

@@ -54,10 +54,10 @@ def check_averages(averages: Mapping[str, Kernel]) -> dict[str, Kernel]:
 
 def check_built(model: Any) -> None:
     """Raises ValueError for a model without weights."""
-    if not model.built:
+    if not (model.built and model.weights):
         raise ValueError(
-            "The model has no weights yet: build it (or give it an Input) before training with "
-            "WeightAveraging."
+            "The model has no weights yet: build it before training with WeightAveraging, by an "
+            "Input or by calling it on a batch."
         )
 
 
@@ -312,6 +312,12 @@ class WeightAveraging(keras.callbacks.Callback):
         self._update = backend.compiled_update(
             self.state.update, model, writes=self.state.variables, reads=averaged
         )
+        self._tell_memory(self.state.memory_bytes())
+
+    def _tell_memory(self, cost: Mapping[str, int]) -> None:
+        if (self.params or {}).get("verbose"):
+            each = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in cost.items())
+            print(f"WeightAveraging keeps {sum(cost.values()) / 1e6:.1f} MB: {each}")
 
     def _recomputed_without_data(self) -> list[str]:
         if not self._statistics or self.batch_norm_data is not None:
@@ -336,9 +342,9 @@ class WeightAveraging(keras.callbacks.Callback):
         state = self._require_state()
         self._seen_iterations = self._iterations()
         self.num_updates += 1
-        plan = state.plan(self.num_updates, 1)
-        row = {key: keras.ops.convert_to_tensor(value[0]) for key, value in plan.items()}
-        self._update(row)
+        row = {key: value[0] for key, value in state.plan(self.num_updates, 1).items()}
+        if state.changes(row):
+            self._update({key: backend.scalars(value) for key, value in row.items()})
 
     def _refuse_borrowed(self, purpose: str) -> None:
         holder = holder_of(self.model) if self.model is not None else None
