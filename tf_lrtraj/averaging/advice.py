@@ -150,7 +150,6 @@ def make_advice(
         "steps": plan.steps,
         "singles": np.array(plan.singles),
         "losses": predictor.losses,
-        "loss_errors": predictor.loss_errors,
         **_gaps(predictor),
         **curves,
     }

@@ -11,7 +11,7 @@ import numpy as np
 from tf_lrtraj.averaging import sweep as families
 from tf_lrtraj.averaging.sweep import Candidate
 
-__all__ = ["Effort", "Plan", "equally_spaced", "interpolated_losses", "make_plan"]
+__all__ = ["Effort", "Plan", "equally_spaced", "make_plan"]
 
 RECOMMENDATIONS = 4  # averages built at the end: the best of three families, the best weights
 _FEWEST = 8  # snapshots that an advice needs
@@ -33,9 +33,9 @@ class Effort:
         ValueError: for numbers that are too small.
     """
 
-    singles: int = 32
-    lags: int = 7
-    pairs: int = 4
+    singles: int = 24
+    lags: int = 6
+    pairs: int = 6
     calibration: int = 3
     every_pair: bool = False
 
@@ -203,37 +203,3 @@ def _spread(count: int, effort: Effort) -> tuple[list[int], list[tuple[int, int]
     pairs = sorted(set(pairs))
     singles = sorted(set(grid.tolist()) | {end for pair in pairs for end in pair})
     return singles, pairs
-
-
-def interpolated_losses(positions: Any, losses: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of all snapshots from those of some, with standard errors for averages of them.
-
-    Between measured ones losses are interpolated.  Their scatter is judged by leaving each
-    measured one out; what an unmeasured snapshot adds to the error of an average over many
-    is that scatter times the root of the spacing (each measured loss stands for so many).
-
-    Args:
-        positions: [m] ascending indices of the measured snapshots.
-        losses: [m].
-        count: K.
-
-    Returns:
-        ([K] losses, [K] errors, 0 where measured).
-
-    >>> interpolated_losses([0, 2, 4], [1.0, 3.0, 5.0], 5)
-    (array([1., 2., 3., 4., 5.]), array([0., 0., 0., 0., 0.]))
-    """
-    positions, losses = np.asarray(positions), np.asarray(losses, np.float64)
-    everything = np.interp(np.arange(count), positions, losses)
-    errors = np.zeros(count)
-    if positions.size == count:
-        return everything, errors
-    inner = np.arange(1, positions.size - 1)
-    left = (positions[inner] - positions[inner - 1]) / (positions[inner + 1] - positions[inner - 1])
-    missed = losses[inner] - (1.0 - left) * losses[inner - 1] - left * losses[inner + 1]
-    scatter = np.sqrt(np.mean(missed**2 / (1.0 + left**2 + (1.0 - left) ** 2)))
-    unmeasured = np.setdiff1d(np.arange(count), positions)
-    right = np.clip(np.searchsorted(positions, unmeasured), 1, positions.size - 1)
-    spacing = positions[right] - positions[right - 1]
-    errors[unmeasured] = scatter * np.sqrt(spacing)
-    return everything, errors

@@ -6,7 +6,8 @@ them, calibrates the prediction on a few long averages, predicts every EMA, SWA 
 two-point average and the best weights there are, builds the best ones and measures
 what was predicted.
 
-Losses of snapshots that were not measured are interpolated, and the error of that is in the bands.
+Losses of snapshots that were not measured are interpolated, and the error of that is in
+the bands (`theory.SparsePredictor`).
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ from tf_lrtraj.averaging.advice_plan import (
     RECOMMENDATIONS,
     Effort,
     Plan,
-    interpolated_losses,
     make_plan,
 )
 from tf_lrtraj.averaging.measured import MeasuredLosses, Measurement, is_finite
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.averaging.sweep import Candidate
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.theory import AveragePredictor
+from tf_lrtraj.theory import AveragePredictor, SparsePredictor
 
 __all__ = ["Advice", "Effort", "Measurement", "advise"]
 
@@ -172,7 +172,6 @@ def _predictor(
         ]
     )
     sound = np.isfinite(gaps)
-    everything, errors = interpolated_losses(plan.singles, values, plan.count)
     notes = []
     if not sound.all():
         notes.append(f"{np.sum(~sound)} pairs had a loss that is not finite and were left out")
@@ -181,10 +180,8 @@ def _predictor(
     if plan.every_pair and sound.all():
         matrix = np.zeros((plan.count, plan.count))
         matrix[starts, starts + lags] = matrix[starts + lags, starts] = gaps
-        return AveragePredictor(everything, None, matrix), notes
-    predictor = AveragePredictor(
-        everything, lags, gaps[sound], loss_errors=errors, starts=starts, method="mixture"
-    )
+        return AveragePredictor(values, None, matrix), notes
+    predictor = SparsePredictor(plan.count, plan.singles, values, starts, lags, gaps[sound])
     return predictor, notes
 
 
@@ -199,7 +196,7 @@ def _recommendations(
         families.candidate("swa", named.swa_length, count),
         families.candidate("two_point", named.two_point_gap, count),
     ]
-    # A little wary: single losses were interpolated and few pairs measured.
+    # A little wary, because few pairs were measured.
     weights = predictor.optimal(nonnegative=True, caution=0.5).weights
     optimum = Candidate("optimal", "weights", 0.0, np.where(weights > 1e-12, weights, 0.0))
     best = min(families_best, key=lambda c: predictor.loss(c.weights))

@@ -426,9 +426,9 @@ def run() -> None:
         ["recompute", "average", "batch"],
         "--advise: batch norm in measurements; batch: each batch's own statistics",
     )
-    flags.DEFINE_integer("advise_singles", 32, "--advise: single snapshots to measure")
-    flags.DEFINE_integer("advise_lags", 7, "--advise: distances of pairs to measure")
-    flags.DEFINE_integer("advise_pairs", 4, "--advise: pairs per distance")
+    flags.DEFINE_integer("advise_singles", 24, "--advise: single snapshots to measure")
+    flags.DEFINE_integer("advise_lags", 6, "--advise: distances of pairs to measure")
+    flags.DEFINE_integer("advise_pairs", 6, "--advise: pairs per distance")
     flags.DEFINE_integer("advise_calibration", 3, "--advise: long averages to calibrate with")
     flags.DEFINE_bool("advise_every_pair", False, "--advise: measure all pairs (few snapshots)")
     flags.DEFINE_integer(

@@ -48,7 +48,7 @@ class SparsePredictor(AveragePredictor):
     >>> predictor = SparsePredictor(9, [0, 2, 4, 6, 8], np.full(5, 3.0), [0, 2, 4], [2, 4, 4],
     ...                             [0.75, 0.9375, 0.9375])
     >>> round(predictor.loss(np.full(9, 1 / 9)), 2)
-    1.55
+    1.52
     """
 
     def __init__(

@@ -100,7 +100,6 @@ def error_variance(
         weights: [K] of the average.
         sensitivity: [M] derivative of the predicted drop with respect to the measured gaps.
     """
-    count = weights.size
     form = np.diag(weights) - np.outer(weights, weights)
     for lag, part, slope in zip(gaps.tolist(), pairs, sensitivity.tolist(), strict=True):
         share = 0.25 * slope / part.size
