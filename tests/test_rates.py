@@ -28,6 +28,13 @@ def textbook_one_minus_sqrt(step, start, hold, steps, end):
     return end + (start - end) * (1.0 - math.sqrt(min((step - hold) / steps, 1.0)))
 
 
+def textbook_triangular(step, start, end, length):
+    t = (step % length + 1) / length
+    if t <= 0.5:
+        return (1 - 2 * t) * start + 2 * t * end
+    return (2 - 2 * t) * end + (2 * t - 1) * start
+
+
 def textbook_cyclical(step, start, end, length):
     i = step + 1
     t = ((i - 1) % length + 1) / length
@@ -71,6 +78,14 @@ CASES = {
     "Exponential": (rates.Exponential(0.4, 0.5, 10), lambda t: 0.4 * 0.5 ** (t / 10)),
     "Exponential slow": (rates.Exponential(0.4, 0.99999), lambda t: 0.4 * 0.99999**t),
     "Cyclical": (rates.Cyclical(0.5, 0.01, 7), lambda t: textbook_cyclical(t, 0.5, 0.01, 7)),
+    "Triangular": (
+        rates.Triangular(0.5, 0.01, 8),
+        lambda t: textbook_triangular(t, 0.5, 0.01, 8),
+    ),
+    "Triangular two": (
+        rates.Triangular(0.5, 0.01, 2),
+        lambda t: textbook_triangular(t, 0.5, 0.01, 2),
+    ),
     "Cyclical one": (rates.Cyclical(0.5, 0.01, 1), lambda t: textbook_cyclical(t, 0.5, 0.01, 1)),
     "Piecewise": (
         rates.Piecewise([10, 11, 1000], [0.4, 0.3, 0.0, 0.1]),
@@ -165,6 +180,15 @@ def test_boundaries_take_effect_at_their_step():
     assert wsd(6) == pytest.approx(0.15)  # √¼ of the way after a quarter of the decay
 
 
+def test_fge_cycles_are_lowest_in_their_middle():
+    rate = rates.Triangular(start=0.05, end=0.01, length=6)
+    values = rate(np.arange(18))
+    middles = np.arange(3, 18, 6)  # numbers of updates made when the models are collected
+    assert np.all(values[middles - 1] == 0.01)
+    assert np.sum(values == 0.01) == 3
+    assert np.all(values[5::6] == 0.05)  # the last update of a cycle is back at the top
+
+
 def test_swa_cycles_end_on_the_low_rate():
     """Claim S2: models are collected at cycle ends, after the updates at the low rate."""
     rate = rates.Cyclical(start=0.05, end=0.01, length=5)
@@ -213,6 +237,7 @@ leaf = st.one_of(
     st.builds(rates.InverseTime, level, count),
     st.builds(rates.Exponential, level, st.floats(1e-6, 1.0), count),
     st.builds(rates.Cyclical, level, level, count),
+    st.builds(rates.Triangular, level, level, count.map(lambda n: 2 * n)),
     st.builds(rates.Table, st.lists(level, min_size=1, max_size=5)),
 )
 
@@ -249,6 +274,7 @@ def test_ramps_stay_between_their_ends(start, end, steps, step):
         rates.Cosine(start, steps, end),
         rates.OneMinusSqrt(start, 3, steps, end),
         rates.Cyclical(start, end, steps),
+        rates.Triangular(start, end, 2 * steps),
     ):
         assert low * (1 - 1e-14) <= rate(step) <= high * (1 + 1e-14)
 
@@ -269,6 +295,8 @@ def test_ramps_stay_between_their_ends(start, end, steps, step):
         (lambda: rates.Exponential(0.1, 1.5), r"`factor` must lie in \(0, 1\].*factor=1.5"),
         (lambda: rates.Exponential(0.1, 0.0), r"factor=0.0"),
         (lambda: rates.Cyclical(0.1, 0.1, 0), r"length=0"),
+        (lambda: rates.Triangular(0.1, 0.1, 1), r"length=1"),
+        (lambda: rates.Triangular(0.1, 0.1, 7), r"`length` must be even.*7"),
         (lambda: rates.Piecewise([3, 3], [1, 2, 3]), r"strictly increasing.*\[3, 3\]"),
         (lambda: rates.Piecewise([0], [1, 2]), r"strictly increasing.*\[0\]"),
         (lambda: rates.Piecewise([1.5], [1, 2]), r"strictly increasing.*\[1.5\]"),

@@ -21,6 +21,7 @@ RATES = [
     rates.Exponential(0.4, 0.99999),
     rates.Cyclical(0.5, 0.01, 7),
     rates.Cyclical(0.5, 0.01, 1),
+    rates.Triangular(0.5, 0.01, 6),
     rates.Piecewise([10, 11, 1000, 16_777_217], [0.4, 0.3, 0.0, 0.1, 0.2]),
     rates.Piecewise([], [0.4]),
     rates.Table([0.4, 0.1, 0.2]),

@@ -56,6 +56,7 @@ __all__ = [
     "Scaled",
     "Sequence",
     "Table",
+    "Triangular",
     "Warmup",
     "as_array",
     "as_rate",
@@ -386,6 +387,42 @@ class Cyclical(Rate):
 
 
 @dataclasses.dataclass(frozen=True)
+class Triangular(Rate):
+    r"""FGE's cyclical rate: in each cycle of `length` updates down to `end` and up again.
+
+    With iterations i = step + 1 and :math:`t = (\mathrm{mod}(i-1, c) + 1)/c` the rate is
+    :math:`(1-2t)\alpha_1 + 2t\alpha_2` up to t = 1/2 and then
+    :math:`(2-2t)\alpha_2 + (2t-1)\alpha_1` (Garipov et al. 2018, arXiv 1802.10026),
+    α₁ = `start`, α₂ = `end`, c = `length`, which must be even.  The rate is `end` exactly in
+    the middle of each cycle; the models to collect are :math:`\theta_{c/2 + kc}`,
+    which those updates make (`SnapshotRecorder(start=c // 2, every=c)`).
+
+    Raises:
+        ValueError: if a rate is negative or not finite, or `length` is odd or below 2.
+
+    >>> Triangular(start=0.5, end=0.1, length=4)(np.arange(5)).round(3)
+    array([0.3, 0.1, 0.3, 0.5, 0.3])
+    """
+
+    start: float
+    end: float
+    length: int
+
+    def __post_init__(self) -> None:
+        self._check(length=2)
+        if self.length % 2:
+            raise ValueError(
+                f"`length` must be even, so that a cycle has a middle. Received: {self.length!r}"
+            )
+
+    def value(self, step: Any, xp: Any, dtype: str) -> Any:
+        place = xp.mod(step, self.length) + 1
+        half = self.length // 2
+        away, near = _progress(xp.abs(place - half), half, xp, dtype)
+        return self.start * away + self.end * near
+
+
+@dataclasses.dataclass(frozen=True)
 class Piecewise(Rate):
     """Constant pieces: `values[i]` from step `boundaries[i-1]` on, `values[0]` before.
 
@@ -557,6 +594,7 @@ RATES: dict[str, type[Rate]] = {
         Constant,
         Cosine,
         Cyclical,
+        Triangular,
         Exponential,
         InverseTime,
         Linear,

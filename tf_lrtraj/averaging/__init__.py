@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what a type checker, and a reader, sees
     from tf_lrtraj.averaging.borrowing import borrow, save_model
     from tf_lrtraj.averaging.callback import WeightAveraging, check_averages
+    from tf_lrtraj.averaging.ensembles import Ensemble, EnsembleResult
     from tf_lrtraj.averaging.post_hoc import average_snapshots, snapshot_weights
     from tf_lrtraj.averaging.recorder import SnapshotRecorder
     from tf_lrtraj.averaging.snapshots import Snapshots
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # what a type checker, and a reader, sees
 
 _MODULES = {
     "AverageState": "state",
+    "Ensemble": "ensembles",
+    "EnsembleResult": "ensembles",
     "SnapshotRecorder": "recorder",
     "Snapshots": "snapshots",
     "WeightAveraging": "callback",
@@ -31,6 +34,8 @@ _MODULES = {
 
 __all__ = [
     "AverageState",
+    "Ensemble",
+    "EnsembleResult",
     "SnapshotRecorder",
     "Snapshots",
     "WeightAveraging",
