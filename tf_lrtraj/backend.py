@@ -19,7 +19,6 @@ from typing import Any
 import keras
 import numpy as np
 
-
 # XLA makes one pass over the weights where TensorFlow makes one per operation, but compiling
 # takes it some 50 ms per variable and average.  What fits into a cache gains nothing.
 XLA_FROM = 1 << 20
@@ -235,10 +234,10 @@ def compiled_update(
     """Makes a fast version of a function that writes variables living beside `model`'s.
 
     On TensorFlow it becomes one graph: on a single device compiled by XLA, from
-    `XLA_FROM` numbers on, and otherwise run on every replica of the model's strategy.  On JAX it becomes
-    a compiled pure function of the variables' values, whose old ones are
-    donated (their memory is used again); on torch it runs eagerly, without
-    gradients.
+    `XLA_FROM` numbers on, and otherwise run on every replica of the model's
+    strategy.  On JAX it becomes a compiled pure function of the variables'
+    values, whose old ones are donated (their memory is used again); on torch
+    it runs eagerly, without gradients.
 
     Args:
         function: takes arrays, reads and writes Keras variables, returns nothing.
