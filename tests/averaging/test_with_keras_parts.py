@@ -642,6 +642,7 @@ def test_an_average_before_training_is_the_initial_weights():
     averaging = averaging_of()
     model = network()
     averaging.set_model(model)
+    assert averaging.evaluate(VALIDATION)["ema"]["loss"] > 0
     assert_same(averaging.get_average("ema"), numpy_of(model.trainable_variables))
     # Weights loaded after that are where the training, and the averages, begin.
     model.set_weights([w + 1 for w in model.get_weights()])

@@ -439,9 +439,8 @@ class WeightAveraging(keras.callbacks.Callback):
                 is trained inside the block.
             KeyError: for an unknown name.
         """
+        self._require_state()
         model = self.model
-        if model is None:
-            self._require_state()
         self._refuse_other_threads(name)
         with claim(model, f"the average {name!r}"), lend(model, *self._weights(name)):
             yield model
