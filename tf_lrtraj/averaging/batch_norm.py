@@ -163,7 +163,9 @@ def _listening(layers: Sequence[Any]) -> Iterator[dict[int, list[Moments]]]:
 
 def _moments(inputs: Any, axis: int, mask: Any) -> Moments:
     """Number of elements, mean and variance per channel, in float32 or wider."""
-    dtype = keras.backend.result_type(inputs.dtype, "float32")
+    # Keras' own promotion rules would make float32 of float64.
+    wide = keras.backend.standardize_dtype(inputs.dtype) == "float64"
+    dtype = "float64" if wide else "float32"
     inputs = ops.cast(inputs, dtype)
     axes = [i for i in range(len(inputs.shape)) if i != axis % len(inputs.shape)]
     shape = ops.shape(inputs)

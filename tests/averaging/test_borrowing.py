@@ -1,0 +1,194 @@
+"""A model is lent to one at a time, and comes back to the bit."""
+
+import gc
+import threading
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+from tf_lrtraj import WeightAveraging, backend, kernels
+from tf_lrtraj.averaging.borrowing import borrow, holder_of
+
+INPUTS = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+LABELS = INPUTS[:, :1]
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+def trained(*callbacks):
+    model = network()
+    model.fit(INPUTS, LABELS, batch_size=8, verbose=0, callbacks=list(callbacks))
+    return model
+
+
+def averaging():
+    return WeightAveraging({"ema": kernels.Exponential(0.5), "swa": kernels.Uniform()})
+
+
+def bits(model):
+    variables = [*model.variables, *model.metrics_variables]
+    return [a.tobytes() for a in backend.to_numpy(backend.values(variables))]
+
+
+def test_two_callbacks_cannot_hold_one_model_at_once():
+    first, second = averaging(), averaging()
+    model = trained(first, second)
+    before = bits(model)
+    message = "already holds the average 'ema', borrowed in thread 'MainThread'"
+    with first.borrowed("ema"):
+        inside = bits(model)
+        with pytest.raises(RuntimeError, match=message), second.borrowed("swa"):
+            raise AssertionError("not reached")
+        for call in (
+            lambda: second.evaluate((INPUTS, LABELS)),
+            lambda: second.save("swa", "never.keras"),
+            second.update,
+        ):
+            with pytest.raises(RuntimeError, match="holds the average 'ema'"):
+                call()
+        assert bits(model) == inside  # a refusal changes nothing
+    assert bits(model) == before
+    with second.borrowed("swa"):
+        pass
+
+
+def test_a_state_is_not_started_from_borrowed_weights():
+    first = averaging()
+    model = trained(first)
+    late = averaging()
+    late.set_model(model)
+    with first.borrowed("ema"), pytest.raises(RuntimeError, match="cannot be averaged"):
+        late.get_average("ema")
+    for own, raw in zip(late.get_average("ema"), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(own, raw)
+
+
+def test_another_thread_is_refused_while_the_model_is_lent():
+    first = averaging()
+    model = trained(first)
+    errors = []
+
+    def other():
+        try:
+            with first.borrowed("swa"):
+                pass
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    with first.borrowed("ema"):
+        inside = bits(model)
+        thread = threading.Thread(target=other, name="evaluator")
+        thread.start()
+        thread.join()
+        assert bits(model) == inside
+    assert len(errors) == 1
+    assert "holds the average 'ema', borrowed in thread 'MainThread'" in errors[0]
+    assert "'evaluator'" in errors[0]
+
+
+def test_another_thread_is_refused_while_the_model_trains():
+    first = averaging()
+    errors = []
+
+    class Elsewhere(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            def other():
+                try:
+                    with first.borrowed("ema"):
+                        pass
+                except RuntimeError as error:
+                    errors.append(str(error))
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+
+    trained(first, Elsewhere())
+    assert len(errors) == 2
+    assert "thread 'MainThread' is training the model" in errors[0]
+
+
+@pytest.mark.parametrize("train", ["fit", "train_on_batch"])
+def test_training_is_refused_before_a_weight_moves(train):
+    first = averaging()
+    model = trained(first)
+    before = bits(model)
+    with first.borrowed("ema"):
+        inside = bits(model)
+        with pytest.raises(RuntimeError, match=r"holds the average 'ema'.*before training"):
+            getattr(model, train)(INPUTS, LABELS)
+        assert bits(model) == inside
+    assert bits(model) == before
+    model.fit(INPUTS, LABELS, verbose=0)  # and is possible again
+
+
+def test_steps_of_a_custom_loop_are_noticed():
+    first = averaging()
+    model = trained(first)
+    before = bits(keras.Sequential(model.layers))
+    with (
+        pytest.raises(RuntimeError, match="made steps while the model held the average 'ema'"),
+        first.borrowed("ema"),
+    ):
+        model.optimizer.apply(
+            [keras.ops.ones(v.shape) for v in model.trainable_variables],
+            model.trainable_variables,
+        )
+    assert bits(keras.Sequential(model.layers)) == before
+    assert holder_of(model) is None
+
+
+def test_a_block_that_is_dropped_gives_the_model_back():
+    first = averaging()
+    model = trained(first)
+    before = bits(model)
+    block = first.borrowed("ema")
+    block.__enter__()
+    assert holder_of(model) is not None
+    del block
+    gc.collect()
+    assert bits(model) == before
+    assert holder_of(model) is None
+
+
+def test_models_and_averages_can_be_deleted():
+    first = averaging()
+    model = trained(first)
+    with first.borrowed("ema"):
+        pass
+    watched = weakref.ref(first.state)
+    del first
+    gc.collect()
+    assert watched() is None
+    model.predict(INPUTS, verbose=0)
+
+
+def test_borrowing_without_an_optimizer():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    before = bits(model)
+    ones = [np.ones(v.shape, np.float32) for v in model.trainable_variables]
+    with (
+        borrow(model, ones, []),
+        pytest.raises(RuntimeError, match="already holds other weights"),
+        borrow(model, ones, [], "mine"),
+    ):
+        pass
+    assert bits(model) == before
+
+
+def test_a_model_saved_while_it_is_lent_is_a_whole_model(tmp_path):
+    first = averaging()
+    model = trained(first)
+    first.save("ema", tmp_path / "ema.keras")
+    loaded = keras.saving.load_model(tmp_path / "ema.keras")
+    for own, average in zip(loaded.get_weights(), first.get_average("ema"), strict=True):
+        np.testing.assert_array_equal(own, average)
+    loaded.fit(INPUTS, LABELS, verbose=0)
+    assert holder_of(model) is None
