@@ -1,0 +1,299 @@
+"""Averages here against those of other tools, on the same trajectory; docs/migration.md runs."""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tf_lrtraj import WeightAveraging, kernels, rates
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "migration.md"
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(64, 5)).astype(np.float32)
+Y = (X @ RNG.normal(size=(5, 1))).astype(np.float32)
+# A trajectory that other tools can be led along: 25 iterates of a matrix and a vector.
+STEPS = 24
+PATH = [
+    [matrix.astype(np.float32), vector.astype(np.float32)]
+    for matrix, vector in zip(
+        RNG.normal(size=(STEPS + 1, 5, 2)).cumsum(0),
+        RNG.normal(size=(STEPS + 1, 2)).cumsum(0),
+        strict=True,
+    )
+]
+
+
+def numpy_of(variables):
+    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+
+
+def assert_close(actual, expected, tolerance=2e-6):
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def ours(kernel, path=PATH):
+    """The average `WeightAveraging` keeps of a model that is led along `path`."""
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)])
+    model.set_weights(path[0])
+    averaging = WeightAveraging({"it": kernel})
+    averaging.set_model(model)
+    averaging.get_average("it")
+    for weights in path[1:]:
+        model.set_weights(weights)
+        averaging.update()
+    return averaging.get_average("it")
+
+
+# Keras --------------------------------------------------------------------------------------
+
+
+def network(**options):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(4, activation="tanh")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9, **options), "mse")
+    return model
+
+
+def test_keras_use_ema_and_swap_ema_weights():
+    model = network(use_ema=True, ema_momentum=0.9)
+    averaging = WeightAveraging(
+        {"ema": kernels.Exponential(0.9, start=1)}, "copy", validation_data=(X[:20], Y[:20])
+    )
+    history = model.fit(
+        X,
+        Y,
+        batch_size=16,
+        epochs=3,
+        verbose=0,
+        validation_data=(X[:20], Y[:20]),
+        callbacks=[averaging, keras.callbacks.SwapEMAWeights()],
+    ).history
+    assert history["val_ema_loss"] == pytest.approx(history["val_loss"], rel=1e-5)
+    # Keras leaves its average in the model.
+    assert_close(averaging.get_average("ema"), numpy_of(model.trainable_variables))
+
+
+# TensorFlow Addons, by its published source ---------------------------------------------------
+# (tensorflow/addons, tensorflow_addons/optimizers/moving_average.py and
+# stochastic_weight_averaging.py; `iterations` is still T-1 while the update that makes θ_T runs).
+
+
+def addons_moving_average(decay, start_step, dynamic):
+    average = PATH[0]
+    for step, weights in enumerate(PATH[1:]):
+        now = min(decay, (1 + step - start_step) / (10 + step - start_step)) if dynamic else decay
+        now = 0.0 if step < start_step else now
+        average = [now * a + (1 - now) * w for a, w in zip(average, weights, strict=True)]
+    return average
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_addons_moving_average(start, dynamic):
+    kernel = kernels.Exponential(0.8, start=start, warmup=9 if dynamic else 0)
+    assert_close(ours(kernel), addons_moving_average(0.8, start, dynamic))
+    other = kernels.Exponential(0.8, start=start + 1, warmup=kernel.warmup)
+    assert np.abs(ours(other)[0] - ours(kernel)[0]).max() > 1e-3  # one step apart shows
+
+
+@pytest.mark.parametrize(("start", "period"), [(0, 1), (4, 3), (5, 10)])
+def test_addons_swa(start, period):
+    average = [np.zeros_like(value) for value in PATH[0]]
+    for iterations, weights in enumerate(PATH[1:]):
+        snapshots = max(0, (iterations - start) // period)
+        if iterations >= start and start + snapshots * period == iterations:
+            average = [
+                (a * snapshots + w) / (snapshots + 1) for a, w in zip(average, weights, strict=True)
+            ]
+    assert_close(ours(kernels.Uniform(start=start + 1, every=period)), average)
+
+
+# torch --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def led_along(torch, averaged, module, updated_after):
+    """Leads a torch module along the path, updating `averaged` after the given steps."""
+    for step, weights in enumerate(PATH):
+        with torch.no_grad():
+            module.weight.copy_(torch.tensor(weights[0].T))
+            module.bias.copy_(torch.tensor(weights[1]))
+        if step in updated_after:
+            averaged.update_parameters(module)
+    inner = averaged.module
+    return [inner.weight.detach().cpu().numpy().T, inner.bias.detach().cpu().numpy()]
+
+
+@pytest.mark.parametrize(("start", "every"), [(1, 1), (6, 1), (4, 4), (3, 5)])
+def test_torch_averaged_model(torch, start, every):
+    from torch.optim import swa_utils
+
+    updated_after = set(range(start, STEPS + 1, every))
+    for kernel, options in (
+        (kernels.Uniform(start, every), {}),
+        (
+            kernels.Exponential(0.7, start=start, every=every),
+            {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.7)},
+        ),
+    ):
+        module = torch.nn.Linear(5, 2, device="cpu")
+        averaged = swa_utils.AveragedModel(module, **options)
+        assert_close(ours(kernel), led_along(torch, averaged, module, updated_after))
+
+
+def test_torch_update_bn(torch):
+    from torch.optim import swa_utils
+
+    norm = torch.nn.BatchNorm1d(5, device="cpu")
+    batches = np.split(X * np.linspace(0.5, 2, 64, dtype=np.float32)[:, None], 4)
+    swa_utils.update_bn([torch.tensor(batch) for batch in batches], norm)
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(inputs))
+    averaging = WeightAveraging({"it": kernels.Uniform()}, batch_norm_data=batches)
+    averaging.set_model(model)
+    with averaging.borrowed("it"):
+        _, _, mean, variance = numpy_of(model.layers[1].weights)
+    whole = np.concatenate(batches).astype(np.float64)
+    assert_close([mean, variance], [whole.mean(0), whole.var(0)])
+    assert_close([norm.running_mean.numpy()], [mean])  # batches of one size
+    unbiased = np.mean([batch.var(0, ddof=1) for batch in batches], axis=0)
+    assert_close([norm.running_var.numpy()], [unbiased])
+    assert np.abs(unbiased / variance - 1).max() > 0.02
+
+
+def test_torch_swalr(torch):
+    names = {"keras": keras}
+    block = next(block for block in blocks() if "swa_lr" in block)
+    exec(block, names)
+    parameter = torch.nn.Parameter(torch.zeros(1, device="cpu"))
+    optimizer = torch.optim.SGD([parameter], lr=names["base"])
+    scheduler = torch.optim.swa_utils.SWALR(
+        optimizer, swa_lr=names["swa_lr"], anneal_epochs=names["epochs"], anneal_strategy="linear"
+    )
+    expected = []
+    for epoch in range(20):
+        expected += [optimizer.param_groups[0]["lr"]] * names["steps_per_epoch"]
+        optimizer.step()
+        if epoch >= names["first"] - 1:
+            scheduler.step()
+    table = rates.Piecewise(names["boundaries"], names["values"])(np.arange(len(expected)))
+    np.testing.assert_allclose(table, expected, rtol=1e-12)
+    schedule = names["optimizer"]._learning_rate
+    assert float(schedule(50)) == pytest.approx(expected[50])
+
+
+# Lightning ----------------------------------------------------------------------------------
+
+
+def lightning_run(callback, epochs=4):
+    """A run of Lightning: (the weights it ends with, every iterate as [matrix, vector])."""
+    torch = pytest.importorskip("torch")
+    pl = pytest.importorskip("lightning.pytorch")
+    iterates = []
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 2)
+            self.keep()
+
+        def keep(self):
+            with torch.no_grad():
+                iterates.append(
+                    [self.layer.weight.numpy().T.copy(), self.layer.bias.numpy().copy()]
+                )
+
+        def training_step(self, batch, index):
+            return (self.layer(batch[0]) ** 2).mean() + self.layer.bias.sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def optimizer_step(self, *args, **kwargs):
+            super().optimizer_step(*args, **kwargs)
+            self.keep()
+
+    torch.manual_seed(0)
+    module = Module()
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.tensor(X)), batch_size=16
+    )
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    final = [module.layer.weight.detach().numpy().T, module.layer.bias.detach().numpy()]
+    assert len(iterates) == epochs * 4 + 1
+    return final, iterates
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("options", "start", "every"),
+    [
+        ({}, 1, 1),
+        ({"update_every_n_steps": 3}, 1, 3),
+        ({"update_every_n_steps": 3, "update_starting_at_step": 5}, 7, 3),
+    ],
+)
+def test_lightning_ema(options, start, every):
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    final, iterates = lightning_run(callbacks.EMAWeightAveraging(decay=0.8, **options))
+    kernel = kernels.Exponential(0.8, start=start, every=every)
+    assert_close(ours(kernel, iterates), final)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_stochastic_weight_averaging():
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    swa = callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2)
+    final, iterates = lightning_run(swa, epochs=5)
+    steps = 4
+    kernel = kernels.Uniform(start=(2 - 1) * steps, every=steps)
+    assert_close(ours(kernel, iterates[: (5 - 1) * steps + 1]), final)
+    assert np.abs(ours(kernel, iterates)[0] - final[0]).max() > 1e-4
+
+
+# The page -----------------------------------------------------------------------------------
+
+
+def blocks():
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_page_runs_and_its_two_keras_versions_agree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(blocks()) == 6
+    names = {"keras": keras, "x_train": X, "y_train": Y, "x_test": X[:20], "y_test": Y[:20]}
+    for index, block in enumerate(blocks()):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((5,))
+        norm = keras.layers.BatchNormalization()(keras.layers.Dense(3)(inputs))
+        names["model"] = keras.Model(inputs, keras.layers.Dense(1)(norm))
+        initial = numpy_of(names["model"].trainable_variables)
+        exec(block, names)
+        if index == 1:
+            before = names["history_before"].history["val_loss"]
+            assert names["history"].history["val_ema_loss"] == pytest.approx(before, rel=1e-5)
+        if "averaging" in names:
+            averaging = names["averaging"]
+            assert averaging.num_updates in (4, 6, 12)
+            for name in averaging.averages:
+                assert np.abs(averaging.get_average(name)[0] - initial[0]).max() > 1e-4
+    assert (tmp_path / "ema.keras").exists()
