@@ -51,6 +51,8 @@ def slow_sum(snapshots, weights):
 def test_sums_equal_the_slow_twin(tmp_path, encoding, monkeypatch):
     monkeypatch.setattr(post_hoc, "_PIECE", 7)  # several pieces per variable
     monkeypatch.setattr(post_hoc, "_BLOCK", 4)
+    monkeypatch.setattr(post_hoc, "_WARM", 50)
+    monkeypatch.setattr(post_hoc, "_AHEAD", 100)
     snapshots = write(tmp_path, range(0, 60, 5), random_values, encoding=encoding)
     rng = np.random.default_rng(0)
     signed = rng.normal(size=len(snapshots))

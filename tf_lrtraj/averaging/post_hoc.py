@@ -22,12 +22,13 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import queue
+import pathlib
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -50,11 +51,11 @@ __all__ = [
     "snapshot_weights",
 ]
 
-_Item = TypeVar("_Item")
-
-_PIECE = 1 << 18  # numbers read at a time
-_BLOCK = 1 << 14  # numbers worked on at a time: 128 KiB in float64 stay in the cache
-_AHEAD = 4  # pieces that are read while others are added
+_PIECE = 1 << 17  # numbers read at a time: half a MiB stays in the cache from disk to sum
+_BLOCK = 1 << 15  # numbers worked on at a time
+_TOGETHER = 4  # snapshots that are added to the sums at once, which pass memory less often
+_WARM = 1 << 22  # bytes that another thread reads at a time, and
+_AHEAD = 1 << 26  # bytes it may be ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,7 @@ def memory_bytes(snapshots: Snapshots, num_averages: int) -> int:
     Sums are float64; one of them at a time becomes the result's float32.
     """
     width = max(v.read_dtype.itemsize for v in snapshots.variables)
-    pieces = (_AHEAD + 3) * _PIECE * (8 + width)
+    pieces = 2 * _TOGETHER * _PIECE * width + 16 * _BLOCK + _WARM
     return snapshots.num_weights * (8 * num_averages + width) + pieces
 
 
@@ -212,7 +213,7 @@ def combine(
     """Weighted sums of snapshots, in one pass over the files.
 
     Each snapshot that has a weight is read once, front to back, for all averages, while
-    another thread adds up the piece before; sums are float64.
+    another thread brings what follows from the disk into the page cache; sums are float64.
 
     Args:
         snapshots: to read.
@@ -245,36 +246,45 @@ def combine(
     totals = {name: np.zeros(snapshots.num_weights) for name in rows}
     trainable = sum(v.size for v in snapshots.variables if v.role == "trainable")
 
-    def pieces() -> Iterator[tuple[int, np.ndarray]]:
-        for index in read:
-            for piece in snapshots.chunks(int(snapshots.steps[index]), _PIECE):
-                yield index, piece
-
+    groups = [read[low : low + _TOGETHER] for low in range(0, len(read), _TOGETHER)]
+    paths = [[snapshots.path(int(snapshots.steps[i])) for i in group] for group in groups]
+    width = snapshots.nbytes / max(snapshots.num_weights, 1)  # bytes of a value on disk
     bar = tqdm(total=len(read), desc="snapshots", unit="file", disable=None if progress else True)
-    offset = 0
-    with bar:
-        for index, piece in _ahead(pieces()):
-            for name, row in rows.items():
-                if row[index]:
-                    _add(totals[name][offset : offset + piece.size], piece, row[index])
-            if sample is not None and offset < trainable:
-                sample.add(int(snapshots.steps[index]), offset, piece[: trainable - offset])
-            offset += piece.size
-            if offset == snapshots.num_weights:
-                offset = 0
-                bar.update()
+    with bar, _ReadAhead(paths) as ahead:
+        for group in groups:
+            steps = [int(snapshots.steps[i]) for i in group]
+            offset = 0
+            streams = [snapshots.chunks(step, _PIECE) for step in steps]
+            for pieces in zip(*streams, strict=True):
+                size = pieces[0].size
+                for name, row in rows.items():
+                    _add(totals[name][offset : offset + size], pieces, row[group])
+                if sample is not None and offset < trainable:
+                    for step, piece in zip(steps, pieces, strict=True):
+                        sample.add(step, offset, piece[: trainable - offset])
+                offset += size
+                ahead.used(len(group) * size * width)
+            bar.update(len(group))
     return {name: _split(snapshots, totals.pop(name)) for name in list(totals)}
 
 
-def _add(total: np.ndarray, piece: np.ndarray, weight: float) -> None:
-    """`total += weight * piece` in float64, block by block within the cache."""
-    scratch = np.empty(min(_BLOCK, piece.size))
-    for low in range(0, piece.size, _BLOCK):
-        part = piece[low : low + _BLOCK]
-        scaled = scratch[: part.size]
-        np.copyto(scaled, part)
-        scaled *= weight
-        total[low : low + part.size] += scaled
+def _add(total: np.ndarray, pieces: Sequence[np.ndarray], weights: np.ndarray) -> None:
+    """`total += Σ weights_i pieces_i` in float64, block by block within the cache."""
+    used = [(p, w) for p, w in zip(pieces, weights.tolist(), strict=True) if w]
+    if not used:
+        return
+    block = min(_BLOCK, total.size)
+    summed, scaled = np.empty(block), np.empty(block)
+    for low in range(0, total.size, _BLOCK):
+        part = total[low : low + _BLOCK]
+        one, other = summed[: part.size], scaled[: part.size]
+        for index, (piece, weight) in enumerate(used):
+            into = other if index else one
+            np.copyto(into, piece[low : low + _BLOCK])
+            into *= weight
+            if index:
+                one += other
+        part += one
 
 
 def _split(snapshots: Snapshots, flat: np.ndarray) -> list[np.ndarray]:
@@ -287,43 +297,57 @@ def _split(snapshots: Snapshots, flat: np.ndarray) -> list[np.ndarray]:
     return arrays
 
 
-def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """Yields what `items` yields, fetched by another thread a little ahead."""
-    ready: queue.Queue[Any] = queue.Queue(_AHEAD)
-    stop = threading.Event()
-    end = object()
+class _ReadAhead:
+    """Brings files into the page cache, in another thread, a little ahead of whoever reads them.
 
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    The thread reads into one buffer and throws it away: system calls of megabytes, during
+    which Python's lock is free.  Handing arrays from thread to thread costs more than it gains.
+    """
 
-    def work() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
+    def __init__(self, groups: Sequence[Sequence[pathlib.Path]]) -> None:
+        self._groups = [list(group) for group in groups]  # files of a group are read abreast
+        self._used = 0.0
+        self._stop = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> _ReadAhead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with self._changed:
+            self._stop = True
+            self._changed.notify()
+        self._thread.join()
+
+    def used(self, size: float) -> None:
+        """The reader has come `size` bytes further."""
+        with self._changed:
+            self._used += size
+            self._changed.notify()
+
+    def _work(self) -> None:
+        buffer = memoryview(bytearray(_WARM))
+        fetched = 0
+        for group in self._groups:
+            with contextlib.ExitStack() as stack:
+                try:
+                    files = [stack.enter_context(open(p, "rb", buffering=0)) for p in group]
+                except OSError:  # the reader will find the same, and say it
                     return
-            put((end, None))
-        except BaseException as error:  # handed to the reader, whatever it is
-            put((end, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+                while files:
+                    for file in list(files):
+                        with self._changed:
+                            self._changed.wait_for(
+                                lambda: self._stop or fetched - self._used < _AHEAD  # noqa: B023
+                            )
+                        if self._stop:
+                            return
+                        count = file.readinto(buffer) or 0
+                        fetched += count
+                        if count < _WARM:  # the end of the file
+                            files.remove(file)
 
 
 # --- Averages with their errors -----------------------------------------------------------
