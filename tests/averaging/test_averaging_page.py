@@ -42,7 +42,10 @@ def test_the_code_runs(tmp_path, monkeypatch):
     names = {
         "keras": keras,
         "model": model,
-        **{"x_train": x, "y_train": y, "x_test": x[:64], "y_test": y[:64]},
+        "x_train": x,
+        "y_train": y,
+        "x_test": x[:64],
+        "y_test": y[:64],
     }
     exec(block, names)
     history = names["history"].history
