@@ -67,6 +67,18 @@ def values(variables: Sequence[Any]) -> list[Any]:
     return [variable.value for variable in variables]
 
 
+def iterations(model: Any) -> int:
+    """How often the model's optimizer has moved its weights; 0 without an optimizer."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return 0
+    count = optimizer.iterations  # with gradient accumulation a tensor, otherwise a variable
+    if isinstance(count, keras.Variable):
+        # A variable of several replicas cannot be made an integer directly.
+        count = values([count])[0]
+    return int(to_numpy([count])[0])
+
+
 def to_numpy(arrays: Sequence[Any]) -> list[np.ndarray]:
     """Host copies of backend tensors."""
     return [np.array(keras.ops.convert_to_numpy(array)) for array in arrays]
@@ -91,13 +103,16 @@ def assign_row(variable: Any, index: Any, row: Any) -> None:
     if name() == "tensorflow":
         import tensorflow as tf
 
-        # The raw operation takes the replica's own handle, so it also serves
-        # distributed variables, whose scatter methods do not.
-        tf.raw_ops.ResourceScatterUpdate(
-            resource=variable.value.handle,
-            indices=tf.reshape(tf.cast(index, tf.int32), [1]),
-            updates=tf.expand_dims(row, 0),
-        )
+        # The raw operation takes a handle, so it also serves distributed variables, whose
+        # scatter methods do not: on a replica its own copy, elsewhere all of them.
+        on_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+        copies = (() if on_replica else _replicas(variable)) or (variable.value,)
+        for copy in copies:
+            tf.raw_ops.ResourceScatterUpdate(
+                resource=copy.handle,
+                indices=tf.reshape(tf.cast(index, tf.int32), [1]),
+                updates=tf.expand_dims(row, 0),
+            )
     elif name() == "torch":
         variable.value.detach()[int(index)] = row.detach()
     else:

@@ -45,7 +45,7 @@ def claim(model: Any, what: str) -> Iterator[None]:
                 "A model is lent to one at a time: leave that `with` block first."
             )
         _holders[model] = f"{what}, borrowed in thread {thread!r}"
-    before = _iterations(model)
+    before = backend.iterations(model)
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise RuntimeError(
@@ -61,17 +61,12 @@ def claim(model: Any, what: str) -> Iterator[None]:
         del model.make_train_function
         with _lock:
             del _holders[model]
-    if _iterations(model) != before:
+    if backend.iterations(model) != before:
         raise RuntimeError(
             f"The optimizer made steps while the model held {what}. They moved the borrowed "
             "weights and are lost; the model has its own weights back, but its optimizer's state "
             "has moved on."
         )
-
-
-def _iterations(model: Any) -> int:
-    optimizer = getattr(model, "optimizer", None)
-    return 0 if optimizer is None else int(optimizer.iterations)
 
 
 @contextlib.contextmanager

@@ -216,8 +216,7 @@ class WeightAveraging(keras.callbacks.Callback):
 
     def _iterations(self) -> int:
         """How often the optimizer has moved the weights; 0 without one."""
-        optimizer = getattr(self.model, "optimizer", None)
-        return 0 if optimizer is None else int(optimizer.iterations)
+        return backend.iterations(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._begin()

@@ -1,0 +1,307 @@
+"""Averages under `tf.distribute`: in `fit`, in custom loops, and on several workers."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from tf_lrtraj import WeightAveraging, backend, kernels
+from tf_lrtraj.averaging import AverageState
+from tf_lrtraj.averaging import batch_norm as bn
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("tf.distribute is TensorFlow's", allow_module_level=True)
+
+import tensorflow as tf
+
+RNG = np.random.default_rng(0)
+INPUTS = (RNG.normal(size=(64, 4)) * 2 + 1).astype(np.float32)
+LABELS = INPUTS[:, :1] - INPUTS[:, 1:2] ** 2
+AVERAGES = {
+    "ema": kernels.Exponential(0.8, start=1),
+    "swa": kernels.Uniform(start=2, every=2),
+    "two_point": kernels.TwoPoint(3),
+    "signed": kernels.Custom([1.5, 0.0, -0.5]),
+}
+
+
+@pytest.fixture(scope="module", params=["one_device", "mirrored"])
+def strategy(request):
+    if request.param == "one_device":
+        return tf.distribute.OneDeviceStrategy("/cpu:0")
+    from tf_lrtraj.training.strategies import make_strategy
+
+    return make_strategy("mirrored", num_devices=2)
+
+
+def network(synchronized=True):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(5, use_bias=False)(inputs)
+    x = keras.layers.BatchNormalization(momentum=0.8, synchronized=synchronized)(x)
+    x = keras.layers.Dense(3, activation="tanh")(x)
+    x = keras.layers.BatchNormalization(momentum=0.8, synchronized=synchronized)(x)
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dropout(0.0)(x)))
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", metrics=["mae"])
+    return model
+
+
+def numpy(variables):
+    return backend.to_numpy(backend.values(variables))
+
+
+def every_replica(variables):
+    """The bits of each replica's own copy."""
+    return [
+        part.numpy().tobytes()
+        for variable in variables
+        for part in (getattr(variable.value, "values", None) or [variable.value])
+    ]
+
+
+class Iterates(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def on_train_begin(self, logs=None):
+        self.values.append(numpy(self.model.trainable_variables))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.values.append(numpy(self.model.trainable_variables))
+
+
+def expected(kernel, iterates):
+    weights = kernel.weights(len(iterates) - 1)
+    return [
+        sum(w * value[i].astype(np.float64) for w, value in zip(weights, iterates, strict=True))
+        for i in range(len(iterates[0]))
+    ]
+
+
+def assert_follow(averaging, iterates):
+    for name, kernel in AVERAGES.items():
+        for actual, exact in zip(
+            averaging.get_average(name), expected(kernel, iterates), strict=True
+        ):
+            np.testing.assert_allclose(actual, exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def fitted(strategy):
+    with strategy.scope():
+        model = network()
+    averaging, iterates = (
+        WeightAveraging(AVERAGES, batch_norm_data=INPUTS, batch_size=32),
+        Iterates(),
+    )
+    model.fit(
+        INPUTS, LABELS, batch_size=16, epochs=2, shuffle=False, verbose=0,
+        callbacks=[averaging, iterates],
+    )  # fmt: skip
+    return model, averaging, iterates.values
+
+
+def test_fit(fitted):
+    _, averaging, iterates = fitted
+    assert averaging.num_updates == 8
+    assert_follow(averaging, iterates)
+
+
+def test_every_replica_holds_the_same_average(fitted, strategy):
+    _, averaging, _ = fitted
+    for variable in averaging.state.variables:
+        copies = {
+            part.numpy().tobytes() for part in strategy.experimental_local_results(variable.value)
+        }
+        assert len(copies) == 1
+    if strategy.num_replicas_in_sync == 2:
+        assert len(every_replica(averaging.state.variables)) == 2 * len(averaging.state.variables)
+
+
+def test_an_update_communicates_nothing(fitted):
+    _, averaging, _ = fitted
+    row = {k: tf.convert_to_tensor(v[0]) for k, v in averaging.state.plan(9, 1).items()}
+    graph = averaging._update.get_concrete_function(row).graph.as_graph_def()
+    operations = {node.op for node in graph.node}
+    operations |= {node.op for function in graph.library.function for node in function.node_def}
+    assert any(name.startswith("AssignVariable") for name in operations)
+    assert not [name for name in operations if "Collective" in name or "Nccl" in name]
+    # What MirroredStrategy adds up by other means is a sum of several tensors.
+    assert not operations & {"AddN", "_Send", "_Recv", "Broadcast"}
+
+
+def test_borrowing_and_evaluating_give_every_replicas_bits_back(fitted):
+    model, averaging, _ = fitted
+    variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    before = every_replica(variables)
+    results = averaging.evaluate((INPUTS, LABELS))
+    with pytest.raises(KeyboardInterrupt), averaging.borrowed("swa"):
+        raise KeyboardInterrupt
+    assert every_replica(variables) == before
+    plain = network()
+    for name in AVERAGES:
+        with averaging.borrowed(name):
+            plain.set_weights(model.get_weights())
+        alone = plain.evaluate(INPUTS, LABELS, verbose=0, return_dict=True)
+        assert results[name] == pytest.approx(alone, rel=1e-5)
+
+
+def test_recomputed_statistics_are_those_of_the_whole_batch(fitted):
+    model, averaging, _ = fitted
+    with averaging.borrowed("ema"):
+        mean, variance = numpy([model.layers[2].moving_mean, model.layers[2].moving_variance])
+    seen = INPUTS.astype(np.float64) @ averaging.get_average("ema")[0]
+    np.testing.assert_allclose(mean, seen.mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(variance, seen.var(0), rtol=2e-6)
+
+
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_recomputing_across_replicas_equals_one_device(strategy, synchronized):
+    with strategy.scope():
+        model = network(synchronized)
+    before = every_replica(model.variables)
+    # 24 + 24 + 13 examples: the last batch is shared unevenly.
+    data = tf.data.Dataset.from_tensor_slices((INPUTS[:61], LABELS[:61])).batch(24)
+    trainable = backend.values(model.trainable_variables)
+    rest = backend.values(model.non_trainable_variables)
+    shared = bn.Recompute(model)(
+        trainable,
+        rest,
+        bn.input_batches(strategy.experimental_distribute_dataset(data), 1),
+        distributed=True,
+    )
+    alone = bn.recompute(model, trainable, rest, bn.input_batches(data, 1))
+    entries = bn.find_statistics(model)
+    # Without synchronisation the second layer sees other activations on half a batch.
+    for entry in entries if synchronized or strategy.num_replicas_in_sync == 1 else entries[:1]:
+        for position in (entry.mean, entry.variance):
+            np.testing.assert_allclose(shared[position], alone[position], rtol=3e-5, atol=1e-6)
+    seen = INPUTS[:61].astype(np.float64) @ trainable[0].numpy()
+    np.testing.assert_allclose(shared[entries[0].mean], seen.mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(shared[entries[0].variance], seen.var(0), rtol=2e-6)
+    assert every_replica(model.variables) == before
+
+
+def test_a_distributed_data_set_as_batch_norm_data(fitted, strategy):
+    _, averaging, _ = fitted
+    local = averaging._weights("ema")[1]
+    data = tf.data.Dataset.from_tensor_slices(INPUTS).batch(32)
+    averaging.batch_norm_data = strategy.experimental_distribute_dataset(data)
+    try:
+        shared = averaging._weights("ema")[1]
+    finally:
+        averaging.batch_norm_data = INPUTS
+    for a, b in zip(shared, local, strict=True):
+        if a.dtype.is_floating:
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def custom_loop(strategy, model, plan, inside, after):
+    """Six global batches of 16, the loss summed over replicas."""
+    data = tf.data.Dataset.from_tensor_slices((INPUTS, LABELS)).batch(16).repeat()
+    iterator = iter(strategy.experimental_distribute_dataset(data))
+
+    @tf.function
+    def step(x, y, row):
+        def on_replica(x, y, row):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum((model(x, training=True) - y) ** 2) / 16
+            variables = model.trainable_variables
+            model.optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
+            inside(row)
+
+        strategy.run(on_replica, args=(x, y, row))
+
+    for t in range(6):
+        x, y = next(iterator)
+        step(x, y, {key: tf.constant(value[t]) for key, value in plan.items()})
+        after()
+
+
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_custom_loops(strategy, where):
+    with strategy.scope():
+        model = network()
+        model.optimizer.build(model.trainable_variables)
+    averaging = WeightAveraging(AVERAGES, batch_norm="copy")
+    averaging.set_model(model)
+    averaging.get_average("ema")  # takes up the initial weights
+    with strategy.scope():
+        state = AverageState(model.trainable_variables, AVERAGES)
+    iterates = [numpy(model.trainable_variables)]
+
+    def after():
+        iterates.append(numpy(model.trainable_variables))
+        if where == "outside":
+            averaging.update()
+
+    inside = state.update if where == "inside" else lambda row: None
+    custom_loop(strategy, model, state.plan(1, 6), inside, after)
+    if where == "outside":
+        assert_follow(averaging, iterates)
+        return
+    for name, kernel in AVERAGES.items():
+        actual = backend.to_numpy(state.average(name, 6))
+        for a, e in zip(actual, expected(kernel, iterates), strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6)
+
+
+# Several workers ------------------------------------------------------------------------------
+
+TIME_LIMIT = 240  # seconds; some 20 on an idle machine, most of it TensorFlow's start
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.mark.long
+def test_multi_worker_averages_equal_those_of_one_process(tmp_path):
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    script = pathlib.Path(__file__).with_name("multi_worker_program.py")
+    processes = []
+    for index in (0, 1, None):  # None is the reference: one process with the whole batch
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": "1"}
+        environment.pop("TF_CONFIG", None)
+        if index is not None:
+            environment["TF_CONFIG"] = json.dumps(
+                {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+            )
+        output = tmp_path / f"{index}.npz"
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(script), str(output)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        for process in processes:
+            said, _ = process.communicate(timeout=TIME_LIMIT)
+            assert process.returncode == 0, said[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    first, second, alone = (dict(np.load(tmp_path / f"{i}.npz")) for i in (0, 1, None))
+    assert first.keys() == second.keys() == alone.keys()
+    assert len([key for key in first if key.startswith("ema")]) > 5
+    for key, value in first.items():
+        # Each worker keeps its own copies and none was sent, yet they agree to the bit.
+        assert value.tobytes() == second[key].tobytes(), key
+        np.testing.assert_allclose(value, alone[key], rtol=2e-5, atol=2e-6, err_msg=key)
