@@ -122,7 +122,7 @@ def _measure(
 ) -> dict[str, dict[str, float]]:
     """{name: its measured values}, keys as in a row of the advice."""
     found = losses.measure({c.name: c.weights for c in averages}, description, progress)
-    inner = {"step", "key", "set", "average"}
+    inner = {"step", "key", "set", "average", "seconds"}
     return {n: {k: v for k, v in row.items() if k not in inner} for n, row in found.items()}
 
 

@@ -153,6 +153,7 @@ class MeasuredLosses:
             "key": key,
             "set": self.measurement.name,
             "average": label,
+            "seconds": round(self.seconds[-1], 4),
             **values,
         }
         self._known[key] = row
@@ -162,8 +163,16 @@ class MeasuredLosses:
 
     @property
     def seconds_each(self) -> float | None:
-        """Seconds of a measurement, the first one (which compiles) left out where it can be."""
-        timed = self.seconds[1:] or self.seconds
+        """Seconds of a measurement, the first one (which compiles) left out where it can be.
+
+        Before any is made, those of an earlier process count.
+        """
+        before = [
+            row["seconds"]
+            for row in self._known.values()
+            if row["set"] == self.measurement.name and is_finite(row.get("seconds"))
+        ]
+        timed = self.seconds[1:] or before or self.seconds
         return float(np.median(timed)) if timed else None
 
 
