@@ -1,13 +1,36 @@
 #!/usr/bin/env bash
 # Makes a virtual environment, installs what the tests need, runs lint and tests.
 #
-#   tools/test.sh                  everything but the tests marked long
-#   tools/test.sh -m long          arguments go to pytest
+#   tools/test.sh                     everything but the tests marked long, on three Keras backends
+#   tools/test.sh --tensorflow-only   leave JAX and torch out (also: TF_LRTRAJ_BACKENDS="")
+#   tools/test.sh -m long             arguments go to pytest, which then runs once, on TensorFlow
 #   tools/test.sh tests/theory -x
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-make_environment "${TF_LRTRAJ_VENV:-$root/.venv-test}" "$root[test,lint]"
+# What users import into their own `fit` must run on every backend of Keras.
+across_backends=(tests/averaging tests/test_schedules.py tests/models)
+backends=${TF_LRTRAJ_BACKENDS-jax torch}
+if [[ "${1:-}" == --tensorflow-only ]]; then
+  backends=""
+  shift
+fi
+(($#)) && backends=""
+
+# The extra `torch` would let uv fetch PyTorch's build for GPUs, several GB with its libraries.
+# pip also looks where its configuration points, which may be an index of CPU builds; elsewhere
+# it installs the ordinary wheel.  Any PyTorch that Keras runs on will do.
+TORCH=${TF_LRTRAJ_TORCH:-torch==2.13.0}
+
+extras=test,lint
+[[ " $backends " == *" jax "* ]] && extras=$extras,jax
+make_environment "${TF_LRTRAJ_VENV:-$root/.venv-test}" "$root[$extras]"
+if [[ " $backends " == *" torch "* ]] && ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+  say "installing $TORCH"
+  "$venv/bin/python" -m pip --disable-pip-version-check --quiet install "$TORCH" || fail \
+    "$TORCH cannot be installed for $("$venv/bin/python" --version). Name another by" \
+    "TF_LRTRAJ_TORCH, or leave the stage out: TF_LRTRAJ_BACKENDS=jax $0"
+fi
 paths=()
 for argument in "$@"; do # paths are meant from where the script is called
   [[ -e "$argument" ]] && argument=$(realpath "$argument")
@@ -23,5 +46,14 @@ say "ruff format --check"
 say "mypy"
 "$venv/bin/mypy"
 say "pytest"
-"$venv/bin/python" -m pytest --quiet "${paths[@]}"
+KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet "${paths[@]}"
+if ((!$#)); then
+  say "pytest, two workers"
+  KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet -m long -k multi_worker \
+    tests/averaging/test_strategies.py
+fi
+for backend in $backends; do
+  say "pytest on $backend"
+  KERAS_BACKEND=$backend "$venv/bin/python" -m pytest --quiet "${across_backends[@]}"
+done
 say "all passed in $SECONDS s"

@@ -1,5 +1,7 @@
 """Recomputed batch-norm statistics against moments taken with NumPy."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -82,3 +84,201 @@ def test_no_data_and_unknown_policies_are_errors():
         bn.recompute(model, *values(model), [])
     with pytest.raises(ValueError, match=r"must be one of \['recompute'.*Received.*'refresh'"):
         bn.check_policy("refresh")
+
+
+# Layers out of the ordinary ---------------------------------------------------------------------
+
+
+def close(actual, expected, tolerance=2e-6):
+    actual = np.asarray(ops.convert_to_numpy(ops.cast(actual, "float32")), np.float64)
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def recomputed(model, data, batch_size=5):
+    """(mean, variance) of each batch-norm layer; and checks that nothing in the model moved."""
+    before = all_values(model)
+    streams = random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
+    result = bn.recompute(model, *values(model), bn.input_batches(data, batch_size))
+    assert (random.getstate(), np.random.get_state()[1].tobytes()) == streams  # noqa: NPY002
+    for old, new in zip(before, all_values(model), strict=True):
+        assert old.tobytes() == new.tobytes()
+    return [(result[e.mean], result[e.variance]) for e in bn.find_statistics(model)]
+
+
+VECTORS = np.random.default_rng(2).normal(size=(17, 4)).astype(np.float32) * 2 + 3
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+@pytest.mark.parametrize("parts", [{}, {"scale": False, "center": False}])
+def test_momentum_plays_no_part(momentum, parts):
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.BatchNormalization(momentum=momentum, **parts)]
+    )
+    ((mean, variance),) = recomputed(model, VECTORS)
+    close(mean, VECTORS.astype(np.float64).mean(0))
+    close(variance, VECTORS.astype(np.float64).var(0))
+
+
+def test_a_large_mean_does_not_drown_the_variance():
+    # A second moment minus a squared mean would have nothing left in float32.
+    data = VECTORS * 1e-3 + 100.0
+    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
+    ((_, variance),) = recomputed(model, data)
+    exact = data.astype(np.float64).var(0)
+    # Left is the rounding of the batches' means to float32, a thousandth of what they differ by.
+    np.testing.assert_allclose(ops.convert_to_numpy(variance), exact, rtol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16", "mixed_float16"])
+def test_low_precision_is_measured_in_float32(dtype):
+    policy = keras.DTypePolicy(dtype)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(dtype=policy)])
+    seen = ops.convert_to_numpy(ops.cast(ops.cast(VECTORS, policy.compute_dtype), "float32"))
+    ((mean, variance),) = recomputed(model, VECTORS)
+    tolerance = 2.0**-8 if dtype == "bfloat16" else 2e-6  # what the variables can hold
+    close(mean, seen.astype(np.float64).mean(0), tolerance)
+    close(variance, seen.astype(np.float64).var(0), tolerance)
+
+
+def test_a_layer_called_twice_gets_the_moments_of_all_its_inputs():
+    inputs = keras.Input((4,))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, [norm(inputs), norm(3.0 * inputs + 1.0)])
+    ((mean, variance),) = recomputed(model, VECTORS)
+    seen = np.concatenate([VECTORS, np.float32(3.0) * VECTORS + np.float32(1.0)]).astype(np.float64)
+    close(mean, seen.mean(0))
+    close(variance, seen.var(0), 4e-6)
+
+
+def test_masked_elements_do_not_count():
+    tokens = np.array([[1, 2, 0, 0], [3, 1, 2, 0], [2, 0, 0, 0]])
+    embedding = keras.layers.Embedding(4, 3, mask_zero=True)
+    model = keras.Sequential(
+        [keras.Input((4,), dtype="int32"), embedding, keras.layers.BatchNormalization()]
+    )
+    ((mean, variance),) = recomputed(model, tokens, batch_size=2)
+    table = ops.convert_to_numpy(embedding.embeddings.value).astype(np.float64)
+    seen = table[tokens[tokens > 0]]
+    close(mean, seen.mean(0))
+    close(variance, seen.var(0))
+
+
+def test_another_axis():
+    model = keras.Sequential([keras.Input((3, 4)), keras.layers.BatchNormalization(axis=1)])
+    data = np.random.default_rng(3).normal(size=(7, 3, 4)).astype(np.float32)
+    ((mean, variance),) = recomputed(model, data)
+    close(mean, data.astype(np.float64).mean((0, 2)))
+    close(variance, data.astype(np.float64).var((0, 2)))
+
+
+def test_a_layer_called_in_inference_mode_keeps_its_statistics():
+    class Fixed(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.norm = keras.layers.BatchNormalization(momentum=0.5)
+
+        def build(self, shape):
+            self.norm.build(shape)
+
+        def call(self, inputs):
+            return self.norm(inputs, training=False)
+
+    fixed = Fixed()
+    model = keras.Sequential([keras.Input((4,)), fixed, keras.layers.BatchNormalization()])
+    fixed.norm.moving_mean.assign([1.0, 2.0, 3.0, 4.0])
+    (mean, variance), (free, _) = recomputed(model, VECTORS)
+    close(mean, [1.0, 2.0, 3.0, 4.0])
+    close(variance, np.ones(4))
+    seen = (VECTORS - np.arange(1.0, 5.0)) / np.sqrt(1.0 + fixed.norm.epsilon)
+    close(free, seen.mean(0), 1e-5)
+
+
+def test_batch_renormalisation_normalises_by_the_batch():
+    try:
+        norm = keras.layers.BatchNormalization(renorm=True, name="first")
+    except (TypeError, ValueError):
+        pytest.skip("this Keras has no batch renormalisation")
+    model = keras.Sequential([keras.Input((4,)), norm, keras.layers.BatchNormalization()])
+    norm.renorm_mean.assign(np.full(4, 50.0))  # of other weights: must play no part
+    (mean, variance), (second, _) = recomputed(model, VECTORS, batch_size=17)
+    close(mean, VECTORS.astype(np.float64).mean(0))
+    close(second, np.zeros(4), 1e-5)
+    assert norm.renorm
+    entry = bn.find_statistics(model)[0]
+    replaced = bn.replace(values(model)[1], [entry], [(mean, variance)])
+    close(replaced[entry.stddev], np.sqrt(ops.convert_to_numpy(variance) + norm.epsilon))
+
+
+def test_other_layers_with_statistics_are_left_alone():
+    scaled = keras.layers.Normalization()
+    scaled.adapt(VECTORS)
+    inputs = keras.Input((4,))
+    x = keras.layers.SpectralNormalization(keras.layers.Dense(3))(scaled(inputs))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(x))
+    trainable, rest = values(model)
+    entries = bn.find_statistics(model)
+    result = bn.recompute(model, trainable, rest, [VECTORS])
+    replaced = {p for e in entries for p in (e.mean, e.variance)}
+    for position, (old, new) in enumerate(zip(rest, result, strict=True)):
+        same = np.array_equal(ops.convert_to_numpy(old), ops.convert_to_numpy(new))
+        assert same == (position not in replaced)
+    recomputed(model, VECTORS)
+
+
+def test_random_layers_go_on_from_batch_to_batch():
+    # With one seed for every batch the same places would be dropped in each.
+    inputs = keras.Input((64,))
+    model = keras.Model(
+        inputs, keras.layers.BatchNormalization()(keras.layers.Dropout(0.5, seed=1)(inputs))
+    )
+    ((mean, _),) = recomputed(model, np.ones((40, 64), np.float32), batch_size=1)
+    dropped = ops.convert_to_numpy(mean)
+    assert 0.2 < dropped.min() < dropped.max() < 1.8
+    ((again, _),) = recomputed(model, np.ones((40, 64), np.float32), batch_size=1)
+    np.testing.assert_array_equal(dropped, ops.convert_to_numpy(again))
+
+
+def test_models_without_batch_norm_need_no_data():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.LayerNormalization()])
+    trainable, rest = values(model)
+    assert bn.recompute(model, trainable, rest, []) == rest
+
+
+def test_freezing_a_layer_between_two_uses():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="norm")])
+    recompute = bn.Recompute(model)
+    first = recompute(*values(model), [VECTORS])
+    close(first[0], VECTORS.astype(np.float64).mean(0))
+    model.get_layer("norm").trainable = False
+    kept = recompute(*values(model), [VECTORS])
+    for old, new in zip(backend.values(model.non_trainable_variables), kept, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(old), ops.convert_to_numpy(new))
+
+
+def test_what_data_may_be():
+    def batches(data, limit=None):
+        return [ops.convert_to_numpy(b) for b in bn.input_batches(data, 4, limit)]
+
+    whole = np.arange(10.0)
+    for data in (whole, (whole, -whole), [whole[:4], whole[4:8], whole[8:]]):
+        np.testing.assert_array_equal(np.concatenate(batches(data)), whole)
+    assert [len(b) for b in batches(whole)] == [4, 4, 2]
+    assert [len(b) for b in batches(whole, 1)] == [4]
+    pairs = [(whole[:5], -whole[:5]), (whole[5:], -whole[5:])]
+    np.testing.assert_array_equal(np.concatenate(batches(pairs)), whole)
+    by_name = list(bn.input_batches({"a": whole, "b": -whole}, 4))
+    assert [set(b) for b in by_name] == [{"a", "b"}] * 3
+    np.testing.assert_array_equal(by_name[2]["b"], -whole[8:])
+    with pytest.raises(ValueError, match=r"again and again\. Received an iterator"):
+        bn.check_data(iter([whole]))
+
+
+def test_reading_shuffled_data_leaves_the_global_streams_alone():
+    class Shuffled:
+        def __iter__(self):
+            order = np.random.permutation(len(VECTORS))  # noqa: NPY002
+            random.random()
+            yield VECTORS[order]
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
+    recomputed(model, Shuffled())

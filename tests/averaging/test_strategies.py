@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import runpy
 import socket
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def test_custom_loops(strategy, where):
 
 # Several workers ------------------------------------------------------------------------------
 
-TIME_LIMIT = 240  # seconds; some 20 on an idle machine, most of it TensorFlow's start
+TIME_LIMIT = 300  # seconds for a machine with other work; most of it is TensorFlow's start
 
 
 def free_ports(count):
@@ -273,24 +274,24 @@ def test_multi_worker_averages_equal_those_of_one_process(tmp_path):
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     script = pathlib.Path(__file__).with_name("multi_worker_program.py")
     processes = []
-    for index in (0, 1, None):  # None is the reference: one process with the whole batch
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": "1"}
-        environment.pop("TF_CONFIG", None)
-        if index is not None:
-            environment["TF_CONFIG"] = json.dumps(
-                {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-            )
-        output = tmp_path / f"{index}.npz"
+    for index in range(2):
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(script), str(output)],
-                env=environment,
+                [sys.executable, str(script), str(tmp_path / f"{index}.npz")],
+                env={
+                    **os.environ,
+                    "TF_CONFIG": json.dumps(task),
+                    "CUDA_VISIBLE_DEVICES": "-1",
+                },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
         )
     try:
+        # Meanwhile the reference: the same program here, on whole batches.
+        runpy.run_path(str(script))["main"](tmp_path / "alone.npz")
         for process in processes:
             said, _ = process.communicate(timeout=TIME_LIMIT)
             assert process.returncode == 0, said[-4000:]
@@ -298,7 +299,7 @@ def test_multi_worker_averages_equal_those_of_one_process(tmp_path):
         for process in processes:
             process.kill()
             process.wait()
-    first, second, alone = (dict(np.load(tmp_path / f"{i}.npz")) for i in (0, 1, None))
+    first, second, alone = (dict(np.load(tmp_path / f"{name}.npz")) for name in (0, 1, "alone"))
     assert first.keys() == second.keys() == alone.keys()
     assert len([key for key in first if key.startswith("ema")]) > 5
     for key, value in first.items():
