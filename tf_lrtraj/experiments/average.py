@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tf_lrtraj.experiments.config import POLICIES, ConfigError
 
 __all__ = ["ModelTarget", "RunTarget", "Target", "open_snapshots", "read_arrays"]
 
+_MOST_KEPT = 1 << 28  # bytes of images
 BATCH = "batch"  # batch norm by each batch's own statistics, in measurements only
 
 
@@ -153,24 +154,50 @@ class RunTarget(Target):
         self, config: dict[str, Any], workdir: str | os.PathLike[str], strategy: Any
     ) -> None:
         from tf_lrtraj.experiments.assembly import assemble, load_dataset
+        from tf_lrtraj.training.evaluation import Evaluator
 
         self.snapshots = open_snapshots(workdir)
         # The run's own averages are not needed, and would take their memory.
         config = {**config, "averages": {}, "matched": {**config["matched"], "averages": []}}
         self.assembly = assemble(config, load_dataset(config), strategy)
+        self._evaluator = Evaluator(
+            strategy,
+            self.assembly.model,
+            moment_batches=self._moment_batches,
+            num_moment_batches=config["batch_norm"]["batches"],
+        )
+        self._kept: dict[Any, list[Any]] = {}
         self.policy = config["batch_norm"]["policy"]
         self.splits = sorted(self.assembly.dataset.num_examples)
         self._check_variables(self.assembly.model, f"the model of {workdir}")
 
     def _weights(self, trainable: list[Any], statistics: list[Any] | None) -> Any:
-        return self.assembly.evaluator.weights_from(trainable, statistics)
+        return self._evaluator.weights_from(trainable, statistics)
 
     def evaluate(
         self, weights: Any, split: str, limit: int | None = None, batch: bool = False
     ) -> dict[str, float]:
-        batches = self.assembly.eval_batches(split, self._limit(split, limit))
-        result = self.assembly.evaluator.evaluate(weights, batches, batch)
+        limit = self._limit(split, limit)
+        count = limit or self.assembly.dataset.num_examples[split]
+        batches = self._keep(
+            (split, limit), count, lambda: self.assembly.eval_batches(split, limit)
+        )
+        result = self._evaluator.evaluate(weights, batches, batch)
         return {"loss": result.loss, "accuracy": result.accuracy, "examples": result.examples}
+
+    def _moment_batches(self) -> Iterable[Any]:
+        config = self.assembly.config
+        count = config["batch_norm"]["batches"] * config["data"]["batch_size"]
+        return self._keep("moments", count, self.assembly.moment_batches)
+
+    def _keep(self, key: Any, count: int, batches: Callable[[], Iterable[Any]]) -> Iterable[Any]:
+        """Batches that stay in memory where they are few: an advice measures on them again."""
+        size = 4 * count * int(np.prod(self.assembly.dataset.image_shape))
+        if size > _MOST_KEPT:
+            return batches()
+        if key not in self._kept:
+            self._kept[key] = list(batches())
+        return self._kept[key]
 
     def _limit(self, split: str, limit: int | None) -> int | None:
         return None if limit is None else min(limit, self.assembly.dataset.num_examples[split])
@@ -178,11 +205,11 @@ class RunTarget(Target):
     def save(self, weights: Any, path: str | os.PathLike[str]) -> None:
         from tf_lrtraj.averaging import borrow, save_model
 
-        with borrow(self.assembly.model, *self.assembly.evaluator.host_weights(weights)):
+        with borrow(self.assembly.model, *self._evaluator.host_weights(weights)):
             save_model(self.assembly.model, path)
 
     def describe(self, policy: str | None = None) -> str:
-        return self.assembly.evaluator.describe("", policy or self.policy)
+        return self._evaluator.describe("", policy or self.policy)
 
     def identity(self) -> dict[str, Any]:
         config = self.assembly.config
@@ -193,7 +220,7 @@ class RunTarget(Target):
     def images(self, split: str, limit: int | None, policy: str) -> int:
         config, count = self.assembly.config, self.assembly.dataset.num_examples[split]
         pooled = config["batch_norm"]["batches"] * config["data"]["batch_size"]
-        recomputes = policy == "recompute" and self.assembly.evaluator.has_batch_norm
+        recomputes = policy == "recompute" and self._evaluator.has_batch_norm
         return (self._limit(split, limit) or count) + (pooled if recomputes else 0)
 
 
