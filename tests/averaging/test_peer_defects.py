@@ -151,20 +151,32 @@ def test_an_exception_leaves_the_average_in_the_model():
     model.fit(X, Y, callbacks=[averaging], **FIT)
     before = numpy_of(model.trainable_variables)
 
+    def fails():
+        raise KeyboardInterrupt
+
+    # The peers' way: put the average in, use it, put the raw weights back.
+    with contextlib.suppress(KeyboardInterrupt):
+        model.set_weights(averaging.get_average("ema"))
+        fails()
+        model.set_weights(before)
+    assert changed(before, numpy_of(model.trainable_variables))[0] > 0
+    model.set_weights(before)
+    with contextlib.suppress(KeyboardInterrupt), averaging.borrowed("ema"):
+        fails()
+    assert changed(before, numpy_of(model.trainable_variables))[0] == 0
+
     class Fails(keras.callbacks.Callback):
         def on_test_batch_end(self, batch, logs=None):
             raise KeyboardInterrupt
 
-    # The peers' way: put the average in, evaluate, put the raw weights back.
-    with contextlib.suppress(KeyboardInterrupt):
-        model.set_weights(averaging.get_average("ema"))
-        model.evaluate(X, Y, verbose=0, callbacks=[Fails()])
-        model.set_weights(before)
-    assert changed(before, numpy_of(model.trainable_variables))[0] > 0
-    model.set_weights(before)
-    with contextlib.suppress(KeyboardInterrupt):
+    # And from the middle of Keras' own loop, where JAX's variables are not in the model.
+    with pytest.raises(KeyboardInterrupt):
         averaging.evaluate((X, Y), callbacks=[Fails()])
     assert changed(before, numpy_of(model.trainable_variables))[0] == 0
+    with pytest.raises(KeyboardInterrupt), averaging.borrowed("ema"):
+        model.evaluate(X, Y, verbose=0, callbacks=[Fails()])
+    assert changed(before, numpy_of(model.trainable_variables))[0] == 0
+    assert averaging.evaluate((X, Y))["raw"]["loss"] > 0
 
 
 def test_a_fit_that_ends_with_the_raw_weights_overwritten():

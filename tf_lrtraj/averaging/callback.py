@@ -485,11 +485,17 @@ class WeightAveraging(keras.callbacks.Callback):
         restore_metrics = backend.backup(model.metrics_variables)
         try:
             for name in names:
-                with contextlib.nullcontext() if name == RAW else self.borrowed(name):
+                # On JAX an exception in Keras' own loop leaves a model without its weights.
+                with self._kept() if name == RAW else self.borrowed(name):
                     results[name] = model.evaluate(**options)
         finally:
             restore_metrics()
         return results
+
+    def _kept(self) -> contextlib.AbstractContextManager[Any]:
+        """Lends the model its own weights, so that it has them back whatever happens."""
+        variables = (self.model.trainable_variables, self.model.non_trainable_variables)
+        return lend(self.model, *map(backend.values, variables))
 
     def save(self, name: str, path: str | os.PathLike[str]) -> None:
         """Writes a `.keras` model that holds the average `name`.
