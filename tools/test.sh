@@ -51,6 +51,9 @@ if ((!$#)); then
   say "pytest, two workers"
   KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet -m long -k multi_worker \
     tests/averaging/test_strategies.py
+  say "pytest, killed and started again"
+  KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet -m long \
+    tests/averaging/test_user_script.py tests/averaging/test_with_keras_parts.py
 fi
 for backend in $backends; do
   say "pytest on $backend"
