@@ -157,11 +157,9 @@ def has_float64() -> bool:
     if name() == "jax":
         import jax
 
-        return bool(jax.config.jax_enable_x64)
+        return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     if name() == "torch":
-        import torch
-
-        return torch.empty(0, device=keras.src.backend.torch.core.get_device()).device.type != "mps"
+        return keras.ops.zeros(1).device.type != "mps"
     import tensorflow as tf
 
     return not isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)

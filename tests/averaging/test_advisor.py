@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import records
-from tf_lrtraj.averaging import advice_plan, advisor, measured, sweep
-from tf_lrtraj.averaging.advisor import Effort, Measurement
+from tf_lrtraj.averaging.advising import advisor, measured, sweep
+from tf_lrtraj.averaging.advising import plan as advice_plan
+from tf_lrtraj.averaging.advising.advisor import Effort, Measurement
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.report import advice as drawing

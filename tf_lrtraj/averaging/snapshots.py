@@ -149,7 +149,7 @@ class VariableSpec:
     def stored_dtype(self, encoding: str) -> np.dtype[Any]:
         if encoding != "exact" and self.role == "trainable":
             return _INTEGERS[encoding]
-        return _dtype(self.dtype).newbyteorder("<")
+        return np.dtype(_dtype(self.dtype).newbyteorder("<"))
 
 
 def _dtype(name: str) -> np.dtype[Any]:
@@ -434,7 +434,7 @@ class Snapshots:
                 stored = spec.stored_dtype(self.encoding)
                 for low in range(0, spec.size, size):
                     piece = np.empty(min(size, spec.size - low), stored)
-                    data = memoryview(piece.view(np.uint8))
+                    data = piece.view(np.uint8).data
                     if file.readinto(data) != len(data):
                         raise RecordError(f"{self.path(step)} ended early while it was read")
                     checksum = zlib.crc32(data, checksum)

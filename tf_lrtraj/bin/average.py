@@ -335,8 +335,8 @@ def _export(options: Any, target: Any, name: str, weights: Any) -> None:
 def _advise(options: Any, snapshots: Any, config: dict[str, Any] | None) -> None:
     import numpy as np
 
-    from tf_lrtraj.averaging import advisor
-    from tf_lrtraj.averaging.advice_plan import make_plan
+    from tf_lrtraj.averaging.advising import advisor
+    from tf_lrtraj.averaging.advising.plan import make_plan
     from tf_lrtraj.report import advice as drawing
 
     effort = advisor.Effort(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import records
-from tf_lrtraj.averaging.measured import Measurement
+from tf_lrtraj.averaging.advising.measured import Measurement
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.experiments.config import POLICIES, ConfigError
 

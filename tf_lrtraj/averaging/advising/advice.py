@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import records
-from tf_lrtraj.averaging import sweep as families
-from tf_lrtraj.averaging.advice_plan import RECOMMENDATIONS, Plan
-from tf_lrtraj.averaging.measured import MeasuredLosses, is_finite
-from tf_lrtraj.averaging.sweep import Candidate
+from tf_lrtraj.averaging.advising import sweep as families
+from tf_lrtraj.averaging.advising.measured import MeasuredLosses, is_finite
+from tf_lrtraj.averaging.advising.plan import RECOMMENDATIONS, Plan
+from tf_lrtraj.averaging.advising.sweep import Candidate
 from tf_lrtraj.theory import AveragePredictor, diagnose
 
 __all__ = ["Advice", "accuracy", "make_advice", "row_of"]

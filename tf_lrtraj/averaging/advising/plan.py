@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.averaging import sweep as families
-from tf_lrtraj.averaging.sweep import Candidate
+from tf_lrtraj.averaging.advising import sweep as families
+from tf_lrtraj.averaging.advising.sweep import Candidate
 
 __all__ = ["Effort", "Plan", "equally_spaced", "make_plan"]
 

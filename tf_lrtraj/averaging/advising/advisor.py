@@ -19,18 +19,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tf_lrtraj import records
-from tf_lrtraj.averaging import sweep as families
-from tf_lrtraj.averaging.advice import LEVEL, Advice, make_advice, row_of
-from tf_lrtraj.averaging.advice_plan import (
+from tf_lrtraj.averaging.advising import sweep as families
+from tf_lrtraj.averaging.advising.advice import LEVEL, Advice, make_advice, row_of
+from tf_lrtraj.averaging.advising.measured import MeasuredLosses, Measurement, is_finite
+from tf_lrtraj.averaging.advising.plan import (
     DEFAULT,
     RECOMMENDATIONS,
     Effort,
     Plan,
     make_plan,
 )
-from tf_lrtraj.averaging.measured import MeasuredLosses, Measurement, is_finite
+from tf_lrtraj.averaging.advising.sweep import Candidate
 from tf_lrtraj.averaging.snapshots import Snapshots
-from tf_lrtraj.averaging.sweep import Candidate
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.theory import AveragePredictor, SparsePredictor
 
