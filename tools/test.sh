@@ -45,6 +45,19 @@ say "ruff format --check"
 "$venv/bin/ruff" format --quiet --check .
 say "mypy"
 "$venv/bin/mypy"
+# The other backends run beside TensorFlow's tests, which leave much of a second core idle.
+others() {
+  local backend
+  for backend in $backends; do
+    say "pytest on $backend"
+    KERAS_BACKEND=$backend "$venv/bin/python" -m pytest --quiet "${across_backends[@]}" || return 1
+  done
+}
+log=$(mktemp)
+others >"$log" 2>&1 &
+beside=$!
+trap 'kill "$beside" 2>/dev/null || true; rm -f "$log"' EXIT
+
 say "pytest"
 KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet "${paths[@]}"
 if ((!$#)); then
@@ -55,8 +68,6 @@ if ((!$#)); then
   KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet -m long \
     tests/averaging/test_user_script.py tests/averaging/test_with_keras_parts.py
 fi
-for backend in $backends; do
-  say "pytest on $backend"
-  KERAS_BACKEND=$backend "$venv/bin/python" -m pytest --quiet "${across_backends[@]}"
-done
+wait "$beside" || { cat "$log"; fail "the tests on ${backends// / or } failed (see above)"; }
+cat "$log"
 say "all passed in $SECONDS s"

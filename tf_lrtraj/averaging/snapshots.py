@@ -24,7 +24,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -149,7 +149,7 @@ class VariableSpec:
     def stored_dtype(self, encoding: str) -> np.dtype[Any]:
         if encoding != "exact" and self.role == "trainable":
             return _INTEGERS[encoding]
-        return np.dtype(_dtype(self.dtype).newbyteorder("<"))
+        return cast("np.dtype[Any]", _dtype(self.dtype).newbyteorder("<"))
 
 
 def _dtype(name: str) -> np.dtype[Any]:
