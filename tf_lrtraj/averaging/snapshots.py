@@ -24,7 +24,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ ROLES = ("trainable", "statistic")
 _MAGIC = b"LRTSNAP1"
 _NAME = re.compile(r"step_(\d{9,})\.snap")
 _LENGTH = struct.Struct("<I")
-_INTEGERS = {"int16": np.dtype("<i2"), "int8": np.dtype("i1")}
+_INTEGERS: dict[str, np.dtype[Any]] = {"int16": np.dtype("<i2"), "int8": np.dtype("i1")}
 # Types a model may hold its weights in; the 16-bit ones are read as float32.
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -149,7 +149,7 @@ class VariableSpec:
     def stored_dtype(self, encoding: str) -> np.dtype[Any]:
         if encoding != "exact" and self.role == "trainable":
             return _INTEGERS[encoding]
-        return cast("np.dtype[Any]", _dtype(self.dtype).newbyteorder("<"))
+        return _dtype(self.dtype).newbyteorder("<")
 
 
 def _dtype(name: str) -> np.dtype[Any]:
