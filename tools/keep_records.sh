@@ -16,4 +16,8 @@ for folder in "$source" "$source"/matched/*/; do
     [[ ! -f "$folder/$file" ]] || cp "$folder/$file" "$target/"
   done
 done
+if [[ -f "$source/advice/advice.json" ]]; then # what lrtraj-average --advise found
+  mkdir -p "$destination/advice"
+  cp "$source"/advice/{advice.json,advice.npz,advice.svg,measured.jsonl} "$destination/advice/"
+fi
 lrtraj-report --workdir="$destination" --figures="$destination/figures"
