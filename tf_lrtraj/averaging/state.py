@@ -82,7 +82,9 @@ class AverageState:
         self.kernels = dict(kernels)
         self._recursive = [n for n, k in self.kernels.items() if isinstance(k, RecursiveKernel)]
         self._lagged = [n for n, k in self.kernels.items() if isinstance(k, LagKernel)]
-        self._groups = _groups([int(np.prod(v.shape)) for v in self._variables])
+        sizes = [int(np.prod(v.shape)) for v in self._variables]
+        # A single average gains nothing from groups.
+        self._groups = _groups(sizes) if len(self.kernels) > 1 else [list(range(len(sizes)))]
         self._buffers: dict[str, list[Any]] = {}
         self._compensations: dict[str, list[Any]] = {}
         for name, kernel in self.kernels.items():
@@ -151,7 +153,7 @@ class AverageState:
             row: one row of `plan` (arrays or tensors of shape [averages]).
         """
         for group in self._groups:
-            sources = _Sources(backend.values(self._at(self._variables, group)))
+            sources = _Sources(self._at(self._variables, group))
             for position, name in enumerate(self._recursive):
                 buffers, mixing = self._at(self._buffers[name], group), row["mixing"][position]
                 weights = sources.cast(b.dtype for b in buffers)
@@ -216,9 +218,10 @@ class AverageState:
 class _Sources:
     """Raw weights, each read and cast once for all averages."""
 
-    def __init__(self, weights: Sequence[Any]) -> None:
-        self._weights = list(weights)
-        self._casts: dict[tuple[int, str], Any] = {}
+    def __init__(self, variables: Sequence[Any]) -> None:
+        dtypes = [variable.dtype for variable in variables]
+        self._weights = backend.values(variables)
+        self._casts = dict(zip(enumerate(dtypes), self._weights, strict=True))
 
     def cast(self, dtypes: Iterable[str]) -> list[Any]:
         """The weights, each in the dtype asked for."""
