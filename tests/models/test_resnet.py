@@ -10,6 +10,9 @@ import pytest
 
 from tf_lrtraj.models import resnet
 
+# Slow, and the same on every backend of Keras.
+once = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="once is enough")
+
 
 def trainable(model):
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
@@ -41,11 +44,13 @@ def images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@once
 @pytest.mark.parametrize("depth, count", [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
 def test_reference_parameter_counts(depth, count):
     assert trainable(resnet(depth, 1000, (224, 224, 3))) == count
 
 
+@once
 @pytest.mark.parametrize("depth", [8, 14, 20])
 @pytest.mark.parametrize("shortcut", ["projection", "identity"])
 def test_cifar_parameter_counts_by_hand(depth, shortcut):
@@ -77,7 +82,7 @@ def strided_in_3x3(layer):
     return type(layer).from_config(config)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="once is enough: it is slow")
+@once
 @pytest.mark.parametrize("depth, block", [(18, "basic_block"), (34, "basic_block"), (50, "block")])
 def test_agrees_with_keras_cv(depth, block):
     """Same weights, same outputs; odd sizes throughout, where both paddings coincide."""
@@ -128,6 +133,7 @@ def test_agrees_with_keras_cv(depth, block):
     np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
 
 
+@once
 def test_downsampling_pads_both_sides_alike():
     """Mirrored images give mirrored features where sizes are odd, and stay centred on even ones."""
     model = tiny(input_shape=(16, 16, 3))
