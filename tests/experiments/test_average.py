@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
     }
     plain, dataset = train.prepare(config, workdir)
     strategy = make_strategy("one_device")
-    train.run(plain, dataset, workdir, strategy, "one_device", on_start=lambda text: None)
+    train.run(plain, dataset, workdir, strategy, "one_device", tell=lambda text: None)
     return workdir, average.RunTarget(evaluate.read_config(workdir), workdir, strategy)
 
 

@@ -54,7 +54,7 @@ def tiny_config(**changes):
 def start(workdir, config, strategy=None, name="one_device"):
     plain, dataset = train.prepare(config, workdir)
     strategy = strategy or make_strategy("one_device")
-    return train.run(plain, dataset, workdir, strategy, name, on_start=lambda text: None)
+    return train.run(plain, dataset, workdir, strategy, name, tell=lambda text: None)
 
 
 def checkpoint_values(workdir):

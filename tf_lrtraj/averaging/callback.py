@@ -311,12 +311,8 @@ class WeightAveraging(keras.callbacks.Callback):
         self._update = backend.compiled_update(
             self.state.update, model, writes=self.state.variables, reads=averaged
         )
-        self._tell_memory(self.state.memory_bytes())
-
-    def _tell_memory(self, cost: Mapping[str, int]) -> None:
         if (self.params or {}).get("verbose"):
-            each = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in cost.items())
-            print(f"WeightAveraging keeps {sum(cost.values()) / 1e6:.1f} MB: {each}")
+            print(f"WeightAveraging: {self.state.describe_memory()}")
 
     def _recomputed_without_data(self) -> list[str]:
         if not self._statistics or self.batch_norm_data is not None:

@@ -131,6 +131,12 @@ class AverageState:
             for name in self.kernels
         }
 
+    def describe_memory(self) -> str:
+        """What the averages hold, in words for a user about to train."""
+        cost = self.memory_bytes()
+        each = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in cost.items())
+        return f"averages keep {sum(cost.values()) / 1e6:.1f} MB: {each}"
+
     def plan(self, first: int, count: int) -> dict[str, np.ndarray]:
         """Coefficients of the updates `T = first … first + count - 1`.
 

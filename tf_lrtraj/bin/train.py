@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     strategy = common.make_strategy_or_fail(options.strategy, options.num_devices, options.tpu)
     try:
         plain, dataset = train.prepare(plain, workdir)
-        path = train.run(plain, dataset, workdir, strategy, options.strategy, on_start=print)
+        path = train.run(plain, dataset, workdir, strategy, options.strategy, tell=print)
     except (RecordError, CheckpointError) as error:
         common.fail(str(error))
     except loop.Diverged as error:

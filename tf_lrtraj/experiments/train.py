@@ -87,7 +87,7 @@ def run(
     workdir: str | os.PathLike[str],
     strategy: Any,
     strategy_name: str = "",
-    on_start: Callable[[str], None] = logging.info,
+    tell: Callable[[str], None] = logging.info,
 ) -> pathlib.Path:
     """Makes the run, its matched runs, and the report; goes on where an earlier call stopped.
 
@@ -97,7 +97,7 @@ def run(
         workdir: where everything is written.
         strategy: a `tf.distribute` strategy.
         strategy_name: for the record.
-        on_start: told in a few words what starts.
+        tell: told in a few words what starts, and what it will cost in memory and on disk.
 
     Returns:
         The path of the report.
@@ -111,10 +111,11 @@ def run(
     schedules = matched_rates(config, plan)
     forks = {name: fork_step(plan, rates) for name, rates in schedules.items()}
     try:
-        on_start(f"{config['name']}: training in {workdir}")
-        train_one(config, dataset, workdir, strategy, strategy_name, pinned=tuple(forks.values()))
+        tell(f"{config['name']}: training in {workdir}")
+        pinned = tuple(forks.values())
+        train_one(config, dataset, workdir, strategy, strategy_name, pinned=pinned, tell=tell)
         for name, rates in schedules.items():
-            on_start(f"{config['name']}: the run under the schedule equivalent to {name!r}")
+            tell(f"{config['name']}: the run under the schedule equivalent to {name!r}")
             train_one(
                 _without_averages(config, name),
                 dataset,
@@ -175,6 +176,7 @@ def train_one(
     matched_to: dict[str, Any] | None = None,
     fork: tuple[pathlib.Path, int] | None = None,
     pinned: Sequence[int] = (),
+    tell: Callable[[str], None] = logging.info,
 ) -> None:
     """Makes one run in `workdir`, or finishes it, or finds that it is done.
 
@@ -186,6 +188,7 @@ def train_one(
         fork: (workdir of another run, step): where this run has not begun, take over
             that run's records and checkpoint of that step, if there is one.
         pinned: steps whose checkpoints are kept for such forks.
+        tell: as in `run`.
     """
     if read_run(workdir).get("status") == "done":
         logging.info("%s is done already", workdir)
@@ -194,6 +197,8 @@ def train_one(
     keras.utils.set_random_seed(config["seed"])
     assembly = assemble(config, dataset, strategy, learning_rates)
     plan, chief = assembly.plan, is_chief(strategy)
+    if assembly.averages is not None:
+        tell(assembly.averages.describe_memory())
     checkpointer = Checkpointer(
         workdir / CHECKPOINTS,
         assembly.checkpointed,
@@ -225,7 +230,7 @@ def train_one(
     )
     status, message = "interrupted", None
     try:
-        snapshot = _snapshots(assembly, workdir, step) if chief else None
+        snapshot = _snapshots(assembly, workdir, step, tell) if chief else None
         loop.run(
             _train_steps(assembly, step),
             lambda step: evaluate_all(assembly, step, log),
@@ -260,7 +265,7 @@ def train_one(
 
 
 def _snapshots(
-    assembly: Assembly, workdir: pathlib.Path, step: int
+    assembly: Assembly, workdir: pathlib.Path, step: int, tell: Callable[[str], None]
 ) -> Callable[[int], None] | None:
     """What writes the run's snapshots; those later than `step` are deleted."""
     plan = assembly.plan
@@ -274,12 +279,7 @@ def _snapshots(
         plan.total_steps,
     )
     snapshots.writer.forget_after(step)
-    logging.info(
-        "at most %d snapshots of %.1f MB in %s",
-        snapshots.most,
-        snapshots.bytes_each / 1e6,
-        workdir / SNAPSHOTS,
-    )
+    tell(f"at most {snapshots.most} snapshots of {snapshots.bytes_each / 1e6:.1f} MB are kept")
     return snapshots.write
 
 
