@@ -243,7 +243,7 @@ class LagKernel(Kernel):
         return weights
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Exponential(RecursiveKernel):
     r"""Exponential moving average (EMA).
 
@@ -332,6 +332,10 @@ class Exponential(RecursiveKernel):
     def get_config(self) -> dict[str, Any]:
         # Plain EMAs are described by what makes them one.
         return {k: v for k, v in super().get_config().items() if _EMA_DEFAULTS.get(k) != v}
+
+    def __repr__(self) -> str:
+        name, *arguments = self.get_config().items()
+        return f"{name[1]}({', '.join(f'{key}={value!r}' for key, value in arguments)})"
 
 
 _EMA_DEFAULTS = {"every": 1, "warmup": 0.0, "debias": False}

@@ -63,10 +63,9 @@ others() {
 log=$(mktemp)
 if (($#)); then true; else others; fi >"$log" 2>&1 &
 beside=$!
-trap 'kill "$beside" 2>/dev/null || true; rm -f "$log"' EXIT
+trap 'kill "$beside" 2>/dev/null || true; cat "$log"; rm -f "$log"' EXIT
 
 say "pytest"
 KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet "${paths[@]}"
-wait "$beside" || { cat "$log"; fail "these tests failed"; }
-cat "$log"
+wait "$beside" || fail "tests that ran beside the others failed (see below)"
 say "all passed in $SECONDS s"
