@@ -456,6 +456,12 @@ def test_a_warm_up_of_nine_is_tensorflows_num_updates_rule():
     np.testing.assert_allclose(1 - kernel.mixing(n + 1), expected, rtol=1e-14)
 
 
+def test_a_warm_up_counts_from_the_start():
+    # Counted before it, warmup + n would pass through 0.
+    mixing = kernels.Exponential(0.9, start=5, warmup=2).mixing(np.arange(9))
+    np.testing.assert_allclose(mixing, [1, 1, 1, 1, 1, 1, 2 / 3, 1 / 2, 2 / 5])
+
+
 def test_a_warm_up_of_one_is_uniform_until_the_decay_takes_over():
     kernel = kernels.Exponential(0.99, warmup=1)
     for num_steps in (0, 1, 7, 98):

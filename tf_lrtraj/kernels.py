@@ -309,11 +309,12 @@ class Exponential(RecursiveKernel):
 
     def mixing(self, steps: int | np.ndarray) -> np.ndarray:
         count, averaged = _count(steps, self.start, self.every)
+        n = np.maximum(count, 1)
         share = np.full(count.shape, 1.0 - self.decay)
         if self.warmup:
-            share = np.maximum(share, self.warmup / (self.warmup + count))
+            share = np.maximum(share, self.warmup / (self.warmup + n))
         elif self.debias:
-            share /= 1.0 - self.decay ** np.maximum(count, 1)
+            share /= 1.0 - self.decay**n
         return np.where(count < 1, 1.0, share) * averaged
 
     def weights(self, num_steps: int) -> np.ndarray:
