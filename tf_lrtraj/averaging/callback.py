@@ -24,7 +24,14 @@ from tf_lrtraj.averaging.borrowing import (
     lend,
     save_model,
 )
-from tf_lrtraj.averaging.companions import Backup, callbacks_beside, check_order, checksum
+from tf_lrtraj.averaging.companions import (
+    Backup,
+    callbacks_beside,
+    check_built,
+    check_order,
+    check_trainable,
+    checksum,
+)
 from tf_lrtraj.averaging.state import AverageState
 from tf_lrtraj.kernels import Kernel
 from tf_lrtraj.records import RAW, check_average_name, write_atomically
@@ -50,15 +57,6 @@ def check_averages(averages: Mapping[str, Kernel]) -> dict[str, Kernel]:
                 f". Received: {kernel!r}"
             )
     return dict(averages)
-
-
-def check_built(model: Any) -> None:
-    """Raises ValueError for a model without weights."""
-    if not (model.built and model.weights):
-        raise ValueError(
-            "The model has no weights yet: build it before training with WeightAveraging, by an "
-            "Input or by calling it on a batch."
-        )
 
 
 def check_save_best(
@@ -190,13 +188,7 @@ class WeightAveraging(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
-        if getattr(model, "steps_per_execution", 1) != 1:
-            raise ValueError(
-                "WeightAveraging must see every step, but Keras calls callbacks once in "
-                f"steps_per_execution={model.steps_per_execution} steps. Compile the model with "
-                "steps_per_execution=1."
-            )
-        check_built(model)
+        check_trainable(model, self)
         if self.state is not None:
             self._check_model()
         beside = callbacks_beside(self)
@@ -287,7 +279,7 @@ class WeightAveraging(keras.callbacks.Callback):
             self.save(name, self.save_best[name])
 
     def _build(self, model: Any) -> None:
-        check_built(model)
+        check_built(model, type(self).__name__)
         self._statistics = bn.find_statistics(model)
         self._recompute = bn.Recompute(model)
         averaged = list(model.trainable_variables)

@@ -13,6 +13,7 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging import batch_norm as bn
+from tf_lrtraj.averaging.companions import check_trainable
 from tf_lrtraj.averaging.snapshots import (
     SnapshotWriter,
     Timetable,
@@ -142,18 +143,7 @@ class SnapshotRecorder(keras.callbacks.Callback):
         self._seen = -1
 
     def on_train_begin(self, logs: Any = None) -> None:
-        model = self.model
-        if getattr(model, "steps_per_execution", 1) != 1:
-            raise ValueError(
-                "SnapshotRecorder must see every step, but Keras calls callbacks once in "
-                f"steps_per_execution={model.steps_per_execution} steps. Compile the model with "
-                "steps_per_execution=1."
-            )
-        if not model.built:
-            raise ValueError(
-                "The model has no weights yet: build it (or give it an Input) before training with "
-                "SnapshotRecorder."
-            )
+        check_trainable(self.model, self)
         self._snapshots = None
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -161,7 +151,7 @@ class SnapshotRecorder(keras.callbacks.Callback):
             return
         # Only now: BackupAndRestore brings an earlier step back when training begins, and
         # may stand later in the list of callbacks.
-        model, step = self.model, int(self.model.optimizer.iterations)
+        model, step = self.model, backend.iterations(self.model)
         total = self._total_steps(step)
         self._snapshots = ModelSnapshots(model, self.folder, self.timetable, self.encoding, total)
         self._snapshots.writer.forget_after(step)
@@ -175,7 +165,7 @@ class SnapshotRecorder(keras.callbacks.Callback):
         return None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._take(int(self.model.optimizer.iterations))
+        self._take(backend.iterations(self.model))
 
     def _take(self, step: int) -> None:
         # Gradient accumulation and skipped steps leave the count, and the weights, as they were.
