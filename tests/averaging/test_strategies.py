@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import WeightAveraging, backend, kernels
-from tf_lrtraj.averaging import AverageState
+from tf_lrtraj.averaging import AverageState, SnapshotRecorder, Snapshots
 from tf_lrtraj.averaging import batch_norm as bn
 
 if keras.backend.backend() != "tensorflow":
@@ -95,7 +95,8 @@ def assert_follow(averaging, iterates):
 
 
 @pytest.fixture(scope="module")
-def fitted(strategy):
+def fitted(strategy, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / f"snapshots_{strategy.num_replicas_in_sync}"
     with strategy.scope():
         model = network()
     averaging, iterates = (
@@ -104,7 +105,7 @@ def fitted(strategy):
     )
     model.fit(
         INPUTS, LABELS, batch_size=16, epochs=2, shuffle=False, verbose=0,
-        callbacks=[averaging, iterates],
+        callbacks=[averaging, SnapshotRecorder(folder, every=3), iterates],
     )  # fmt: skip
     return model, averaging, iterates.values
 
@@ -113,6 +114,16 @@ def test_fit(fitted):
     _, averaging, iterates = fitted
     assert averaging.num_updates == 8
     assert_follow(averaging, iterates)
+
+
+def test_snapshots_are_the_iterates(fitted, strategy, tmp_path_factory):
+    _, _, iterates = fitted
+    folder = tmp_path_factory.getbasetemp() / f"snapshots_{strategy.num_replicas_in_sync}"
+    snapshots = Snapshots(folder)
+    assert snapshots.steps.tolist() == [0, 3, 6]
+    for step in snapshots.steps.tolist():
+        for read, seen in zip(snapshots.read(step), iterates[step], strict=False):
+            np.testing.assert_array_equal(read, seen)
 
 
 def test_every_replica_holds_the_same_average(fitted, strategy):
