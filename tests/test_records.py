@@ -104,7 +104,7 @@ ROWS = [_eval(0, loss=math.nan), _eval(10, note="é\u2028\n"), _eval(20, loss=np
 
 
 def _same(left, right):
-    return json.dumps(records._encode(left)) == json.dumps(records._encode(right))
+    return json.dumps(records.files.encode(left)) == json.dumps(records.files.encode(right))
 
 
 def test_rows_cut_at_any_byte_read_as_the_whole_rows_before_the_cut(tmp_path):

@@ -19,6 +19,7 @@ _LAZY = {
     "data": "",
     "kernels": "",
     "models": "",
+    "probes": "",
     "rates": "",
     "records": "",
     "report": "",

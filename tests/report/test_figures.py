@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import kernels, records
-from tf_lrtraj.report import figures
+from tf_lrtraj.report import drawing, figures
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_colours_are_one_to_one_and_the_same_everywhere(record):
     assert list(palette) == ["raw", "ema", "swa", "two_point"]
     assert len(set(palette.values())) == 4
     # Another average evaluated later does not change the colours of the others.
-    assert figures.colours(record, "late") == {**palette, "late": figures._PALETTE[3]}
+    assert figures.colours(record, "late") == {**palette, "late": figures.PALETTE[3]}
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
@@ -53,7 +53,7 @@ def test_pair_curves_draw_the_matched_run_dashed_in_its_averages_colour(record):
     figure = figures.pair_curves(record, matched, "ema", "loss", "test", palette)
     raw, average, dashed = figure.axes[0].lines
     assert average.get_color() == dashed.get_color() == palette["ema"]
-    assert raw.get_color() == figures.RAW_COLOUR
+    assert raw.get_color() == figures.GREY
     assert not average.is_dashed() and dashed.is_dashed()
     np.testing.assert_array_equal(dashed.get_ydata(), matched.series("loss")[1])
     assert "matched run" in _texts(figure)
@@ -146,7 +146,7 @@ def test_values_no_axis_can_hold_become_gaps(make_workdir):
     damaged = records.load_run(folder)
     figure = figures.curves(damaged, "loss", "test", figures.colours(damaged))
     assert np.isfinite(figure.axes[0].get_ylim()).all()
-    assert figures.to_svg(figure).lstrip().startswith("<?xml")
+    assert drawing.to_svg(figure).lstrip().startswith("<?xml")
 
 
 def test_a_metric_that_was_not_recorded_has_no_figure(record):
@@ -159,8 +159,8 @@ def test_the_svg_depends_on_the_records_alone(record):
     import matplotlib
 
     palette = figures.colours(record)
-    first = figures.to_svg(figures.curves(record, "loss", "test", palette))
+    first = drawing.to_svg(figures.curves(record, "loss", "test", palette))
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "none"}):
-        again = figures.to_svg(figures.curves(record, "loss", "test", palette))
+        again = drawing.to_svg(figures.curves(record, "loss", "test", palette))
     assert first == again
     assert "<dc:date>" not in first

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import records
-from tf_lrtraj.report import figures, synthetic
+from tf_lrtraj.report import drawing, synthetic
 
 
 def two_time_scales_record():
@@ -54,7 +54,7 @@ def test_only_records_that_are_there_are_drawn(tmp_path):
     first = (tmp_path / "two_time_scales.svg").read_text()
     synthetic.draw(tmp_path)
     assert (tmp_path / "two_time_scales.svg").read_text() == first
-    assert "<svg" in first and figures.RAW_COLOUR in first
+    assert "<svg" in first and drawing.GREY in first
 
 
 def test_missing_and_damaged_records_are_named(tmp_path):

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from tf_lrtraj import backend
-from tf_lrtraj.averaging import batch_norm as bn
+from tf_lrtraj import batch_norm as bn
 from tf_lrtraj.averaging.borrowing import (
     check_model_path,
     claim,

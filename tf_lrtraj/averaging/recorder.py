@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from tf_lrtraj import backend
-from tf_lrtraj.averaging import batch_norm as bn
+from tf_lrtraj import batch_norm as bn
 from tf_lrtraj.averaging.companions import check_trainable
 from tf_lrtraj.averaging.snapshots import (
     SnapshotWriter,

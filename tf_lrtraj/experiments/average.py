@@ -246,7 +246,7 @@ class ModelTarget(Target):
     ) -> None:
         import keras
 
-        from tf_lrtraj.averaging import batch_norm as bn
+        from tf_lrtraj import batch_norm as bn
 
         self.snapshots = snapshots
         try:
@@ -265,7 +265,7 @@ class ModelTarget(Target):
 
     def _weights(self, trainable: list[Any], statistics: list[Any] | None) -> Any:
         from tf_lrtraj import backend
-        from tf_lrtraj.averaging import batch_norm as bn
+        from tf_lrtraj import batch_norm as bn
 
         non_trainable = backend.to_numpy(backend.values(self.model.non_trainable_variables))
         if not self._statistics:

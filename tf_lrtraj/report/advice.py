@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj import records
-from tf_lrtraj.report import figures
+from tf_lrtraj.report.drawing import GREY, style, title, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def draw(folder: str | os.PathLike[str]) -> pathlib.Path:
         drawn = figure(read_advice(folder))
     except (KeyError, IndexError, TypeError) as error:
         raise records.RecordError(f"the advice in {folder} lacks {error}") from None
-    records.write_atomically(path, figures.to_svg(drawn))
+    records.write_atomically(path, to_svg(drawn))
     return path
 
 
@@ -76,7 +76,7 @@ def figure(record: Mapping[str, Any]) -> Figure:
     """Four panels: the sweep, predicted against measured, the gaps, the best weights."""
     from matplotlib.figure import Figure
 
-    with figures._style():
+    with style():
         result = Figure(figsize=(9.6, 7.0), layout="constrained")
         sweep, against, gaps, weights = result.subplots(2, 2).ravel()
         for axes in (sweep, against, gaps, weights):
@@ -86,10 +86,6 @@ def figure(record: Mapping[str, Any]) -> Figure:
         _gaps(gaps, record)
         _weights(weights, record)
     return result
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=9.5, color="#222222")
 
 
 def _sweep(axes: Axes, record: Mapping[str, Any]) -> None:
@@ -110,17 +106,17 @@ def _sweep(axes: Axes, record: Mapping[str, Any]) -> None:
             markeredgewidth=0.6,
             linestyle="none",
         )
-    axes.axhline(record["raw_loss"], color=figures.RAW_COLOUR, linewidth=1.0, dashes=(4, 2))
+    axes.axhline(record["raw_loss"], color=GREY, linewidth=1.0, dashes=(4, 2))
     axes.annotate(
         "raw weights", (0.99, record["raw_loss"]), xycoords=("axes fraction", "data"),
         xytext=(0, 2), textcoords="offset points", ha="right", fontsize=8,
-        color=figures.RAW_COLOUR,
+        color=GREY,
     )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlabel("mean age of the average, updates")
     axes.set_ylabel(f"loss, {record['sets'][0]}")
     axes.legend(frameon=False, fontsize=8)
-    _title(axes, f"Predicted with {record['level']:.0%} bands; marks: measured")
+    title(axes, f"Predicted with {record['level']:.0%} bands; marks: measured")
 
 
 def _marker(row: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -159,7 +155,7 @@ def _against(axes: Axes, record: Mapping[str, Any]) -> None:
     text = "Predicted against measured"
     if found["averages"]:
         text += f": median error {found['median_relative_error']:.2%}"
-    _title(axes, text)
+    title(axes, text)
 
 
 def _gaps(axes: Axes, record: Mapping[str, Any]) -> None:
@@ -171,7 +167,7 @@ def _gaps(axes: Axes, record: Mapping[str, Any]) -> None:
     axes.set_ylim(min(0.0, float(arrays["jensen_gaps"].min())), None)
     axes.set_xlabel("distance of two snapshots, updates")
     axes.set_ylabel("gain of their midpoint")
-    _title(axes, "Jensen gaps: measured pairs and fit")
+    title(axes, "Jensen gaps: measured pairs and fit")
 
 
 def _weights(axes: Axes, record: Mapping[str, Any]) -> None:
@@ -190,10 +186,10 @@ def _weights(axes: Axes, record: Mapping[str, Any]) -> None:
     twin.plot(
         arrays["steps"][singles],
         arrays["losses"][singles],
-        color=figures.RAW_COLOUR,
+        color=GREY,
         linewidth=0.9,
     )
-    twin.set_ylabel("loss of single snapshots", color=figures.RAW_COLOUR)
+    twin.set_ylabel("loss of single snapshots", color=GREY)
     axes.set_xlabel("step of the snapshot")
     axes.set_ylabel("weight")
-    _title(axes, f"Weights of the recommended average, {record['recommended']}")
+    title(axes, f"Weights of the recommended average, {record['recommended']}")

@@ -8,35 +8,30 @@ can tell apart); a matched run has its average's colour, dashed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tf_lrtraj.kernels import Kernel
 from tf_lrtraj.records import RAW, RunRecord
+from tf_lrtraj.report.drawing import GREY, PALETTE, style
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, and text needs none of it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
-    "RAW_COLOUR",
     "colours",
     "cumulative_weights",
     "curves",
     "kernel_weights",
     "pair_curves",
     "rates",
-    "to_svg",
     "training_batches",
 ]
 
-RAW_COLOUR = "#7a7a7a"
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#000000")
 _MATCHED_DASHES = (4.0, 2.0)
 _METRICS = {"accuracy": "accuracy, %", "loss": "loss, nats"}
 _LARGEST = 1e30  # beyond it a value says "diverged", and arithmetic on axes would overflow
@@ -48,8 +43,8 @@ def colours(record: RunRecord, *others: str) -> dict[str, str]:
     names = dict.fromkeys([*record.averages, *record.weights_names(), *others])
     averages = [name for name in names if name != RAW]
     return {
-        RAW: RAW_COLOUR,
-        **{name: _PALETTE[index % len(_PALETTE)] for index, name in enumerate(averages)},
+        RAW: GREY,
+        **{name: PALETTE[index % len(PALETTE)] for index, name in enumerate(averages)},
     }
 
 
@@ -67,32 +62,6 @@ class Line:
 
 
 # --- Drawing ------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    # From the defaults, not from the user's own settings: the same records, the same figure.
-    settings: Any = {
-        **{k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")},
-        "font.family": ["DejaVu Sans"],
-        "font.size": 9.0,
-        "axes.edgecolor": "#444444",
-        "axes.labelcolor": "#333333",
-        "axes.linewidth": 0.8,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.grid": True,
-        "grid.color": "#e4e4e4",
-        "grid.linewidth": 0.7,
-        "xtick.color": "#444444",
-        "ytick.color": "#444444",
-        "svg.fonttype": "path",
-        "svg.hashsalt": "tf_lrtraj",
-    }
-    with matplotlib.rc_context(settings):
-        yield
 
 
 def _panel(width: float, height: float) -> tuple[Figure, Axes]:
@@ -252,7 +221,7 @@ def _metric_panel(
     if not lines:
         return None
     total = _total(record, lines)
-    with _style():
+    with style():
         figure, axes = _panel(*size)
         for line in lines:
             _draw(axes, line)
@@ -312,7 +281,7 @@ def pair_curves(
 ) -> Figure | None:
     """An average and the run under the schedule equivalent to it, the raw weights behind them."""
     lines = [
-        Line(RAW, *record.series(metric, RAW, split), RAW_COLOUR, width=1.0, faint=True),
+        Line(RAW, *record.series(metric, RAW, split), GREY, width=1.0, faint=True),
         Line(average, *record.series(metric, average, split), palette[average], width=1.8),
         Line("matched run", *matched.series(metric, RAW, split), palette[average], True, 1.5),
     ]
@@ -324,7 +293,7 @@ def training_batches(
 ) -> Figure | None:
     """A metric of the training batches themselves: means over the steps between two records."""
     steps, values = record.train_series(metric)
-    line = Line("batches, raw", steps, values, RAW_COLOUR, width=1.2)
+    line = Line("batches, raw", steps, values, GREY, width=1.2)
     return _metric_panel(record, [line], metric, size, "training")
 
 
@@ -347,7 +316,7 @@ def rates(
     values = np.concatenate([line.values for line in lines])
     values = values[np.isfinite(values)]
     low, high = min(0.0, float(values.min())), float(values.max())
-    with _style():
+    with style():
         figure, axes = _panel(*size)
         for line in lines:
             _draw(axes, line)
@@ -369,7 +338,7 @@ def kernel_weights(
     weights = kernel.weights(num_steps)[::-1]  # by age: the newest iterate first
     ages = np.flatnonzero(weights)
     reach = np.searchsorted(np.cumsum(np.abs(weights)), 0.998 * np.abs(weights).sum())
-    with _style():
+    with style():
         figure, axes = _panel(*size)
         if ages.size <= 60:
             axes.vlines(ages, 0.0, weights[ages], color=colour, linewidth=1.3)
@@ -406,7 +375,7 @@ def cumulative_weights(
     """
     if not averages or num_steps < 1:
         return None
-    with _style():
+    with style():
         from matplotlib.ticker import FuncFormatter
 
         figure, axes = _panel(*size)
@@ -427,13 +396,3 @@ def cumulative_weights(
         axes.set_ylabel("share of the run's rate")
         _label_ends(axes, ends)
     return figure
-
-
-def to_svg(figure: Figure) -> str:
-    """The figure as SVG text; the same figure gives the same text."""
-    with _style():
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None}
-        )
-    return buffer.getvalue()

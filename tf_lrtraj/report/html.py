@@ -19,7 +19,7 @@ import numpy as np
 
 from tf_lrtraj import kernels
 from tf_lrtraj.records import RAW, RecordError, RunRecord, load_run, write_atomically
-from tf_lrtraj.report import figures
+from tf_lrtraj.report import drawing, figures
 from tf_lrtraj.report import summary as numbers
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _picture(figure: Figure | None, alt: str) -> list[Picture]:
     """A list of one picture, or an empty one where there was nothing to draw."""
     if figure is None:
         return []
-    svg = figures.to_svg(figure)
+    svg = drawing.to_svg(figure)
     width, height = (round(96 * float(size)) for size in figure.get_size_inches())
     data = base64.b64encode(svg.encode("utf-8")).decode("ascii")
     return [Picture(f"data:image/svg+xml;base64,{data}", alt, width, height)]
@@ -390,6 +390,6 @@ def write_figures(workdir: str | os.PathLike[str], folder: str | os.PathLike[str
     written = []
     for name, figure in drawn.items():
         if figure is not None:
-            write_atomically(target / f"{name}.svg", figures.to_svg(figure))
+            write_atomically(target / f"{name}.svg", drawing.to_svg(figure))
             written.append(f"{name}.svg")
     return written

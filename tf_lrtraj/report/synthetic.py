@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj import records
-from tf_lrtraj.report import figures
+from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, panels, style, title, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,6 @@ __all__ = [
     "two_time_scales",
 ]
 
-GREY, BLUE, ORANGE, GREEN = figures.RAW_COLOUR, "#0072B2", "#D55E00", "#009E73"
 _TITLES = {"ema": "EMA", "swa": "SWA", "two_point": "two points"}
 
 
@@ -61,23 +60,9 @@ def draw(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     written = []
     for name in present:
         path = folder / f"{name}.svg"
-        records.write_atomically(path, figures.to_svg(FIGURES[name](read_record(folder, name))))
+        records.write_atomically(path, to_svg(FIGURES[name](read_record(folder, name))))
         written.append(path)
     return written
-
-
-def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel().tolist()
-    for one in axes:
-        one.set_axisbelow(True)
-    return figure, axes
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=9.5, color="#222222")
 
 
 def two_time_scales(record: Mapping[str, Any]) -> Figure:
@@ -87,8 +72,8 @@ def two_time_scales(record: Mapping[str, Any]) -> Figure:
         ("small", ORANGE, f"rate {record['small_rate']:.2g}"),
         ("ema", BLUE, f"rate {record['large_rate']:g}, EMA of decay {record['decay']:g}"),
     ]
-    with figures._style():
-        figure, (left, right) = _panels(1, 2, 9.6, 3.9)
+    with style():
+        figure, (left, right) = panels(1, 2, 9.6, 3.9)
         shown = record["simulated_steps"]
         for name, colour, label in lines:
             losses = record[f"{name}_losses"]
@@ -122,7 +107,7 @@ def two_time_scales(record: Mapping[str, Any]) -> Figure:
         left.set_xlabel("step")
         left.set_ylabel("expected excess loss")
         left.legend(frameon=False, fontsize=8, loc="center left")
-        _title(left, "As low as the small rate, as fast as the large one")
+        title(left, "As low as the small rate, as fast as the large one")
 
         for name, colour, label in lines:
             path = record[f"{name}_path"]
@@ -137,7 +122,7 @@ def two_time_scales(record: Mapping[str, Any]) -> Figure:
         right.invert_xaxis()
         right.set_xlabel("slow direction")
         right.set_ylabel("fast direction")
-        _title(right, f"One run each, {len(record['ema_path']) - 1} steps; dots: the ends")
+        title(right, f"One run each, {len(record['ema_path']) - 1} steps; dots: the ends")
     return figure
 
 
@@ -149,8 +134,8 @@ def averaging_against_schedule(record: Mapping[str, Any]) -> Figure:
         ("reference", GREEN, f"… at curvature {record['reference_curvature']:g}"),
         ("best", "black", "… fitted to the end on the spectrum"),
     ]
-    with figures._style():
-        figure, axes = _panels(2, len(names), 3.6 * len(names), 5.4)
+    with style():
+        figure, axes = panels(2, len(names), 3.6 * len(names), 5.4)
         for column, name in enumerate(names):
             top, bottom = axes[column], axes[len(names) + column]
             raw, losses = record["raw_losses"], record[f"{name}_losses"]
@@ -168,7 +153,7 @@ def averaging_against_schedule(record: Mapping[str, Any]) -> Figure:
             finite = [losses[-1], *(record[f"{name}_{kind}_losses"][-1] for kind, *_ in kinds)]
             top.set_ylim(0.7 * min(finite), 3.0 * float(raw[-1]))
             bottom.set_xlabel("step")
-            _title(top, _TITLES.get(name, name))
+            title(top, _TITLES.get(name, name))
         axes[0].set_ylabel("expected excess loss")
         axes[len(names)].set_ylabel("learning rate")
         handles, labels = axes[0].get_legend_handles_labels()
@@ -182,8 +167,8 @@ def averaging_length(record: Mapping[str, Any]) -> Figure:
     """Loss at the end against the length of the average, per rate; bias and variance thin."""
     lengths, families = record["lengths"], record["families"]
     colours = (BLUE, ORANGE, GREEN, "#CC79A7", "black")
-    with figures._style():
-        figure, axes = _panels(1, len(families), 4.8 * len(families), 3.8)
+    with style():
+        figure, axes = panels(1, len(families), 4.8 * len(families), 3.8)
         for panel, family in zip(axes, families, strict=True):
             bias, variance = record[f"{family}_bias"], record[f"{family}_variance"]
             for i, rate in enumerate(record["rates"].tolist()):
@@ -198,7 +183,7 @@ def averaging_length(record: Mapping[str, Any]) -> Figure:
             panel.set_yscale("log")
             panel.set_ylim(0.3 * float(np.min(bias + variance)), None)
             panel.set_xlabel("length of the average, steps")
-            _title(panel, f"{_TITLES.get(family, family)}; dashed: noise, dotted: way still to go")
+            title(panel, f"{_TITLES.get(family, family)}; dashed: noise, dotted: way still to go")
         axes[0].set_ylabel("expected excess loss at the end")
         axes[0].legend(frameon=False, fontsize=8)
     return figure
@@ -206,8 +191,8 @@ def averaging_length(record: Mapping[str, Any]) -> Figure:
 
 def single_runs(record: Mapping[str, Any]) -> Figure:
     """Six panels: one-step curves, their zero, distance and displacement, shell, two runs."""
-    with figures._style():
-        figure, axes = _panels(2, 3, 11.0, 6.4)
+    with style():
+        figure, axes = panels(2, 3, 11.0, 6.4)
         steps, zero, distance, lag, shell, two = axes
         rates = record["step_rates"]
         for where, colour in (("far", GREY), ("settled", BLUE)):
@@ -222,12 +207,12 @@ def single_runs(record: Mapping[str, Any]) -> Figure:
         steps.set_xlabel("rate of one step")
         steps.set_ylabel("batch loss, relative")
         steps.legend(frameon=False, fontsize=7.5)
-        _title(steps, "One step: its own batch and another")
+        title(steps, "One step: its own batch and another")
 
         _power_panel(zero, record, "zero_crossings", "held-out gain is 0 at")
-        _title(zero, "… gains nothing at the run's own rate")
+        title(zero, "… gains nothing at the run's own rate")
         _power_panel(distance, record, "distances", "distance to the minimum")
-        _title(distance, f"Distance: exponent {record['distance_exponent']:.2f} in the rate")
+        title(distance, f"Distance: exponent {record['distance_exponent']:.2f} in the rate")
 
         lag.plot(record["lags"], record["displacement"], color=BLUE, linewidth=1.7)
         lag.plot(record["lags"], record["displacement_measured"], "o", color="black", markersize=3)
@@ -235,7 +220,7 @@ def single_runs(record: Mapping[str, Any]) -> Figure:
         lag.set_yscale("log")
         lag.set_xlabel("lag, steps")
         lag.set_ylabel("mean squared displacement")
-        _title(lag, "Stationary: displacement levels off")
+        title(lag, "Stationary: displacement levels off")
 
         bins = np.geomspace(
             min(record["average_positions"].min(), record["iterate_positions"].min()),
@@ -255,7 +240,7 @@ def single_runs(record: Mapping[str, Any]) -> Figure:
         shell.set_xlabel("position against the shell (1: on it)")
         shell.set_ylabel("points")
         shell.legend(frameon=False, fontsize=8)
-        _title(shell, "Iterates on the shell, averages inside")
+        title(shell, "Iterates on the shell, averages inside")
 
         for name, colour in (("shared", ORANGE), ("independent", GREEN)):
             exact = record[f"{name}_square_distance"]
@@ -266,7 +251,7 @@ def single_runs(record: Mapping[str, Any]) -> Figure:
         two.set_xlabel("step")
         two.set_ylabel("squared distance of two runs")
         two.legend(frameon=False, fontsize=8)
-        _title(two, "Two runs from opposite starts")
+        title(two, "Two runs from opposite starts")
     return figure
 
 

@@ -23,19 +23,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import itertools
 import math
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from tf_lrtraj import backend
+from tf_lrtraj import backend, layer_calls
 
 POLICIES = ("recompute", "average", "copy")
 
@@ -94,74 +92,31 @@ def find_statistics(model: Any, *, frozen: bool = False) -> list[Statistics]:
 # Measuring ------------------------------------------------------------------------------------
 
 
-class _Listeners(threading.local):
-    """Layers that are being measured in this thread: layer → moments of each of its calls."""
-
-    def __init__(self) -> None:
-        self.heard: dict[int, list[Moments]] | None = None
-
-
-_listeners = _Listeners()
-_lock = threading.Lock()
-_tapped: dict[int, int] = {}  # layer → how many measurements go on, in all threads
-
-
-def _tap(layer: Any) -> None:
-    """Makes a layer report what it is called on to `_listeners`."""
-    with _lock:
-        _tapped[id(layer)] = _tapped.get(id(layer), 0) + 1
-        if _tapped[id(layer)] > 1:
-            return
-        original = layer.call
-        signature = inspect.signature(original)
-
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            heard = _listeners.heard  # another thread may be using the model
-            if heard is None or id(layer) not in heard:
-                return original(*args, **kwargs)
-            given = signature.bind(*args, **kwargs).arguments
-            if not given.get("training"):  # this call uses the stored statistics
-                return original(*args, **kwargs)
-            inputs = next(iter(given.values()))
-            heard[id(layer)].append(_moments(inputs, layer.axis, given.get("mask")))
-            if not getattr(layer, "renorm", False):
-                return original(*args, **kwargs)
-            # Batch renormalisation corrects towards statistics of the raw weights.
-            layer.renorm = False
-            try:
-                return original(*args, **kwargs)
-            finally:
-                layer.renorm = True
-
-        layer.call = call
-
-
-def _untap(layer: Any) -> None:
-    with _lock:
-        _tapped[id(layer)] -= 1
-        if not _tapped[id(layer)]:
-            del _tapped[id(layer)]
-            del layer.call
-
-
 @contextlib.contextmanager
 def _listening(layers: Sequence[Any]) -> Iterator[dict[int, list[Moments]]]:
     """Collects the moments of whatever the given layers are called on, in this thread."""
     heard: dict[int, list[Moments]] = {id(layer): [] for layer in layers}
-    outer = _listeners.heard
-    for layer in layers:
-        _tap(layer)
-    _listeners.heard = heard
-    try:
+
+    def listen(layer: Any, call: Callable[..., Any], given: inspect.BoundArguments) -> Any:
+        arguments = given.arguments
+        if not arguments.get("training"):  # this call uses the stored statistics
+            return call(*given.args, **given.kwargs)
+        inputs = next(iter(arguments.values()))
+        heard[id(layer)].append(moments(inputs, layer.axis, arguments.get("mask")))
+        if not getattr(layer, "renorm", False):
+            return call(*given.args, **given.kwargs)
+        # Batch renormalisation corrects towards statistics of the raw weights.
+        layer.renorm = False
+        try:
+            return call(*given.args, **given.kwargs)
+        finally:
+            layer.renorm = True
+
+    with layer_calls.intercepted({layer: listen for layer in layers}):
         yield heard
-    finally:
-        _listeners.heard = outer
-        for layer in layers:
-            _untap(layer)
 
 
-def _moments(inputs: Any, axis: int, mask: Any) -> Moments:
+def moments(inputs: Any, axis: int, mask: Any) -> Moments:
     """Number of elements, mean and variance per channel, in float32 or wider."""
     # Keras' own promotion rules would make float32 of float64.
     wide = keras.backend.standardize_dtype(inputs.dtype) == "float64"
@@ -219,14 +174,14 @@ def batch_moments(
     """
     with _listening([entry.layer for entry in statistics]) as heard:
         _, updated = backend.forward(model, trainable, non_trainable, inputs, training=True)
-    moments = []
+    pooled = []
     for entry in statistics:
         calls = heard[id(entry.layer)]
         if not calls:
             nothing = ops.zeros(entry.layer.moving_mean.shape, "float32")
             calls = [(ops.zeros((), "float32"), nothing, nothing)]
-        moments.append(calls[0] if len(calls) == 1 else pool(calls))
-    return moments, updated
+        pooled.append(calls[0] if len(calls) == 1 else pool(calls))
+    return pooled, updated
 
 
 def over_replicas(moments: Sequence[Moments]) -> list[Moments]:

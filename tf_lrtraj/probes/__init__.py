@@ -1,0 +1,32 @@
+"""What one mini-batch's loss does: measured along steps, side trips, segments and planes.
+
+Probes never touch the model they measure, state which batch norm and dropout they
+measured with, keep every number with its coordinates, and go on where they stopped.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# name -> module that defines it; loaded on first use, as Keras takes many seconds to import.
+_MODULES = {
+    "Mode": "mode",
+    "Point": "surface",
+    "Probe": "probe",
+    "Surface": "surface",
+    "measure": "probe",
+    "take_batches": "surface",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'tf_lrtraj.probes' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tf_lrtraj.probes.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,79 @@
+"""What a run writes down and reads back; the format is described in docs/records.md.
+
+A workdir is a folder of strict JSON files, JSON rows and one array.  Whatever
+reads a run (the report, the claims, a user's notebook) goes through here, so
+that nothing else knows file names.  Files are replaced whole: they are written
+under a temporary name in the same folder, then renamed.
+
+Example:
+
+>>> import tempfile
+>>> folder = tempfile.mkdtemp()
+>>> write_json(f"{folder}/config.json", {"learning_rate": 0.1})
+>>> write_json(f"{folder}/run.json", {"format": FORMAT, "status": "done"})
+>>> with MetricsWriter(f"{folder}/metrics.jsonl") as metrics:
+...     metrics.write({"kind": "eval", "step": 5, "split": "test", "weights": "raw", "loss": 2.0})
+>>> load_run(folder).series("loss")
+(array([5]), array([2.]))
+"""
+
+from tf_lrtraj.records.arrays import ArrayRecord
+from tf_lrtraj.records.files import (
+    MetricsWriter,
+    RecordError,
+    append_rows,
+    read_json,
+    read_rows,
+    write_atomically,
+    write_json,
+)
+from tf_lrtraj.records.run import (
+    CONFIG,
+    FORMAT,
+    MATCHED,
+    METRICS,
+    RAW,
+    RUN,
+    SCHEDULE,
+    STATUSES,
+    TIMING,
+    RunRecord,
+    check_average_name,
+    check_workdir_matches,
+    load_run,
+    matched_dir,
+    prepare_workdir,
+    read_schedule,
+    write_schedule,
+)
+
+# In messages and tracebacks it has the name under which users import it.
+RecordError.__module__ = __name__
+
+__all__ = [
+    "CONFIG",
+    "FORMAT",
+    "MATCHED",
+    "METRICS",
+    "RAW",
+    "RUN",
+    "SCHEDULE",
+    "STATUSES",
+    "TIMING",
+    "ArrayRecord",
+    "MetricsWriter",
+    "RecordError",
+    "RunRecord",
+    "append_rows",
+    "check_average_name",
+    "check_workdir_matches",
+    "load_run",
+    "matched_dir",
+    "prepare_workdir",
+    "read_json",
+    "read_rows",
+    "read_schedule",
+    "write_atomically",
+    "write_json",
+    "write_schedule",
+]
