@@ -108,7 +108,7 @@ def assign(variables: Sequence[Any], arrays: Sequence[Any]) -> None:
 def _assigned_by_handle(variable: Any, array: Any) -> bool:
     """Assigns a tensor to a single, eager TensorFlow variable; False if it is not that simple.
 
-    Keras' and TensorFlow's own ways take some 100 µs, ten times as long as the operation.
+    Keras' and TensorFlow's own ways take ten times as long as the operation.
     The variable then shares the tensor's memory, as with any assignment in TensorFlow: what
     writes to a variable in place copies the memory first if it is shared.
     """
@@ -116,7 +116,7 @@ def _assigned_by_handle(variable: Any, array: Any) -> bool:
         return False
     import tensorflow as tf
 
-    if not tf.executing_eagerly() or not tf.is_tensor(array) or _replicas(variable):
+    if not tf.executing_eagerly() or _replicas(variable):
         return False
     value = variable.value  # inside a stateless or an autocast scope it may be a tensor
     if (
@@ -379,25 +379,17 @@ def backup(variables: Sequence[Any]) -> Callable[[], None]:
         import tensorflow as tf
 
         parts = [part for variable in variables for part in _replicas(variable) or [variable.value]]
-        if tf.executing_eagerly() and all(isinstance(part, tf.Variable) for part in parts):
-            # The operations themselves: TensorFlow's methods around them take ten times as
-            # long.  What is read shares the variable's memory until something writes to it.
-            handles = [part.handle for part in parts]
-            held = [
-                tf.raw_ops.ReadVariableOp(resource=handle, dtype=part.dtype)
-                for handle, part in zip(handles, parts, strict=True)
-            ]
-
-            def put_back() -> None:
-                for handle, value in zip(handles, held, strict=True):
-                    tf.raw_ops.AssignVariableOp(resource=handle, value=value)
-
-            return put_back
-        kept = [tf.identity(part) for part in parts]
+        # The operations themselves: TensorFlow's methods around them take ten times as long.
+        # What is read shares the variable's memory; whatever writes there in place copies first.
+        handles = [part.handle for part in parts]
+        kept = [
+            tf.raw_ops.ReadVariableOp(resource=handle, dtype=part.dtype)
+            for handle, part in zip(handles, parts, strict=True)
+        ]
 
         def restore() -> None:
-            for part, value in zip(parts, kept, strict=True):
-                part.assign(value)
+            for handle, value in zip(handles, kept, strict=True):
+                tf.raw_ops.AssignVariableOp(resource=handle, value=value)
 
         return restore
     copies = [keras.ops.copy(value) for value in values(variables)]

@@ -1,5 +1,6 @@
 """A model is lent to one at a time, and comes back to the bit."""
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -192,3 +193,56 @@ def test_a_model_saved_while_it_is_lent_is_a_whole_model(tmp_path):
         np.testing.assert_array_equal(own, average)
     loaded.fit(INPUTS, LABELS, verbose=0)
     assert holder_of(model) is None
+
+
+def writes_in_place(variable):
+    """Changes a variable in every way in which its backend can write into its memory."""
+    variable.assign_add(keras.ops.ones_like(variable))
+    if backend.name() == "torch":
+        variable.value.data.mul_(3.0)
+    if backend.name() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    raw, ones = variable.value, tf.ones_like(variable.value)
+    raw.assign_add(ones)
+    raw.assign_sub(3.0 * ones)
+    tf.raw_ops.ResourceApplyGradientDescent(var=raw.handle, alpha=0.1, delta=ones)
+    tf.function(lambda: raw.assign_add(ones), jit_compile=True)()
+    tf.function(lambda: raw.assign(raw * 2.0))()
+    tf.raw_ops.ResourceScatterAdd(resource=raw.handle, indices=[0], updates=ones[:1])
+    tf.raw_ops.ResourceScatterUpdate(resource=raw.handle, indices=[0], updates=5.0 * ones[:1])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_writing_in_place_inside_the_block_reaches_neither_raw_weights_nor_averages(fails):
+    callback = averaging()
+    model = trained(callback)
+    for _ in range(2):  # what was written to in place once may behave differently afterwards
+        raw = bits(model)
+        averages = {n: [a.tobytes() for a in callback.get_average(n)] for n in ("ema", "swa")}
+        with contextlib.suppress(ZeroDivisionError), callback.borrowed("ema"):
+            lent = bits(model)
+            for variable in model.trainable_variables:
+                writes_in_place(variable)
+            assert all(a != b for a, b in zip(bits(model)[:2], lent[:2], strict=True))
+            if fails:
+                raise ZeroDivisionError
+        assert bits(model) == raw
+        for name, values in averages.items():
+            assert [a.tobytes() for a in callback.get_average(name)] == values
+        for variable in model.trainable_variables:
+            writes_in_place(variable)  # nor is the average the model's after the block
+        assert [a.tobytes() for a in callback.get_average("ema")] == averages["ema"]
+
+
+def test_assigning_casts_and_refuses_another_shape():
+    variable = keras.Variable(np.zeros((2, 3), np.float32))
+    low = keras.ops.cast(keras.ops.full((2, 3), 1.5), "bfloat16")
+    backend.assign([variable], [low])
+    np.testing.assert_array_equal(backend.to_numpy([variable])[0], np.full((2, 3), 1.5))
+    backend.assign([variable], [np.full((2, 3), 2.5)])
+    np.testing.assert_array_equal(backend.to_numpy([variable])[0], np.full((2, 3), 2.5))
+    with pytest.raises(ValueError, match="shape"):
+        backend.assign([variable], [keras.ops.zeros((3, 2))])
+    np.testing.assert_array_equal(backend.to_numpy([variable])[0], np.full((2, 3), 2.5))
