@@ -14,8 +14,11 @@ _MODULES = {
     "Mode": "mode",
     "Point": "surface",
     "Probe": "probe",
+    "ProbeRecorder": "callback",
     "Surface": "surface",
+    "filter_axes_of": "directions",
     "measure": "probe",
+    "random_direction": "directions",
     "take_batches": "surface",
 }
 

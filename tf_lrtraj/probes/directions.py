@@ -1,0 +1,116 @@
+"""Random directions in weight space, drawn for Keras' layout of kernels.
+
+A Keras kernel holds its outputs on the last axis, `[kh, kw, in, out]` or `[in, out]`;
+code written for `[out, in, kh, kw]` would normalise over inputs without complaint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.probes.vectors import Vector, host
+
+KINDS = ("uniform", "filter")
+
+# Layer → the axes of its kernels that tell one output filter from another.
+_AXES: dict[str, tuple[int, ...]] = {
+    "Conv1DTranspose": (-2,),
+    "Conv2DTranspose": (-2,),
+    "Conv3DTranspose": (-2,),
+    "DepthwiseConv1D": (-2, -1),
+    "DepthwiseConv2D": (-2, -1),
+    "Embedding": (0,),
+}
+
+
+def random_direction(
+    like: Vector,
+    seed: int | Sequence[int],
+    kind: str = "uniform",
+    *,
+    filter_axes: Sequence[tuple[int, ...]] | None = None,
+) -> list[np.ndarray]:
+    """A random direction in float64, a pure function of the seed and the shapes.
+
+    Args:
+        like: arrays in the order of `model.trainable_variables`: weights, which
+            `"filter"` scales by, or (for `"uniform"`) anything of their shapes.
+        seed: what `numpy.random.default_rng` takes, so `[seed, number]` for one of several.
+        kind: `"uniform"`: a Gaussian vector divided by its norm, that is, a point of the
+            unit sphere (Izmailov et al. 2018, arXiv 1803.05407, section 3.3);
+            `"filter"`: a Gaussian vector whose filters have the norms of the weights' own,
+            with zeros for biases and for scales and offsets of normalisation, which
+            makes distances comparable between networks of other scales (Li et al. 2018,
+            arXiv 1712.09913, section 4).
+        filter_axes: for each array, the axes that tell its filters apart (`filter_axes_of`);
+            None for the last axis of all.
+
+    Returns:
+        arrays of the shapes of `like`.  Their norm is 1 for `"uniform"`, and that of
+        all kernels together for `"filter"`.
+
+    Raises:
+        ValueError: for another kind, or where there is nothing to move.
+
+    >>> weights = [np.full((3, 2), 2.0), np.zeros(2)]
+    >>> direction = random_direction(weights, seed=0, kind="filter")
+    >>> np.linalg.norm(direction[0], axis=0) / np.linalg.norm(weights[0], axis=0)
+    array([1., 1.])
+    >>> direction[1]
+    array([0., 0.])
+    """
+    if kind not in KINDS:
+        raise ValueError(f"`kind` must be one of {list(KINDS)}. Received: kind={kind!r}")
+    shapes = [tuple(array.shape) for array in like]
+    if not sum(int(np.prod(shape)) for shape in shapes):
+        raise ValueError(f"`like` must hold weights. Received: arrays of shapes {shapes}")
+    rng = np.random.default_rng(seed)
+    # Drawn for every array, so that both kinds take the same numbers for the same kernel.
+    drawn = [rng.standard_normal(shape) for shape in shapes]
+    if kind == "uniform":
+        length = np.sqrt(sum(float(np.vdot(array, array)) for array in drawn))
+        return [array / length for array in drawn]
+    axes = [(-1,)] * len(shapes) if filter_axes is None else list(filter_axes)
+    if len(axes) != len(shapes):
+        raise ValueError(
+            f"`filter_axes` must name axes for each of {len(shapes)} arrays. "
+            f"Received: {len(axes)} entries"
+        )
+    if all(len(shape) < 2 for shape in shapes):
+        raise ValueError(
+            "`kind='filter'` moves kernels, arrays of two or more axes, and there is none. "
+            f"Received: arrays of shapes {shapes}"
+        )
+    return [
+        _filtered(noise, weights, kept) if noise.ndim >= 2 else np.zeros_like(noise)
+        for noise, weights, kept in zip(drawn, host(like), axes, strict=True)
+    ]
+
+
+def _filtered(noise: np.ndarray, weights: np.ndarray, kept: tuple[int, ...]) -> np.ndarray:
+    within = tuple(i for i in range(noise.ndim) if i not in {axis % noise.ndim for axis in kept})
+    length = np.sqrt(np.sum(noise**2, axis=within, keepdims=True))
+    wanted = np.sqrt(np.sum(weights**2, axis=within, keepdims=True))
+    scale: np.ndarray = wanted / np.where(length > 0.0, length, 1.0)
+    return noise * scale
+
+
+def filter_axes_of(model: Any) -> list[tuple[int, ...]]:
+    """For each trainable variable the axes that tell its output filters apart.
+
+    The last one but for transposed convolutions (outputs before inputs), depthwise
+    convolutions (a filter per input channel) and embeddings (a row per entry).
+    """
+    axes = {}
+    for layer in model._flatten_layers(include_self=True, recursive=True):
+        known = next((_AXES[c.__name__] for c in type(layer).__mro__ if c.__name__ in _AXES), None)
+        name = type(layer).__name__
+        for variable in getattr(layer, "_trainable_variables", ()):
+            own = known
+            if name.startswith("SeparableConv") and variable.name == "depthwise_kernel":
+                own = (-2, -1)
+            axes[id(variable)] = own or (-1,)
+    return [axes.get(id(variable), (-1,)) for variable in model.trainable_variables]
