@@ -155,6 +155,13 @@ class Surface:
         inputs = (batch[0] for batch in self._moment_batches)
         return Point(point.trainable, self._recompute(*point, inputs))
 
+    @property
+    def calibration_passes(self) -> int:
+        """Forward passes that `calibrated` takes for a point."""
+        if self.mode.batch_norm != "recalibrated" or not self._statistics:
+            return 0
+        return len(self._moment_batches)
+
     # Measuring ----------------------------------------------------------------------------
 
     def loss(self, point: Point, batch: Batch) -> float:
