@@ -11,14 +11,27 @@ from typing import Any
 
 # name -> module that defines it; loaded on first use, as Keras takes many seconds to import.
 _MODULES = {
+    "Direction": "steps",
+    "Line": "line",
     "Mode": "mode",
+    "Plane": "planes",
     "Point": "surface",
     "Probe": "probe",
     "ProbeRecorder": "callback",
+    "Segments": "segments",
+    "SideTrip": "side_trips",
     "Surface": "surface",
+    "Width": "widths",
     "filter_axes_of": "directions",
+    "loss_along_rays": "widths",
+    "loss_along_segment": "segments",
+    "loss_along_step": "line",
+    "loss_on_plane": "planes",
     "measure": "probe",
     "random_direction": "directions",
+    "rate_grid": "fits",
+    "refined_rates": "line",
+    "side_trip": "side_trips",
     "take_batches": "surface",
 }
 

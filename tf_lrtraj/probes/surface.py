@@ -18,6 +18,7 @@ from keras import ops
 from tf_lrtraj import backend
 from tf_lrtraj import batch_norm as bn
 from tf_lrtraj.probes.mode import Mode, as_in
+from tf_lrtraj.probes.probe import fingerprint
 
 Batch = tuple[Any, ...]  # (inputs, targets) or (inputs, targets, example weights)
 
@@ -84,6 +85,7 @@ class Surface:
                 f"measure statistics on. Received: moment_batches={moment_batches!r}"
             )
         self._recompute = bn.Recompute(model)
+        self._calibrated: tuple[Point, ...] = ()  # the last one calibrated: before, after
         self._evaluate = backend.compiled(self._evaluate_batch)
         self._along = backend.compiled(self._evaluate_moved)
         self._predict = backend.compiled(self._outputs)
@@ -149,11 +151,16 @@ class Surface:
         return Point(moved, origin.non_trainable)
 
     def calibrated(self, point: Point) -> Point:
-        """The point with the batch-norm statistics its mode asks for."""
-        if self.mode.batch_norm != "recalibrated" or not self._statistics:
+        """The point with the batch-norm statistics its mode asks for.
+
+        The last one is kept, so that many batches at one point cost one calibration.
+        """
+        if not self.calibration_passes:
             return point
-        inputs = (batch[0] for batch in self._moment_batches)
-        return Point(point.trainable, self._recompute(*point, inputs))
+        if not any(point is known for known in self._calibrated):
+            inputs = (batch[0] for batch in self._moment_batches)
+            self._calibrated = (point, Point(point.trainable, self._recompute(*point, inputs)))
+        return self._calibrated[1]
 
     @property
     def calibration_passes(self) -> int:
@@ -162,11 +169,16 @@ class Surface:
             return 0
         return len(self._moment_batches)
 
+    def fingerprint(self, point: Point) -> str:
+        """A checksum of what of a point a loss depends on: statistics only where they count."""
+        alone = self.mode.batch_norm == "batch" and self.mode.dropout == "off"
+        return fingerprint(point.trainable if alone else [*point.trainable, *point.non_trainable])
+
     # Measuring ----------------------------------------------------------------------------
 
     def loss(self, point: Point, batch: Batch) -> float:
         """Mean loss of a batch."""
-        return self.evaluate(point, [batch])[0][0]
+        return float(self.evaluate(point, [batch])[0][0])
 
     def evaluate(self, point: Point, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
         """([N] mean losses, [N] accuracies) of batches at one point.
@@ -203,6 +215,13 @@ class Surface:
         point = self.calibrated(point)
         inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
         return backend.to_numpy([self._predict(*point, inputs)])[0]
+
+    def score(self, outputs: np.ndarray, batch: Batch) -> tuple[float, float]:
+        """Mean loss and accuracy of given outputs for a batch, NaN as in `evaluate`."""
+        (_, targets, *rest), given = _tensors(batch), ops.convert_to_tensor(outputs)
+        losses = self._per_example(targets, given)
+        shaped = (None, targets, *rest)
+        return tuple(float(_mean(found, shaped)) for found in (losses, _correct(targets, given)))
 
     def gradient(self, point: Point, batch: Batch) -> tuple[float, list[Any]]:
         """Mean loss of a batch and its gradient by the trainable weights."""
