@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -182,7 +183,9 @@ class Groups:
         found: dict[str, Any] = {}
         for prefix, group in self.groups.items():
             found[f"{prefix}batches"] = fingerprint(group)
-            found[f"{prefix}batch_sizes"] = [len(batch[1]) for batch in group]
+            found[f"{prefix}batch_sizes"] = [
+                len(keras.tree.flatten(batch[1])[0]) for batch in group
+            ]
         return found
 
     def measure(self, record: Any, index: Any, point: Point) -> None:

@@ -1,0 +1,237 @@
+r"""Heights of barriers along a segment, from losses measured on it; pure NumPy.
+
+With \(t\) running from 0 at the first point to 1 at the second, and \(L_b\) the loss of
+batch b, the **barrier** is
+
+.. math:: \max_{0 \le t \le 1} \; \overline{L_b(t) - (1-t) L_b(0) - t L_b(1)},
+
+the height over the straight line between the losses of the ends (Frankle et al. 2020,
+arXiv 1912.05671, take the mean of the two losses instead, which is the same at the
+middle).  The **rise** is the plain height over the larger of the two ends.  In a convex
+basin both are 0, which is their value at an end.  Differences are taken batch by batch, so
+what makes one batch harder than another everywhere cancels.  What lies between two
+positions of the grid is not seen.
+
+The maximum over noisy means is too large on average.  Beside it stand a cross-fitted
+height, whose position is chosen on one half of the batches and whose height is measured on
+the other half (too small on average, if the position was chosen badly), and an upper
+limit, the largest of the positions' own upper limits, which exceeds the true maximum with
+the stated confidence whatever position that is at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tf_lrtraj.probes.uncertainty import mean_and_se, student
+
+ONE_BASIN, UNDECIDED, BARRIER = -1, 0, 1
+VERDICTS = {ONE_BASIN: "one basin", UNDECIDED: "undecided", BARRIER: "barrier"}
+
+
+class Height(NamedTuple):
+    """How high a curve rises at its highest, in units of the loss.
+
+    Attributes:
+        height: maximum over positions of the mean over batches; 0 or more.
+        at: its position.
+        se: standard error of the mean at that position.
+        cross: mean of the heights at positions chosen on the other half of the batches.
+        cross_se: its standard error.
+        upper: largest upper limit (97.5 %) of the mean at any position.
+    """
+
+    height: float
+    at: float
+    se: float
+    cross: float
+    cross_se: float
+    upper: float
+
+
+def segment(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a curve between the two points.
+
+    Args:
+        positions: [K] increasing, with 0 and 1 among them.
+        losses: [K, n] losses of n batches.
+
+    Raises:
+        ValueError: if they do not fit, or an end was not measured.
+    """
+    positions = np.asarray(positions, np.float64)
+    losses = np.asarray(losses, np.float64)
+    if (
+        positions.ndim != 1
+        or losses.shape[:1] != positions.shape
+        or losses.ndim != 2
+        or not losses.size
+    ):
+        raise ValueError(
+            "`losses` must be [positions, batches]. "
+            f"Received: shapes {losses.shape} for positions of {positions.shape}"
+        )
+    if not (np.all(np.diff(positions) > 0) and {0.0, 1.0} <= set(positions.tolist())):
+        raise ValueError(
+            f"`positions` must increase and hold 0 and 1. Received: {positions.tolist()}"
+        )
+    inside = (positions >= 0.0) & (positions <= 1.0)
+    return positions[inside], losses[inside]
+
+
+def excess(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(positions from 0 to 1, [K, n] losses minus each batch's line between the ends).
+
+    >>> excess([0.0, 0.5, 1.0], [[1.0], [2.0], [2.0]])[1].tolist()
+    [[0.0], [0.5], [0.0]]
+    """
+    positions, losses = segment(positions, losses)
+    share = positions[:, None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        line = np.where(share == 0.0, losses[0], (1.0 - share) * losses[0] + share * losses[-1])
+        found = losses - np.where(share == 1.0, losses[-1], line)
+    found[[0, -1]] = 0.0  # by definition, infinite losses included
+    return positions, found
+
+
+def over_larger_end(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(positions from 0 to 1, [K, n] losses minus those at the end with the larger mean)."""
+    positions, losses = segment(positions, losses)
+    larger = losses[0] if losses[0].mean() >= losses[-1].mean() else losses[-1]
+    with np.errstate(invalid="ignore"):
+        return positions, losses - larger
+
+
+def highest(positions: np.ndarray, heights: np.ndarray) -> Height:
+    """The maximum of [K, n] heights over positions, with its uncertainty over batches.
+
+    >>> curve = np.array([0.0, 1.0, 0.0])[:, None] + np.array([[0, 0], [-0.5, 0.5], [0, 0]])
+    >>> highest(np.array([0.0, 0.5, 1.0]), curve)[:5]
+    (1.0, 0.5, 0.5, 1.0, 0.5)
+    """
+    count = heights.shape[1]
+    means, errors = mean_and_se(heights)
+    # Losses that overflowed stand as infinite heights.
+    means = np.where(np.isnan(means), np.inf, means)
+    best = int(np.argmax(means))
+    if count < 2:
+        nan = float("nan")
+        return Height(float(means[best]), float(positions[best]), nan, nan, nan, nan)
+    spread = student(count) * errors
+    upper = float(np.max(np.where(np.isnan(spread), np.inf, means + spread)))
+    own = np.empty(count)
+    for fold in range(2):
+        chosen = int(
+            np.argmax(np.nan_to_num(mean_and_se(heights[:, 1 - fold :: 2])[0], nan=np.inf))
+        )
+        own[fold::2] = heights[chosen, fold::2]
+    cross, cross_se = mean_and_se(own)
+    return Height(
+        float(means[best]),
+        float(positions[best]),
+        float(errors[best]),
+        float(cross),
+        float(cross_se),
+        upper,
+    )
+
+
+def verdict(height: Height, level: float, count: int) -> int:
+    """Whether two points lie in one basin, to a stated level.
+
+    Each answer rests on the estimate that errs against it: `ONE_BASIN` if the upper
+    limit is below the level, `BARRIER` if the lower limit (97.5 %, Student's) of
+    the cross-fitted height is above it, else `UNDECIDED`.
+
+    Args:
+        height: of the barrier.
+        level: in units of the loss; a smaller barrier is called none.
+        count: number of batches.
+    """
+    if count < 2:
+        return UNDECIDED
+    if height.upper < level:
+        return ONE_BASIN
+    if not np.isfinite(height.cross):
+        return BARRIER
+    lower = height.cross - student(count) * height.cross_se
+    return BARRIER if lower > level else UNDECIDED
+
+
+class Asymmetry(NamedTuple):
+    """Differences `L(centre + s) - L(centre - s)`, batch by batch.
+
+    Attributes:
+        offsets: [S] values of s.
+        difference: [S] means over batches; positive where the far side is steeper.
+        se: [S] standard errors.
+    """
+
+    offsets: np.ndarray
+    difference: np.ndarray
+    se: np.ndarray
+
+
+def offsets(positions: Any, centre: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(offsets s, positions of centre + s, of centre - s) for what the grid holds on both sides."""
+    positions = np.asarray(positions, np.float64)
+    after = np.flatnonzero(positions > centre + 1e-9)
+    mirrored = 2.0 * centre - positions[after]
+    before = np.searchsorted(positions, mirrored - 1e-9)
+    there = before < len(positions)
+    there[there] = np.abs(positions[before[there]] - mirrored[there]) < 1e-9
+    return positions[after[there]] - centre, after[there], before[there]
+
+
+def asymmetry(positions: Any, losses: Any, centre: float = 0.5) -> Asymmetry:
+    """How much steeper a valley is on one side (He et al. 2019, arXiv 1902.00744).
+
+    >>> asymmetry([0.0, 0.5, 1.0], [[1.0, 1.0], [0.0, 0.0], [3.0, 5.0]])
+    Asymmetry(offsets=array([0.5]), difference=array([3.]), se=array([1.]))
+    """
+    losses = np.asarray(losses, np.float64)
+    steps, after, before = offsets(positions, centre)
+    with np.errstate(invalid="ignore"):
+        differences = losses[after] - losses[before]
+    return Asymmetry(steps, *mean_and_se(differences))
+
+
+def own_batches(losses: Any) -> np.ndarray:
+    """[K, n] losses of batch i along segment i, of [n, K, n] losses of all along all.
+
+    For segments between the ends of side trips, each on a batch of its own:
+    `excess` and `highest` of these give the barrier's height over trips.
+
+    Raises:
+        ValueError: if there are not as many segments as batches.
+    """
+    losses = np.asarray(losses, np.float64)
+    if losses.ndim != 3 or losses.shape[0] != losses.shape[2]:
+        raise ValueError(
+            "`losses` must be [segments, positions, batches] with a batch for each segment. "
+            f"Received: shape {losses.shape}"
+        )
+    return np.stack([losses[i, :, i] for i in range(len(losses))], axis=1)
+
+
+def check_pairs(
+    pairs: Sequence[Sequence[str]] | None, names: Sequence[str]
+) -> list[tuple[str, str]]:
+    """The pairs of points to connect; None for all of them."""
+    if pairs is None:
+        return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    found = []
+    for pair in pairs:
+        entry = tuple(str(name) for name in pair)
+        if len(entry) != 2 or entry[0] == entry[1] or not set(entry) <= set(names):
+            raise ValueError(
+                f"`pairs` must be pairs of different points out of {list(names)}. "
+                f"Received: {tuple(pair)!r}"
+            )
+        found.append((entry[0], entry[1]))
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"`pairs` must hold at least one pair, each once. Received: {found}")
+    return found
