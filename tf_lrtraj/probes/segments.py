@@ -24,7 +24,7 @@ ALL = "(all)"  # the entry of the coordinate `layer` for all weights together
 class Segments(Probe):
     """Losses and accuracies of batches along segments between points; see `loss_along_segment`."""
 
-    kind = "segments"
+    kind = "basin"
 
     def __init__(
         self,
