@@ -23,6 +23,9 @@ import numpy as np
 # takes it some 50 ms per variable and average.  What fits into a cache gains nothing.
 XLA_FROM = 1 << 20
 
+# Columns of several averages that torch updates together on a CPU.
+_COLUMNS = 1 << 18
+
 
 def name() -> str:
     """The Keras backend in use: `"tensorflow"`, `"jax"` or `"torch"`."""
@@ -176,6 +179,42 @@ def mix(variables: Sequence[Any], arrays: Sequence[Any], share: Any) -> None:
     for variable, array, value in zip(variables, arrays, values(variables), strict=True):
         part = keras.ops.cast(share, variable.dtype)
         variable.assign(keras.ops.where(part >= 1.0, array, value + part * (array - value)))
+
+
+def mix_rows(variables: Sequence[Any], arrays: Sequence[Any], shares: Any) -> None:
+    """`mix` for variables of shape [rows, …], each row towards the same array by its own share.
+
+    Args:
+        variables: Keras variables.
+        arrays: a backend tensor for each, without the axis of rows.
+        shares: numbers or a tensor in [0, 1], [rows].
+    """
+    if name() == "torch":
+        _mix_rows_on_torch(variables, arrays, np.asarray(shares))
+        return
+    for variable, array, value in zip(variables, arrays, values(variables), strict=True):
+        part = keras.ops.cast(shares, variable.dtype)
+        part = keras.ops.reshape(part, (-1, *[1] * len(array.shape)))
+        mixed = value + part * (array - value)
+        variable.assign(keras.ops.where(part >= 1.0, array, mixed))
+
+
+def _mix_rows_on_torch(variables: Sequence[Any], arrays: Sequence[Any], shares: np.ndarray) -> None:
+    import torch
+
+    active = np.flatnonzero(shares)
+    for variable, array in zip(variables, arrays, strict=True):
+        rows = _tensor(variable).detach().view(len(shares), -1)
+        source = array.reshape(-1)
+        if len(active) < len(shares):  # no pass over the rows that stay as they are
+            for row in active:
+                rows[row].lerp_(source, float(shares[row]))
+            continue
+        part = torch.from_numpy(shares[:, None]).to(rows.dtype).to(rows.device)
+        # So much of the source stays in a cache for all rows.
+        size = _COLUMNS if rows.device.type == "cpu" else max(1, len(source))
+        for piece, towards in zip(rows.split(size, dim=1), source.split(size), strict=True):
+            piece.lerp_(towards, part)
 
 
 def scalars(array: np.ndarray) -> Any:

@@ -59,7 +59,7 @@ class AverageState:
     Raises:
         ValueError: for an unknown precision.
 
-    Recursive kernels keep one buffer per variable (a pair two).  Lag kernels keep a
+    Recursive kernels keep one number per weight (a pair two).  Lag kernels keep a
     ring of `max_lag + 1` past values and the average is formed when it is asked for,
     so an update costs one copy whatever the window's length.
 
@@ -80,54 +80,67 @@ class AverageState:
             )
         self._variables = list(variables)
         self.kernels = dict(kernels)
-        self._recursive = [n for n, k in self.kernels.items() if isinstance(k, RecursiveKernel)]
+        chosen = {name: _precision(k, precision) for name, k in self.kernels.items()}
+        recursive = [n for n, k in self.kernels.items() if isinstance(k, RecursiveKernel)]
+        # Averages stored alike share one buffer per variable, a row each: one operation updates
+        # them all, and reads the variable once.
+        stacked = [n for n in recursive if chosen[n] == "single"]
+        self._stacked = stacked if len(stacked) > 1 else []
+        alone = [n for n in recursive if n not in self._stacked]
+        self._recursive = [*self._stacked, *alone]
         self._lagged = [n for n, k in self.kernels.items() if isinstance(k, LagKernel)]
         sizes = [int(np.prod(v.shape)) for v in self._variables]
         # A single average gains nothing from groups.
         self._groups = _groups(sizes) if len(self.kernels) > 1 else [list(range(len(sizes)))]
+        self._stack = [
+            _filled(f"averages_{index}", variable, "single", rows=len(self._stacked))
+            for index, variable in enumerate(self._variables if self._stacked else ())
+        ]
         self._buffers: dict[str, list[Any]] = {}
         self._compensations: dict[str, list[Any]] = {}
-        for name, kernel in self.kernels.items():
-            chosen = _precision(kernel, precision)
+        for name in [*alone, *self._lagged]:
+            kernel = self.kernels[name]
             self._buffers[name] = [
-                self._new_buffer(index, variable, kernel, chosen)
+                self._new_buffer(index, variable, kernel, chosen[name])
                 for index, variable in enumerate(self._variables)
             ]
-            if chosen == "pair":
+            if chosen[name] == "pair":
                 self._compensations[name] = [
                     _variable(f"compensation_{index}", tuple(buffer.shape), buffer.dtype)
                     for index, buffer in enumerate(self._buffers[name])
                 ]
 
     def _new_buffer(self, index: int, variable: Any, kernel: Kernel, precision: str) -> Any:
-        shape = tuple(variable.shape)
-        if isinstance(kernel, LagKernel):
-            shape = (kernel.max_lag + 1, *shape)
-        dtype = buffer_dtype(variable.dtype, precision)
-        buffer = _variable(f"average_{index}", shape, dtype)
-        start = ops.cast(ops.convert_to_tensor(variable), buffer.dtype)
-        if isinstance(kernel, LagKernel):
-            backend.assign_row(buffer, 0, start)
-        else:
-            buffer.assign(start)
-        return buffer
+        name = f"average_{index}"
+        if not isinstance(kernel, LagKernel):
+            return _filled(name, variable, precision)
+        shape = (kernel.max_lag + 1, *variable.shape)
+        ring = _variable(name, shape, buffer_dtype(variable.dtype, precision))
+        backend.assign_row(ring, 0, ops.cast(ops.convert_to_tensor(variable), ring.dtype))
+        return ring
 
     @property
     def variables(self) -> list[Any]:
         """Every buffer, in a fixed order (for checkpoints)."""
         return [
-            buffer
-            for name in self.kernels
-            for buffer in (*self._buffers[name], *self._compensations.get(name, ()))
+            *self._stack,
+            *(
+                buffer
+                for name in self._buffers
+                for buffer in (*self._buffers[name], *self._compensations.get(name, ()))
+            ),
         ]
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes held per average."""
+
+        def size(buffers: Iterable[Any]) -> int:
+            return sum(int(np.prod(b.shape)) * np.dtype(b.dtype).itemsize for b in buffers)
+
         return {
-            name: sum(
-                int(np.prod(b.shape)) * np.dtype(b.dtype).itemsize
-                for b in (*self._buffers[name], *self._compensations.get(name, ()))
-            )
+            name: size(self._stack) // len(self._stacked)
+            if name in self._stacked
+            else size((*self._buffers[name], *self._compensations.get(name, ())))
             for name in self.kernels
         }
 
@@ -141,7 +154,7 @@ class AverageState:
         """Coefficients of the updates `T = first … first + count - 1`.
 
         Returns:
-            "mixing": [count, number of recursive averages] float64;
+            "mixing": [count, number of recursive averages] float64, those that share buffers first;
             "slots": [count, number of lag averages] int32, where in its ring each puts `θ_T`.
         """
         steps = np.arange(first, first + count)
@@ -160,7 +173,13 @@ class AverageState:
         """
         for group in self._groups:
             sources = _Sources(self._at(self._variables, group))
+            if self._stacked:
+                stack = self._at(self._stack, group)
+                weights = sources.cast(b.dtype for b in stack)
+                backend.mix_rows(stack, weights, row["mixing"][: len(self._stacked)])
             for position, name in enumerate(self._recursive):
+                if name in self._stacked:
+                    continue
                 buffers, mixing = self._at(self._buffers[name], group), row["mixing"][position]
                 weights = sources.cast(b.dtype for b in buffers)
                 if name in self._compensations:
@@ -215,6 +234,9 @@ class AverageState:
 
     def read(self, name: str, coefficients: Any) -> list[Any]:
         """Forms an average from its buffers; usable inside a compiled function."""
+        if name in self._stacked:
+            position = self._stacked.index(name)
+            return [rows[position] for rows in backend.values(self._stack)]
         buffers = backend.values(self._buffers[name])
         if isinstance(self.kernels[name], RecursiveKernel):
             return buffers
@@ -261,6 +283,15 @@ def _variable(name: str, shape: tuple[int, ...], dtype: str) -> Any:
         aggregation="only_first_replica",
         name=name,
     )
+
+
+def _filled(name: str, variable: Any, precision: str, rows: int | None = None) -> Any:
+    """A buffer that holds the variable's value, or `rows` times that."""
+    value = ops.convert_to_tensor(variable)
+    shape = tuple(variable.shape) if rows is None else (rows, *variable.shape)
+    buffer = _variable(name, shape, buffer_dtype(variable.dtype, precision))
+    buffer.assign(ops.broadcast_to(ops.cast(value, buffer.dtype), shape))
+    return buffer
 
 
 def _groups(sizes: Sequence[int]) -> list[list[int]]:
