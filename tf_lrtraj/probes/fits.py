@@ -281,20 +281,6 @@ def valid_to(
 # Many curves ----------------------------------------------------------------------------------
 
 
-def mean_and_error(values: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, its standard error) over an axis; the error is infinite for a single value.
-
-    >>> mean_and_error(np.array([[1.0, 2.0, 3.0]]))
-    (array([2.]), array([0.57735027]))
-    """
-    count = values.shape[axis]
-    with np.errstate(invalid="ignore"):
-        mean = values.mean(axis)
-        if count < 2:
-            return mean, np.full(np.shape(mean), np.inf)
-        return mean, values.std(axis, ddof=1) / np.sqrt(count)
-
-
 def bootstrap(
     curves: np.ndarray,
     statistic: Callable[[np.ndarray], Any],

@@ -16,6 +16,7 @@ from tf_lrtraj.probes import fits
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
 from tf_lrtraj.probes.steps import GRADIENT_PASSES, Direction, Step
 from tf_lrtraj.probes.surface import Batch, Surface, check_batches
+from tf_lrtraj.probes.uncertainty import crossed_mean, mean_and_se
 from tf_lrtraj.records import ArrayRecord
 
 BRACKETS = ("each", "mean", "none")
@@ -47,7 +48,8 @@ class Line(Probe):
         curvature [batch]: dᵀHd by the parabola fitted to `train` up to twice the best rate.
         fit_error [degree, window, batch], valid_to [degree, level, batch]: of polynomials
             fitted to `train`; the latter in multiples of the batch's best rate.
-        mean, mean_se [curve, rate]: over batches, with standard error over batches.
+        mean, mean_se [curve, rate]: over batches, with standard error (over batches and over
+            held-out batches).
         mean_best_rate, mean_gain, mean_zero_crossing [curve], and with suffix `_se`: of the
             mean curve; errors from resampling batches (and held-out batches) 400 times.
         mean_fit [curve, power]: parabola of the mean curve, up to twice its best rate.
@@ -266,7 +268,9 @@ class Line(Probe):
                 record.put("gain", (c, i), best.gain)
                 crossing = fits.zero_crossing(rates, values[name][:, i])
                 record.put("zero_crossing", (c, i), crossing)
-            mean, error = fits.mean_and_error(values[name])
+            # [batch, rate], or [batch, held, rate], where both factors count
+            spread = np.moveaxis(curves, 0, -1)
+            mean, error = crossed_mean(spread) if spread.ndim == 3 else mean_and_se(spread, 0)
             record.put("mean", c, mean)
             record.put("mean_se", c, error)
             found, errors = fits.bootstrap(curves, lambda y: _landmarks(rates, y), seed=self.seed)

@@ -1,0 +1,243 @@
+r"""Curvature of batches' losses along directions: from measured losses, and by products.
+
+:math:`d^\top H d` is the second derivative of :math:`L(\theta - \lambda d)` by λ at 0.  From
+losses it needs a step above their rounding noise, which is measured first; a Hessian-vector
+product gives it to rounding, but sees no kinks: with ReLU the two are different questions, the
+product telling of the smooth piece at θ, the differences of the loss over a stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.probes import differences
+from tf_lrtraj.probes.probe import Probe, fingerprint, measure
+from tf_lrtraj.probes.steps import GRADIENT_PASSES, Direction, Step
+from tf_lrtraj.probes.surface import Batch, Surface, check_batches
+from tf_lrtraj.probes.vectors import flat, norm
+from tf_lrtraj.records import ArrayRecord
+
+_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# Steps, as multiples of eps^¼ ‖θ‖/‖d‖, about which the two errors balance.
+_LADDER = 2.0 ** np.arange(-8, 3)
+_PRODUCT_PASSES = 8.0
+
+
+class Curvature(Probe):
+    """dᵀHd of each batch's loss along that batch's direction.
+
+    Coordinates: batch [N]; step [J], in `unit`s; probe [9].
+
+    Values:
+        curvature, curvature_error, step_taken [batch]: from losses at ± steps, the best of
+            the J, with an estimate of what noise and the step's length do to it.
+        noise [batch]: deviation of one loss's rounding noise, from 9 losses at steps of
+            eps^⅔ ‖θ‖/‖d‖ along the direction (`noise_losses`).
+        product, disagreement [batch]: dᵀ(Hd) by a Hessian-vector product, and
+            |curvature - product| / |product|; only with `check`.
+        per_square [batch]: curvature / ‖d‖², a Rayleigh quotient of the Hessian.
+        gradient_norm, direction_norm, slope, unit [batch]: as in `Line`; `unit` is
+            eps^¼ ‖θ‖/‖d‖, in which `step` counts.
+        plus, minus [step, batch], middle [batch]: the losses.
+
+    Cost: 32 forward passes, a gradient and a product for every batch.
+
+    Args:
+        surface, weights, batches, direction, velocity, momentum, learning_rate, seed: see
+            `Line`.
+        check: also take the product.  With recalibrated batch norm it is left out, as it
+            would hold the statistics fixed.
+
+    Raises:
+        ValueError: for batches or directions that do not fit.
+    """
+
+    kind = "curvature"
+
+    def __init__(
+        self,
+        surface: Surface,
+        weights: Any,
+        batches: Sequence[Batch],
+        *,
+        direction: Any = "gradient",
+        velocity: Any = None,
+        momentum: float = 0.9,
+        learning_rate: float | None = None,
+        seed: int = 0,
+        check: bool = True,
+    ) -> None:
+        self.surface = surface
+        self.batches = check_batches(batches)
+        self.point = surface.point(weights)
+        self.check = bool(check) and surface.mode.batch_norm != "recalibrated"
+        self.epsilon = _precision(surface.model)
+        self.direction = Direction(
+            surface,
+            direction,
+            velocity=velocity,
+            momentum=momentum,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        self._length = norm(self.point.trainable)
+        self._step: tuple[int, Step] | None = None
+
+    def empty(self) -> ArrayRecord:
+        names = ["curvature", "curvature_error", "step_taken", "noise", "per_square", "unit"]
+        names += ["gradient_norm", "direction_norm", "slope", "middle"]
+        names += ["product", "disagreement"] if self.check else []
+        dims: dict[str, tuple[str, ...]] = dict.fromkeys(names, ("batch",))
+        dims |= {"plus": ("step", "batch"), "minus": ("step", "batch")}
+        dims |= {"noise_losses": ("probe", "batch")}
+        about = {
+            **self.surface.about(),
+            **self.direction.about(),
+            "epsilon": self.epsilon,
+            "batch_sizes": sorted({len(batch[1]) for batch in self.batches}),
+            "weights": self.surface.fingerprint(self.point),
+            "batches": fingerprint(self.batches),
+        }
+        coordinates = {
+            "batch": np.arange(len(self.batches)),
+            "step": _LADDER,
+            "probe": np.arange(differences.POINTS) - differences.POINTS // 2,
+        }
+        return ArrayRecord.empty(self.kind, coordinates, dims, about)
+
+    def pieces(self, record: ArrayRecord) -> list[Any]:
+        """(batch, what): "losses" or "product"."""
+        found: list[Any] = []
+        for i in range(len(self.batches)):
+            found += [(i, "losses")] if record.missing("middle")[i] else []
+            found += [(i, "product")] if self.check and record.missing("product")[i] else []
+        return found
+
+    def measure(self, record: ArrayRecord, piece: Any) -> None:
+        i, what = piece
+        batch, step = self.batches[i], self._step_of(i)
+        if what == "product":
+            product = self.surface.hessian_vector(self.point, batch, step.vector)
+            record.put("product", i, float(flat(product) @ flat(step.vector)))
+            return
+        scale = self._length / step.norm if step.norm > 0.0 and self._length > 0.0 else 1.0
+        unit = self.epsilon**0.25 * scale
+        close = self.epsilon ** (2.0 / 3.0) * scale * record.coordinates["probe"]
+        far = unit * record.coordinates["step"]
+        every = np.concatenate([close, far, -far])
+        losses = self.surface.along(self.point, step.vector, every.tolist(), batch)
+        near, plus, minus = np.split(losses, [len(close), len(close) + len(far)])
+        record.put("noise_losses", (..., i), near)
+        record.put("plus", (..., i), plus)
+        record.put("minus", (..., i), minus)
+        record.put("unit", i, unit)
+        record.put("gradient_norm", i, step.gradient_norm)
+        record.put("direction_norm", i, step.norm)
+        record.put("slope", i, step.slope)
+        record.put("middle", i, near[len(near) // 2])
+
+    def _step_of(self, i: int) -> Step:
+        if self._step is None or self._step[0] != i:
+            self._step = None
+            self._step = (i, self.direction.of(self.point, self.batches[i], i))
+        return self._step[1]
+
+    def passes(self, pieces: Sequence[Any]) -> float:
+        losses = differences.POINTS + 2 * len(_LADDER)
+        total = GRADIENT_PASSES * len({i for i, _ in pieces})
+        for _, what in pieces:
+            each = losses * (1 + self.surface.calibration_passes)
+            total += _PRODUCT_PASSES if what == "product" else each
+        return total
+
+    def seconds_per_pass(self) -> float:
+        return self.surface.seconds_per_pass(self.batches[0])
+
+    def finish(self, record: ArrayRecord) -> None:
+        values = record.values
+        for i in range(len(self.batches)):
+            near = values["noise_losses"][:, i]
+            noise = differences.noise_level(near) if np.isfinite(near).all() else np.inf
+            steps = values["unit"][i] * record.coordinates["step"]
+            found = differences.second_derivative(
+                steps, values["minus"][:, i], values["middle"][i], values["plus"][:, i], noise
+            )
+            record.put("noise", i, noise)
+            record.put("curvature", i, found.value)
+            record.put("curvature_error", i, found.error)
+            record.put("step_taken", i, found.step)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            record.put("per_square", ..., values["curvature"] / values["direction_norm"] ** 2)
+            if self.check:
+                product = values["product"]
+                off = np.abs(values["curvature"] - product) / np.abs(product)
+                record.put("disagreement", ..., off)
+
+
+def _precision(model: Any) -> float:
+    """The coarsest rounding unit among what layers with weights compute in."""
+    layers = model._flatten_layers(include_self=False, recursive=True)
+    dtypes = {layer.compute_dtype for layer in layers if layer.weights}
+    return max((_EPSILON.get(dtype, 2.0**-23) for dtype in dtypes), default=2.0**-23)
+
+
+def curvature_along_step(
+    model: Any,
+    loss: Any,
+    weights: Any,
+    batches: Sequence[Batch],
+    *,
+    direction: Any = "gradient",
+    velocity: Any = None,
+    momentum: float = 0.9,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    check: bool = True,
+    batch_norm: str = "batch",
+    dropout: str = "off",
+    moment_batches: Sequence[Batch] | None = None,
+    path: Any = None,
+    progress: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> ArrayRecord:
+    """Curvature of batches' losses along their own steps, with its error and a cross-check.
+
+    Args:
+        model, loss: see `Surface`, with `batch_norm`, `dropout` and `moment_batches`.
+        weights, batches, direction, velocity, momentum, learning_rate, seed, check: see
+            `Curvature`, which also describes the record.
+        path, progress, tell: see `measure`.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+        RecordError: if the file at `path` holds measurements of something else.
+
+    Example: (2 - w)² along its gradient -4 has the second derivative 2 · 4².
+
+    >>> import keras, numpy as np
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    >>> model.set_weights([np.zeros((1, 1))])
+    >>> record = curvature_along_step(model, "mse", None, [(np.ones((1, 1)), 2 * np.ones((1, 1)))])
+    >>> record.values["product"]
+    array([32.])
+    >>> bool(np.isclose(record.values["curvature"][0], 32.0, rtol=1e-4))
+    True
+    """
+    surface = Surface(
+        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+    )
+    probe = Curvature(
+        surface,
+        weights,
+        batches,
+        direction=direction,
+        velocity=velocity,
+        momentum=momentum,
+        learning_rate=learning_rate,
+        seed=seed,
+        check=check,
+    )
+    return measure(probe, path, progress=progress, tell=tell)
