@@ -1,0 +1,340 @@
+r"""How the gradients of batches at one point are aligned, and how large their noise is.
+
+Every cosine is that of the gradient itself.  A step of gradient descent goes along minus
+the gradient, so a gradient whose step goes on in a direction has a *negative* cosine with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj import backend
+from tf_lrtraj.probes import estimators
+from tf_lrtraj.probes.flat_vectors import inner, joined
+from tf_lrtraj.probes.probe import Probe, fingerprint, measure
+from tf_lrtraj.probes.segments import ALL
+from tf_lrtraj.probes.sketches import Sketch
+from tf_lrtraj.probes.surface import Batch, Surface, check_batches
+from tf_lrtraj.probes.vectors import layers_of
+from tf_lrtraj.records import ArrayRecord
+
+GRADIENT_PASSES = 3.0  # a gradient, in forward passes
+
+
+class Segmented:
+    """Vectors in weight space as flat arrays, layer after layer.
+
+    Args:
+        model: whose trainable variables they belong to.
+        per_layer: cut at layers; otherwise all is one segment.
+
+    Attributes:
+        names: of what inner products are told for: all, and each layer if asked for.
+        ends: where the segments end.
+        size: numbers in a vector.
+        dtype: of a vector.
+    """
+
+    def __init__(self, model: Any, per_layer: bool) -> None:
+        shapes = [tuple(v.shape) for v in model.trainable_variables]
+        layers = layers_of(model) if per_layer else {ALL: list(range(len(shapes)))}
+        self._shapes = shapes
+        wide = any(v.dtype == "float64" for v in model.trainable_variables)
+        self.dtype = np.float64 if wide else np.float32
+        self._order = [position for positions in layers.values() for position in positions]
+        sizes = [sum(int(np.prod(shapes[i])) for i in places) for places in layers.values()]
+        self.ends = np.cumsum(sizes).tolist()
+        self.size = self.ends[-1]
+        self.names = [ALL, *layers] if per_layer else [ALL]
+
+    def vector(self, arrays: Sequence[Any], name: str = "arrays") -> np.ndarray:
+        """[D] host vector of arrays in the order of `model.trainable_variables`.
+
+        Raises:
+            ValueError: if they are not of the model's shapes.
+        """
+        arrays = list(arrays)
+        found = [tuple(array.shape) for array in arrays]
+        if found != self._shapes:
+            wrong = next(
+                (
+                    i
+                    for i, pair in enumerate(zip(found, self._shapes, strict=False))
+                    if pair[0] != pair[1]
+                ),
+                min(len(found), len(self._shapes)),
+            )
+            raise ValueError(
+                f"{name} must be {len(self._shapes)} arrays of the trainable weights' shapes. "
+                f"Received: {len(found)} arrays; the first that does not fit is number {wrong}"
+            )
+        return joined(backend.to_numpy([arrays[i] for i in self._order])).astype(
+            self.dtype, copy=False
+        )
+
+    def with_total(self, by_segment: np.ndarray) -> np.ndarray:
+        """[names, …] from [segments, …]: the sum first, then each layer."""
+        if len(self.names) == 1:
+            return by_segment
+        return np.concatenate([by_segment.sum(axis=0, keepdims=True), by_segment])
+
+
+class Gradients(Probe):
+    """Gram matrix of batch gradients at one point; see `gradient_alignment`."""
+
+    kind = "gradients"
+
+    def __init__(
+        self,
+        surface: Surface,
+        weights: Any,
+        batches: Sequence[Batch],
+        *,
+        per_layer: bool = False,
+        directions: Mapping[str, Sequence[Any]] | None = None,
+        sketch_size: int | None = None,
+        memory_limit: int = 1 << 30,
+        seed: int = 0,
+    ) -> None:
+        self.surface = surface
+        self._batches = check_batches(batches)
+        if len(self._batches) < 3:
+            raise ValueError(
+                "`batches` must hold at least 3 batches, which a jackknife needs. "
+                f"Received: {len(self._batches)}"
+            )
+        self.sizes = [len(batch[1]) for batch in self._batches]
+        self._point = surface.point(weights)
+        self._space = Segmented(surface.model, per_layer)
+        named = dict(directions or {})
+        self._directions = {
+            str(name): self._space.vector(direction, f"direction {name!r}")
+            for name, direction in named.items()
+        }
+        self._about = {
+            **surface.about(),
+            "batches": fingerprint(self._batches),
+            "batch_sizes": self.sizes,
+            "weights": surface.fingerprint(self._point),
+            "directions": [fingerprint(vector) for vector in self._directions.values()],
+            "num_weights": self._space.size,
+            "sketch_size": sketch_size,
+            "seed": seed if sketch_size else None,
+        }
+        # Rows of gradients held at a time, beside the one at hand.
+        held = memory_limit // (np.dtype(self._space.dtype).itemsize * self._space.size) - 1
+        self._block = int(min(max(held, 1), len(self._batches)))
+        self._sketches: list[Sketch] = []
+        if sketch_size is not None:
+            starts = [0, *self._space.ends[:-1]]
+            self._sketches = [
+                Sketch(end - start, sketch_size, seed=[seed, number])
+                for number, (start, end) in enumerate(zip(starts, self._space.ends, strict=True))
+            ]
+        self._rows = np.zeros((0, 0), np.float32)
+        self._start = -1
+        self._known: set[int] = set()
+
+    def empty(self) -> ArrayRecord:
+        count = len(self._batches)
+        coordinates: dict[str, Any] = {
+            "layer": self._space.names,
+            "batch": np.arange(count),
+            "other": np.arange(count),
+        }
+        dims: dict[str, tuple[str, ...]] = {
+            "loss": ("batch",),
+            "gram": ("layer", "batch", "other"),
+            "batch_rest_cosine": ("layer", "batch"),
+            "batch_mean_cosine": ("layer", "batch"),
+        }
+        for name in estimators.Alignment._fields:
+            dims[name] = dims[f"{name}_se"] = ("layer",)
+        if self._directions:
+            coordinates["direction"] = list(self._directions)
+            dims["direction_dot"] = ("layer", "direction", "batch")
+            dims["direction_square"] = ("layer", "direction")
+            dims["direction_cosine"] = ("layer", "direction", "batch")
+            dims["mean_direction_cosine"] = ("layer", "direction")
+            dims["mean_direction_cosine_se"] = ("layer", "direction")
+        if self._sketches:
+            coordinates["segment"] = np.arange(len(self._sketches))
+            coordinates["component"] = np.arange(self._sketches[0].k)
+            dims["sketch"] = ("batch", "segment", "component")
+            dims["square"] = ("layer", "batch")
+        return ArrayRecord.empty(self.kind, coordinates, dims, self._about)
+
+    # Measuring ----------------------------------------------------------------------------
+
+    def pieces(self, record: ArrayRecord) -> Sequence[tuple[int, int]]:
+        if self._sketches:
+            return [(0, int(i)) for i in np.flatnonzero(record.missing("sketch").any(axis=(1, 2)))]
+        lacking, count = record.missing("gram")[0], len(self._batches)
+        return [
+            (start, column)
+            for start in range(0, count, self._block)
+            for column in range(start, count)
+            if lacking[start : min(start + self._block, column + 1), column].any()
+        ]
+
+    def measure(self, record: ArrayRecord, piece: tuple[int, int]) -> None:
+        start, column = piece
+        if self._sketches:
+            self._measure_sketch(record, column)
+            return
+        if start != self._start:
+            self._start, self._known = start, set()
+        if not self._rows.size:
+            self._rows = np.empty((self._block, self._space.size), self._space.dtype)
+        rows = self._rows
+        stop = min(start + self._block, column + 1)
+        for index in range(start, stop):
+            if index not in self._known:
+                rows[index - start] = self._gradient(record, index)
+                self._known.add(index)
+        inside = column < start + self._block
+        vector = rows[column - start] if inside else self._gradient(record, column)
+        products = self._space.with_total(inner(rows[: stop - start], vector, self._space.ends))
+        record.put("gram", (slice(None), slice(start, stop), column), products)
+        record.put("gram", (slice(None), column, slice(start, stop)), products)
+
+    def _gradient(self, record: ArrayRecord, index: int) -> np.ndarray:
+        loss, gradient = self.surface.gradient(self._point, self._batches[index])
+        vector = self._space.vector(gradient)
+        record.put("loss", index, loss)
+        for number, direction in enumerate(self._directions.values()):
+            both = self._space.with_total(
+                inner(np.stack([vector, direction]), direction, self._space.ends)
+            )
+            record.put("direction_dot", (slice(None), number, index), both[:, 0])
+            record.put("direction_square", (slice(None), number), both[:, 1])
+        return vector
+
+    def _measure_sketch(self, record: ArrayRecord, index: int) -> None:
+        vector = self._gradient(record, index)
+        squares = inner(vector[None], vector, self._space.ends)[:, 0]
+        record.put("square", (slice(None), index), self._space.with_total(squares))
+        low = 0
+        for number, (sketch, end) in enumerate(zip(self._sketches, self._space.ends, strict=True)):
+            record.put("sketch", (index, number), sketch(vector[low:end]))
+            low = end
+
+    # What follows -------------------------------------------------------------------------
+
+    def finish(self, record: ArrayRecord) -> None:
+        if self._sketches:
+            sketches = record.values["sketch"]
+            gram = self._space.with_total(np.einsum("isk,jsk->sij", sketches, sketches))
+            diagonal = np.arange(len(self._batches))
+            gram[:, diagonal, diagonal] = record.values["square"]  # these are exact
+            record.put("gram", (), gram)
+        summarise(record, self.sizes)
+
+    def passes(self, pieces: Sequence[tuple[int, int]]) -> float:
+        gradients: set[tuple[int, int]] = set()
+        for start, column in pieces:
+            gradients |= {(start, i) for i in range(start, min(start + self._block, column + 1))}
+            gradients.add((start, column))
+        count = len(gradients) if not self._sketches else len(pieces)
+        return GRADIENT_PASSES * count + self.surface.calibration_passes
+
+    def seconds_per_pass(self) -> float:
+        return self.surface.seconds_per_pass(self._batches[0])
+
+
+def summarise(record: ArrayRecord, sizes: Sequence[int]) -> None:
+    """Fills in, from the Gram matrix of a record, what follows from it."""
+    for layer in range(len(record.coordinates["layer"])):
+        gram = record.values["gram"][layer]
+        record.put("batch_rest_cosine", layer, estimators.cosines_to_rest(gram))
+        record.put("batch_mean_cosine", layer, estimators.cosines_to_mean(gram))
+        for name, estimate in estimators.alignment(gram, sizes)._asdict().items():
+            record.put(name, layer, estimate.value)
+            record.put(f"{name}_se", layer, estimate.error)
+        if "direction" not in record.coordinates:
+            continue
+        for number, products in enumerate(record.values["direction_dot"][layer]):
+            square = float(record.values["direction_square"][layer, number])
+            found = estimators.direction_cosines(gram, products, square)
+            record.put("direction_cosine", (layer, number), found)
+            mean = estimators.mean_direction_cosine(gram, products, square)
+            record.put("mean_direction_cosine", (layer, number), mean.value)
+            record.put("mean_direction_cosine_se", (layer, number), mean.error)
+
+
+def gradient_alignment(
+    model: Any,
+    loss: Any,
+    weights: Any,
+    batches: Sequence[Batch],
+    *,
+    per_layer: bool = False,
+    directions: Mapping[str, Sequence[Any]] | None = None,
+    sketch_size: int | None = None,
+    memory_limit: int = 1 << 30,
+    seed: int = 0,
+    batch_norm: str = "batch",
+    dropout: str = "off",
+    moment_batches: Sequence[Batch] | None = None,
+    path: Any = None,
+    progress: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> ArrayRecord:
+    r"""All inner products of N batch gradients, cosines, and the gradient noise scale.
+
+    Each gradient is computed once where all of them fit into `memory_limit`; otherwise a block
+    of them is held at a time and the later ones are computed again for every block.
+
+    Args:
+        model, loss, weights: as `Surface` and `Surface.point` take them.
+        batches: N ≥ 3 batches, of examples that differ.
+        per_layer: everything for each layer as well.
+        directions: name → arrays in the order of `model.trainable_variables`; for example
+            the displacement θ_t - θ_0.  The cosine told is that of the *gradient* with it:
+            negative where a step of descent goes on in the direction.
+        sketch_size: None for exact products; or the numbers kept of each gradient (of each
+            layer's part with `per_layer`): squares stay exact, and a product ⟨g_i, g_j⟩ has
+            a standard error of at most :math:`\sqrt{(\|g_i\|^2\|g_j\|^2 + \langle g_i, g_j
+            \rangle^2)/k}`.  Memory is then one gradient and N k numbers.
+        memory_limit: bytes that held gradients may take.
+        seed: of the sketches.
+        batch_norm, dropout, moment_batches: as `Surface` takes them.
+        path, progress, tell: as `probes.measure` takes them.
+
+    Returns:
+        A record of kind "gradients" over `layer` (first "(all)"), `batch`, `other`
+        (and `direction`), with
+
+        * `loss` (batch); `gram` (layer, batch, other) in squared units of the gradient;
+        * `batch_rest_cosine`, `batch_mean_cosine` (layer, batch): each batch against the mean
+          of the others, and, biased upwards, against the mean of all;
+        * per layer, with `_se` from a jackknife over batches: `signal` = ‖G‖² and `noise` =
+          tr Σ of one example, both unbiased; `noise_scale` in examples; `share`, the ratio
+          of expectations E⟨g_x, g_y⟩ / E‖g_x‖²; `pair_cosine`, `rest_cosine`, `mean_cosine`;
+        * `direction_cosine` (layer, direction, batch), and that of the mean gradient,
+          `mean_direction_cosine`, with `_se`.
+
+        Example weights do not enter the noise scale.  With `batch_norm="batch"` a batch's
+        gradient is no mean over examples, so the scale holds for batches of this size.
+
+    Raises:
+        ValueError: for fewer than 3 batches, or a direction of other shapes.
+        RecordError: if `path` holds measurements of something else.
+    """
+    surface = Surface(
+        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+    )
+    probe = Gradients(
+        surface,
+        weights,
+        batches,
+        per_layer=per_layer,
+        directions=directions,
+        sketch_size=sketch_size,
+        memory_limit=memory_limit,
+        seed=seed,
+    )
+    return measure(probe, path, progress=progress, tell=tell)

@@ -1,0 +1,321 @@
+r"""How the gradient of the same batches turns along a trajectory.
+
+Every cosine is that of the gradient itself: descent goes along minus the gradient, so a
+*negative* cosine with a displacement means that the weights went where the gradient drove
+them, and a *positive* one with θ - θ̄ that a step of descent leads back to the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.probes.distances import block_mean
+from tf_lrtraj.probes.flat_vectors import RunningMean, dot
+from tf_lrtraj.probes.gradients import GRADIENT_PASSES, Segmented
+from tf_lrtraj.probes.probe import Probe, fingerprint, measure
+from tf_lrtraj.probes.sketches import Sketch
+from tf_lrtraj.probes.surface import Batch, Point, Surface, check_batches
+from tf_lrtraj.probes.trajectory import as_trajectory, check_lags, checked_steps, earlier
+from tf_lrtraj.records import ArrayRecord
+
+MEANS = ("running", "all")
+# What is kept of a step: mean gradients of the even and of the odd batches, and the weights.
+_EVEN, _ODD, _WEIGHTS, _OFF_MEAN = range(4)
+
+
+class LaggedGradients(Probe):
+    """Alignment of gradients along a trajectory; see `gradients_along`."""
+
+    kind = "lagged_gradients"
+
+    def __init__(
+        self,
+        surface: Surface,
+        trajectory: Any,
+        batches: Sequence[Batch],
+        *,
+        lags: Sequence[int] | None = None,
+        mean: Any = "running",
+        sketch_size: int | None = None,
+        memory_limit: int = 1 << 31,
+        seed: int = 0,
+    ) -> None:
+        self.surface = surface
+        self._trajectory = as_trajectory(trajectory)
+        self._steps = np.asarray(self._trajectory.steps, np.int64)
+        self._batches = check_batches(batches)
+        if len(self._batches) < 2:
+            raise ValueError(
+                "`batches` must hold at least 2 batches, of which halves are compared. "
+                f"Received: {len(self._batches)}"
+            )
+        self._lags = np.concatenate([[0], check_lags(lags, self._steps)])
+        self._earlier = earlier(self._steps, self._lags)
+        self._space = Segmented(surface.model, per_layer=False)
+        self._mean: np.ndarray | None = None
+        if isinstance(mean, str):
+            if mean not in MEANS:
+                raise ValueError(
+                    f"`mean` must be one of {list(MEANS)}, or weights. Received: mean={mean!r}"
+                )
+            about_mean = mean
+        else:
+            self._mean = self._weights_of(surface.point(mean))
+            about_mean = fingerprint(self._mean)
+        self._mean_kind = mean if isinstance(mean, str) else "given"
+        self._running = RunningMean()
+        self._sketch = None
+        if sketch_size is not None:
+            self._sketch = Sketch(self._space.size, sketch_size, seed)
+        # How many steps back anything is needed.
+        needed = self._earlier >= 0
+        distance = np.where(needed, np.arange(self._steps.size) - self._earlier, 0)
+        self._depth = int(distance.max()) + 1
+        size = 3 * self._depth * self._space.size * np.dtype(self._space.dtype).itemsize
+        if self._sketch is None and size > memory_limit:
+            raise ValueError(
+                f"gradients and weights of {self._depth} steps must be held for the largest lag, "
+                f"{size / 2**30:.1f} GiB; `memory_limit` allows {memory_limit / 2**30:.1f}. Choose "
+                "shorter lags, or keep sketches, for example sketch_size=16384. "
+                f"Received: lags up to {int(self._lags[-1])}"
+            )
+        self._held: dict[int, list[np.ndarray]] = {}
+        self._about = {
+            **surface.about(),
+            **checked_steps(self._trajectory, fingerprint),
+            "batches": fingerprint(self._batches),
+            "batch_sizes": [len(batch[1]) for batch in self._batches],
+            "mean": about_mean,
+            "num_weights": self._space.size,
+            "sketch_size": sketch_size,
+            "seed": seed if sketch_size else None,
+        }
+
+    def empty(self) -> ArrayRecord:
+        coordinates: dict[str, Any] = {"lag": self._lags, "step": self._steps}
+        pairs, points = ("lag", "step"), ("step",)
+        dims: dict[str, tuple[str, ...]] = {name: pairs for name in _OF_PAIRS}
+        dims |= {name: points for name in _OF_STEPS}
+        for name in ("mean_cosine", "full_cosine", "mean_start_cosine", "mean_end_cosine"):
+            dims[name] = dims[f"{name}_se"] = ("lag",)
+        if self._sketch is not None:
+            coordinates |= {"component": np.arange(self._sketch.k), "vector": _VECTORS}
+            dims["sketch"] = ("step", "vector", "component")
+        record = ArrayRecord.empty(self.kind, coordinates, dims, self._about)
+        for name in _OF_PAIRS:
+            record.values[name][self._earlier < 0] = np.inf  # there is no such pair
+        return record
+
+    def pieces(self, record: ArrayRecord) -> Sequence[int]:
+        return [int(i) for i in np.flatnonzero(record.missing("off_mean_cosine"))]
+
+    def measure(self, record: ArrayRecord, piece: int) -> None:
+        now = self._vectors(record, piece)
+        if self._sketch is not None:
+            off_mean = now[_OFF_MEAN]
+        else:
+            self._mean_up_to(piece)
+            off_mean = self._off_mean(now[_WEIGHTS])
+        gradient = self._mean_gradient(now)
+        for row, position in enumerate(self._earlier[:, piece]):
+            if position < 0:
+                continue
+            then = now if position == piece else self._vectors(record, int(position))
+            before = gradient if position == piece else self._mean_gradient(then)
+            # Each half with itself shares its batches; one with the other shares none.
+            across = 0.5 * (dot(then[_EVEN], now[_ODD]) + dot(then[_ODD], now[_EVEN]))
+            record.put("dot", (row, piece), dot(before, gradient))
+            record.put("dot_across", (row, piece), across)
+            moved = now[_WEIGHTS].astype(np.float64) - then[_WEIGHTS]
+            for name, vector in (("start_cosine", before), ("end_cosine", gradient)):
+                cosine = _cosine(vector, moved) if position != piece else np.inf
+                record.put(name, (row, piece), cosine)
+        record.put("cosine", (slice(None), piece), self._cosines(record, piece))
+        record.put("off_mean_cosine", piece, _cosine(gradient, off_mean))
+
+    def _cosines(self, record: ArrayRecord, piece: int) -> np.ndarray:
+        found = np.full(self._lags.size, np.inf)
+        products = record.values["dot"]
+        for row, position in enumerate(self._earlier[:, piece]):
+            if position >= 0:
+                lengths = products[0, piece] * products[0, position]
+                found[row] = products[row, piece] / np.sqrt(lengths) if lengths > 0 else np.inf
+        return found
+
+    # Vectors ------------------------------------------------------------------------------
+
+    def _vectors(self, record: ArrayRecord, position: int) -> list[np.ndarray]:
+        """Those of `_VECTORS` that are kept: exact in memory, or sketches in the record."""
+        if self._sketch is not None and not record.missing("sketch")[position].any():
+            return list(record.values["sketch"][position])
+        if position not in self._held:
+            exact = self._measured(record, position)
+            if self._sketch is not None:
+                self._mean_up_to(position)
+                exact.append(self._off_mean(exact[_WEIGHTS]))
+                record.put("sketch", position, np.stack([self._sketch(v) for v in exact]))
+                return list(record.values["sketch"][position])
+            for old in [p for p in self._held if abs(p - position) >= self._depth]:
+                del self._held[old]
+            self._held[position] = exact
+        return self._held[position]
+
+    def _measured(self, record: ArrayRecord, position: int) -> list[np.ndarray]:
+        point = self._point(position)
+        losses = []
+        halves = [RunningMean(), RunningMean()]
+        for number, batch in enumerate(self._batches):
+            loss, gradient = self.surface.gradient(point, batch)
+            losses.append(loss)
+            halves[number % 2].add(self._space.vector(gradient))
+        record.put("loss", position, np.mean(losses))
+        kept = [half.value.astype(self._space.dtype, copy=False) for half in halves]
+        return [*kept, self._weights_of(point)]
+
+    def _mean_gradient(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
+        share = (len(self._batches) + 1) // 2 / len(self._batches)
+        return share * vectors[_EVEN] + (1.0 - share) * vectors[_ODD]
+
+    def _point(self, position: int) -> Point:
+        step = int(self._steps[position])
+        try:
+            return self.surface.point(self._trajectory.read(step))
+        except ValueError as error:
+            raise ValueError(f"step {step} of the trajectory: {error}") from error
+
+    def _weights_of(self, point: Point) -> np.ndarray:
+        return self._space.vector(point.trainable)
+
+    def _mean_up_to(self, position: int) -> None:
+        """Brings the running mean to the weights of all steps up to `position`."""
+        if self._mean_kind == "given":
+            return
+        last = self._steps.size - 1 if self._mean_kind == "all" else position
+        if self._running.count > last + 1:
+            self._running = RunningMean()
+        while self._running.count <= last:
+            self._running.add(self._weights_of(self._point(self._running.count)))
+
+    def _off_mean(self, weights: np.ndarray) -> np.ndarray:
+        mean = self._mean if self._mean is not None else self._running.value
+        return weights - mean
+
+    # What follows -------------------------------------------------------------------------
+
+    def finish(self, record: ArrayRecord) -> None:
+        squares = record.values["dot_across"][0]
+        for row, lag in enumerate(self._lags.tolist()):
+            here = self._earlier[row] >= 0
+            starts = self._steps[here] - lag
+            for name, values in (
+                ("mean_cosine", record.values["cosine"]),
+                ("mean_start_cosine", record.values["start_cosine"]),
+                ("mean_end_cosine", record.values["end_cosine"]),
+            ):
+                found = block_mean(starts, values[row, here], lag)
+                record.put(name, row, found.value)
+                record.put(f"{name}_se", row, found.error)
+            # A ratio of unbiased means, over pairs of steps.
+            found = block_mean(
+                starts,
+                record.values["dot_across"][row, here],
+                lag,
+                scales=(squares[here], squares[self._earlier[row, here]]),
+            )
+            record.put("full_cosine", row, found.value)
+            record.put("full_cosine_se", row, found.error)
+
+    def passes(self, pieces: Sequence[int]) -> float:
+        each = GRADIENT_PASSES * len(self._batches) + self.surface.calibration_passes
+        return each * len(pieces)
+
+    def seconds_per_pass(self) -> float:
+        return self.surface.seconds_per_pass(self._batches[0])
+
+
+_VECTORS = ["even_gradient", "odd_gradient", "weights", "weights_minus_mean"]
+_OF_PAIRS = ("dot", "dot_across", "cosine", "start_cosine", "end_cosine")
+_OF_STEPS = ("loss", "off_mean_cosine")
+
+
+def _cosine(first: np.ndarray, second: np.ndarray) -> float:
+    below = np.sqrt(dot(first, first) * dot(second, second))
+    return dot(first, second) / below if below > 0.0 else np.inf
+
+
+def gradients_along(
+    model: Any,
+    loss: Any,
+    trajectory: Any,
+    batches: Sequence[Batch],
+    *,
+    lags: Sequence[int] | None = None,
+    mean: Any = "running",
+    sketch_size: int | None = None,
+    memory_limit: int = 1 << 31,
+    seed: int = 0,
+    batch_norm: str = "batch",
+    dropout: str = "off",
+    moment_batches: Sequence[Batch] | None = None,
+    path: Any = None,
+    progress: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> ArrayRecord:
+    r"""Cosines of the mean gradient of the same batches at steps `t` and `t + lag`, and with paths.
+
+    The mean gradient of finitely many batches is not the full gradient: the batches' noise,
+    which is the same at both steps, is part of it.  So there is also `full_cosine`, from
+    products of one half of the batches at one step with the other half at the other,
+    which are unbiased for the full gradient's.
+
+    Args:
+        model, loss: as `Surface` takes them.
+        trajectory: with `.steps` and `.read(step)`, or a mapping step → arrays.
+        batches: at least 2; the same at every step.  The halves are the even and the odd ones.
+        lags: ascending, in updates; by default up to a sixth of the trajectory, spaced in the
+            logarithm.
+        mean: what θ̄ is: `"running"`, the mean of all steps so far (the present one
+            included), `"all"`, the mean of all steps, or weights.
+        sketch_size: None for exact products, in which case two half-batch gradients and the
+            weights of every step are held until the largest lag has passed (3 copies a
+            step); or the numbers kept of each instead, with which a cosine errs by about
+            :math:`1/\sqrt{k}`.
+        memory_limit: bytes that may be held.
+        seed: of the sketches.
+        batch_norm, dropout, moment_batches: as `Surface` takes them.
+        path, progress, tell: as `probes.measure` takes them.
+
+    Returns:
+        A record of kind "lagged_gradients" over `lag` (first 0) and `step` (the later one),
+        inf where there is no such pair of steps:
+
+        * `dot`, `cosine` of the mean gradients; `dot_across`, ⟨g, g'⟩ over different batches;
+        * `start_cosine`: gradient at t with θ_{t+lag} - θ_t; `end_cosine`: gradient at t + lag
+          with the same: negative where the weights went downhill;
+        * `off_mean_cosine` (step): gradient with θ - θ̄, positive where a step leads back;
+        * `loss` (step);
+        * per lag, with `_se` from blocks of steps: `mean_cosine`, `full_cosine`,
+          `mean_start_cosine`, `mean_end_cosine`.
+
+    Raises:
+        ValueError: for lags that do not ascend or are longer than the trajectory, weights of
+            another architecture (the step is named), or more memory than allowed.
+        RecordError: if `path` holds measurements of something else.
+    """
+    surface = Surface(
+        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+    )
+    probe = LaggedGradients(
+        surface,
+        trajectory,
+        batches,
+        lags=lags,
+        mean=mean,
+        sketch_size=sketch_size,
+        memory_limit=memory_limit,
+        seed=seed,
+    )
+    return measure(probe, path, progress=progress, tell=tell)

@@ -1,0 +1,197 @@
+"""Trajectories a probe reads: weights by step, one set at a time, and pairs of steps by lag."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.probes.flat_vectors import joined
+
+
+class InMemory:
+    """A mapping step → arrays, in the form in which probes read trajectories."""
+
+    def __init__(self, weights: Mapping[int, Sequence[Any]]) -> None:
+        self._weights = dict(weights)
+        self.steps = np.array(sorted(self._weights), np.int64)
+
+    def read(self, step: int) -> list[Any]:
+        """The arrays of a step."""
+        return list(self._weights[step])
+
+
+def as_trajectory(trajectory: Any, name: str = "trajectory") -> Any:
+    """Returns something with `.steps` and `.read(step)`; a mapping step → arrays will do.
+
+    Raises:
+        ValueError: if it is neither, or its steps do not ascend.
+    """
+    if isinstance(trajectory, Mapping):
+        trajectory = InMemory(trajectory)
+    if not (hasattr(trajectory, "steps") and callable(getattr(trajectory, "read", None))):
+        raise ValueError(
+            f"`{name}` must have `.steps` and `.read(step)`, as averaging.Snapshots has, or be a "
+            f"mapping step → arrays. Received: {type(trajectory).__name__}"
+        )
+    steps = np.asarray(trajectory.steps)
+    if steps.ndim != 1 or steps.size < 2 or np.any(np.diff(steps) <= 0):
+        raise ValueError(
+            f"`{name}.steps` must be at least 2 ascending step numbers. Received: {steps!r}"
+        )
+    return trajectory
+
+
+class Reader:
+    """Reads a trajectory's trainable weights as flat vectors, the latest kept in memory.
+
+    Args:
+        trajectory: with `.steps` and `.read(step)`.
+        count: how many of the arrays, from the first on, are weights; the rest
+            (batch-norm statistics) are left out.  By default the trajectory's own
+            `num_trainable`, or all.
+        memory_limit: bytes that kept vectors may take; at least two are kept.
+
+    Attributes:
+        shapes: of the arrays that count; known after the first read.
+    """
+
+    def __init__(
+        self, trajectory: Any, *, count: int | None = None, memory_limit: int = 1 << 30
+    ) -> None:
+        self._trajectory = trajectory
+        self._count = getattr(trajectory, "num_trainable", None) if count is None else count
+        self._limit = memory_limit
+        self._kept: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def arrays(self, step: int) -> list[Any]:
+        """The arrays of a step that count, in their shapes.
+
+        Raises:
+            ValueError: if they are of other shapes than those of a step read before.
+        """
+        arrays = list(self._trajectory.read(int(step)))[: self._count]
+        shapes = [tuple(array.shape) for array in arrays]
+        if self.shapes and shapes != self.shapes:
+            raise ValueError(
+                f"all steps of a trajectory must hold arrays of the same shapes. Received: "
+                f"step {int(step)} with {len(shapes)} arrays, {_first_other(shapes, self.shapes)}"
+            )
+        self.shapes = shapes
+        return arrays
+
+    def __call__(self, step: int) -> np.ndarray:
+        """[D] the weights of a step; not to be written to."""
+        step = int(step)
+        if step in self._kept:
+            self._kept.move_to_end(step)
+            return self._kept[step]
+        vector = joined(self.arrays(step))
+        self._kept[step] = vector
+        while len(self._kept) > max(2, self._limit // max(vector.nbytes, 1)):
+            self._kept.popitem(last=False)
+        return vector
+
+
+def _first_other(found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> str:
+    for place, (here, there) in enumerate(zip(found, wanted, strict=False)):
+        if here != there:
+            return f"number {place} of shape {here} instead of {there}"
+    return f"where {len(wanted)} were expected"
+
+
+def same_shapes(first: Reader, second: Reader) -> None:
+    """Makes sure that two trajectories are of one architecture.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if first.shapes != second.shapes:
+        raise ValueError(
+            "two trajectories must be of one architecture. Received: the second has "
+            f"{len(second.shapes)} arrays, {_first_other(second.shapes, first.shapes)}"
+        )
+
+
+def default_lags(steps: np.ndarray, num: int = 16) -> np.ndarray:
+    """Lags in updates, spaced in the logarithm, up to a sixth of what the steps span.
+
+    Beyond that, too few stretches do not overlap to tell an error from.
+
+    >>> default_lags(np.arange(0, 1000, 10), num=5)
+    array([ 10,  20,  40,  80, 160])
+    """
+    steps = np.asarray(steps)
+    spacing = int(np.gcd.reduce(np.diff(steps)))
+    longest = max(int(steps[-1] - steps[0]) // 6 // spacing, 1)
+    lags = np.unique(np.round(np.geomspace(1, longest, num)).astype(np.int64)) * spacing
+    return lags[(earlier(steps, lags) >= 0).any(axis=1)]
+
+
+def check_lags(lags: Any, steps: np.ndarray) -> np.ndarray:
+    """[L] int64 lags, `default_lags` for None.
+
+    Raises:
+        ValueError: if they are not ascending positive integers, or no two steps are so far
+            apart (the lag is named).
+    """
+    if lags is None:
+        return default_lags(steps)
+    found = ascending_lags(lags)
+    span = int(steps[-1] - steps[0])
+    if found[-1] > span:
+        raise ValueError(
+            f"`lags` must be at most {span}, from the first step to the last. "
+            f"Received: {int(found[-1])}"
+        )
+    lonely = ~(earlier(steps, found) >= 0).any(axis=1)
+    if lonely.any():
+        raise ValueError(
+            "every one of `lags` must be the distance of two of the steps, which are "
+            f"{int(np.gcd.reduce(np.diff(steps)))} or a multiple of it apart. "
+            f"Received: {int(found[lonely][0])}"
+        )
+    return found
+
+
+def ascending_lags(lags: Any) -> np.ndarray:
+    """[L] int64 lags.
+
+    Raises:
+        ValueError: if they are not ascending positive integers.
+    """
+    found = np.asarray(lags)
+    if (
+        found.ndim != 1
+        or found.size == 0
+        or found.dtype.kind not in "iu"
+        or found[0] < 1
+        or np.any(np.diff(found) <= 0)
+    ):
+        raise ValueError(f"`lags` must be ascending positive integers. Received: lags={lags!r}")
+    return found.astype(np.int64)
+
+
+def earlier(steps: np.ndarray, lags: np.ndarray) -> np.ndarray:
+    """[L, K] position of `steps[k] - lags[l]` among the steps; -1 where it is none of them.
+
+    >>> earlier(np.array([0, 2, 4]), np.array([2, 4]))
+    array([[-1,  0,  1],
+           [-1, -1,  0]])
+    """
+    steps = np.asarray(steps, np.int64)
+    wanted = steps[None, :] - np.asarray(lags, np.int64)[:, None]
+    places = np.minimum(np.searchsorted(steps, wanted), steps.size - 1)
+    return np.where(steps[places] == wanted, places, -1)
+
+
+def checked_steps(trajectory: Any, tell: Callable[[Any], str]) -> dict[str, str]:
+    """What a record says of a trajectory: checksums of its first and last weights."""
+    steps = np.asarray(trajectory.steps)
+    return {
+        "first_weights": tell(trajectory.read(int(steps[0]))),
+        "last_weights": tell(trajectory.read(int(steps[-1]))),
+    }
