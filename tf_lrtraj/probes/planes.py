@@ -128,7 +128,7 @@ class Plane(Probe):
         self.basis = Basis([point.trainable for point in self._corners], self._names)
         self._margin = float(margin)
         self._u, self._v = (
-            _axis(self.basis.coordinates[:, i], int(sides[i]), self._margin) for i in range(2)
+            _axis(self.basis.coordinates, i, int(sides[i]), self._margin) for i in range(2)
         )
         self._trajectory = trajectory
         steps = [] if trajectory is None else [int(step) for step in trajectory.steps]
@@ -187,9 +187,10 @@ class Plane(Probe):
         return self.surface.seconds_per_pass(self._groups.first)
 
 
-def _axis(where: np.ndarray, count: int, margin: float) -> np.ndarray:
-    low, high = float(where.min()), float(where.max())
-    room = margin * (high - low)
+def _axis(where: np.ndarray, axis: int, count: int, margin: float) -> np.ndarray:
+    low, high = float(where[:, axis].min()), float(where[:, axis].max())
+    # The same room on all sides, or three points almost on a line would have a strip.
+    room = margin * float(np.ptp(where, axis=0).max())
     return np.linspace(low - room, high + room, count)
 
 
@@ -220,7 +221,8 @@ def loss_on_plane(
         batches: training batches.
         held_out: held-out batches; with them also `held_out_loss`, `held_out_accuracy`.
         num: points of the grid along u and v; one number for both.
-        margin: how far the grid reaches beyond the points, in their extent along each axis.
+        margin: how far the grid reaches beyond the points on all sides, in the larger of
+            their extents along u and v.
         trajectory: an object with `steps` and `read(step)` to project; read one step
             at a time.
         path, progress, tell: see `measure`.

@@ -15,6 +15,7 @@ from tf_lrtraj.probes import barriers
 from tf_lrtraj.probes.points import Groups, Mixtures, Points
 from tf_lrtraj.probes.probe import Probe, measure
 from tf_lrtraj.probes.surface import Batch, Point, Surface
+from tf_lrtraj.probes.uncertainty import mean_and_se
 from tf_lrtraj.probes.vectors import host, layers_of
 from tf_lrtraj.records import ArrayRecord
 
@@ -131,6 +132,8 @@ _SUMMARY = (
     "barrier_upper",
     "barrier_level",
     "verdict",
+    "middle",
+    "middle_se",
     "rise",
     "rise_se",
     "error_barrier",
@@ -157,6 +160,7 @@ def summary(
     where, between = barriers.segment(positions, losses)
     heights = barriers.excess(where, between)[1]
     barrier = barriers.highest(where, heights)
+    middle, middle_se = mean_and_se(heights[np.argmin(np.abs(where - 0.5))])
     rise = barriers.highest(*barriers.over_larger_end(where, between))
     with np.errstate(invalid="ignore"):
         errors = 1.0 - barriers.segment(positions, accuracies)[1]
@@ -174,6 +178,8 @@ def summary(
         "barrier_upper": barrier.upper,
         "barrier_level": level,
         "verdict": barriers.verdict(barrier, level, between.shape[1]),
+        "middle": float(middle),
+        "middle_se": float(middle_se),
         "rise": rise.height,
         "rise_se": rise.se,
         "error_barrier": error.height,
@@ -270,6 +276,9 @@ def loss_along_segment(
         * `barrier`, `barrier_at` (its position), `barrier_se`, `barrier_cross`,
           `barrier_cross_se`, `barrier_upper`, `rise`, `rise_se` [pair, layer] as
           `tf_lrtraj.probes.barriers` defines them, in units of the loss;
+        * `middle`, `middle_se` [pair, layer]: the height over the straight line at the position
+          nearest the middle, where a convex basin is below it (negative: minus the Jensen
+          gap of the two points);
         * `verdict`: -1 one basin, 0 undecided, 1 barrier, against `barrier_level`;
         * `error_barrier`, `error_barrier_se`: the barrier of the error rate;
         * `asymmetry`, `asymmetry_se` [pair, layer, offset]: loss at `centre + offset` minus
