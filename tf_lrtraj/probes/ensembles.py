@@ -51,7 +51,7 @@ class Ensembles(Probe):
             self._scales.ndim != 1
             or not self._scales.size
             or self._scales[0] != 1.0
-            or np.any(np.diff(self._scales) >= 0.0)
+            or bool((np.diff(self._scales) >= 0.0).any())
             or self._scales[-1] <= 0.0
         ):
             raise ValueError(
@@ -128,13 +128,16 @@ class Ensembles(Probe):
 
     def pieces(self, record: ArrayRecord) -> Sequence[tuple[int, int]]:
         """(scale, member); at the last member of a scale the ensemble is compared as well."""
-        lacking = record.missing("pair_difference").any(axis=-1)
+        lacking = {tuple(place[:3]) for place in np.argwhere(record.missing("pair_difference"))}
         count = len(self._points.names)
         found = [
             (scale, member)
             for scale in range(self._scales.size)
             for member in range(count)
-            if lacking[scale, : member + 1, member].any()
+            if any(
+                {(scale, member, other), (scale, other, member)} & lacking
+                for other in range(member + 1)
+            )
         ]
         for scale in np.flatnonzero(record.missing("ensemble_difference").any(axis=-1)).tolist():
             if (scale, count - 1) not in found:
@@ -203,22 +206,25 @@ class Ensembles(Probe):
             record.put(name, (scale, number, member), values)
 
     def _turns(self, who: str) -> list[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-        """What is compared: (name of the difference, function of the outputs)."""
+        """What is compared: (name of the difference, function of the outputs).
+
+        What tells `pieces` that a piece is done comes last.
+        """
         if not self._logits:
             return [(f"{who}_difference", lambda outputs: outputs)]
-        return [(f"{who}_difference", softmax), (f"{who}_logit_difference", centred)]
+        return [(f"{who}_logit_difference", centred), (f"{who}_difference", softmax)]
 
     def _measure_ensemble(self, record: ArrayRecord, scale: int) -> None:
         members = [self._found[i] for i in range(len(self._points.names))]
         for name, turn in self._turns("ensemble"):
             means = [
-                np.mean([turn(o) for o in of_batch], axis=0)
+                np.mean([turn(outputs) for outputs in of_batch], axis=0)
                 for of_batch in zip(*members, strict=True)
             ]
-            values = [_rms(m - turn(c)) for m, c in zip(means, self._centre, strict=True)]
-            record.put(name, scale, values)
             if name == "ensemble_difference" and scale == 0:
                 self._score_ensemble(record, means)
+            values = [_rms(m - turn(c)) for m, c in zip(means, self._centre, strict=True)]
+            record.put(name, scale, values)
 
     def _score_ensemble(self, record: ArrayRecord, means: list[np.ndarray]) -> None:
         tiny = np.finfo(np.float32).tiny
@@ -254,9 +260,9 @@ class Ensembles(Probe):
             mean, error = mean_and_se(values)
             record.put(f"mean_{name}", slice(None), mean)
             record.put(f"mean_{name}_se", slice(None), error)
-            value, error = exponents(spread, values)
-            record.put(f"{name}_exponent", (), value)
-            record.put(f"{name}_exponent_se", (), error)
+            power, its_error = exponents(spread, values)
+            record.put(f"{name}_exponent", (), power)
+            record.put(f"{name}_exponent_se", (), its_error)
 
     def passes(self, pieces: Sequence[tuple[int, int]]) -> float:
         count = len(

@@ -198,8 +198,8 @@ class Gradients(Probe):
         inside = column < start + self._block
         vector = rows[column - start] if inside else self._gradient(record, column)
         products = self._space.with_total(inner(rows[: stop - start], vector, self._space.ends))
-        record.put("gram", (slice(None), slice(start, stop), column), products)
         record.put("gram", (slice(None), column, slice(start, stop)), products)
+        record.put("gram", (slice(None), slice(start, stop), column), products)  # see `pieces`
 
     def _gradient(self, record: ArrayRecord, index: int) -> np.ndarray:
         loss, gradient = self.surface.gradient(self._point, self._batches[index])
