@@ -22,7 +22,7 @@ import tf_lrtraj
 PACKAGE = "tf_lrtraj"
 ROOT = pathlib.Path(tf_lrtraj.__file__).parent
 
-GROUND = {"kernels", "rates", "records", "backend", "layer_calls", "models", "data"}
+GROUND = {"kernels", "rates", "records", "backend", "layer_calls", "following", "models", "data"}
 RECORDS_SIDE = {"report", "claims"}
 # room -> rooms it may import.  A room not named here must be given its place first.
 ALLOWED = {room: set() for room in GROUND}

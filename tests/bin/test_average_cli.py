@@ -9,6 +9,7 @@ from absl import flags
 from tf_lrtraj import kernels, records, theory
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.bin import average, common
+from tf_lrtraj.experiments import texts
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def folder(tmp_path_factory):
     ],
 )
 def test_kernels_in_every_form(text, name, kernel):
-    assert average.parse_average(text) == (name, kernel)
+    assert texts.parse_average(text) == (name, kernel)
 
 
 @pytest.mark.parametrize(

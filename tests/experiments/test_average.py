@@ -5,8 +5,8 @@ import pytest
 
 from tf_lrtraj import records
 from tf_lrtraj.averaging import average_snapshots
-from tf_lrtraj.experiments import average, evaluate, train
-from tf_lrtraj.experiments.config import ConfigError, default_config, resolve
+from tf_lrtraj.experiments import average, train
+from tf_lrtraj.experiments.config import ConfigError, default_config, read_config, resolve
 from tf_lrtraj.training.strategies import make_strategy
 
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
     plain, dataset = train.prepare(config, workdir)
     strategy = make_strategy("one_device")
     train.run(plain, dataset, workdir, strategy, "one_device", tell=lambda text: None)
-    return workdir, average.RunTarget(evaluate.read_config(workdir), workdir, strategy)
+    return workdir, average.RunTarget(read_config(workdir), workdir, strategy)
 
 
 def test_built_afterwards_they_evaluate_as_during_the_run(finished):

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tf_lrtraj import kernels, records
 from tf_lrtraj.experiments import evaluate as evaluation
 from tf_lrtraj.experiments import train
-from tf_lrtraj.experiments.config import ConfigError, default_config
+from tf_lrtraj.experiments.config import ConfigError, default_config, read_config
 from tf_lrtraj.training import loop
 from tf_lrtraj.training.strategies import make_strategy
 
@@ -119,7 +119,7 @@ def test_a_forked_matched_run_is_the_run_made_whole(finished, tmp_path):
     schedule = forked.schedule()
     assert step > 0 and step % 5 == 0
     assert np.all(schedule[:step].astype(np.float32) == np.float32(0.1))
-    config = {**evaluation.read_config(finished / "matched" / "two_point"), "name": "whole"}
+    config = {**read_config(finished / "matched" / "two_point"), "name": "whole"}
     dataset = train.load_dataset(config)
     train.train_one(config, dataset, tmp_path, make_strategy("one_device"), learning_rates=schedule)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (
@@ -134,7 +134,7 @@ def test_a_forked_matched_run_is_the_run_made_whole(finished, tmp_path):
 
 
 def test_saved_models_are_the_weights_that_were_evaluated(finished):
-    dataset = train.load_dataset(evaluation.read_config(finished))
+    dataset = train.load_dataset(read_config(finished))
     images, labels = dataset.arrays("test")
     run = records.load_run(finished)
     for name in ("raw", "ema", "two_point"):
@@ -152,7 +152,7 @@ def test_saved_models_are_the_weights_that_were_evaluated(finished):
 
 
 def test_a_checkpoint_evaluates_to_what_training_recorded(finished):
-    config = evaluation.read_config(finished)
+    config = read_config(finished)
     assembly, step = evaluation.open_checkpoint(config, finished, make_strategy("one_device"))
     run = records.load_run(finished)
     rows = {row["weights"]: row for row in evaluation.evaluate(assembly, step)}

@@ -27,12 +27,11 @@ from tf_lrtraj.averaging.borrowing import (
 from tf_lrtraj.averaging.companions import (
     Backup,
     callbacks_beside,
-    check_built,
     check_order,
-    check_trainable,
     checksum,
 )
 from tf_lrtraj.averaging.state import AverageState
+from tf_lrtraj.following import check_built, check_trainable
 from tf_lrtraj.kernels import Kernel
 from tf_lrtraj.records import RAW, check_average_name, write_atomically
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj import batch_norm as bn
-from tf_lrtraj.averaging.companions import check_trainable
 from tf_lrtraj.averaging.snapshots import (
     SnapshotWriter,
     Timetable,
@@ -21,6 +20,7 @@ from tf_lrtraj.averaging.snapshots import (
     check_encoding,
     snapshot_bytes,
 )
+from tf_lrtraj.following import check_trainable
 
 
 def recorded_variables(model: Any) -> list[tuple[Any, str]]:

@@ -42,21 +42,11 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import re
 from typing import Any
 
 from absl import flags
 
 from tf_lrtraj.bin import common
-
-_SHORT = {
-    "ema": "Exponential",
-    "swa": "Uniform",
-    "window": "Window",
-    "two_point": "TwoPoint",
-    "power": "PowerFunction",
-}
-_NAMED = re.compile(r"([A-Za-z0-9_.+-]+)=(?=[A-Za-z_]+[:(]|\{)(.*)", re.DOTALL)
 
 
 def main(argv: list[str]) -> None:
@@ -113,63 +103,19 @@ def _config(options: Any) -> dict[str, Any] | None:
     """The run's configuration; None without a workdir."""
     if not options.workdir:
         return None
-    from tf_lrtraj import records
-    from tf_lrtraj.experiments.config import validate
+    from tf_lrtraj.experiments.config import read_config
 
-    config = validate(records.read_json(pathlib.Path(options.workdir) / records.CONFIG))
-    if options.data_dir is not None:
-        config["data"]["dir"] = options.data_dir
-    return config
+    return read_config(options.workdir, options.data_dir)
 
 
 # --- What is asked for --------------------------------------------------------------------
-
-
-def parse_average(text: str) -> tuple[str, Any]:
-    """(name, kernel) of one --kernel.
-
-    >>> parse_average("ema:0.99")
-    ('ema-0.99', Exponential(decay=0.99, start=0))
-    >>> parse_average("late=swa:start=500")
-    ('late', Uniform(start=500, every=1))
-    """
-    from tf_lrtraj import kernels
-    from tf_lrtraj.bin import tables
-    from tf_lrtraj.records import check_average_name
-
-    match = _NAMED.fullmatch(text)
-    name, text = match.groups() if match else (None, text)
-    short, colon, arguments = text.partition(":")
-    if text.lstrip().startswith("{"):
-        try:
-            config = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"--kernel: {text!r} is not JSON ({error})") from None
-        kernel = kernels.from_config(config)
-    elif colon and "(" not in short:
-        known = {k: v for k, v in _SHORT.items() if v in kernels.KERNELS}
-        if short not in known:
-            raise ValueError(
-                f"--kernel: a short name must be one of {sorted(known)}. Received: {text!r}"
-            )
-        kernel = tables.parse_kernel(f"{known[short]}({arguments})")
-    elif "(" in text:
-        kernel = tables.parse_kernel(text)
-    else:
-        raise ValueError(
-            "--kernel must look like ema:0.99, Uniform(start=500) or "
-            f'{{"kernel": "TwoPoint", "gap": 100}}. Received: {text!r}'
-        )
-    if name is None:
-        plain = re.sub(r"[^A-Za-z0-9._+=-]+", "-", re.sub(r"[\"'{} ]", "", text)).strip("-.")
-        name = plain[:60]
-    return check_average_name(name), kernel
 
 
 def _averages(options: Any, snapshots: Any, config: dict[str, Any] | None) -> dict[str, Any]:
     """name → `SnapshotWeights`; mistakes show here, before anything is read."""
     from tf_lrtraj.averaging.post_hoc import snapshot_weights
     from tf_lrtraj.bin import tables
+    from tf_lrtraj.experiments import texts
 
     last = int(snapshots.steps[-1]) if options.last is None else options.last
     found: dict[str, Any] = {}
@@ -183,7 +129,7 @@ def _averages(options: Any, snapshots: Any, config: dict[str, Any] | None) -> di
             raise ValueError(f"{name}: {error}") from None
 
     for text in options.kernel:
-        name, kernel = parse_average(text)
+        name, kernel = texts.parse_average(text)
         if options.per == "update":
             tables.check_reach(kernel, last)
         add(name, kernel, options.per)

@@ -65,8 +65,9 @@ def _from_kernel(options: Any) -> int:
 
     from tf_lrtraj import theory
     from tf_lrtraj.bin import tables
+    from tf_lrtraj.experiments import texts
 
-    kernel = tables.parse_kernel(options.kernel)
+    kernel = texts.parse_kernel(options.kernel)
     base = _rates(options.base, options)
     tables.check_reach(kernel, base.size)
     weights = kernel.weights(base.size)

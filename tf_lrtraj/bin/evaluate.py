@@ -29,9 +29,10 @@ def main(argv: list[str]) -> None:
 
     try:
         from tf_lrtraj.experiments import evaluate
+        from tf_lrtraj.experiments.config import read_config
         from tf_lrtraj.training.checkpoints import CheckpointError
 
-        config = evaluate.read_config(options.workdir, options.data_dir)
+        config = read_config(options.workdir, options.data_dir)
         common.configure_threads(config["threads"], config["deterministic"])
         strategy = common.make_strategy_or_fail("one_device", 0, "")
         assembly, step = evaluate.open_checkpoint(config, options.workdir, strategy, options.step)

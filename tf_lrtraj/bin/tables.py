@@ -5,10 +5,8 @@ Nothing here is evaluated: a formula is a name and literal arguments.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import csv
-import dataclasses
 import difflib
 import math
 import os
@@ -19,22 +17,9 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import kernels, rates
+from tf_lrtraj.experiments.texts import by_order, call
 
 SHORT_NAMES = ("constant", "cosine", "linear", "one_minus_sqrt")
-
-
-def parse_kernel(text: str) -> kernels.Kernel:
-    """A kernel from text such as "Uniform(start=800)".
-
-    >>> parse_kernel("TwoPoint(gap=3)")
-    TwoPoint(gap=3)
-    """
-    name, positional, named = _call(text, "--kernel")
-    if positional and name == "Custom":
-        named["weights"] = positional.pop(0)
-    if positional and name in kernels.KERNELS:
-        named.update(_by_order(kernels.KERNELS[name], positional, text))
-    return kernels.from_config({"kernel": name, **named})
 
 
 def check_reach(kernel: kernels.Kernel, num_steps: int) -> None:
@@ -78,18 +63,10 @@ def parse_rates(text: str, num_steps: int | None, peak: float, decay: int | None
             f"{', '.join(SHORT_NAMES)}, a formula such as Cosine(start=0.4, steps=900), or "
             f"FILE.csv[:COLUMN]. Received: {text!r}.{hint}"
         )
-    name, positional, named = _call(text, "rate")
+    name, positional, named = call(text, "rate")
     if positional and name in rates.RATES:
-        named.update(_by_order(rates.RATES[name], positional, text))
+        named.update(by_order(rates.RATES[name], positional, text))
     return rates.as_array(rates.from_config({"rate": name, **named}), num_steps)
-
-
-def _by_order(cls: Any, positional: list[Any], text: str) -> dict[str, Any]:
-    """Arguments given without their names."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    if len(positional) > len(names):
-        raise ValueError(f"{text!r} has too many arguments: {cls.__name__} takes {names}")
-    return dict(zip(names, positional, strict=False))
 
 
 def _short(name: str, peak: float, num_steps: int, length: int) -> np.ndarray:
@@ -134,26 +111,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _call(text: str, what: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Name and literal arguments of "Name(1, key=2)"."""
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-        if isinstance(node, ast.Name):
-            return node.id, [], {}
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            raise ValueError
-        if any(keyword.arg is None for keyword in node.keywords):
-            raise ValueError
-        positional = [ast.literal_eval(argument) for argument in node.args]
-        named = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        raise ValueError(
-            f"{what}: {text!r} is not a name with plain arguments, such as "
-            f"{'Exponential(decay=0.99)' if 'kernel' in what else 'Linear(start=0.4, steps=90)'}"
-        ) from None
-    return node.func.id, positional, named
 
 
 def _csv_name(text: str) -> tuple[str, str | None] | None:

@@ -141,7 +141,7 @@ class RunTarget(Target):
     """A run known by its workdir: model, data and policies from its configuration.
 
     Args:
-        config: from `evaluate.read_config`.
+        config: from `config.read_config`.
         workdir: the run's folder.
         strategy: a `tf.distribute` strategy.
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -92,6 +94,10 @@ def default_config() -> ml_collections.ConfigDict:
                 "limit": 0,  # at most so many on disk; 0 for no limit
                 "when_full": "thin",  # or "drop_oldest"
             },
+            # name -> a probe of the run while it trains: its kind ("probe", by default the name),
+            # "every" and "start" as durations, and its options (lrtraj-probe --help).  Probes that
+            # need several points are measured at the end, on the snapshots.
+            "probes": {},
             "log_every": "50 steps",
             "steps_per_call": 10,  # training steps in one compiled call
             "tensorboard": True,
@@ -105,7 +111,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 # Free-form parts: their keys are checked by the formula or kernel they describe.
-_FREE = ("schedule", "averages")
+_FREE = ("schedule", "averages", "probes")
 
 _Check = tuple[str, Callable[[Any], bool]]
 
@@ -233,7 +239,35 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
             )
     plain["matched"]["averages"] = list(plain["matched"]["averages"])
     _check_averages(plain)
+    _check_probes(plain)
     return plain
+
+
+def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) -> dict[str, Any]:
+    """The validated configuration of a run that exists.
+
+    Args:
+        workdir: the run's folder.
+        data_dir: where its data lies now, if elsewhere.
+
+    Raises:
+        records.RecordError: if the folder holds no run.
+        ConfigError: if its configuration is not valid.
+    """
+    config = validate(records.read_json(pathlib.Path(workdir) / records.CONFIG))
+    if data_dir is not None:
+        config["data"]["dir"] = data_dir
+    return config
+
+
+def _check_probes(plain: dict[str, Any]) -> None:
+    for name, entry in plain["probes"].items():
+        _checked(records.check_average_name, name)
+        if not isinstance(entry, Mapping):
+            raise ConfigError(
+                f"`config.probes.{name}` must be a probe's options, such as "
+                f"{{'probe': 'line', 'every': '1 epochs'}}. Received: {entry!r}"
+            )
 
 
 def _check_averages(plain: dict[str, Any]) -> None:
@@ -307,6 +341,9 @@ class Plan:
     evaluate: int
     checkpoint: int
     snapshots: Timetable | None = None
+    probes: dict[str, tuple[Timetable | None, dict[str, Any]]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
@@ -363,6 +400,16 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
             every("snapshots.every"), start, options["limit"] or None, options["when_full"]
         )
 
+    def probe(name: str, entry: Mapping[str, Any]) -> tuple[Timetable | None, dict[str, Any]]:
+        """(when, what); None where it is measured once, at the end."""
+        what = dict(entry)
+        where = f"config.probes.{name}"
+        start = steps(what.pop("start", "0 steps"), f"{where}.start", total, minimum=0)
+        length = what.pop("every", NEVER)
+        if length == NEVER:
+            return None, what
+        return Timetable(steps(length, f"{where}.every", total), start), what
+
     averages, policies = {}, {}
     for name, entry in plain["averages"].items():
         entry = dict(entry)
@@ -380,6 +427,7 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
         evaluate=every("evaluate.every"),
         checkpoint=every("checkpoint.every"),
         snapshots=timetable(),
+        probes={name: probe(name, entry) for name, entry in plain["probes"].items()},
     )
 
 

@@ -7,29 +7,11 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tf_lrtraj import records
 from tf_lrtraj.experiments.assembly import Assembly, assemble, load_dataset
-from tf_lrtraj.experiments.config import ConfigError, validate
+from tf_lrtraj.experiments.config import ConfigError
 from tf_lrtraj.experiments.train import CHECKPOINTS
 from tf_lrtraj.records import RAW
 from tf_lrtraj.training.checkpoints import Checkpointer
-
-
-def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) -> dict[str, Any]:
-    """The validated configuration of a run that exists.
-
-    Args:
-        workdir: the run's folder.
-        data_dir: where its data lies now, if elsewhere.
-
-    Raises:
-        records.RecordError: if the folder holds no run.
-        ConfigError: if its configuration is not valid.
-    """
-    config = validate(records.read_json(pathlib.Path(workdir) / records.CONFIG))
-    if data_dir is not None:
-        config["data"]["dir"] = data_dir
-    return config
 
 
 def open_checkpoint(
@@ -41,7 +23,7 @@ def open_checkpoint(
     """Builds a run's parts and restores one of its checkpoints.
 
     Args:
-        config: from `read_config`.
+        config: from `config.read_config`.
         workdir: the run's folder.
         strategy: a `tf.distribute` strategy; it need not be the one that trained.
         step: which checkpoint; None for the newest intact one.

@@ -22,6 +22,7 @@ from tf_lrtraj.averaging.recorder import ModelSnapshots
 from tf_lrtraj.experiments.assembly import Assembly, assemble, build_model, load_dataset
 from tf_lrtraj.experiments.config import ConfigError, Plan, resolve, validate
 from tf_lrtraj.experiments.description import describe, read_run
+from tf_lrtraj.experiments.probing import during
 from tf_lrtraj.records import RAW
 from tf_lrtraj.training import loop
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
@@ -50,6 +51,7 @@ def prepare(config: Any, workdir: str | os.PathLike[str]) -> tuple[dict[str, Any
     dataset = load_dataset(plain)
     plan = resolve(plain, dataset.num_examples["train"])
     matched_rates(plain, plan)
+    during.check(plain, plan)
     build_model(plain, dataset)  # its mistakes show now rather than later
     records.prepare_workdir(workdir)
     return plain, dataset
@@ -162,6 +164,7 @@ def _without_averages(config: dict[str, Any], name: str) -> dict[str, Any]:
         "name": f"{config['name']}, schedule equivalent to {name}",
         "averages": {},
         "snapshots": {**config["snapshots"], "every": "never"},
+        "probes": {},
         "matched": {**config["matched"], "averages": []},
     }
 
@@ -230,7 +233,14 @@ def train_one(
     )
     status, message = "interrupted", None
     try:
-        snapshot = _snapshots(assembly, workdir, step, tell) if chief else None
+        actions = (
+            []
+            if not chief
+            else [
+                *_snapshots(assembly, workdir, step, tell),
+                *during.actions(assembly, workdir, tell),
+            ]
+        )
         loop.run(
             _train_steps(assembly, step),
             lambda step: evaluate_all(assembly, step, log),
@@ -241,13 +251,14 @@ def train_one(
                 plan.evaluate,
                 plan.checkpoint,
                 config["steps_per_call"],
-                plan.snapshots,
             ),
             plan.total_steps,
             (step, window),
             description=config["name"],
-            snapshot=snapshot,
+            actions=actions,
         )
+        if chief:
+            during.at_the_end(assembly, workdir, tell)
         if config["save_models"] and chief:
             save_models(assembly, plan.total_steps, workdir / MODELS)
         status = "done"
@@ -266,11 +277,11 @@ def train_one(
 
 def _snapshots(
     assembly: Assembly, workdir: pathlib.Path, step: int, tell: Callable[[str], None]
-) -> Callable[[int], None] | None:
+) -> list[loop.Action]:
     """What writes the run's snapshots; those later than `step` are deleted."""
     plan = assembly.plan
     if plan.snapshots is None:
-        return None
+        return []
     snapshots = ModelSnapshots(
         assembly.model,
         workdir / SNAPSHOTS,
@@ -280,7 +291,7 @@ def _snapshots(
     )
     snapshots.writer.forget_after(step)
     tell(f"at most {snapshots.most} snapshots of {snapshots.bytes_each / 1e6:.1f} MB are kept")
-    return snapshots.write
+    return [loop.Action(plan.snapshots, snapshots.write)]
 
 
 def _take_over(

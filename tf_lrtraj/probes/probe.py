@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from tf_lrtraj import backend
 from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.records.files import decode, encode
 
 _SAVE_EVERY = 5.0  # seconds; what an interruption may lose, beside the piece at work
 
@@ -67,6 +68,7 @@ def measure(
     *,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> ArrayRecord:
     """Measures what a probe's store lacks, and returns all of it.
 
@@ -76,11 +78,13 @@ def measure(
             same probe goes on where it stopped.  None keeps nothing.
         progress: show a progress bar where standard error is a terminal.
         tell: called with what the work will cost, before it starts.
+        about: more that the record is to say of itself (of which run, at which step).
 
     Raises:
         RecordError: if the file holds measurements of something else, or is damaged.
     """
     record = probe.empty()
+    record.about |= decode(encode(dict(about or {})))
     if path is not None:
         record = ArrayRecord.resume(path, record, probe.growing)
     saved = time.monotonic()

@@ -21,6 +21,7 @@ from tf_lrtraj import kernels
 from tf_lrtraj.records import RAW, RecordError, RunRecord, load_run, write_atomically
 from tf_lrtraj.report import drawing, figures
 from tf_lrtraj.report import summary as numbers
+from tf_lrtraj.report.probes import gallery
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -291,6 +292,10 @@ def render_report(record: RunRecord) -> str:
             figures.training_batches(record, metric), f"{metric} of the training batches"
         )
     ]
+    groups = gallery.groups(record.workdir)
+    probed = [(group.title, _picture(group.figure, group.title)) for group in groups]
+    all_problems = [*problems, *rate_problems, *pair_problems, *kernel_problems]
+    all_problems += [group.problem for group in groups if group.problem]
     tables = [(name, _table(numbers.final_rows(record, name, matched), palette)) for name in splits]
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates")
     environment = jinja2.Environment(
@@ -327,10 +332,8 @@ def render_report(record: RunRecord) -> str:
         colours=palette,
         raw=RAW,
         # Where the workdir lay is nobody's business who reads the page.
-        problems=[
-            problem.replace(f"{record.workdir}{os.sep}", "")
-            for problem in (*problems, *rate_problems, *pair_problems, *kernel_problems)
-        ],
+        problems=[problem.replace(f"{record.workdir}{os.sep}", "") for problem in all_problems],
+        probes=[(title, pictures) for title, pictures in probed if pictures],
         facts=_facts(record),
         command=record.run.get("command"),
         config=json.dumps(record.config, indent=2, ensure_ascii=False),

@@ -41,22 +41,32 @@ class Cadence:
     evaluate: int
     checkpoint: int
     steps_per_call: int
-    snapshots: Timetable | None = None
 
     def due(self, every: int, step: int, total: int) -> bool:
         return step == total or (every > 0 and step % every == 0)
 
     def next_stop(self, step: int, total: int) -> int:
-        """The next step at which something is due, at most `steps_per_call` away."""
+        """The next step at which one of these is due, at most `steps_per_call` away."""
         stops = [total, step + self.steps_per_call]
         stops += [
             (step // every + 1) * every
             for every in (self.log, self.evaluate, self.checkpoint)
             if every > 0
         ]
-        if self.snapshots is not None:
-            stops.append(self.snapshots.next_due(step))
         return min(stops)
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """Something done after certain steps: *when* and *what* apart.
+
+    Attributes:
+        when: a timetable.
+        what: called with the number of updates made; changes nothing that training reads.
+    """
+
+    when: Timetable
+    what: Callable[[int], None]
 
 
 def run(
@@ -68,7 +78,7 @@ def run(
     total_steps: int,
     start: tuple[int, Window],
     description: str = "",
-    snapshot: Callable[[int], None] | None = None,
+    actions: Sequence[Action] = (),
 ) -> None:
     """Trains from `start` to `total_steps`.
 
@@ -84,7 +94,7 @@ def run(
         total_steps: number of updates of the whole run.
         start: from `resume`.
         description: shown beside the progress bar.
-        snapshot: called with the step when a snapshot is due, and at the start.
+        actions: done in their order when they are due, at the start too.
 
     Raises:
         Diverged: at the first loss that is not finite; the last checkpoint stays.
@@ -92,18 +102,20 @@ def run(
     """
     step, window = start
 
-    def take_snapshot(step: int) -> None:
-        if snapshot is not None and cadence.snapshots is not None and cadence.snapshots.due(step):
-            snapshot(step)
+    def act(step: int) -> None:
+        for action in actions:
+            if action.when.due(step):
+                action.what(step)
 
     bar = tqdm(
         total=total_steps, initial=step, unit="step", desc=description, disable=None, leave=True
     )
     with bar, _stop_signals() as stop:
-        take_snapshot(step)
+        act(step)
         clock, timed_from = time.perf_counter(), step
         while step < total_steps:
-            count = cadence.next_stop(step, total_steps) - step
+            stops = [action.when.next_due(step) for action in actions]
+            count = min([cadence.next_stop(step, total_steps), *stops]) - step
             losses, accuracies = train_steps(step, count)
             bad = np.flatnonzero(~np.isfinite(losses))
             if bad.size:
@@ -111,7 +123,7 @@ def run(
             step += count
             window.extend(losses, accuracies)
             bar.update(count)
-            take_snapshot(step)
+            act(step)
             if cadence.due(cadence.log, step, total_steps):
                 loss, accuracy = window.means()
                 seconds = time.perf_counter() - clock

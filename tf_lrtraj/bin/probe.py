@@ -1,0 +1,125 @@
+r"""Measures what the loss of single mini-batches does at points of a run, and between them.
+
+Along a step of each batch's own gradient, at four points of training; training batches,
+held-out batches, and other training batches, against the rate:
+
+  lrtraj-probe --workdir=runs/digits --probe=line --steps=first,10%,50%,last
+
+Side trips: nine steps on one fixed batch, from two points, at the run's own rate:
+
+  lrtraj-probe --workdir=runs/digits --probe=side_trip --steps=50%,last --num_steps=9
+
+Between points: barriers, from SGD to SWA and beyond, random rays, a plane, an ensemble.
+Points are steps ("first", "last", 500, 50%) or averages of snapshots:
+
+  lrtraj-probe --workdir=runs/digits --probe=basin --points=10%,50%,last
+  lrtraj-probe --workdir=runs/digits --probe=basin --points='sgd=last,swa=Uniform(start=500)' \
+      --extend=1 --batch_norm=recalibrated
+  lrtraj-probe --workdir=runs/digits --probe=width --points='sgd=last,swa=Uniform(start=500)' \
+      --batch_norm=recalibrated
+  lrtraj-probe --workdir=runs/digits --probe=plane --points=50%,75%,last
+  lrtraj-probe --workdir=runs/digits --probe=ensemble --points=70%,80%,90%,last
+
+Along the run: gradients of the same batches at different times, displacement against lag:
+
+  lrtraj-probe --workdir=runs/digits --probe=gradients --steps=50%,last --batches=16
+  lrtraj-probe --workdir=runs/digits --probe=gradients --along
+  lrtraj-probe --workdir=runs/digits --probe=distance
+  lrtraj-probe --workdir=runs/digits --probe=distance --other=runs/digits_other_batches
+
+A run takes snapshots with --config.snapshots.every='20 steps'; checkpoints serve as well, and
+--direction=momentum needs one.  The cost is told before.  Records go to WORKDIR/probes, figures
+beside them and into the run's report; a measurement that was interrupted goes on where it
+stopped.  A run probes itself while it trains with config.probes (docs/probes.md).
+
+Every measurement states how batch norm and dropout acted: --batch_norm=batch (as in training, the
+default), frozen (statistics stored with the weights), or recalibrated (recomputed per point).
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from tf_lrtraj.bin import common
+from tf_lrtraj.experiments.probing.requests import OPTIONS, PROBES, check_request
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
+    from tf_lrtraj.experiments.config import ConfigError, read_config
+    from tf_lrtraj.records import RecordError
+
+    options = flags.FLAGS
+    try:
+        if options.probe is None:
+            raise ValueError(f"--probe must be one of {list(PROBES)}. Try --help.")
+        if not options.workdir or not pathlib.Path(options.workdir).is_dir():
+            raise ValueError(f"--workdir: there is no folder {options.workdir!r}")
+        request = check_request(options.probe, _given(options))
+        config = read_config(options.workdir, options.data_dir)
+        _measure(options, request, config)
+    except (ConfigError, RecordError, ValueError, FileNotFoundError) as error:
+        common.fail(str(error))
+
+
+def _given(options: Any) -> dict[str, Any]:
+    """Options of the probe that were given on the command line."""
+    return {name: options[name].value for name in OPTIONS if options[name].present}
+
+
+def _measure(options: Any, request: dict[str, Any], config: dict[str, Any]) -> None:
+    common.quiet_tensorflow()
+    common.configure_threads(config["threads"], config["deterministic"])
+    from tf_lrtraj.experiments.probing import command
+
+    written = command.probe_run(
+        config,
+        options.workdir,
+        options.probe,
+        request,
+        steps=options.steps,
+        name=options.name,
+        strategy=common.make_strategy_or_fail("one_device", 0, ""),
+        tell=lambda text: print(text, flush=True),
+    )
+    for path in written:
+        print(f"written: {path}")
+
+
+def run() -> None:
+    """Entry point of `lrtraj-probe`."""
+    flags.DEFINE_string("workdir", None, "folder of a run")
+    kinds = "; ".join(f"{kind}: {what}" for kind, what in PROBES.items())
+    flags.DEFINE_enum("probe", None, list(PROBES), kinds)
+    flags.DEFINE_list(
+        "steps",
+        ["last"],
+        'points of line, side_trip, gradients: "first", "last", steps, or shares such as 50%',
+    )
+    flags.DEFINE_string("name", None, "of the record in WORKDIR/probes; the probe's by default")
+    flags.DEFINE_string("data_dir", None, "where the run's data lies, if it moved")
+    for name, option in OPTIONS.items():
+        text = f"({', '.join(option.probes)}) {option.help}"
+        _flag(name, option.default, option.allowed, text)
+    common.run_app(main)
+
+
+def _flag(name: str, default: Any, allowed: str, text: str) -> None:
+    if isinstance(default, bool):
+        flags.DEFINE_bool(name, default, text)
+    elif "list" in allowed:
+        flags.DEFINE_list(name, list(default), text)
+    elif "integer" in allowed:
+        flags.DEFINE_integer(name, default, text)
+    elif "number" in allowed:
+        flags.DEFINE_float(name, default, text)
+    else:
+        flags.DEFINE_string(name, default, f"{text}; {allowed}")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""Figures of what probes measured, from their records alone."""

@@ -1,0 +1,101 @@
+"""All probes of a run: their records read, grouped, drawn, and told in a sentence each."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import pathlib
+import re
+from typing import TYPE_CHECKING, Any
+
+from tf_lrtraj.records import ArrayRecord, RecordError, write_atomically
+from tf_lrtraj.report.drawing import to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "probes"
+
+# kind of a record → (module that draws it, whether several records share a figure, title).
+DRAWN = {
+    "line": ("line", True, "Loss along one step"),
+    "side_trip": ("side_trips", True, "Side trips on one fixed batch"),
+    "basin": ("segments", False, "Segments between points"),
+    "width": ("widths", True, "Random rays"),
+    "plane": ("planes", False, "A plane through three points"),
+    "gradients": ("gradients", True, "Alignment of batch gradients"),
+    "lagged_gradients": ("gradients", False, "Gradients along the run"),
+    "distance": ("distances", False, "Distances along the run"),
+    "separation": ("distances", False, "Distance between two runs"),
+    "ensemble": ("ensembles", False, "Predictions of several weights"),
+}
+_STEP = re.compile(r"(.+)-(\d{9})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Records of one probe, at one point or several.
+
+    Attributes:
+        name: of the probe in the run.
+        records: in the order of their steps.
+        figure: drawn from them; None where that failed.
+        title: what the figure shows.
+        problem: why there is no figure, or what is missing from it.
+    """
+
+    name: str
+    records: list[ArrayRecord]
+    figure: Figure | None
+    title: str
+    problem: str = ""
+
+
+def groups(workdir: str | os.PathLike[str]) -> list[Group]:
+    """The probes of a run, drawn; a damaged record costs its own figure only."""
+    folder = pathlib.Path(workdir) / FOLDER
+    found: dict[str, list[ArrayRecord]] = {}
+    problems: dict[str, str] = {}
+    for path in sorted(folder.glob("*.npz")):
+        match = _STEP.fullmatch(path.stem)
+        name = match.group(1) if match else path.stem
+        try:
+            found.setdefault(name, []).append(ArrayRecord.read(path))
+        except RecordError as error:
+            problems[name] = str(error)
+    return [
+        _draw(name, found.get(name, []), problems.get(name, ""))
+        for name in sorted({*found, *problems})
+    ]
+
+
+def _draw(name: str, records: list[ArrayRecord], problem: str) -> Group:
+    if not records:
+        return Group(name, [], None, name, problem)
+    kind = records[0].kind
+    if kind not in DRAWN:
+        return Group(name, records, None, name, f"{name}: no figure is known for {kind!r}")
+    module, together, title = DRAWN[kind]
+    unfinished = sum(not record.complete for record in records)
+    if unfinished:
+        problem = problem or f"{name}: {unfinished} of {len(records)} records are not complete"
+    try:
+        drawing: Any = importlib.import_module(f"tf_lrtraj.report.probes.{module}")
+        drawn = [r for r in records if r.complete]
+        figure = drawing.draw(drawn if together else drawn[-1]) if drawn else None
+    except (ValueError, KeyError, IndexError) as error:
+        return Group(name, records, None, title, f"{name} could not be drawn: {error}")
+    return Group(name, records, figure, title, problem)
+
+
+def draw(workdir: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """Writes one SVG per probe into the run's folder of probes; returns their paths."""
+    folder = pathlib.Path(workdir) / FOLDER
+    written = []
+    for group in groups(workdir):
+        if group.figure is not None:
+            path = folder / f"{group.name}.svg"
+            write_atomically(path, to_svg(group.figure))
+            written.append(path)
+    return written
