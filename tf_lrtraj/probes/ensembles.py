@@ -114,6 +114,8 @@ class Ensembles(Probe):
             dims[name] = ("batch",)
         for name in ("member_loss", "member_accuracy", *_SCORES):
             dims[f"mean_{name}"] = dims[f"mean_{name}_se"] = ()
+        for name in _SCORES:
+            dims[f"{name}_change"] = dims[f"{name}_change_se"] = ()
         for name in self._differences():
             for end in ("", "_se"):
                 dims[f"mean_{name}{end}"] = ("scale",)
@@ -248,6 +250,12 @@ class Ensembles(Probe):
             mean, error = mean_and_se(by_batch)
             record.put(f"mean_{name}", (), mean)
             record.put(f"mean_{name}_se", (), error)
+        for name in _SCORES:  # batch by batch, as batches differ far more than predictors do
+            members = record.values[f"member_{name.split('_')[1]}"].mean(axis=0)
+            with np.errstate(invalid="ignore"):
+                mean, error = mean_and_se(record.values[name] - members)
+            record.put(f"{name}_change", (), mean)
+            record.put(f"{name}_change_se", (), error)
         squares = record.values["from_average"] ** 2
         spread = float(np.sqrt(squares.mean())) * self._scales
         record.put("spread", slice(None), spread)
@@ -342,7 +350,8 @@ def ensemble(
         * for each of these, `mean_…` (scale), over pairs and batches, and `…_exponent`, the power
           of the spread, fitted batch by batch, both with `_se` over batches (inf for one);
         * `member_loss`, `member_accuracy` (member, batch), the ensemble's and the average's
-          (batch), and `mean_…` of all with `_se`; an accuracy is inf without class labels.
+          (batch), and `mean_…` of all with `_se`; an accuracy is inf without class labels;
+          `ensemble_loss_change` and so on: against the members' mean on the same batches.
 
     Raises:
         ValueError: for fewer than 2 members, one of another architecture (it is named), or

@@ -41,6 +41,9 @@ def _along(record: ArrayRecord) -> Figure:
 def _against_lag(panel: Axes, record: ArrayRecord, name: str, color: str) -> None:
     lags = record.coordinates["lag"].astype(np.float64)
     mean, error = record.values[f"mean_{name}"], record.values[f"mean_{name}_se"]
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xlabel("lag, updates")
     # On a log scale a band may not reach 0.
     band(panel, lags, mean, np.minimum(error, 0.45 * mean), color, marker="o", markersize=3)
     unknown = np.isinf(error) & np.isfinite(mean)
@@ -48,20 +51,16 @@ def _against_lag(panel: Axes, record: ArrayRecord, name: str, color: str) -> Non
         panel.plot(lags[unknown], mean[unknown], "o", color="white", markeredgecolor=color)
     known = np.isfinite(mean) & (mean > 0.0)
     if known.any():
-        first = np.flatnonzero(known)[0]
-        low = panel.get_ylim()[0]
+        first = int(np.flatnonzero(known)[0])
         walk = mean[first] * lags / lags[first]
+        top = 2.0 * float(mean[known].max())
         panel.plot(lags, walk, color=GREY, linewidth=1.0, linestyle=":")
-        inside = walk <= 1.6 * float(np.max(mean[known]))
-        at = np.flatnonzero(inside)[-1]
+        at = int(np.flatnonzero(walk <= 0.6 * top)[-1])
         panel.annotate(
-            "random walk", (lags[at], walk[at]), xytext=(-4, 2), textcoords="offset points",
+            "random walk", (lags[at], walk[at]), xytext=(-5, 2), textcoords="offset points",
             fontsize=7.5, color=GREY, ha="right",
         )  # fmt: skip
-        panel.set_ylim(min(low, 0.7 * float(np.min(mean[known]))), 2.0 * float(mean[known].max()))
-    panel.set_xscale("log")
-    panel.set_yscale("log")
-    panel.set_xlabel("lag, updates")
+        panel.set_ylim(0.6 * float(mean[known].min()), top)
     slope, its_error = (float(record.values[f"{name}_growth{end}"]) for end in ("", "_se"))
     text = f"{slope:.2f}" + (f" ± {its_error:.2f}" if np.isfinite(its_error) else "")
     what = "Filters" if name.startswith("filters") else "Weights"

@@ -66,6 +66,7 @@ def _differences(panel: Axes, record: ArrayRecord, name: str, what: str) -> None
         panel.plot(own, pairs, ".", color=GREY, markersize=3, alpha=0.7, zorder=0)
     panel.set_xscale("log")
     panel.set_yscale("log")
+    panel.xaxis.set_minor_formatter("")
     panel.set_xlabel("distance of members from their mean, in weights")
     panel.set_ylabel(f"difference of {what}, root mean square")
     title(panel, f"Predictions apart: {what}")
@@ -73,19 +74,21 @@ def _differences(panel: Axes, record: ArrayRecord, name: str, what: str) -> None
 
 
 def _scores(panel: Axes, record: ArrayRecord, what: str) -> None:
+    """Members, the average and the ensemble; bars: of the difference from the members' mean."""
     members = record.values[f"member_{what}"].mean(axis=-1)
+    mean = float(record.values[f"mean_member_{what}"])
     panel.plot(np.zeros(members.size), members, "o", color=GREY, alpha=0.6, markersize=4)
-    kinds = [("member", GREY), ("average", GREEN), ("ensemble", PALETTE[3])]
-    for place, (who, color) in enumerate(kinds):
-        mean, error = (float(record.values[f"mean_{who}_{what}{end}"]) for end in ("", "_se"))
+    panel.axhline(mean, color=GREY, linewidth=1.0, linestyle=":")
+    for place, (who, color) in enumerate((("average", GREEN), ("ensemble", PALETTE[3])), 1):
+        change, error = (float(record.values[f"{who}_{what}_change{end}"]) for end in ("", "_se"))
         panel.errorbar(
-            [place + (0.25 if who == "member" else 0.0)],
-            [mean],
+            [place],
+            [mean + change],
             yerr=[2.0 * error] if np.isfinite(error) else None,
             fmt="D",
             color=color,
             markersize=5,
         )
-    panel.set_xticks(range(3), ["members", "average", "ensemble"], fontsize=7.5)
+    panel.set_xticks(range(3), ["members", "average", "ensemble"], fontsize=7.5, rotation=30)
     panel.set_xlim(-0.5, 2.5)
     title(panel, what.capitalize())

@@ -86,16 +86,16 @@ def _histograms(panel: Axes, record: ArrayRecord, cosines: np.ndarray) -> None:
         panel.axvline(mean, color=color, linewidth=1.2)
     panel.axvline(0.0, color="black", linewidth=0.8)
     top = panel.get_ylim()[1]
-    panel.set_ylim(0.0, 1.45 * top)
-    panel.legend(frameon=False, fontsize=7.5, loc="upper left")
-    panel.set_xlabel("cosine")
+    panel.set_ylim(0.0, 1.3 * top)
+    panel.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=7.5, loc="upper left")
+    sizes = record.about.get("batch_sizes") or [0]
+    panel.set_xlabel(f"cosine, batches of {sizes[0]:,}")
     panel.set_ylabel("share")
     scale, error = (float(record.values[f"noise_scale{end}"][0]) for end in ("", "_se"))
-    sizes = record.about.get("batch_sizes") or [0]
-    text = f"noise scale {scale:,.0f} ± {error:,.0f} examples" if np.isfinite(scale) else (
-        "noise scale: the mean gradient cannot be told from 0"
+    text = f"Noise scale {scale:,.0f} ± {error:,.0f} examples" if np.isfinite(scale) else (
+        "Mean gradient not told from 0"
     )  # fmt: skip
-    title(panel, f"{text}; batches of {sizes[0]}")
+    title(panel, text)
 
 
 def _layers(panel: Axes, record: ArrayRecord) -> None:
@@ -117,7 +117,7 @@ def _layers(panel: Axes, record: ArrayRecord) -> None:
     panel.set_yticks(places, names, fontsize=7)
     panel.invert_yaxis()
     panel.set_xlabel("mean cosine, 2 standard errors")
-    title(panel, "Layer by layer: two batches, batch and rest")
+    title(panel, "Layer by layer")
 
 
 # Along a trajectory ---------------------------------------------------------------------------
@@ -133,13 +133,13 @@ def _along(record: ArrayRecord) -> Figure:
             ("full_cosine", GREEN, "full gradient (estimate)"),
         ]
         _curves(left, record, later, curves)
-        title(left, "Gradient now against gradient a lag later")
+        title(left, "Gradient and gradient a lag later")
         curves = [
             ("mean_start_cosine", BLUE, "gradient at the start"),
             ("mean_end_cosine", ORANGE, "gradient at the end"),
         ]
         _curves(middle, record, later, curves)
-        title(middle, "Gradient against the way gone; below 0: downhill")
+        title(middle, "Gradient and way gone (below 0: downhill)")
         cosines = values["off_mean_cosine"]
         right.plot(steps, np.where(np.isfinite(cosines), cosines, np.nan), color=PALETTE[3])
         right.axhline(0.0, color="black", linewidth=0.8)
@@ -147,7 +147,7 @@ def _along(record: ArrayRecord) -> Figure:
         right.set_ylabel("cosine")
         mean = {"running": "the mean so far", "all": "the mean of all steps"}
         text = mean.get(str(record.about.get("mean")), "given weights")
-        title(right, f"Gradient against distance from {text}")
+        title(right, f"Gradient and way from {text}")
         _note(figure, record)
     return figure
 
