@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,28 +51,13 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], size: f
         ends: name → (x, y, colour).
         size: of the text, in points.
     """
-    figure = axes.get_figure()
-    if figure is None:
-        return
-    box = axes.get_position()
-    height = max(box.height * float(figure.get_size_inches()[1]) * 72.0, 1.0)
+    figure: Any = axes.get_figure()
+    points = axes.get_position().height * float(figure.get_size_inches()[1]) * 72.0
     transform = axes.transData + axes.transAxes.inverted()
-    places = []
-    for name, (x, y, color) in ends.items():
-        if np.isfinite(y):
-            at = float(transform.transform((x, y))[1])
-            places.append([min(max(at, 0.02), 0.98), name, x, y, color])
-    places.sort(key=lambda place: place[0])
-    room = 1.25 * size / height
-    for below, above in itertools.pairwise(places):
-        above[0] = max(above[0], below[0] + room)
-    excess = places[-1][0] - 0.99 if places else 0.0
-    for place in reversed(places):  # back down from the top, as far as there is need
-        if excess <= 0.0:
-            break
-        place[0] -= excess
-        excess = min(excess, room)
-    for at, name, _, _, color in places:
+    shown = {name: end for name, end in ends.items() if np.isfinite(end[1])}
+    wanted = [float(transform.transform(end[:2])[1]) for end in shown.values()]
+    room = 1.25 * size / max(points, 1.0)
+    for (name, (_, _, color)), at in zip(shown.items(), spread(wanted, room), strict=True):
         axes.annotate(
             name,
             (1.0, at),
@@ -85,6 +69,39 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], size: f
             va="center",
             annotation_clip=False,
         )
+
+
+def spread(wanted: Sequence[float], room: float) -> list[float]:
+    """Places in [0, 1], in the order of those wanted, at least `room` apart if they fit.
+
+    >>> spread([0.5, 0.5, 0.1], 0.25)
+    [0.5, 0.75, 0.1]
+    >>> spread([2.0, 2.0], 0.25)
+    [0.75, 1.0]
+    """
+    order = np.argsort(wanted, kind="stable")
+    places = np.clip(np.asarray(wanted, np.float64)[order], 0.0, 1.0)
+    for i in range(1, len(places)):  # up, as far as there is need
+        places[i] = max(places[i], places[i - 1] + room)
+    top = 1.0
+    for i in reversed(range(len(places))):  # and back down from the top
+        places[i] = min(places[i], top)
+        top = places[i] - room
+    found = np.empty(len(places))
+    found[order] = places
+    return [float(place) for place in found]
+
+
+def number_with_error(number: float, error: float) -> str:
+    """A number with as many digits as its standard error leaves it; without one, two digits.
+
+    >>> number_with_error(0.0551, 0.0063), number_with_error(12.3, 2.6)
+    ('0.055 ± 0.006', '12 ± 3')
+    """
+    if not np.isfinite(error) or error <= 0.0 or not np.isfinite(number):
+        return f"{number:.2g}"
+    digits = max(0, -int(np.floor(np.log10(error))))
+    return f"{number:.{digits}f} ± {error:.{digits}f}"
 
 
 def mode_note(about: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def _contours(panel: Axes, record: ArrayRecord, name: str) -> None:
     steps = levels(mean.compressed())
     panel.contourf(u, v, mean, levels=steps, cmap="Blues_r", extend="both", alpha=0.75)
     lines = panel.contour(u, v, mean, levels=steps, colors="white", linewidths=0.5)
-    panel.clabel(lines, lines.levels[::3], fontsize=6.5, fmt="%.3g", colors="black")
+    panel.clabel(lines, steps[::3].tolist(), fontsize=6.5, fmt="%.3g", colors="black")
 
 
 def _trajectory(panel: Axes, record: ArrayRecord) -> Any:

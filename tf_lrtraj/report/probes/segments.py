@@ -9,7 +9,13 @@ import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, panels, style, title
-from tf_lrtraj.report.probes.bands import band, label_ends, mode_note, over_batches
+from tf_lrtraj.report.probes.bands import (
+    band,
+    label_ends,
+    mode_note,
+    number_with_error,
+    over_batches,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +120,7 @@ def _losses(panel: Axes, record: ArrayRecord, pair: int, top: float) -> None:
     ends = _along(panel, record, pair, "loss")
     panel.set_ylim(0.0, top)
     values = record.values
-    height, level = values["barrier"][pair, 0], values["barrier_level"][pair, 0]
+    height = values["barrier"][pair, 0]
     if height > 0.0 and values["verdict"][pair, 0] > -1:
         # From the straight line between the ends up to the curve.
         at = float(values["barrier_at"][pair, 0])
@@ -125,10 +131,12 @@ def _losses(panel: Axes, record: ArrayRecord, pair: int, top: float) -> None:
         start, stop = (float(mean[np.argmin(np.abs(where - t))]) for t in (0.0, 1.0))
         panel.plot([0.0, 1.0], [start, stop], color=BLUE, linewidth=0.7, dashes=(3, 2))
     panel.set_ylabel("loss")
-    text = _VERDICTS.get(int(values["verdict"][pair, 0]), "?")
-    level_text = f", level {level:.2g}" if np.isfinite(level) else ""
-    kind = "barrier" if height > 0.0 else "no barrier, middle"
-    title(panel, f"{text}: {kind} {_number(*_height(record, '', (pair, 0)))}{level_text}")
+    verdict = int(values["verdict"][pair, 0])
+    number = number_with_error(*_height(record, "", (pair, 0)))
+    if height > 0.0:
+        title(panel, f"barrier {number}" + ("" if verdict > 0 else f": {_VERDICTS[verdict]}"))
+    else:
+        title(panel, f"{_VERDICTS[verdict]} (at the middle {number})")
     label_ends(panel, ends)
 
 
@@ -149,7 +157,7 @@ def _asymmetry(panel: Axes, record: ArrayRecord) -> None:
         ends[name] = (float(offset[-1]), float(difference[-1]), color)
     panel.set_xlim(0.0, float(offset[-1]))
     centre = float(record.about.get("centre", 0.5))
-    second = _short(str(record.coordinates["second"][0]))
+    second = _tail(str(record.coordinates["second"][0]), 14)
     panel.set_xlabel("distance from the centre, in lengths of the segment")
     panel.set_ylabel("difference of the losses")
     title(panel, f"Loss on {second}'s side of {centre:g} minus the other")
@@ -175,7 +183,7 @@ def _matrix(panel: Axes, record: ArrayRecord, points: list[str]) -> None:
             at = (j, i) if prefix else (i, j)
             heights[at], error = _height(record, prefix, (pair, 0))
             verdict = _VERDICTS.get(int(record.values[f"{prefix}verdict"][pair, 0]), "?")
-            texts[at] = _number(heights[at], error).replace(" ", "\n", 1) + f"\n{verdict}"
+            texts[at] = number_with_error(heights[at], error).replace(" ", "\n", 1) + f"\n{verdict}"
     most = float(np.max(np.abs(heights[np.isfinite(heights)]), initial=0.0)) or 1.0
     panel.imshow(
         np.ma.masked_invalid(heights), cmap="PuOr_r", vmin=-1.6 * most, vmax=1.6 * most,
@@ -184,9 +192,9 @@ def _matrix(panel: Axes, record: ArrayRecord, points: list[str]) -> None:
     size = 8.0 if len(points) <= 3 else 6.5 if len(points) <= 5 else 5.0
     for (i, j), text in texts.items():
         panel.text(j, i, text, ha="center", va="center", fontsize=size, linespacing=1.1)
-    names = [_folded(name) for name in points]
-    panel.set_xticks(range(len(points)), names, fontsize=7)
-    panel.set_yticks(range(len(points)), names, fontsize=7)
+    folded = [_folded(name) for name in points]
+    panel.set_xticks(range(len(points)), folded, fontsize=7)
+    panel.set_yticks(range(len(points)), folded, fontsize=7)
     panel.grid(False)
     held_out = len(_groups(record)) > 1
     title(panel, "Barriers: training above" + (", held out below" if held_out else ""))
@@ -201,7 +209,8 @@ def _list(panel: Axes, record: ArrayRecord, what: str) -> None:
     groups = _groups(record)
     panel.axvline(0.0, color="#999999", linewidth=0.8)
     for k, (prefix, color, label) in enumerate(groups):
-        found = [_height(record, prefix, (0, i) if layers else (i, 0)) for i in rows]
+        places = [(0, i) if layers else (i, 0) for i in range(len(names))]
+        found = [_height(record, prefix, place) for place in places]
         heights, errors = np.array(found).T
         panel.errorbar(
             np.where(np.isfinite(heights), heights, np.nan),
@@ -219,17 +228,9 @@ def _list(panel: Axes, record: ArrayRecord, what: str) -> None:
     title(panel, "One layer moving at a time" if layers else "Barriers")
 
 
-def _number(height: float, error: float) -> str:
-    return f"{height:.2g}" + (f" ± {error:.1g}" if np.isfinite(error) else "")
-
-
 def _folded(name: str, width: int = 13) -> str:
     return "\n".join(textwrap.wrap(name, width)[:3]) or name
 
 
 def _tail(name: str, most: int = 26) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
-
-
-def _short(name: str, most: int = 14) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"

@@ -9,7 +9,13 @@ import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import GREY, PALETTE, panels, style, title
-from tf_lrtraj.report.probes.bands import band, label_ends, mode_note, over_batches
+from tf_lrtraj.report.probes.bands import (
+    band,
+    label_ends,
+    mode_note,
+    number_with_error,
+    over_batches,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,4 +108,8 @@ def _mark(
         linewidth=1.2,
         zorder=4,
     )
-    return [(f"{name}: +{rise:g} at {width:.3g}" + (f" ± {error:.1g}" if known else ""), color)]
+    told = [(f"{name}: +{rise:g} at {number_with_error(width, error)}", color)]
+    if point == 1:  # of the same rays, so it is known better than either
+        values = (record.values[f"{prefix}width_difference{s}"][1, 0] for s in ("", "_se"))
+        told.append((f"difference {number_with_error(*values)}", GREY))
+    return told
