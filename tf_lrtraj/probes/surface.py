@@ -144,8 +144,9 @@ class Surface:
 
     def moved(self, origin: Point, direction: Sequence[Any], step: float) -> Point:
         """`origin - step * direction`, with the same statistics."""
+        # `ops.cast` of a Python number would round it to float32 first.
         moved = [
-            theta - ops.cast(step, theta.dtype) * ops.cast(d, theta.dtype)
+            theta - ops.convert_to_tensor(float(step), theta.dtype) * ops.cast(d, theta.dtype)
             for theta, d in zip(origin.trainable, direction, strict=True)
         ]
         return Point(moved, origin.non_trainable)
@@ -321,24 +322,31 @@ def _mean(numbers: Any, batch: Any) -> Any:
         return numbers
     wide = ops.cast(numbers, "float64" if backend.has_float64() else "float32")
     if len(batch) < 3:
-        return ops.mean(wide)
+        # Not `ops.mean`, which on torch goes through float32.
+        return ops.sum(wide) / ops.cast(ops.shape(wide)[0], wide.dtype)
     weights = ops.cast(batch[2], wide.dtype)
     return ops.sum(weights * wide) / ops.sum(weights)
 
 
 def _correct(targets: Any, outputs: Any) -> Any:
-    """[B] 1 where the largest output is the target's class; NaN for other kinds of targets."""
+    """[B] 1 where the largest output is the target's class; NaN for targets of other kinds.
+
+    Targets are classes as integers, or a distribution over classes for each example.
+    """
     nothing = ops.full(ops.shape(outputs)[:1], float("nan"), "float32")
     if len(outputs.shape) != 2 or outputs.shape[-1] == 1:
         return nothing
-    predicted = ops.argmax(outputs, axis=-1)
+    predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
     if len(targets.shape) == 2 and targets.shape[-1] == outputs.shape[-1]:
-        targets = ops.argmax(targets, axis=-1)
-    elif len(targets.shape) == 2 and targets.shape[-1] == 1:
+        right = ops.cast(predicted == ops.cast(ops.argmax(targets, axis=-1), "int32"), "float32")
+        shares = ops.cast(targets, "float32")
+        off = ops.abs(ops.sum(shares, axis=-1) - 1.0) + ops.sum(ops.relu(-shares), axis=-1)
+        return ops.where(off < 1e-3, right, nothing)
+    if len(targets.shape) == 2 and targets.shape[-1] == 1:
         targets = ops.squeeze(targets, -1)
     if len(targets.shape) != 1 or "float" in keras.backend.standardize_dtype(targets.dtype):
         return nothing
-    return ops.cast(ops.cast(predicted, "int32") == ops.cast(targets, "int32"), "float32")
+    return ops.cast(predicted == ops.cast(targets, "int32"), "float32")
 
 
 def _tensors(batch: Batch) -> Any:
