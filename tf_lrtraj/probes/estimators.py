@@ -47,15 +47,21 @@ def jackknife(statistic: Callable[[np.ndarray], float], size: int) -> Estimate:
     >>> bool(np.isclose(estimate.error, numbers.std(ddof=1) / 3**0.5))
     True
     """
+    return _jackknife(lambda kept: [statistic(kept)], size)[0]
+
+
+def _jackknife(statistics: Callable[[np.ndarray], Sequence[float]], size: int) -> list[Estimate]:
+    """The same of several statistics at a time."""
     if size < 3:
         raise ValueError(f"a jackknife needs at least 3 batches. Received: {size}")
     everything = np.arange(size)
-    value = float(statistic(everything))
-    without = np.array([statistic(np.delete(everything, i)) for i in range(size)])
-    if not (np.isfinite(value) and np.isfinite(without).all()):
-        return Estimate(value, np.inf)
-    spread = float(np.sum((without - without.mean()) ** 2))
-    return Estimate(value, float(np.sqrt((size - 1) / size * spread)))
+    values = np.array(statistics(everything), np.float64)
+    without = np.array([statistics(np.delete(everything, i)) for i in range(size)], np.float64)
+    known = np.isfinite(values) & np.isfinite(without).all(axis=0)
+    without[:, ~known] = 0.0
+    spread = np.sum((without - without.mean(axis=0)) ** 2, axis=0)
+    errors = np.where(known, np.sqrt((size - 1) / size * spread), np.inf)
+    return [Estimate(float(v), float(e)) for v, e in zip(values, errors, strict=True)]
 
 
 def cosines(gram: np.ndarray) -> np.ndarray:
@@ -145,28 +151,21 @@ def alignment(gram: np.ndarray, sizes: Sequence[int] | np.ndarray) -> Alignment:
     """
     sizes = np.asarray(sizes, np.float64)
 
-    def scale(matrix: np.ndarray, counts: np.ndarray) -> float:
-        signal, noise = signal_and_noise(matrix, counts)
-        return noise / signal if signal > 0.0 else np.inf
+    def statistics(kept: np.ndarray) -> list[float]:
+        matrix = gram[np.ix_(kept, kept)]
+        signal, noise = signal_and_noise(matrix, sizes[kept])
+        square = float(np.diag(matrix).mean())
+        return [
+            signal,
+            noise,
+            noise / signal if signal > 0.0 else np.inf,
+            signal / square if square > 0.0 else np.nan,
+            float(off_diagonal(cosines(matrix)).mean()),
+            float(cosines_to_rest(matrix).mean()),
+            float(cosines_to_mean(matrix).mean()),
+        ]
 
-    def share(matrix: np.ndarray, counts: np.ndarray) -> float:
-        mean = float(np.diag(matrix).mean())
-        return signal_and_noise(matrix, counts)[0] / mean if mean > 0.0 else np.nan
-
-    statistics: list[Callable[[np.ndarray, np.ndarray], float]] = [
-        lambda m, b: signal_and_noise(m, b)[0],
-        lambda m, b: signal_and_noise(m, b)[1],
-        scale,
-        share,
-        lambda m, b: float(off_diagonal(cosines(m)).mean()),
-        lambda m, b: float(cosines_to_rest(m).mean()),
-        lambda m, b: float(cosines_to_mean(m).mean()),
-    ]
-
-    def estimate(statistic: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
-        return jackknife(lambda kept: statistic(gram[np.ix_(kept, kept)], sizes[kept]), len(gram))
-
-    return Alignment(*(estimate(statistic) for statistic in statistics))
+    return Alignment(*_jackknife(statistics, len(gram)))
 
 
 def direction_cosines(gram: np.ndarray, products: np.ndarray, square: float) -> np.ndarray:
