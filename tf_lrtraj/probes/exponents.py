@@ -19,8 +19,9 @@ def exponents(sizes: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     Returns:
         (slope, error); inf where they cannot be told.
 
-    >>> exponents(np.array([1.0, 2.0, 4.0]), np.array([[1.0, 3.0], [4.0, 12.0], [16.0, 48.0]]))
-    (2.0, 0.0)
+    >>> values = np.array([[1.0, 3.0], [4.0, 12.0], [16.0, 48.0]])
+    >>> [round(number, 9) for number in exponents(np.array([1.0, 2.0, 4.0]), values)]
+    [2.0, 0.0]
     """
     sizes, values = np.asarray(sizes, np.float64), np.asarray(values, np.float64)
     kept = (np.isfinite(values) & (values > 0.0)).all(axis=0)
