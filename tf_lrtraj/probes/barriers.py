@@ -40,7 +40,8 @@ class Height(NamedTuple):
         at: its position.
         se: standard error of the mean at that position.
         cross: mean of the heights at positions chosen on the other half of the batches.
-        cross_se: its standard error.
+        cross_se: its standard error, as if the halves were independent; where the curve is flat it
+            is about a tenth too small.
         upper: largest upper limit (97.5 %) of the mean at any position.
     """
 
