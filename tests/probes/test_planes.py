@@ -1,0 +1,189 @@
+"""Planes through three points, and trajectories projected on them."""
+
+import keras
+import numpy as np
+import pytest
+
+from tf_lrtraj import probes
+from tf_lrtraj.probes.planes import Basis, Plane
+from tf_lrtraj.probes.vectors import unflat
+
+
+def random_points(count=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return [[rng.normal(size=(3, 4)), rng.normal(size=5)] for _ in range(count)]
+
+
+def test_basis_against_a_qr_decomposition():
+    points = random_points()
+    basis = Basis(points)
+    rows = np.array([np.concatenate([a.ravel() for a in point]) for point in points])
+    q, r = np.linalg.qr((rows[1:] - rows[0]).T)
+    signs = np.sign(np.diag(r))
+    np.testing.assert_allclose(np.stack([basis.u, basis.v]), (q * signs).T, atol=1e-14)
+    corners = np.concatenate([[[0.0, 0.0]], (signs[:, None] * r).T])
+    np.testing.assert_allclose(basis.coordinates, corners, atol=1e-14)
+
+
+def test_coordinates_and_shares_are_two_ways_to_the_same_point():
+    points = random_points()
+    basis = Basis(points)
+    for x, y in [(0.0, 0.0), (1.3, -0.4), (-2.0, 3.0)]:
+        shares = basis.shares(x, y)
+        assert shares.sum() == pytest.approx(1.0)
+        mixed = [sum(s * p[i] for s, p in zip(shares, points, strict=True)) for i in range(2)]
+        np.testing.assert_allclose(basis.project(mixed), [x, y, 0.0], atol=1e-13)
+        # And off the plane by 2, at right angles.
+        rng = np.random.default_rng(1)
+        away = rng.normal(size=17)
+        away -= (away @ basis.u) * basis.u + (away @ basis.v) * basis.v
+        away = unflat(2.0 * away / np.linalg.norm(away), mixed)
+        found = basis.project([a + b for a, b in zip(mixed, away, strict=True)])
+        np.testing.assert_allclose(found, [x, y, 2.0], atol=1e-13)
+    for i in range(3):
+        np.testing.assert_allclose(basis.shares(*basis.coordinates[i]), np.eye(3)[i], atol=1e-13)
+
+
+class Steps:
+    def __init__(self, points):
+        self.points, self.steps, self.read_steps = points, np.arange(len(points)), []
+
+    def read(self, step):
+        self.read_steps.append(step)
+        return self.points[step]
+
+
+def test_a_quadratic_bowl(least_squares):
+    problem = least_squares
+    rng = np.random.default_rng(2)
+    corners = rng.normal(size=(3, 5))
+    path = rng.normal(size=(4, 5))
+    steps = Steps([problem.weights(theta) for theta in path])
+    record = probes.loss_on_plane(
+        problem.model,
+        "mean_squared_error",
+        {name: problem.weights(theta) for name, theta in zip("xyz", corners, strict=True)},
+        problem.batches[:4],
+        held_out=problem.batches[4:],
+        num=(4, 3),
+        margin=0.5,
+        trajectory=steps,
+    )
+    u, v = record.coordinates["u"], record.coordinates["v"]
+    where = np.stack([record.coordinates["point_u"], record.coordinates["point_v"]], 1)
+    extent = np.ptp(where, axis=0).max()
+    assert (len(u), len(v)) == (4, 3)
+    assert u[0] == pytest.approx(where[:, 0].min() - 0.5 * extent)
+    assert v[-1] == pytest.approx(where[:, 1].max() + 0.5 * extent)
+    # Distances on the plane are those in weight space.
+    for i in range(3):
+        gap = np.linalg.norm(corners[i] - corners[i - 1])
+        assert np.linalg.norm(where[i] - where[i - 1]) == pytest.approx(gap, rel=1e-6)
+    q, r = np.linalg.qr((corners[1:] - corners[0]).T)
+    axes = (q * np.sign(np.diag(r))).T
+    thetas = corners[0] + u[None, :, None] * axes[0] + v[:, None, None] * axes[1]
+    exact = problem.losses(thetas)
+    np.testing.assert_allclose(record.values["loss"], exact[..., :4], rtol=5e-5)
+    np.testing.assert_allclose(record.values["held_out_loss"], exact[..., 4:], rtol=5e-5)
+    offsets = path - corners[0]
+    along = offsets @ axes.T
+    np.testing.assert_allclose(record.values["trajectory_u"], along[:, 0], atol=1e-6)
+    np.testing.assert_allclose(record.values["trajectory_v"], along[:, 1], atol=1e-6)
+    rest = np.linalg.norm(offsets - along @ axes, axis=1)
+    np.testing.assert_allclose(record.values["trajectory_residual"], rest, rtol=1e-5)
+    assert steps.read_steps == [0, 1, 2, 3]
+    assert record.complete
+
+
+@pytest.mark.parametrize("mode", ["batch", "frozen"])
+def test_against_a_clone_with_its_weights_set(network, mode):
+    rng = np.random.default_rng(5)
+    statistics = {
+        name: [rng.normal(size=16).astype("float32"), rng.uniform(0.5, 2, 16).astype("float32")]
+        for name in network.points
+    }
+    surface = probes.Surface(network.model, network.loss, batch_norm=mode)
+    points = {name: [*array, *statistics[name]] for name, array in network.points.items()}
+    plane = Plane(surface, points, network.batches[:1], num=2, margin=0.1)
+    record = probes.measure(plane)
+    for i, v in enumerate(record.coordinates["v"]):
+        for j, u in enumerate(record.coordinates["u"]):
+            shares = plane.basis.shares(u, v)
+            kept = np.maximum(shares, 0.0) / np.maximum(shares, 0.0).sum()
+            assert not np.allclose(kept, shares)
+            clone = network.at("here")
+            for k, variable in enumerate(clone.trainable_variables):
+                arrays = [network.points[name][k] for name in network.points]
+                variable.assign(sum(s * a for s, a in zip(shares, arrays, strict=True)))
+            norm = clone.layers[1]
+            for k, variable in enumerate((norm.moving_mean, norm.moving_variance)):
+                arrays = [statistics[name][k] for name in network.points]
+                variable.assign(sum(s * a for s, a in zip(kept, arrays, strict=True)))
+            clone.layers[4].rate = 0.0
+            x, y = network.batches[0]
+            loss = float(network.loss(y, clone(x, training=mode == "batch")))
+            assert record.values["loss"][i, j, 0] == pytest.approx(loss, rel=3e-4)
+
+
+def test_interrupted_planes_go_on_to_the_same_bits(network, tmp_path, monkeypatch):
+    steps = Steps([network.points["b"], network.points["here"]])
+
+    def measure(path):
+        return probes.loss_on_plane(
+            network.model, network.loss, network.points, network.batches[:2], num=3,
+            trajectory=steps, path=path,
+        )  # fmt: skip
+
+    before = network.state()
+    whole = measure(tmp_path / "whole.npz")
+    np.testing.assert_allclose(whole.values["trajectory_residual"], 0.0, atol=1e-5)
+    evaluate, calls = probes.Surface.evaluate, []
+
+    def failing(self, *args):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return evaluate(self, *args)
+
+    monkeypatch.setattr(probes.Surface, "evaluate", failing)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path / "parts.npz")
+    monkeypatch.undo()
+    steps.read_steps.clear()
+    resumed = measure(tmp_path / "parts.npz")
+    assert steps.read_steps == []  # they were done
+    for name, values in whole.values.items():
+        np.testing.assert_array_equal(values, resumed.values[name])
+    assert network.state() == before
+    x = network.batches[0][0]
+    assert keras.ops.convert_to_numpy(network.model(x)).shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("thetas", "options", "message"),
+    [
+        (["one", "two"], {}, "`points` must hold at least 3 points. Received: 2, \\['one', 'two'"),
+        (["one", "two", "off", "four"], {}, "`points` of a plane must be three. Received: 4"),
+        (["one", "two", "four"], {}, "'one', 'two' and 'four' lie on one line"),
+        (["one", "two", "again"], {}, "'one', 'two' and 'again' lie on one line"),
+        (["one", "same", "off"], {}, "'one', 'same' and 'off' of a plane must differ"),
+        (["one", "two", "off"], {"num": 1}, "`num` must be two integers of at least 2"),
+        (["one", "two", "off"], {"num": (3, 3, 3)}, "`num` must be two integers"),
+        (["one", "two", "off"], {"margin": -1.0}, "`margin` must be at least 0"),
+        (["one", "two", "off"], {"trajectory": [1]}, "`trajectory` must have `steps` and"),
+        (["one", "two", "short"], {}, "point 'short': weights must be 1 arrays"),
+        (["one", "two", "off"], {"trajectory": Steps([[np.zeros((2, 1))]])},
+         "step 0 of the trajectory: weights must be 1 arrays"),
+    ],
+)  # fmt: skip
+def test_bad_input(least_squares, thetas, options, message):
+    known = {
+        "one": np.ones(5), "same": np.ones(5), "two": np.full(5, 2.0), "again": np.full(5, 2.0),
+        "four": np.full(5, 4.0), "off": np.arange(5.0), "short": np.ones(4),
+    }  # fmt: skip
+    problem = least_squares
+    points = {name: problem.weights(known[name]) for name in thetas}
+    with pytest.raises(ValueError, match=message):
+        probes.loss_on_plane(
+            problem.model, "mean_squared_error", points, problem.batches, **options
+        )
