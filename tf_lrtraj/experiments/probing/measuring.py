@@ -82,6 +82,14 @@ class Measurer:
         rates = self.assembly.learning_rates
         return float(rates[min(step, len(rates) - 1)])
 
+    def effective_rate(self, step: int, momentum: float) -> float:
+        """The rate at which SGD with `momentum` moves as the run does on a steady gradient.
+
+        The run's momentum β makes λ / (1 - β) of its rate λ.
+        """
+        own = self.assembly.config["optimizer"]["momentum"]
+        return self.rate(step) * (1.0 - momentum) / (1.0 - own)
+
     # Probes -------------------------------------------------------------------------------
 
     def at_a_step(
@@ -191,7 +199,8 @@ class Measurer:
             self.training(options),
             held_out=self.held_out(options),
             others=self.others(options),
-            learning_rate=options["learning_rate"] or self.rate(step),
+            learning_rate=options["learning_rate"]
+            or self.effective_rate(step, options["momentum"]),
             num_steps=options["num_steps"],
             momentum=options["momentum"],
             weight_decay=self.assembly.config["optimizer"]["weight_decay"],

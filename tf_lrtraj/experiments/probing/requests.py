@@ -139,7 +139,7 @@ OPTIONS: dict[str, Option] = {
     "learning_rate": Option(
         None,
         *_maybe(_real(0, above=True)),
-        "of a side trip; the run's by default",
+        "of a side trip; by default what moves as far as the run on a steady gradient, λ/(1 - β)",
         ("side_trip", "basin"),
     ),
     "momentum": Option(0.0, *_real(0, 1), "of a side trip", ("side_trip", "basin")),
