@@ -222,7 +222,7 @@ class Surface:
         (_, targets, *rest), given = _tensors(batch), ops.convert_to_tensor(outputs)
         losses = self._per_example(targets, given)
         shaped = (None, targets, *rest)
-        return tuple(float(_mean(found, shaped)) for found in (losses, _correct(targets, given)))
+        return float(_mean(losses, shaped)), float(_mean(_correct(targets, given), shaped))
 
     def gradient(self, point: Point, batch: Batch) -> tuple[float, list[Any]]:
         """Mean loss of a batch and its gradient by the trainable weights."""

@@ -193,14 +193,14 @@ class Measurer:
     def _side_trip(
         self, options: Options, weights: Any, step: int, keep_ends: bool = False
     ) -> probes.SideTrip:
+        rate = options["learning_rate"] or self.effective_rate(step, options["momentum"])
         return probes.SideTrip(
             self.surface(options),
             weights,
             self.training(options),
             held_out=self.held_out(options),
             others=self.others(options),
-            learning_rate=options["learning_rate"]
-            or self.effective_rate(step, options["momentum"]),
+            learning_rate=rate,
             num_steps=options["num_steps"],
             momentum=options["momentum"],
             weight_decay=self.assembly.config["optimizer"]["weight_decay"],
