@@ -66,7 +66,7 @@ def test_a_single_batch_decides_nothing():
 def test_what_taking_a_maximum_does_to_noise():
     """On a flat curve the plain maximum is too large, the cross-fitted one is not."""
     rng = np.random.default_rng(0)
-    runs, count, noise = 4000, 8, 1.0
+    runs, count, noise = 2000, 8, 1.0
     where = np.linspace(0.0, 1.0, 9)
     plain, cross, errors, covered = [], [], [], []
     for _ in range(runs):
@@ -87,7 +87,7 @@ def test_what_taking_a_maximum_does_to_noise():
 def test_verdicts_are_seldom_wrong_on_either_side():
     """At a barrier exactly of the level neither answer is given more often than stated."""
     rng = np.random.default_rng(1)
-    where, level, runs = np.linspace(0.0, 1.0, 9), 0.5, 2000
+    where, level, runs = np.linspace(0.0, 1.0, 9), 0.5, 1000
     hill = level * np.sin(np.pi * where)
     verdicts = []
     for _ in range(runs):

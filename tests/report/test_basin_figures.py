@@ -1,0 +1,287 @@
+"""Figures of side trips, segments, planes and widths: what they show of records made by hand."""
+
+import numpy as np
+import pytest
+
+from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, to_svg
+from tf_lrtraj.report.probes import planes, segments, side_trips, widths
+from tf_lrtraj.report.probes.bands import band, number_with_error, over_batches, spread
+
+ABOUT = {"batch_norm": "batch", "dropout": "none"}
+
+
+def fill(record, values):
+    for name, value in values.items():
+        record.put(name, slice(None), value)
+    for name in record.values:
+        record.put(name, record.missing(name), 0.1)
+    return record
+
+
+def texts(figure):
+    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    found += [axes.get_title(loc="left") for axes in figure.axes]
+    return found + [axes.get_xlabel() for axes in figure.axes]
+
+
+def lines(axes, color):
+    return [line for line in axes.get_lines() if line.get_color() == color]
+
+
+def trip_record(scale=1.0, others=True):
+    steps = np.arange(5)
+    groups = {"held_out": 3, **({"others": 2} if others else {})}
+    dims = {"train_loss": ("trip", "step"), "train_accuracy": ("trip", "step")}
+    for name in ("train", *groups):
+        dims |= {f"{name}_{what}": ("step",) for what in ("mean", "mean_se")}
+    record = ArrayRecord.empty(
+        "side_trip",
+        {"trip": [0, 1], "step": steps, **{name: np.arange(n) for name, n in groups.items()}},
+        dims,
+        {**ABOUT, "learning_rate": [0.5] * 4},
+    )
+    own = scale * np.exp(-steps) * np.array([[0.8], [1.2]])
+    rising = scale * (1.0 + 0.1 * steps)
+    return fill(
+        record,
+        {
+            "train_loss": own,
+            "train_mean": own.mean(0),
+            "held_out_mean": rising,
+            "held_out_mean_se": 0.02 * steps,
+            **({"others_mean": rising + 0.3} if others else {}),
+        },
+    )
+
+
+def test_side_trips_show_own_and_held_out_losses_beside_each_other():
+    first, second = trip_record(), trip_record(0.5, others=False)
+    figure = side_trips.draw([first, second], titles=["early", "late"])
+    left, right = figure.axes
+    (held_out,) = lines(left, ORANGE)
+    np.testing.assert_array_equal(held_out.get_ydata(), first.values["held_out_mean"])
+    *single, mean = lines(left, BLUE)
+    np.testing.assert_array_equal(mean.get_ydata(), first.values["train_mean"])
+    np.testing.assert_array_equal([line.get_ydata() for line in single], first.values["train_loss"])
+    assert (len(lines(left, GREY)), len(lines(right, GREY))) == (1, 0)
+    assert left.get_ylim() == right.get_ylim()
+    assert {"its own batch", "held out"} <= set(texts(figure))
+    assert "early; 2 trips, rate 0.5" in texts(figure)
+    assert figure.get_supxlabel() == "batch norm by each batch"
+
+
+def test_the_step_of_a_record_names_its_panel():
+    record = trip_record()
+    record.about["step"] = 12_000
+    assert "From step 12,000; 2 trips, rate 0.5" in texts(side_trips.draw(record))
+
+
+def segment_record(points, pairs, layers=("(all)",), held_out=True, barrier=0.5, low=0.0):
+    where = np.linspace(low, 1.0 - low, 5 if low == 0.0 else 9)
+    names = {"barrier", "barrier_at", "barrier_se", "barrier_level", "verdict", "middle",
+             "middle_se"}  # fmt: skip
+    dims = {}
+    for prefix in ("", *(["held_out_"] if held_out else [])):
+        batch = "held_out" if prefix else "batch"
+        for what in ("loss", "accuracy"):
+            dims[prefix + what] = ("pair", "layer", "position", batch)
+        dims |= {prefix + name: ("pair", "layer") for name in names}
+        dims |= {f"{prefix}asymmetry{s}": ("pair", "layer", "offset") for s in ("", "_se")}
+    record = ArrayRecord.empty(
+        "basin",
+        {
+            "pair": [f"{a} to {b}" for a, b in pairs],
+            "first": [a for a, _ in pairs],
+            "second": [b for _, b in pairs],
+            "point": points,
+            "layer": layers,
+            "position": where,
+            "offset": [0.25, 0.5],
+            "batch": [0, 1],
+            "held_out": [0, 1, 2] if held_out else [],
+        },
+        dims,
+        {**ABOUT, "centre": 0.5},
+    )
+    hill = 1.0 + barrier * np.sin(np.pi * where)
+    values = {
+        "loss": hill[:, None] + [-0.1, 0.1],
+        "barrier": barrier,
+        "barrier_at": 0.5,
+        "barrier_se": 0.02,
+        "verdict": 1.0 if barrier else -1.0,
+        "middle": -0.0312,
+        "middle_se": 0.004,
+    }
+    if held_out:
+        values["held_out_loss"] = hill[:, None] + [-0.2, 0.1, 0.1]
+    return fill(record, values)
+
+
+def test_a_single_segment_with_its_errors_and_lopsidedness():
+    record = segment_record(["SGD", "SWA"], [("SGD", "SWA")], low=-0.5)
+    figure = segments.draw(record)
+    assert len(figure.axes) == 3
+    loss = figure.axes[0]
+    curve = lines(loss, BLUE)[0]
+    np.testing.assert_allclose(curve.get_ydata(), record.values["loss"][0, 0].mean(-1))
+    np.testing.assert_allclose(lines(figure.axes[1], ORANGE)[0].get_ydata(), 0.9)
+    assert "barrier 0.50 ± 0.02" in texts(figure)
+    assert "Loss on SWA's side of 0.5 minus the other" in texts(figure)
+    assert [t.get_text() for t in loss.get_xticklabels()] == ["SGD", "", "SWA"]
+
+
+def test_no_barrier_is_told_as_the_sag_of_the_middle():
+    record = segment_record(["a", "b"], [("a", "b")], barrier=0.0)
+    record.put("accuracy", slice(None), np.inf)
+    figure = segments.draw(record)
+    assert len(figure.axes) == 1  # no classes, no errors
+    assert "one basin (at the middle -0.031 ± 0.004)" in texts(figure)
+
+
+def test_a_matrix_of_barriers():
+    names = ["a", "b", "c"]
+    record = segment_record(names, [("a", "b"), ("a", "c"), ("b", "c")])
+    record.put("barrier", (1, 0), 0.0)
+    record.put("verdict", (1, 0), 0.0)
+    figure = segments.draw(record)
+    assert len(figure.axes) == 4
+    matrix = figure.axes[3]
+    found = {tuple(int(x) for x in t.get_position()): t.get_text() for t in matrix.texts}
+    assert found[1, 0] == "0.50\n± 0.02\nbarrier"  # column b, row a: training
+    assert found[2, 0] == "-0.031\n± 0.004\nundecided"
+    assert set(found) == {(1, 0), (2, 0), (2, 1), (0, 1), (0, 2), (1, 2)}
+    assert "Barriers: training above, held out below" in texts(figure)
+
+
+def test_few_of_many_pairs_are_listed_and_layers_too():
+    names = [f"{side} {i}" for side in "ab" for i in range(4)]
+    pairs = [(f"a {i}", f"b {i}") for i in range(4)]
+    layers = ["(all)", "conv", "dense"]
+    figure = segments.draw(segment_record(names, pairs, layers, held_out=False))
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert len(shown) == 6
+    assert [t.get_text() for t in shown[4].get_yticklabels()] == [
+        f"a {i} to b {i}" for i in range(4)
+    ]
+    assert [t.get_text() for t in shown[5].get_yticklabels()] == layers
+
+
+def test_a_plane_with_a_trajectory():
+    u, v = np.linspace(-1, 3, 7), np.linspace(-1, 2, 5)
+    losses = (u[None, :] - 1.0) ** 2 + (v[:, None] - 0.5) ** 2 + 0.1
+    record = ArrayRecord.empty(
+        "plane",
+        {
+            "u": u,
+            "v": v,
+            "point": ["one", "two", "three"],
+            "point_u": [0.0, 2.0, 1.0],
+            "point_v": [0.0, 0.0, 1.0],
+            "step": [0, 10],
+            "batch": [0, 1],
+            "held_out": [0],
+        },
+        {
+            "loss": ("v", "u", "batch"),
+            "held_out_loss": ("v", "u", "held_out"),
+            **{f"trajectory_{name}": ("step",) for name in ("u", "v", "residual")},
+        },
+        ABOUT,
+    )
+    fill(record, {"loss": losses[..., None], "held_out_loss": losses[..., None]})
+    record.put("trajectory_residual", slice(None), [0.2, 0.7])
+    record.put("loss", (0, 0), np.inf)
+    figure = planes.draw(record)
+    assert {"one", "two", "three", "loss, training batches"} <= set(texts(figure))
+    left = figure.axes[0]
+    dots = [c for c in left.collections if c.get_array() is not None and len(c.get_array()) == 2]
+    np.testing.assert_array_equal(dots[0].get_array(), [0.2, 0.7])
+    assert to_svg(figure) == to_svg(planes.draw(record))
+
+
+def test_levels_of_contours_lie_close_at_the_bottom():
+    rng = np.random.default_rng(0)
+    losses = 1.0 + rng.exponential(size=500)
+    levels = planes.levels(losses)
+    steps = np.diff(levels)
+    assert levels[0] > losses.min()
+    assert levels[-1] == pytest.approx(np.quantile(losses, 0.9))
+    assert (np.diff(steps) > 0).all()
+    np.testing.assert_array_equal(planes.levels(np.full(4, 2.0)), [0.0, 1.0])
+
+
+def width_record(held_out=True, rays=3):
+    distance = np.linspace(0.0, 4.0, 6)
+    prefixes = ("", "held_out_") if held_out else ("",)
+    dims = {}
+    for prefix in prefixes:
+        for what in ("loss", "accuracy"):
+            batch = "held_out" if prefix else "batch"
+            dims[prefix + what] = ("point", "ray", "distance", batch)
+        dims |= {f"{prefix}{name}": ("point",) for name in ("width_mean", "width_se")}
+        dims |= {f"{prefix}width_difference{s}": ("point", "other") for s in ("", "_se")}
+    record = ArrayRecord.empty(
+        "width",
+        {
+            "point": ["SGD", "SWA"],
+            "other": ["SGD", "SWA"],
+            "ray": np.arange(rays),
+            "distance": distance,
+            "batch": [0, 1],
+            "held_out": [0] if held_out else [],
+        },
+        dims,
+        {**ABOUT, "rise": 0.5, "ray_kind": "uniform"},
+    )
+    steep = np.linspace(0.8, 1.2, rays)[:, None] * distance
+    losses = np.stack([0.1 * steep**2 + 0.2, 0.05 * steep**2 + 0.3])
+    values = {f"{prefix}loss": losses[..., None] for prefix in prefixes}
+    values |= {"width_mean": [2.2, np.inf], "width_se": [0.1, np.inf]}
+    return fill(record, values)
+
+
+def test_widths_of_two_points():
+    record = width_record()
+    figure = widths.draw([record, width_record(held_out=False)])
+    assert len(figure.axes) == 6
+    first = figure.axes[0]
+    np.testing.assert_allclose(
+        lines(first, widths._COLOURS[0])[3].get_ydata(), record.values["loss"][0].mean((0, -1))
+    )
+    assert {"SGD", "SWA", "SGD: +0.5 at 2.2 ± 0.1", "training batches, 3 rays"} <= set(
+        texts(figure)
+    )
+    assert "SWA: +0.5 not reached on all rays" in texts(figure)
+    assert not figure.axes[5].axison  # one panel less in the second row
+
+
+def test_bands_of_two_standard_errors():
+    figure = side_trips.draw(trip_record())
+    axes = figure.axes[0]
+    band(axes, [0, 1, 2], [1.0, np.inf, 3.0], [0.5, np.inf, np.nan], "black")
+    assert np.isnan(lines(axes, "black")[-1].get_ydata()[1])
+    vertices = axes.collections[-1].get_paths()[0].vertices[:, 1]
+    assert (vertices.min(), vertices.max()) == (0.0, 2.0)
+    mean, error = over_batches(np.array([[1.0], [2.0]]))
+    np.testing.assert_array_equal(mean, [1.0, 2.0])
+    assert np.isnan(error).all()
+
+
+def test_labels_keep_their_order_and_distance():
+    assert spread([], 0.1) == []
+    found = spread([0.9, 0.95, 0.99, 0.2], 0.1)
+    np.testing.assert_allclose(found, [0.8, 0.9, 1.0, 0.2])
+
+
+def test_numbers_have_the_digits_their_errors_leave():
+    assert number_with_error(1.2345, 0.021) == "1.23 ± 0.02"
+    assert number_with_error(1.2345, np.inf) == "1.2"
+    assert number_with_error(123.4, 21.0) == "123 ± 21"
+
+
+@pytest.mark.parametrize("draw", [segments.draw, planes.draw])
+def test_records_of_something_else_are_refused(draw):
+    with pytest.raises(ValueError, match="Received: kind='side_trip'"):
+        draw(trip_record())
