@@ -249,3 +249,16 @@ def test_a_model_without_such_layers_has_one_mode():
     record = compare_modes(model, "mse", None, [batch_of()])
     assert record.coordinates["mode"].tolist() == ["batch, off"]
     assert record.values["spread"] == 0.0
+
+
+def test_dropout_without_a_seed_is_pinned_too():
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [keras.Input((50,)), keras.layers.Dropout(0.5), keras.layers.Dropout(0.5)]
+    )
+    surface = Surface(model, "mse", dropout="pinned")
+    x = np.ones((4, 50), "float32")
+    first, again = (surface.predict(surface.point(), x) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    # Each layer has masks of its own: two shares of one half, not one.
+    assert 0.1 < (first > 0).mean() < 0.4

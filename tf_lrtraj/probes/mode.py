@@ -16,8 +16,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tf_lrtraj import backend, layer_calls
 from tf_lrtraj import batch_norm as bn
-from tf_lrtraj import layer_calls
 
 BATCH_NORM = ("batch", "frozen", "recalibrated")
 DROPOUT = ("off", "pinned")
@@ -80,6 +80,8 @@ def as_in(
     handlers: dict[Any, layer_calls.Handler] = {}
     if mode.dropout == "off":
         handlers |= {layer: _not_training for layer in random_layers(model)}
+    elif backend.name() == "torch":
+        handlers |= {layer: _pinned_on_torch for layer in random_layers(model)}
     for entry in bn.find_statistics(model, frozen=True):
         if mode.batch_norm != "batch":
             handlers[entry.layer] = _not_training
@@ -92,6 +94,17 @@ def _not_training(layer: Any, call: Callable[..., Any], given: inspect.BoundArgu
     if "training" in given.signature.parameters:
         given.arguments["training"] = False
     return call(*given.args, **given.kwargs)
+
+
+def _pinned_on_torch(layer: Any, call: Callable[..., Any], given: inspect.BoundArguments) -> Any:
+    # Layers without a seed draw from torch's global stream there, whatever the state of their
+    # generators is, and move it.
+    import torch
+
+    first, second = (int(number) for number in layer.seed_generator.state.value)
+    with torch.random.fork_rng():
+        torch.manual_seed((first * 1_000_003 + second) % 2**62)
+        return call(*given.args, **given.kwargs)
 
 
 def _normalised_exactly(layer: Any, call: Callable[..., Any], given: inspect.BoundArguments) -> Any:
