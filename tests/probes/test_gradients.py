@@ -142,14 +142,15 @@ def test_the_mode_reaches_the_gradients(network, options):
 
 def test_sketches_err_as_stated(network):
     batches = network.batches + network.held_out
-    exact = probes.gradient_alignment(network.model, network.loss, None, batches)
+    surface = Surface(network.model, network.loss)
+    exact = measure(Gradients(surface, None, batches), progress=False)
     gram = exact.values["gram"][0]
     squares = np.diag(gram)
     stated = np.sqrt((np.outer(squares, squares) + gram**2) / 64)
     errors = []
     for seed in range(12):
-        found = probes.gradient_alignment(
-            network.model, network.loss, None, batches, sketch_size=64, seed=seed
+        found = measure(
+            Gradients(surface, None, batches, sketch_size=64, seed=seed), progress=False
         )
         assert found.complete
         ours = found.values["gram"][0]
