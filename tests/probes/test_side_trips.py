@@ -188,8 +188,8 @@ def test_interrupted_trips_go_on_to_the_same_bits(network, tmp_path, monkeypatch
         others=network.batches[3:], num_steps=3, learning_rate=0.2, momentum=0.5,
         path=tmp_path / "parts.npz", tell=told.append,
     )  # fmt: skip
-    # Two trips of 4 points; a gradient, the own batch, 3 held-out and 1 other batch each.
-    assert told[0].startswith("side_trip: 2 pieces, 64 forward passes")
+    # Six of 12 points; a gradient, the own batch, 3 held-out and 1 other batch each.
+    assert told[0].startswith("side_trip: 6 pieces, 48 forward passes")
     for name, values in whole.values.items():
         np.testing.assert_array_equal(values, resumed.values[name])
 

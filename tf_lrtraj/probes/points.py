@@ -192,9 +192,10 @@ class Groups:
         """Puts losses and accuracies at a point into `record` at an index."""
         together = [batch for group in self.groups.values() for batch in group]
         losses, accuracies = self._surface.evaluate(point, together)
-        start = 0
-        for prefix, group in self.groups.items():
-            part = slice(start, start + len(group))
+        # From the last group to the first, whose loss stands for the whole piece.
+        end = len(together)
+        for prefix, group in reversed(self.groups.items()):
+            part = slice(end - len(group), end)
             record.put(f"{prefix}accuracy", index, accuracies[part])
             record.put(f"{prefix}loss", index, losses[part])
-            start += len(group)
+            end -= len(group)

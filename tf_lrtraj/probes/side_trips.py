@@ -80,6 +80,8 @@ class SideTrip(Probe):
         self._given_velocity = velocity is not None
         self._keep_ends = keep_ends
         self._ends: dict[int, Point] = {}
+        self._start = host(self.origin.trainable)
+        self._walked: tuple[int, int, Iterator[Any]] | None = None
 
     def empty(self) -> ArrayRecord:
         coordinates: dict[str, Any] = {
@@ -111,32 +113,40 @@ class SideTrip(Probe):
         }
         return ArrayRecord.empty(self.kind, coordinates, dims, about)
 
-    def pieces(self, record: ArrayRecord) -> Sequence[int]:
-        # A trip is walked as a whole: its steps cannot be had one without the other.
-        lacking = record.missing("train_loss").any(axis=1)
-        return [int(trip) for trip in np.flatnonzero(lacking)]
+    def pieces(self, record: ArrayRecord) -> Sequence[tuple[int, int]]:
+        lacking = record.missing("train_loss")
+        return [(int(trip), int(step)) for trip, step in np.argwhere(lacking)]
 
-    def measure(self, record: ArrayRecord, piece: int) -> None:
-        start = host(self.origin.trainable)
-        measured: dict[str, list[Any]] = {}
-        point = self.origin
-        for point, gradient in self._walk(piece):
-            numbers = self._evaluate(piece, point)
-            here = host(point.trainable)
-            numbers["distance"] = norm([a - b for a, b in zip(here, start, strict=True)])
-            numbers["gradient_norm"] = norm(gradient)
-            for name, value in numbers.items():
-                measured.setdefault(name, []).append(value)
-        for name, values in measured.items():
-            record.put(name, piece, values)
-        if self._keep_ends:
-            self._ends[piece] = point
+    def measure(self, record: ArrayRecord, piece: tuple[int, int]) -> None:
+        trip, step = piece
+        point, gradient = self._reach(trip, step)
+        numbers = self._evaluate(trip, point)
+        numbers["gradient_norm"] = norm(gradient)
+        numbers["distance"] = norm(
+            [a - b for a, b in zip(host(point.trainable), self._start, strict=True)]
+        )
+        if self._keep_ends and step == self._num_steps:
+            self._ends[trip] = point
+        # The training loss comes last: it stands for the whole piece.
+        for name in sorted(numbers, key=lambda name: name == "train_loss"):
+            record.put(name, piece, numbers[name])
 
-    def passes(self, pieces: Sequence[int]) -> float:
-        points = self._num_steps + 1
+    def _reach(self, trip: int, step: int) -> tuple[Point, list[Any]]:
+        """A point of a trip and the gradient there; goes on from the last one where it can."""
+        if self._walked is None or self._walked[0] != trip or self._walked[1] > step:
+            self._walked = trip, 0, self._walk(trip)
+        _, done, walk = self._walked
+        self._walked = None  # in case the walk fails
+        for _ in range(done, step):
+            next(walk)
+        found = next(walk)
+        self._walked = trip, step + 1, walk
+        return found
+
+    def passes(self, pieces: Sequence[tuple[int, int]]) -> float:
         shared = sum(map(len, self._groups.values()))
         calibration = 2 * self.surface.calibration_passes  # for the losses and for the gradient
-        return sum(points * (3 + len(self._sets[i]) + shared + calibration) for i in pieces)
+        return sum(3 + len(self._sets[trip]) + shared + calibration for trip, _ in pieces)
 
     def seconds_per_pass(self) -> float:
         return self.surface.seconds_per_pass(self._sets[0][0])
