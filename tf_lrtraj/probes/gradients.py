@@ -317,7 +317,9 @@ def gradient_alignment(
         * `direction_cosine` (layer, direction, batch), and that of the mean gradient,
           `mean_direction_cosine`, with `_se`.
 
-        Example weights do not enter the noise scale.  With `batch_norm="batch"` a batch's
+        Batches are taken to be independent draws from endless data: `signal` is of the
+        gradient over all that could be drawn, not over these few examples.  Example weights
+        do not enter the noise scale.  With `batch_norm="batch"` a batch's
         gradient is no mean over examples, so the scale holds for batches of this size.
 
     Raises:

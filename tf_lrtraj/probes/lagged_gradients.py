@@ -79,7 +79,7 @@ class LaggedGradients(Probe):
             raise ValueError(
                 f"gradients and weights of {self._depth} steps must be held for the largest lag, "
                 f"{size / 2**30:.1f} GiB; `memory_limit` allows {memory_limit / 2**30:.1f}. Choose "
-                "shorter lags, or keep sketches, for example sketch_size=16384. "
+                "shorter lags, or keep sketches, for example sketch_size=4096. "
                 f"Received: lags up to {int(self._lags[-1])}"
             )
         self._held: dict[int, list[np.ndarray]] = {}
@@ -269,7 +269,9 @@ def gradients_along(
     The mean gradient of finitely many batches is not the full gradient: the batches' noise,
     which is the same at both steps, is part of it.  So there is also `full_cosine`, from
     products of one half of the batches at one step with the other half at the other,
-    which are unbiased for the full gradient's.
+    which are unbiased for the full gradient's if the batches are independent.  Batches
+    without a common example that use up much of the data are not: once the full gradient
+    is small, what one half has too much the other lacks, and products come out negative.
 
     Args:
         model, loss: as `Surface` takes them.
