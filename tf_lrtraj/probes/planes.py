@@ -239,6 +239,18 @@ def loss_on_plane(
 
     Raises:
         ValueError: unless there are three points of this model that are not on one line.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> batch = (np.eye(2, dtype="float32"), np.zeros((2, 1), "float32"))  # loss ‖w‖² / 2
+    >>> corners = {"origin": (0.0, 0.0), "right": (2.0, 0.0), "top": (0.0, 1.0)}
+    >>> points = {name: [np.array([[x], [y]])] for name, (x, y) in corners.items()}
+    >>> record = loss_on_plane(model, "mean_squared_error", points, [batch], num=(3, 2), margin=0.0)
+    >>> record.coordinates["u"], record.coordinates["v"]
+    (array([0., 1., 2.]), array([0., 1.]))
+    >>> record.values["loss"][:, :, 0]
+    array([[0. , 0.5, 2. ],
+           [0.5, 1. , 2.5]])
     """
     surface = Surface(
         model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches

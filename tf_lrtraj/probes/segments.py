@@ -287,6 +287,16 @@ def loss_along_segment(
     Raises:
         ValueError: for fewer than two points, weights of another model, or options
             out of range.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> batch = (np.eye(2, dtype="float32"), np.zeros((2, 1), "float32"))  # loss ‖w‖² / 2
+    >>> ends = {"a": [np.array([[-1.0], [0.0]])], "b": [np.array([[1.0], [0.0]])]}
+    >>> record = loss_along_segment(model, "mean_squared_error", ends, [batch], num=5)
+    >>> record.values["loss"][0, 0, :, 0]
+    array([0.5  , 0.125, 0.   , 0.125, 0.5  ])
+    >>> record.values["barrier"].item(), record.values["middle"].item()
+    (0.0, -0.5)
     """
     surface = Surface(
         model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches

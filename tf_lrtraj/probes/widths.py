@@ -231,6 +231,17 @@ def loss_along_rays(
     Raises:
         ValueError: if distances do not increase, for weights of another model, or options
             out of range.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> batch = (np.eye(2, dtype="float32"), np.zeros((2, 1), "float32"))  # loss ‖w‖² / 2
+    >>> record = loss_along_rays(
+    ...     model, "mean_squared_error", {"minimum": [np.zeros((2, 1))]}, [batch],
+    ...     distances=[1.0, 2.0], num_rays=2, rise=0.5,
+    ... )
+    >>> record.values["loss"][0, :, :, 0].round(6)  # the same on all rays
+    array([[0. , 0.5, 2. ],
+           [0. , 0.5, 2. ]])
     """
     surface = Surface(
         model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
