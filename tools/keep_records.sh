@@ -20,4 +20,8 @@ if [[ -f "$source/advice/advice.json" ]]; then # what lrtraj-average --advise fo
   mkdir -p "$destination/advice"
   cp "$source"/advice/{advice.json,advice.npz,advice.svg,measured.jsonl} "$destination/advice/"
 fi
+if compgen -G "$source/probes/*.npz" >/dev/null; then # what lrtraj-probe measured
+  mkdir -p "$destination/probes"
+  cp "$source"/probes/*.npz "$source"/probes/*.svg "$destination/probes/"
+fi
 lrtraj-report --workdir="$destination" --figures="$destination/figures"

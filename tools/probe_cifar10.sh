@@ -21,12 +21,12 @@ probe() {
   "$python" -m tf_lrtraj.bin.probe --workdir="$workdir" $data --probe="$@"
 }
 swa=swa=swa:start=1880
-probe line --steps=100,500,1560,3120
+probe line --steps=100,500,1560,3120 --num=16
 probe side_trip --steps=500,3120
 # Do side trips on the same batch end in one basin, and in the main trajectory's?
 probe basin --points=early=500,late=3120,early_trip=trip:500:0,late_trip=trip:3120:0,late_trip_2=trip:3120:1 --num=15
 probe basin --name=sgd_to_swa --points=sgd=3120,$swa --extend=1 --num=11 --batch_norm=recalibrated
-probe width --points=sgd=3120,$swa --num=9 --rays=6 --batch_norm=recalibrated
+probe width --points=sgd=3120,$swa --num=7 --rays=4 --batch_norm=recalibrated
 probe gradients --steps=100,500,1560,3120 --batches=24
 probe gradients --name=gradients_along --along --first=50% --batches=4
 probe distance --first=50%

@@ -112,18 +112,26 @@ def test_every_probe_left_complete_records_and_a_figure(probed):
     assert all(group.title in page for group in groups.values())
 
 
-def test_a_probe_of_a_snapshot_afterwards_measures_the_same(probed, tmp_path):
+def test_a_probe_of_a_snapshot_afterwards_measures_the_same(probed):
     config = read_config(probed)
     options = check_request("line", {"num": 4, **SMALL})
     written = command.probe_run(
-        config, probed, "line", options, steps=["10"], name="again", tell=lambda text: None
+        config,
+        probed,
+        "line",
+        options,
+        make_strategy("one_device"),
+        steps=["10"],
+        name="again",
+        tell=lambda text: None,
     )
     during = ArrayRecord.read(probed / "probes" / "line_on_gradient-000000010.npz")
     after = ArrayRecord.read(written[0])
     assert after.about == during.about
     for name, values in during.values.items():
         np.testing.assert_array_equal(after.values[name], values)
-    written[0].unlink()
+    for path in written[:-1]:  # the last is the report
+        path.unlink()
 
 
 @pytest.mark.parametrize(

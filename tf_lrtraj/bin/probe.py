@@ -81,9 +81,9 @@ def _measure(options: Any, request: dict[str, Any], config: dict[str, Any]) -> N
         options.workdir,
         options.probe,
         request,
+        common.make_strategy_or_fail("one_device", 0, ""),
         steps=options.steps,
         name=options.name,
-        strategy=common.make_strategy_or_fail("one_device", 0, ""),
         tell=lambda text: print(text, flush=True),
     )
     for path in written:

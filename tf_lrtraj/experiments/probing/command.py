@@ -23,10 +23,10 @@ def probe_run(
     workdir: str | os.PathLike[str],
     kind: str,
     options: Mapping[str, Any],
+    strategy: Any,
     *,
     steps: Sequence[str] = ("last",),
     name: str | None = None,
-    strategy: Any = None,
     tell: Callable[[str], None] = print,
 ) -> list[pathlib.Path]:
     """Measures a probe of a run, draws it, and renews the run's report.
@@ -35,9 +35,9 @@ def probe_run(
         config: from `config.read_config`.
         workdir: the run's folder.
         kind, options: from `requests.check_request`.
+        strategy: a `tf.distribute` strategy of one device.
         steps: points of probes that are measured at one point at a time.
         name: of the records; the kind by default.
-        strategy: a `tf.distribute` strategy of one device.
         tell: told what each measurement will cost, before it starts.
 
     Returns:

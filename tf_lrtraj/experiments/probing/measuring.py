@@ -229,6 +229,7 @@ class Measurer:
                 num=options["num"],
                 extend=options["extend"],
                 per_layer=options["per_layer"],
+                level=options["level"],
             )
         if kind == "width":
             return self._width(options, points)

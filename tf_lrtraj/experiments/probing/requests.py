@@ -153,6 +153,12 @@ OPTIONS: dict[str, Option] = {
     "extend": Option(
         0.0, *_real(0), "length by which a segment goes on beyond both ends, in lengths", ("basin",)
     ),
+    "level": Option(
+        None,
+        *_maybe(_real(0, above=True)),
+        "barriers below it count as none; by default 5 % of the mean loss of the ends",
+        ("basin",),
+    ),
     "margin": Option(0.3, *_real(0), "around the three points, in their extent", ("plane",)),
     "per_layer": Option(False, *_TRUTH, "also layer by layer", ("basin", "gradients")),
     "rays": Option(8, *_whole(2), "random rays", ("width",)),
