@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from tf_lrtraj.probes import distances
-from tf_lrtraj.probes.distances import DisplacementTracker, Filters
+from tf_lrtraj.probes.blocks import blocks
+from tf_lrtraj.probes.distances import DisplacementTracker
+from tf_lrtraj.probes.filters import Filters
 from tf_lrtraj.probes.trajectory import check_lags, default_lags, earlier
 from tf_lrtraj.theory import QuadraticModel
 
@@ -116,6 +117,37 @@ def test_starts_are_thinned_for_long_lags_only():
     assert np.isfinite(found[1]).sum() == 12  # every tenth
 
 
+@pytest.mark.parametrize("options", [{}, {"exact": False, "sketch_size": 8}, {"filters": True}])
+def test_a_restored_tracker_goes_on_to_the_bit(tmp_path, options):
+    iterates = np.random.default_rng(9).standard_normal((60, 6, 3)).astype(np.float32)
+    whole, first = (
+        tracked(iterates, [1, 4, 9], **options),
+        tracked(iterates[:25], [1, 4, 9], **options),
+    )
+    np.savez(tmp_path / "state.npz", **first.state())
+    second = DisplacementTracker([1, 4, 9], **options)
+    with np.load(tmp_path / "state.npz", allow_pickle=False) as stored:
+        state = dict(stored)
+    second.restore(state, [iterates[0]])
+    for t in range(25, 60):
+        second.add(t, [iterates[t]])
+    ours, twin = second.record(), whole.record()
+    for name, values in twin.values.items():
+        np.testing.assert_array_equal(ours.values[name], values, err_msg=name)
+    with pytest.raises(ValueError, match=r"`state` is of weights of shapes.*Received: like="):
+        DisplacementTracker([1, 4, 9], **options).restore(state, [np.zeros(3)])
+    with pytest.raises(
+        ValueError, match=r"this tracker's lags, \[1, 5\]. Received: lags \[1, 4, 9\]"
+    ):
+        DisplacementTracker([1, 5], **options).restore(state, [iterates[0]])
+    other = DisplacementTracker([1, 4, 9], **{**options, "filters": True, "sketch_size": 5})
+    if "exact" in options:
+        with pytest.raises(ValueError, match=r"numbers, as this tracker.*Received: \[8\]"):
+            other.restore(state, [iterates[0]])
+    with pytest.raises(ValueError, match=r"no state before the first iterate"):
+        DisplacementTracker([1]).state()
+
+
 # Filters --------------------------------------------------------------------------------------
 
 
@@ -217,7 +249,7 @@ def test_no_keras():
 def test_blocks_are_no_shorter_than_the_lag():
     starts = np.arange(0, 1000, 5)
     for lag in (5, 50, 200, 300):
-        numbers = distances.blocks(starts, lag)
+        numbers = blocks(starts, lag)
         lengths = [np.ptp(starts[numbers == i]) + 5 for i in range(numbers.max() + 1)]
         assert min(lengths) >= lag - 5 and len(lengths) >= 3
-    assert distances.blocks(starts, 400) is None
+    assert blocks(starts, 400) is None

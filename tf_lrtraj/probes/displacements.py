@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.probes.distances import Filters, empty_record, summarise
+from tf_lrtraj.probes.distances import empty_record, summarise
+from tf_lrtraj.probes.filters import Filters
 from tf_lrtraj.probes.flat_vectors import RunningMean, dot, joined, square_distance
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
 from tf_lrtraj.probes.sketches import Sketch

@@ -7,188 +7,24 @@ Plain NumPy.  For a stationary run of the quadratic model (docs/theory/model.md)
 
 which levels off at :math:`2\operatorname{tr} S`; a random walk grows as :math:`\Delta`, a
 steady drift as :math:`\Delta^2`.
-
-Displacements from starts closer than the lag share steps, so they are not independent.
-Errors come from leaving out one *block* of starts at a time, each block at least as long as
-the lag; with fewer than three such blocks the error is infinite.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.probes.estimators import Estimate
+from tf_lrtraj.probes.blocks import block_mean, growth
+from tf_lrtraj.probes.filters import Filters
 from tf_lrtraj.probes.flat_vectors import RunningMean, dot, joined, square_distance
 from tf_lrtraj.probes.sketches import Sketch
 from tf_lrtraj.probes.trajectory import ascending_lags, earlier
 from tf_lrtraj.records import ArrayRecord
 
 KIND = "distance"
-MOST_BLOCKS = 8
-_FEWEST_BLOCKS = 3
-
-
-# Errors ---------------------------------------------------------------------------------------
-
-
-def blocks(starts: np.ndarray, lag: int) -> np.ndarray | None:
-    """[n] number of the block each start lies in; None if there are too few for an error."""
-    if starts.size < _FEWEST_BLOCKS:
-        return None
-    spacing = int(np.diff(starts).min())
-    extent = int(starts[-1] - starts[0]) + spacing
-    count = min(MOST_BLOCKS, extent // max(lag, spacing))
-    if count < _FEWEST_BLOCKS:
-        return None
-    numbers = (starts - starts[0]) * count // extent
-    return numbers if np.unique(numbers).size == count else None
-
-
-def block_mean(
-    starts: np.ndarray,
-    values: np.ndarray,
-    lag: int,
-    scales: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Estimate:
-    """The mean over starts and its error by leaving out blocks of them.
-
-    Args:
-        starts: [n] ascending steps.
-        values: [n].
-        lag: how long what starts there takes.
-        scales: two arrays [n]; the mean is divided by the root of the product of theirs.
-
-    >>> block_mean(np.arange(8), np.array([0.0, 2.0] * 4), 1)
-    Estimate(value=1.0, error=0.3779644730092272)
-    """
-
-    def statistic(kept: np.ndarray) -> float:
-        mean = float(values[kept].mean())
-        if scales is None:
-            return mean
-        square = float(scales[0][kept].mean() * scales[1][kept].mean())
-        positive = min(scales[0][kept].mean(), scales[1][kept].mean()) > 0.0
-        return mean / math.sqrt(square) if positive else math.inf
-
-    if not np.isfinite(values).all():
-        return Estimate(math.inf, math.inf)
-    whole = statistic(np.ones(values.size, bool))
-    numbers = blocks(starts, lag)
-    if numbers is None:
-        return Estimate(whole, math.inf)
-    return Estimate(whole, _spread([statistic(numbers != i) for i in range(numbers.max() + 1)]))
-
-
-def _spread(without: Sequence[float]) -> float:
-    found, count = np.array(without), len(without)
-    if not np.isfinite(found).all():
-        return math.inf
-    return float(np.sqrt((count - 1) / count * np.sum((found - found.mean()) ** 2)))
-
-
-def growth(steps: np.ndarray, lags: np.ndarray, squared: np.ndarray) -> Estimate:
-    r"""How squared displacement grows at large lags: :math:`d\ln D / d\ln\Delta`.
-
-    0 where it has levelled off (a stationary state), 1 for a random walk, 2 for a drift.  The
-    slope of a straight line through the lags from a quarter of the largest on.
-
-    Args:
-        steps: [K] later steps.
-        lags: [L].
-        squared: [L, K] squared displacements, inf where there is none.
-
-    Returns:
-        the slope and its error by leaving out blocks of starts; both inf for fewer than 3 lags.
-    """
-    lags, squared = np.asarray(lags), np.asarray(squared)
-    rows = np.flatnonzero(lags >= lags[-1] / 4)
-    if rows.size < 3:
-        return Estimate(math.inf, math.inf)
-    present = np.isfinite(squared)
-    longest = steps[present[-1]] - lags[-1]
-    numbers = blocks(longest, int(lags[-1]))
-    count = 0 if numbers is None else int(numbers.max()) + 1
-
-    def slope(left_out: int | None) -> float:
-        means = []
-        for row in rows.tolist():
-            starts = steps - lags[row]
-            kept = present[row].copy()
-            if left_out is not None:
-                extent = int(longest[-1] - longest[0]) + int(np.diff(longest).min())
-                block = np.clip((starts - longest[0]) * count // extent, 0, count - 1)
-                kept &= block != left_out
-            means.append(squared[row, kept].mean() if kept.any() else np.nan)
-        if not np.all(np.array(means) > 0.0):
-            return math.inf
-        return float(np.polyfit(np.log(lags[rows]), np.log(means), 1)[0])
-
-    value = slope(None)
-    if not count or not math.isfinite(value):
-        return Estimate(value, math.inf)
-    return Estimate(value, _spread([slope(i) for i in range(count)]))
-
-
-# Filters --------------------------------------------------------------------------------------
-
-
-class Filters:
-    """Kernels with every filter divided by its norm: what scale-invariant weights are judged by.
-
-    A network with batch norm after a kernel does not see the kernel's scale, so raw distances
-    mix turning and growing (van Laarhoven 2017, arXiv 1706.05350).  Arrays of fewer than two
-    axes are left out.
-
-    Args:
-        shapes: of the arrays.
-        axes: for each array, the axes that tell its filters apart
-            (`probes.filter_axes_of(model)`); None for the last axis of all.
-
-    Attributes:
-        count: number of filters.
-    """
-
-    def __init__(
-        self, shapes: Sequence[tuple[int, ...]], axes: Sequence[tuple[int, ...]] | None = None
-    ) -> None:
-        if axes is not None and len(axes) != len(shapes):
-            raise ValueError(
-                f"`filter_axes` must name axes for each of {len(shapes)} arrays. "
-                f"Received: {len(axes)} entries"
-            )
-        self._parts: list[tuple[slice, tuple[int, ...], tuple[int, ...]]] = []
-        self.count = low = 0
-        for number, shape in enumerate(shapes):
-            size = int(np.prod(shape))
-            if len(shape) >= 2:
-                kept = {axis % len(shape) for axis in (axes[number] if axes else (-1,))}
-                within = tuple(i for i in range(len(shape)) if i not in kept)
-                self._parts.append((slice(low, low + size), shape, within))
-                self.count += int(np.prod([shape[i] for i in kept]))
-            low += size
-        self.size = sum(part.stop - part.start for part, _, _ in self._parts)
-
-    def normalised(self, vector: np.ndarray) -> np.ndarray:
-        """All kernels one after another, each filter of length 1 (0 stays 0)."""
-        found = np.empty(self.size, vector.dtype)
-        low = 0
-        for part, shape, within in self._parts:
-            kernel = vector[part].reshape(shape).astype(np.float64)
-            length = np.sqrt(np.sum(kernel**2, axis=within, keepdims=True))
-            kernel /= np.where(length > 0.0, length, 1.0)
-            found[low : low + kernel.size] = kernel.ravel()
-            low += kernel.size
-        return found
-
-    def square_distance(self, first: np.ndarray, second: np.ndarray) -> float:
-        """Mean over filters of the squared distance between normalised ones: 2 - 2 cos."""
-        if not self.count:
-            return math.inf
-        return square_distance(self.normalised(first), self.normalised(second)) / self.count
 
 
 # Records --------------------------------------------------------------------------------------
@@ -396,6 +232,71 @@ class DisplacementTracker:
             else:
                 squares.append(square_distance(then[1], now[1]) / self._filters.count)
         return tuple(squares)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that `restore` needs to go on, the ring included, as arrays for `np.savez`.
+
+        Raises:
+            ValueError: before the first iterate has come.
+        """
+        if not self._steps:
+            raise ValueError("there is no state before the first iterate. Received: 0 iterates")
+        ring = sorted(self._ring)
+        state = {
+            "lags": self.lags,
+            "steps": np.array(self._steps, np.int64),
+            "of_steps": np.array(self._of_steps),
+            "found": np.array([(row, step, *squares) for row, step, squares in self._found]),
+            "start": self._start,
+            "mean": self._mean.value,
+            "shapes": np.array([str(shape) for shape in self._shapes]),
+            "ring": np.array(ring, np.int64),
+            "exact": np.array(self._exact),
+        }
+        for number in range(len(self._ring[ring[0]])):
+            state[f"ring_{number}"] = np.stack([self._ring[step][number] for step in ring])
+        return state
+
+    def restore(self, state: Mapping[str, np.ndarray], like: Sequence[Any]) -> None:
+        """Goes on from what `state` returned in a tracker of the same options.
+
+        Args:
+            state: arrays by name.
+            like: weights in their shapes, such as the model's.
+
+        Raises:
+            ValueError: if the state is of other weights, or of other options.
+        """
+        shapes = [tuple(np.shape(array)) for array in like]
+        if [str(shape) for shape in shapes] != state["shapes"].tolist():
+            raise ValueError(
+                f"`state` is of weights of shapes {state['shapes'].tolist()}. "
+                f"Received: like={shapes}"
+            )
+        if not np.array_equal(state["lags"], self.lags):
+            raise ValueError(
+                f"`state` must be of this tracker's lags, {self.lags.tolist()}. "
+                f"Received: lags {state['lags'].tolist()}"
+            )
+        self._exact = bool(state["exact"])
+        self._begin(shapes, np.array(state["start"]))
+        rings = [state[name] for name in ("ring_0", "ring_1") if name in state]
+        wanted = [sketch.k for sketch in self._sketches] or [self._start.size]
+        if [ring.shape[1] for ring in rings] != wanted:
+            raise ValueError(
+                f"`state` must hold iterates of {wanted} numbers, as this tracker keeps them. "
+                f"Received: {[ring.shape[1] for ring in rings]}"
+            )
+        self._mean.count, self._mean.value = len(state["steps"]), np.array(state["mean"])
+        self._steps = state["steps"].tolist()
+        self._of_steps = [tuple(row) for row in state["of_steps"].tolist()]
+        self._found = [
+            (int(row), int(step), tuple(squares)) for row, step, *squares in state["found"].tolist()
+        ]
+        self._ring = {
+            step: [ring[i].copy() for ring in rings]
+            for i, step in enumerate(state["ring"].tolist())
+        }
 
     def record(self) -> ArrayRecord:
         """Everything so far, as `displacement` returns it; starts left out are inf.

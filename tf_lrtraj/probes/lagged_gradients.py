@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.probes.distances import block_mean
+from tf_lrtraj.probes.blocks import block_mean
 from tf_lrtraj.probes.flat_vectors import RunningMean, dot
 from tf_lrtraj.probes.gradients import GRADIENT_PASSES, Segmented
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
