@@ -191,3 +191,12 @@ def test_batches_larger_than_the_data():
         batches.held_out("test", 10)
     with pytest.raises(ConfigError, match=r"one of the splits \['test'\]"):
         batches.held_out("validation", 1)
+
+
+def test_a_run_begun_before_there_were_probes_goes_on(probed, tmp_path):
+    config = records.read_json(probed / records.CONFIG)
+    del config["probes"]
+    records.write_json(tmp_path / records.CONFIG, config)
+    train.prepare(config_of({}), tmp_path)
+    with pytest.raises(records.RecordError, match=r"probes\.line\.every: there \(absent\)"):
+        train.prepare(config_of({"line": {"every": "4 steps"}}), tmp_path)

@@ -47,7 +47,7 @@ def prepare(config: Any, workdir: str | os.PathLike[str]) -> tuple[dict[str, Any
             cannot be written.
     """
     plain = validate(config)
-    records.check_workdir_matches(workdir, plain)
+    records.check_workdir_matches(workdir, plain, validate)
     dataset = load_dataset(plain)
     plan = resolve(plain, dataset.num_examples["train"])
     matched_rates(plain, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -9,7 +10,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -134,10 +135,20 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_workdir_matches(workdir: PathLike, config: Mapping[str, Any]) -> None:
+def check_workdir_matches(
+    workdir: PathLike,
+    config: Mapping[str, Any],
+    complete: Callable[[Any], Any] | None = None,
+) -> None:
     """Makes sure that a workdir already in use belongs to this very configuration.
 
     Passes when the workdir holds no `config.json` yet.
+
+    Args:
+        workdir: of a run.
+        config: what is asked for.
+        complete: fills in what the stored configuration lacks, because an earlier version,
+            which wrote it, had no such settings; if it raises ValueError, nothing is filled in.
 
     Raises:
         RecordError: if its `config.json` differs; the keys and both values are named.
@@ -148,6 +159,9 @@ def check_workdir_matches(workdir: PathLike, config: Mapping[str, Any]) -> None:
     stored = read_json(path)
     if not isinstance(stored, dict):
         raise RecordError(f"{path} does not hold a configuration. Choose another --workdir.")
+    if complete is not None:
+        with contextlib.suppress(ValueError):
+            stored = complete(stored)
     old, new = _flatten(encode(stored)), _flatten(encode(config))
     keys = [key for key in {**old, **new} if old.get(key, ...) != new.get(key, ...)]
     if not keys:
