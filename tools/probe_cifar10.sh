@@ -21,7 +21,6 @@ probe() {
   "$python" -m tf_lrtraj.bin.probe --workdir="$workdir" $data --probe="$@"
 }
 swa=swa=swa:start=1880
-probe line --steps=100,500,1560,3120 --num=16
 probe side_trip --steps=500,3120
 # Do side trips on the same batch end in one basin, and in the main trajectory's?
 probe basin --points=early=500,late=3120,early_trip=trip:500:0,late_trip=trip:3120:0,late_trip_2=trip:3120:1 --num=15
@@ -32,3 +31,4 @@ probe gradients --name=gradients_along --along --first=50% --batches=4
 probe distance --first=50%
 probe plane --points=1560,2340,3120 --num=15 --batches=4
 probe ensemble --points=1880,2190,2500,2810,3120 --batch_norm=recalibrated
+probe line --steps=100,500,1560,3120 --low=0.03 --high=3 --num=16

@@ -9,7 +9,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # What users import into their own `fit` must run on every backend of Keras.
-across_backends=(tests/averaging tests/test_schedules.py tests/models)
+across_backends=(tests/averaging tests/test_schedules.py tests/models
+  tests/probes/test_{surface,mode,line,side_trips,segments,gradients,probe_recorder}.py)
 backends=${TF_LRTRAJ_BACKENDS-jax torch}
 if [[ "${1:-}" == --tensorflow-only ]]; then
   backends=""

@@ -126,7 +126,7 @@ OPTIONS: dict[str, Option] = {
         "of the step: each batch's gradient, the optimizer's velocity, a random one",
         ("line",),
     ),
-    "low": Option(1e-3, *_real(0, above=True), "smallest rate but 0", ("line",)),
+    "low": Option(1e-2, *_real(0, above=True), "smallest rate but 0", ("line",)),
     "high": Option(1.0, *_real(0, above=True), "largest rate, before extension", ("line",)),
     "num": Option(
         24,
