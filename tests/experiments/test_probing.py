@@ -24,13 +24,14 @@ SMALL = {"batches": 2, "batch_size": 16, "held_out_batches": 1}
 ALL = {
     "line": {"every": "8 steps", "start": "4 steps", "num": 4, "direction": "momentum", **SMALL},
     "line_on_gradient": {"probe": "line", "every": "10 steps", "num": 4, **SMALL},
+    "curvature": {"every": "12 steps", "batches": 2, "batch_size": 16},
     "side_trip": {"every": "6 steps", "num_steps": 2, **SMALL},
-    "gradients": {"every": "12 steps", **SMALL, "batches": 4},
+    "gradients": {"every": "12 steps", "batches": 4, "batch_size": 16},
     "rays": {"probe": "width", "every": "12 steps", "num": 3, "rays": 2, **SMALL},
     "basin": {"points": ["4", "last", "swa=Uniform(start=4)"], "num": 3, **SMALL},
     "plane": {"points": ["first", "6", "last"], "num": 3, **SMALL},
     "ensemble": {"points": ["4", "8", "last"], **SMALL},
-    "gradients_along": {"probe": "gradients", "along": True, **SMALL, "batches": 3},
+    "gradients_along": {"probe": "gradients", "along": True, "batches": 3, "batch_size": 16},
     "distance": {},
 }
 

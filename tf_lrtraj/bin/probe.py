@@ -5,6 +5,8 @@ held-out batches, and other training batches, against the rate:
 
   lrtraj-probe --workdir=runs/digits --probe=line --steps=first,10%,50%,last
 
+  lrtraj-probe --workdir=runs/digits --probe=curvature --steps=50%,last
+
 Side trips: nine steps on one fixed batch, from two points, at the run's own rate:
 
   lrtraj-probe --workdir=runs/digits --probe=side_trip --steps=50%,last --num_steps=9

@@ -112,6 +112,15 @@ class Measurer:
         """
         if kind == "line":
             probe: probes.Probe = self._line(options, weights, step, velocity)
+        elif kind == "curvature":
+            probe = probes.Curvature(
+                self.surface(options),
+                weights,
+                self.training(options),
+                direction=options["direction"],
+                seed=options["seed"],
+                **self._momentum(options, step, velocity),
+            )
         elif kind == "side_trip":
             probe = self._side_trip(options, weights, step)
         elif kind == "gradients":
@@ -169,15 +178,6 @@ class Measurer:
         rates = probes.rate_grid(
             options["low"], options["high"], options["num"], scale=options["scale"]
         )
-        momentum = {}
-        if options["direction"] == "momentum":
-            if velocity is None:
-                raise ConfigError("`direction='momentum'` needs a velocity, which is not at hand")
-            momentum = {
-                "velocity": velocity(),
-                "momentum": self.assembly.config["optimizer"]["momentum"],
-                "learning_rate": self.rate(step),
-            }
         return probes.Line(
             self.surface(options),
             weights,
@@ -187,8 +187,22 @@ class Measurer:
             rates=rates,
             direction=options["direction"],
             seed=options["seed"],
-            **momentum,
+            **self._momentum(options, step, velocity),
         )
+
+    def _momentum(
+        self, options: Options, step: int, velocity: Callable[[], Sequence[Any]] | None
+    ) -> dict[str, Any]:
+        """What a step along the optimizer's velocity needs; nothing for other directions."""
+        if options["direction"] != "momentum":
+            return {}
+        if velocity is None:
+            raise ConfigError("`direction='momentum'` needs a velocity, which is not at hand")
+        return {
+            "velocity": velocity(),
+            "momentum": self.assembly.config["optimizer"]["momentum"],
+            "learning_rate": self.rate(step),
+        }
 
     def _side_trip(
         self, options: Options, weights: Any, step: int, keep_ends: bool = False

@@ -22,6 +22,7 @@ from tf_lrtraj.experiments.config import ConfigError
 # kind → what it measures.
 PROBES = {
     "line": "loss of batches along a step, against the rate: training, held-out, elsewhere",
+    "curvature": "curvature along a step from measured losses, and by Hessian-vector products",
     "side_trip": "steps on one fixed batch, branching off a point: training, held-out, elsewhere",
     "basin": "losses along the segments between points; heights of barriers; SGD to SWA",
     "gradients": "alignment of batch gradients with each other, the mean, and along the run",
@@ -32,7 +33,7 @@ PROBES = {
 }
 # Probes measured at each of some steps, one after another; the others take several points
 # together, or the whole run.
-AT_STEPS = ("line", "side_trip", "gradients")
+AT_STEPS = ("line", "curvature", "side_trip", "gradients")
 WITH_POINTS = ("basin", "width", "plane", "ensemble")
 
 
@@ -101,6 +102,7 @@ _TEXTS = (
 )
 _ALL = tuple(PROBES)
 _LOSSES = tuple(kind for kind in PROBES if kind != "distance")
+_HELD_OUT = tuple(kind for kind in _LOSSES if kind not in ("curvature", "gradients"))
 
 OPTIONS: dict[str, Option] = {
     "batches": Option(8, *_whole(1), "training batches to measure on", _LOSSES),
@@ -108,9 +110,9 @@ OPTIONS: dict[str, Option] = {
         None, *_maybe(_whole(1)), "images in a batch; the run's own by default", _LOSSES
     ),
     "held_out": Option(
-        None, *_maybe(_TEXT), "split of held-out batches; the run's own by default", _LOSSES
+        None, *_maybe(_TEXT), "split of held-out batches; the run's own by default", _HELD_OUT
     ),
-    "held_out_batches": Option(4, *_whole(1), "held-out batches to measure on", _LOSSES),
+    "held_out_batches": Option(4, *_whole(1), "held-out batches to measure on", _HELD_OUT),
     "batch_norm": Option(
         "batch",
         *_one_of("batch", "frozen", "recalibrated"),
@@ -124,7 +126,7 @@ OPTIONS: dict[str, Option] = {
         "gradient",
         *_one_of("gradient", "momentum", "random"),
         "of the step: each batch's gradient, the optimizer's velocity, a random one",
-        ("line",),
+        ("line", "curvature"),
     ),
     "low": Option(1e-2, *_real(0, above=True), "smallest rate but 0", ("line",)),
     "high": Option(1.0, *_real(0, above=True), "largest rate, before extension", ("line",)),

@@ -20,6 +20,7 @@ FOLDER = "probes"
 # kind of a record → (module that draws it, whether several records share a figure, title).
 DRAWN = {
     "line": ("line", True, "Loss along one step"),
+    "curvature": ("curvature", True, "Curvature along one step"),
     "side_trip": ("side_trips", True, "Side trips on one fixed batch"),
     "basin": ("segments", False, "Segments between points"),
     "width": ("widths", True, "Random rays"),
