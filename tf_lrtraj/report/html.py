@@ -293,7 +293,9 @@ def render_report(record: RunRecord) -> str:
         )
     ]
     groups = gallery.groups(record.workdir)
-    probed = [(group.title, _picture(group.figure, group.title)) for group in groups]
+    probed = [
+        (group.title, group.findings, _picture(group.figure, group.title)) for group in groups
+    ]
     all_problems = [*problems, *rate_problems, *pair_problems, *kernel_problems]
     all_problems += [group.problem for group in groups if group.problem]
     tables = [(name, _table(numbers.final_rows(record, name, matched), palette)) for name in splits]
@@ -333,7 +335,7 @@ def render_report(record: RunRecord) -> str:
         raw=RAW,
         # Where the workdir lay is nobody's business who reads the page.
         problems=[problem.replace(f"{record.workdir}{os.sep}", "") for problem in all_problems],
-        probes=[(title, pictures) for title, pictures in probed if pictures],
+        probes=[shown for shown in probed if shown[-1]],
         facts=_facts(record),
         command=record.run.get("command"),
         config=json.dumps(record.config, indent=2, ensure_ascii=False),

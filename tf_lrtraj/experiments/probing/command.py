@@ -71,8 +71,10 @@ def probe_run(
         written = [folder / f"{name}.npz"]
         measurer.of_the_run(kind, options, places, written[0])
     for group in gallery.groups(workdir):
-        if group.name == name and group.problem:
-            tell(group.problem)
+        if group.name == name:
+            for text in [*group.findings, group.problem]:
+                if text:
+                    tell(text)
     written += [path for path in gallery.draw(workdir) if path.stem == name]
     if (workdir / records.RUN).is_file():
         written.append(report.write_report(workdir))

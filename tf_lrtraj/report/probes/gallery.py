@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tf_lrtraj.records import ArrayRecord, RecordError, write_atomically
 from tf_lrtraj.report.drawing import to_svg
+from tf_lrtraj.report.probes.sentences import sentences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +52,11 @@ class Group:
     figure: Figure | None
     title: str
     problem: str = ""
+
+    @property
+    def findings(self) -> list[str]:
+        """What its complete records found, a sentence each."""
+        return [text for record in self.records if record.complete for text in sentences(record)]
 
 
 def groups(workdir: str | os.PathLike[str]) -> list[Group]:

@@ -1,0 +1,64 @@
+"""Sentences about records hold their numbers, and every kind that is drawn has some."""
+
+import numpy as np
+import pytest
+
+from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.report.probes import gallery
+from tf_lrtraj.report.probes.sentences import _TELL, sentences
+
+
+def test_kinds_with_sentences_are_kinds_with_figures():
+    assert set(_TELL) <= set(gallery.DRAWN)
+    assert set(gallery.DRAWN) - set(_TELL) == {"separation"}
+
+
+def test_side_trip():
+    dims = {f"{group}_mean": ("step",) for group in ("train", "held_out")}
+    record = ArrayRecord.empty(
+        "side_trip", {"step": range(5)}, dims, {"step": 1200, "learning_rate": [0.5] * 4}
+    )
+    record.put("train_mean", ..., [1.0, 0.5, 0.25, 0.125, 0.0625])
+    record.put("held_out_mean", ..., [1.0, 1.5, 2.0, 2.5, 3.0])
+    assert sentences(record) == [
+        "step 1,200: 4 steps at rate 0.5: its own batch from 1.000 to 0.125 after 3 to 0.062; "
+        "held-out batches from 1.000 to 2.500 after 3 to 3.000"
+    ]
+
+
+def test_line_without_a_crossing_says_nothing_of_one():
+    names = ("mean_best_rate", "mean_gain", "mean_zero_crossing")
+    dims = {name: ("curve",) for base in names for name in (base, f"{base}_se")}
+    dims["fit_error"] = ("degree", "window", "batch")
+    record = ArrayRecord.empty(
+        "line",
+        {"curve": ["train", "held_out"], "batch": range(3), "degree": [1, 2], "window": [2.0]},
+        dims,
+    )
+    for name, pair in zip(names, ([0.5, 0.125], [0.75, 0.25], [np.nan, 0.25]), strict=True):
+        record.put(name, ..., pair)
+        record.put(f"{name}_se", ..., 0.0625)
+    record.put("fit_error", ..., [[[1.0] * 3], [[0.01, 0.02, 0.03]]])
+    own, held_out, fit = sentences(record)
+    assert "gone" not in own and "gain is gone at 0.25" in held_out
+    assert "(mean of 3 batches)" in own and "within 2 %" in fit and "worst 3 %" in fit
+
+
+@pytest.mark.parametrize(("height", "told"), [(0.5, True), (0.0, False)])
+def test_basin_counts_verdicts(height, told):
+    names = ("barrier", "barrier_se", "verdict")
+    record = ArrayRecord.empty(
+        "basin",
+        {"first": ["a", "a"], "second": ["b", "c"], "pair": range(2), "layer": ["all"]},
+        dict.fromkeys(names, ("pair", "layer")),
+    )
+    record.put("barrier", ..., [[0.0], [height]])
+    record.put("barrier_se", ..., 0.01)
+    record.put("verdict", ..., [[-1.0], [1.0 if told else 0.0]])
+    (text,) = sentences(record)
+    assert ("highest barrier 0.50 ± 0.01, from a to c" in text) == told
+    assert "2 segments: 1 one basin" in text
+
+
+def test_an_unknown_kind_has_none():
+    assert sentences(ArrayRecord.empty("other", {"x": [0]}, {"y": ["x"]})) == []
