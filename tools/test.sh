@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # What users import into their own `fit` must run on every backend of Keras.
 across_backends=(tests/averaging tests/test_schedules.py tests/models
-  tests/probes/test_{surface,mode,line,side_trips,segments,gradients,probe_recorder}.py)
+  tests/probes/test_{surface,line,side_trips,gradients,probe_recorder}.py)
 backends=${TF_LRTRAJ_BACKENDS-jax torch}
 if [[ "${1:-}" == --tensorflow-only ]]; then
   backends=""
@@ -56,6 +56,8 @@ others() {
   say "pytest, killed and started again"
   KERAS_BACKEND=tensorflow "$venv/bin/python" "${long[@]}" \
     tests/averaging/test_user_script.py tests/averaging/test_with_keras_parts.py || return 1
+  say "pytest, probes"
+  KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet tests/probes || return 1
   for backend in $backends; do
     say "pytest on $backend"
     KERAS_BACKEND=$backend "$venv/bin/python" -m pytest --quiet "${across_backends[@]}" || return 1
@@ -67,6 +69,7 @@ beside=$!
 trap 'kill "$beside" 2>/dev/null || true; cat "$log"; rm -f "$log"' EXIT
 
 say "pytest"
+(($#)) || paths=(--ignore=tests/probes)
 KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet "${paths[@]}"
 wait "$beside" || fail "tests that ran beside the others failed (see below)"
 say "all passed in $SECONDS s"
