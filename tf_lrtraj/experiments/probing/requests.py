@@ -2,11 +2,11 @@
 
 >>> check_request("line", {"batches": 4})["batches"]
 4
->>> check_request("line", {"rays": 4})
+>>> check_request("line", {"batches": 0})
 Traceback (most recent call last):
     ...
-tf_lrtraj.experiments.config.ConfigError: `rays` is not an option of the probe 'line'; it goes \
-with ['width']. Options of 'line': ['batch_norm', 'batch_size', 'batches', 'degree_window', ...
+tf_lrtraj.experiments.config.ConfigError: `batches` of the probe 'line' must be an integer of at \
+least 1. Received: 0
 """
 
 from __future__ import annotations
