@@ -15,8 +15,8 @@ Between points: barriers, from SGD to SWA and beyond, random rays, a plane, an e
 Points are steps ("first", "last", 500, 50%) or averages of snapshots:
 
   lrtraj-probe --workdir=runs/digits --probe=basin --points=10%,50%,last
-  lrtraj-probe --workdir=runs/digits --probe=basin --points='sgd=last,swa=Uniform(start=500)' \
-      --extend=1 --batch_norm=recalibrated
+  lrtraj-probe --workdir=runs/digits --probe=basin --name=sgd_to_swa --extend=1 \
+      --points='sgd=last,swa=Uniform(start=500)' --batch_norm=recalibrated
   lrtraj-probe --workdir=runs/digits --probe=width --points='sgd=last,swa=Uniform(start=500)' \
       --batch_norm=recalibrated
   lrtraj-probe --workdir=runs/digits --probe=plane --points=50%,75%,last
@@ -64,7 +64,10 @@ def main(argv: list[str]) -> None:
         request = check_request(options.probe, _given(options))
         config = read_config(options.workdir, options.data_dir)
         _measure(options, request, config)
-    except (ConfigError, RecordError, ValueError, FileNotFoundError) as error:
+    except RecordError as error:
+        hint = " --name=… gives a measurement a file of its own." if "other" in str(error) else ""
+        common.fail(f"{error}{hint}")
+    except (ConfigError, ValueError, FileNotFoundError) as error:
         common.fail(str(error))
 
 
