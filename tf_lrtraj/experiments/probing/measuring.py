@@ -285,8 +285,8 @@ class Measurer:
 
 
 def _usual_radius(surface: Surface, points: Mapping[str, Any]) -> float:
-    """The largest distance between the points; of a single one, a tenth of its norm."""
+    """Three times the largest distance between the points; of a single one, half its norm."""
     weights = [flat(surface.point(point).trainable) for point in points.values()]
     if len(weights) == 1:
-        return 0.1 * float(np.linalg.norm(weights[0]))
-    return max(float(np.linalg.norm(a - b)) for a in weights for b in weights)
+        return 0.5 * float(np.linalg.norm(weights[0]))
+    return 3.0 * max(float(np.linalg.norm(a - b)) for a in weights for b in weights)

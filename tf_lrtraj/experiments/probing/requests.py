@@ -167,8 +167,8 @@ OPTIONS: dict[str, Option] = {
     "radius": Option(
         None,
         *_maybe(_real(0, above=True)),
-        "length of the rays; by default the largest distance between "
-        "the points, or the norm of the first over 10",
+        "length of the rays; by default three times the largest "
+        "distance between the points, or half the norm of a single one",
         ("width",),
     ),
     "ray_kind": Option(

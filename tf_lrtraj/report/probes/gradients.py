@@ -41,6 +41,8 @@ def _at_points(records: Sequence[ArrayRecord]) -> Figure:
             with np.errstate(invalid="ignore", divide="ignore"):
                 cosines = gram / np.outer(lengths, lengths)
             _matrix(figure, own[0], cosines)
+            where = f", step {record.about['step']:,}" if "step" in record.about else ""
+            title(own[0], f"Cosines of batch gradients{where}")
             _histograms(own[1], record, cosines)
             if per_layer:
                 _layers(own[2], record)
@@ -61,7 +63,6 @@ def _matrix(figure: Figure, panel: Axes, cosines: np.ndarray) -> None:
     panel.set_xlabel("batch")
     panel.set_ylabel("batch")
     figure.colorbar(image, ax=panel, shrink=0.85).set_label("cosine", fontsize=8)
-    title(panel, "Cosines of batch gradients")
 
 
 def _histograms(panel: Axes, record: ArrayRecord, cosines: np.ndarray) -> None:

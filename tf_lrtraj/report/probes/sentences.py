@@ -15,14 +15,14 @@ _GROUPS = ("train", "held_out", "others")
 
 
 def sentences(record: ArrayRecord) -> list[str]:
-    """What was found; empty for kinds without a summary.
+    """What was found; empty for kinds without a summary, and for records not complete.
 
     >>> record = ArrayRecord.empty("plane", {"step": [0, 9]}, {"trajectory_residual": ["step"]})
     >>> record.put("trajectory_residual", ..., [0.0, 1.5])
     >>> sentences(record)
     ['the trajectory lies up to 1.5 off the plane']
     """
-    found = _TELL[record.kind](record) if record.kind in _TELL else iter(())
+    found = _TELL[record.kind](record) if record.kind in _TELL and record.complete else iter(())
     where = f"step {record.about['step']:,}: " if "step" in record.about else ""
     return [f"{where}{text}" for text in found]
 
