@@ -109,6 +109,9 @@ def test_every_probe_left_complete_records_and_a_figure(probed):
         assert all(record.complete for record in group.records), name
     steps = {name: [r.about.get("step") for r in g.records] for name, g in groups.items()}
     assert steps["line"] == [4, 12] and steps["side_trip"] == [0, 6, 12]
+    lines = gallery.findings(probed)
+    told = {"line", "line_on_gradient", "curvature", "side_trip", "gradients", "basin", "plane"}
+    assert {line.removeprefix("probe ") for line in lines if line[0] != " "} >= told
     page = (probed / "report.html").read_text()
     assert all(group.title in page for group in groups.values())
 

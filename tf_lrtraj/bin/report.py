@@ -26,6 +26,7 @@ def _fail(message: str) -> int:
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     from tf_lrtraj import records, report
+    from tf_lrtraj.report.probes import gallery
 
     workdir, output = flags.FLAGS.workdir, flags.FLAGS.output
     if len(argv) > 1:
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
         if flags.FLAGS.figures:
             report.write_figures(workdir, flags.FLAGS.figures)
         print(report.text_summary(workdir))
+        for line in gallery.findings(workdir):
+            print(line)
     except (records.RecordError, ImportError) as error:
         return _fail(str(error))
     except OSError as error:

@@ -61,6 +61,26 @@ class Group:
 
 def groups(workdir: str | os.PathLike[str]) -> list[Group]:
     """The probes of a run, drawn; a damaged record costs its own figure only."""
+    found, problems = _read(workdir)
+    return [
+        _draw(name, found.get(name, []), problems.get(name, ""))
+        for name in sorted({*found, *problems})
+    ]
+
+
+def findings(workdir: str | os.PathLike[str]) -> list[str]:
+    """What the probes of a run found, as text; nothing is drawn."""
+    lines = []
+    for name, records in sorted(_read(workdir)[0].items()):
+        told = [f"  {text}" for record in records for text in sentences(record)]
+        lines += [f"probe {name}", *told] if told else []
+    return lines
+
+
+def _read(
+    workdir: str | os.PathLike[str],
+) -> tuple[dict[str, list[ArrayRecord]], dict[str, str]]:
+    """Records by the name of their probe, in the order of their steps, and what cannot be read."""
     folder = pathlib.Path(workdir) / FOLDER
     found: dict[str, list[ArrayRecord]] = {}
     problems: dict[str, str] = {}
@@ -71,10 +91,7 @@ def groups(workdir: str | os.PathLike[str]) -> list[Group]:
             found.setdefault(name, []).append(ArrayRecord.read(path))
         except RecordError as error:
             problems[name] = str(error)
-    return [
-        _draw(name, found.get(name, []), problems.get(name, ""))
-        for name in sorted({*found, *problems})
-    ]
+    return found, problems
 
 
 def _draw(name: str, records: list[ArrayRecord], problem: str) -> Group:
