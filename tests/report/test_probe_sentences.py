@@ -60,5 +60,19 @@ def test_basin_counts_verdicts(height, told):
     assert "2 segments: 1 one basin" in text
 
 
+def test_width_leaves_out_what_was_not_reached():
+    record = ArrayRecord.empty(
+        "width",
+        {"point": ["sgd", "swa"]},
+        dict.fromkeys(("width_mean", "width_se"), ("point",)),
+        {"rise": 0.1},
+    )
+    record.put("width_mean", ..., [8.0, np.inf])
+    record.put("width_se", ..., [0.5, np.inf])
+    assert sentences(record) == [
+        "training loss of sgd has risen by 0.1 at distance 8.0 ± 0.5 along rays"
+    ]
+
+
 def test_an_unknown_kind_has_none():
     assert sentences(ArrayRecord.empty("other", {"x": [0]}, {"y": ["x"]})) == []

@@ -87,9 +87,11 @@ def _width(record: ArrayRecord) -> Iterator[str]:
         if f"{prefix}width_mean" not in record.values:
             continue
         for i, point in enumerate(record.coordinates["point"].tolist()):
-            if np.isfinite(record.values[f"{prefix}width_mean"][i]):
-                width = _of(record, f"{prefix}width_mean", i)
-                yield f"{name} loss of {point} has risen by {rise} at distance {width} along rays"
+            width = float(record.values[f"{prefix}width_mean"][i])
+            if np.isfinite(width):
+                error = float(record.values[f"{prefix}width_se"][i])
+                at = number_with_error(width, error)
+                yield f"{name} loss of {point} has risen by {rise} at distance {at} along rays"
 
 
 def _gradients(record: ArrayRecord) -> Iterator[str]:
