@@ -262,7 +262,7 @@ def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) ->
 
 def _check_probes(plain: dict[str, Any]) -> None:
     for name, entry in plain["probes"].items():
-        _checked(records.check_average_name, name)
+        _checked(records.check_average_name, name, "a probe")
         if not isinstance(entry, Mapping):
             raise ConfigError(
                 f"`config.probes.{name}` must be a probe's options, such as "

@@ -78,7 +78,7 @@ class ProbeRecorder(keras.callbacks.Callback):
                     f"`{name}` must be an integer of at least {low}. Received: {name}={value!r}"
                 )
         for name in probes:
-            check_average_name(name)
+            check_average_name(name, "a probe")
         self.folder = pathlib.Path(folder)
         self.probes = dict(probes)
         self.every, self.start = every, start

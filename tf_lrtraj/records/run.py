@@ -77,8 +77,12 @@ def read_schedule(path: PathLike) -> np.ndarray:
 # --- A workdir ----------------------------------------------------------------------------
 
 
-def check_average_name(name: Any) -> str:
+def check_average_name(name: Any, what: str = "an average") -> str:
     """Returns `name` if it may name an average (it also names a folder), or raises ValueError.
+
+    Args:
+        name: to check.
+        what: is named, for the error: probes follow the same rule.
 
     >>> check_average_name("ema-0.999")
     'ema-0.999'
@@ -90,7 +94,7 @@ def check_average_name(name: Any) -> str:
         or name in NON_FINITE
     ):
         raise ValueError(
-            "an average's name must be 1 to 64 of the characters A-Z a-z 0-9 . _ + = -, start "
+            f"{what}'s name must be 1 to 64 of the characters A-Z a-z 0-9 . _ + = -, start "
             "with a letter, a digit or _, not end with a dot, and not be "
             f"{RAW!r}, 'NaN' or 'Infinity'. Received: {name!r}"
         )

@@ -47,7 +47,7 @@ def probe_run(
         ConfigError, RecordError: for points, batches or data that cannot be had.
     """
     workdir = pathlib.Path(workdir)
-    name = records.check_average_name(name or kind)
+    name = records.check_average_name(name or kind, "a probe")
     # The run's own averages are not needed, and would take their memory.
     bare = {**config, "averages": {}, "probes": {}}
     bare["matched"] = {**config["matched"], "averages": []}
