@@ -1,0 +1,125 @@
+"""Tasks: the loss along one step of single batches, and how their gradients are aligned."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tf_lrtraj import probes
+from tf_lrtraj.experiments.reproduction import points
+from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.probes.flat_vectors import joined
+
+__all__ = ["gradients", "line", "one_step_lines"]
+
+_ONE_STEP = 0x6F6E
+
+
+def line(bench: Bench, seed: int) -> None:
+    """Losses of batches, and of others, along each batch's own gradient: `line-<step>.npz`.
+
+    The same batches at every step.  `held_out` are test images, `others` training images of
+    which no step is made.
+    """
+    settings = bench.config["probes"]
+    batches, others = points.drawn(bench, (settings["batches"], settings["held_out"]), [seed, 1])
+    held_out = bench.batches("test", settings["held_out"], seed)
+    rates = probes.rate_grid(settings["low"], settings["high"], settings["rates"])
+    for step in points.probe_steps(bench, seed):
+        probe = probes.Line(
+            bench.surface,
+            points.weights_at(bench, seed, step),
+            points.taken(bench, batches),
+            held_out=held_out,
+            others=points.taken(bench, others),
+            rates=rates,
+            bracket="each",
+            extensions=1,
+            seed=seed,
+        )
+        about = {"run": "base", "run_seed": seed, "step": step}
+        _measure(bench, probe, f"line-{step:09d}", seed, about, held_out="test", others="train")
+
+
+def one_step_lines(bench: Bench, seed: int) -> None:
+    """Losses along one more step of the run without momentum: `one_step-<step>.npz`.
+
+    In a stationary state no loss changes in expectation over the *next* update, whatever the data
+    it is measured on.  So a step's batch is drawn as the run draws its next one: at
+    random from the training images that it has not seen yet in its epoch.  The loss is measured on
+    `held_out`, training images drawn whatever the step's batch (their mean over draws is the
+    loss of the training set, of which a share of batch size over training images is the
+    step's own batch), and on `others`, test images.  Rates run to twice the run's own, which is
+    among them, as its half is.
+    """
+    settings = bench.config["one_step"]
+    rate = bench.config["learning_rate"] / (1.0 - bench.config["momentum"])
+    size, per_rate = bench.config["batch_size"], settings["points"]
+    rates = rate * (np.arange(2 * per_rate + 1) / per_rate)
+    snapshots = bench.snapshots(seed, "one_step", "window")
+    chosen = np.linspace(0, len(snapshots) - 1, settings["iterates"]).round().astype(int)
+    for step in snapshots.steps[np.unique(chosen)].tolist():
+        rng = np.random.default_rng([seed, step, _ONE_STEP])
+        fresh = points.unseen(bench, seed, step)
+        batches = [rng.choice(fresh, size, replace=False) for _ in range(settings["batches"])]
+        (held_out,) = points.drawn(bench, (settings["held_out"],), [seed, step, 2])
+        probe = probes.Line(
+            bench.surface,
+            points.weights_at(bench, seed, step, "one_step"),
+            points.taken(bench, batches),
+            held_out=points.taken(bench, held_out),
+            others=bench.batches("test", settings["test"], seed=step),
+            rates=rates,
+            bracket="none",
+            seed=seed,
+        )
+        about = {
+            "run": "one_step",
+            "run_seed": seed,
+            "step": step,
+            "learning_rate": rate,
+            "batches_from": "training images not seen yet in the epoch",
+        }
+        _measure(bench, probe, f"one_step-{step:09d}", seed, about, held_out="train", others="test")
+
+
+def gradients(bench: Bench, seed: int) -> None:
+    """Inner products of batch gradients: `gradients-<step>.npz`.
+
+    Directions, where they are not of length 0: `from_start`, the displacement since the
+    window's first snapshot, and `from_previous`, since the snapshot before.
+    """
+    snapshots = bench.snapshots(seed)
+    steps = snapshots.steps.tolist()
+    (rows,) = points.drawn(bench, (bench.config["probes"]["gradients"],), [seed, 3])
+    for step in points.probe_steps(bench, seed):
+        here = points.weights_at(bench, seed, step)
+        origins = {}
+        if step > steps[0]:
+            origins = {"from_start": steps[0], "from_previous": max(s for s in steps if s < step)}
+        directions = {}
+        for name, origin in origins.items():
+            there = points.weights_at(bench, seed, origin)
+            directions[name] = [a - b for a, b in zip(here, there, strict=True)]
+        probe = probes.Gradients(
+            bench.surface, here, points.taken(bench, rows), directions=directions
+        )
+        about = {
+            "run": "base",
+            "run_seed": seed,
+            "step": step,
+            "origins": origins,
+            "displacements": {k: float(np.linalg.norm(joined(v))) for k, v in directions.items()},
+        }
+        _measure(bench, probe, f"gradients-{step:09d}", seed, about)
+
+
+def _measure(
+    bench: Bench, probe: probes.Probe, name: str, seed: int, about: dict, **sets: str
+) -> None:
+    probes.measure(
+        probe,
+        bench.probe_path(name, seed),
+        progress=bench.progress,
+        tell=bench.tell,
+        about=about | {f"{group}_set": value for group, value in sets.items()},
+    )

@@ -1,0 +1,151 @@
+"""Where a reproduction's probes measure: points of its runs, and batches of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.problem import Batches
+from tf_lrtraj.experiments.reproduction.states import read_arrays
+from tf_lrtraj.probes.surface import Batch, Surface
+from tf_lrtraj.records import RecordError
+
+__all__ = [
+    "averages",
+    "chunks",
+    "drawn",
+    "just_seen",
+    "probe_steps",
+    "recalibrated",
+    "taken",
+    "trip_steps",
+    "unseen",
+    "weights_at",
+]
+
+
+# Points ---------------------------------------------------------------------------------------
+
+
+def probe_steps(bench: Bench, seed: int) -> tuple[int, ...]:
+    """Numbers of updates at which lines and gradients of the base run are measured."""
+    steps = bench.snapshots(seed).steps.tolist()
+    return tuple(bench.config["probes"]["steps"]) or (steps[0], steps[len(steps) // 2], steps[-1])
+
+
+def trip_steps(bench: Bench, seed: int) -> tuple[int, ...]:
+    """Numbers of updates at which side trips leave the base run."""
+    steps = bench.snapshots(seed).steps.tolist()
+    return tuple(bench.config["probes"]["trip_steps"]) or (steps[0], steps[-1])
+
+
+def weights_at(bench: Bench, seed: int, step: int, run: str = "base") -> list[np.ndarray]:
+    """The trainable weights of a run after `step` updates, from a snapshot or a state.
+
+    Raises:
+        RecordError: if neither is there.
+    """
+    count = len(bench.model.trainable_variables)
+    for which in ("window", "horizon"):
+        if not (bench.state_folder(run, seed) / which).is_dir():
+            continue
+        snapshots = bench.snapshots(seed, run, which)
+        if step in snapshots.steps:
+            return snapshots.read(step)[:count]
+    path = bench.state_folder(run, seed) / f"state-{step:09d}.npz"
+    if not path.exists():
+        raise RecordError(
+            f"the run {run!r} of seed {seed} has neither a snapshot nor a state of step {step}; "
+            "`config.probes` may name steps of which one is kept"
+        )
+    state = read_arrays(path)
+    return [state[f"weights/{i}"] for i in range(count)]
+
+
+def averages(bench: Bench, seed: int) -> dict[str, list[np.ndarray]]:
+    """Name → trainable weights of the base run's averages.
+
+    Raises:
+        RecordError: if there is no file of them.
+    """
+    arrays = read_arrays(bench.state_folder("base", seed) / "averages.npz")
+    names = sorted({key.rpartition("/")[0] for key in arrays})
+    return {
+        name: [arrays[f"{name}/{i}"] for i in range(len(bench.model.trainable_variables))]
+        for name in names
+    }
+
+
+# Batches --------------------------------------------------------------------------------------
+
+
+def _order(bench: Bench, seed: int) -> Batches:
+    return Batches(bench.problem, bench.config["batch_size"], seed, 0, 1 << 62)
+
+
+def just_seen(bench: Bench, seed: int, step: int) -> np.ndarray:
+    """[batch] the training images of the update that led to `step`."""
+    return _order(bench, seed).rows(step - 1)
+
+
+def unseen(bench: Bench, seed: int, step: int) -> np.ndarray:
+    """Training images that a run has not seen yet in its epoch, after `step` updates.
+
+    The next batch is drawn from these, each as likely as any other.
+    """
+    count = len(bench.problem.x_train)
+    place = step % (count // bench.config["batch_size"])
+    order = _order(bench, seed)
+    seen = [order.rows(step - back) for back in range(1, place + 1)]
+    return np.setdiff1d(np.arange(count), np.concatenate(seen) if seen else [])
+
+
+def drawn(
+    bench: Bench, counts: Sequence[int], seed: Sequence[int], without: Any = ()
+) -> list[list[np.ndarray]]:
+    """For each of `counts` so many batches of training images, no image in two of them.
+
+    Args:
+        counts: numbers of batches.
+        seed: of the draw.
+        without: images that are not to be among them.
+
+    Raises:
+        ValueError: if there are not so many images.
+    """
+    size = bench.config["batch_size"]
+    rows = np.setdiff1d(np.arange(len(bench.problem.x_train)), np.asarray(without, np.int64))
+    if sum(counts) * size > len(rows):
+        raise ValueError(
+            f"{sum(counts)} batches of {size} training images are more than there are to draw "
+            f"from, {len(rows)}: lower the numbers of batches in `config.probes`."
+        )
+    order = iter(
+        np.random.default_rng(seed).permutation(rows)[: sum(counts) * size].reshape(-1, size)
+    )
+    return [[next(order) for _ in range(count)] for count in counts]
+
+
+def taken(bench: Bench, rows: Sequence[np.ndarray]) -> list[Batch]:
+    """The batches of these training images."""
+    return [(bench.problem.x_train[r], bench.problem.y_train[r]) for r in rows]
+
+
+def chunks(
+    images: tuple[np.ndarray, np.ndarray], size: int, most: int | None = None
+) -> list[Batch]:
+    """The first `most` images of a set, or all, in equal batches of at most `size`."""
+    x, y = (array[:most] for array in images)
+    parts = max(-(-len(x) // size), 1)
+    return list(zip(np.array_split(x, parts), np.array_split(y, parts), strict=True))
+
+
+def recalibrated(bench: Bench, size: int) -> Surface:
+    """The loss as averages are evaluated: batch norm recomputed on fixed training images."""
+    images = bench.problem.images("train_part", bench.config["evaluate"]["batch_norm_images"])
+    return Surface(
+        bench.model, bench.loss, batch_norm="recalibrated", moment_batches=chunks(images, size)
+    )

@@ -1,0 +1,174 @@
+"""What the probing tasks of a reproduction measure: settings, what is allowed, and the cost.
+
+`PROBE_DEFAULTS` and `PROBE_CHECKS` are parts of the reproduction's configuration; `costs`
+serves its plan.
+
+>>> from tf_lrtraj.experiments.reproduction import probe_settings
+>>> sorted(probe_settings.PROBE_DEFAULTS)
+['displacement', 'ensemble', 'one_step', 'probes', 'shell', 'width']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from tf_lrtraj.experiments.settings import Check, integer, is_integer, is_number, optional
+from tf_lrtraj.probes.ensembles import SCALES
+from tf_lrtraj.probes.steps import GRADIENT_PASSES
+
+__all__ = ["PROBE_CHECKS", "PROBE_DEFAULTS", "costs"]
+
+# For the digits (ResNet-8 of width 8, 8x8 images, batches of 32).
+PROBE_DEFAULTS: dict[str, Any] = {
+    # One step, side trips and gradients of mini-batches on the base run; batch norm by the
+    # batch's own moments.  Batches have `config.batch_size` images.
+    "probes": {
+        # Numbers of updates at which lines and gradients are measured; every one must be a
+        # snapshot or a state that is kept.  (): the window's first, middle and last snapshot.
+        "steps": (),
+        "batches": 12,  # training batches, each stepped along its own gradient
+        "held_out": 6,  # test batches, and as many other training batches
+        # Rates of the line: 0, and `rates` from `low` to `high`, even in the logarithm; it
+        # goes on beyond `high` until the minimum of each batch is passed.
+        "low": 0.03,
+        "high": 8.0,
+        "rates": 25,
+        "gradients": 24,  # batches whose gradients are compared
+        "trip_steps": (),  # starts of side trips, two or more; (): the window's first and last
+        "trip_length": 9,  # steps of a trip
+        "trip_rate": config_dict.placeholder(
+            float
+        ),  # its rate; None: median best rate of the line at its start
+        # Batches of trips, one trip each, from every start: first the one just seen at each
+        # start, then so many drawn from the rest.
+        "trip_batches": 4,
+        "basin_positions": 11,  # on each segment between trips' ends and the trajectory
+        "basin_level": 0.05,  # smaller barriers count as none, as a share of the loss at the starts
+    },
+    # Lines at iterates of the run without momentum.
+    "one_step": {
+        "iterates": 8,  # evenly spaced over its window
+        "batches": 12,  # whose gradients are stepped along, at each iterate
+        "held_out": 12,  # training batches that the loss is measured on
+        "test": 4,  # test batches, likewise
+        "points": 4,  # rates from one multiple of the run's rate to the next, up to twice it; even
+    },
+    "displacement": {
+        "lags": 16,  # evenly spaced in the logarithm
+        "longest": 0.25,  # longest lag, as a share of the window
+    },
+    "shell": {"memory": 1 << 31},  # bytes of snapshots held for the spectrum; thinned to fit
+    # The last iterate and SWA: random rays, and the segment between them.  Batch norm
+    # recomputed at every point, on the images that evaluations recompute it on.
+    "width": {
+        "images": 500,  # training images, and at most as many test images
+        "size": 100,  # in a batch of them
+        "rays": 4,
+        "num": 7,  # distances along a ray, 0 and `reach` among them
+        "reach": 3.0,  # in lengths of the segment between the two points
+        "positions": 11,  # on the segment; it goes on for its length at both ends
+    },
+    # Predictions of snapshots, of their ensemble and of their mean; batch norm recomputed.
+    "ensemble": {
+        "members": 6,  # the last snapshot, and those 1, 2, 4, … before it
+        "images": 500,  # at most so many test images
+        "size": 100,  # in a batch of them
+    },
+}
+
+
+def _above(low: float, high: float) -> Check:
+    return (
+        f"a number above {low:g} and at most {high:g}",
+        lambda value: is_number(value) and low < value <= high,
+    )
+
+
+_STEPS: Check = (
+    "different positive integers, ascending",
+    lambda value: (
+        isinstance(value, (list, tuple))
+        and all(is_integer(step) and step > 0 for step in value)
+        and list(value) == sorted(set(value))
+    ),
+)
+_TRIP_STEPS: Check = (
+    f"{_STEPS[0]}, none or two or more",
+    lambda value: _STEPS[1](value) and len(value) != 1,
+)
+_POSITIVE: Check = ("a positive number", lambda value: is_number(value) and value > 0)
+
+# Key → (what is allowed, whether a value is).
+PROBE_CHECKS: dict[str, Check] = {
+    "probes.steps": _STEPS,
+    "probes.batches": integer(2),
+    "probes.held_out": integer(2),
+    "probes.low": _POSITIVE,
+    "probes.high": _POSITIVE,  # and above `low`, which rate_grid tells
+    "probes.rates": integer(8),
+    "probes.gradients": integer(3),
+    "probes.trip_steps": _TRIP_STEPS,
+    "probes.trip_length": integer(1),
+    "probes.trip_rate": optional(_POSITIVE),
+    "probes.trip_batches": integer(1),
+    "probes.basin_positions": integer(3),
+    "probes.basin_level": _above(0, 1),
+    "one_step.iterates": integer(2),
+    "one_step.batches": integer(2),
+    "one_step.held_out": integer(2),
+    "one_step.test": integer(2),
+    "one_step.points": (
+        "an even integer of at least 2",
+        lambda value: is_integer(value) and value >= 2 and value % 2 == 0,
+    ),
+    "displacement.lags": integer(3),
+    "displacement.longest": _above(0, 1),
+    "shell.memory": integer(1 << 20),
+    "width.images": integer(2),
+    "width.size": integer(2),
+    "width.rays": integer(2),
+    "width.num": integer(2),
+    "width.reach": _POSITIVE,
+    "width.positions": integer(3),
+    "ensemble.members": integer(2),
+    "ensemble.images": integer(2),
+    "ensemble.size": integer(2),
+}
+
+
+def costs(config: Mapping[str, Any]) -> dict[str, float]:
+    """Task → images that go forward through the network, for one seed; a gradient counts as three.
+
+    Grids that have to be extended, and the test set's end, are not foreseen.
+
+    Args:
+        config: of the reproduction, validated.
+    """
+    probe, one, width, members = (config[k] for k in ("probes", "one_step", "width", "ensemble"))
+    batch = config["batch_size"]
+    starts = len(probe["trip_steps"]) or 2
+    points = len(probe["steps"]) or 3
+    trips = starts + probe["trip_batches"]
+    # The batch itself, test batches, and other training batches.
+    line = GRADIENT_PASSES + (1 + probe["rates"]) * (1 + 2 * probe["held_out"])
+    step = GRADIENT_PASSES + (1 + 2 * one["points"]) * (1 + one["held_out"] + one["test"])
+    trip = (probe["trip_length"] + 1) * (GRADIENT_PASSES + 1 + 2 * probe["held_out"])
+    pairs = starts * (starts - 1) // 2 * (trips + 1) + starts * trips
+    segment = probe["basin_positions"] * (trips + 2 * probe["held_out"])
+    walks = starts * trips * probe["trip_length"] * GRADIENT_PASSES
+    moments = config["evaluate"]["batch_norm_images"]
+    places = 2 * (1 + width["rays"] * (width["num"] - 1)) + 3 * width["positions"]
+    return {
+        "line": float(points * probe["batches"] * line * batch),
+        "side_trip": float(starts * trips * trip * batch),
+        "basin": float((walks + pairs * segment) * batch),
+        "gradients": float(points * probe["gradients"] * GRADIENT_PASSES * batch),
+        "one_step_lines": float(one["iterates"] * one["batches"] * step * batch),
+        "displacement": 0.0,
+        "shell": 0.0,
+        "width": float(places * (2 * width["images"] + moments)),
+        "ensemble": float((len(SCALES) * members["members"] + 1) * (members["images"] + moments)),
+    }
