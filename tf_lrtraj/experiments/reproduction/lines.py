@@ -67,7 +67,7 @@ def one_step_lines(bench: Bench, seed: int) -> None:
             points.weights_at(bench, seed, step, "one_step"),
             points.taken(bench, batches),
             held_out=points.taken(bench, held_out),
-            others=bench.batches("test", settings["test"], seed=step),
+            others=bench.batches("test", settings["test"], 1_000_003 * seed + step),
             rates=rates,
             bracket="none",
             seed=seed,

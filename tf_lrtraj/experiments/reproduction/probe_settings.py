@@ -21,7 +21,9 @@ from tf_lrtraj.probes.steps import GRADIENT_PASSES
 
 __all__ = ["PROBE_CHECKS", "PROBE_DEFAULTS", "costs"]
 
-# For the digits (ResNet-8 of width 8, 8x8 images, batches of 32).
+# For the digits (ResNet-8 of width 8, 8x8 images, batches of 32): 0.6 million images forward, about
+# a minute of one core for a seed.  A network that is ten times as slow, with batches of 128, takes
+# about 6 minutes of two cores; more of its images then pay in `width` and `ensemble`.
 PROBE_DEFAULTS: dict[str, Any] = {
     # One step, side trips and gradients of mini-batches on the base run; batch norm by the
     # batch's own moments.  Batches have `config.batch_size` images.
@@ -29,13 +31,13 @@ PROBE_DEFAULTS: dict[str, Any] = {
         # Numbers of updates at which lines and gradients are measured; every one must be a
         # snapshot or a state that is kept.  (): the window's first, middle and last snapshot.
         "steps": (),
-        "batches": 12,  # training batches, each stepped along its own gradient
-        "held_out": 6,  # test batches, and as many other training batches
+        "batches": 8,  # training batches, each stepped along its own gradient
+        "held_out": 4,  # test batches, and as many other training batches
         # Rates of the line: 0, and `rates` from `low` to `high`, even in the logarithm; it
         # goes on beyond `high` until the minimum of each batch is passed.
-        "low": 0.03,
+        "low": 0.05,
         "high": 8.0,
-        "rates": 25,
+        "rates": 17,
         "gradients": 24,  # batches whose gradients are compared
         "trip_steps": (),  # starts of side trips, two or more; (): the window's first and last
         "trip_length": 9,  # steps of a trip
@@ -44,15 +46,15 @@ PROBE_DEFAULTS: dict[str, Any] = {
         ),  # its rate; None: median best rate of the line at its start
         # Batches of trips, one trip each, from every start: first the one just seen at each
         # start, then so many drawn from the rest.
-        "trip_batches": 4,
+        "trip_batches": 3,
         "basin_positions": 11,  # on each segment between trips' ends and the trajectory
         "basin_level": 0.05,  # smaller barriers count as none, as a share of the loss at the starts
     },
     # Lines at iterates of the run without momentum.
     "one_step": {
-        "iterates": 8,  # evenly spaced over its window
-        "batches": 12,  # whose gradients are stepped along, at each iterate
-        "held_out": 12,  # training batches that the loss is measured on
+        "iterates": 10,  # evenly spaced over its window
+        "batches": 6,  # whose gradients are stepped along, at each iterate
+        "held_out": 6,  # training batches that the loss is measured on
         "test": 4,  # test batches, likewise
         "points": 4,  # rates from one multiple of the run's rate to the next, up to twice it; even
     },
@@ -67,13 +69,13 @@ PROBE_DEFAULTS: dict[str, Any] = {
         "images": 500,  # training images, and at most as many test images
         "size": 100,  # in a batch of them
         "rays": 4,
-        "num": 7,  # distances along a ray, 0 and `reach` among them
+        "num": 5,  # distances along a ray, 0 and `reach` among them
         "reach": 3.0,  # in lengths of the segment between the two points
-        "positions": 11,  # on the segment; it goes on for its length at both ends
+        "positions": 9,  # on the segment; it goes on for its length at both ends
     },
     # Predictions of snapshots, of their ensemble and of their mean; batch norm recomputed.
     "ensemble": {
-        "members": 6,  # the last snapshot, and those 1, 2, 4, … before it
+        "members": 5,  # the last snapshot, and those 1, 2, 4, … before it
         "images": 500,  # at most so many test images
         "size": 100,  # in a batch of them
     },
@@ -158,9 +160,10 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
     trip = (probe["trip_length"] + 1) * (GRADIENT_PASSES + 1 + 2 * probe["held_out"])
     pairs = starts * (starts - 1) // 2 * (trips + 1) + starts * trips
     segment = probe["basin_positions"] * (trips + 2 * probe["held_out"])
-    walks = starts * trips * probe["trip_length"] * GRADIENT_PASSES
+    # To the ends of all trips, and the trips' losses at their starts.
+    walks = starts * trips * (probe["trip_length"] * GRADIENT_PASSES + 1)
     moments = config["evaluate"]["batch_norm_images"]
-    places = 2 * (1 + width["rays"] * (width["num"] - 1)) + 3 * width["positions"]
+    places = 2 * (1 + width["rays"] * (width["num"] - 1)) + 3 * width["positions"] - 2
     return {
         "line": float(points * probe["batches"] * line * batch),
         "side_trip": float(starts * trips * trip * batch),
