@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import probes
-from tf_lrtraj.experiments.reproduction import points
+from tf_lrtraj.experiments.reproduction import runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.probes.flat_vectors import RunningMean, joined, square_distance
 from tf_lrtraj.theory.weight_space import squared_distances
@@ -148,12 +148,10 @@ def shell(bench: Bench, seed: int) -> None:
     found = effective_directions(squared[::every], squared_distances(np.stack(held)))
     known = _known_losses(bench, seed)
     rows = []
-    for name, arrays in {
-        "raw": snapshots.read(steps[-1])[:count],
-        **points.averages(bench, seed),
-    }.items():
+    weights = {"raw": snapshots.read(steps[-1]), **runs.averages(bench, seed)}
+    for name, arrays in weights.items():
         row: dict[str, Any] = {"average": name}
-        row["squared_distance"] = square_distance(joined(arrays), mean.value)
+        row["squared_distance"] = square_distance(joined(arrays[:count]), mean.value)
         if name in known:
             row |= {"set": "train", "loss": known[name]}
         rows.append(row)

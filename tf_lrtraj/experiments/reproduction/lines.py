@@ -56,7 +56,8 @@ def one_step_lines(bench: Bench, seed: int) -> None:
     size, per_rate = bench.config["batch_size"], settings["points"]
     rates = rate * (np.arange(2 * per_rate + 1) / per_rate)
     snapshots = bench.snapshots(seed, "one_step", "window")
-    chosen = np.linspace(0, len(snapshots) - 1, settings["iterates"]).round().astype(int)
+    first = round(settings["settle"] * (len(snapshots) - 1))
+    chosen = np.linspace(first, len(snapshots) - 1, settings["iterates"]).round().astype(int)
     for step in snapshots.steps[np.unique(chosen)].tolist():
         rng = np.random.default_rng([seed, step, _ONE_STEP])
         fresh = points.unseen(bench, seed, step)
@@ -90,6 +91,7 @@ def gradients(bench: Bench, seed: int) -> None:
     """
     snapshots = bench.snapshots(seed)
     steps = snapshots.steps.tolist()
+    count = snapshots.num_trainable
     (rows,) = points.drawn(bench, (bench.config["probes"]["gradients"],), [seed, 3])
     for step in points.probe_steps(bench, seed):
         here = points.weights_at(bench, seed, step)
@@ -99,7 +101,7 @@ def gradients(bench: Bench, seed: int) -> None:
         directions = {}
         for name, origin in origins.items():
             there = points.weights_at(bench, seed, origin)
-            directions[name] = [a - b for a, b in zip(here, there, strict=True)]
+            directions[name] = [a - b for a, b in zip(here[:count], there[:count], strict=True)]
         probe = probes.Gradients(
             bench.surface, here, points.taken(bench, rows), directions=directions
         )

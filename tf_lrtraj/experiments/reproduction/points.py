@@ -10,11 +10,11 @@ import numpy as np
 from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.experiments.reproduction.problem import Batches
 from tf_lrtraj.experiments.reproduction.states import read_arrays
+from tf_lrtraj.experiments.reproduction.trainer import arrays_of, state_name
 from tf_lrtraj.probes.surface import Batch, Surface
 from tf_lrtraj.records import RecordError
 
 __all__ = [
-    "averages",
     "chunks",
     "drawn",
     "just_seen",
@@ -32,8 +32,10 @@ __all__ = [
 
 def probe_steps(bench: Bench, seed: int) -> tuple[int, ...]:
     """Numbers of updates at which lines and gradients of the base run are measured."""
-    steps = bench.snapshots(seed).steps.tolist()
-    return tuple(bench.config["probes"]["steps"]) or (steps[0], steps[len(steps) // 2], steps[-1])
+    steps = bench.snapshots(seed).steps
+    half_way = int(steps[-1]) // 2  # a state that the base run keeps
+    default = tuple(sorted({half_way, int(steps[0]), int(steps[-1])}))
+    return tuple(bench.config["probes"]["steps"]) or default
 
 
 def trip_steps(bench: Bench, seed: int) -> tuple[int, ...]:
@@ -43,40 +45,28 @@ def trip_steps(bench: Bench, seed: int) -> tuple[int, ...]:
 
 
 def weights_at(bench: Bench, seed: int, step: int, run: str = "base") -> list[np.ndarray]:
-    """The trainable weights of a run after `step` updates, from a snapshot or a state.
+    """Trainable weights and batch-norm statistics of a run after `step` updates.
+
+    From a snapshot or a state.  The statistics do not matter to the losses that are measured
+    here; without them a point would have those that the model happens to hold, and a record that
+    was begun earlier would be taken for one of another point.
 
     Raises:
         RecordError: if neither is there.
     """
-    count = len(bench.model.trainable_variables)
-    for which in ("window", "horizon"):
-        if not (bench.state_folder(run, seed) / which).is_dir():
-            continue
-        snapshots = bench.snapshots(seed, run, which)
-        if step in snapshots.steps:
-            return snapshots.read(step)[:count]
-    path = bench.state_folder(run, seed) / f"state-{step:09d}.npz"
+    folder = bench.state_folder(run, seed)
+    for which in ("window", "horizon", "early"):
+        if (folder / which).is_dir():
+            snapshots = bench.snapshots(seed, run, which)
+            if step in snapshots.steps:
+                return snapshots.read(step)
+    path = folder / state_name(step)
     if not path.exists():
         raise RecordError(
-            f"the run {run!r} of seed {seed} has neither a snapshot nor a state of step {step}; "
-            "`config.probes` may name steps of which one is kept"
+            f"the run {run!r} of seed {seed} has neither a snapshot nor a state of step {step}: "
+            "`config.probes` must name steps of which one is kept"
         )
-    state = read_arrays(path)
-    return [state[f"weights/{i}"] for i in range(count)]
-
-
-def averages(bench: Bench, seed: int) -> dict[str, list[np.ndarray]]:
-    """Name → trainable weights of the base run's averages.
-
-    Raises:
-        RecordError: if there is no file of them.
-    """
-    arrays = read_arrays(bench.state_folder("base", seed) / "averages.npz")
-    names = sorted({key.rpartition("/")[0] for key in arrays})
-    return {
-        name: [arrays[f"{name}/{i}"] for i in range(len(bench.model.trainable_variables))]
-        for name in names
-    }
+    return arrays_of(read_arrays(path))
 
 
 # Batches --------------------------------------------------------------------------------------

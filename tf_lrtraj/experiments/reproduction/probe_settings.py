@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from tf_lrtraj.experiments.settings import Check, integer, is_integer, is_number, optional
+from tf_lrtraj.experiments.settings import Check, integer, is_integer, is_number, number, optional
 from tf_lrtraj.probes.ensembles import SCALES
 from tf_lrtraj.probes.steps import GRADIENT_PASSES
 
@@ -28,8 +28,8 @@ PROBE_DEFAULTS: dict[str, Any] = {
     # One step, side trips and gradients of mini-batches on the base run; batch norm by the
     # batch's own moments.  Batches have `config.batch_size` images.
     "probes": {
-        # Numbers of updates at which lines and gradients are measured; every one must be a
-        # snapshot or a state that is kept.  (): the window's first, middle and last snapshot.
+        # Numbers of updates at which lines and gradients are measured: of snapshots, or of states
+        # that are kept.  (): half-way through the run, and the window's first and last.
         "steps": (),
         "batches": 8,  # training batches, each stepped along its own gradient
         "held_out": 4,  # test batches, and as many other training batches
@@ -52,7 +52,8 @@ PROBE_DEFAULTS: dict[str, Any] = {
     },
     # Lines at iterates of the run without momentum.
     "one_step": {
-        "iterates": 10,  # evenly spaced over its window
+        "settle": 0.25,  # share of the run that is left to the new rate to settle
+        "iterates": 10,  # evenly spaced over the rest
         "batches": 6,  # whose gradients are stepped along, at each iterate
         "held_out": 6,  # training batches that the loss is measured on
         "test": 4,  # test batches, likewise
@@ -118,6 +119,7 @@ PROBE_CHECKS: dict[str, Check] = {
     "probes.trip_batches": integer(1),
     "probes.basin_positions": integer(3),
     "probes.basin_level": _above(0, 1),
+    "one_step.settle": number(0, 1),
     "one_step.iterates": integer(2),
     "one_step.batches": integer(2),
     "one_step.held_out": integer(2),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj import probes
-from tf_lrtraj.experiments.reproduction import points
+from tf_lrtraj.experiments.reproduction import points, runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.probes.flat_vectors import joined, square_distance
 
@@ -25,9 +25,10 @@ def width(bench: Bench, seed: int) -> None:
     last = int(snapshots.steps[-1])
     ends = {
         "sgd": points.weights_at(bench, seed, last),
-        "swa": points.averages(bench, seed)["swa"],
+        "swa": runs.averages(bench, seed)["swa"],
     }
-    length = float(np.sqrt(square_distance(*(joined(arrays) for arrays in ends.values()))))
+    count = snapshots.num_trainable
+    length = square_distance(*(joined(arrays[:count]) for arrays in ends.values())) ** 0.5
     surface = points.recalibrated(bench, settings["size"])
     training, held_out = (
         points.chunks(bench.problem.images(name, 0), settings["size"], settings["images"])
