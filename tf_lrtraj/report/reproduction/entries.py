@@ -1,0 +1,143 @@
+"""The ledger's claims as the page shows them: text only, every number from the ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tf_lrtraj.claims.statistics import Interval
+from tf_lrtraj.claims.verdicts import (
+    INCONCLUSIVE,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    VERDICTS,
+    shown,
+)
+from tf_lrtraj.report.reproduction.plates import of_claim
+from tf_lrtraj.report.reproduction.reading import Source
+
+__all__ = ["GROUPS", "SIGNS", "Entry", "command", "counts", "entries"]
+
+# A sign beside the word, for those who cannot tell the colours apart.
+SIGNS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_RUN: "–"}
+_CLASSES = {REPRODUCED: "yes", NOT_REPRODUCED: "no", INCONCLUSIVE: "open", NOT_RUN: "none"}
+GROUPS = {
+    "B": "Mini-batch losses and trajectories",
+    "A": "Averaging and schedules",
+    "S": "SWA and FGE",
+}
+_BRIEF = 2  # parts of a statistic that the table shows before the reader asks for all
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One claim, ready to be shown; all text.
+
+    Attributes:
+        numbers: (name, number with its interval).
+        figures: names of the figures that show it, the telling one first.
+    """
+
+    id: str
+    sentence: str
+    source: str
+    experiment: str
+    threshold: str
+    argument: str
+    verdict: str
+    statistic: str
+    numbers: tuple[tuple[str, str], ...]
+    reason: str
+    notes: tuple[str, ...]
+    figures: tuple[str, ...]
+    command: str
+
+    @property
+    def sign(self) -> str:
+        """✓, ✗, ? or –."""
+        return SIGNS.get(self.verdict, "?")
+
+    @property
+    def kind(self) -> str:
+        """The verdict as a class of the page's style."""
+        return _CLASSES.get(self.verdict, "open")
+
+    @property
+    def brief(self) -> tuple[str, str]:
+        """The statistic's first parts, and the rest."""
+        parts = self.statistic.split("; ")
+        return "; ".join(parts[:_BRIEF]), "; ".join(parts[_BRIEF:])
+
+
+def entries(source: Source) -> list[Entry]:
+    """The claims in the ledger's order; one that is not as it should be is a problem."""
+    found = []
+    for number, item in enumerate(source.ledger["claims"]):
+        if isinstance(item, Mapping) and item.get("id") and item.get("verdict") in VERDICTS:
+            found.append(_entry(item, command(source)))
+        else:
+            source.problems.append(f"ledger.json: claim number {number + 1} is not a claim.")
+    return found
+
+
+def counts(claims: Sequence[Entry]) -> list[tuple[str, str, str, int]]:
+    """(verdict, sign, class, how many) for each verdict that occurs."""
+    told = [(v, SIGNS[v], _CLASSES[v], sum(c.verdict == v for c in claims)) for v in VERDICTS]
+    return [one for one in told if one[-1]]
+
+
+def _entry(item: Mapping[str, Any], redo: str) -> Entry:
+    def text(key: str) -> str:
+        value = item.get(key)
+        return "" if value is None else str(value)
+
+    name = text("id")
+    notes = item.get("notes") or ()
+    return Entry(
+        id=name,
+        sentence=text("sentence"),
+        source=text("source"),
+        experiment=text("experiment"),
+        threshold=text("threshold"),
+        argument=text("argument"),
+        verdict=text("verdict"),
+        statistic=text("statistic"),
+        numbers=tuple(_numbers(item.get("numbers"))),
+        reason=text("reason"),
+        notes=(str(notes),) if isinstance(notes, str) else tuple(map(str, notes)),
+        figures=of_claim(name),
+        command=f"{redo} --claims={name}",
+    )
+
+
+def command(source: Source) -> str:
+    """What redoes this reproduction, as its configuration says."""
+    told = str(source.config.get("command") or "lrtraj-reproduce --config=…")
+    return told if "--workdir" in told else f"{told} --workdir=…"
+
+
+def _numbers(found: Any) -> list[tuple[str, str]]:
+    if not isinstance(found, Mapping):
+        return []
+    told = []
+    for name, value in found.items():
+        interval = _interval(value)
+        if interval is not None:
+            told.append((str(name).replace("_", " "), shown(interval)))
+    return told
+
+
+def _interval(value: Any) -> Interval | None:
+    """From {"value", "low", "high"}, [value, low, high], or a bare number."""
+    if isinstance(value, Mapping):
+        value = [value.get(key) for key in ("value", "low", "high")]
+    if isinstance(value, (int, float)):
+        value = [value] * 3
+    if isinstance(value, Sequence) and len(value) == 3:
+        try:
+            return Interval(*(float(number) for number in value))
+        except (TypeError, ValueError):
+            return None
+    return None

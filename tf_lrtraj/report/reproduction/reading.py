@@ -1,0 +1,120 @@
+"""Records of a reproduction as its page reads them: whatever is there, and what is damaged.
+
+A claim's verdict needs all of its records; a figure shows those that exist.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from typing import Any
+
+from tf_lrtraj.claims.records_reader import Measured
+from tf_lrtraj.records import ArrayRecord, RecordError, read_json
+
+__all__ = ["Source"]
+
+_SEED = re.compile(r"seed(\d+)")
+_STEP = re.compile(r"-\d+$")
+
+
+class Source:
+    """Records in a folder, read once each.
+
+    Attributes:
+        folder: of the reproduction.
+        tasks: name of a task → seed → its record.
+        problems: a sentence for each file that cannot be used.
+
+    Args:
+        folder: of the reproduction.
+
+    Raises:
+        RecordError: if it is no folder, or its ledger is missing or damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = pathlib.Path(folder)
+        if not self.folder.is_dir():
+            raise RecordError(f"{self.folder} is not a folder, so it holds no reproduction.")
+        self.problems: list[str] = []
+        self.ledger: dict[str, Any] = self._ledger()
+        self.config = self._optional("config.json")
+        self.run = self._optional("run.json")
+        self.tasks: dict[str, dict[int, dict[str, Any]]] = {}
+        for path in _files(self.folder / "measured", ".json"):
+            self._measured(path)
+        self._probes: dict[tuple[int, str], list[ArrayRecord]] = {}
+        for path in _files(self.folder / "probes", ".npz"):
+            self._probe(path)
+
+    def probes(self, name: str) -> list[ArrayRecord]:
+        """Records of a probe at one seed (the first that has it), in the order of steps."""
+        for seed, found in sorted(self._probes):
+            if found == name:
+                return self._probes[seed, found]
+        return []
+
+    def all_probes(self, name: str) -> list[ArrayRecord]:
+        """The same at every seed."""
+        return [r for key in sorted(self._probes) if key[1] == name for r in self._probes[key]]
+
+    # Reading ------------------------------------------------------------------------------
+
+    def _ledger(self) -> dict[str, Any]:
+        found = read_json(self.folder / "ledger.json")
+        if not isinstance(found, dict) or not isinstance(found.get("claims"), list):
+            raise RecordError(f"{self.folder / 'ledger.json'} is no ledger of claims.")
+        return found
+
+    def _optional(self, name: str) -> dict[str, Any]:
+        if not (self.folder / name).exists():
+            return {}
+        try:
+            found = read_json(self.folder / name)
+        except RecordError as error:
+            self._problem(error)
+            return {}
+        if not isinstance(found, dict):
+            self.problems.append(f"{name} is not a JSON object. The file is damaged.")
+            return {}
+        return found
+
+    def _measured(self, path: pathlib.Path) -> None:
+        match = _SEED.fullmatch(path.stem)
+        if not match:
+            return
+        try:
+            content = read_json(path)
+            Measured(str(path), content)  # of the right shape
+        except RecordError as error:
+            self._problem(error)
+            return
+        self.tasks.setdefault(path.parent.name, {})[int(match.group(1))] = content
+
+    def _probe(self, path: pathlib.Path) -> None:
+        match = _SEED.fullmatch(path.parent.name)
+        if not match:
+            return
+        try:
+            record = ArrayRecord.read(path)
+        except RecordError as error:
+            self._problem(error)
+            return
+        if not record.complete:
+            self.problems.append(f"{self._short(str(path))} is not complete.")
+            return
+        name = _STEP.sub("", path.stem)
+        self._probes.setdefault((int(match.group(1)), name), []).append(record)
+
+    def _problem(self, error: Exception) -> None:
+        self.problems.append(self._short(str(error)))
+
+    def _short(self, text: str) -> str:
+        """Where the folder lies is nobody's business who reads the page."""
+        return text.replace(f"{self.folder}{os.sep}", "")
+
+
+def _files(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
+    return sorted(folder.glob(f"*/*{suffix}")) if folder.is_dir() else []
