@@ -1,0 +1,45 @@
+"""The claims ledger: what was claimed, what the records of a reproduction say, and the verdict.
+
+Verdicts come from records alone, by thresholds that stand in the code; docs/claims.md lists
+them.  Plain NumPy and SciPy; no framework is imported.
+
+>>> [claim.id for claim in CLAIMS][:3]
+['B1', 'B2', 'B3']
+>>> make_ledger("no/such/folder")
+Traceback (most recent call last):
+...
+tf_lrtraj.records.RecordError: no/such/folder is not a folder, so it holds no records.
+"""
+
+from tf_lrtraj.claims.ledger import (
+    CLAIMS,
+    LEDGER,
+    chosen,
+    claims_page,
+    judge,
+    ledger_bytes,
+    ledger_text,
+    make_ledger,
+    write_ledger,
+)
+from tf_lrtraj.claims.records_reader import Measured, NotRun, Probed, Records
+from tf_lrtraj.claims.verdicts import VERDICTS, Claim, Judgement
+
+__all__ = [
+    "CLAIMS",
+    "LEDGER",
+    "VERDICTS",
+    "Claim",
+    "Judgement",
+    "Measured",
+    "NotRun",
+    "Probed",
+    "Records",
+    "chosen",
+    "claims_page",
+    "judge",
+    "ledger_bytes",
+    "ledger_text",
+    "make_ledger",
+    "write_ledger",
+]

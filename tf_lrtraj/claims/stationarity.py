@@ -1,0 +1,211 @@
+r"""Whether a run at constant rate has levelled off, from its records alone.
+
+Claims about a stationary state say nothing of a run that still moves.  Each test here is a
+number with an interval: by how much something changes from the first to the last step of the
+window, along a straight line through block means (so autocorrelation does not shrink the
+error).  The rule, the same for all:
+
+* the change must be *small against the effect that is judged* (`limit`), and
+* either the whole 95 % interval lies within the limit (the change is negligible whatever
+  it is), or the change is not resolved from 0 at all.
+
+A change that is resolved and may be larger than the limit fails.  One that is not resolved but
+whose estimate exceeds the limit fails too: an absence of evidence from a noisy series is
+no evidence of a stationary state.
+
+Weights before batch norm have no length that matters, and without decay their norm only
+grows (docs/theory/model.md): so losses decide, the norm is judged by what it does to the
+effective rate, which goes as one over its square, and displacement by how it grows with lag.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tf_lrtraj.claims.records_reader import Measured, Records
+from tf_lrtraj.claims.statistics import (
+    Estimate,
+    combine,
+    exponent,
+    line,
+    series_mean,
+    trend,
+)
+from tf_lrtraj.claims.verdicts import Condition, as_interval, number, percent, shown
+from tf_lrtraj.records import RecordError
+
+# A loss that has levelled off may change by a tenth of itself over the window.  Rates that
+# differ by a factor of 2, the smallest step between rates in any claim, move the loss of a
+# network in its noise-dominated phase by several tenths, so a tenth cannot pass for them.
+LOSS_LIMIT = 0.10
+# The effective rate of weights before batch norm goes as 1 / norm²: a change of a fifth is
+# small against the factor of 2 between neighbouring rates.
+NORM_LIMIT = 0.20
+# Squared displacement grows with lag as its power 0 in a stationary state, 1 in a random
+# walk: below 1/2 it is nearer to the former.
+GROWTH_LIMIT = 0.5
+# Where a drift is compared with an effect: a quarter of it.  Averages weigh the window from
+# its middle, so of a drift d over the window they feel d/2, an eighth of the effect.
+SHARE_OF_EFFECT = 0.25
+# Entries of a series below which blocks of it say nothing.
+BLOCKS_NEEDED = 8
+
+
+def settled(drift: Estimate, limit: float) -> bool:
+    """Whether a change counts as none, by the rule of this module."""
+    found = as_interval(drift)
+    if not (math.isfinite(found.value) and math.isfinite(found.low)):
+        return False
+    negligible = -limit < found.low and found.high < limit
+    unresolved = found.low <= 0.0 <= found.high
+    return negligible or (abs(found.value) < limit and unresolved)
+
+
+def in_window(record: Measured, values: str = "batch_loss") -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of a series of `base` after its burn-in."""
+    name = "snapshot_steps" if values == "squared_norm" else "steps"
+    steps, found = record.same_length(name, values)
+    inside = steps > record.setting("burn_in")
+    if inside.sum() < 3:
+        raise RecordError(f"{record.name}: {values!r} has fewer than 3 entries in the window.")
+    return steps[inside], found[inside]
+
+
+def batch_loss_drift(record: Measured) -> Estimate:
+    """Change of the mean mini-batch loss over the window, relative to its mean."""
+    steps, losses = in_window(record)
+    return trend(steps, losses).scaled(1.0 / float(losses.mean()))
+
+
+def batch_loss_level(record: Measured) -> Estimate:
+    """Mean mini-batch loss over the window, its error from block means."""
+    return series_mean(in_window(record)[1])
+
+
+def norm_drift(record: Measured) -> Estimate:
+    """Change of the squared norm of the weights over the window, relative to its mean."""
+    steps, squares = in_window(record, "squared_norm")
+    return trend(steps, squares).scaled(1.0 / float(squares.mean()))
+
+
+def level_drift(record: Measured) -> Estimate:
+    """Change over the window of the full training loss of single iterates, relative."""
+    steps = record.values("step", set="train")
+    losses = record.values("loss", set="train")
+    slope = line(steps, losses)
+    span = float(steps.max() - steps.min())
+    return slope.scaled(span / float(losses.mean()))
+
+
+def displacement_growth(record: Measured) -> Estimate:
+    """Power of the lag by which squared displacement grows, from a quarter of the longest lag on.
+
+    Points of the curve share steps, so what they leave of a straight line is no error; it comes
+    from the standard errors at the two ends, or from nothing.
+    """
+    lags, squares, errors = _displacement(record)
+    chosen = lags >= 0.25 * lags[-1]
+    if chosen.sum() < 3:
+        chosen = np.arange(lags.size) >= lags.size - 3
+    slope = exponent(lags[chosen], squares[chosen])
+    first, last = np.flatnonzero(chosen)[[0, -1]]
+    ends = [errors[i] / squares[i] for i in (first, last)]
+    error = math.hypot(*ends) / math.log(lags[last] / lags[first])
+    return Estimate(slope.value, error, math.inf, "standard errors of the two end lags")
+
+
+def relaxation(record: Measured) -> float:
+    """The lag at which squared displacement has reached half its last value, over the last lag."""
+    lags, squares, _ = _displacement(record)
+    half = 0.5 * squares[-1]
+    after = int(np.argmax(squares >= half))
+    if after == 0:
+        return float(lags[0] / lags[-1])
+    low, high = squares[after - 1], squares[after]
+    share = (half - low) / (high - low)
+    return float((lags[after - 1] + share * (lags[after] - lags[after - 1])) / lags[-1])
+
+
+def _displacement(record: Measured) -> list[np.ndarray]:
+    lags, squares = record.array("lags"), record.array("mean_squared")
+    errors = record.array("standard_error", finite=False)  # none at lags too long for blocks
+    if not lags.size == squares.size == errors.size:
+        raise RecordError(f"{record.name}: lags, mean_squared, standard_error differ in length.")
+    if lags.size < 3 or np.any(np.diff(lags) <= 0) or lags[0] <= 0 or np.any(squares <= 0):
+        raise RecordError(f"{record.name} must have 3 or more ascending lags, squares above 0.")
+    return [lags, squares, errors]
+
+
+# Over seeds -----------------------------------------------------------------------------------
+
+
+def pooled(drifts: Sequence[Estimate]) -> Estimate:
+    """The mean drift of several seeds' runs, with the errors within the runs.
+
+    Seeds go through the same schedule, so drifts have a common cause and their scatter is
+    that of the runs' own noise, of which there are many more blocks than seeds.
+    """
+    if any(not math.isfinite(drift.error) for drift in drifts):
+        return combine(drifts)
+    count = len(drifts)
+    error = math.sqrt(sum(drift.error**2 for drift in drifts)) / count
+    value = sum(drift.value for drift in drifts) / count
+    dof = float(sum(drift.dof for drift in drifts))
+    return Estimate(value, error, dof, f"{count} runs, {drifts[0].of} each")
+
+
+def _condition(name: str, what: str, drift: Estimate, limit: float) -> Condition:
+    met = settled(drift, limit)
+    text = (
+        f"{what} changes by {shown(percent(drift))} % over the window "
+        f"({'within' if met else 'not within'} the {number(100 * limit)} % allowed)"
+    )
+    return Condition(met, text, {name: as_interval(drift)})
+
+
+def batch_loss_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
+    """Whether the mini-batch loss of the base runs has levelled off."""
+    drift = pooled([batch_loss_drift(record) for record in records.measured("base")])
+    return _condition("batch_loss_drift", "the mini-batch loss", drift, limit)
+
+
+def level_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
+    """Whether the full training loss of single iterates of the base runs has levelled off."""
+    drift = pooled([level_drift(record) for record in records.measured("levels")])
+    return _condition("level_drift", "the full training loss of single iterates", drift, limit)
+
+
+def norm_condition(records: Records, limit: float = NORM_LIMIT) -> Condition:
+    """Whether the squared norm of the weights has levelled off."""
+    drift = pooled([norm_drift(record) for record in records.measured("base")])
+    return _condition("norm_drift", "the squared norm of the weights", drift, limit)
+
+
+def stationary(records: Records, effect: float | None = None) -> list[Condition]:
+    """The conditions that a claim about the stationary state puts on the base runs.
+
+    Args:
+        records: with tasks `base` and `levels`.
+        effect: relative change of the loss that the claim judges; a quarter of it is allowed
+            as drift, and never more than `LOSS_LIMIT`.
+    """
+    limit = LOSS_LIMIT if effect is None else min(LOSS_LIMIT, SHARE_OF_EFFECT * max(effect, 0.0))
+    return [
+        batch_loss_condition(records, limit),
+        level_condition(records, limit),
+        norm_condition(records),
+    ]
+
+
+def levelled_displacement(records: Records) -> Condition:
+    """Whether squared displacement has stopped growing with lag."""
+    growth = combine([displacement_growth(r) for r in records.measured("displacement")])
+    met = growth.value < GROWTH_LIMIT
+    text = (
+        f"squared displacement grows as lag to the power {shown(growth)} at long lags "
+        f"({'below' if met else 'not below'} {GROWTH_LIMIT:g})"
+    )
+    return Condition(met, text, {"displacement_growth": as_interval(growth)})

@@ -1,0 +1,255 @@
+"""Intervals that verdicts rest on: means over seeds, blocks of a run, shares, medians.
+
+Plain NumPy and SciPy.  An `Estimate` is a number with its standard error and degrees of
+freedom; `Estimate.interval` is Student's.  What cannot be told has an infinite interval,
+which clears no threshold.
+
+>>> [round(x, 3) for x in mean_of([1.0, 2.0, 3.0]).interval()]
+[2.0, -0.484, 4.484]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+LEVEL = 0.95  # of intervals, unless a test of equivalence says otherwise
+TOST = 0.90  # two one-sided tests at 5 % each are one 90 % interval
+BLOCKS = 10  # of a run, for errors that respect its autocorrelation
+
+
+class Interval(NamedTuple):
+    """A number and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with a standard error; NaN where there is none.
+
+    Attributes:
+        value: the number.
+        error: its standard error.
+        dof: degrees of freedom of the error.
+        of: what the error was taken over ("3 seeds").
+    """
+
+    value: float
+    error: float = math.nan
+    dof: float = math.inf
+    of: str = ""
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        """Student's interval; infinite where there is no error to tell."""
+        if not (math.isfinite(self.error) and self.dof >= 1.0 and math.isfinite(self.value)):
+            return Interval(self.value, -math.inf, math.inf)
+        half = 0.0 if self.error == 0.0 else self.error * student(self.dof, level)
+        return Interval(self.value, self.value - half, self.value + half)
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same in other units."""
+        return Estimate(self.value * factor, self.error * abs(factor), self.dof, self.of)
+
+
+def student(dof: float, level: float = LEVEL) -> float:
+    """Half width of a two-sided interval in standard errors.
+
+    >>> round(student(2), 3), round(student(float("inf")), 3)
+    (4.303, 1.96)
+    """
+    tail = 0.5 + 0.5 * level
+    return float(special.ndtri(tail) if math.isinf(dof) else special.stdtrit(dof, tail))
+
+
+def mean_of(values: Any, of: str = "seeds") -> Estimate:
+    """Mean of independent numbers; a single one has no error."""
+    found = np.asarray(values, np.float64).ravel()
+    count = found.size
+    if count < 2:
+        return Estimate(float(found.mean()), math.nan, 0.0, f"{count} {of}")
+    error = float(found.std(ddof=1) / math.sqrt(count))
+    # Differences at rounding level are none: equal records must give an exact mean.
+    if error <= 1e-14 * float(np.abs(found).max()):
+        error = 0.0
+    return Estimate(float(found.mean()), error, count - 1.0, f"{count} {of}")
+
+
+def combine(estimates: Sequence[Estimate], unit: str = "seeds") -> Estimate:
+    """The mean over seeds of what each seed's run says.
+
+    With three seeds or more the error is that of their scatter, which holds whatever made it.
+    With fewer, it is that within the runs if every run knows its own; then what differs
+    between seeds is not in it, and `of` says so.
+
+    Raises:
+        ValueError: for no estimate.
+    """
+    if not estimates:
+        raise ValueError("`estimates` must hold at least one. Received: none")
+    count = len(estimates)
+    if count >= 3:
+        return mean_of([e.value for e in estimates], unit)
+    errors = np.array([e.error for e in estimates])
+    value = float(np.mean([e.value for e in estimates]))
+    if np.isfinite(errors).all():
+        dof = float(sum(e.dof for e in estimates))
+        of = estimates[0].of if count == 1 else f"{count} {unit}, {estimates[0].of} each"
+        return Estimate(value, float(np.sqrt(np.sum(errors**2))) / count, dof, of)
+    return mean_of([e.value for e in estimates], unit)
+
+
+def crossed(values: Any, of: str = "batches") -> Estimate:
+    """Mean of [n, m] numbers over two crossed factors, both drawn at random.
+
+    The variance of the mean is the rows' plus the columns' less the share of single
+    entries that both contain, never less than either; degrees of freedom are those of
+    the smaller factor.  A factor of one entry is held fixed.
+    """
+    table = np.asarray(values, np.float64)
+    n, m = table.shape
+    if min(n, m) < 2:
+        return mean_of(table, of)
+    rows, columns = table.mean(axis=1), table.mean(axis=0)
+    rest = table - rows[:, None] - columns[None] + table.mean()
+    of_rows, of_columns = rows.var(ddof=1) / n, columns.var(ddof=1) / m
+    both = float(np.sum(rest**2)) / ((n - 1) * (m - 1) * n * m)
+    variance = max(of_rows + of_columns - both, of_rows, of_columns)
+    return Estimate(float(table.mean()), math.sqrt(variance), min(n, m) - 1.0, f"{n} x {m} {of}")
+
+
+def ratio(above: Estimate, below: Estimate) -> Estimate:
+    """A quotient; its error by linearisation, the two taken as independent."""
+    if below.value == 0.0:
+        return Estimate(math.nan)
+    value = above.value / below.value
+    error = math.hypot(above.error, value * below.error) / abs(below.value)
+    return Estimate(value, error, min(above.dof, below.dof), above.of)
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """First minus second, taken as independent."""
+    error = math.hypot(first.error, second.error)
+    return Estimate(first.value - second.value, error, min(first.dof, second.dof), first.of)
+
+
+def share(count: int, total: int, level: float = LEVEL) -> Interval:
+    """A share of independent trials with Wilson's interval.
+
+    >>> [round(x, 4) for x in share(9, 10)]
+    [0.9, 0.5958, 0.9821]
+    """
+    if total < 1:
+        return Interval(math.nan, -math.inf, math.inf)
+    z2 = student(math.inf, level) ** 2
+    p = count / total
+    middle = (p + z2 / (2 * total)) / (1 + z2 / total)
+    half = math.sqrt(z2 * (p * (1 - p) / total + z2 / (4 * total**2))) / (1 + z2 / total)
+    # At 0 and at `total` the ends are exact; rounding must not push them beyond.
+    return Interval(p, 0.0 if count == 0 else middle - half, 1.0 if p == 1.0 else middle + half)
+
+
+def median_of(values: Any, level: float = LEVEL) -> Interval:
+    """The median and its interval from order statistics, whatever the distribution.
+
+    Fewer than six numbers give no 95 % interval.
+
+    >>> median_of([3.0, 1.0, 2.0, 6.0, 5.0, 4.0])
+    Interval(value=3.5, low=1.0, high=6.0)
+    """
+    found = np.sort(np.asarray(values, np.float64).ravel())
+    count = found.size
+    if not count:
+        return Interval(math.nan, -math.inf, math.inf)
+    # The largest rank with P(Binomial(count, 1/2) < rank) <= (1 - level) / 2.
+    rank = int(stats.binom.ppf(0.5 * (1.0 - level), count, 0.5))
+    while rank > 0 and stats.binom.cdf(rank - 1, count, 0.5) > 0.5 * (1.0 - level):
+        rank -= 1
+    middle = float(np.median(found))
+    if rank < 1:
+        return Interval(middle, -math.inf, math.inf)
+    return Interval(middle, float(found[rank - 1]), float(found[count - rank]))
+
+
+def block_numbers(count: int, blocks: int = BLOCKS) -> np.ndarray:
+    """[count] which of `blocks` contiguous blocks of nearly equal length each entry is in."""
+    return np.arange(count) * min(blocks, count) // count
+
+
+def jackknife(
+    statistic: Callable[[np.ndarray], float], groups: np.ndarray, of: str = "blocks"
+) -> Estimate:
+    """A statistic of a series, its error by leaving out one group of entries at a time.
+
+    Args:
+        statistic: a mask of the entries kept → a number.
+        groups: [n] the group of each entry, from 0.
+    """
+    count = int(groups.max()) + 1
+    value = float(statistic(np.ones(groups.size, bool)))
+    if count < 3:
+        return Estimate(value, math.nan, 0.0, f"{count} {of}")
+    without = np.array([statistic(groups != i) for i in range(count)], np.float64)
+    spread = float(np.sum((without - without.mean()) ** 2))
+    return Estimate(value, math.sqrt((count - 1) / count * spread), count - 1.0, f"{count} {of}")
+
+
+def series_mean(values: Any, blocks: int = BLOCKS) -> Estimate:
+    """Mean of a stationary series, its error from the means of contiguous blocks."""
+    found = np.asarray(values, np.float64)
+    numbers = block_numbers(found.size, blocks)
+    means = [float(found[numbers == i].mean()) for i in range(int(numbers.max()) + 1)]
+    error = mean_of(means, "blocks")
+    return Estimate(float(found.mean()), error.error, error.dof, error.of)
+
+
+def trend(times: Any, values: Any, blocks: int = BLOCKS) -> Estimate:
+    """How much a series changes from its first to its last time, by a straight line.
+
+    The line goes through means of contiguous blocks, whose scatter about it gives the
+    error: entries within a block may be as alike as they please.
+    """
+    x, y = np.asarray(times, np.float64), np.asarray(values, np.float64)
+    numbers = block_numbers(x.size, blocks)
+    count = int(numbers.max()) + 1
+    if count < 3:
+        return Estimate(math.nan, math.nan, 0.0, f"{count} blocks")
+    at = np.array([x[numbers == i].mean() for i in range(count)])
+    means = np.array([y[numbers == i].mean() for i in range(count)])
+    slope = line(at, means)
+    span = float(x[-1] - x[0])
+    return Estimate(slope.value * span, slope.error * span, slope.dof, f"{count} blocks")
+
+
+def line(x: Any, y: Any) -> Estimate:
+    """Slope of a straight line by least squares, its error from what it leaves."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    place = x - x.mean()
+    square = float(place @ place)
+    if x.size < 2 or square == 0.0:
+        return Estimate(math.nan, math.nan, 0.0, f"{x.size} points")
+    slope = float(place @ y) / square
+    if x.size < 3:
+        return Estimate(slope, math.nan, 0.0, f"{x.size} points")
+    rest = y - y.mean() - slope * place
+    error = math.sqrt(float(rest @ rest) / (x.size - 2) / square)
+    return Estimate(slope, error, x.size - 2.0, f"{x.size} points")
+
+
+def exponent(x: Any, y: Any) -> Estimate:
+    """Power of x that y follows: a straight line through the logarithms.
+
+    >>> round(exponent([1.0, 2.0, 4.0], [3.0, 6.0, 12.0]).value, 12)
+    1.0
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if np.any(x <= 0.0) or np.any(y <= 0.0):
+        return Estimate(math.nan, math.nan, 0.0, f"{x.size} points")
+    return line(np.log(x), np.log(y))
