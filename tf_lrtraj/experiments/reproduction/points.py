@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,9 +134,17 @@ def chunks(
     return list(zip(np.array_split(x, parts), np.array_split(y, parts), strict=True))
 
 
-def recalibrated(bench: Bench, size: int) -> Surface:
-    """The loss as averages are evaluated: batch norm recomputed on fixed training images."""
-    images = bench.problem.images("train_part", bench.config["evaluate"]["batch_norm_images"])
-    return Surface(
-        bench.model, bench.loss, batch_norm="recalibrated", moment_batches=chunks(images, size)
-    )
+_recalibrated: weakref.WeakKeyDictionary[Bench, Surface] = weakref.WeakKeyDictionary()
+
+
+def recalibrated(bench: Bench) -> Surface:
+    """The loss as averages are evaluated: batch norm recomputed on the same training images."""
+    if bench not in _recalibrated:  # compiled once for all tasks
+        settings = bench.config["evaluate"]
+        x, y = bench.problem.images("train_part", settings["batch_norm_images"])
+        cuts = range(settings["batch_size"], len(x), settings["batch_size"])
+        moments = list(zip(np.split(x, cuts), np.split(y, cuts), strict=True))
+        _recalibrated[bench] = Surface(
+            bench.model, bench.loss, batch_norm="recalibrated", moment_batches=moments
+        )
+    return _recalibrated[bench]

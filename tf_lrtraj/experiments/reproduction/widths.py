@@ -29,7 +29,7 @@ def width(bench: Bench, seed: int) -> None:
     }
     count = snapshots.num_trainable
     length = square_distance(*(joined(arrays[:count]) for arrays in ends.values())) ** 0.5
-    surface = points.recalibrated(bench, settings["size"])
+    surface = points.recalibrated(bench)
     training, held_out = (
         points.chunks(bench.problem.images(name, 0), settings["size"], settings["images"])
         for name in ("train", "test")
@@ -69,7 +69,7 @@ def ensemble(bench: Bench, seed: int) -> None:
     members = {str(step): points.weights_at(bench, seed, step) for step in steps}
     images = bench.problem.images("test", 0)
     probe = probes.Ensembles(
-        points.recalibrated(bench, settings["size"]),
+        points.recalibrated(bench),
         members,
         points.chunks(images, settings["size"], settings["images"]),
     )

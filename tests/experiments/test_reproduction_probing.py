@@ -1,0 +1,486 @@
+"""The probing tasks of a reproduction, against slow obvious computations."""
+
+import dataclasses
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+from tf_lrtraj import batch_norm, probes, records
+from tf_lrtraj.experiments.reproduction import (
+    geometry,
+    lines,
+    points,
+    probe_settings,
+    runs,
+    trajectories,
+    trips,
+    widths,
+)
+from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.config import default_config, validate
+from tf_lrtraj.experiments.reproduction.problem import Batches, Problem
+from tf_lrtraj.experiments.settings import ConfigError
+from tf_lrtraj.records import ArrayRecord, RecordError
+
+TASKS = {
+    "line": lines.line,
+    "side_trip": trips.side_trip,
+    "basin": trips.basin,
+    "gradients": lines.gradients,
+    "one_step_lines": lines.one_step_lines,
+    "displacement": geometry.displacement,
+    "shell": geometry.shell,
+    "width": widths.width,
+    "ensemble": widths.ensemble,
+}
+
+
+def tiny_config():
+    config = default_config()
+    config.model.width = 2
+    config.batch_size, config.momentum = 16, 0.3
+    config.burn_in, config.window, config.every, config.horizon = 24, 16, 2, 8
+    config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
+    config.cycle.length = 4
+    config.speed.steps = 12
+    config.evaluate.batch_norm_images = 64
+    config.averages = {"swa": {"kernel": "Uniform"}}
+    config.probes.update(
+        batches=3,
+        held_out=2,
+        low=0.05,
+        high=20.0,
+        rates=9,
+        gradients=4,
+        trip_length=3,
+        trip_batches=1,
+        basin_positions=3,
+    )
+    config.one_step.update(iterates=2, batches=2, held_out=3, test=2, points=2)
+    config.displacement.lags = 4
+    config.width.update(images=40, size=20, rays=2, num=3, positions=3)
+    config.ensemble.update(members=3, images=40, size=20)
+    return config
+
+
+def some(problem):
+    """200 training images, so that an epoch is 12 updates."""
+    return Problem(problem.x_train[:200], problem.y_train[:200], problem.x_test, problem.y_test, 10)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    bench = Bench(validate(tiny_config()), tmp_path_factory.mktemp("w"), str, progress=False)
+    bench.problem = some(bench.problem)
+    runs.base(bench, 0)
+    trajectories.one_step_run(bench, 0)
+    return bench
+
+
+class Count:
+    """Counts images that go forward through networks, while it is on."""
+
+    def __init__(self, patch):
+        self.images = 0.0
+        surface, evaluate, along, gradient, predict = (
+            probes.Surface,
+            *(getattr(probes.Surface, n) for n in ("evaluate", "along", "gradient", "predict")),
+        )
+        recompute = batch_norm.Recompute.__call__
+
+        def counted(function, images):
+            def call(*args):
+                self.images += images(*args)
+                return function(*args)
+
+            return call
+
+        def recomputed(this, trainable, non_trainable, inputs):
+            inputs = list(inputs)
+            self.images += sum(map(len, inputs))
+            return recompute(this, trainable, non_trainable, inputs)
+
+        patch.setattr(surface, "seconds_per_pass", lambda *_: 1.0)
+        patch.setattr(
+            surface, "evaluate", counted(evaluate, lambda s, p, b: sum(len(y) for _, y in b))
+        )
+        patch.setattr(surface, "along", counted(along, lambda s, o, d, k, b: len(k) * len(b[1])))
+        patch.setattr(surface, "gradient", counted(gradient, lambda s, p, b: 3 * len(b[1])))
+        patch.setattr(surface, "predict", counted(predict, lambda s, p, x: len(x)))
+        patch.setattr(batch_norm.Recompute, "__call__", recomputed)
+
+
+@pytest.fixture(scope="module")
+def measured(bench):
+    """Images each task took; every task has been done once."""
+    before = [array.copy() for array in bench.model.get_weights()]
+    images = {}
+    with pytest.MonkeyPatch.context() as patch:
+        count = Count(patch)
+        for name, task in TASKS.items():
+            count.images = 0.0
+            task(bench, 0)
+            images[name] = count.images
+    for array, now in zip(before, bench.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(array, now)
+    return images
+
+
+def read(bench, name):
+    return ArrayRecord.read(bench.probe_path(name, 0))
+
+
+def loss_at(bench, weights, batch, training=True):
+    """The loss by Keras' own forward pass of a copy of the model."""
+    model = keras.models.clone_model(bench.model)
+    trainable = weights[: len(model.trainable_variables)]
+    for variable, array in zip(model.trainable_variables, trainable, strict=True):
+        variable.assign(array)
+    return float(bench.loss(batch[1], model(batch[0], training=training)))
+
+
+def vectors(bench, run="base"):
+    snapshots = bench.snapshots(0, run)
+    count = snapshots.num_trainable
+    return {
+        int(s): np.concatenate([a.ravel() for a in snapshots.read(s)[:count]]).astype(float)
+        for s in snapshots.steps
+    }
+
+
+# Settings -------------------------------------------------------------------------------------
+
+
+def test_costs_are_the_images_that_were_counted(bench, measured):
+    assert measured == probe_settings.costs(bench.config)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("probes", "steps", (20, 10)),
+        ("probes", "trip_steps", (24,)),
+        ("probes", "basin_level", 0.0),
+        ("one_step", "points", 3),
+        ("displacement", "longest", 1.5),
+    ],
+)
+def test_settings_out_of_range_are_named(group, key, value):
+    config = tiny_config().to_dict()
+    config[group][key] = value
+    with pytest.raises(ConfigError, match=rf"config\.{group}\.{key}` must be .*Received"):
+        validate(config)
+
+
+def test_every_probe_setting_is_checked():
+    keys = {f"{g}.{k}" for g, group in probe_settings.PROBE_DEFAULTS.items() for k in group}
+    assert keys == set(probe_settings.PROBE_CHECKS)
+
+
+# Batches and points ---------------------------------------------------------------------------
+
+
+def test_unseen_images_are_those_of_the_rest_of_the_epoch(bench):
+    order = Batches(bench.problem, 16, 0, 0, 100)
+    for step in (24, 27, 35):  # an epoch of 12 updates starts at 24
+        seen = {row for s in range(24, step) for row in order.rows(s).tolist()}
+        assert points.unseen(bench, 0, step).tolist() == sorted(set(range(200)) - seen)
+    np.testing.assert_array_equal(points.just_seen(bench, 0, 30), order.rows(29))
+
+
+def test_drawn_batches_do_not_overlap(bench):
+    first, second = points.drawn(bench, (3, 2), [0], without=range(50))
+    rows = np.concatenate([*first, *second])
+    assert len(set(rows.tolist())) == 80 and rows.min() >= 50
+    with pytest.raises(ValueError, match=r"12 batches of 16 training images are more .* 150"):
+        points.drawn(bench, (12,), [0], without=range(50))
+
+
+def test_weights_come_from_snapshots_or_states(bench):
+    half_way = bench.config["burn_in"] + bench.config["window"]
+    state = runs.base(bench, 0).state(half_way // 2)
+    for i, array in enumerate(points.weights_at(bench, 0, half_way // 2)):
+        np.testing.assert_array_equal(array, state[f"weights/{i}"])
+    with pytest.raises(RecordError, match="neither a snapshot nor a state of step 13"):
+        points.weights_at(bench, 0, 13)
+
+
+# Lines ----------------------------------------------------------------------------------------
+
+
+def test_line_records(bench, measured):
+    assert points.probe_steps(bench, 0) == (20, 24, 40)
+    record = read(bench, "line-000000024")
+    assert record.complete and record.kind == "line" and record.about["step"] == 24
+    assert (record.about["held_out_set"], record.about["others_set"]) == ("test", "train")
+    assert record.values["train"].shape[1] == 3
+    assert record.values["others_each"].shape[1:] == (3, 2)
+    same = {read(bench, f"line-{s:09d}").about["batches"] for s in (20, 24, 40)}
+    assert len(same) == 1
+
+    batches, others = points.drawn(bench, (3, 2), [0, 1])
+    weights = points.weights_at(bench, 0, 24)
+    batch = points.taken(bench, batches)[1]
+    _, gradient = bench.surface.gradient(bench.surface.point(weights), batch)
+    rate = record.coordinates["rate"][4]
+    moved = [w - rate * np.asarray(g) for w, g in zip(weights, gradient, strict=False)]
+    np.testing.assert_allclose(
+        record.values["train"][4, 1], loss_at(bench, moved, batch), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        record.values["others_each"][4, 1, 0],
+        loss_at(bench, moved, points.taken(bench, others)[0]),
+        rtol=1e-4,
+    )
+
+
+def test_one_step_lines(bench, measured):
+    rate = bench.config["learning_rate"] / (1.0 - bench.config["momentum"])
+    steps = bench.snapshots(0, "one_step").steps
+    settled = steps[round(0.25 * (len(steps) - 1))]
+    paths = sorted(pathlib.Path(bench.probe_path("x", 0)).parent.glob("one_step-*.npz"))
+    assert [p.name for p in paths] == [f"one_step-{s:09d}.npz" for s in (settled, steps[-1])]
+    for path in paths:
+        record = ArrayRecord.read(path)
+        assert record.coordinates["rate"].tolist() == [0.0, rate / 2, rate, 1.5 * rate, 2 * rate]
+        assert record.values["held_out_each"].shape == (5, 2, 3)
+        assert record.values["others_each"].shape == (5, 2, 2)
+        assert (record.about["held_out_set"], record.about["others_set"]) == ("train", "test")
+        assert record.about["learning_rate"] == rate
+
+
+def test_gradients_and_displacement(bench, measured):
+    walk = vectors(bench)
+    assert "direction" not in read(bench, "gradients-000000024").coordinates
+    record = read(bench, "gradients-000000040")
+    assert record.coordinates["direction"].tolist() == ["from_start", "from_previous"]
+    for number, origin in enumerate((24, 38)):
+        away = walk[40] - walk[origin]
+        np.testing.assert_allclose(
+            record.values["direction_square"][0, number], away @ away, rtol=1e-6
+        )
+        (rows,) = points.drawn(bench, (4,), [0, 3])
+        for b, batch in enumerate(points.taken(bench, rows)):
+            point = bench.surface.point(points.weights_at(bench, 0, 40))
+            gradient = bench.surface.gradient(point, batch)[1]
+            slope = np.concatenate([np.asarray(g, float).ravel() for g in gradient])
+            cosine = slope @ away / np.linalg.norm(slope) / np.linalg.norm(away)
+            found = record.values["direction_cosine"][0, number, b]
+            np.testing.assert_allclose(found, cosine, atol=1e-5)
+
+
+# Trips ----------------------------------------------------------------------------------------
+
+
+def test_side_trips_share_their_batches(bench, measured):
+    found = {step: read(bench, f"side_trip-{step:09d}") for step in (24, 40)}
+    assert found[24].about["batches"] == found[40].about["batches"]
+    order = Batches(bench.problem, 16, 0, 0, 100)
+    batches = points.taken(bench, [order.rows(23), order.rows(39)])
+    for step, record in found.items():
+        assert record.complete and record.values["train_loss"].shape == (3, 4)
+        assert record.about["just_seen"] == [24, 40, None]
+        best = read(bench, f"line-{step:09d}").values["best_rate"][0]
+        np.testing.assert_allclose(record.about["learning_rate"], np.median(best))
+        weights = points.weights_at(bench, 0, step)
+        for trip, batch in enumerate(batches):
+            np.testing.assert_allclose(
+                record.values["train_loss"][trip, 0], loss_at(bench, weights, batch), rtol=1e-4
+            )
+
+
+def test_basin_connects_the_ends_of_trips(bench, measured):
+    record = read(bench, "basin")
+    own, losses = record.about["own"], record.values["loss"][:, 0]
+    assert own == 3 and losses.shape == (3 + 6 + 1, 3, 5)
+    ends = {s: read(bench, f"side_trip-{s:09d}").values for s in (24, 40)}
+    kinds = []
+    for pair, segment in enumerate(record.about["segments"]):
+        (first, second), i = segment["steps"], segment["batch"]
+        kinds.append(segment["kind"])
+        if segment["kind"] == "main":
+            name = f"main-{first} to main-{second}"
+            assert i is None
+        else:
+            there = {"ends": f"trip-{second}-{i}", "to_main": f"main-{second}"}[segment["kind"]]
+            name = f"trip-{first}-{i} to {there}"
+            at_end = {"ends": -1, "to_main": 0}[segment["kind"]]
+            for place, step, at in ((0, first, -1), (2, second, at_end)):
+                np.testing.assert_allclose(
+                    losses[pair, place, i], ends[step]["train_loss"][i, at], rtol=1e-4
+                )
+                np.testing.assert_allclose(
+                    losses[pair, place, own:], ends[step]["others_loss"][i, at], rtol=1e-4
+                )
+        assert record.coordinates["pair"][pair] == name
+    assert kinds == ["ends"] * 3 + ["to_main"] * 6 + ["main"]
+    starts = np.mean([ends[s]["train_loss"][:, 0].mean() for s in (24, 40)])
+    np.testing.assert_allclose(record.about["level"], 0.05 * starts, rtol=1e-4)
+
+
+def test_interrupted_is_uninterrupted(bench, measured, tmp_path, monkeypatch):
+    other = Bench(bench.config, tmp_path, str, progress=False)
+    (tmp_path / "state").symlink_to(bench.folder / "state")
+    other.problem, other.model, other.surface = bench.problem, bench.model, bench.surface
+    measure, done = probes.Line.measure, []
+
+    def interrupted(*args):
+        if len(done) % 10 == 9:
+            done.append("stopped")
+            raise KeyboardInterrupt
+        done.append("piece")
+        return measure(*args)
+
+    monkeypatch.setattr(probes.Line, "measure", interrupted)
+    for _ in range(20):
+        try:
+            lines.line(other, 0)
+        except KeyboardInterrupt:
+            # What the model holds is another run's by then: it must not count.
+            for array in bench.model.non_trainable_variables:
+                array.assign(np.asarray(array) + 1.0)
+            continue
+        break
+    assert done.count("stopped") >= 3
+    for step in (20, 24, 40):
+        name = f"line-{step:09d}"
+        found, wanted = read(other, name), read(bench, name)
+        assert found.about == wanted.about
+        for key, value in wanted.values.items():
+            np.testing.assert_array_equal(found.values[key], value)
+
+
+def test_trips_go_on_whatever_the_model_holds(bench, measured, tmp_path):
+    """The same points are known as the same after other runs have used the model."""
+    other = Bench(bench.config, tmp_path, str, progress=False)
+    (tmp_path / "state").symlink_to(bench.folder / "state")
+    (tmp_path / "probes").symlink_to(bench.folder / "probes")
+    other.problem, other.model, other.surface = bench.problem, bench.model, bench.surface
+    for array in bench.model.variables:
+        array.assign(np.asarray(array) + 0.5)
+    for task in (trips.side_trip, trips.basin, widths.width, widths.ensemble):
+        task(other, 0)
+
+
+def test_trips_without_a_line_say_so(bench, tmp_path):
+    other = Bench(bench.config, tmp_path, str, progress=False)
+    (tmp_path / "state").symlink_to(bench.folder / "state")
+    other.problem, other.model = bench.problem, bench.model
+    with pytest.raises(RecordError, match=r"line-000000024\.npz is missing"):
+        trips.side_trip(other, 0)
+
+
+# Geometry -------------------------------------------------------------------------------------
+
+
+def test_displacement(bench, measured):
+    record, walk = bench.read("displacement", 0), vectors(bench)
+    assert record["about"]["total_lag"] == 16
+    assert record["lags"] == [2, 4]
+    for lag, found in zip(record["lags"], record["mean_squared"], strict=True):
+        squares = [((walk[s] - walk[s - lag]) ** 2).sum() for s in walk if s - lag in walk]
+        np.testing.assert_allclose(found, np.mean(squares), rtol=1e-6)
+    assert len(record["standard_error"]) == len(record["filters_mean_squared"]) == 2
+    assert np.isfinite(record["standard_error"]).all()
+
+
+def test_shell(bench, measured):
+    record, walk = bench.read("shell", 0), np.stack(list(vectors(bench).values()))
+    away = walk - walk.mean(0)
+    np.testing.assert_allclose(record["squared_distance"], (away**2).sum(1), rtol=1e-6)
+    products = [away[i] @ away[j] for i in range(9) for j in range(9) if j - i >= 2]
+    variation = np.sqrt(2.0 * np.var(products)) / np.mean((away**2).sum(1))
+    np.testing.assert_allclose(record["about"]["predicted_cv"], variation, rtol=1e-4)
+    rows = {row["average"]: row for row in record["rows"]}
+    assert list(rows) == ["raw", "swa"] and "loss" not in rows["swa"]
+    np.testing.assert_allclose(rows["raw"]["squared_distance"], (away[-1] ** 2).sum(), rtol=1e-6)
+    swa = np.concatenate([a.ravel() for a in runs.averages(bench, 0)["swa"][: _trainable(bench)]])
+    np.testing.assert_allclose(
+        rows["swa"]["squared_distance"], ((swa - walk.mean(0)) ** 2).sum(), rtol=1e-5
+    )
+
+
+def test_shell_tells_losses_that_are_known(bench, measured, tmp_path):
+    other = Bench(bench.config, tmp_path, str, progress=False)
+    (tmp_path / "state").symlink_to(bench.folder / "state")
+    other.problem, other.model = bench.problem, bench.model
+    row = {"average": "swa", "set": "train", "policy": "recompute", "loss": 0.25}
+    other.store("averages", 0, [row, row | {"set": "test", "loss": 1.0}])
+    geometry.shell(other, 0)
+    rows = {row["average"]: row for row in other.read("shell", 0)["rows"]}
+    assert rows["swa"]["loss"] == 0.25 and "loss" not in rows["raw"]
+
+
+def _trainable(bench):
+    return len(bench.model.trainable_variables)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_effective_directions_of_a_stationary_walk(correlation):
+    rng = np.random.default_rng(5)
+    deviations = np.geomspace(1.0, 0.1, 60)
+    found = []
+    for _ in range(20):
+        state, walk = rng.normal(size=60), []
+        for _ in range(120):
+            state = correlation * state + np.sqrt(1 - correlation**2) * rng.normal(size=60)
+            walk.append(state * deviations)
+        away = np.array(walk) - np.mean(walk, axis=0)
+        between = ((away[:, None] - away) ** 2).sum(-1)
+        found.append(geometry.effective_directions((away**2).sum(1), between))
+    variances = deviations**2
+    exact = variances.sum() ** 2 / (variances**2).sum()
+    assert np.mean([f.trace for f in found]) == pytest.approx(variances.sum(), rel=0.03)
+    assert np.mean([f.effective for f in found]) == pytest.approx(exact, rel=0.06)
+    assert found[0].variation == pytest.approx(np.sqrt(2.0 / found[0].effective))
+
+
+def test_effective_directions_need_four_iterates():
+    with pytest.raises(ValueError, match=r"at least 4 iterates .*Received: shapes \(3,\)"):
+        geometry.effective_directions(np.ones(3), np.ones((3, 3)))
+
+
+# Widths and ensembles -------------------------------------------------------------------------
+
+
+def test_width_and_segment(bench, measured):
+    width, segment = read(bench, "width"), read(bench, "sgd_to_swa")
+    assert width.coordinates["point"].tolist() == ["sgd", "swa"]
+    assert segment.coordinates["pair"].tolist() == ["sgd to swa"]
+    assert width.about["batch_norm"] == segment.about["batch_norm"] == "recalibrated"
+    length = segment.values["length"].item()
+    np.testing.assert_allclose(width.coordinates["distance"], [0, 1.5 * length, 3 * length])
+    places = segment.coordinates["position"].tolist()
+    assert places == [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
+    for prefix in ("", "held_out_"):
+        at = segment.values[f"{prefix}loss"][0, 0]
+        for number, place in ((0, 0.0), (1, 1.0)):
+            start = width.values[f"{prefix}loss"][number, 0, 0]
+            np.testing.assert_allclose(start, at[places.index(place)], rtol=1e-5)
+
+
+def test_width_is_measured_as_averages_are_scored(bench, measured):
+    other = Bench(bench.config, bench.folder, str, progress=False)
+    other.model, test = bench.model, bench.problem.images("test", 0)
+    other.problem = dataclasses.replace(bench.problem, x_test=test[0][:40], y_test=test[1][:40])
+    row = other.scorer.score(runs.averages(bench, 0)["swa"], ["test"])[0]
+    found = read(bench, "width").values["held_out_loss"][1, 0, 0].mean()
+    np.testing.assert_allclose(found, row["loss"], rtol=1e-5)
+
+
+def test_ensemble_members_lie_at_growing_distances(bench, measured):
+    record = read(bench, "ensemble")
+    assert record.coordinates["member"].tolist() == ["36", "38", "40"]
+    assert record.about["steps"] == [36, 38, 40]
+    walk = vectors(bench)
+    np.testing.assert_allclose(
+        record.values["distance"][0, 2], np.linalg.norm(walk[36] - walk[40]), rtol=1e-5
+    )
+    assert record.values["ensemble_difference"].shape == (4, 2)
+
+
+def test_records_are_plain(bench, measured):
+    for name in ("displacement", "shell"):
+        assert records.read_json(bench.record_path(name, 0))["task"] == name
