@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +37,7 @@ _FAMILIES = {
     "weights": ("black", "best weights"),
     "raw": (GREY, "raw weights"),
 }
-_SWEPT = ("train_part", "train", "test_part", "test")
+SWEPT = ("train_part", "train", "test_part", "test")
 _MARKERS = {"sweep": "o", "calibration": "s", "recommendation": "*", "raw": "X"}
 
 
@@ -135,7 +135,7 @@ def caption_points(tasks: Tasks, counts: Sequence[int]) -> str:
     if pairs:
         text += (
             " Diamonds: the training loss predicted from single losses and two-point averages, "
-            f"off by {errors(pairs)}."
+            f"off, over all gaps, by {errors(pairs)}."
         )
     return text
 
@@ -203,7 +203,7 @@ def caption_decays(tasks: Tasks) -> str:
 def draw_sweep(tasks: Tasks) -> Figure | None:
     """Predicted against measured loss of every average, with bands, and the relative error."""
     records = tasks.get("sweep", {})
-    sets = [name for name in _SWEPT if _measured(tasks, name)]
+    sets = [name for name in SWEPT if _measured(tasks, name)]
     if not records or not sets:
         return None
     with style():
@@ -276,24 +276,25 @@ def _relative(panel: Axes, tasks: Tasks, which: str) -> None:
     panel.set_xlabel("measured loss")
 
 
-def caption_sweep(tasks: Tasks) -> str:
-    """What the figure shows, and how far off the predictions are."""
+def caption_sweep(tasks: Tasks, errors_of: Mapping[str, tuple[float | None, float | None]]) -> str:
+    """What the figure shows, and how far off the predictions are.
+
+    Args:
+        tasks: records.
+        errors_of: set → (median, worst) error in per cent, where they are known.
+    """
     levels = {
         record.get("about", {}).get("level") for record in tasks.get("sweep", {}).values()
     } - {None}
     bands = f"{levels.pop():.0%} bands".replace("%", " %") if len(levels) == 1 else "bands"
-    parts = []
-    for which in _SWEPT:
-        pairs = [
-            (row["predicted"], row["measured"])
-            for row in _measured(tasks, which)
-            if row.get("role") == "sweep"
-        ]
-        if pairs:
-            parts.append(f"{SETS[which]}: off by {errors(pairs)}")
+    parts = [
+        f"{SETS[which]}: median {middle:.2g} %, worst {worst:.2g} %"
+        for which, (middle, worst) in errors_of.items()
+        if middle is not None and worst is not None
+    ]
     text = (
         f"Loss of every average as predicted from single losses and a few pairs, with {bands}, "
         "against its loss as measured. Squares: averages that calibrated the prediction; stars: "
         "recommended; crosses: raw weights."
     )
-    return text + (f" The sweep, {'; '.join(parts)}." if parts else "")
+    return text + (f" Off by, {'; '.join(parts)}." if parts else "")

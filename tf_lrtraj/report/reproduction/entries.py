@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from tf_lrtraj.claims.verdicts import (
 from tf_lrtraj.report.reproduction.plates import of_claim
 from tf_lrtraj.report.reproduction.reading import Source
 
-__all__ = ["GROUPS", "SIGNS", "Entry", "command", "counts", "entries"]
+__all__ = ["GROUPS", "SIGNS", "Entry", "command", "counts", "entries", "sentence"]
 
 # A sign beside the word, for those who cannot tell the colours apart.
 SIGNS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", INCONCLUSIVE: "?", NOT_RUN: "–"}
@@ -28,7 +29,6 @@ GROUPS = {
     "A": "Averaging and schedules",
     "S": "SWA and FGE",
 }
-_BRIEF = 2  # parts of a statistic that the table shows before the reader asks for all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,24 @@ class Entry:
         return _CLASSES.get(self.verdict, "open")
 
     @property
-    def brief(self) -> tuple[str, str]:
-        """The statistic's first parts, and the rest."""
-        parts = self.statistic.split("; ")
-        return "; ".join(parts[:_BRIEF]), "; ".join(parts[_BRIEF:])
+    def parts(self) -> list[str]:
+        """What was measured, part by part."""
+        return self.statistic.split("; ") if self.statistic else []
+
+
+_WORDS = {"ema": "EMA", "swa": "SWA", "two_point": "two points", "one_minus_sqrt": "1 − √"}
+
+
+def sentence(text: str) -> str:
+    """With a capital at its beginning, a full stop at its end, and averages by their names.
+
+    >>> sentence("a gap of 1 %"), sentence("two_point: is it?")
+    ('A gap of 1 %.', 'Two points: is it?')
+    """
+    for name, word in _WORDS.items():
+        text = re.sub(rf"\b{name}\b", word, text)
+    begun = text[:1].upper() + text[1:]
+    return begun if not begun or begun.endswith((".", "!", "?", "…")) else f"{begun}."
 
 
 def entries(source: Source) -> list[Entry]:

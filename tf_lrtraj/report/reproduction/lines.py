@@ -131,8 +131,8 @@ def caption_held_out(lines: Sequence[ArrayRecord]) -> str:
     del lines
     return (
         "The same steps, seen by the batch that gave the gradient, by held-out batches and by "
-        "other training batches: landmarks of the mean curves, with two standard errors, on a log scale; "
-        "a mark that is missing means no gain."
+        "other training batches: landmarks of the mean curves, with two standard errors, on a log "
+        "scale; a mark that is missing means no gain."
     )
 
 

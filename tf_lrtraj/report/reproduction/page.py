@@ -17,12 +17,13 @@ from typing import Any
 from tf_lrtraj.records import write_atomically
 from tf_lrtraj.report.drawing import to_svg
 from tf_lrtraj.report.reproduction import setting, svg
-from tf_lrtraj.report.reproduction.entries import GROUPS, Entry, command, counts, entries
+from tf_lrtraj.report.reproduction.entries import GROUPS, Entry, command, counts, entries, sentence
 from tf_lrtraj.report.reproduction.plates import PLATES, STATIONARITY, draw
 from tf_lrtraj.report.reproduction.reading import Source
 
 __all__ = ["markdown_page", "write_page"]
 
+_BRIEF = 2  # parts of what was measured that stand in a table
 PAGE, FIGURES = "report.html", "figures"
 
 
@@ -75,7 +76,7 @@ def write_page(folder: str | os.PathLike[str]) -> pathlib.Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["unbroken"] = _unbroken
+    environment.filters.update(unbroken=_unbroken, sentence=sentence)
     page = environment.get_template("reproduction.html.j2").render(
         scale=setting.scale(source),
         claims=claims,
@@ -112,7 +113,7 @@ def markdown_page(folder: str | os.PathLike[str], results: str = ".") -> str:
     for claim in claims:
         lines.append(
             f"| [{claim.id}](#{claim.id.lower()}) | {_cell(claim.sentence)} "
-            f"| {_cell('; '.join(filter(None, claim.brief[:1])))} "
+            f"| {_cell('; '.join(claim.parts[:_BRIEF]) or claim.reason)} "
             f"| {claim.sign} {claim.verdict} | {_links(claim, there, results)} |"
         )
     lines += ["", *(f"- {_cell(name)}: {_cell(text)}" for name, text in setting.facts(source)), ""]
@@ -169,5 +170,4 @@ def _paragraph(claim: Entry) -> str:
         claim.reason,
         *claim.notes,
     ]
-    ended = [text if text.endswith((".", "!", "?")) else f"{text}." for text in parts if text]
-    return _cell(" ".join(ended))
+    return _cell(" ".join(map(sentence, filter(None, parts))))

@@ -99,6 +99,23 @@ def _of_lines(
     return made
 
 
+def _rates(source: Source) -> tuple[Figure, str] | None:
+    figure = stationary_state.draw_rates(source.tasks, source.number("B8", "exponent"))
+    return None if figure is None else (figure, stationary_state.caption_rates(source.tasks))
+
+
+def _sweep(source: Source) -> tuple[Figure, str] | None:
+    figure = averages.draw_sweep(source.tasks)
+    known = {
+        which: (
+            source.number("A5", f"median_error_{which}"),
+            source.number("A5", f"worst_error_{which}"),
+        )
+        for which in averages.SWEPT
+    }
+    return None if figure is None else (figure, averages.caption_sweep(source.tasks, known))
+
+
 # Name of a figure → (what it shows, how it is made).  A figure belongs to the claim whose id its
 # name begins with; those of STATIONARITY stand before all claims.
 PLATES: dict[str, tuple[str, _Make]] = {
@@ -143,7 +160,7 @@ PLATES: dict[str, tuple[str, _Make]] = {
     ),
     "B8": (
         "Distance of iterates from their centre against the rate",
-        _of_tasks(stationary_state.draw_rates, stationary_state.caption_rates),
+        _rates,
     ),
     "B9": (
         "Distances of iterates and averages from the centre",
@@ -179,7 +196,7 @@ PLATES: dict[str, tuple[str, _Make]] = {
     ),
     "A5": (
         "Predicted against measured loss of every average",
-        _of_tasks(averages.draw_sweep, averages.caption_sweep),
+        _sweep,
     ),
     "A6": (
         "Loss against steps: large rate, its average, small rate",

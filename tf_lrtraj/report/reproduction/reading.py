@@ -60,6 +60,15 @@ class Source:
         """The same at every seed."""
         return [r for key in sorted(self._probes) if key[1] == name for r in self._probes[key]]
 
+    def number(self, claim: str, name: str) -> float | None:
+        """A number of the ledger's; None where the claim has none of that name."""
+        for entry in self.ledger["claims"]:
+            if isinstance(entry, dict) and entry.get("id") == claim:
+                found = (entry.get("numbers") or {}).get(name)
+                value = found.get("value") if isinstance(found, dict) else None
+                return float(value) if isinstance(value, (int, float)) else None
+        return None
+
     # Reading ------------------------------------------------------------------------------
 
     def _ledger(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tf_lrtraj.report.reproduction.marks import (
     interval,
     known,
     name_of,
+    percent,
     plain_log,
     rows,
 )
@@ -30,8 +31,13 @@ _AVERAGES = {"ema": BLUE, "swa": ORANGE, "two_point": GREEN}
 # Distance against rate ------------------------------------------------------------------------
 
 
-def draw_rates(tasks: Tasks) -> Figure | None:
-    """Distance of iterates from their centre against the rate, with the fitted power and √λ."""
+def draw_rates(tasks: Tasks, power: float | None = None) -> Figure | None:
+    """Distance of iterates from their centre against the rate, with a power law and √λ.
+
+    Args:
+        tasks: records.
+        power: of the rate, as fitted; None draws √λ alone.
+    """
     records = tasks.get("rates", {})
     rates = known(records, "learning_rate")
     if not rates:
@@ -40,8 +46,12 @@ def draw_rates(tasks: Tasks) -> Figure | None:
         figure, (panel,) = panels(1, 1, 6.0, 4.0)
         means = []
         for rate in rates:
-            squares = by_seed(records, "squared_distance", learning_rate=float(rate))
-            distances = [float(np.sqrt(value)) for value in squares.values() if value > 0.0]
+            distances, before = (
+                _roots(by_seed(records, "squared_distance", learning_rate=float(rate), half=half))
+                for half in (2, 1)
+            )
+            panel.plot([0.97 * rate] * len(before), before, "o", color=GREY, markersize=4,
+                       markerfacecolor="none")  # fmt: skip
             panel.plot([rate] * len(distances), distances, "o", color=BLUE, markersize=4, alpha=0.5)
             mean, half = interval(distances)
             means.append(mean)
@@ -53,15 +63,17 @@ def draw_rates(tasks: Tasks) -> Figure | None:
         x, y = np.array(rates, np.float64), np.array(means)
         usable = (x > 0.0) & np.isfinite(y)
         if usable.sum() > 1:
-            power, at_one = np.polyfit(np.log(x[usable]), np.log(y[usable]), 1)
-            panel.plot(x, np.exp(at_one) * x**power, color=BLUE, linewidth=1.4)
-            middle = float(np.exp(np.mean(np.log(y[usable]) - 0.5 * np.log(x[usable]))))
-            panel.plot(x, middle * np.sqrt(x), color="black", linewidth=1.1, linestyle=":")
+            log_x, log_y = np.log(x[usable]), np.log(y[usable])
+            lines = {"√λ": (0.5, "black", ":")}
+            if power is not None:
+                lines[f"power {power:.3g}"] = (power, BLUE, "-")
+            ends = {}
+            for label, (exponent, color, dash) in lines.items():
+                # Through the middle of the measurements.
+                curve = np.exp((log_y - exponent * log_x).mean()) * x**exponent
+                panel.plot(x, curve, color=color, linewidth=1.3, linestyle=dash)
+                ends[label] = (float(x[-1]), float(curve[-1]), color)
             plain_log(panel, "x", "y")
-            ends = {
-                f"power {power:.2f}": (x[-1], float(np.exp(at_one) * x[-1] ** power), BLUE),
-                "√λ": (x[-1], float(middle * np.sqrt(x[-1])), "black"),
-            }
             label_ends(panel, ends)
         panel.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
         panel.minorticks_off()
@@ -71,12 +83,17 @@ def draw_rates(tasks: Tasks) -> Figure | None:
     return figure
 
 
+def _roots(squares: dict[int, float]) -> list[float]:
+    return [float(np.sqrt(value)) for value in squares.values() if value > 0.0]
+
+
 def caption_rates(tasks: Tasks) -> str:
     """What the figure shows, in words."""
     return (
         "Root of the mean squared distance of the iterates from their own centre at several "
-        "constant rates, corrected for the finite number of iterates. Dots: seeds; bars: mean with "
-        "its 95 % interval; line: power law through the means; dotted: the √λ of the model."
+        "constant rates, corrected for the finite number of iterates. Dots: seeds, in the second "
+        "half of each run (hollow: in the first); bars: mean with its 95 % interval; line: the "
+        "fitted power; dotted: the √λ of the model."
     )
 
 
@@ -154,17 +171,17 @@ def caption_shell(tasks: Tasks) -> str:
         "Left: distance of iterates (grey, a line for each seed) and of averages from the mean "
         "of the window. Right: their training loss (dots: seeds; bars: mean with 95 % interval)."
     )
-    ratios = []
+    spreads = []
     for _, record in sorted(tasks.get("shell", {}).items()):
         squares = array(record, "squared_distance")
         spread = record.get("predicted_cv", record.get("about", {}).get("predicted_cv"))
         if isinstance(spread, (int, float)) and squares.size > 1 and spread > 0.0:
-            ratios.append((float(squares.std(ddof=1) / squares.mean()), float(spread)))
-    if ratios:
-        measured, expected = (float(np.mean(side)) for side in zip(*ratios, strict=True))
+            spreads.append((float(squares.std(ddof=1) / squares.mean()), float(spread)))
+    if spreads:
+        measured, expected = (float(np.mean(side)) for side in zip(*spreads, strict=True))
         text += (
-            f" Shaded: the spread expected from the number of effective directions, {expected:.2g} "
-            f"of the squared distance; measured {measured:.2g}, {measured / expected:.2g} times it."
+            " Shaded: the spread expected from the number of effective directions, "
+            f"{percent(expected)} of the squared distance; measured: {percent(measured)}."
         )
     return text
 
