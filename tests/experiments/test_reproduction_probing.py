@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import types
 
 import keras
 import numpy as np
@@ -58,7 +59,7 @@ def tiny_config():
         trip_batches=1,
         basin_positions=3,
     )
-    config.one_step.update(iterates=2, batches=2, held_out=3, test=2, points=2)
+    config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
     config.displacement.lags = 4
     config.width.update(images=40, size=20, rays=2, num=3, positions=3)
     config.ensemble.update(members=3, images=40, size=20)
@@ -190,6 +191,35 @@ def test_unseen_images_are_those_of_the_rest_of_the_epoch(bench):
     np.testing.assert_array_equal(points.just_seen(bench, 0, 30), order.rows(29))
 
 
+def test_the_next_step_of_a_stationary_run_changes_nothing():
+    """What B4 rests on, for a quadratic loss and a data set that is gone through in epochs.
+
+    With the next batch drawn from the unseen images the mean loss of *all* images is
+    best at half the run's rate and unchanged at the rate itself; drawn from all of them, it is not.
+    """
+    images, pace, size = 20, 0.1, 500
+    rng = np.random.default_rng(1)
+    minimisers = rng.normal(size=(images, size))
+    minimisers -= minimisers.mean(axis=0)
+    bench = types.SimpleNamespace(
+        config={"batch_size": 1}, problem=types.SimpleNamespace(x_train=np.zeros(images))
+    )
+    order = Batches(bench.problem, 1, 0, 0, 10**6)
+    theta, shares = np.zeros(size), np.linspace(0.5, 2.0, 7)
+    gains = np.zeros((2, shares.size))
+    for step in range(images * 250):
+        if step >= images * 10:
+            drawn = rng.choice(points.unseen(bench, 0, step)), rng.integers(images)
+            for row, image in enumerate(drawn):
+                moved = theta - np.outer(shares, pace * (theta - minimisers[image]))
+                gains[row] += (moved**2).sum(axis=1) - theta @ theta
+        theta = theta - pace * (theta - minimisers[order.rows(step)[0]])
+    slope, start = np.polyfit(shares, (gains / shares).T, 1)
+    fresh, any_image = -start / slope
+    assert fresh == pytest.approx(1.0, abs=0.05)  # twice the best rate as well: it is a parabola
+    assert any_image < 0.7
+
+
 def test_drawn_batches_do_not_overlap(bench):
     first, second = points.drawn(bench, (3, 2), [0], without=range(50))
     rows = np.concatenate([*first, *second])
@@ -245,9 +275,9 @@ def test_one_step_lines(bench, measured):
     for path in paths:
         record = ArrayRecord.read(path)
         assert record.coordinates["rate"].tolist() == [0.0, rate / 2, rate, 1.5 * rate, 2 * rate]
-        assert record.values["held_out_each"].shape == (5, 2, 3)
-        assert record.values["others_each"].shape == (5, 2, 2)
-        assert (record.about["held_out_set"], record.about["others_set"]) == ("train", "test")
+        assert record.values["held_out_each"].shape == (5, 2, 2)
+        assert record.values["others_each"].shape == (5, 2, 3)
+        assert (record.about["held_out_set"], record.about["others_set"]) == ("test", "train")
         assert record.about["learning_rate"] == rate
 
 

@@ -29,8 +29,8 @@ def judge_b4(records: Records) -> Judgement:
     runs = {record.seed: record for record in records.measured("one_step")}
     found = records.probes("one_step-*", "line")
     rate = next(iter(runs.values())).setting("learning_rate")
-    curve = "others" if all("others_each" in p.record.values for p in found) else "held_out"
-    grid, curves = _curves(found, curve)
+    training, test = _groups(found[0])
+    grid, curves = _curves(found, training)
     places = np.arange(len(curves))
 
     def landmark(which: int) -> Estimate:
@@ -58,13 +58,22 @@ def judge_b4(records: Records) -> Judgement:
         off = 100.0 * (part.interval.value / predicted - 1.0)
         notes.append(f"the model says {predicted:g}: {part.name} is {number(off)} % off")
     if curve == "others":
-        notes.append("held-out here: training batches that no step is taken on")
+        notes.append("held-out here: training batches, drawn whatever the step's batch is")
         test_grid, test = _curves(found, "held_out")
         crossing, best = landmarks(test_grid, test.mean(axis=0))
         numbers = {"test_zero_crossing": crossing / rate, "test_best_rate": best / rate}
     gain = -float(curves.mean(axis=0).min())
     conditions = [_one_step_condition(runs, found, gain)]
     return conclude(parts, conditions=conditions, numbers=numbers, notes=notes)
+
+
+def _groups(probe: Probed) -> tuple[str, str]:
+    """Which of a record's two groups of batches are training images, and which test images."""
+    sets = {name: probe.record.about.get(f"{name}_set") for name in ("held_out", "others")}
+    training = next((name for name, kind in sets.items() if kind == "train"), "")
+    if not training:
+        raise RecordError(f"{probe.name} has no group of training batches beside the step's own.")
+    return training, next((name for name, kind in sets.items() if kind == "test"), "")
 
 
 def _curves(found: tuple[Probed, ...], curve: str) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +160,7 @@ CLAIMS = (
         "At a stationary constant rate without momentum the held-out gain of one more step "
         "vanishes near that rate and is best near half of it.",
         "derived in docs/theory/model.md",
-        ("one_step",),
+        ("one_step", "one_step_lines"),
         "losses of held-out batches along steps on training batches, at several iterates of a "
         "run without momentum whose loss has levelled off",
         f"the intervals of zero crossing and best rate, over the run's rate, lie within "
@@ -162,7 +171,5 @@ CLAIMS = (
         "only both numbers together make the sentence. Held-out means other training batches, as "
         "in the model, where both come from one distribution; test batches stand beside them.",
         judge_b4,
-        probes=("one_step-*",),
-        figures=("B4",),
     ),
 )

@@ -44,12 +44,13 @@ def one_step_lines(bench: Bench, seed: int) -> None:
     """Losses along one more step of the run without momentum: `one_step-<step>.npz`.
 
     In a stationary state no loss changes in expectation over the *next* update, whatever the data
-    it is measured on.  So a step's batch is drawn as the run draws its next one: at
-    random from the training images that it has not seen yet in its epoch.  The loss is measured on
-    `held_out`, training images drawn whatever the step's batch (their mean over draws is the
-    loss of the training set, of which a share of batch size over training images is the
-    step's own batch), and on `others`, test images.  Rates run to twice the run's own, which is
-    among them, as its half is.
+    it is measured on.  So a step's batch is drawn as the run draws its next one: at random from
+    the training images that it has not seen yet in its epoch.  The loss is measured on test
+    images, `held_out`, and on `others`, training images drawn whatever the step's batch: their
+    mean over draws is the loss of the whole training set, of which the step's own batch is
+    a part.  (Batches that share no image with the step's would gain less, and nothing
+    already at a lower rate: the own batch's large gain, times its share of the training images,
+    is missing.)  Rates run to twice the run's own, which is among them, as its half is.
     """
     settings = bench.config["one_step"]
     rate = bench.config["learning_rate"] / (1.0 - bench.config["momentum"])
@@ -62,13 +63,13 @@ def one_step_lines(bench: Bench, seed: int) -> None:
         rng = np.random.default_rng([seed, step, _ONE_STEP])
         fresh = points.unseen(bench, seed, step)
         batches = [rng.choice(fresh, size, replace=False) for _ in range(settings["batches"])]
-        (held_out,) = points.drawn(bench, (settings["held_out"],), [seed, step, 2])
+        (others,) = points.drawn(bench, (settings["others"],), [seed, step, 2])
         probe = probes.Line(
             bench.surface,
             points.weights_at(bench, seed, step, "one_step"),
             points.taken(bench, batches),
-            held_out=points.taken(bench, held_out),
-            others=bench.batches("test", settings["test"], 1_000_003 * seed + step),
+            held_out=bench.batches("test", settings["held_out"], 1_000_003 * seed + step),
+            others=points.taken(bench, others),
             rates=rates,
             bracket="none",
             seed=seed,
@@ -80,7 +81,7 @@ def one_step_lines(bench: Bench, seed: int) -> None:
             "learning_rate": rate,
             "batches_from": "training images not seen yet in the epoch",
         }
-        _measure(bench, probe, f"one_step-{step:09d}", seed, about, held_out="train", others="test")
+        _measure(bench, probe, f"one_step-{step:09d}", seed, about, held_out="test", others="train")
 
 
 def gradients(bench: Bench, seed: int) -> None:

@@ -21,9 +21,7 @@ from tf_lrtraj.probes.steps import GRADIENT_PASSES
 
 __all__ = ["PROBE_CHECKS", "PROBE_DEFAULTS", "costs"]
 
-# For the digits (ResNet-8 of width 8, 8x8 images, batches of 32): 0.6 million images forward, about
-# a minute of one core for a seed.  A network that is ten times as slow, with batches of 128, takes
-# about 6 minutes of two cores; more of its images then pay in `width` and `ensemble`.
+# Sizes for the digits (ResNet-8 of width 8, 8x8 images): a minute or two of one core for a seed.
 PROBE_DEFAULTS: dict[str, Any] = {
     # One step, side trips and gradients of mini-batches on the base run; batch norm by the
     # batch's own moments.  Batches have `config.batch_size` images.
@@ -41,9 +39,8 @@ PROBE_DEFAULTS: dict[str, Any] = {
         "gradients": 24,  # batches whose gradients are compared
         "trip_steps": (),  # starts of side trips, two or more; (): the window's first and last
         "trip_length": 9,  # steps of a trip
-        "trip_rate": config_dict.placeholder(
-            float
-        ),  # its rate; None: median best rate of the line at its start
+        # Rate of trips; None: the median best rate of the line at their start.
+        "trip_rate": config_dict.placeholder(float),
         # Batches of trips, one trip each, from every start: first the one just seen at each
         # start, then so many drawn from the rest.
         "trip_batches": 3,
@@ -55,8 +52,8 @@ PROBE_DEFAULTS: dict[str, Any] = {
         "settle": 0.25,  # share of the run that is left to the new rate to settle
         "iterates": 10,  # evenly spaced over the rest
         "batches": 6,  # whose gradients are stepped along, at each iterate
-        "held_out": 6,  # training batches that the loss is measured on
-        "test": 4,  # test batches, likewise
+        "held_out": 4,  # test batches that the loss is measured on
+        "others": 6,  # training batches, likewise
         "points": 4,  # rates from one multiple of the run's rate to the next, up to twice it; even
     },
     "displacement": {
@@ -123,7 +120,7 @@ PROBE_CHECKS: dict[str, Check] = {
     "one_step.iterates": integer(2),
     "one_step.batches": integer(2),
     "one_step.held_out": integer(2),
-    "one_step.test": integer(2),
+    "one_step.others": integer(2),
     "one_step.points": (
         "an even integer of at least 2",
         lambda value: is_integer(value) and value >= 2 and value % 2 == 0,
@@ -158,7 +155,7 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
     trips = starts + probe["trip_batches"]
     # The batch itself, test batches, and other training batches.
     line = GRADIENT_PASSES + (1 + probe["rates"]) * (1 + 2 * probe["held_out"])
-    step = GRADIENT_PASSES + (1 + 2 * one["points"]) * (1 + one["held_out"] + one["test"])
+    step = GRADIENT_PASSES + (1 + 2 * one["points"]) * (1 + one["held_out"] + one["others"])
     trip = (probe["trip_length"] + 1) * (GRADIENT_PASSES + 1 + 2 * probe["held_out"])
     pairs = starts * (starts - 1) // 2 * (trips + 1) + starts * trips
     segment = probe["basin_positions"] * (trips + 2 * probe["held_out"])
