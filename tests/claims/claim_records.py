@@ -22,7 +22,7 @@ FLOOR, EXCESS = 0.3, 0.2  # loss at no rate; excess at the base rate
 AVERAGES = {"raw": 0.50, "ema": 0.41, "swa": 0.39, "two_point": 0.40}
 EQUIVALENCES = ("curvature_free", "curvature", "spectrum")
 POINTS = (2, 4, 8)
-GAPS = (1, 3, 10, 30, 50)
+GAPS = (10, 20, 50)
 DECAYS = {"cosine": 0.385, "linear": 0.39, "one_minus_sqrt": 0.38}
 CONFIG = {
     "name": "synthetic",
@@ -31,11 +31,12 @@ CONFIG = {
     "batch_size": 32,
     "learning_rate": RATE,
     "momentum": MOMENTUM,
-    "sweep": {"seeds": 1},
+    "burn_in": BURN_IN,
+    "window": WINDOW,
     "pairs": {"seeds": 1, "factor": 0.25},
     "speed": {"seeds": 1, "factor": 0.125},
-    "one_step": {"seeds": 1, "iterates": 6},
     "probe_seeds": 1,
+    "probes": {"steps": [], "trip_steps": []},
 }
 
 
@@ -112,28 +113,34 @@ def averages(random):
 
 
 def equivalent(random):
-    found, predicted = [], []
+    raw = AVERAGES["raw"]
+    found = [row(raw, "train", average="raw", equivalence="none", of="raw", share=1.0)]
+    predicted = [{"average": "raw", "of": "raw", "excess": raw - FLOOR}]
     off = {"curvature_free": 0.02, "curvature": 0.01, "spectrum": 0.001}
     for name, loss in AVERAGES.items():
         if name == "raw":
             continue
+        own = {"average": name, "equivalence": "none", "of": "average", "share": 1.0}
+        found += [row(loss, "train", **own), row(loss + 0.1, "test", **own)]
         for kind in EQUIVALENCES:
-            shares = (0.5, 1.0) if kind == "curvature_free" else (1.0,)
-            for share in shares:
-                mean = loss if share == 1.0 else loss + 0.03
-                for of, factor in (("average", 1.0), ("run", 1.0 + off[kind])):
-                    where = {"average": name, "equivalence": kind, "of": of, "share": share}
-                    for on, more in (("train", 0.0), ("test", 0.1)):
-                        wobble = 0.0005 if of == "run" else 0.0
-                        found.append(row(around(random, mean * factor + more, wobble), on, **where))
-            for of, factor in (("average", 1.0), ("run", 1.0 + 0.5 * off[kind])):
-                where = {"average": name, "equivalence": kind, "of": of}
-                predicted.append({**where, "excess": loss * factor - FLOOR})
+            where = {"average": name, "equivalence": kind}
+            end = loss * (1.0 + off[kind])
+            for on, more in (("train", 0.0), ("test", 0.1)):
+                wobble = around(random, end + more, 0.0005)
+                found.append(row(wobble, on, **where, of="run", share=1.0))
+            for of, excess in (("average", loss - FLOOR), ("run", end - FLOOR)):
+                predicted.append({**where, "of": of, "excess": excess})
+        for of, factor in (("average", 1.0), ("run", 1.01)):
+            half = {"average": name, "equivalence": "curvature_free", "of": of, "share": 0.5}
+            for on, more in (("train_part", 0.0), ("test", 0.1)):
+                found.append(row(around(random, (loss + 0.03) * factor + more), on, **half))
     estimates = {
         "curvature": 0.3,
         "curvatures": [0.1, 0.3, 1.0],
         "noise_variances": [0.1, 0.1, 0.1],
-        "floor": FLOOR,
+        "excess": [0.1, 0.05, 0.05],
+        "unresolved": 0.0,
+        "set": "train_part",
     }
     return {"about": {"estimates": estimates, "predicted": predicted}, "rows": found}
 
@@ -177,40 +184,55 @@ def decays(random):
 
 
 def sweep(random):
-    found = []
     names = {
         "ema": np.linspace(0.5, 0.98, 8),
         "swa": np.arange(2, 34, 4),
         "two_point": np.arange(1, 33, 4),
     }
-    for on, more in (("train_part", 0.0), ("test", 0.1)):
+    found = []
+    for on, other, more in (("train_part", "test_part", 0.0), ("test_part", "train_part", 0.1)):
+        found.append({"set": on, "average": "raw", "role": "raw", "measured": 0.5 + more})
         for family, parameters in names.items():
             for i, parameter in enumerate(parameters.tolist()):
-                measured = 0.4 + more + 0.01 * i
                 role = "calibration" if family == "swa" and i == 3 else "sweep"
-                found.append(
-                    _predicted(random, on, f"{family} {i}", family, parameter, role, measured)
-                )
-        raw = _predicted(random, on, "raw", "weights", 0.0, "raw", 0.5 + more)
-        best = _predicted(random, on, "optimal", "weights", 0.0, "recommendation", 0.399 + more)
-        found += [raw, best]
-    return {"about": {"level": 0.9, "optimal": "optimal", "cost": 40}, "rows": found}
+                if i == 7:
+                    role = "recommendation"
+                entry = {
+                    "average": f"{family} {i}",
+                    "family": family,
+                    "parameter": parameter,
+                    "role": role,
+                    "chosen_on": on,
+                }
+                found.append(_predicted(random, {**entry, "set": on}, 0.48 + more - 0.01 * i))
+        best = {
+            "average": "optimal",
+            "family": "weights",
+            "parameter": 0.0,
+            "role": "recommendation",
+            "chosen_on": on,
+        }
+        found.append(_predicted(random, {**best, "set": on}, 0.409 + more))
+        found.append({**best, "set": other, "measured": 0.51 if other == "test_part" else 0.41})
+    gaps = {"lags": [1, 8], "jensen_gaps": [0.02, 0.05], "gap_curve": [0.0, 0.02, 0.05]}
+    about = {
+        "level": 0.9,
+        "optimal": "optimal",
+        "cost": {"singles": 16, "pairs": 24},
+        "mean_single_loss": {"train_part": 0.5, "test_part": 0.6},
+    }
+    return {"about": about, "rows": found, "train_part": gaps, "test_part": gaps}
 
 
-def _predicted(random, on, name, family, parameter, role, measured):
+def _predicted(random, entry, measured):
     predicted = measured * (1.0 + 0.002 * random.uniform(-1.0, 1.0))
     return {
-        "set": on,
-        "average": name,
-        "family": family,
-        "parameter": parameter,
-        "role": role,
+        **entry,
         "predicted": predicted,
-        "error": 0.002 * predicted,
+        "quadratic": 1.01 * predicted,
         "low": 0.996 * predicted,
         "high": 1.004 * predicted,
         "measured": measured,
-        "images": 1000 if on == "train_part" else 360,
     }
 
 
@@ -260,13 +282,13 @@ def shell(random):
 
 def pairs(random):
     found = []
-    for rate in (RATE, RATE / 4):
-        for step in range(0, 401, 20):
-            shared = 4.0 * np.exp(-step * rate / 10) + 0.05
-            apart = 4.0 * rate / RATE * (1.0 - np.exp(-step / 40))
-            for batches, square in (("shared", shared), ("independent", apart)):
-                where = {"batches": batches, "learning_rate": rate, "step": step}
-                found.append({**where, "squared_distance": around(random, square, 0.01)})
+    for batches, rate in (("shared", RATE), ("independent", RATE), ("independent", RATE / 4)):
+        for step in range(0, WINDOW + 1, EVERY):
+            square = 4.0 * np.exp(-step * rate / 10) + 0.05
+            if batches == "independent":
+                square = 4.0 * rate / RATE * (1.0 - np.exp(-step / 40))
+            where = {"batches": batches, "learning_rate": rate, "step": step}
+            found.append({**where, "squared_distance": around(random, square, 0.01)})
     return {"rows": found}
 
 
@@ -278,7 +300,7 @@ def one_step(random):
     steps = np.arange(BURN_IN + LOG, END + 1, LOG)
     losses = at_rate(1) + 0.005 * random.standard_normal(steps.size)
     return {
-        "about": {"learning_rate": ONE_STEP_RATE, "burn_in": BURN_IN},
+        "about": {"learning_rate": ONE_STEP_RATE, "momentum": 0.0, "window": WINDOW},
         "steps": steps,
         "batch_loss": losses,
     }
@@ -287,18 +309,15 @@ def one_step(random):
 CYCLE = {"length": 50, "high": RATE, "low": 0.1 * RATE, "first_step": BURN_IN}
 
 
-def budget(random, seed):
+def budget(random):
     accuracies = {
         "conventional": 0.90,
         "swa_constant": 0.912,
         "swa_cyclical": 0.914,
         "fge": 0.918,
-        "independent": 0.925,
     }
     found = []
     for method, test in accuracies.items():
-        if method == "independent" and seed:
-            continue
         for on, more in (("test", 0.0), ("train_part", 0.05)):
             entry = row(0.2 if on == "train_part" else 0.35, on, method=method, member=-1)
             found.append({**entry, "accuracy": around(random, test + more, 0.0005)})
@@ -314,6 +333,11 @@ def budget(random, seed):
         "rates": curve.astype(np.float32).astype(np.float64),
         "collected": np.arange(BURN_IN + 50, END + 1, 50),
     }
+
+
+def independent(random):
+    entry = row(0.25, "test", method="independent", member=-1)
+    return {"about": {"members": SEEDS}, "rows": [{**entry, "accuracy": 0.925}]}
 
 
 def cost(random):
@@ -396,17 +420,20 @@ OF_SEEDS = {
     "displacement": displacement,
     "rates": rates,
     "shell": shell,
+    "sweep": sweep,
+    "budget": budget,
 }
 SINGLE = {
-    "sweep": sweep,
     "pairs": pairs,
     "one_step": one_step,
-    "cost": cost,
     "speed": speed,
+    "cost": cost,
+    "independent": independent,
     "two_time_scales": two_time_scales,
     "single_runs": single_runs,
 }
-TASKS = (*OF_SEEDS, "budget", *SINGLE)
+ONCE = ("cost", "independent", "two_time_scales", "single_runs")
+TASKS = (*OF_SEEDS, *SINGLE)
 
 
 # Probes ---------------------------------------------------------------------------------------
@@ -484,7 +511,8 @@ def line_along(random, step):
         "held_out": -0.01 * (2 * other - other**2),
         "others": -0.012 * (2 * other - other**2),
     }
-    return line(random, changes, rates_, {"step": step})
+    about = {"step": step, "held_out_set": "test", "others_set": "train"}
+    return line(random, changes, rates_, about)
 
 
 def line_of_one_step(random, step):
@@ -492,10 +520,11 @@ def line_of_one_step(random, step):
     u = rates_ / (ONE_STEP_RATE * (1.0 + 0.02 * random.standard_normal()))
     changes = {
         "train": -0.3 * (2 * u - u**2),
-        "held_out": -0.03 * u * (1.0 - 1.2 * u),
-        "others": -0.04 * u * (1.0 - u),
+        "held_out": -0.04 * u * (1.0 - u),
+        "others": -0.03 * u * (1.0 - 1.2 * u),
     }
-    return line(random, changes, rates_, {"step": step})
+    about = {"step": step, "held_out_set": "train", "others_set": "test"}
+    return line(random, changes, rates_, about)
 
 
 TRIPS, TRIP_STEPS, TRIP_PLACES = 8, 9, (1200, 1600)
@@ -597,7 +626,8 @@ def basin(random):
     early, late = TRIP_PLACES
     ends = [(f"trip-{early}-{i}", f"trip-{late}-{i}") for i in range(TRIPS)]
     between = len(ends)
-    ends += [(f"trip-{step}-{i}", str(step)) for step in TRIP_PLACES for i in (0, 1)]
+    ends += [(f"trip-{step}-{i}", f"main-{step}") for step in TRIP_PLACES for i in range(TRIPS)]
+    ends.append(tuple(f"main-{step}" for step in TRIP_PLACES))
     bowl = -0.2 * position * (1.0 - position)
     own = np.zeros((len(ends), position.size, TRIPS))
     held = np.zeros((len(ends), position.size, HELD))
@@ -608,8 +638,8 @@ def basin(random):
         straight = at_end + (at_other - at_end) * position
         levels_ = 0.02 * random.standard_normal(HELD)
         held[p] = (straight + bowl)[:, None] + levels_
-    points = {name: f"{name}={name}" for pair in ends for name in pair}
-    return segments(ends, position, own, held, 0.2 * held, {"points": points, "level": 0.05})
+    about = {"own": TRIPS, "loss_at_starts": 0.5, "level": 0.025, "held_out_set": "test"}
+    return segments(ends, position, own, held, 0.2 * held, about)
 
 
 def sgd_to_swa(random):
@@ -737,7 +767,7 @@ def ensemble(random):
     return record
 
 
-LINE_PLACES = (200, 1200, 1600)
+LINE_PLACES = (800, 1200, 1600)
 PROBES = {
     **{f"line-{step:09d}": (line_along, step) for step in LINE_PLACES},
     **{f"one_step-{step:09d}": (line_of_one_step, step) for step in ONE_STEP_PLACES},
@@ -753,28 +783,28 @@ PROBES = {
 # Folders --------------------------------------------------------------------------------------
 
 
-def build(folder, seeds=SEEDS, single=1, probe_seeds=1):
-    """Writes every record into `folder` and returns it."""
+def build(folder, seeds=SEEDS, single=1):
+    """Writes every record into `folder` and returns it.
+
+    Args:
+        folder: made if missing.
+        seeds: of what every seed makes.
+        single: seeds of pairs, speed and probes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**CONFIG, "seeds": seeds, "probe_seeds": probe_seeds}
-    for task in ("sweep", "pairs", "speed", "one_step"):
+    config = {**CONFIG, "seeds": seeds, "probe_seeds": single}
+    for task in ("pairs", "speed"):
         config[task] = {**CONFIG[task], "seeds": single}
     write_json(folder / "config.json", config)
     write_json(folder / "run.json", {"status": "done", "format": 1})
-    for number, task in enumerate(TASKS):
-        count = seeds if task in OF_SEEDS or task == "budget" else single
-        if task in ("two_time_scales", "single_runs", "cost"):
-            count = 1
+    for number, (task, make) in enumerate({**OF_SEEDS, **SINGLE}.items()):
+        count = seeds if task in OF_SEEDS else 1 if task in ONCE else single
         (folder / "measured" / task).mkdir(parents=True, exist_ok=True)
         for seed in range(count):
-            random = np.random.default_rng([number, seed])
-            if task == "budget":
-                content = budget(random, seed)
-            else:
-                content = (OF_SEEDS.get(task) or SINGLE[task])(random)
-            content = {"task": task, "seed": seed, "about": {}, "rows": [], **content}
+            content = {"task": task, "seed": seed, "about": {}, "rows": []}
+            content |= make(np.random.default_rng([number, seed]))
             write_json(folder / "measured" / task / f"seed{seed}.json", content)
-    for seed in range(probe_seeds):
+    for seed in range(single):
         (folder / "probes" / f"seed{seed}").mkdir(parents=True, exist_ok=True)
         for number, (name, (make, *more)) in enumerate(PROBES.items()):
             record = make(np.random.default_rng([1000 + number, seed]), *more)

@@ -27,7 +27,7 @@ from tf_lrtraj.records import RecordError
 # Ends of trips have next to no loss, so a share of theirs means nothing: the unit is the loss
 # at the start of the trips.  A tenth of it is near 0, as in B5.
 LEVEL = 0.1
-_TRIP = re.compile(r"trip[-:_](\d+)[-:_](\d+)$")
+_POINT = re.compile(r"trip-(\d+)-(\d+)|main-(\d+)")
 
 
 class _Pair(NamedTuple):
@@ -43,13 +43,12 @@ def judge_b6(records: Records) -> Judgement:
     own: list[np.ndarray] = []
     to_trajectory: list[np.ndarray] = []
     changes: list[Estimate] = []
-    trips = {(p.step, p.seed): p for p in records.probes("side_trip-*", "side_trip")}
     for probe in records.probes("basin", "basin"):
         pairs = _pairs(probe)
         position = np.asarray(probe.coordinate("position"), np.float64)
         inside = (position >= 0.0) & (position <= 1.0)
         losses, held = probe.array("loss")[:, 0], probe.array("held_out_loss")[:, 0]
-        start = _start(probe, trips, pairs)
+        start = _start(probe)
         between = [p for p in pairs if None not in (p.first[1], p.second[1])]
         for pair in between:
             if pair.first[1] == pair.second[1] and pair.first[0] != pair.second[0]:
@@ -93,18 +92,15 @@ def judge_b6(records: Records) -> Judgement:
 
 
 def _pairs(probe: Probed) -> list[_Pair]:
-    named = probe.record.about.get("points", {})
-    named = named if isinstance(named, dict) else {}
     found = []
     ends = zip(probe.coordinate("first"), probe.coordinate("second"), strict=True)
-    for row, (first, second) in enumerate(ends):
-        both = [_place(str(name), str(named.get(str(name), ""))) for name in (first, second)]
-        if both[0] is None or both[1] is None:
-            continue
-        found.append(_Pair(row, both[0], both[1]))
+    for row, names in enumerate(ends):
+        first, second = (_place(str(name)) for name in names)
+        if first is not None and second is not None:
+            found.append(_Pair(row, first, second))
     if not found:
         raise RecordError(
-            f"{probe.name}: points must be named trip-STEP-BATCH, or STEP for the trajectory."
+            f"{probe.name}: points must be named trip-STEP-BATCH, or main-STEP on the trajectory."
         )
     batches = len(probe.coordinate("batch"))
     for pair in found:
@@ -114,24 +110,20 @@ def _pairs(probe: Probed) -> list[_Pair]:
     return found
 
 
-def _place(name: str, source: str) -> tuple[int, int | None] | None:
-    for text in (name, source):
-        trip = _TRIP.search(text)
-        if trip:
-            return int(trip.group(1)), int(trip.group(2))
-    digits = re.search(r"(\d+)$", name) if "trip" not in name else None
-    return (int(digits.group(1)), None) if digits else None
+def _place(name: str) -> tuple[int, int | None] | None:
+    match = _POINT.fullmatch(name)
+    if not match:
+        return None
+    trip, batch, main = match.groups()
+    return (int(main), None) if main else (int(trip), int(batch))
 
 
-def _start(probe: Probed, trips: dict[tuple[int, int], Probed], pairs: list[_Pair]) -> float:
-    """The mean loss at the starts of the trips whose ends are in the record."""
-    steps = {
-        step for pair in pairs for step, batch in (pair.first, pair.second) if batch is not None
-    }
-    found = [trips[step, probe.seed] for step in sorted(steps) if (step, probe.seed) in trips]
-    if not found:
-        raise NotRun([f"probes/seed{probe.seed}/side_trip-{min(steps, default=0)}.npz"])
-    return float(np.mean([trip.array("train_loss")[:, 0].mean() for trip in found]))
+def _start(probe: Probed) -> float:
+    """The mean loss of the trips' batches at the starts of the trips."""
+    found = probe.record.about.get("loss_at_starts")
+    if not isinstance(found, (int, float)) or not 0.0 < found < np.inf:
+        raise RecordError(f"{probe.name}: the loss at the starts of trips must be positive.")
+    return float(found)
 
 
 def _heights(position: np.ndarray, curve: np.ndarray) -> np.ndarray:
@@ -175,7 +167,7 @@ CLAIMS = (
         "Side trips on the same batch from different points end in one basin; held-out loss "
         "rises, yet they stay in the basin of the main trajectory.",
         "Sandler et al. 2023, arXiv 2301.02312",
-        (),
+        ("basin",),
         "losses along straight lines between the ends of side trips on one batch from different "
         "points, and between each end and its start",
         f"the upper limit of both barriers is below {LEVEL:g} of the loss at the start of the "
@@ -184,7 +176,5 @@ CLAIMS = (
         "loss, so its shares mean nothing; a tenth of the starting loss is what B5 calls near 0. "
         "The upper limit holds wherever on the line the maximum is.",
         judge_b6,
-        probes=("basin", "side_trip-*"),
-        figures=("B6",),
     ),
 )

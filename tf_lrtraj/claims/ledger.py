@@ -29,7 +29,7 @@ from tf_lrtraj.claims import (
 )
 from tf_lrtraj.claims.records_reader import NotRun, Records
 from tf_lrtraj.claims.statistics import Interval
-from tf_lrtraj.claims.verdicts import INCONCLUSIVE, NOT_RUN, VERDICTS, Claim, Judgement
+from tf_lrtraj.claims.verdicts import INCONCLUSIVE, NOT_RUN, REPRODUCED, VERDICTS, Claim, Judgement
 from tf_lrtraj.records import RecordError, write_atomically
 from tf_lrtraj.records.files import encode
 
@@ -80,7 +80,7 @@ def chosen(ids: Iterable[str]) -> tuple[Claim, ...]:
 
 def judge(claim: Claim, records: Records) -> Judgement:
     """What the records say of a claim; never a pass where one is missing or damaged."""
-    lacking = records.lacking(claim.needs, claim.probes)
+    lacking = records.lacking(claim.needs)
     try:
         if lacking:
             raise NotRun(lacking)
@@ -128,7 +128,7 @@ def _entry(claim: Claim, found: Judgement, records: Records) -> dict[str, Any]:
         "source": claim.source,
         "experiment": claim.experiment,
         "needs": list(claim.needs),
-        "probes": list(claim.probes),
+        "records": list(claim.records),
         "threshold": claim.threshold,
         "argument": claim.argument,
         "verdict": found.verdict,
@@ -136,7 +136,7 @@ def _entry(claim: Claim, found: Judgement, records: Records) -> dict[str, Any]:
         "numbers": {name: _interval(value) for name, value in found.numbers.items()},
         "reason": found.reason,
         "notes": list(found.notes),
-        "figures": list(claim.figures),
+        "figures": [claim.id],
         "command": f"{command} --claims={claim.id}",
     }
 
@@ -176,12 +176,12 @@ def write_ledger(folder: str | os.PathLike[str], claims: Sequence[Claim] = CLAIM
 
 
 def ledger_text(ledger: Mapping[str, Any], width: int = 110) -> str:
-    """A ledger as a table for a terminal: claim, verdict, and why."""
-    lines = [f"{'claim':<6}{'verdict':<23}reason"]
+    """A ledger as a table for a terminal: claim, verdict, and what decided it."""
+    lines = [f"{'claim':<6}{'verdict':<23}what decided it"]
     room = max(width - 29, 30)
     for entry in ledger["claims"]:
-        words = f"{entry['reason']} {entry['statistic']}".split()
-        rows = _wrapped(words, room)[:3]
+        passed = entry["verdict"] == REPRODUCED
+        rows = _wrapped(entry["statistic" if passed else "what decided it"].split(), room)
         lines.append(f"{entry['id']:<6}{entry['verdict']:<23}{rows[0]}")
         lines += [" " * 29 + row for row in rows[1:]]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in ledger["counts"].items() if count)
@@ -201,8 +201,7 @@ def claims_page(claims: Sequence[Claim] = CLAIMS) -> str:
     """docs/claims.md: every claim with what decides it, from the claims' own texts."""
     lines = [_HEAD]
     for claim in claims:
-        reads = [f"`measured/{task}`" for task in claim.needs]
-        reads += [f"`probes/{pattern}`" for pattern in claim.probes]
+        reads = [f"`{name}`" for name in claim.records]
         lines += [
             f"## {claim.id}. {claim.sentence}",
             "",

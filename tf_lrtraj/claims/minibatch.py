@@ -46,27 +46,12 @@ EQUAL_START = 0.25
 ALIGNMENT = 0.25
 
 
-def judged_points(records: Records, found: tuple[Probed, ...]) -> dict[int, list[Probed]]:
-    """Records by step, from the burn-in's end on; the last step alone if none is as late.
-
-    The sources start from partially trained networks: the state at a constant rate once
-    the first fast fall of the loss is over.  Earlier points are told, not judged.
-    """
-    start = min(record.setting("burn_in") for record in records.measured("base"))
-    by_step: dict[int, list[Probed]] = {}
+def by_step(found: tuple[Probed, ...]) -> dict[int, list[Probed]]:
+    """Records by the step at which they were taken; every one is judged."""
+    steps: dict[int, list[Probed]] = {}
     for probe in found:
-        by_step.setdefault(probe.step, []).append(probe)
-    late = {step: probes for step, probes in by_step.items() if step >= start}
-    return late or {max(by_step): by_step[max(by_step)]}
-
-
-def _early(records: Records, found: tuple[Probed, ...]) -> list[str]:
-    late = judged_points(records, found)
-    early = sorted({probe.step for probe in found} - set(late))
-    if not early:
-        return []
-    steps = ", ".join(str(step) for step in early)
-    return [f"points before the burn-in's end were measured and are not judged: steps {steps}"]
+        steps.setdefault(probe.step, []).append(probe)
+    return steps
 
 
 # B1 -------------------------------------------------------------------------------------------
@@ -76,7 +61,7 @@ def judge_b1(records: Records) -> Judgement:
     """Misfit of parabolas to each batch's own curve."""
     found = records.probes("line-*", "line")
     parts, numbers = [], {}
-    for step, probes in judged_points(records, found).items():
+    for step, probes in by_step(found).items():
         errors: dict[int, list[float]] = {degree: [] for degree in (2, 3, 4)}
         for probe in probes:
             window = probe.index("window", FIT_WINDOW)
@@ -98,7 +83,7 @@ def judge_b1(records: Records) -> Judgement:
         f"windows reach to {FIT_WINDOW:g} times each batch's best rate; intervals are those of "
         "order statistics over batches"
     ]
-    return conclude(parts, numbers=numbers, notes=[*notes, *_early(records, found)])
+    return conclude(parts, numbers=numbers, notes=notes)
 
 
 # B2 -------------------------------------------------------------------------------------------
@@ -113,7 +98,7 @@ def judge_b2(records: Records) -> Judgement:
     }
     level = combine([Estimate(loss) for loss in trained.values()])
     parts = []
-    for step, probes in judged_points(records, found).items():
+    for step, probes in by_step(found).items():
         each = []
         for probe in probes:
             # A loss that overflowed is no minimum, so infinite ones may stand.
@@ -126,7 +111,6 @@ def judge_b2(records: Records) -> Judgement:
     notes = [
         "the trained model is the conventional run at the end of its whole budget, batch norm "
         "recomputed; a batch along its step is normalised by itself",
-        *_early(records, found),
     ]
     return conclude(parts, notes=notes, numbers={"trained_loss": level.value})
 
@@ -138,7 +122,7 @@ def judge_b3(records: Records) -> Judgement:
     """Best rate and gain of held-out against own batch, and the loss at the own best rate."""
     found = records.probes("line-*", "line")
     parts: list[Part] = []
-    for step, probes in judged_points(records, found).items():
+    for step, probes in by_step(found).items():
         for name, what in (("best_rate", "best rate"), ("gain", "gain")):
             ratios = []
             for probe in probes:
@@ -149,7 +133,7 @@ def judge_b3(records: Records) -> Judgement:
         text = f"step {step}: held-out loss at the own batch's best rate less that at 0"
         changes = combine([_change_at_best(probe) for probe in probes])
         parts.append(above(f"change_step_{step}", changes, 0.0, text))
-    return conclude(parts, notes=_early(records, found))
+    return conclude(parts)
 
 
 def _of_curve(probe: Probed, name: str, curve: str) -> Estimate:
@@ -194,7 +178,7 @@ def judge_b5(records: Records) -> Judgement:
             start = float(own[:, 0].mean())
             left.append(mean_of(own[:, TRIP_STEP] / own[:, 0], "trips"))
             early.append(mean_of(own[:, 3] / own[:, 0], "trips"))
-            # Every trip starts at one point: the held-out losses there are the same for all.
+            # Every trip starts at one point: the losses of other batches are the same for all.
             held = mean_of(other[0, 0], "held-out batches").scaled(1.0 / start)
             train = mean_of(own[:, 0], "trips").scaled(1.0 / start)
             error = math.hypot(held.error, train.error)
@@ -219,7 +203,7 @@ def judge_b11(records: Records) -> Judgement:
     """Cosine of two batches' gradients as a ratio of expectations."""
     found = records.probes("gradients-*", "gradients")
     parts, numbers = [], {}
-    for step, probes in judged_points(records, found).items():
+    for step, probes in by_step(found).items():
         estimates: dict[str, list[Estimate]] = {}
         for probe in probes:
             batches = len(probe.coordinate("batch"))
@@ -235,7 +219,6 @@ def judge_b11(records: Records) -> Judgement:
     notes = [
         "the cosine of a batch's gradient with the full one is the root of this share "
         f"(wanted: below {math.sqrt(ALIGNMENT):g})",
-        *_early(records, found),
     ]
     return conclude(parts, numbers=numbers, notes=notes)
 
@@ -246,7 +229,7 @@ CLAIMS = (
         "The loss of a fixed training batch along its own gradient step, as a function of the "
         "rate, is smooth and close to a low-degree polynomial (a quadratic for ResNet).",
         SOURCE,
-        ("base",),
+        ("line",),
         "losses of several batches along their gradients at several points of the base run; "
         "polynomials fitted to each curve",
         f"at every point the median misfit of a parabola up to {FIT_WINDOW:g} times the best rate "
@@ -256,15 +239,13 @@ CLAIMS = (
         "of a curve that is called close to another. The median, because the sentence is about "
         "batches in general, not about every one.",
         judge_b1,
-        probes=("line-*",),
-        figures=("B1",),
     ),
     Claim(
         "B2",
         "One step with a large enough rate takes the training batch below the average loss of "
         "the fully trained model.",
         SOURCE,
-        ("base", "budget"),
+        ("line", "budget"),
         "lowest loss of each batch along its gradient, against the training loss at the end of "
         "a conventional run",
         "at every point the mean over batches of the difference is below 0",
@@ -272,15 +253,13 @@ CLAIMS = (
         "at hand is taken: the conventional run at the end of its decay, not the noisy iterate "
         "of the run that the points are taken from.",
         judge_b2,
-        probes=("line-*",),
-        figures=("B2",),
     ),
     Claim(
         "B3",
         "A held-out batch improves only for small rates; its curve and that of the batch "
         "stepped on differ dramatically.",
         SOURCE,
-        ("base",),
+        ("line",),
         "best rate and gain of held-out batches and of the batch stepped on, and the held-out "
         "loss at the rate that is best for the batch stepped on",
         f"at every point both ratios, held-out over own, are below {CURVE_RATIO:g}, and at the "
@@ -289,15 +268,13 @@ CLAIMS = (
         "nobody needs a test to see. That held-out loss is worse than without a step at the rate "
         "that is best for the batch itself is the sentence's first half without any threshold.",
         judge_b3,
-        probes=("line-*",),
-        figures=("B3",),
     ),
     Claim(
         "B5",
         "In repeated steps on one fixed batch its loss is near 0 after about 3 steps of 9; "
         "held-out loss starts equal, then rises.",
         SOURCE,
-        (),
+        ("side_trip",),
         "side trips of 9 steps on each of several batches from two or more points of the base run",
         f"from every point the own loss after {TRIP_STEP} steps is below {NEAR_ZERO:g} of that at "
         f"the start, own and held-out loss at the start differ by less than "
@@ -308,15 +285,13 @@ CLAIMS = (
         "held-out batches; a quarter is wider than that and narrower than the gap between "
         "training and test loss of an overfitted network, which is no equality.",
         judge_b5,
-        probes=("side_trip-*",),
-        figures=("B5",),
     ),
     Claim(
         "B11",
         "Mini-batch gradients are weakly aligned with each other and with the full gradient, all "
         "along the trajectory.",
         SOURCE,
-        ("base",),
+        ("gradients",),
         "all inner products of the gradients of many batches at several points of the base run",
         f"at every point the cosine of two batches' gradients, as a ratio of expectations, is "
         f"below {ALIGNMENT:g}, so that with the full gradient below {math.sqrt(ALIGNMENT):g}",
@@ -325,7 +300,5 @@ CLAIMS = (
         "along and across it in terms of its projection. A ratio of expectations is not biased "
         "by the number of batches, as the cosine with their mean is.",
         judge_b11,
-        probes=("gradients-*",),
-        figures=("B11",),
     ),
 )

@@ -119,30 +119,26 @@ CLAIMS = (
         "SWA lies in a wider optimum than SGD: test error rises more slowly along random rays, "
         "and is lower at SWA on the segment from SGD to SWA.",
         SOURCE,
-        (),
-        "test error along random rays, the same for both, from the conventional run's end and "
-        "from SWA, and along the segment between them",
+        ("width",),
+        "test error along random rays, the same for both, from the last iterate at "
+        "constant rate and from SWA, and along the segment between them",
         "the interval over rays of the difference of mean rises, and over batches of the "
         "difference of test errors at the ends, lies above 0",
         "Both sentences have only signs. Error, not loss, as in the source; the mean over "
         "distances takes the whole curve and no chosen height. That training loss is often "
         "slightly worse at SWA is told, not judged, as 'often' needs many networks.",
         judge_s4,
-        probes=("width", "sgd_to_swa"),
-        figures=("S4",),
     ),
     Claim(
         "S5",
         "Averaged weights approximate the ensemble: its prediction differs from theirs by O(Δ²), "
         "those of members from each other by O(Δ).",
         SOURCE,
-        (),
+        ("ensemble",),
         "predictions of members drawn towards their mean, at several scales",
         f"the interval of the members' exponent lies within {LINEAR - HALF:g} to "
         f"{LINEAR + HALF:g}, of the ensemble's within {SQUARE - HALF:g} to {SQUARE + HALF:g}",
         "An order is a whole number: the exponent must be nearer to it than to the next.",
         judge_s5,
-        probes=("ensemble",),
-        figures=("S5",),
     ),
 )

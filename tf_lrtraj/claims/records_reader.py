@@ -20,19 +20,65 @@ import numpy as np
 
 from tf_lrtraj.records import ArrayRecord, RecordError, read_json
 
-# Tasks whose number of seeds stands under another key of the configuration.
-SEEDS_OF = {"one_step": "one_step", "pairs": "pairs", "sweep": "sweep", "speed": "speed"}
-# Tasks that every seed makes.
-OF_ALL_SEEDS = (
-    "base",
-    "levels",
-    "averages",
-    "equivalent",
-    "lower_rates",
-    "many_points",
-    "decays",
-    "budget",
+# Task → entry of the configuration with its number of seeds; a task that is not named has one.
+_OF_ALL = (
+    *("base", "levels", "averages", "equivalent", "lower_rates", "many_points", "decays"),
+    *("sweep", "budget", "rates", "displacement", "shell"),
 )
+_PROBING = ("line", "side_trip", "basin", "gradients", "one_step_lines", "width", "ensemble")
+SEEDS_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_OF_ALL, ("seeds",)),
+    **dict.fromkeys((*_PROBING, "one_step"), ("probe_seeds",)),
+    "pairs": ("pairs", "seeds"),
+    "speed": ("speed", "seeds"),
+}
+# Task that leaves probe records → patterns of their names.
+PROBES_OF = {
+    "line": ("line-*",),
+    "side_trip": ("side_trip-*",),
+    "basin": ("basin",),
+    "gradients": ("gradients-*",),
+    "one_step_lines": ("one_step-*",),
+    "width": ("width", "sgd_to_swa"),
+    "ensemble": ("ensemble",),
+}
+# Kind of probe record → axes of the values that claims read.
+AXES: dict[str, dict[str, tuple[str, ...]]] = {
+    "line": {
+        "train": ("rate", "batch"),
+        "held_out_each": ("rate", "batch", "held"),
+        "others_each": ("rate", "batch", "other"),
+        "fit_error": ("degree", "window", "batch"),
+        "mean_best_rate": ("curve",),
+        "mean_best_rate_se": ("curve",),
+        "mean_gain": ("curve",),
+        "mean_gain_se": ("curve",),
+    },
+    "side_trip": {
+        "train_loss": ("trip", "step"),
+        "held_out_loss": ("trip", "step", "held_out"),
+        "others_loss": ("trip", "step", "others"),
+    },
+    "basin": {
+        "loss": ("pair", "layer", "position", "batch"),
+        "held_out_loss": ("pair", "layer", "position", "held_out"),
+        "held_out_accuracy": ("pair", "layer", "position", "held_out"),
+    },
+    "width": {"held_out_accuracy": ("point", "ray", "distance", "held_out")},
+    "gradients": {
+        name: ("layer",)
+        for what in ("share", "pair_cosine", "rest_cosine")
+        for name in (what, f"{what}_se")
+    },
+    "ensemble": {
+        "mean_pair_difference": ("scale",),
+        "mean_ensemble_difference": ("scale",),
+        "pair_difference_exponent": (),
+        "pair_difference_exponent_se": (),
+        "ensemble_difference_exponent": (),
+        "ensemble_difference_exponent_se": (),
+    },
+}
 _SEED = re.compile(r"seed(\d+)")
 _STEP = re.compile(r"-(\d+)$")
 
@@ -184,13 +230,17 @@ class Probed:
         self.step = int(match.group(1)) if match else int(record.about.get("step", 0))
 
     def expect(self, kind: str) -> Probed:
-        """Itself, if it is a record of that kind.
+        """Itself, if it is a record of that kind, its values over the axes they should have.
 
         Raises:
             RecordError: otherwise.
         """
         if self.record.kind != kind:
             raise RecordError(f"{self.name} is a record of {self.record.kind!r}, not of {kind!r}.")
+        for value, axes in AXES[kind].items():
+            found = self.record.dims.get(value)
+            if found is not None and found != axes:
+                raise RecordError(f"{self.name}: {value!r} is over {found}, not over {axes}.")
         return self
 
     def array(self, name: str, finite: bool = True) -> np.ndarray:
@@ -256,22 +306,47 @@ class Records:
             raise RecordError(str(error).replace(str(self.folder / name), name)) from None
 
     def expected_seeds(self, task: str) -> tuple[int, ...]:
-        """Seeds that the configuration says a task is run on; empty where it does not say."""
-        if task in OF_ALL_SEEDS:
-            count = self.config.get("seeds")
-        else:
-            part = self.config.get(SEEDS_OF.get(task, ""), {})
-            count = part.get("seeds") if isinstance(part, dict) else None
-        if isinstance(count, int) and not isinstance(count, bool):
-            return tuple(range(count))
-        return ()
+        """Seeds that the configuration says a task is run on."""
+        found: Any = self.config
+        for key in SEEDS_OF.get(task, ("one",)):
+            found = found.get(key) if isinstance(found, dict) else None
+        most = self.config.get("seeds")
+        counts = [n for n in (found, most) if isinstance(n, int) and not isinstance(n, bool)]
+        if task not in SEEDS_OF or found is None or not counts:
+            return (0,)
+        return tuple(range(max(min(counts), 1)))
 
     def missing(self, task: str) -> list[str]:
         """Files of a task that ought to be there and are not."""
-        folder = self.folder / "measured" / task
-        there = set(self._seeds(folder, ".json"))
-        wanted = set(self.expected_seeds(task)) or (set() if there else {0})
-        return [f"measured/{task}/seed{seed}.json" for seed in sorted(wanted - there)]
+        seeds = self.expected_seeds(task)
+        if task in PROBES_OF:
+            return [name for seed in seeds for name in self._missing_probes(task, seed)]
+        there = self._seeds(self.folder / "measured" / task, ".json")
+        return [f"measured/{task}/seed{seed}.json" for seed in seeds if seed not in there]
+
+    def _missing_probes(self, task: str, seed: int) -> list[str]:
+        found = []
+        for pattern in PROBES_OF[task]:
+            name = f"probes/seed{seed}/{pattern}.npz"
+            count = len(list((self.folder / "probes" / f"seed{seed}").glob(f"{pattern}.npz")))
+            wanted = self._points(task)
+            if count < wanted:
+                found.append(name if not count else f"{name} ({wanted - count} of {wanted})")
+        return found
+
+    def _points(self, task: str) -> int:
+        """Steps at which a task probes, as far as the configuration tells."""
+        settings = self.config.get("probes")
+        if not isinstance(settings, dict) or task not in ("line", "gradients", "side_trip"):
+            return 1
+        named = settings.get("trip_steps" if task == "side_trip" else "steps")
+        if isinstance(named, list) and named:
+            return len(named)
+        burn_in, window = self.config.get("burn_in"), self.config.get("window")
+        if not isinstance(burn_in, int) or not isinstance(window, int):
+            return 1
+        end = burn_in + window
+        return 2 if task == "side_trip" else len({end // 2, burn_in, end})
 
     def _seeds(self, folder: pathlib.Path, suffix: str) -> list[int]:
         if not folder.is_dir():
@@ -284,7 +359,7 @@ class Records:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def measured(self, task: str) -> tuple[Measured, ...]:
-        """The files of a task, in the order of seeds.
+        """The files of a task, in the order of seeds: all that are there.
 
         Raises:
             NotRun: if one is missing.
@@ -349,15 +424,9 @@ class Records:
         self._read[(pattern, kind)] = tuple(found)
         return self._read[(pattern, kind)]
 
-    def lacking(self, tasks: Iterable[str], patterns: Iterable[str]) -> list[str]:
-        """What is missing of the tasks and probes that a claim needs."""
-        found = [name for task in tasks for name in self.missing(task)]
-        for pattern in patterns:
-            seeds = self._seeds(self.folder / "probes", "")
-            paths = [self.folder / "probes" / f"seed{seed}" for seed in seeds]
-            if not any(any(path.glob(f"{pattern}.npz")) for path in paths):
-                found.append(f"probes/seed0/{pattern}.npz")
-        return found
+    def lacking(self, tasks: Iterable[str]) -> list[str]:
+        """Files that are missing of the tasks that a claim needs."""
+        return [name for task in tasks for name in self.missing(task)]
 
 
 def _matches(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tf_lrtraj.claims.records_reader import PROBES_OF
 from tf_lrtraj.claims.statistics import Estimate, Interval
 
 REPRODUCED = "reproduced"
@@ -52,13 +53,11 @@ class Claim:
         id: "B1" and so on.
         sentence: what is claimed.
         source: who claims it.
-        needs: tasks whose records the judge reads (`measured/<task>/seed<k>.json`).
+        needs: tasks whose records the judge reads.
         experiment: how it is measured.
         threshold: what the interval must clear, in words.
         argument: why this threshold; settled before any run was looked at.
         judge: the records → `Judgement`.
-        probes: patterns of probe records that it reads (`probes/seed<k>/<pattern>.npz`).
-        figures: names of the figures that show it.
     """
 
     id: str
@@ -69,8 +68,18 @@ class Claim:
     threshold: str
     argument: str
     judge: Callable[[Any], Judgement]
-    probes: tuple[str, ...] = ()
-    figures: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """The files that it reads, as patterns in the workdir."""
+        found: list[str] = []
+        for task in self.needs:
+            patterns = PROBES_OF.get(task)
+            if patterns is None:
+                found.append(f"measured/{task}/seed*.json")
+            else:
+                found += [f"probes/seed*/{pattern}.npz" for pattern in patterns]
+        return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)
