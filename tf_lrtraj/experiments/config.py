@@ -8,18 +8,16 @@ A file in `configs/` starts from `default_config()` and changes what it needs;
 >>> validate(config)
 Traceback (most recent call last):
     ...
-tf_lrtraj.experiments.config.ConfigError: `config.optimizer.momentum` must be a number in [0, 1). \
-Received: 1.5
+tf_lrtraj.experiments.settings.ConfigError: `config.optimizer.momentum` must be a number in \
+[0, 1). Received: 1.5
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -27,12 +25,21 @@ from ml_collections import config_dict
 
 from tf_lrtraj import kernels, rates, records
 from tf_lrtraj.averaging.snapshots import Timetable
+from tf_lrtraj.experiments.settings import (
+    TEXT,
+    TRUTH,
+    Check,
+    ConfigError,
+    check_all,
+    get,
+    integer,
+    is_integer,
+    merge,
+    number,
+    one_of,
+    optional,
+)
 from tf_lrtraj.training.durations import NEVER, Duration
-
-
-class ConfigError(ValueError):
-    """A configuration holds an unknown key or a value that is not allowed."""
-
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 DTYPES = ("float32", "mixed_bfloat16")
@@ -113,90 +120,51 @@ def default_config() -> ml_collections.ConfigDict:
 # Free-form parts: their keys are checked by the formula or kernel they describe.
 _FREE = ("schedule", "averages", "probes")
 
-_Check = tuple[str, Callable[[Any], bool]]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _integer(minimum: int) -> _Check:
-    return (
-        f"an integer of at least {minimum}",
-        lambda value: _is_integer(value) and value >= minimum,
-    )
-
-
-def _number(low: float, high: float = math.inf) -> _Check:
-    if high == math.inf:
-        return f"a number of at least {low:g}", lambda value: _is_number(value) and value >= low
-    return (
-        f"a number in [{low:g}, {high:g})",
-        lambda value: _is_number(value) and low <= value < high,
-    )
-
-
-def _one_of(allowed: Iterable[str]) -> _Check:
-    choices = list(allowed)
-    return f"one of {choices}", lambda value: value in choices
-
-
-def _optional(check: _Check) -> _Check:
-    return f"{check[0]}, or None", lambda value: value is None or check[1](value)
-
-
-_TRUTH: _Check = ("True or False", lambda value: isinstance(value, bool))
-_TEXT: _Check = ("a non-empty text", lambda value: isinstance(value, str) and bool(value))
-
-_CHECKS: dict[str, _Check] = {
-    "name": _TEXT,
+_CHECKS: dict[str, Check] = {
+    "name": TEXT,
     "seed": (
         "an integer from 0 to 2147483647",
-        lambda value: _is_integer(value) and 0 <= value < 2**31,
+        lambda value: is_integer(value) and 0 <= value < 2**31,
     ),
-    "data.name": _TEXT,
-    "data.dir": _optional(_TEXT),
-    "data.download": _TRUTH,
-    "data.augmentation": _one_of(AUGMENTATIONS),
-    "data.image_size": _optional(_integer(1)),
-    "data.batch_size": _integer(1),
-    "data.eval_split": _optional(_TEXT),
-    "model.depth": _integer(8),
-    "model.width": _integer(1),
-    "model.stem": _one_of(STEMS),
-    "model.batch_norm.momentum": _number(0, 1),
-    "model.batch_norm.epsilon": _number(0),
-    "model.batch_norm.synchronized": _TRUTH,
-    "model.dtype": _one_of(DTYPES),
-    "optimizer.momentum": _number(0, 1),
-    "optimizer.nesterov": _TRUTH,
-    "optimizer.weight_decay": _number(0),
-    "optimizer.label_smoothing": _number(0, 1),
-    "batch_norm.policy": _one_of(POLICIES),
-    "batch_norm.batches": _integer(1),
-    "evaluate.batch_size": _integer(1),
-    "evaluate.train_examples": _integer(0),
-    "checkpoint.keep": _integer(1),
-    "snapshots.encoding": _one_of(ENCODINGS),
+    "data.name": TEXT,
+    "data.dir": optional(TEXT),
+    "data.download": TRUTH,
+    "data.augmentation": one_of(AUGMENTATIONS),
+    "data.image_size": optional(integer(1)),
+    "data.batch_size": integer(1),
+    "data.eval_split": optional(TEXT),
+    "model.depth": integer(8),
+    "model.width": integer(1),
+    "model.stem": one_of(STEMS),
+    "model.batch_norm.momentum": number(0, 1),
+    "model.batch_norm.epsilon": number(0),
+    "model.batch_norm.synchronized": TRUTH,
+    "model.dtype": one_of(DTYPES),
+    "optimizer.momentum": number(0, 1),
+    "optimizer.nesterov": TRUTH,
+    "optimizer.weight_decay": number(0),
+    "optimizer.label_smoothing": number(0, 1),
+    "batch_norm.policy": one_of(POLICIES),
+    "batch_norm.batches": integer(1),
+    "evaluate.batch_size": integer(1),
+    "evaluate.train_examples": integer(0),
+    "checkpoint.keep": integer(1),
+    "snapshots.encoding": one_of(ENCODINGS),
     "snapshots.limit": (
         "0, or an integer of at least 2",
-        lambda value: _is_integer(value) and (value == 0 or value >= 2),
+        lambda value: is_integer(value) and (value == 0 or value >= 2),
     ),
-    "snapshots.when_full": _one_of(("thin", "drop_oldest")),
-    "steps_per_call": _integer(1),
-    "tensorboard": _TRUTH,
-    "save_models": _TRUTH,
+    "snapshots.when_full": one_of(("thin", "drop_oldest")),
+    "steps_per_call": integer(1),
+    "tensorboard": TRUTH,
+    "save_models": TRUTH,
     "matched.averages": (
         "a list of names of averages",
         lambda value: isinstance(value, (list, tuple)),
     ),
-    "matched.curvature": _number(0),
-    "threads": _integer(0),
-    "deterministic": _TRUTH,
+    "matched.curvature": number(0),
+    "threads": integer(0),
+    "deterministic": TRUTH,
 }
 _DURATIONS = (
     "total",
@@ -220,13 +188,10 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
             unknown keys come with the nearest known one.
     """
     given = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    plain = _merge(default_config().to_dict(), given, "config")
-    for key, (allowed, check) in _CHECKS.items():
-        value = _get(plain, key)
-        if not check(value):
-            raise ConfigError(f"`config.{key}` must be {allowed}. Received: {value!r}")
+    plain = merge(default_config().to_dict(), given, free=_FREE)
+    check_all(plain, _CHECKS)
     for key in _DURATIONS:
-        value = _get(plain, key)
+        value = get(plain, key)
         if value == NEVER and key in _MAY_BE_NEVER:
             continue
         duration = _checked(Duration.parse, value, f"config.{key}")
@@ -292,35 +257,6 @@ def _check_averages(plain: dict[str, Any]) -> None:
         )
 
 
-def _merge(defaults: dict[str, Any], given: dict[str, Any], path: str) -> dict[str, Any]:
-    for key in given:
-        if key not in defaults:
-            close = difflib.get_close_matches(str(key), defaults, n=1)
-            hint = f" Did you mean {path}.{close[0]}?" if close else ""
-            raise ConfigError(
-                f"unknown key `{path}.{key}`.{hint} Known keys of {path}: {sorted(defaults)}"
-            )
-    merged = {}
-    for key, default in defaults.items():
-        value = given.get(key, default)
-        if isinstance(default, dict) and f"{path}.{key}" not in {f"config.{f}" for f in _FREE}:
-            if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"`{path}.{key}` must be a group with the keys {sorted(default)}. "
-                    f"Received: {value!r}"
-                )
-            value = _merge(default, dict(value), f"{path}.{key}")
-        merged[key] = value
-    return merged
-
-
-def _get(plain: Mapping[str, Any], key: str) -> Any:
-    value: Any = plain
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
 def _checked(function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
@@ -377,7 +313,7 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
     total = steps(plain["total"], "config.total", None)
 
     def every(key: str) -> int:
-        value = _get(plain, key)
+        value = get(plain, key)
         return 0 if value == NEVER else steps(value, f"config.{key}", total)
 
     def in_steps(value: Any, name: str) -> Any:

@@ -23,6 +23,7 @@ from tf_lrtraj.theory.equivalence import (
     schedule_from_weights,
     weights_from_schedule,
 )
+from tf_lrtraj.theory.estimate import SpectrumEstimate, estimate_spectrum
 from tf_lrtraj.theory.features import GaussianFeaturesModel
 from tf_lrtraj.theory.moments import Moments, average_moments, iterate_moments, loss_curves
 from tf_lrtraj.theory.prediction import (
@@ -74,6 +75,7 @@ __all__ = [
     "ScheduleMismatch",
     "Simulation",
     "SparsePredictor",
+    "SpectrumEstimate",
     "TimeScales",
     "autocovariance_from_displacement",
     "average_distance_to_mean",
@@ -85,6 +87,7 @@ __all__ = [
     "ema_decay_for_factor",
     "ema_decay_for_window",
     "equivalent_schedule",
+    "estimate_spectrum",
     "fit_schedule",
     "fold_onto_snapshots",
     "iterate_moments",

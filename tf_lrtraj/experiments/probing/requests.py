@@ -5,7 +5,7 @@
 >>> check_request("line", {"batches": 0})
 Traceback (most recent call last):
     ...
-tf_lrtraj.experiments.config.ConfigError: `batches` of the probe 'line' must be an integer of at \
+tf_lrtraj.experiments.settings.ConfigError: `batches` of the probe 'line' must be an integer of at \
 least 1. Received: 0
 """
 

@@ -39,8 +39,11 @@ PROBE_DEFAULTS: dict[str, Any] = {
         "gradients": 24,  # batches whose gradients are compared
         "trip_steps": (),  # starts of side trips, two or more; (): the window's first and last
         "trip_length": 9,  # steps of a trip
-        # Rate of trips; None: the median best rate of the line at their start.
+        # Rate of trips; None: of the best rates of the line's batches at their start, the one at
+        # this quantile.  Best rates differ many times over where a few batches are still hard,
+        # and beyond twice its own a batch's loss rises: the lowest suits all.
         "trip_rate": config_dict.placeholder(float),
+        "trip_quantile": 0.0,  # 0: the lowest, 0.5: the median
         # Batches of trips, one trip each, from every start: first the one just seen at each
         # start, then so many drawn from the rest.
         "trip_batches": 3,
@@ -66,9 +69,9 @@ PROBE_DEFAULTS: dict[str, Any] = {
     "width": {
         "images": 500,  # training images, and at most as many test images
         "size": 100,  # in a batch of them
-        "rays": 4,
+        "rays": 6,
         "num": 5,  # distances along a ray, 0 and `reach` among them
-        "reach": 3.0,  # in lengths of the segment between the two points
+        "reach": 6.0,  # in lengths of the segment between the two points
         "positions": 9,  # on the segment; it goes on for its length at both ends
     },
     # Predictions of snapshots, of their ensemble and of their mean; batch norm recomputed.
@@ -113,6 +116,10 @@ PROBE_CHECKS: dict[str, Check] = {
     "probes.trip_steps": _TRIP_STEPS,
     "probes.trip_length": integer(1),
     "probes.trip_rate": optional(_POSITIVE),
+    "probes.trip_quantile": (
+        "a number from 0 to 1",
+        lambda value: is_number(value) and 0 <= value <= 1,
+    ),
     "probes.trip_batches": integer(1),
     "probes.basin_positions": integer(3),
     "probes.basin_level": _above(0, 1),

@@ -145,9 +145,9 @@ def _trip(
 
 
 def _rate(bench: Bench, seed: int, step: int) -> float:
-    """The rate of trips from a step: as configured, or the median best rate of the line there.
+    """The rate of trips from a step: as configured, or from the best rates of the line there.
 
-    Where no line was measured there, that of the nearest step with one.
+    Where no line was measured there, from that at the nearest step with one.
     """
     given = bench.config["probes"]["trip_rate"]
     if given is not None:
@@ -156,10 +156,11 @@ def _rate(bench: Bench, seed: int, step: int) -> float:
     path = bench.probe_path(f"line-{nearest:09d}", seed)
     if not path.exists():
         raise RecordError(
-            f"{path.name} is missing: the task line comes before side trips whose rate is its "
-            "best one (`config.probes.trip_rate` is None)"
+            f"{path.name} is missing: the task line comes before side trips whose rate is "
+            "taken from it (`config.probes.trip_rate` is None)"
         )
-    best = float(np.median(ArrayRecord.read(path).values["best_rate"][0]))
-    if not 0.0 < best < np.inf:
-        raise RecordError(f"{path.name} has no best rate for side trips: its median is {best!r}")
-    return best
+    best = ArrayRecord.read(path).values["best_rate"][0]  # of each batch's own loss
+    rate = float(np.quantile(best, bench.config["probes"]["trip_quantile"]))
+    if not 0.0 < rate < np.inf:
+        raise RecordError(f"{path.name} has no best rate for side trips. Received: {best.tolist()}")
+    return rate

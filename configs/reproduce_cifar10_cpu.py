@@ -1,0 +1,47 @@
+"""The papers' claims on CIFAR-10, at a size that two CPU cores can carry.
+
+Command:  KERAS_BACKEND=jax lrtraj-reproduce --config=configs/reproduce_cifar10_cpu.py \\
+              --workdir=runs/reproduction_cifar10 --config.data.dir=DIR
+          (DIR: where tensorflow-datasets has cifar10; tools/prepare_data.py puts it there.)
+Machine:  2 CPU cores; on TensorFlow (the default backend) about twice the time
+Runtime:  about an hour of both cores; stop and go on at any moment
+Expected: results/reproduction_cifar10_cpu and docs/reproduction_cifar10_cpu.md
+Note:     all 50,000 training images, at 16 by 16 pixels, without augmentation, and a ResNet-8 of
+          width 8: small enough that a run at constant rate levels off, which the claims about
+          stationary states ask for.  The settings of the papers' figures are not known; these
+          are ours.  Weight decay acts on all weights: on kernels alone, the scales of batch norm
+          keep growing and nothing becomes stationary.
+"""
+
+from tf_lrtraj.experiments.reproduction.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.name = "cifar10_cpu"
+    config.command = "lrtraj-reproduce --config=configs/reproduce_cifar10_cpu.py"
+    config.data.name = "cifar10"
+    config.data.image_size = 16
+    config.model.width = 8
+    config.batch_size = 64
+    config.learning_rate = 0.1
+    config.weight_decay = 2e-3
+    config.burn_in = 6000  # 7.7 epochs
+    config.window = 2000
+    config.every = 10
+    config.segment = 1000
+    config.log_every = 50
+    config.horizon = 300
+    config.averages = {
+        "ema": {"kernel": "Exponential", "decay": 0.985},
+        "swa": {"kernel": "Uniform"},
+        "two_point": {"kernel": "TwoPoint", "gap": 200},
+    }
+    config.evaluate.part = 4000
+    config.evaluate.batch_norm_images = 2000
+    config.many_points.gaps = (10, 50, 250)
+    config.many_points.ends = 2
+    config.sweep.singles = 20
+    config.cycle.length = 250
+    config.speed.steps = 1440
+    return config

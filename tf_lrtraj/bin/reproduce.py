@@ -1,0 +1,116 @@
+"""Tests the papers' claims on one scale: runs, probes, verdicts, and a page with figures.
+
+    lrtraj-reproduce --config=configs/reproduce_digits.py --workdir=runs/reproduction
+        [--config.key=value …] [--claims=A1,B3] [--dry_run] [--report_only]
+
+The configuration is a scale: reproduce_digits (about ten minutes on 2 cores, the embedded
+digits), reproduce_cifar10_cpu, reproduce_cifar10_resnet34, reproduce_cifar100_resnet34,
+reproduce_imagenet_resnet34.  The workdir is filled piece by piece; the same command goes on
+where it stopped.  It ends with report.html and ledger.json, and prints the table of verdicts.
+Runs on every Keras backend: set KERAS_BACKEND=jax or torch for another than TensorFlow.
+
+Exit codes: 0 done, 1 failed, 2 mistake in flags or configuration, 3 a run diverged,
+75 interrupted, run the same command to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from tf_lrtraj.bin import common
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code."""
+    given = flags.FLAGS
+    if len(argv) > 1:
+        common.fail(f"takes flags only. Received: {' '.join(argv[1:])!r}")
+    if not given.workdir:
+        common.fail("--workdir=DIR is needed")
+    if given.report_only:
+        return _report(pathlib.Path(given.workdir))
+    if given.config is None:
+        common.fail("--config=FILE is needed, for example configs/reproduce_digits.py")
+    common.quiet_tensorflow()
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    from tf_lrtraj.experiments.reproduction import reproduce
+    from tf_lrtraj.experiments.reproduction.trainer import Diverged
+    from tf_lrtraj.records import RecordError
+
+    ids = [part.strip() for part in given.claims if part.strip()] or None
+    try:
+        needed = reproduce.needed_tasks(ids)
+        config = reproduce.prepare(given.config, given.workdir)
+        if given.dry_run:
+            print(_dry(config, given.workdir, needed))
+            return common.OK
+        if not config["runs_here"] and not given.force:
+            common.fail(
+                f"the scale {config['name']!r} needs accelerators and was never run by the "
+                "project; --force runs it (--dry_run shows its cost)"
+            )
+        path = reproduce.run(config, given.workdir, needed)
+    except RecordError as error:
+        common.fail(str(error))
+    except OSError as error:
+        common.fail(f"--workdir={given.workdir}: {error}")
+    except Diverged as error:
+        common.fail(str(error), common.DIVERGED)
+    except reproduce.Interrupted as error:
+        common.fail(str(error), common.RESUMABLE)
+    _print(pathlib.Path(given.workdir), path)
+    return common.OK
+
+
+def _dry(config: dict[str, Any], workdir: str, needed: Any) -> str:
+    from tf_lrtraj.experiments.reproduction import reproduce
+    from tf_lrtraj.experiments.reproduction.problem import load_problem
+
+    problem = load_problem(config)
+    sizes = (len(problem.x_train), len(problem.x_test))
+    return reproduce.describe_plan(config, workdir, needed, *sizes)
+
+
+def _report(workdir: pathlib.Path) -> int:
+    """Judges and draws what is there; needs no Keras."""
+    from tf_lrtraj import claims, records
+    from tf_lrtraj.report import reproduction as page
+
+    try:
+        records.read_json(workdir / records.CONFIG)
+        claims.write_ledger(workdir)
+        path = page.write_page(workdir)
+    except records.RecordError as error:
+        common.fail(f"--workdir: {error}")
+    except OSError as error:
+        common.fail(f"--workdir={workdir}: {error}")
+    _print(workdir, path)
+    return common.OK
+
+
+def _print(workdir: pathlib.Path, path: Any) -> None:
+    from tf_lrtraj import claims, records
+
+    print(claims.ledger_text(records.read_json(workdir / "ledger.json")))
+    print(path)
+
+
+def run() -> None:
+    """Defines the flags and runs."""
+    config_flags.DEFINE_config_file("config", None, "Scale, e.g. configs/reproduce_digits.py")
+    flags.DEFINE_string("workdir", None, "Folder for records, ledger and report.")
+    flags.DEFINE_list("claims", [], "Only what these claims need, e.g. A1,B3.")
+    flags.DEFINE_bool("dry_run", False, "Print the plan and its cost, and run nothing.")
+    flags.DEFINE_bool("report_only", False, "Judge and draw the records that are there.")
+    flags.DEFINE_bool("force", False, "Run a scale that the project describes but never ran.")
+    common.run_app(main)
+
+
+if __name__ == "__main__":
+    run()

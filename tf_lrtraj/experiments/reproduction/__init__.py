@@ -1,0 +1,1 @@
+"""The reproduction of the papers' claims: its configuration, tasks, plan and runner."""

@@ -1,0 +1,225 @@
+"""The configuration of a reproduction: its defaults, what each entry means, what is allowed.
+
+>>> config = default_config()
+>>> config.momentum = 1.5
+>>> validate(config)
+Traceback (most recent call last):
+    ...
+tf_lrtraj.experiments.settings.ConfigError: `config.momentum` must be a number in [0, 1). \
+Received: 1.5
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from tf_lrtraj import kernels, records
+from tf_lrtraj.experiments.reproduction.probe_settings import PROBE_CHECKS, PROBE_DEFAULTS
+from tf_lrtraj.experiments.settings import (
+    TEXT,
+    TRUTH,
+    Check,
+    ConfigError,
+    check_all,
+    integer,
+    is_integer,
+    is_number,
+    merge,
+    number,
+    one_of,
+    optional,
+)
+
+__all__ = ["default_config", "validate"]
+
+STEMS = ("cifar", "imagenet")
+_FREE = ("averages",)  # their keys are checked by the kernels they describe
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """What every `configs/reproduce_*.py` starts from: the scale `digits`.
+
+    Lengths are numbers of updates.  The base run has a constant rate: `burn_in` updates,
+    then a window in which it should be stationary.
+    """
+    return ml_collections.ConfigDict(
+        {
+            "name": "digits",  # of the scale
+            "command": "lrtraj-reproduce --config=configs/reproduce_digits.py",  # shown on the page
+            "runs_here": True,  # False: a scale that is described and was not run
+            "data": {
+                "name": "digits",  # "digits" (embedded) or a TensorFlow Datasets name
+                "dir": config_dict.placeholder(str),  # where TFDS data lies; None: its default
+                "image_size": config_dict.placeholder(int),  # None: as stored
+                # An .npz file with x_train, y_train, x_test, y_test instead, ready to train on:
+                # for machines without TensorFlow.
+                "file": config_dict.placeholder(str),
+            },
+            "model": {"depth": 8, "width": 8, "stem": "cifar"},
+            "seeds": 3,  # initial weights and data order
+            "batch_size": 16,
+            "learning_rate": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 1e-2,  # L2 on all trainable weights
+            "burn_in": 1200,
+            "window": 400,  # a third of burn_in: SWA's last quarter of the budget
+            "every": 10,  # updates between snapshots in the window
+            "segment": 500,  # updates between saved states: what an interruption may cost
+            "log_every": 20,
+            # The last `horizon` updates of the window: every iterate is kept, the averages
+            # below cover them, and schedules act there.
+            "horizon": 200,
+            "horizon_every": 1,  # keep only every so many of them; emulations then interpolate
+            "averages": {
+                "ema": {"kernel": "Exponential", "decay": 0.97},
+                "swa": {"kernel": "Uniform"},
+                "two_point": {"kernel": "TwoPoint", "gap": 150},
+            },
+            "evaluate": {
+                "batch_size": 500,
+                "part": 1000,  # training images of the set "train_part"
+                "batch_norm_images": 1000,  # training images that batch norm is recomputed on
+                "levels": 9,  # single iterates of the window, evaluated on all images
+            },
+            # Averages of n points `gap` updates apart, ending at `ends` places of the window.
+            "many_points": {"points": (2, 4, 8), "gaps": (10, 20, 50), "ends": 3},
+            # Runs at other constant rates, times the base rate.  Those of 1/n for n in
+            # many_points.points are made as well.
+            "rates": (2.0, 0.5, 0.25),
+            # Losses predicted from `singles` iterates and `pairs` pairs at each of `lags`
+            # distances, and measured for about `verify` averages.
+            "sweep": {"singles": 16, "lags": 6, "pairs": 4, "verify": 24},
+            "pairs": {"seeds": 1, "factor": 0.25},  # the other rate, times the base rate
+            "cycle": {"length": 50, "low": 0.1},  # of cyclical SWA and FGE; low times the rate
+            # From scratch: iterates and averages at the rate, against `factor` times the rate.
+            "speed": {"seeds": 1, "steps": 400, "places": 4, "factor": 0.125},
+            "probe_seeds": 1,  # of probes that take a point apart, and of the run without momentum
+            **copy.deepcopy(PROBE_DEFAULTS),
+        }
+    )
+
+
+_POSITIVE: Check = ("a positive number", lambda value: is_number(value) and value > 0)
+_COUNTS: Check = (
+    "different integers of at least 2, ascending",
+    lambda value: _ascending(value) and all(is_integer(v) and v >= 2 for v in value),
+)
+_GAPS: Check = (
+    "different positive integers, ascending",
+    lambda value: _ascending(value) and all(is_integer(v) and v >= 1 for v in value),
+)
+_RATES: Check = (
+    "a list of positive numbers",
+    lambda value: isinstance(value, (list, tuple)) and all(is_number(v) and v > 0 for v in value),
+)
+
+
+def _ascending(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and list(value) == sorted(set(value))
+
+
+_CHECKS: dict[str, Check] = {
+    "name": TEXT,
+    "command": TEXT,
+    "runs_here": TRUTH,
+    "data.name": TEXT,
+    "data.dir": optional(TEXT),
+    "data.file": optional(TEXT),
+    "data.image_size": optional(integer(4)),
+    "model.depth": integer(8),
+    "model.width": integer(1),
+    "model.stem": one_of(STEMS),
+    "seeds": integer(1),
+    "batch_size": integer(2),
+    "learning_rate": _POSITIVE,
+    "momentum": number(0, 1),
+    "weight_decay": number(0),
+    "burn_in": integer(2),
+    "window": integer(16),
+    "every": integer(1),
+    "segment": integer(1),
+    "log_every": integer(1),
+    "horizon": integer(8),
+    "horizon_every": integer(1),
+    "evaluate.batch_size": integer(1),
+    "evaluate.part": integer(1),
+    "evaluate.batch_norm_images": integer(2),
+    "evaluate.levels": integer(3),
+    "many_points.points": _COUNTS,
+    "many_points.gaps": _GAPS,
+    "many_points.ends": integer(1),
+    "rates": _RATES,
+    "sweep.singles": integer(4),
+    "sweep.lags": integer(2),
+    "sweep.pairs": integer(1),
+    "sweep.verify": integer(1),
+    "pairs.seeds": integer(0),
+    "pairs.factor": _POSITIVE,
+    "cycle.length": integer(2),
+    "cycle.low": number(0, 1),
+    "speed.seeds": integer(0),
+    "speed.steps": integer(12),
+    "speed.places": integer(1),
+    "speed.factor": _POSITIVE,
+    "probe_seeds": integer(0),
+    **PROBE_CHECKS,
+}
+
+
+def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
+    """Checks a configuration and returns it as plain nested dicts, defaults filled in.
+
+    Raises:
+        ConfigError: naming the key, the value received and what is allowed.
+    """
+    given = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    plain = merge(default_config().to_dict(), given, free=_FREE)
+    check_all(plain, _CHECKS)
+    for name, entry in plain["averages"].items():
+        try:
+            records.check_average_name(name)
+            kernels.from_config(entry).weights(plain["horizon"])
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f"config.averages.{name}: {error}") from None
+    _check_lengths(plain)
+    return plain
+
+
+def _check_lengths(plain: Mapping[str, Any]) -> None:
+    window, every, burn_in = plain["window"], plain["every"], plain["burn_in"]
+
+    def need(key: str, value: Any, fits: bool, allowed: str) -> None:
+        if not fits:
+            raise ConfigError(f"`config.{key}` must be {allowed}. Received: {value!r}")
+
+    horizon = plain["horizon"]
+    need("horizon", horizon, horizon <= window, f"at most config.window, {window}")
+    need("every", every, window % every == 0, f"a divisor of config.window, {window}")
+    kept = plain["horizon_every"]
+    need("horizon_every", kept, horizon % kept == 0, f"a divisor of config.horizon, {horizon}")
+    many = plain["many_points"]
+    usable = [gap for gap in many["gaps"] if gap % every == 0]
+    need(
+        "many_points.gaps", many["gaps"], bool(usable), f"with a multiple of config.every, {every}"
+    )
+    longest = (max(many["points"]) - 1) * max(usable)
+    need(
+        "many_points.gaps",
+        many["gaps"],
+        longest <= window,
+        f"so short that {max(many['points'])} points fit into config.window, {window}",
+    )
+    cycle = plain["cycle"]["length"]
+    need("cycle.length", cycle, cycle <= window, f"at most config.window, {window}")
+    steps = plain["speed"]["steps"]
+    need("speed.steps", steps, steps <= burn_in, f"at most config.burn_in, {burn_in}")
+    rates = [1.0 / points for points in many["points"]]
+    factor = plain["pairs"]["factor"]
+    need(
+        "pairs.factor", factor, factor != 1.0, f"another than 1; {rates} need no runs of their own"
+    )

@@ -1,0 +1,215 @@
+"""Scores of iterates and of averages of them: levels, averages, many points, the sweep, costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj import backend, kernels
+from tf_lrtraj.averaging import WeightAveraging
+from tf_lrtraj.averaging.advising.advisor import advise
+from tf_lrtraj.averaging.advising.measured import Measurement
+from tf_lrtraj.averaging.advising.plan import Effort
+from tf_lrtraj.averaging.post_hoc import combine
+from tf_lrtraj.experiments.reproduction import runs
+from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.trainer import arrays_of
+from tf_lrtraj.theory import SpectrumEstimate, estimate_spectrum
+
+__all__ = ["averages", "cost", "estimate", "levels", "many_points", "spaced", "sweep"]
+
+ALL = ("train", "test")
+PART = ("train_part", "test")
+SWEPT = ("train_part", "test_part")
+
+
+def spaced(config: Mapping[str, Any], number: int, share: float = 1.0) -> list[int]:
+    """`number` steps of snapshots, evenly over the last `share` of the window, its end included."""
+    every, total = config["every"], runs.total_steps(config)
+    places = np.linspace(total - share * config["window"], total, number)
+    steps = total - np.round((total - places) / every) * every
+    return [int(step) for step in np.unique(steps)]
+
+
+def levels(bench: Bench, seed: int) -> None:
+    """Single iterates over the window, on all images: has the loss levelled off?"""
+    runs.base(bench, seed)
+    snapshots = bench.snapshots(seed)
+    rows: list[dict[str, Any]] = []
+    for step in bench.bar(spaced(bench.config, bench.config["evaluate"]["levels"]), "levels"):
+        rows += [{"step": step, **row} for row in bench.scorer.score(snapshots.read(step), ALL)]
+    bench.store("levels", seed, rows)
+
+
+def averages(bench: Bench, seed: int) -> None:
+    """The raw weights and the averages at the end, under every batch-norm policy."""
+    run = runs.base(bench, seed)
+    raw = arrays_of(run.state())
+    count = len(bench.model.trainable_variables)
+    score = bench.scorer.score
+    rows = [{"average": "raw", **row} for row in score(raw, ALL)]
+    rows += [{"average": "raw", **row} for row in score(raw, ["test"], "running")]
+    for name, arrays in runs.averages(bench, seed).items():
+        named = {"average": name}
+        rows += [{**named, **row} for row in score(arrays[:count], ALL)]
+        rows += [{**named, **row} for row in score(arrays, ["test"], "average")]
+        copied = [*arrays[:count], *raw[count:]]
+        rows += [{**named, **row} for row in score(copied, ["test"], "copy")]
+    about = {"kernels": bench.config["averages"], "horizon": bench.config["horizon"]}
+    bench.store("averages", seed, rows, about)
+
+
+def many_points(bench: Bench, seed: int) -> None:
+    """Averages of n iterates `gap` updates apart, ending at a few places of the window."""
+    runs.base(bench, seed)
+    config, snapshots = bench.config, bench.snapshots(seed)
+    settings, steps = config["many_points"], snapshots.steps.tolist()
+    gaps = [gap for gap in settings["gaps"] if gap % config["every"] == 0]
+    longest = (max(settings["points"]) - 1) * max(gaps)
+    ends = spaced(config, settings["ends"], max(1.0 - longest / config["window"], 0.0))
+    wanted: dict[str, np.ndarray] = {}
+    meaning: dict[str, dict[str, int]] = {}
+    for end in ends:
+        for points, gap in [(1, 0), *((n, gap) for n in settings["points"] for gap in gaps)]:
+            places = [steps.index(end - k * gap) for k in range(points)]
+            weights = np.zeros(len(steps))
+            weights[places] = 1.0 / points
+            name = f"{points} {gap} {end}"
+            wanted[name] = weights
+            meaning[name] = {"points": points, "gap": gap, "end": end}
+    rows: list[dict[str, Any]] = []
+    names = list(wanted)
+    with bench.bar(total=len(names), what="many points") as bar:
+        for low in range(0, len(names), 8):  # so many averages in memory at once
+            group = names[low : low + 8]
+            built = combine(snapshots, {n: wanted[n] for n in group}, progress=False)
+            for name in group:
+                scored = bench.scorer.score(built.pop(name), PART)
+                rows += [{**meaning[name], **row} for row in scored]
+                bar.update()
+    bench.store(
+        "many_points",
+        seed,
+        rows,
+        {"every": config["every"]},
+        predicted=_predicted(bench, seed, gaps),
+    )
+
+
+def _predicted(bench: Bench, seed: int, gaps: Sequence[int]) -> list[dict[str, float]]:
+    """Loss of n points by the quadratic identity, from the mean single loss and the gap curve."""
+    config = bench.config
+    curve = estimate(bench, seed).gaps
+    single = bench.read("sweep", seed)["about"]["mean_single_loss"][PART[0]]
+    rows = []
+    for points in config["many_points"]["points"]:
+        for gap in gaps:
+            places = np.arange(points) * (gap // config["every"])
+            lags = np.abs(places[:, None] - places[None, :])
+            loss = single - 2.0 * float(curve[lags].mean())
+            rows.append({"points": points, "gap": gap, "loss": loss})
+    return rows
+
+
+def sweep(bench: Bench, seed: int) -> None:
+    """Predicted and measured losses of a whole sweep, and the best weights there are."""
+    runs.base(bench, seed)
+    config = bench.config
+    settings = config["sweep"]
+    count = len(bench.model.trainable_variables)
+
+    def measurement(name: str) -> Measurement:
+        def measure(arrays: list[np.ndarray]) -> dict[str, float]:
+            (row,) = bench.scorer.score(arrays[:count], [name])
+            return {"loss": row["loss"], "accuracy": row["accuracy"]}
+
+        images = bench.scorer.images(name) + config["evaluate"]["batch_norm_images"]
+        return Measurement(name, measure, {"seed": seed, "set": name}, images)
+
+    sets = {name: measurement(name) for name in SWEPT}
+    rows: list[dict[str, Any]] = []
+    about: dict[str, Any] = {"optimal": "optimal", "mean_single_loss": {}}
+    curves = {}
+    for name, other in zip(SWEPT, reversed(SWEPT), strict=True):
+        advice = advise(
+            bench.snapshots(seed),
+            sets[name],
+            held_out=sets[other] if other == "test_part" else None,
+            effort=Effort(settings["singles"], settings["lags"], settings["pairs"]),
+            verify=settings["verify"],
+            folder=bench.state_folder("sweep", seed),  # what was measured once is kept there
+            progress=bench.progress,
+        )
+        rows += _sweep_rows(advice.record, name, other)
+        curves[name] = {
+            key: advice.arrays[key].tolist() for key in ("lags", "jensen_gaps", "gap_curve")
+        }
+        about |= {key: advice.record[key] for key in ("level", "snapshots")}
+        about["cost"] = advice.record["measured"]
+        about["mean_single_loss"][name] = float(np.mean(advice.arrays["losses"]))
+    bench.store("sweep", seed, rows, about, **curves)
+
+
+def _sweep_rows(record: Mapping[str, Any], name: str, other: str) -> list[dict[str, Any]]:
+    """Rows of the averages a set's advice predicted and measured."""
+    rows = [
+        {"average": "raw", "role": "raw", "set": name, "measured": record["raw_loss"]},
+    ]
+    for row in record["averages"]:
+        if "measured" not in row:
+            continue
+        shown = {key: row[key] for key in ("family", "parameter", "role")}
+        shown |= {"average": row["name"], "mean_age": row["mean_age_updates"], "chosen_on": name}
+        predicted = {key: row[key] for key in ("predicted", "low", "high", "quadratic")}
+        rows.append({**shown, **predicted, "set": name, "measured": row["measured"]})
+        if row["name"] == "optimal" and f"measured_{other}" in row:
+            rows.append({**shown, "set": other, "measured": row[f"measured_{other}"]})
+    return rows
+
+
+def estimate(bench: Bench, seed: int) -> SpectrumEstimate:
+    """Curvatures and noise of a seed's base run, from the pairs its sweep measured."""
+    if not bench.record_path("sweep", seed).exists():
+        sweep(bench, seed)
+    found, config = bench.read("sweep", seed), bench.config
+    return estimate_spectrum(
+        found[PART[0]]["lags"],
+        found[PART[0]]["jensen_gaps"],
+        found["about"]["snapshots"]["count"],
+        found["about"]["snapshots"]["every"],
+        config["learning_rate"] / (1.0 - config["momentum"]),
+    )
+
+
+def cost(bench: Bench, seed: int, repeats: int = 7, steps: int = 20) -> None:
+    """Time of an update of SWA against a training step, in turn; and what SWA keeps in memory."""
+    run = runs.base(bench, seed)
+    trainer, model, config = bench.trainer, bench.model, bench.config
+    trainer.compile(config["momentum"])
+    first = run.last
+    trainer.put(run.state(), first)
+    rates = np.full(steps, config["learning_rate"])
+    averaging = WeightAveraging({"swa": kernels.Uniform()}, batch_norm="copy")
+    averaging.set_model(model)
+    trainer.steps(first, rates, seed)
+    averaging.update()
+    step_seconds, update_seconds = [], []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        trainer.steps(first, rates, seed)
+        step_seconds.append((time.perf_counter() - begin) / steps)
+        begin = time.perf_counter()
+        for _ in range(steps):
+            averaging.update()
+        averaging.get_average("swa")  # waits for what is still under way
+        update_seconds.append((time.perf_counter() - begin) / steps)
+    assert averaging.state is not None
+    weights = sum(
+        array.nbytes for array in backend.to_numpy(backend.values(model.trainable_variables))
+    )
+    extra = sum(array.nbytes for array in backend.to_numpy(averaging.state.variables))
+    about = {"weights_bytes": weights, "extra_bytes": extra, "steps": steps}
+    bench.store("cost", seed, (), about, step_seconds=step_seconds, update_seconds=update_seconds)

@@ -1,0 +1,161 @@
+"""The learning problem of a reproduction: its arrays, its model, and its batches.
+
+Plain arrays in memory, so that everything runs on any Keras backend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_lrtraj import data, models
+from tf_lrtraj.experiments.settings import ConfigError
+
+__all__ = ["Batches", "Problem", "load_problem", "order_of"]
+
+_SETS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Training and test images as arrays [n, height, width, channels], labels [n]."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    num_classes: int
+
+    def images(self, name: str, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """The set "train" or "test"; with "_part" after it, its first `part` images."""
+        whole = name.removesuffix("_part")
+        if whole not in ("train", "test"):
+            raise ValueError(
+                f"`name` must be train, test, train_part or test_part. Received: {name!r}"
+            )
+        x, y = getattr(self, f"x_{whole}"), getattr(self, f"y_{whole}")
+        return (x, y) if whole == name else (x[:part], y[:part])
+
+
+def load_problem(config: dict[str, Any]) -> Problem:
+    """Reads the data a configuration names.
+
+    Raises:
+        ConfigError: if it cannot be had, or is not what the rest of the configuration needs.
+    """
+    chosen = config["data"]
+    if chosen["file"]:
+        found = _from_file(pathlib.Path(chosen["file"]))
+    else:
+        try:
+            dataset = data.load(
+                chosen["name"], data_dir=chosen["dir"], image_size=chosen["image_size"]
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.data: {error}") from None
+        held_out = dataset.eval_split
+        if held_out is None:
+            raise ConfigError(f"config.data: {chosen['name']!r} has no test images")
+        try:
+            pairs = [*dataset.arrays("train"), *dataset.arrays(held_out)]
+        except ValueError as error:  # a streamed set does not fit into memory
+            raise ConfigError(f"config.data: {error}") from None
+        found = Problem(*pairs, num_classes=dataset.num_classes)
+    needed = max(config["batch_size"], config["evaluate"]["batch_norm_images"])
+    if len(found.x_train) < needed:
+        raise ConfigError(
+            f"`config.batch_size` and `config.evaluate.batch_norm_images` must be at most the "
+            f"number of training images, {len(found.x_train)}. Received: {needed}"
+        )
+    return found
+
+
+def _from_file(path: pathlib.Path) -> Problem:
+    """Arrays of an .npz file, for machines that have no tensorflow-datasets."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in _SETS}
+    except Exception as error:  # NumPy and zipfile raise many kinds on damaged bytes
+        raise ConfigError(
+            f"`config.data.file` must be an .npz file with {list(_SETS)}. "
+            f"Received: {str(path)!r} ({type(error).__name__})"
+        ) from None
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if x.ndim != 4 or y.shape != x.shape[:1] or y.dtype.kind not in "iu":
+            raise ConfigError(
+                f"`config.data.file`: x_{part} must be images [n, height, width, channels] and "
+                f"y_{part} integer labels [n]. Received: shapes {x.shape} and {y.shape}, "
+                f"labels of {y.dtype}"
+            )
+    return Problem(
+        arrays["x_train"].astype(np.float32),
+        arrays["y_train"].astype(np.int32),
+        arrays["x_test"].astype(np.float32),
+        arrays["y_test"].astype(np.int32),
+        num_classes=int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1,
+    )
+
+
+def build_model(config: dict[str, Any], problem: Problem, seed: int) -> keras.Model:
+    """The network of a configuration; its weights are a function of the seed."""
+    chosen = config["model"]
+    model = models.resnet(
+        chosen["depth"],
+        problem.num_classes,
+        problem.x_train.shape[1:],
+        stem=chosen["stem"],
+        width=chosen["width"],
+        seed=seed,
+    )
+    if config["weight_decay"]:
+        # L2 on every weight, scales of batch norm included: with decay on the kernels alone
+        # those scales keep growing, and a run at constant rate never becomes stationary.
+        for variable in model.trainable_variables:
+            variable.regularizer = keras.regularizers.L2(0.5 * config["weight_decay"])
+    return model
+
+
+def order_of(seed: int, epoch: int, count: int) -> np.ndarray:
+    """[count] order of the training images in an epoch; a function of its arguments alone.
+
+    >>> order_of(0, 0, 4).tolist() == order_of(0, 0, 4).tolist()
+    True
+    """
+    return np.random.default_rng([seed, epoch, 0x6F72]).permutation(count)
+
+
+class Batches(keras.utils.PyDataset):
+    """The training batches of steps `first` … `first + num - 1`: a function of (seed, step).
+
+    Whole batches only; the images left over at an epoch's end wait for the next one.
+    """
+
+    def __init__(self, problem: Problem, batch_size: int, seed: int, first: int, num: int) -> None:
+        super().__init__(workers=1, use_multiprocessing=False)
+        self._problem = problem
+        self._batch_size = batch_size
+        self._seed = seed
+        self._first = first
+        self._num = num
+        self._epoch = -1
+        self._order = np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = self.rows(self._first + index)
+        return self._problem.x_train[rows], self._problem.y_train[rows]
+
+    def rows(self, step: int) -> np.ndarray:
+        """Which training images step `step` sees."""
+        count = len(self._problem.x_train)
+        epoch, place = divmod(step, count // self._batch_size)
+        if epoch != self._epoch:
+            self._order, self._epoch = order_of(self._seed, epoch, count), epoch
+        return self._order[place * self._batch_size : (place + 1) * self._batch_size]

@@ -1,0 +1,253 @@
+"""Runs a reproduction: plans it, makes what is missing, judges the claims, writes the page."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import platform
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+import tf_lrtraj
+from tf_lrtraj import backend, claims, records
+from tf_lrtraj.experiments.reproduction import plan as plans
+from tf_lrtraj.experiments.reproduction.bench import STATE, Bench
+from tf_lrtraj.experiments.reproduction.config import validate
+from tf_lrtraj.experiments.reproduction.trainer import Diverged
+from tf_lrtraj.experiments.settings import ConfigError
+
+__all__ = ["Interrupted", "describe_plan", "judge", "needed_tasks", "prepare", "run"]
+
+
+class Interrupted(RuntimeError):
+    """The reproduction was asked to stop; the same command goes on with it."""
+
+
+def needed_tasks(ids: Collection[str] | None) -> set[str] | None:
+    """Names of the tasks whose records these claims need; None for all.
+
+    Raises:
+        ConfigError: for an id that no claim has.
+    """
+    if ids is None:
+        return None
+    known = {claim.id: claim for claim in claims.CLAIMS}
+    unknown = sorted(set(ids) - set(known))
+    if unknown:
+        raise ConfigError(f"claims must be among {list(known)}. Received: {unknown}")
+    return {task for identity in ids for task in known[identity].needs} & {
+        task.name for task in plans.TASKS
+    }
+
+
+def prepare(config: Any, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checked configuration of a workdir, before anything long starts.
+
+    Raises:
+        ConfigError: for anything wrong in it.
+        records.RecordError: if the workdir belongs to another configuration, or cannot be
+            written.
+    """
+    plain = validate(config)
+    records.check_workdir_matches(folder, plain, validate)
+    records.prepare_workdir(folder)
+    return plain
+
+
+def describe_plan(
+    config: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    needed: Collection[str] | None,
+    num_train: int,
+    num_test: int,
+) -> str:
+    """A table of the tasks, whether they are done, and the cost of what is left."""
+    tasks = plans.plan(config, needed)
+    done = _done(read_run(folder))
+    lines = [f"{'task':<16}{'seeds':<10}{'done':<10}{'images':>14}  what"]
+    for task in plans.TASKS:
+        seeds = [seed for other, seed in tasks if other is task]
+        if not seeds:
+            continue
+        made = [seed for seed in seeds if (task.name, seed) in done]
+        alone = [(task, seed) for seed in seeds]
+        whole = plans.images(config, alone, num_train, num_test)
+        shared = 3.0 * config["batch_size"] * plans.training_steps(config, alone)
+        own = whole - shared if task.name != "base" else whole
+        shown = [",".join(map(str, seeds)), ",".join(map(str, made)) or "-"]
+        lines.append(f"{task.name:<16}{shown[0]:<10}{shown[1]:<10}{own:>14,.0f}  {task.what}")
+    left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
+    total = plans.images(config, left, num_train, num_test)
+    lines.append(
+        f"{len(left)} of {len(tasks)} to do: about {plans.training_steps(config, left):,} training "
+        f"steps of {config['batch_size']} images; {total:,.0f} images forward in all (a training "
+        "step counts as three passes; the table shows evaluations and probes, and the base run)"
+    )
+    return "\n".join(lines)
+
+
+def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`run.json` of a workdir; empty where there is none."""
+    path = pathlib.Path(folder) / records.RUN
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = records.read_json(path)
+    return found
+
+
+def _done(run: Mapping[str, Any]) -> set[tuple[str, int]]:
+    return {(name, seed) for name, seeds in run.get("done", {}).items() for seed in seeds}
+
+
+def run(
+    config: dict[str, Any],
+    folder: str | os.PathLike[str],
+    needed: Collection[str] | None = None,
+    tell: Callable[[str], None] = print,
+    progress: bool = True,
+) -> pathlib.Path:
+    """Makes what is missing and judges what there is.
+
+    Args:
+        config: from `prepare`.
+        folder: the workdir.
+        needed: tasks to make, from `needed_tasks`; None for all.
+        tell: told what goes on.
+        progress: show progress bars where there is a terminal.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        Diverged: when a training loss is not finite.
+        Interrupted: after SIGTERM or SIGINT; what is finished is kept.
+    """
+    folder = pathlib.Path(folder)
+    records.write_json(folder / records.CONFIG, config)
+    state = {**_describe(config), **{k: v for k, v in read_run(folder).items() if k in _KEPT}}
+    bench = Bench(config, folder, tell, progress)
+    done = _done(state)
+    tasks = plans.plan(config, needed)
+    left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
+    status, message = "interrupted", None
+    try:
+        with _stopping_cleanly():
+            sizes = (len(bench.problem.x_train), len(bench.problem.x_test))
+            tell(describe_plan(config, folder, needed, *sizes))
+            _check_sizes(config, *sizes)
+            begin = time.monotonic()
+            total = plans.images(config, left, *sizes)
+            for index, (task, seed) in enumerate(left):
+                ahead = plans.images(config, left[index:], *sizes)
+                tell(
+                    f"[{index + 1}/{len(left)}] {task.name}, seed {seed}: {task.what}"
+                    + _time_left(time.monotonic() - begin, total - ahead, ahead)
+                )
+                started = time.monotonic()
+                task.run(bench, seed)
+                state["done"].setdefault(task.name, []).append(seed)
+                seconds = state["seconds"].setdefault(task.name, {})
+                seconds[str(seed)] = round(time.monotonic() - started, 1)
+                records.write_json(folder / records.RUN, {**state, "status": "incomplete"})
+        status = "done" if needed is None else "incomplete"
+    except Diverged as error:
+        status, message = "diverged", str(error)
+        raise
+    except KeyboardInterrupt:
+        message = "stopped by a signal"
+        raise Interrupted(
+            "stopped; what is finished is kept, and the same command goes on from there"
+        ) from None
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        records.write_json(folder / records.RUN, {**state, "status": status, "message": message})
+        path = judge(folder)
+    return path
+
+
+def _time_left(seconds: float, made: float, ahead: float) -> str:
+    if made <= 0 or seconds < 5:
+        return ""
+    return f" (about {seconds * ahead / made / 60:.0f} min left)"
+
+
+def _check_sizes(config: Mapping[str, Any], num_train: int, num_test: int) -> None:
+    """What can only be told once the data is known."""
+    part = config["evaluate"]["part"]
+    if part > num_train:
+        raise ConfigError(
+            f"`config.evaluate.part` must be at most the number of training images, {num_train}. "
+            f"Received: {part}"
+        )
+
+
+def judge(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `ledger.json` and the report from the records there are; returns the report."""
+    from tf_lrtraj.report import reproduction as page
+
+    claims.write_ledger(folder)
+    path: pathlib.Path = page.write_page(folder)
+    return path
+
+
+_KEPT = ("done", "seconds", "created", "keras_backend", "versions")
+
+
+def _describe(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "format": records.run.FORMAT,
+        "name": config["name"],
+        "created": time.strftime("%Y-%m-%d"),
+        "versions": {
+            "tf_lrtraj": tf_lrtraj.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "keras_backend": backend.name(),
+        "processors": os.cpu_count(),
+        "done": {},
+        "seconds": {},
+    }
+
+
+@contextlib.contextmanager
+def _stopping_cleanly() -> Iterator[None]:
+    """SIGTERM stops the work as Ctrl-C does: between two Python statements, files whole."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: whoever is there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def copy_records(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> list[str]:
+    """Copies what is small of a workdir: everything but the states of its runs.
+
+    Returns:
+        The files, relative to the target.
+    """
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    copied = []
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        if path.is_file() and relative.parts[0] != STATE and not path.name.startswith("."):
+            records.write_atomically(target / relative, path.read_bytes())
+            copied.append(str(relative))
+    return copied

@@ -1,0 +1,55 @@
+"""Named arrays in one file, whole or not at all: the states training runs go on from."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.records import RecordError, write_atomically
+from tf_lrtraj.records.files import read_bytes
+
+__all__ = ["read_arrays", "write_arrays"]
+
+_SUM = "checksum"
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Writes an `.npz` file under a temporary name and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = {name: np.asarray(array) for name, array in arrays.items()}
+    content = io.BytesIO()
+    np.savez(content, **held, **{_SUM: np.array(_checksum(held))})  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads what `write_arrays` wrote.
+
+    Raises:
+        RecordError: if the file is missing or damaged.
+    """
+    data = read_bytes(path)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        if int(arrays.pop(_SUM)) != _checksum(arrays):
+            raise ValueError("checksum")
+    except Exception:  # NumPy, zipfile and zlib raise many kinds on damaged bytes
+        raise RecordError(
+            f"{path} does not hold the state of a run: the file is damaged. Delete it, and the "
+            "run is made again from the state before it."
+        ) from None
+    return arrays
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    value = 0
+    for name in sorted(arrays):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8), value)
+    return value

@@ -1,0 +1,30 @@
+"""The synthetic experiments as tasks of a reproduction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.experiments import synthetic
+from tf_lrtraj.experiments.reproduction.bench import Bench
+
+__all__ = ["single_runs", "two_time_scales"]
+
+
+def _store(bench: Bench, name: str, seed: int) -> None:
+    settings = synthetic.validate({})
+    record: dict[str, Any] = dict(synthetic.EXPERIMENTS[name](settings[name], settings["seed"]))
+    arrays = {key: value for key, value in record.items() if isinstance(value, np.ndarray)}
+    rest = {key: value for key, value in record.items() if key not in arrays}
+    bench.store(name, seed, (), {**rest, "settings": settings[name]}, **arrays)
+
+
+def two_time_scales(bench: Bench, seed: int) -> None:
+    """A large rate, its average and a small rate, on a model with a fast and a slow scale."""
+    _store(bench, "two_time_scales", seed)
+
+
+def single_runs(bench: Bench, seed: int) -> None:
+    """Theory, Monte Carlo and averaged SGD on the quadratic model."""
+    _store(bench, "single_runs", seed)
