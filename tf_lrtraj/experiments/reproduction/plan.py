@@ -77,7 +77,13 @@ TASKS: tuple[Task, ...] = (
     Task("levels", iterates.levels, _ALL, "losses of single iterates over the window"),
     Task("averages", iterates.averages, _ALL, "the averages at the end"),
     Task("sweep", iterates.sweep, _ALL, "predicted and measured losses of many averages"),
-    Task("equivalent", schedules.equivalent, _ALL, "runs under equivalent schedules", ("sweep",)),
+    Task(
+        "equivalent",
+        schedules.equivalent,
+        _ALL,
+        "runs under equivalent schedules",
+        ("sweep", "averages"),
+    ),
     Task("decays", schedules.decays, _ALL, "decays, trained and emulated"),
     Task(
         "many_points",

@@ -37,27 +37,31 @@ def equivalent_rates(
         ValueError: for an unknown equivalence.
     """
     base, momentum = config["learning_rate"], config["momentum"]
-    fork = runs.fork_step(config)
-    if equivalence in ("curvature_free", "curvature"):
-        curvature = 0.0 if equivalence == "curvature_free" else found.curvature
-        return theory.schedule_from_weights(
-            full_weights(config, kernel), base, curvature, momentum
-        )[fork:]
-    if equivalence == "spectrum":
-        horizon = config["horizon"]
-        # The model has no momentum: modes that are slow against it see the effective rate.
-        effective = base / (1.0 - momentum)
+    fork, horizon = runs.fork_step(config), config["horizon"]
+    if equivalence == "curvature_free":
+        return theory.schedule_from_weights(full_weights(config, kernel), base, 0.0, momentum)[
+            fork:
+        ]
+    # With curvature both take the effective rate and no momentum, as modes that are slow against
+    # it see it.  The path-wise answer with momentum exists too, but where a mode oscillates its
+    # rates swing far beyond the base rate and below 0.
+    effective = base / (1.0 - momentum)
+    weights = kernel.weights(horizon)
+    if equivalence == "curvature":
+        schedule = theory.schedule_from_weights(weights, effective, found.curvature)
+    elif equivalence == "spectrum":
         target = found.model.expected_loss_of_average(
             kernel, np.full(horizon, effective), found.initial
         )
-        fitted = theory.best_schedule(
-            found.model, target, effective, found.initial, weights=kernel.weights(horizon)
+        schedule = theory.best_schedule(
+            found.model, target, effective, found.initial, weights=weights
         )
-        lead = np.full(runs.total_steps(config) - horizon - fork, base)
-        return np.concatenate([lead, fitted * (1.0 - momentum)])
-    raise ValueError(
-        f"`equivalence` must be one of {list(EQUIVALENCES)}. Received: {equivalence!r}"
-    )
+    else:
+        raise ValueError(
+            f"`equivalence` must be one of {list(EQUIVALENCES)}. Received: {equivalence!r}"
+        )
+    lead = np.full(runs.total_steps(config) - horizon - fork, base)
+    return np.concatenate([lead, schedule * (1.0 - momentum)])
 
 
 def predicted_excess(
@@ -79,8 +83,7 @@ def equivalent(bench: Bench, seed: int) -> None:
     """
     config = bench.config
     found = iterates.estimate(bench, seed)
-    base = runs.base(bench, seed)
-    averages = runs.averages(bench, seed)
+    runs.base(bench, seed)
     count = len(bench.model.trainable_variables)
     fork, total = runs.fork_step(config), runs.total_steps(config)
     half = total - config["horizon"] // 2
@@ -108,14 +111,10 @@ def equivalent(bench: Bench, seed: int) -> None:
                 weights = emulated(bench, seed, schedule[: half - fork], half)[:count]
                 scored = bench.scorer.score(weights, iterates.PART)
                 rows += [{**along, "of": "average", **row} for row in scored]
-        scored = bench.scorer.score(averages[name][:count], iterates.ALL)
-        named = {"average": name, "equivalence": "none", "of": "average", "share": 1.0}
-        rows += [{**named, **row} for row in scored]
-    scored = bench.scorer.score(arrays_of(base.state())[:count], iterates.ALL)
-    rows += [
-        {"average": "raw", "equivalence": "none", "of": "raw", "share": 1.0, **row}
-        for row in scored
-    ]
+    for row in bench.read("averages", seed)["rows"]:
+        if row["policy"] == "recompute":
+            of = "raw" if row["average"] == "raw" else "average"
+            rows.append({**row, "equivalence": "none", "of": of, "share": 1.0})
     about = {
         "estimates": {
             "curvature": found.curvature,
