@@ -520,10 +520,10 @@ def line_of_one_step(random, step):
     u = rates_ / (ONE_STEP_RATE * (1.0 + 0.02 * random.standard_normal()))
     changes = {
         "train": -0.3 * (2 * u - u**2),
-        "held_out": -0.04 * u * (1.0 - u),
-        "others": -0.03 * u * (1.0 - 1.2 * u),
+        "held_out": -0.03 * u * (1.0 - 1.2 * u),
+        "others": -0.04 * u * (1.0 - u),
     }
-    about = {"step": step, "held_out_set": "train", "others_set": "test"}
+    about = {"step": step, "held_out_set": "test", "others_set": "train"}
     return line(random, changes, rates_, about)
 
 

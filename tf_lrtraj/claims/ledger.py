@@ -181,7 +181,7 @@ def ledger_text(ledger: Mapping[str, Any], width: int = 110) -> str:
     room = max(width - 29, 30)
     for entry in ledger["claims"]:
         passed = entry["verdict"] == REPRODUCED
-        rows = _wrapped(entry["statistic" if passed else "what decided it"].split(), room)
+        rows = _wrapped(entry["statistic" if passed else "reason"].split(), room)
         lines.append(f"{entry['id']:<6}{entry['verdict']:<23}{rows[0]}")
         lines += [" " * 29 + row for row in rows[1:]]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in ledger["counts"].items() if count)

@@ -143,7 +143,7 @@ def _one_step_condition(
         changes.append(drift.scaled(1.0 / float(losses[inside].mean())))
         per_update.append(drift.scaled(1.0 / float(np.ptp(steps[inside]))))
     change, each = stationarity.pooled(changes), stationarity.pooled(per_update)
-    small = abs(each.value) < stationarity.SHARE_OF_EFFECT * gain
+    small = gain <= 0.0 or abs(each.value) < stationarity.SHARE_OF_EFFECT * gain
     met = stationarity.settled(change, stationarity.LOSS_LIMIT) and small
     text = (
         f"the loss of the run without momentum changes by {shown(change.scaled(100.0))} % while "

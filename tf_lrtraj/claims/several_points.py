@@ -132,12 +132,21 @@ def _against_rates(
             numbers[f"position_{n}"] = as_interval(sum(off for off, _ in offsets) / total)
         gain = combine([_lower_by(record, n) for record in found])
         numbers[f"gain_{n}"] = gain.interval()
-        effects.append(gain.value)
+        effects.append(_expected(records, found, n))
         notes += _by_gap(found, n, numbers)
         conditions.append(_settled_at(records, n))
     notes.append("position: 0 at the loss of the run at λ/n, 1 at that of twice its rate")
     conditions = [*stationarity.stationary(records, min(effects)), *conditions]
     return parts, numbers, conditions, notes
+
+
+def _expected(records: Records, found: tuple[Measured, ...], n: int) -> float:
+    """By how much the claim expects the average below single iterates: by as much as rate λ/n."""
+    drops = []
+    for record in found:
+        raw = _loss(record, 1).value
+        drops.append(1.0 - _at_rate(records, record, n).value / raw)
+    return float(np.mean(drops))
 
 
 def _linear(value: float, *terms: tuple[Estimate, float]) -> Estimate:
