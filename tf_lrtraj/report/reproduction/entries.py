@@ -70,7 +70,13 @@ class Entry:
         return self.statistic.split("; ") if self.statistic else []
 
 
-_WORDS = {"ema": "EMA", "swa": "SWA", "two_point": "two points", "one_minus_sqrt": "1 − √"}
+_WORDS = {
+    "ema": "EMA",
+    "swa": "SWA",
+    "two_point": "two points",
+    "curvature_free": "curvature-free",
+    "one_minus_sqrt": "1 − √",
+}
 
 
 def sentence(text: str) -> str:

@@ -206,7 +206,8 @@ def _mean_curve(
     mean = values.mean(axis=0)
     error = values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else mean * np.nan
     band(panel, grid, mean, error, color)
-    return {label: (float(grid[-1]), float(mean[-1]), color)}
+    known = np.flatnonzero(np.isfinite(mean))  # a loss may overflow at large rates
+    return {label: (float(grid[-1]), float(mean[known[-1]]), color)} if known.size else {}
 
 
 def caption_one_step(tasks: Tasks, lines: Sequence[ArrayRecord]) -> str:

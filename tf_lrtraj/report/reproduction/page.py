@@ -108,7 +108,7 @@ def markdown_page(folder: str | os.PathLike[str], results: str = ".") -> str:
     claims = entries(source)
     there = {path.stem for path in (source.folder / FIGURES).glob("*.svg")}
     told = ", ".join(f"{count} {verdict}" for verdict, _, _, count in counts(claims))
-    lines = [f"# The reproduction at the scale `{setting.scale(source)}`", "", f"{told}.", ""]
+    lines = [f"# The reproduction at the scale {_code(setting.scale(source))}", "", f"{told}.", ""]
     lines += ["| id | claim | measured | verdict | figure |", "|---|---|---|---|---|"]
     for claim in claims:
         lines.append(
@@ -121,7 +121,7 @@ def markdown_page(folder: str | os.PathLike[str], results: str = ".") -> str:
         lines += [f"> {_cell(problem)}", ""]
     for claim in claims:
         lines += [f"## {claim.id}", "", f"**{claim.sign} {claim.verdict}.** {_paragraph(claim)}"]
-        lines += ["", f"`{claim.command}`", ""]
+        lines += ["", _code(claim.command), ""]
     return "\n".join(lines)
 
 
@@ -154,6 +154,11 @@ def _unbroken(text: Any) -> str:
 def _cell(text: str) -> str:
     """Text inside a Markdown table: no bars, no lines, no tags."""
     return re.sub(r"([|*_`\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _code(text: str) -> str:
+    """Text as code, in which Markdown leaves everything as it is but a backtick."""
+    return f"`{' '.join(text.replace('`', ' ').split())}`"
 
 
 def _links(claim: Entry, there: set[str], results: str) -> str:
