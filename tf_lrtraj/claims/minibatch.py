@@ -150,11 +150,10 @@ def _change_at_best(probe: Probed) -> Estimate:
     rates = probe.coordinate("rate")
     best = _of_curve(probe, "best_rate", "train").value
     at = int(np.argmin(np.abs(rates - best)))
-    losses = probe.array("held_out_each", finite=False)
-    changes = losses[at] - losses[0]
-    if not np.isfinite(changes).all():
+    losses = probe.array("held_out_each", finite=False)[[0, at]]
+    if not np.isfinite(losses).all():
         raise RecordError(f"{probe.name}: held-out losses at the best rate are not finite.")
-    return crossed(changes)
+    return crossed(losses[1] - losses[0])
 
 
 # B5 -------------------------------------------------------------------------------------------

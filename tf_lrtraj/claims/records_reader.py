@@ -131,7 +131,7 @@ class Measured:
         """
         rows = self.select(**wanted)
         if not rows:
-            raise RecordError(f"{self.name} has no row with {_named(wanted)}.")
+            raise RecordError(f"{self.name} has no row{_named(wanted)}.")
         return np.array([self.number(row, field) for row in rows])
 
     def value(self, field: str, **wanted: Any) -> float:
@@ -142,7 +142,7 @@ class Measured:
         """
         found = self.values(field, **wanted)
         if found.size != 1:
-            raise RecordError(f"{self.name} has {found.size} rows with {_named(wanted)}, not one.")
+            raise RecordError(f"{self.name} has {found.size} rows{_named(wanted)}, not one.")
         return float(found[0])
 
     def number(self, row: Mapping[str, Any], field: str) -> float:
@@ -184,9 +184,10 @@ class Measured:
             RecordError: if it is absent, of other dimensions, empty or not finite.
         """
         try:
-            found = np.asarray(self._find((name,)), np.float64)
-        except (TypeError, ValueError):
+            found = np.asarray(self._find((name,)))
+        except ValueError:  # rows of different lengths
             found = np.zeros(0)
+        found = found.astype(np.float64) if found.dtype.kind in "iuf" else np.zeros(0)
         if found.ndim != ndim or not found.size:
             raise RecordError(f"{self.name} has no array {name!r} of {ndim} dimension(s).")
         if finite and not np.isfinite(found).all():
@@ -442,7 +443,8 @@ def _matches(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def _named(wanted: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in wanted.items())
+    text = ", ".join(f"{key}={value!r}" for key, value in wanted.items())
+    return f" with {text}" if text else ""
 
 
 def _finite(name: str, field: str, value: Any) -> float:

@@ -99,8 +99,6 @@ def _against_rates(
     for n in wanted:
         ups, downs, steps, offsets = [], [], [], []
         for record in found:
-            if not records.of_seed("lower_rates", record.seed).select(points=n // 2) and n > 2:
-                raise NotRun([f"measured/lower_rates/seed{record.seed}.json at 1/{n // 2}"])
             mean, raw = _loss(record, n), _loss(record, 1)
             same, twice = _at_rate(records, record, n), _at_rate(records, record, n // 2)
             unit = 1.0 / raw.value

@@ -167,6 +167,8 @@ def judge_s7(records: Records) -> Judgement:
     """Test accuracy with recomputed statistics less that with copied ones."""
     found = records.measured("averages")
     averages = [name for name in found[0].known("average") if name != "raw"]
+    if not averages:
+        raise RecordError(f"{found[0].name} has no average.")
     if "swa" not in averages:
         raise NotRun([f"{found[0].name} with the average swa"])
     numbers: dict[str, Interval] = {}

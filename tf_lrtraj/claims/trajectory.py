@@ -180,12 +180,11 @@ def _losses_inside(records: Records, names: list[str]) -> dict[str, Estimate]:
         levels = records.of_seed("levels", record.seed)
         iterates = mean_of(levels.values("loss", set="train"), "iterates")
         for name in names:
-            if record.select(average=name, set="train", policy="recompute"):
-                loss = record.value("loss", average=name, set="train", policy="recompute")
-                error = loss * iterates.error / iterates.value**2
-                change = loss / iterates.value - 1.0
-                found[name].append(Estimate(change, error, iterates.dof, iterates.of))
-    return {name: combine(estimates) for name, estimates in found.items() if estimates}
+            loss = record.value("loss", average=name, set="train", policy="recompute")
+            error = loss * iterates.error / iterates.value**2
+            change = loss / iterates.value - 1.0
+            found[name].append(Estimate(change, error, iterates.dof, iterates.of))
+    return {name: combine(estimates) for name, estimates in found.items()}
 
 
 # B10 ------------------------------------------------------------------------------------------
@@ -197,7 +196,7 @@ def judge_b10(records: Records) -> Judgement:
     settles: dict[float, list[Estimate]] = {}
     plateaus: dict[float, list[Estimate]] = {}
     for record in records.measured("pairs"):
-        for rate in sorted({record.number(row, "learning_rate") for row in record.rows}):
+        for rate in sorted(set(record.values("learning_rate").tolist())):
             steps, squares = _pair(record, "shared", rate)
             if steps.size:
                 if squares[0] <= 0.0:
