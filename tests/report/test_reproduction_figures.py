@@ -215,14 +215,17 @@ def test_gaps_are_relative_to_each_seeds_own_average():
     assert dots(loss, PALETTE[3]) == pytest.approx([1.0, 1.0])
     assert dots(loss, PALETTE[5]) == pytest.approx([10.0, 10.0])  # half-way
     assert dots(accuracy, ORANGE) == pytest.approx([-0.4, -0.4])
-    # Floor: the level of single iterates less their excess, 0.1; run over average 0.22 / 0.20.
-    assert dots(loss, "black", "D") == pytest.approx([0.0, 5.0, 10.0])
+    # Differences of excess, 0.02, 0.01 and 0, over the averages' losses, 0.20 and 0.25.
+    assert dots(loss, "black", "D") == pytest.approx([0.0, 4.5, 9.0])
     assert [text.get_text() for text in loss.get_xticklabels()] == ["EMA"]
 
 
-def test_a_recorded_floor_goes_before_an_inferred_one():
-    loss, _ = equivalence.draw_gaps(equivalent_tasks(floor=0.3)).axes
-    assert dots(loss, "black", "D") == pytest.approx([0.0, 2.5, 5.0])
+@pytest.mark.parametrize(("floor", "least"), [(None, 0.2), (0.3, 0.4)])
+def test_a_recorded_floor_goes_before_an_inferred_one(floor, least):
+    # Inferred: the level of single iterates, 0.25, less their excess, 0.15.
+    loss, _ = equivalence.draw_levels(equivalent_tasks(floor)).axes
+    expected = [least, least, least + 0.01, least + 0.02]
+    assert dots(loss, "black", "D") == pytest.approx(expected)
 
 
 def test_the_caption_says_how_far_off_the_model_is():
@@ -232,9 +235,12 @@ def test_the_caption_says_how_far_off_the_model_is():
     off = np.concatenate(
         [np.abs(expected / (a * np.array([1.0, 1.04, 1.02, 1.01])) - 1) for a in (0.20, 0.25)]
     )
-    text = equivalence.caption_gaps(tasks)
+    text = equivalence.caption_levels(tasks)
     assert f"median {marks.percent(np.median(off))}, worst {marks.percent(off.max())}" in text
     assert "(8 values)" in text
+    # Measured 4, 2 and 1 %, expected 9, 4.5 and 0 %.
+    text = equivalence.caption_gaps(tasks)
+    assert "off by 2.5 points (median; at most 5, of 3)" in text
 
 
 def test_levels_of_averages_stand_beside_the_raw_weights():

@@ -179,6 +179,30 @@ def test_the_setting_is_told(page):
     assert "not known to us; these are our choice" in words
 
 
+def test_a_reproduction_that_was_stopped_says_so(folder):
+    shutil.rmtree(folder / "measured")
+    for status, message in (("interrupted", "stopped by a signal"), ("done", None)):
+        records.write_json(folder / "run.json", {"status": status, "message": message})
+        text = write_page(folder).read_text(encoding="utf-8")
+        told = "Not all of it was made (interrupted: stopped by a signal)"
+        assert (told in text) == (told in markdown_page(folder)) == (status != "done")
+
+
+def test_stationarity_is_told_before_the_claims(folder):
+    shutil.rmtree(folder / "measured")
+    told = {"statistic": "power 0.1 [0, 0.2]; half 0.05", "notes": ["the loss changes by 1 %"]}
+    change(folder, "B7", verdict="reproduced", **told)
+    text = write_page(folder).read_text(encoding="utf-8")
+    section = drawn(text[text.index('id="stationarity"') :].split("<h2>")[0])
+    for part in ("Power 0.1 [0, 0.2].", "Half 0.05.", "The loss changes by 1 %.", "✓ reproduced"):
+        assert part in section
+
+
+def test_the_setting_comes_from_the_configuration_if_nothing_was_run(folder):
+    shutil.rmtree(folder / "measured")
+    assert "constant 0.1, momentum 0.9" in drawn(write_page(folder).read_text(encoding="utf-8"))
+
+
 def test_what_was_not_run_says_so_in_its_place(page):
     words = Page(page)
     assert "measured/sweep/seed0.json" in words.row("A5")

@@ -18,7 +18,7 @@ from tf_lrtraj.records import write_atomically
 from tf_lrtraj.report.drawing import to_svg
 from tf_lrtraj.report.reproduction import setting, svg
 from tf_lrtraj.report.reproduction.entries import GROUPS, Entry, command, counts, entries, sentence
-from tf_lrtraj.report.reproduction.plates import PLATES, STATIONARITY, draw
+from tf_lrtraj.report.reproduction.plates import PLATES, SETTLED, STATIONARITY, draw
 from tf_lrtraj.report.reproduction.reading import Source
 
 __all__ = ["markdown_page", "write_page"]
@@ -85,8 +85,9 @@ def write_page(folder: str | os.PathLike[str]) -> pathlib.Path:
         groups=_groups(claims),
         facts=setting.facts(source),
         stationarity=[figures[name] for name in STATIONARITY if name in figures],
+        settled=next((claim for claim in claims if claim.id == SETTLED), None),
         figures=figures,
-        problems=source.problems,
+        problems=[*filter(None, [setting.state(source)]), *source.problems],
     )
     path = source.folder / PAGE
     # A lone surrogate, legal in JSON text, has no form in UTF-8.
@@ -117,7 +118,7 @@ def markdown_page(folder: str | os.PathLike[str], results: str = ".") -> str:
             f"| {claim.sign} {claim.verdict} | {_links(claim, there, results)} |"
         )
     lines += ["", *(f"- {_cell(name)}: {_cell(text)}" for name, text in setting.facts(source)), ""]
-    for problem in source.problems:
+    for problem in filter(None, [setting.state(source), *source.problems]):
         lines += [f"> {_cell(problem)}", ""]
     for claim in claims:
         lines += [f"## {claim.id}", "", f"**{claim.sign} {claim.verdict}.** {_paragraph(claim)}"]

@@ -23,9 +23,10 @@ from tf_lrtraj.report.reproduction.reading import Source
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PLATES", "STATIONARITY", "Plate", "draw", "of_claim"]
+__all__ = ["PLATES", "SETTLED", "STATIONARITY", "Plate", "draw", "of_claim"]
 
 STATIONARITY = ("base",)  # shown before all claims
+SETTLED = "B7"  # the claim whose tests say whether the run has levelled off
 
 
 @dataclasses.dataclass(frozen=True)

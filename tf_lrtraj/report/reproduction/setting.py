@@ -7,7 +7,7 @@ from typing import Any
 
 from tf_lrtraj.report.reproduction.reading import Source
 
-__all__ = ["facts", "scale"]
+__all__ = ["facts", "scale", "state"]
 
 
 def scale(source: Source) -> str:
@@ -17,8 +17,8 @@ def scale(source: Source) -> str:
 
 def facts(source: Source) -> list[tuple[str, str]]:
     """(what, as it is) for everything that the records tell."""
-    about = _base(source)
     config = source.config
+    about = {**config, **_base(source)}  # as it was run, where it was
     told = [
         ("Data", _data(config, about)),
         ("Model", _model(config, about)),
@@ -44,6 +44,15 @@ def facts(source: Source) -> list[tuple[str, str]]:
         ("Machine", _machine(source.run)),
     ]
     return [(name, text) for name, text in told if text]
+
+
+def state(source: Source) -> str:
+    """A sentence on a reproduction that has not come to its end; empty for one that has."""
+    status = source.run.get("status", "done")
+    if status == "done":
+        return ""
+    why = f": {source.run['message']}" if source.run.get("message") else ""
+    return f"Not all of it was made ({status}{why}); what is missing counts as not run."
 
 
 def _base(source: Source) -> Mapping[str, Any]:
