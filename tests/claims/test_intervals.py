@@ -1,0 +1,226 @@
+"""Intervals against SciPy, closed forms and slow twins."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tf_lrtraj.claims import statistics as st
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+@pytest.mark.parametrize("count", [2, 3, 11])
+def test_mean_has_the_interval_of_the_t_test(random, count, level):
+    values = random.normal(2.0, 3.0, count)
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(level)
+    found = st.mean_of(values).interval(level)
+    np.testing.assert_allclose(found, [values.mean(), *expected], rtol=1e-12)
+
+
+def test_a_single_number_clears_nothing():
+    assert st.mean_of([3.0]).interval() == (3.0, -math.inf, math.inf)
+
+
+def test_equal_numbers_have_an_exact_mean():
+    """Although their mean in floating point may differ from them."""
+    assert st.mean_of([0.1] * 3).interval()[1:] == pytest.approx((0.1, 0.1), abs=1e-16)
+    assert st.mean_of([0.1] * 3).error == 0.0
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 29, 30])
+def test_share_has_wilsons_interval(count):
+    expected = stats.binomtest(count, 30).proportion_ci(0.95, "wilson")
+    found = st.share(count, 30)
+    np.testing.assert_allclose(found, [count / 30, *expected], atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [6, 7, 20, 41])
+def test_median_interval_is_that_of_the_quantile_test(random, count):
+    values = random.normal(size=count)
+    expected = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+    np.testing.assert_allclose(st.median_of(values), [np.median(values), *expected])
+
+
+def test_median_interval_by_enumeration():
+    """Of all 2^9 patterns of numbers below and above the median, at most 5 % miss it."""
+    values = np.arange(9.0)
+    _, low, high = st.median_of(values)
+    rank = int(low)
+    missed = sum(
+        1
+        for signs in itertools.product((0, 1), repeat=9)
+        if sum(signs) <= rank or sum(signs) >= 9 - rank
+    )
+    assert missed / 2**9 <= 0.05
+    wider = sum(
+        1 for s in itertools.product((0, 1), repeat=9) if sum(s) <= rank + 1 or sum(s) >= 8 - rank
+    )
+    assert wider / 2**9 > 0.05
+    assert high == 8.0 - low
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_few_numbers_give_no_median_interval(count):
+    assert st.median_of(np.arange(float(count)))[1:] == (-math.inf, math.inf)
+
+
+def test_line_is_scipys(random):
+    x = np.sort(random.uniform(0, 10, 12))
+    y = 3.0 - 0.5 * x + random.normal(size=12)
+    expected = stats.linregress(x, y)
+    found = st.line(x, y)
+    assert found.value == pytest.approx(expected.slope, rel=1e-12)
+    assert found.error == pytest.approx(expected.stderr, rel=1e-12)
+    assert found.dof == 10
+
+
+def test_exponent_of_a_power_law():
+    x = np.array([1.0, 2.0, 4.0, 8.0])
+    found = st.exponent(x, 3.0 * x**0.7)
+    assert found.value == pytest.approx(0.7, abs=1e-12)
+    assert found.error == pytest.approx(0.0, abs=1e-12)
+    assert math.isnan(st.exponent(x, x - 1.0).value)
+
+
+def test_trend_is_the_line_through_block_means(random):
+    times = np.arange(200.0)
+    values = 5.0 + 0.01 * times + random.normal(size=200)
+    blocks = values.reshape(10, 20).mean(axis=1)
+    expected = stats.linregress(times.reshape(10, 20).mean(axis=1), blocks)
+    found = st.trend(times, values)
+    assert found.value == pytest.approx(expected.slope * 199, rel=1e-12)
+    assert found.error == pytest.approx(expected.stderr * 199, rel=1e-12)
+
+
+def test_trend_of_uneven_blocks_and_of_too_few():
+    times = np.arange(23.0)
+    assert st.trend(times, 2.0 * times).value == pytest.approx(44.0)
+    assert st.trend(times, 2.0 * times).error == pytest.approx(0.0, abs=1e-9)
+    assert math.isnan(st.trend(times[:2], times[:2]).value)
+
+
+def test_blocks_respect_autocorrelation():
+    """Intervals of an AR(1) series of ρ = 0.9 hold about as often as they say.
+
+    Those that take entries as independent hold less than half as often.
+    """
+    random = np.random.default_rng(3)
+    runs, length, rho = 600, 1000, 0.9
+    noise = random.normal(size=(runs, length + 200))
+    series = np.zeros_like(noise)
+    for t in range(1, noise.shape[1]):
+        series[:, t] = rho * series[:, t - 1] + noise[:, t]
+    series = series[:, 200:]
+    covered = {"mean": 0, "trend": 0, "naive": 0}
+    for one in series:
+        for name, found in (
+            ("mean", st.series_mean(one)),
+            ("trend", st.trend(np.arange(length), one)),
+            ("naive", st.mean_of(one)),
+        ):
+            _, low, high = found.interval()
+            covered[name] += low <= 0.0 <= high
+    # Blocks of 100 entries at a correlation time of 19 are nearly independent.
+    assert covered["mean"] / runs > 0.90
+    assert covered["trend"] / runs > 0.90
+    assert covered["naive"] / runs < 0.5
+
+
+def test_crossed_mean_by_analysis_of_variance(random):
+    """Variance components from expected mean squares, written out."""
+    n, m = 7, 5
+    table = random.normal(size=(n, 1)) + random.normal(size=m) + random.normal(size=(n, m))
+    found = st.crossed(table)
+    grand = table.mean()
+    of_rows = m * sum((table[i].mean() - grand) ** 2 for i in range(n)) / (n - 1)
+    of_columns = n * sum((table[:, j].mean() - grand) ** 2 for j in range(m)) / (m - 1)
+    rest = sum(
+        (table[i, j] - table[i].mean() - table[:, j].mean() + grand) ** 2
+        for i in range(n)
+        for j in range(m)
+    ) / ((n - 1) * (m - 1))
+    # E MS_rows = s² + m r², E MS_columns = s² + n c², Var(mean) = r²/n + c²/m + s²/(nm).
+    r2, c2 = (of_rows - rest) / m, (of_columns - rest) / n
+    expected = r2 / n + c2 / m + rest / (n * m)
+    assert found.error**2 == pytest.approx(expected, rel=1e-10)
+    assert found.dof == m - 1
+
+
+def test_crossed_mean_of_one_row_is_that_of_its_entries(random):
+    values = random.normal(size=(1, 8))
+    assert st.crossed(values) == st.mean_of(values, "batches")
+
+
+def test_jackknife_of_a_mean_is_its_standard_error(random):
+    values = random.normal(size=9)
+    found = st.jackknife(lambda kept: float(values[kept].mean()), np.arange(9))
+    assert found.value == pytest.approx(values.mean())
+    assert found.error == pytest.approx(stats.sem(values))
+
+
+def test_jackknife_leaves_out_whole_groups():
+    values = np.array([1.0, 1.0, 2.0, 2.0, 6.0, 6.0])
+    groups = np.array([0, 0, 1, 1, 2, 2])
+    found = st.jackknife(lambda kept: float(values[kept].mean()), groups)
+    assert found.error == pytest.approx(stats.sem([1.0, 2.0, 6.0]))
+    assert math.isnan(st.jackknife(lambda kept: 1.0, np.array([0, 1])).error)
+
+
+def test_ratio_against_monte_carlo():
+    random = np.random.default_rng(1)
+    found = st.ratio(st.Estimate(3.0, 0.1, 9.0), st.Estimate(2.0, 0.06, 5.0))
+    drawn = random.normal(3.0, 0.1, 400_000) / random.normal(2.0, 0.06, 400_000)
+    assert found.value == 1.5
+    assert found.error == pytest.approx(drawn.std(), rel=0.02)
+    assert found.dof == 5.0
+    assert math.isnan(st.ratio(st.Estimate(1.0), st.Estimate(0.0)).value)
+
+
+def test_difference_of_independent_means():
+    found = st.difference(st.Estimate(3.0, 0.3, 9.0), st.Estimate(2.0, 0.4, 5.0))
+    assert (found.value, found.error, found.dof) == (1.0, pytest.approx(0.5), 5.0)
+
+
+def test_three_seeds_are_judged_by_their_scatter():
+    inside = [st.Estimate(value, 0.01, 9.0) for value in (1.0, 2.0, 3.0)]
+    assert st.combine(inside) == st.mean_of([1.0, 2.0, 3.0])
+
+
+def test_fewer_seeds_by_the_errors_within():
+    one = st.Estimate(1.0, 0.1, 9.0, "10 blocks")
+    assert st.combine([one]) == one
+    two = st.combine([one, st.Estimate(2.0, 0.2, 9.0, "10 blocks")])
+    assert two.value == 1.5
+    assert two.error == pytest.approx(math.hypot(0.1, 0.2) / 2)
+    assert two.dof == 18.0
+
+
+def test_without_errors_within_two_seeds_are_few():
+    found = st.combine([st.Estimate(1.0), st.Estimate(2.0)])
+    assert found.dof == 1.0
+    assert found.interval().low == pytest.approx(1.5 - 12.706204736 * 0.5)
+    assert st.combine([st.Estimate(1.0)]).interval().high == math.inf
+    with pytest.raises(ValueError, match="at least one"):
+        st.combine([])
+
+
+def test_equivalence_is_two_one_sided_tests(random):
+    """The 90 % interval lies in the margin exactly when both t-tests reject at 5 %."""
+    from tf_lrtraj.claims.verdicts import REPRODUCED, within
+
+    agreed = set()
+    for _ in range(200):
+        gaps = random.normal(random.uniform(-1, 1), random.uniform(0.05, 0.6), 3)
+        low = stats.ttest_1samp(gaps, -1.0, alternative="greater").pvalue
+        high = stats.ttest_1samp(gaps, 1.0, alternative="less").pvalue
+        part = within("gap", st.mean_of(gaps), -1.0, 1.0, "gap", st.TOST)
+        assert (part.verdict == REPRODUCED) == (max(low, high) < 0.05)
+        agreed.add(part.verdict)
+    assert len(agreed) > 1
