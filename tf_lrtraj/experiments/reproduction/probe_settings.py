@@ -40,10 +40,10 @@ PROBE_DEFAULTS: dict[str, Any] = {
         "trip_steps": (),  # starts of side trips, two or more; (): the window's first and last
         "trip_length": 9,  # steps of a trip
         # Rate of trips; None: of the best rates of the line's batches at their start, the one at
-        # this quantile.  Best rates differ many times over where a few batches are still hard,
-        # and beyond twice its own a batch's loss rises: the lowest suits all.
+        # this quantile.  Beyond twice its own a batch's loss rises: where best rates differ many
+        # times over, as near a loss of 0, take the lowest.
         "trip_rate": config_dict.placeholder(float),
-        "trip_quantile": 0.0,  # 0: the lowest, 0.5: the median
+        "trip_quantile": 0.5,  # 0.5: the median, 0: the lowest
         # Batches of trips, one trip each, from every start: first the one just seen at each
         # start, then so many drawn from the rest.
         "trip_batches": 3,
