@@ -44,4 +44,8 @@ def get_config():
     config.sweep.singles = 20
     config.cycle.length = 250
     config.speed.steps = 1440
+    config.probes.trip_batches = 4
+    config.one_step.iterates = 16
+    config.width.update(images=2000, size=250)
+    config.ensemble.update(images=2000, size=250)
     return config

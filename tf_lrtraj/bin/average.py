@@ -52,7 +52,7 @@ from tf_lrtraj.bin import common
 def main(argv: list[str]) -> None:
     if argv[1:]:
         common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
-    from tf_lrtraj.experiments.config import ConfigError
+    from tf_lrtraj.experiments.settings import ConfigError
     from tf_lrtraj.records import RecordError
 
     options = flags.FLAGS

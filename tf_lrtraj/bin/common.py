@@ -57,7 +57,7 @@ def keep_freed_memory() -> None:
 
 def run_app(main: Callable[[list[str]], Any]) -> None:
     """Runs an absl program; a mistake in flags or configuration is one line, not a traceback."""
-    from tf_lrtraj.experiments.config import ConfigError
+    from tf_lrtraj.experiments.settings import ConfigError
 
     _teach_help(main)
     keep_freed_memory()

@@ -15,7 +15,7 @@ Exit codes: 0 done, 1 failed, 2 mistake in flags or configuration, 3 a run diver
 
 from __future__ import annotations
 
-import os
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +38,6 @@ def main(argv: Sequence[str]) -> int:
     if given.config is None:
         common.fail("--config=FILE is needed, for example configs/reproduce_digits.py")
     common.quiet_tensorflow()
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     from tf_lrtraj.experiments.reproduction import reproduce
     from tf_lrtraj.experiments.reproduction.trainer import Diverged
     from tf_lrtraj.records import RecordError
@@ -55,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
                 f"the scale {config['name']!r} needs accelerators and was never run by the "
                 "project; --force runs it (--dry_run shows its cost)"
             )
-        path = reproduce.run(config, given.workdir, needed)
+        # Flushed: whoever follows a log wants to see where the work is.
+        tell = functools.partial(print, flush=True)
+        path = reproduce.run(config, given.workdir, needed, tell)
     except RecordError as error:
         common.fail(str(error))
     except OSError as error:

@@ -12,6 +12,7 @@ Received: 1.5
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ from tf_lrtraj.experiments.settings import (
     optional,
 )
 
-__all__ = ["default_config", "validate"]
+__all__ = ["default_config", "lead", "validate"]
 
 STEMS = ("cifar", "imagenet")
 _FREE = ("averages",)  # their keys are checked by the kernels they describe
@@ -190,6 +191,17 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
     return plain
 
 
+def lead(momentum: float) -> int:
+    """How many updates before an average's first iterate its equivalent schedule begins to differ.
+
+    By powers of the momentum: beyond these, by less than 1e-7.
+
+    >>> lead(0.0), lead(0.9)
+    (0, 153)
+    """
+    return math.ceil(math.log(1e-7) / math.log(momentum)) if momentum else 0
+
+
 def _check_lengths(plain: Mapping[str, Any]) -> None:
     window, every, burn_in = plain["window"], plain["every"], plain["burn_in"]
 
@@ -200,6 +212,15 @@ def _check_lengths(plain: Mapping[str, Any]) -> None:
     horizon = plain["horizon"]
     need("horizon", horizon, horizon <= window, f"at most config.window, {window}")
     need("every", every, window % every == 0, f"a divisor of config.window, {window}")
+    count = window // every + 1
+    need("every", every, count >= 8, f"so small that the window, {window}, holds 8 snapshots")
+    early = lead(plain["momentum"])
+    need(
+        "burn_in",
+        burn_in,
+        burn_in + window - horizon - early > 0,
+        f"long enough that runs can fork {early} updates before the horizon, with this momentum",
+    )
     kept = plain["horizon_every"]
     need("horizon_every", kept, horizon % kept == 0, f"a divisor of config.horizon, {horizon}")
     many = plain["many_points"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from tf_lrtraj import backend, batch_norm, kernels
 from tf_lrtraj.averaging import WeightAveraging
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.config import lead
 from tf_lrtraj.experiments.reproduction.states import read_arrays, write_arrays
 from tf_lrtraj.experiments.reproduction.trainer import Run, state_name
 
@@ -32,9 +32,7 @@ def fork_step(config: Mapping[str, Any]) -> int:
     The averages begin `horizon` updates before the end; with momentum the schedule that
     equals them differs from the base rate a little earlier, by powers of the momentum.
     """
-    momentum = config["momentum"]
-    lead = math.ceil(math.log(1e-7) / math.log(momentum)) if momentum else 0
-    return total_steps(config) - int(config["horizon"]) - lead
+    return total_steps(config) - int(config["horizon"]) - lead(config["momentum"])
 
 
 def base(bench: Bench, seed: int) -> Run:
