@@ -9,6 +9,7 @@ from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, PALETTE, to_svg
 from tf_lrtraj.report.reproduction import (
     averages,
+    basins,
     budget,
     equivalence,
     lines,
@@ -434,6 +435,38 @@ def test_one_step_is_told_in_units_of_the_runs_rate():
     assert y.min() == pytest.approx(-0.025)
     assert {"training images", "test images", "the step's own batch"} <= set(words(figure))
     assert "2 points" in lines.caption_one_step({}, records)
+
+
+def basin_record(names):
+    first, second = zip(*names, strict=True)
+    record = ArrayRecord.empty(
+        "basin",
+        {"pair": [f"{a} to {b}" for a, b in names], "first": list(first), "second": list(second),
+         "layer": ["(all)"], "position": [0.0, 0.5, 1.0], "batch": [0, 1], "held_out": [0, 1]},
+        {"loss": ("pair", "layer", "position", "batch"),
+         "held_out_loss": ("pair", "layer", "position", "held_out")},
+        {"loss_at_starts": 0.7, "batch_norm": "batch"},
+    )  # fmt: skip
+    numbers = np.arange(len(names))[:, None, None]
+    along = np.array([0.0, 0.1, 0.2])[:, None]
+    record.put("loss", (slice(None), 0), numbers + along + np.array([0.0, 10.0]))
+    record.put("held_out_loss", (slice(None), 0), numbers + along + np.array([5.0, 7.0]))
+    return record
+
+
+def test_ends_of_trips_are_seen_by_the_batch_they_stepped_on():
+    names = [("trip-5-1", "trip-9-1"), ("main-5", "trip-5-0"), ("main-5", "main-9")]
+    left, right = basins.draw(basin_record(names)).axes
+    for axes, own, held in (
+        (left, [10.0, 10.1, 10.2], [6.0, 6.1, 6.2]),  # the trips' batch is number 1
+        (right, [1.2, 1.1, 1.0], [7.2, 7.1, 7.0]),  # number 0, from the end back to the start
+    ):
+        for color, expected in ((BLUE, own), (ORANGE, held)):
+            thin = [line for line in axes.get_lines() if line.get_color() == color]
+            assert list(thin[0].get_ydata()) == pytest.approx(expected)
+        assert levels(axes, GREY) == pytest.approx([0.7])
+    assert left.get_title(loc="left") == "Trips on one batch: 1 segment"
+    assert basins.draw(basin_record([("here", "there")])) is None
 
 
 # Speed, budget, cost --------------------------------------------------------------------------

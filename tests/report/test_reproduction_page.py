@@ -298,6 +298,7 @@ def test_a_record_without_what_a_figure_needs(folder):
         records.write_json(path, content)
     text = write_page(folder).read_text(encoding="utf-8")
     assert "The figure &#39;A4&#39; could not be drawn from its records (ValueError" in text
+    assert "Figure: could not be drawn from its records." in text
 
 
 def test_a_damaged_probe_is_named(folder):

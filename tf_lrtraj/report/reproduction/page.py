@@ -87,6 +87,7 @@ def write_page(folder: str | os.PathLike[str]) -> pathlib.Path:
         stationarity=[figures[name] for name in STATIONARITY if name in figures],
         settled=next((claim for claim in claims if claim.id == SETTLED), None),
         figures=figures,
+        undrawn=source.undrawn,
         problems=[*filter(None, [setting.state(source)]), *source.problems],
     )
     path = source.folder / PAGE

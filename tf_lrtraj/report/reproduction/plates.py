@@ -11,6 +11,7 @@ from tf_lrtraj.report.probes import ensembles, gradients, line, segments, side_t
 from tf_lrtraj.report.probes.sentences import sentences
 from tf_lrtraj.report.reproduction import (
     averages,
+    basins,
     budget,
     equivalence,
     lines,
@@ -100,6 +101,16 @@ def _of_lines(
     return made
 
 
+def _basin(source: Source) -> tuple[Figure, str] | None:
+    found = source.probes("basin")
+    if not found:
+        return None
+    figure = basins.draw(found[0])
+    if figure is None:  # other points than those of trips
+        return segments.draw(found[0]), "Losses along straight segments, and barriers."
+    return figure, basins.caption(found[0])
+
+
 def _rates(source: Source) -> tuple[Figure, str] | None:
     figure = stationary_state.draw_rates(source.tasks, source.number("B8", "exponent"))
     return None if figure is None else (figure, stationary_state.caption_rates(source.tasks))
@@ -153,7 +164,7 @@ PLATES: dict[str, tuple[str, _Make]] = {
     ),
     "B6": (
         "Losses along segments between ends of side trips and the trajectory",
-        _of_probes("basin", segments.draw, "Losses along straight segments, and barriers."),
+        _basin,
     ),
     "B7": (
         "Squared displacement of the weights against lag",
@@ -265,6 +276,7 @@ def draw(source: Source, name: str) -> Plate | None:
         made = make(source)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
+        source.undrawn.add(name)
         source.problems.append(f"The figure {name!r} could not be drawn from its records ({what}).")
         return None
     return None if made is None else Plate(name, alt, made[1], made[0])

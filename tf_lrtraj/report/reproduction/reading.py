@@ -26,6 +26,7 @@ class Source:
         folder: of the reproduction.
         tasks: name of a task → seed → its record.
         problems: a sentence for each file that cannot be used.
+        undrawn: names of figures whose records are there and do not allow to draw them.
 
     Args:
         folder: of the reproduction.
@@ -39,6 +40,7 @@ class Source:
         if not self.folder.is_dir():
             raise RecordError(f"{self.folder} is not a folder, so it holds no reproduction.")
         self.problems: list[str] = []
+        self.undrawn: set[str] = set()
         self.ledger: dict[str, Any] = self._ledger()
         self.config = self._optional("config.json")
         self.run = self._optional("run.json")
