@@ -68,3 +68,25 @@ def test_one_seed_too_few_is_not_run(folder):
     found = claims.make_ledger(folder, claims.chosen(["A1"]))["claims"][0]
     assert found["verdict"] == "not run at this scale"
     assert "measured/equivalent/seed3.json" in found["reason"]
+
+
+def test_the_table_tells_why_not(folder):
+    (folder / "measured" / "cost" / "seed0.json").unlink()
+    (folder / "measured" / "rates" / "seed1.json").write_text("{")
+    text = claims.ledger_text(claims.make_ledger(folder), width=200)
+    assert "S3    not run at this scale  Not run: measured/cost/seed0.json missing." in text
+    assert "B8    inconclusive           A record cannot be used: measured/rates/seed1.json" in text
+
+
+def test_every_claim_argues_its_threshold():
+    for claim in claims.CLAIMS:
+        assert len(claim.argument) > 60 and len(claim.threshold) > 30
+        assert claim.sentence.endswith(".") and claim.source and claim.experiment
+
+
+def test_numbers_are_rounded_and_finite_or_said_not_to_be(ledger):
+    for entry in ledger["claims"]:
+        for name, interval in entry["numbers"].items():
+            assert set(interval) == {"value", "low", "high"}, name
+            assert all(value == float(f"{value:.6g}") for value in interval.values())
+            assert interval["low"] <= interval["value"] <= interval["high"], (entry["id"], name)

@@ -249,3 +249,31 @@ def test_claims_need_what_the_plan_makes():
     for task in needed:
         seeds = ".".join(records_reader.SEEDS_OF.get(task, ("1",)))
         assert tasks[task].strip('"').replace("_ALL", "seeds") == seeds, task
+
+
+def mutated(random, value):
+    """A copy of JSON content with one random place replaced or removed."""
+    if isinstance(value, (dict, list)) and value and random.uniform() < 0.9:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = keys[int(random.integers(len(keys)))]
+        copy = dict(value) if isinstance(value, dict) else list(value)
+        if random.uniform() < 0.15:
+            del copy[key]
+        else:
+            copy[key] = mutated(random, copy[key])
+        return copy
+    choices = [None, "x", [], {}, -1, 0, 1e300, float("nan"), float("inf"), True, [[1.0]], {"a": 1}]
+    return choices[int(random.integers(len(choices)))]
+
+
+@pytest.mark.parametrize("task", sorted({task for _, task in MEASURED}))
+def test_whatever_is_wrong_is_told_and_not_raised(folder, task):
+    """Eight random changes of a file: each claim gets a verdict."""
+    path = folder / "measured" / task / "seed0.json"
+    whole = read_json(path)
+    keys = [key for key, needed in MEASURED if needed == task]
+    random = np.random.default_rng(len(task))
+    for _ in range(8):
+        write_json(path, mutated(random, whole))
+        for entry in claims.make_ledger(folder, claims.chosen(keys))["claims"]:
+            assert entry["verdict"] in claims.VERDICTS and entry["reason"]
