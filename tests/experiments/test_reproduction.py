@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from tf_lrtraj import claims, kernels, records, theory
+from tf_lrtraj import claims, data, kernels, records, theory
 from tf_lrtraj.averaging import Snapshots
 from tf_lrtraj.experiments.reproduction import plan as plans
 from tf_lrtraj.experiments.reproduction import problem, reproduce, runs, schedules, trainer
@@ -136,6 +136,42 @@ def test_batches_of_an_epoch_hold_every_image_once():
     seen = np.concatenate([batches[i][1] for i in range(2)])
     np.testing.assert_array_equal(seen, order[0][32:48])
     np.testing.assert_array_equal(batches[2][1], order[1][:8])
+
+
+def test_shifts_and_flips_are_of_whole_images():
+    """Every augmented image is found among all shifts and flips of the original."""
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 2))
+    made = problem.crop_and_flip(images, np.random.default_rng(1))
+    again = problem.crop_and_flip(images, np.random.default_rng(1))
+    np.testing.assert_array_equal(made, again)
+    moved = 0
+    for image, result in zip(images, made, strict=True):
+        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+        views = [padded[i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
+        views += [view[:, ::-1] for view in views]
+        assert sum(np.array_equal(view, result) for view in views) == 1
+        moved += not np.array_equal(image, result)
+    assert moved >= 4
+
+
+def test_a_set_too_large_for_memory_is_streamed(tmp_path):
+    """Training batches come from the data set's own pipeline; scores from the part held."""
+    config = validate(tiny())
+    dataset = data.load("digits")
+    x, y = dataset.arrays("train")
+    held = problem.Problem(x[:200], y[:200], *dataset.arrays("test"), 10, stream=dataset)
+    assert held.num_train == 1297
+    bench = Bench(config, tmp_path, progress=False)
+    bench.problem = held
+    bench.trainer.compile(0.3)
+    bench.trainer.put(bench.initial(0), 0)
+    log = bench.trainer.steps(3, np.full(2, 0.1), 5, log_every=1)
+    model = problem.build_model(config, held, seed=0)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.3), bench.loss)
+    first = next(iter(dataset.train_batches(16, seed=5, start_step=3)))
+    loss = bench.loss(first[1], model(first[0], training=True))
+    assert [step for step, _ in log] == [4, 5]
+    assert log[0][1] == pytest.approx(float(loss), rel=1e-5)
 
 
 @pytest.mark.parametrize("equivalence", schedules.EQUIVALENCES)

@@ -79,6 +79,8 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "ensemble_difference_exponent_se": (),
     },
 }
+# What has grown beyond this has overflowed, and its square would.
+_LARGEST = 1e100
 _SEED = re.compile(r"seed(\d+)")
 _STEP = re.compile(r"-(\d+)$")
 
@@ -150,8 +152,15 @@ class Measured:
         return _finite(self.name, field, row.get(field))
 
     def known(self, field: str) -> list[Any]:
-        """The different values of a field, in order of appearance."""
-        return list(dict.fromkeys(row[field] for row in self.rows if field in row))
+        """The different values of a field, text or numbers, in order of appearance.
+
+        Raises:
+            RecordError: if a value is something else.
+        """
+        found = [row[field] for row in self.rows if field in row]
+        if not all(value is None or isinstance(value, (str, int, float)) for value in found):
+            raise RecordError(f"{self.name}: {field!r} must be text or numbers.")
+        return list(dict.fromkeys(found))
 
     def setting(self, *path: str) -> float:
         """A finite number in `about`, or at the top of the file."""
@@ -190,7 +199,7 @@ class Measured:
         found = found.astype(np.float64) if found.dtype.kind in "iuf" else np.zeros(0)
         if found.ndim != ndim or not found.size:
             raise RecordError(f"{self.name} has no array {name!r} of {ndim} dimension(s).")
-        if finite and not np.isfinite(found).all():
+        if finite and not (np.abs(found) < _LARGEST).all():
             raise RecordError(f"{self.name}: {name!r} holds numbers that are not finite.")
         return found
 
@@ -450,6 +459,6 @@ def _named(wanted: Mapping[str, Any]) -> str:
 def _finite(name: str, field: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RecordError(f"{name}: {field!r} must be a number. Received: {value!r}")
-    if not math.isfinite(value):
+    if not abs(value) < _LARGEST:
         raise RecordError(f"{name}: {field!r} is not finite: {value!r}")
     return float(value)

@@ -57,6 +57,10 @@ def default_config() -> ml_collections.ConfigDict:
                 "name": "digits",  # "digits" (embedded) or a TensorFlow Datasets name
                 "dir": config_dict.placeholder(str),  # where TFDS data lies; None: its default
                 "image_size": config_dict.placeholder(int),  # None: as stored
+                "augmentation": "none",  # none, crop_flip, random_resized_crop (streamed)
+                # Of a set too large for memory, which is streamed in training: images of it, both
+                # training and test, that are held for scores and probes.
+                "held_images": 5000,
                 # An .npz file with x_train, y_train, x_test, y_test instead, ready to train on:
                 # for machines without TensorFlow.
                 "file": config_dict.placeholder(str),
@@ -132,6 +136,8 @@ _CHECKS: dict[str, Check] = {
     "data.dir": optional(TEXT),
     "data.file": optional(TEXT),
     "data.image_size": optional(integer(4)),
+    "data.augmentation": one_of(("none", "crop_flip", "random_resized_crop")),
+    "data.held_images": integer(1),
     "model.depth": integer(8),
     "model.width": integer(1),
     "model.stem": one_of(STEMS),

@@ -13,22 +13,44 @@ import keras
 import numpy as np
 
 from tf_lrtraj import data, models
+from tf_lrtraj.data import ImageDataset
 from tf_lrtraj.experiments.settings import ConfigError
 
-__all__ = ["Batches", "Problem", "load_problem", "order_of"]
+__all__ = ["Batches", "Problem", "build_model", "crop_and_flip", "load_problem", "order_of"]
 
+IN_MEMORY = ("none", "crop_flip")  # augmentations of sets in memory
 _SETS = ("x_train", "y_train", "x_test", "y_test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Training and test images as arrays [n, height, width, channels], labels [n]."""
+    """Training and test images as arrays [n, height, width, channels], labels [n].
+
+    Attributes:
+        num_classes: of the labels.
+        augmentation: of training batches: "none" or "crop_flip".
+        stream: a data set too large for memory, which training batches come from; the
+            arrays then hold a part of it, for scores and probes.
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
     num_classes: int
+    augmentation: str = "none"
+    stream: ImageDataset | None = None
+
+    @property
+    def num_train(self) -> int:
+        """Training images, those not held in memory included."""
+        return len(self.x_train) if self.stream is None else self.stream.num_examples["train"]
+
+    def training_batches(self, batch_size: int, seed: int, first: int, num: int) -> Any:
+        """What `fit` takes for steps `first` … `first + num - 1`: a function of (seed, step)."""
+        if self.stream is None:
+            return Batches(self, batch_size, seed, first, num)
+        return self.stream.train_batches(batch_size, seed=seed, start_step=first).take(num)
 
     def images(self, name: str, part: int) -> tuple[np.ndarray, np.ndarray]:
         """The set "train" or "test"; with "_part" after it, its first `part` images."""
@@ -52,19 +74,15 @@ def load_problem(config: dict[str, Any]) -> Problem:
         found = _from_file(pathlib.Path(chosen["file"]))
     else:
         try:
-            dataset = data.load(
-                chosen["name"], data_dir=chosen["dir"], image_size=chosen["image_size"]
-            )
+            found = _from_dataset(chosen)
         except ValueError as error:
             raise ConfigError(f"config.data: {error}") from None
-        held_out = dataset.eval_split
-        if held_out is None:
-            raise ConfigError(f"config.data: {chosen['name']!r} has no test images")
-        try:
-            pairs = [*dataset.arrays("train"), *dataset.arrays(held_out)]
-        except ValueError as error:  # a streamed set does not fit into memory
-            raise ConfigError(f"config.data: {error}") from None
-        found = Problem(*pairs, num_classes=dataset.num_classes)
+    found = dataclasses.replace(found, augmentation=chosen["augmentation"])
+    if found.stream is None and found.augmentation not in IN_MEMORY:
+        raise ConfigError(
+            f"`config.data.augmentation` must be one of {list(IN_MEMORY)} for a set held in "
+            f"memory. Received: {found.augmentation!r}"
+        )
     needed = max(config["batch_size"], config["evaluate"]["batch_norm_images"])
     if len(found.x_train) < needed:
         raise ConfigError(
@@ -72,6 +90,31 @@ def load_problem(config: dict[str, Any]) -> Problem:
             f"number of training images, {len(found.x_train)}. Received: {needed}"
         )
     return found
+
+
+def _from_dataset(chosen: dict[str, Any]) -> Problem:
+    dataset = data.load(
+        chosen["name"],
+        data_dir=chosen["dir"],
+        image_size=chosen["image_size"],
+        augmentation=chosen["augmentation"],
+    )
+    held_out = dataset.eval_split
+    if held_out is None:
+        raise ValueError(f"{chosen['name']!r} has no test images")
+    if isinstance(dataset, data.InMemoryDataset):
+        return Problem(*dataset.arrays("train"), *dataset.arrays(held_out), dataset.num_classes)
+    train = _held(dataset, "train", chosen["held_images"])
+    test = _held(dataset, held_out, chosen["held_images"])
+    return Problem(*train, *test, dataset.num_classes, stream=dataset)
+
+
+def _held(dataset: ImageDataset, split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of a streamed split, and their labels."""
+    batches = dataset.eval_batches(split, 250, limit=limit)
+    found = [[array.numpy() for array in batch] for batch in batches]
+    images, labels, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return images[weights > 0], labels[weights > 0]
 
 
 def _from_file(path: pathlib.Path) -> Problem:
@@ -129,6 +172,29 @@ def order_of(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0x6F72]).permutation(count)
 
 
+def crop_and_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each image shifted by up to an eighth of its size, zeros moving in, and flipped at random.
+
+    Args:
+        images: [n, height, width, channels], normalised, so that 0 is the mean.
+        rng: what shifts and flips are drawn from.
+    """
+    count, height, width, _ = images.shape
+    down, right = max(height // 8, 1), max(width // 8, 1)
+    padded = np.pad(images, ((0, 0), (down, down), (right, right), (0, 0)))
+    tops = rng.integers(0, 2 * down + 1, count)
+    lefts = rng.integers(0, 2 * right + 1, count)
+    flipped = rng.random(count) < 0.5
+    cropped = np.stack(
+        [
+            image[top : top + height, left : left + width]
+            for image, top, left in zip(padded, tops, lefts, strict=True)
+        ]
+    )
+    cropped[flipped] = cropped[flipped, :, ::-1]
+    return cropped
+
+
 class Batches(keras.utils.PyDataset):
     """The training batches of steps `first` … `first + num - 1`: a function of (seed, step).
 
@@ -149,8 +215,12 @@ class Batches(keras.utils.PyDataset):
         return self._num
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = self.rows(self._first + index)
-        return self._problem.x_train[rows], self._problem.y_train[rows]
+        step, problem = self._first + index, self._problem
+        rows = self.rows(step)
+        images = problem.x_train[rows]
+        if problem.augmentation == "crop_flip":
+            images = crop_and_flip(images, np.random.default_rng([self._seed, step, 0x6175]))
+        return images, problem.y_train[rows]
 
     def rows(self, step: int) -> np.ndarray:
         """Which training images step `step` sees."""

@@ -51,5 +51,5 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
     value = 0
     for name in sorted(arrays):
         value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8), value)
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), value)
     return value

@@ -21,7 +21,7 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.recorder import SnapshotRecorder
-from tf_lrtraj.experiments.reproduction.problem import Batches, Problem
+from tf_lrtraj.experiments.reproduction.problem import Problem
 from tf_lrtraj.experiments.reproduction.states import read_arrays, write_arrays
 
 __all__ = ["Diverged", "Run", "Trainer", "arrays_of", "state_name", "state_of"]
@@ -123,10 +123,11 @@ class Trainer:
             Diverged: if a loss is not finite.
         """
         log = _Log(first, log_every)
-        batches = Batches(self.problem, self.batch_size, order_seed, first, len(rates))
+        batches = self.problem.training_batches(self.batch_size, order_seed, first, len(rates))
         self.model.fit(
             batches,
             epochs=1,
+            steps_per_epoch=len(rates),
             shuffle=False,
             verbose=0,
             callbacks=[_Rates(rates), log, *callbacks],

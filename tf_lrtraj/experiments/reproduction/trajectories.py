@@ -43,7 +43,8 @@ def base(bench: Bench, seed: int) -> None:
         )
     }
     about |= {
-        "num_train": len(bench.problem.x_train),
+        "num_train": bench.problem.num_train,
+        "augmentation": bench.problem.augmentation,
         "num_test": len(bench.problem.x_test),
         "image_shape": list(bench.problem.x_train.shape[1:]),
         "num_weights": int(sum(np.prod(v.shape) for v in bench.model.trainable_variables)),
