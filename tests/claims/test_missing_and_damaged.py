@@ -9,7 +9,7 @@ import pytest
 
 import tf_lrtraj
 from tf_lrtraj import claims
-from tf_lrtraj.claims import records_reader
+from tf_lrtraj.claims import layout
 from tf_lrtraj.records import ArrayRecord, read_json, write_json
 
 NOT_RUN, OPEN = "not run at this scale", "inconclusive"
@@ -18,13 +18,13 @@ MEASURED = [
     (claim.id, task)
     for claim in claims.CLAIMS
     for task in claim.needs
-    if task not in records_reader.PROBES_OF
+    if task not in layout.PROBES_OF
 ]
 PROBED = [
     (claim.id, pattern)
     for claim in claims.CLAIMS
     for task in claim.needs
-    for pattern in records_reader.PROBES_OF.get(task, ())
+    for pattern in layout.PROBES_OF.get(task, ())
 ]
 
 
@@ -247,7 +247,7 @@ def test_claims_need_what_the_plan_makes():
     needed = {task for claim in claims.CLAIMS for task in claim.needs}
     assert needed <= set(tasks)
     for task in needed:
-        seeds = ".".join(records_reader.SEEDS_OF.get(task, ("1",)))
+        seeds = ".".join(layout.SEEDS_OF.get(task, ("1",)))
         assert tasks[task].strip('"').replace("_ALL", "seeds") == seeds, task
 
 

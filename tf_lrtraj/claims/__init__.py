@@ -15,13 +15,13 @@ from tf_lrtraj.claims.ledger import (
     CLAIMS,
     LEDGER,
     chosen,
-    claims_page,
     judge,
     ledger_bytes,
     ledger_text,
     make_ledger,
     write_ledger,
 )
+from tf_lrtraj.claims.page import claims_page
 from tf_lrtraj.claims.records_reader import Measured, NotRun, Probed, Records
 from tf_lrtraj.claims.verdicts import VERDICTS, Claim, Judgement
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tf_lrtraj.claims.records_reader import PROBES_OF
+from tf_lrtraj.claims.layout import PROBES_OF
 from tf_lrtraj.claims.statistics import Estimate, Interval
 
 REPRODUCED = "reproduced"

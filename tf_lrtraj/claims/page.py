@@ -1,0 +1,73 @@
+"""docs/claims.md, from the claims' own texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tf_lrtraj.claims import stationarity
+from tf_lrtraj.claims.ledger import CLAIMS
+from tf_lrtraj.claims.verdicts import Claim
+
+
+def claims_page(claims: Sequence[Claim] = CLAIMS) -> str:
+    """docs/claims.md: every claim with what decides it, from the claims' own texts."""
+    lines = [_HEAD, _stationarity()]
+    for claim in claims:
+        reads = [f"`{name}`" for name in claim.records]
+        lines += [
+            f"## {claim.id}. {claim.sentence}",
+            "",
+            f"- Source: {claim.source}",
+            f"- Measured: {claim.experiment}",
+            f"- Records: {', '.join(reads)}",
+            f"- Threshold: {claim.threshold}",
+            f"- Why: {claim.argument}",
+            "",
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _stationarity() -> str:
+    loss, norm = (f"{100 * x:g} %" for x in (stationarity.LOSS_LIMIT, stationarity.NORM_LIMIT))
+    return _STATIONARITY.format(loss=loss, norm=norm, growth=stationarity.GROWTH_LIMIT)
+
+
+_HEAD = """# Claims and what decides them
+
+This page is made from the texts in `tf_lrtraj.claims`; a test keeps it in step with them:
+
+    python -c "import tf_lrtraj.claims as c; print(c.claims_page(), end='')" > docs/claims.md
+
+Thresholds were set and argued before any run was looked at. A part of a claim holds only if its
+whole interval (95 %, Student's over three seeds or more, otherwise over blocks, batches or
+iterates within runs) lies on the right side of its threshold, and fails only if the whole
+interval lies on the wrong side. A claim is *reproduced* if all parts hold, *not reproduced* if
+one fails, *inconclusive* otherwise. It is inconclusive too if a condition of the measurement is
+not met: claims about a stationary state (B4, B7, B8, B9, A2, A3) are not judged on runs that
+still drift, though what was measured is told. A missing record gives *not run at this scale*; one
+that is damaged, of another shape or not finite gives *inconclusive* with the file's name. What is
+compared on one run's own images, without any draw, is exact and has no interval.
+"""
+
+_STATIONARITY = """## When a run counts as stationary
+
+Each test is the change of something from the first to the last step of the window, along a
+straight line through the means of ten blocks, whose scatter about it gives the error whatever the
+autocorrelation within them. It is passed if the change is small (within the limit) and either its
+whole 95 % interval lies within the limit or it is not resolved from 0. A noisy series whose
+estimate exceeds the limit does not pass.
+
+- Mini-batch loss of the base run: {loss} of itself; for A2 and A3 a quarter of the difference
+  between the run at rate λ and that at λ/n, if that is less. Averages weigh the window from its
+  middle, so they feel half of a drift, an eighth of that difference.
+- Full training loss of single iterates of the base run: {loss}.
+- Squared norm of the weights: {norm}, as the effective rate of weights before batch norm goes as
+  one over it, and rates that are compared differ by a factor of 2.
+- A2, A3: the loss of the runs at λ/n over their late iterates, {loss}, and the run at λ/n must
+  lie below that at twice its rate.
+- B4: the loss of the run without momentum, {loss}, and its change in one update against a quarter
+  of the best held-out gain of one step, which moves the crossing by a sixteenth.
+- B8: the exponent from the first halves of the runs against that from the second.
+- B9: growth of the squared displacement with lag to a power below {growth} (for B7 that is the
+  claim).
+"""
