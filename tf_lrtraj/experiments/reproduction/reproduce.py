@@ -51,12 +51,10 @@ def prepare(config: Any, folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ConfigError: for anything wrong in it.
-        records.RecordError: if the workdir belongs to another configuration, or cannot be
-            written.
+        records.RecordError: if the workdir belongs to another configuration.
     """
     plain = validate(config)
     records.check_workdir_matches(folder, plain, validate)
-    records.prepare_workdir(folder)
     return plain
 
 
@@ -125,10 +123,11 @@ def run(
         The path of the report.
 
     Raises:
+        records.RecordError: if the workdir cannot be written.
         Diverged: when a training loss is not finite.
         Interrupted: after SIGTERM or SIGINT; what is finished is kept.
     """
-    folder = pathlib.Path(folder)
+    folder = records.prepare_workdir(folder)
     records.write_json(folder / records.CONFIG, config)
     state = {**_describe(config), **{k: v for k, v in read_run(folder).items() if k in _KEPT}}
     bench = Bench(config, folder, tell, progress)
