@@ -191,10 +191,17 @@ def test_a_reproduction_that_was_stopped_says_so(folder):
 def test_stationarity_is_told_before_the_claims(folder):
     shutil.rmtree(folder / "measured")
     told = {"statistic": "power 0.1 [0, 0.2]; half 0.05", "notes": ["the loss changes by 1 %"]}
+    told["reason"] = "All 2 parts hold; ema='ema'"
     change(folder, "B7", verdict="reproduced", **told)
     text = write_page(folder).read_text(encoding="utf-8")
     section = drawn(text[text.index('id="stationarity"') :].split("<h2>")[0])
-    for part in ("Power 0.1 [0, 0.2].", "Half 0.05.", "The loss changes by 1 %.", "✓ reproduced"):
+    for part in (
+        "Power 0.1 [0, 0.2].",
+        "Half 0.05.",
+        "The loss changes by 1 %.",
+        "EMA='ema'.",
+        "✓ reproduced",
+    ):
         assert part in section
 
 

@@ -76,6 +76,8 @@ _WORDS = {
     "two_point": "two points",
     "curvature_free": "curvature-free",
     "one_minus_sqrt": "1 − √",
+    "zero_crossing": "zero crossing",
+    "best_rate": "best rate",
 }
 
 
@@ -86,7 +88,7 @@ def sentence(text: str) -> str:
     ('A gap of 1 %.', 'Two points: is it?')
     """
     for name, word in _WORDS.items():
-        text = re.sub(rf"\b{name}\b", word, text)
+        text = re.sub(rf"(?<!['\"])\b{name}\b", word, text)
     begun = text[:1].upper() + text[1:]
     return begun if not begun or begun.endswith((".", "!", "?", "…")) else f"{begun}."
 

@@ -159,7 +159,7 @@ def draw_one_step(tasks: Tasks, lines: Sequence[ArrayRecord]) -> Figure | None:
         panel.set_ylim(min(2.2 * depth, -0.6 * room), 1.1 * room)
         panel.set_xlim(0.0, max(float(x[-1]) for x, _ in curves["held_out"]))
         panel.axhline(0.0, color="black", linewidth=0.8)
-        for place, label in ((1.0, "λ′: gain gone"), (0.5, "λ′/2: best")):
+        for place, label in ((1.0, "model: gone at λ′"), (0.5, "model: best at λ′/2")):
             panel.axvline(place, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
             panel.annotate(
                 label, (place, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -8),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj.claims.statistics import mean_of
-from tf_lrtraj.report.drawing import GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,10 +124,13 @@ def level(axes: Axes, values: Mapping[int, float], color: str, **line: Any) -> f
     return mean
 
 
-def note(axes: Axes, text: str, x: float, y: float, color: str = GREY, **more: Any) -> None:
-    """A few words beside a mark, in data coordinates unless told otherwise."""
-    settings = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": 8, "va": "center"}
-    axes.annotate(text, (x, y), color=color, **{**settings, **more})  # type: ignore[arg-type]
+def count_of(seeds: int) -> str:
+    """In words, of curves drawn seed by seed.
+
+    >>> count_of(1), count_of(3)
+    ('one seed', '3 seeds, a line for each')
+    """
+    return "one seed" if seeds == 1 else f"{seeds} seeds, a line for each"
 
 
 def plain_log(axes: Axes, *directions: str) -> None:
@@ -138,7 +140,10 @@ def plain_log(axes: Axes, *directions: str) -> None:
     for direction in directions:
         getattr(axes, f"set_{direction}scale")("log")
         axis = getattr(axes, f"{direction}axis")
-        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        low, high = getattr(axes, f"get_{direction}lim")()
+        # Within less than a decade 1, 2 and 5 may be a single tick.
+        subs = (1.0, 2.0, 5.0) if high > 8.0 * low > 0.0 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        axis.set_major_locator(ticker.LogLocator(subs=subs))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(ticker.NullLocator())
     settle(axes)

@@ -10,7 +10,16 @@ import numpy as np
 from tf_lrtraj.report import synthetic
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, panels, style, title
 from tf_lrtraj.report.probes.bands import band, label_ends
-from tf_lrtraj.report.reproduction.marks import SETS, Seeds, Tasks, interval, known, plain_log, rows
+from tf_lrtraj.report.reproduction.marks import (
+    SETS,
+    Seeds,
+    Tasks,
+    count_of,
+    interval,
+    known,
+    plain_log,
+    rows,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +73,7 @@ def caption_speed(tasks: Tasks) -> str:
     return (
         "From scratch, at the same numbers of steps: raw weights at the large rate, the average of "
         "the last third of their steps, and raw weights at the small rate "
-        f"({seeds} seed{'s' * (seeds != 1)}; bands: 95 % interval)."
+        f"({count_of(seeds)}; bands: 95 % interval)."
     )
 
 

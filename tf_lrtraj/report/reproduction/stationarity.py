@@ -8,7 +8,15 @@ import numpy as np
 
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, panels, style, title
 from tf_lrtraj.report.probes.bands import band, label_ends
-from tf_lrtraj.report.reproduction.marks import Tasks, array, interval, plain_log, rows, settle
+from tf_lrtraj.report.reproduction.marks import (
+    Tasks,
+    array,
+    count_of,
+    interval,
+    plain_log,
+    rows,
+    settle,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +43,7 @@ def caption_levels(tasks: Tasks) -> str:
     """What the figure shows, in words."""
     seeds = len(tasks.get("base", {}) or tasks.get("levels", {}))
     return (
-        f"The constant-rate run, {seeds} seed{'s' * (seeds != 1)}. Left: loss of the mini-batches; "
+        f"The constant-rate run, {count_of(seeds)}. Left: loss of the mini-batches; "
         "the shaded part is the window in which everything is measured. Middle: loss of single "
         "iterates over the window (dots: seeds; band: 95 % interval of the mean over seeds). "
         "Right: squared norm of the weights, relative to the window's mean."
@@ -171,7 +179,7 @@ def caption_displacement(tasks: Tasks) -> str:
     """What the figure shows, in words."""
     seeds = len(tasks.get("displacement", {}))
     return (
-        "How far the weights lie from where they were some steps before, over the window; a line "
-        f"for each of {seeds} seed{'s' * (seeds != 1)}, bands of two standard errors. Where it "
+        "How far the weights lie from where they were some steps before, over the window "
+        f"({count_of(seeds)}; bands of two standard errors). Where it "
         "levels off, the run has forgotten; a random walk (dotted) never does."
     )

@@ -13,6 +13,7 @@ from tf_lrtraj.report.reproduction.marks import (
     array,
     by_seed,
     column,
+    count_of,
     interval,
     known,
     name_of,
@@ -140,12 +141,11 @@ def _distances(panel: Axes, tasks: Tasks) -> None:
     panel.set_ylim(0.0, None)
     panel.set_xlabel("step")
     panel.set_ylabel("distance from the centre, in weights")
-    title(panel, "Iterates stay on a shell, averages inside")
+    title(panel, "Iterates and averages")
     label_ends(panel, ends)
 
 
 def _losses(panel: Axes, tasks: Tasks) -> None:
-    averages, shell = tasks.get("averages", {}), tasks["shell"]
     names = [name for name in ("raw", *_AVERAGES) if _loss_of(tasks, name)]
     for place, name in enumerate(names):
         column(panel, place, _loss_of(tasks, name), _AVERAGES.get(name, GREY))
@@ -153,7 +153,7 @@ def _losses(panel: Axes, tasks: Tasks) -> None:
     panel.set_xlim(-0.6, max(len(names), 1) - 0.4)
     panel.grid(axis="x", visible=False)
     panel.set_ylabel("training loss")
-    title(panel, "… where the loss is lower" if averages or shell else "")
+    title(panel, "Training loss")
 
 
 def _loss_of(tasks: Tasks, name: str) -> dict[int, float]:
@@ -226,5 +226,5 @@ def caption_pairs(tasks: Tasks) -> str:
     return (
         "Two runs forked apart, then trained on the same batches (their difference should shrink) "
         "or on independent ones (it should settle at a level that grows with the rate); "
-        f"{seeds} seed{'s' * (seeds != 1)}, a line for each."
+        f"{count_of(seeds)}."
     )
