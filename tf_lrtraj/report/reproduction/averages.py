@@ -90,7 +90,9 @@ def _points(panel: Axes, tasks: Tasks, counts: Sequence[int], which: str, what: 
             mean = level(panel, reference, color)
             label = "λ, raw" if n == 1 else f"run at λ/{n}"
             ends[label] = (0.0, mean, color)
-    panel.xaxis.set_major_formatter("{x:.0f}")
+    shown = sorted({gap for gap in known(records, "gap", set=which) if gap > 0})
+    panel.set_xticks(shown, [f"{gap:,}" for gap in shown])
+    panel.minorticks_off()
     settle(panel)
     panel.set_xlabel("gap between neighbouring points, steps")
     label_ends(panel, {name: (max(end[0], 1.0), *end[1:]) for name, end in ends.items()})
@@ -295,6 +297,6 @@ def caption_sweep(tasks: Tasks, errors_of: Mapping[str, tuple[float | None, floa
     text = (
         f"Loss of every average as predicted from single losses and a few pairs, with {bands}, "
         "against its loss as measured. Squares: averages that calibrated the prediction; stars: "
-        "recommended; crosses: raw weights."
+        "recommended ones."
     )
     return text + (f" Off by, {'; '.join(parts)}." if parts else "")

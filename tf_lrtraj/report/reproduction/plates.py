@@ -236,11 +236,24 @@ PLATES: dict[str, tuple[str, _Make]] = {
     ),
     "S4": (
         "Losses along random rays from the last iterate and from SWA",
-        _of_probes("width", widths.draw, "Losses along random rays."),
+        _of_probes(
+            "width",
+            widths.draw,
+            "Loss and error against the distance along random rays, the same from both points "
+            "(thin: single rays; bands: two standard errors). Marks: where the loss has risen by "
+            "the stated amount.",
+            told=0,
+        ),
     ),
     "S4_segment": (
         "Losses along the segment from the last iterate to SWA",
-        _of_probes("sgd_to_swa", segments.draw, "Along the line from the last iterate to SWA."),
+        _of_probes(
+            "sgd_to_swa",
+            segments.draw,
+            "Along the line through the last iterate and SWA, and beyond both; right: how much "
+            "higher the loss is on SWA's side at the same distance from the middle.",
+            told=0,
+        ),
     ),
     "S5": (
         "Differences of predictions against distance of weights",
