@@ -54,7 +54,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     assert done.returncode == OK, done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()[1:-1]]
     assert names == ["averages", "decays", "line"]
-    assert "5 of 5 to do" in done.stdout  # two seeds of the first two, one of the last
+    assert "3 of 3 to do" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

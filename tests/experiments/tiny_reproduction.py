@@ -6,7 +6,7 @@ from tf_lrtraj.experiments.reproduction.config import default_config
 def get_config():
     config = default_config()
     config.name = "tiny"
-    config.seeds = 2
+    config.seeds = 1
     config.model.width = 2
     config.batch_size, config.momentum = 16, 0.3
     config.burn_in, config.window, config.every, config.horizon = 24, 16, 2, 8

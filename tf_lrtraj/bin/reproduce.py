@@ -2,6 +2,7 @@
 
     lrtraj-reproduce --config=configs/reproduce_digits.py --workdir=runs/reproduction
         [--config.key=value …] [--claims=A1,B3] [--dry_run] [--report_only]
+        [--page=FILE.md]
 
 The configuration is a scale: reproduce_digits (about ten minutes on 2 cores, the embedded
 digits), reproduce_cifar10_cpu, reproduce_cifar10_resnet34, reproduce_cifar100_resnet34,
@@ -16,6 +17,7 @@ Exit codes: 0 done, 1 failed, 2 mistake in flags or configuration, 3 a run diver
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         common.fail(str(error), common.DIVERGED)
     except reproduce.Interrupted as error:
         common.fail(str(error), common.RESUMABLE)
-    _print(pathlib.Path(given.workdir), path)
+    _show(pathlib.Path(given.workdir), path)
     return common.OK
 
 
@@ -91,15 +93,25 @@ def _report(workdir: pathlib.Path) -> int:
         common.fail(f"--workdir: {error}")
     except OSError as error:
         common.fail(f"--workdir={workdir}: {error}")
-    _print(workdir, path)
+    _show(workdir, path)
     return common.OK
 
 
-def _print(workdir: pathlib.Path, path: Any) -> None:
+def _show(workdir: pathlib.Path, path: Any) -> None:
+    """The table of verdicts on the terminal, and with --page as a document."""
     from tf_lrtraj import claims, records
+    from tf_lrtraj.report import reproduction as pages
 
     print(claims.ledger_text(records.read_json(workdir / "ledger.json")))
     print(path)
+    if flags.FLAGS.page:
+        page = pathlib.Path(flags.FLAGS.page)
+        way = os.path.relpath(workdir, page.parent)
+        try:
+            records.write_atomically(page, pages.markdown_page(workdir, way))
+        except OSError as error:
+            common.fail(f"--page={page}: {error.strerror}")
+        print(page)
 
 
 def run() -> None:
@@ -109,6 +121,7 @@ def run() -> None:
     flags.DEFINE_list("claims", [], "Only what these claims need, e.g. A1,B3.")
     flags.DEFINE_bool("dry_run", False, "Print the plan and its cost, and run nothing.")
     flags.DEFINE_bool("report_only", False, "Judge and draw the records that are there.")
+    flags.DEFINE_string("page", None, "Also write the page as Markdown to this file.")
     flags.DEFINE_bool("force", False, "Run a scale that the project describes but never ran.")
     common.run_app(main)
 

@@ -17,7 +17,7 @@ import numpy as np
 import tf_lrtraj
 from tf_lrtraj import backend, claims, records
 from tf_lrtraj.experiments.reproduction import plan as plans
-from tf_lrtraj.experiments.reproduction.bench import STATE, Bench
+from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.experiments.reproduction.config import validate
 from tf_lrtraj.experiments.reproduction.trainer import Diverged
 from tf_lrtraj.experiments.settings import ConfigError
@@ -168,7 +168,8 @@ def run(
         raise
     finally:
         records.write_json(folder / records.RUN, {**state, "status": status, "message": message})
-        path = judge(folder)
+        if status != "interrupted":  # who stops it wants it to stop; figures take a while
+            path = judge(folder)
     return path
 
 
@@ -234,19 +235,3 @@ def _stopping_cleanly() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def copy_records(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> list[str]:
-    """Copies what is small of a workdir: everything but the states of its runs.
-
-    Returns:
-        The files, relative to the target.
-    """
-    source, target = pathlib.Path(source), pathlib.Path(target)
-    copied = []
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        if path.is_file() and relative.parts[0] != STATE and not path.name.startswith("."):
-            records.write_atomically(target / relative, path.read_bytes())
-            copied.append(str(relative))
-    return copied
