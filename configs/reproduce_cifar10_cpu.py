@@ -40,11 +40,9 @@ def get_config():
     config.evaluate.part = 4000
     config.evaluate.batch_norm_images = 2000
     config.many_points.gaps = (10, 50, 250)
-    config.many_points.ends = 2
     config.sweep.singles = 20
     config.cycle.length = 250
     config.speed.steps = 1440
-    config.probes.trip_batches = 4
     config.one_step.iterates = 16
     config.width.update(images=2000, size=250)
     config.ensemble.update(images=2000, size=250)

@@ -18,6 +18,7 @@ def get_config():
     config.rates = (2.0, 0.5, 0.25)
     config.sweep.update(singles=4, lags=2, pairs=1, verify=4)
     config.pairs.factor = 0.5
+    config.late_iterates = 3
     config.cycle.length = 4
     config.speed.update(steps=12, places=2)
     config.probes.update(

@@ -93,6 +93,7 @@ def default_config() -> ml_collections.ConfigDict:
             },
             # Averages of n points `gap` updates apart, ending at `ends` places of the window.
             "many_points": {"points": (2, 4, 8), "gaps": (10, 20, 50), "ends": 3},
+            "late_iterates": 6,  # of runs at other rates, evaluated over their last quarter
             # Runs at other constant rates, times the base rate.  Those of 1/n for n in
             # many_points.points are made as well.
             "rates": (2.0, 0.5, 0.25),
@@ -102,7 +103,7 @@ def default_config() -> ml_collections.ConfigDict:
             "pairs": {"seeds": 1, "factor": 0.25},  # the other rate, times the base rate
             "cycle": {"length": 50, "low": 0.1},  # of cyclical SWA and FGE; low times the rate
             # From scratch: iterates and averages at the rate, against `factor` times the rate.
-            "speed": {"seeds": 1, "steps": 400, "places": 4, "factor": 0.125},
+            "speed": {"seeds": 1, "steps": 400, "places": 8, "factor": 0.125},
             "probe_seeds": 1,  # of probes that take a point apart, and of the run without momentum
             **copy.deepcopy(PROBE_DEFAULTS),
         }
@@ -160,6 +161,7 @@ _CHECKS: dict[str, Check] = {
     "many_points.points": _COUNTS,
     "many_points.gaps": _GAPS,
     "many_points.ends": integer(1),
+    "late_iterates": integer(3),
     "rates": _RATES,
     "sweep.singles": integer(4),
     "sweep.lags": integer(2),

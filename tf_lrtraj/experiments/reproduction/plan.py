@@ -188,7 +188,7 @@ def images(
         + 2 * averages * some,
         "decays": 2 * len(schedules.DECAYS) * whole,
         "many_points": many["ends"] * (1 + gaps * len(many["points"])) * some,
-        "lower_rates": many["ends"] * len(many["points"]) * some,
+        "lower_rates": config["late_iterates"] * len(many["points"]) * some,
         "budget": (2 * cycles + 3) * some,
         "independent": config["seeds"] * some,
         "speed": 3 * config["speed"]["places"] * some,

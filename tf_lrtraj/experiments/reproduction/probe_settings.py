@@ -46,7 +46,7 @@ PROBE_DEFAULTS: dict[str, Any] = {
         "trip_quantile": 0.5,  # 0.5: the median, 0: the lowest
         # Batches of trips, one trip each, from every start: first the one just seen at each
         # start, then so many drawn from the rest.
-        "trip_batches": 3,
+        "trip_batches": 6,
         "basin_positions": 11,  # on each segment between trips' ends and the trajectory
         "basin_level": 0.05,  # smaller barriers count as none, as a share of the loss at the starts
     },

@@ -196,7 +196,7 @@ def lower_rates(bench: Bench, seed: int) -> None:
     for points in config["many_points"]["points"]:
         run = lower_rate_run(bench, seed, 1.0 / points)
         snapshots = bench.snapshots(seed, run.folder.name)
-        for step in iterates.spaced(config, config["many_points"]["ends"], share=0.25):
+        for step in iterates.spaced(config, config["late_iterates"], share=0.25):
             scored = bench.scorer.score(snapshots.read(step), iterates.PART)
             label = {"points": points, "learning_rate": config["learning_rate"] / points}
             rows += [{**label, "step": step, **row} for row in scored]
