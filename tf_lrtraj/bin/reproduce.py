@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,7 +67,10 @@ def main(argv: Sequence[str]) -> int:
     except Diverged as error:
         common.fail(str(error), common.DIVERGED)
     except reproduce.Interrupted as error:
-        common.fail(str(error), common.RESUMABLE)
+        print(f"lrtraj-reproduce: {error}", file=sys.stderr, flush=True)
+        # At once: stopped in the midst of work, JAX may crash while Python shuts down, and the exit
+        # code would be lost.  Everything is on disk.
+        os._exit(common.RESUMABLE)
     _show(pathlib.Path(given.workdir), path)
     return common.OK
 
