@@ -10,7 +10,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # What users import into their own `fit` must run on every backend of Keras.
 across_backends=(tests/averaging tests/test_schedules.py tests/models
-  tests/probes/test_{surface,line,side_trips,gradients,probe_recorder}.py)
+  tests/probes/test_{surface,line,side_trips,gradients,probe_recorder}.py
+  tests/test_reproduction_without_tensorflow.py)
 backends=${TF_LRTRAJ_BACKENDS-jax torch}
 if [[ "${1:-}" == --tensorflow-only ]]; then
   backends=""
