@@ -40,23 +40,30 @@ def main(argv: Sequence[str]) -> int:
         return _report(pathlib.Path(given.workdir))
     if given.config is None:
         common.fail("--config=FILE is needed, for example configs/reproduce_digits.py")
+    ids = [part.strip() for part in given.claims if part.strip()] or None
+    if ids:  # what can be told without Keras is told at once
+        from tf_lrtraj import claims
+
+        try:
+            claims.chosen(ids)
+        except ValueError as error:
+            common.fail(f"--claims: {error}")
+    if not given.config.get("runs_here", True) and not (given.force or given.dry_run):
+        common.fail(
+            f"the scale {given.config.get('name')!r} needs accelerators and was never run by the "
+            "project; --force runs it (--dry_run shows its cost)"
+        )
     common.quiet_tensorflow()
     from tf_lrtraj.experiments.reproduction import reproduce
     from tf_lrtraj.experiments.reproduction.trainer import Diverged
     from tf_lrtraj.records import RecordError
 
-    ids = [part.strip() for part in given.claims if part.strip()] or None
     try:
         needed = reproduce.needed_tasks(ids)
         config = reproduce.prepare(given.config, given.workdir)
         if given.dry_run:
             print(_dry(config, given.workdir, needed))
             return common.OK
-        if not config["runs_here"] and not given.force:
-            common.fail(
-                f"the scale {config['name']!r} needs accelerators and was never run by the "
-                "project; --force runs it (--dry_run shows its cost)"
-            )
         # Flushed: whoever follows a log wants to see where the work is.
         tell = functools.partial(print, flush=True)
         path = reproduce.run(config, given.workdir, needed, tell)

@@ -37,13 +37,11 @@ def needed_tasks(ids: Collection[str] | None) -> set[str] | None:
     """
     if ids is None:
         return None
-    known = {claim.id: claim for claim in claims.CLAIMS}
-    unknown = sorted(set(ids) - set(known))
-    if unknown:
-        raise ConfigError(f"claims must be among {list(known)}. Received: {unknown}")
-    return {task for identity in ids for task in known[identity].needs} & {
-        task.name for task in plans.TASKS
-    }
+    try:
+        chosen = claims.chosen(ids)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return {task for claim in chosen for task in claim.needs}
 
 
 def prepare(config: Any, folder: str | os.PathLike[str]) -> dict[str, Any]:
