@@ -7,6 +7,7 @@ import pytest
 
 from tf_lrtraj import kernels, rates
 from tf_lrtraj.experiments.config import ConfigError, default_config, resolve, validate
+from tf_lrtraj.experiments.reproduction import config as reproduction
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("[a-z]*.py"))
 
@@ -41,6 +42,8 @@ def test_every_shipped_configuration_is_valid_and_has_its_header(path):
     config = module.get_config()
     if "schedule" in config:  # a training run
         resolve(validate(config), 1_281_167)
+    elif "burn_in" in config:
+        assert reproduction.validate(config)["command"].endswith(f"configs/{path.name}")
 
 
 @pytest.mark.parametrize(

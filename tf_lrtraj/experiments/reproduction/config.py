@@ -36,7 +36,7 @@ from tf_lrtraj.experiments.settings import (
     optional,
 )
 
-__all__ = ["default_config", "lead", "validate"]
+__all__ = ["default_config", "full_size_config", "lead", "validate"]
 
 STEMS = ("cifar", "imagenet")
 _FREE = ("averages",)  # their keys are checked by the kernels they describe
@@ -108,6 +108,39 @@ def default_config() -> ml_collections.ConfigDict:
             **copy.deepcopy(PROBE_DEFAULTS),
         }
     )
+
+
+def full_size_config() -> ml_collections.ConfigDict:
+    """ResNet-34 on 32×32 images, the size of the papers' CIFAR figures; for an accelerator."""
+    config = default_config()
+    config.runs_here = False
+    config.model.depth = 34
+    config.model.width = 64
+    config.batch_size = 128
+    config.learning_rate = 0.1
+    config.weight_decay = 5e-4
+    config.burn_in = 30000  # 77 epochs
+    config.window = 10000
+    config.every = 100
+    config.segment = 2000
+    config.log_every = 100
+    config.horizon = 2000
+    config.horizon_every = 10
+    config.averages = {
+        "ema": {"kernel": "Exponential", "decay": 0.998},
+        "swa": {"kernel": "Uniform"},
+        "two_point": {"kernel": "TwoPoint", "gap": 1500},
+    }
+    config.evaluate.part = 10000
+    config.evaluate.batch_norm_images = 10000
+    config.many_points.gaps = (100, 400, 1400)
+    config.sweep.singles = 24
+    config.cycle.length = 1000
+    config.speed.steps = 6000
+    config.one_step.iterates = 16
+    config.width.update(images=5000, size=500)
+    config.ensemble.update(images=5000, size=500)
+    return config
 
 
 _POSITIVE: Check = ("a positive number", lambda value: is_number(value) and value > 0)
