@@ -4,8 +4,8 @@
         [--config.key=value …] [--claims=A1,B3] [--dry_run] [--report_only]
         [--page=FILE.md]
 
-The configuration is a scale: reproduce_digits (about ten minutes on 2 cores, the embedded
-digits), reproduce_cifar10_cpu, reproduce_cifar10_resnet34, reproduce_cifar100_resnet34,
+The configuration is a scale: reproduce_digits (the embedded digits, a quarter of an hour of
+processor time), reproduce_cifar10_cpu, reproduce_cifar10_resnet34, reproduce_cifar100_resnet34,
 reproduce_imagenet_resnet34.  The workdir is filled piece by piece; the same command goes on
 where it stopped.  It ends with report.html and ledger.json, and prints the table of verdicts.
 Runs on every Keras backend: set KERAS_BACKEND=jax or torch for another than TensorFlow.
