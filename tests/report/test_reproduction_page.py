@@ -16,6 +16,7 @@ from tf_lrtraj import claims, records
 from tf_lrtraj.claims.statistics import Interval
 from tf_lrtraj.claims.verdicts import shown
 from tf_lrtraj.report.reproduction import markdown_page, write_page
+from tf_lrtraj.report.reproduction.entries import Entry
 from tf_lrtraj.report.reproduction.plates import PLATES
 
 SIGNS = {
@@ -381,3 +382,23 @@ def test_a_whole_reproduction_is_drawn(whole):
     assert names >= set(PLATES) - {"A6_model", "A7", "B5"}
     assert json.dumps(ledger(whole)).count('"verdict": "reproduced"') == 25
     assert len(text) < 3_000_000
+
+
+def test_the_table_shows_what_decided_first():
+    """Of several parts, those the reason names stand before those that passed."""
+    entry = Entry(
+        id="B9",
+        sentence="s",
+        source="",
+        experiment="",
+        threshold="",
+        argument="",
+        verdict="not reproduced",
+        statistic="one 1 (wanted: below 2); two 5 (wanted: below 2); three 1 (wanted: below 2)",
+        numbers=(),
+        reason="Fails: two 5 (wanted: below 2).",
+        notes=(),
+        figures=(),
+        command="",
+    )
+    assert [part.split()[0] for part in entry.decisive] == ["two", "one", "three"]

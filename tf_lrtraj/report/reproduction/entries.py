@@ -69,6 +69,11 @@ class Entry:
         """What was measured, part by part."""
         return self.statistic.split("; ") if self.statistic else []
 
+    @property
+    def decisive(self) -> list[str]:
+        """The parts, those that the reason of the verdict names before the others."""
+        return sorted(self.parts, key=lambda part: part not in self.reason)
+
 
 _WORDS = {
     "ema": "EMA",

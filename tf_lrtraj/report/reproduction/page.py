@@ -115,7 +115,7 @@ def markdown_page(folder: str | os.PathLike[str], results: str = ".") -> str:
     for claim in claims:
         lines.append(
             f"| [{claim.id}](#{claim.id.lower()}) | {_cell(claim.sentence)} "
-            f"| {_cell('; '.join(claim.parts[:_BRIEF]) or claim.reason)} "
+            f"| {_cell('; '.join(claim.decisive[:_BRIEF]) or claim.reason)} "
             f"| {claim.sign} {claim.verdict} | {_links(claim, there, results)} |"
         )
     lines += ["", *(f"- {_cell(name)}: {_cell(text)}" for name, text in setting.facts(source)), ""]
