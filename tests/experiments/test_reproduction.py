@@ -351,8 +351,9 @@ def test_a_diverging_run_is_recorded(tmp_path, monkeypatch):
 
 def test_a_damaged_state_is_told(tmp_path):
     path = tmp_path / "state-000000001.npz"
-    write_arrays(path, {"weights/0": np.ones(3)})
-    np.testing.assert_array_equal(read_arrays(path)["weights/0"], np.ones(3))
+    weights = np.arange(1000.0)  # most of the file, so that its middle is one of these
+    write_arrays(path, {"weights/0": weights})
+    np.testing.assert_array_equal(read_arrays(path)["weights/0"], weights)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
