@@ -336,6 +336,15 @@ def test_a_data_file_must_hold_images(tmp_path):
         problem.load_problem(config)
 
 
+def test_nothing_is_written_where_data_is_missing(tmp_path):
+    config = tiny()
+    config.data.update(name="cifar10", dir=str(tmp_path / "nowhere"))
+    checked = reproduce.prepare(config, tmp_path / "w")
+    with pytest.raises(ConfigError, match=r"config\.data: .*cifar10"):
+        reproduce.run(checked, tmp_path / "w", tell=str, progress=False)
+    assert not any((tmp_path / "w").iterdir())
+
+
 def test_a_diverging_run_is_recorded(tmp_path, monkeypatch):
     few(monkeypatch)
     config = tiny()

@@ -56,6 +56,7 @@ def default_config() -> ml_collections.ConfigDict:
             "data": {
                 "name": "digits",  # "digits" (embedded) or a TensorFlow Datasets name
                 "dir": config_dict.placeholder(str),  # where TFDS data lies; None: its default
+                "download": False,  # let TFDS download and prepare what is missing
                 "image_size": config_dict.placeholder(int),  # None: as stored
                 "augmentation": "none",  # none, crop_flip, random_resized_crop (streamed)
                 # Of a set too large for memory, which is streamed in training: images of it, both
@@ -169,6 +170,7 @@ _CHECKS: dict[str, Check] = {
     "data.name": TEXT,
     "data.dir": optional(TEXT),
     "data.file": optional(TEXT),
+    "data.download": TRUTH,
     "data.image_size": optional(integer(4)),
     "data.augmentation": one_of(("none", "crop_flip", "random_resized_crop")),
     "data.held_images": integer(1),

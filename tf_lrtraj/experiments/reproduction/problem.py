@@ -98,6 +98,7 @@ def _from_dataset(chosen: dict[str, Any]) -> Problem:
         data_dir=chosen["dir"],
         image_size=chosen["image_size"],
         augmentation=chosen["augmentation"],
+        download=chosen["download"],
     )
     held_out = dataset.eval_split
     if held_out is None:

@@ -126,18 +126,18 @@ def run(
         Interrupted: after SIGTERM or SIGINT; what is finished is kept.
     """
     folder = records.prepare_workdir(folder)
+    bench = Bench(config, folder, tell, progress)
+    sizes = (len(bench.problem.x_train), len(bench.problem.x_test))  # nothing is written without
+    _check_sizes(config, *sizes)
     records.write_json(folder / records.CONFIG, config)
     state = {**_describe(config), **{k: v for k, v in read_run(folder).items() if k in _KEPT}}
-    bench = Bench(config, folder, tell, progress)
     done = _done(state)
     tasks = plans.plan(config, needed)
     left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
     status, message = "interrupted", None
     try:
         with _stopping_cleanly():
-            sizes = (len(bench.problem.x_train), len(bench.problem.x_test))
             tell(describe_plan(config, folder, needed, *sizes))
-            _check_sizes(config, *sizes)
             begin = time.monotonic()
             total = plans.images(config, left, *sizes)
             for index, (task, seed) in enumerate(left):
