@@ -1,10 +1,12 @@
 """A whole reproduction at the smallest scale: made, interrupted, resumed, refused."""
 
+import contextlib
 import importlib.util
 import itertools
 import json
 import pathlib
 import shutil
+import signal
 
 import keras
 import numpy as np
@@ -84,6 +86,28 @@ def test_a_second_call_makes_nothing_again(whole, monkeypatch):
     before = (whole / "ledger.json").read_bytes()
     make(whole)
     assert (whole / "ledger.json").read_bytes() == before
+
+
+def test_a_part_of_a_finished_reproduction_leaves_it_finished(whole, monkeypatch):
+    few(monkeypatch)
+    make(whole, {"base"})
+    assert records.read_json(whole / "run.json")["status"] == "done"
+
+
+def test_a_stop_that_a_library_swallows_stops_after_the_task(tmp_path, monkeypatch):
+    few(monkeypatch)
+
+    def deaf(bench, seed):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+    tasks = [plans.Task(name, deaf, 1, "") for name in ("first", "second")]
+    monkeypatch.setattr(plans, "plan", lambda *_: [(task, 0) for task in tasks])
+    monkeypatch.setattr(plans, "images", lambda *_: 0.0)
+    with pytest.raises(reproduce.Interrupted):
+        make(tmp_path)
+    run = records.read_json(tmp_path / "run.json")
+    assert run["status"] == "interrupted" and run["done"] == {"first": [0]}
 
 
 def test_the_ledger_needs_no_states(whole, tmp_path):

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -136,7 +137,7 @@ def run(
     left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
     status, message = "interrupted", None
     try:
-        with _stopping_cleanly():
+        with _stopping_cleanly() as asked:
             tell(describe_plan(config, folder, needed, *sizes))
             begin = time.monotonic()
             total = plans.images(config, left, *sizes)
@@ -152,7 +153,10 @@ def run(
                 seconds = state["seconds"].setdefault(task.name, {})
                 seconds[str(seed)] = round(time.monotonic() - started, 1)
                 records.write_json(folder / records.RUN, {**state, "status": "incomplete"})
-        status = "done" if needed is None else "incomplete"
+                if asked.is_set():  # and something on the way has swallowed the exception
+                    raise KeyboardInterrupt
+        everything = {(task.name, seed) for task, seed in plans.plan(config)}
+        status = "done" if everything <= _done(state) else "incomplete"
     except Diverged as error:
         status, message = "diverged", str(error)
         raise
@@ -218,18 +222,24 @@ def _describe(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _stopping_cleanly() -> Iterator[None]:
-    """SIGTERM stops the work as Ctrl-C does: between two Python statements, files whole."""
+def _stopping_cleanly() -> Iterator[threading.Event]:
+    """SIGTERM stops the work as Ctrl-C does: between two Python statements, files whole.
+
+    Yields:
+        what is set once a stop has been asked for.
+    """
+    asked = threading.Event()
 
     def stop(*_: Any) -> None:
+        asked.set()
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not in the main thread: whoever is there handles signals
-        yield
+        yield asked
         return
     try:
-        yield
+        yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
