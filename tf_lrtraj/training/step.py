@@ -39,6 +39,48 @@ def decayed_variables(model: Any) -> list[bool]:
     return [variable.name == "kernel" for variable in model.trainable_variables]
 
 
+def make_replica_step(
+    model: Any,
+    optimizer: Any,
+    averages: AverageState | None,
+    *,
+    batch_size: int,
+    replicas: int = 1,
+    weight_decay: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, Any]]:
+    """Builds one training step as a replica sees it, for `strategy.run`.
+
+    Every shape in it is static, so that XLA can compile it whole, as TPUs need.
+
+    Returns:
+        `replica_step(images, labels, row)`: one update of model and averages from this
+        replica's part of the batch, and its share of the mean loss and of the accuracy.
+    """
+    decayed = decayed_variables(model)
+
+    def replica_step(images: Any, labels: Any, row: dict[str, Any]) -> tuple[Any, Any]:
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            losses = per_example_loss(labels, logits, label_smoothing)
+            loss = tf.reduce_sum(losses) / batch_size
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        if weight_decay:
+            # Gradients are summed over replicas, so each adds its share of the decay.
+            gradients = [
+                g + tf.cast(weight_decay / replicas, g.dtype) * tf.cast(v.value, g.dtype)
+                if on
+                else g
+                for g, v, on in zip(gradients, model.trainable_variables, decayed, strict=True)
+            ]
+        optimizer.apply(gradients, model.trainable_variables)
+        if averages is not None:
+            averages.update(row)
+        return loss, tf.reduce_sum(correct(labels, logits)) / batch_size
+
+    return replica_step
+
+
 def make_train_steps(
     strategy: Any,
     model: Any,
@@ -60,27 +102,15 @@ def make_train_steps(
         (`AverageState.plan`; see `empty_plan` for runs without averages) and
         returns ([n] mean losses, [n] accuracies) of the global training batches.
     """
-    decayed = decayed_variables(model)
-    replicas = strategy.num_replicas_in_sync
-
-    def replica_step(images: Any, labels: Any, row: dict[str, Any]) -> tuple[Any, Any]:
-        with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            losses = per_example_loss(labels, logits, label_smoothing)
-            loss = tf.reduce_sum(losses) / batch_size
-        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
-        if weight_decay:
-            # Gradients are summed over replicas, so each adds its share of the decay.
-            gradients = [
-                g + tf.cast(weight_decay / replicas, g.dtype) * tf.cast(v.value, g.dtype)
-                if on
-                else g
-                for g, v, on in zip(gradients, model.trainable_variables, decayed, strict=True)
-            ]
-        optimizer.apply(gradients, model.trainable_variables)
-        if averages is not None:
-            averages.update(row)
-        return loss, tf.reduce_sum(correct(labels, logits)) / batch_size
+    replica_step = make_replica_step(
+        model,
+        optimizer,
+        averages,
+        batch_size=batch_size,
+        replicas=strategy.num_replicas_in_sync,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+    )
 
     @tf.function(reduce_retracing=False)
     def run(iterator: Any, mixing: Any, slots: Any) -> tuple[Any, Any]:
