@@ -84,7 +84,7 @@ def _number(name: str, value: Any, minimum: float, below: float = math.inf) -> f
     """Returns `value` as a float in [minimum, below), or raises an error that names it."""
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not minimum <= number < below:
         allowed = (
@@ -527,7 +527,7 @@ class Custom(LagKernel):
     def __init__(self, weights: Any) -> None:
         try:
             values = np.asarray(weights, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             values = np.empty((0, 0))
         if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values)):
             raise ValueError(
@@ -570,9 +570,14 @@ def from_config(config: Mapping[str, Any]) -> Kernel:
     >>> from_config({"kernel": "Exponential", "decay": 0.9}) == Exponential(0.9)
     True
     """
-    arguments = dict(config)
+    if not hasattr(config, "keys"):  # a dict, or an ml_collections.ConfigDict
+        raise ValueError(
+            'a kernel\'s configuration must be a dict such as {"kernel": "Uniform"}. '
+            f"Received: {config!r}"
+        )
+    arguments = {str(key): config[key] for key in config.keys()}  # noqa: SIM118  # ConfigDict
     name = arguments.pop("kernel", None)
-    if name not in KERNELS:
+    if not isinstance(name, str) or name not in KERNELS:
         close = difflib.get_close_matches(str(name), KERNELS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(

@@ -71,7 +71,7 @@ def _number(name: str, value: Any) -> float:
         if isinstance(value, (bool, np.bool_, str)):
             raise TypeError
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0.0 <= number < math.inf:
         raise ValueError(
@@ -482,7 +482,7 @@ def _numbers(values: Any) -> tuple[float, ...]:
     """A non-empty vector of rates as a tuple; the error names the first bad entry."""
     try:
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = np.empty(0)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"`values` must be a non-empty vector of rates. Received: {values!r}")
@@ -652,7 +652,12 @@ def from_config(config: Mapping[str, Any]) -> Rate:
     >>> from_config({"rate": "Warmup", "steps": 2, "inner": {"rate": "Constant", "constant": 1.0}})
     Warmup(inner=Constant(constant=1.0), steps=2, start=0.0)
     """
-    arguments = dict(config)
+    if not hasattr(config, "keys"):  # a dict, or an ml_collections.ConfigDict
+        raise ValueError(
+            'a rate\'s configuration must be a dict such as {"rate": "Constant", "constant": 0.1}. '
+            f"Received: {config!r}"
+        )
+    arguments = {str(key): config[key] for key in config.keys()}  # noqa: SIM118  # ConfigDict
     name = arguments.pop("rate", None)
     if not isinstance(name, str) or name not in RATES:
         raise ValueError(

@@ -30,6 +30,7 @@ from tf_lrtraj.experiments.settings import (
     TRUTH,
     Check,
     ConfigError,
+    as_dict,
     check_all,
     get,
     integer,
@@ -39,6 +40,7 @@ from tf_lrtraj.experiments.settings import (
     one_of,
     optional,
 )
+from tf_lrtraj.records.files import encode
 from tf_lrtraj.training.durations import NEVER, Duration
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
@@ -46,6 +48,7 @@ DTYPES = ("float32", "mixed_bfloat16")
 STEMS = ("cifar", "imagenet")
 POLICIES = ("recompute", "average", "copy")
 ENCODINGS = ("exact", "int16", "int8")
+LONGEST_RUN = 10**8  # steps; the rate of each is kept, in memory and in the records
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -160,7 +163,7 @@ _CHECKS: dict[str, Check] = {
     "save_models": TRUTH,
     "matched.averages": (
         "a list of names of averages",
-        lambda value: isinstance(value, (list, tuple)),
+        lambda value: isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value),
     ),
     "matched.curvature": number(0),
     "threads": integer(0),
@@ -187,8 +190,7 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
         ConfigError: naming the key, the value received and what is allowed;
             unknown keys come with the nearest known one.
     """
-    given = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    plain = merge(default_config().to_dict(), given, free=_FREE)
+    plain = merge(default_config().to_dict(), as_dict(config), free=_FREE)
     check_all(plain, _CHECKS)
     for key in _DURATIONS:
         value = get(plain, key)
@@ -203,6 +205,11 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
                 + f". Received: {value!r}"
             )
     plain["matched"]["averages"] = list(plain["matched"]["averages"])
+    for key in _FREE:
+        try:
+            encode(plain[key])
+        except TypeError as error:
+            raise ConfigError(f"`config.{key}`: {error}") from None
     _check_averages(plain)
     _check_probes(plain)
     return plain
@@ -311,6 +318,11 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
         return count
 
     total = steps(plain["total"], "config.total", None)
+    if total > LONGEST_RUN:
+        raise ConfigError(
+            f"`config.total` must come to at most {LONGEST_RUN:,} steps. "
+            f"Received: {plain['total']!r}, which is {total:,} steps at batch size {batch}"
+        )
 
     def every(key: str) -> int:
         value = get(plain, key)

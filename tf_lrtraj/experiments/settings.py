@@ -7,11 +7,14 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import ml_collections
+
 __all__ = [
     "TEXT",
     "TRUTH",
     "Check",
     "ConfigError",
+    "as_dict",
     "check_all",
     "get",
     "integer",
@@ -33,17 +36,24 @@ Check = tuple[str, Callable[[Any], bool]]
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number; an integer beyond every float is none."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def integer(minimum: int) -> Check:
+def integer(minimum: int, below: int = 2**31) -> Check:
+    """A count; so many that arrays of them fit in no memory are refused here, not there."""
     return (
-        f"an integer of at least {minimum}",
-        lambda value: is_integer(value) and value >= minimum,
+        f"an integer of at least {minimum}, below {below}",
+        lambda value: is_integer(value) and minimum <= value < below,
     )
 
 
@@ -58,7 +68,7 @@ def number(low: float, high: float = math.inf) -> Check:
 
 def one_of(allowed: Iterable[str]) -> Check:
     choices = list(allowed)
-    return f"one of {choices}", lambda value: value in choices
+    return f"one of {choices}", lambda value: isinstance(value, str) and value in choices
 
 
 def optional(check: Check) -> Check:
@@ -67,6 +77,19 @@ def optional(check: Check) -> Check:
 
 TRUTH: Check = ("True or False", lambda value: isinstance(value, bool))
 TEXT: Check = ("a non-empty text", lambda value: isinstance(value, str) and bool(value))
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The top level of a configuration as a dict.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        return dict(config.to_dict())
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"a configuration must be a ConfigDict or a dict. Received: {config!r}")
+    return dict(config)
 
 
 def check_all(plain: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
@@ -105,13 +128,13 @@ def merge(
     merged = {}
     for key, default in defaults.items():
         value = given.get(key, default)
-        if isinstance(default, dict) and f"{path}.{key}" not in {f"config.{f}" for f in free}:
+        if isinstance(default, dict):
+            is_free = f"{path}.{key}" in {f"config.{f}" for f in free}
             if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"`{path}.{key}` must be a group with the keys {sorted(default)}. "
-                    f"Received: {value!r}"
-                )
-            value = merge(default, dict(value), f"{path}.{key}", free)
+                keys = "" if is_free else f" with the keys {sorted(default)}"
+                raise ConfigError(f"`{path}.{key}` must be a group{keys}. Received: {value!r}")
+            if not is_free:
+                value = merge(default, dict(value), f"{path}.{key}", free)
         merged[key] = value
     return merged
 

@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 
 from tf_lrtraj import kernels, records, theory
-from tf_lrtraj.experiments.config import ConfigError
+from tf_lrtraj.experiments.settings import ConfigError, as_dict, is_number
 from tf_lrtraj.theory.simulate import QuadraticRun
 
 Record = dict[str, Any]
@@ -97,7 +97,7 @@ def validate(config: Any) -> dict[str, Any]:
     """
 
     def check(given: Mapping[str, Any], default: Mapping[str, Any], path: str) -> dict[str, Any]:
-        unknown = sorted(set(given) - set(default))
+        unknown = sorted({str(key) for key in given} - set(default))
         if unknown:
             raise ConfigError(f"`{path}` takes {sorted(default)}. Received unknown: {unknown}")
         checked: dict[str, Any] = {}
@@ -109,18 +109,19 @@ def validate(config: Any) -> dict[str, Any]:
                     raise ConfigError(f"`{name}` must be a dict. Received: {value!r}")
                 checked[key] = check(value, usual, name)
                 continue
-            kind = (int,) if isinstance(usual, int) else (int, float)
-            single = not isinstance(usual, tuple)
-            numbers = [value] if single else list(value)
-            good = all(isinstance(v, kind) and not isinstance(v, bool) for v in numbers)
+            whole, single = isinstance(usual, int), not isinstance(usual, tuple)
+            numbers = [value] if single else value if isinstance(value, (list, tuple)) else []
+            good = all(is_number(v) and (isinstance(v, int) or not whole) for v in numbers)
             if not good or not numbers or min(numbers) < (0 if key == "seed" else 1e-300):
-                wanted = "a positive integer" if kind == (int,) else "positive"
-                raise ConfigError(f"`{name}` must be {wanted}. Received: {value!r}")
+                wanted = "a positive integer" if whole else "positive"
+                raise ConfigError(
+                    f"`{name}` must be {wanted if single else 'positive numbers, in a list'}. "
+                    f"Received: {value!r}"
+                )
             checked[key] = value if single else numbers
         return checked
 
-    plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    return check(plain, default_config().to_dict(), "config")
+    return check(as_dict(config), default_config().to_dict(), "config")
 
 
 def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Record]:

@@ -18,7 +18,7 @@ def finite_array(name: str, value: Any) -> np.ndarray:
     """`value` as a float64 array of finite numbers (a copy)."""
     try:
         array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"`{name}` must be an array of numbers. Received: {value!r}") from None
     if not np.all(np.isfinite(array)):
         where = np.argwhere(~np.isfinite(array))[0].tolist()
@@ -81,7 +81,7 @@ def number(name: str, value: Any, low: float, high: float, allowed: str) -> floa
     """`value` as a float strictly between `low` and `high`; `allowed` words the range."""
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not low < result < high:
         raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}")
@@ -90,13 +90,13 @@ def number(name: str, value: Any, low: float, high: float, allowed: str) -> floa
 
 def momentum(value: Any, convention: str) -> float:
     """`value` as a momentum coefficient in [0, 1) under a known convention."""
-    if convention not in CONVENTIONS:
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
         raise ValueError(
             f"`convention` must be one of {list(CONVENTIONS)}. Received: convention={convention!r}"
         )
     try:
         beta = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         beta = math.nan
     if not 0.0 <= beta < 1.0:
         raise ValueError(f"`momentum` must lie in [0, 1). Received: momentum={value!r}")

@@ -270,7 +270,13 @@ def response(
 
     >>> response(np.array([0.0, 0.5, 0.5]), np.array([0.1, 0.1]), curvature=2.0).noise
     array([0.09, 0.05])
+
+    Raises:
+        ValueError: for arrays that do not fit or are not finite, or numbers out of range.
     """
+    weights = checks.vector("weights", weights)
+    rates = checks.vector("rates", rates, weights.size - 1)
+    curvature, momentum = check_run(curvature, momentum, convention)
     if momentum == 0.0:
         kick = solve_backward(weights, 1.0 - rates * curvature)
         return Response(kick, rates * kick[1:], float(kick[0]))

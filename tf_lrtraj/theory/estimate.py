@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from tf_lrtraj.theory import checks
+from tf_lrtraj.theory import checks, measurements
 from tf_lrtraj.theory.gap_curve import GapCurve, fit_gap_curve
 from tf_lrtraj.theory.quadratic import QuadraticModel
 
@@ -82,11 +82,11 @@ def estimate_spectrum(
     >>> bool(abs(found.excess.sum() - 0.8) < 0.02)
     True
     """
-    rate = float(rate)
-    if not rate > 0:
-        raise ValueError(f"`rate` must be positive. Received: rate={rate!r}")
-    lags = np.asarray(lags, np.int64)
+    rate = checks.number("rate", rate, 0.0, np.inf, "positive")
+    count = checks.integer("count", count, 2)
+    every = checks.integer("every", every, 1)
     gaps = checks.vector("jensen_gaps", jensen_gaps)
+    lags = measurements.lags(lags, gaps.size, count)
     curve = fit_gap_curve(lags, gaps, count, method="mixture")
     ratios, amplitudes, unresolved = _modes(curve, count)
     if not amplitudes.size or amplitudes.sum() <= 0:

@@ -48,8 +48,8 @@ def squared_distances(snapshots: Any) -> np.ndarray:
     array([[ 0., 25.],
            [25.,  0.]])
     """
-    if not isinstance(snapshots, np.ndarray):
-        snapshots = np.asarray(snapshots, dtype=np.float64)
+    if not isinstance(snapshots, np.ndarray) or snapshots.dtype.kind not in "iuf":
+        snapshots = checks.finite_array("snapshots", snapshots)
     if snapshots.ndim != 2 or snapshots.size == 0:
         raise ValueError(f"`snapshots` must have shape [K, n]. Received: shape={snapshots.shape}")
     count, size = snapshots.shape
@@ -88,10 +88,12 @@ def mean_squared_displacement(snapshots: Iterable[Any], max_lag: int) -> np.ndar
     array([0. , 2.5, 9. ])
     """
     max_lag = checks.integer("max_lag", max_lag, 1)
+    if not isinstance(snapshots, Iterable) or isinstance(snapshots, str):
+        raise ValueError(f"`snapshots` must be vectors, one after another. Received: {snapshots!r}")
     recent: deque[np.ndarray] = deque(maxlen=max_lag + 1)
     totals, pairs = np.zeros(max_lag + 1), np.zeros(max_lag + 1)
     for index, snapshot in enumerate(snapshots):
-        vector = checks.vector(f"snapshots[{index}]", np.ravel(snapshot))
+        vector = checks.finite_array(f"snapshots[{index}]", snapshot).ravel()
         if recent and vector.size != recent[-1].size:
             raise ValueError(
                 f"`snapshots` must all have one size. Received: {vector.size} numbers in snapshot "

@@ -9,7 +9,8 @@ from typing import Any
 
 UNITS = ("steps", "epochs", "examples", "percent")
 NEVER = "never"
-_DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z%]+)\s*")
+LONGEST = 10**12  # of an amount, and of the steps it comes to; far beyond any run
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z%]+)\s*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,12 @@ class Duration:
                 f"`{name}` must be one amount and one unit of {list(UNITS)}, such as '8 epochs' or "
                 f"'300 steps'. Received: {name}={text!r}"
             )
-        return cls(float(match.group(1)), unit)
+        amount = float(match.group(1))
+        if amount > LONGEST:
+            raise ValueError(
+                f"`{name}` must be at most {LONGEST:.0e} {unit}. Received: {_shown(text)}"
+            )
+        return cls(amount, unit)
 
     def steps(
         self,
@@ -77,3 +83,7 @@ class Duration:
 
 def _nearest(value: float) -> int:
     return math.floor(value + 0.5)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tf_lrtraj.experiments.config import ConfigError
+from tf_lrtraj.experiments.settings import is_number
 
 # kind → what it measures.
 PROBES = {
@@ -78,16 +79,13 @@ def _real(
         text += f" and below {high:g}"
 
     def check(value: Any) -> bool:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return (
-            number and math.isfinite(value) and low <= value < high and (value > low or not above)
-        )
+        return is_number(value) and low <= value < high and (value > low or not above)
 
     return text, check
 
 
 def _one_of(*allowed: str) -> tuple[str, Callable[[Any], bool]]:
-    return f"one of {list(allowed)}", lambda value: value in allowed
+    return f"one of {list(allowed)}", lambda value: isinstance(value, str) and value in allowed
 
 
 def _maybe(check: tuple[str, Callable[[Any], bool]]) -> tuple[str, Callable[[Any], bool]]:
@@ -196,7 +194,7 @@ def options_of(kind: str) -> dict[str, Option]:
 
 def check_kind(kind: Any) -> str:
     """Returns the kind of a probe, or raises ConfigError naming those there are."""
-    if kind not in PROBES:
+    if not isinstance(kind, str) or kind not in PROBES:
         close = difflib.get_close_matches(str(kind), PROBES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"a probe must be one of {list(PROBES)}.{hint} Received: {kind!r}")

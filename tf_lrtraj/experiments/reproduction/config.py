@@ -26,6 +26,7 @@ from tf_lrtraj.experiments.settings import (
     TRUTH,
     Check,
     ConfigError,
+    as_dict,
     check_all,
     integer,
     is_integer,
@@ -221,8 +222,7 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
     Raises:
         ConfigError: naming the key, the value received and what is allowed.
     """
-    given = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    plain = merge(default_config().to_dict(), given, free=_FREE)
+    plain = merge(default_config().to_dict(), as_dict(config), free=_FREE)
     check_all(plain, _CHECKS)
     for name, entry in plain["averages"].items():
         try:

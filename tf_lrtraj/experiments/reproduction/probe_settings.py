@@ -134,7 +134,7 @@ PROBE_CHECKS: dict[str, Check] = {
     ),
     "displacement.lags": integer(3),
     "displacement.longest": _above(0, 1),
-    "shell.memory": integer(1 << 20),
+    "shell.memory": integer(1 << 20, below=1 << 50),
     "width.images": integer(2),
     "width.size": integer(2),
     "width.rays": integer(2),
