@@ -17,10 +17,12 @@ package.  What every entry means stands in tf_lrtraj/experiments/config.py.
 The same command run again goes on where the run stopped.
 
 Exit codes: 0 done; 2 a mistake in flags, configuration or data; 3 the loss was
-no longer finite; 75 stopped by a signal with a checkpoint saved (run again).
+no longer finite; 75 stopped by SIGTERM or Ctrl-C, to be run again.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -32,12 +34,22 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
     options = flags.FLAGS
-    workdir = options.workdir
     if not options.config:
         common.fail("--config is required. Try --help.")
-    if not workdir:
+    if not options.workdir:
         common.fail("--workdir is required. Try --help.")
     common.quiet_tensorflow()
+    from tf_lrtraj.training import stopping
+
+    try:
+        with stopping.stop_signals():  # also during the slow import of TensorFlow
+            _train(options)
+    except stopping.Interrupted as error:
+        common.fail(f"{error}. Run the same command again to go on.", common.RESUMABLE)
+
+
+def _train(options: Any) -> None:
+    workdir = options.workdir
     from tf_lrtraj.experiments import config as run_config
     from tf_lrtraj.records import RecordError
 
@@ -56,8 +68,6 @@ def main(argv: list[str]) -> None:
         common.fail(str(error))
     except loop.Diverged as error:
         common.fail(f"{error} Status 'diverged'; the last checkpoint is kept.", common.DIVERGED)
-    except loop.Interrupted as error:
-        common.fail(f"{error}. Run the same command again to go on.", common.RESUMABLE)
     print(report.text_summary(workdir))
     print(f"report: {path}")
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -16,6 +12,7 @@ from tqdm import tqdm
 from tf_lrtraj.averaging.snapshots import Timetable
 from tf_lrtraj.training.checkpoints import Checkpointer
 from tf_lrtraj.training.log import RunLog
+from tf_lrtraj.training.stopping import Interrupted, stop_signals
 
 
 class Diverged(RuntimeError):
@@ -27,10 +24,6 @@ class Diverged(RuntimeError):
             f"{step + 1}). Lower the learning rate, or lengthen its warm-up."
         )
         self.step = step
-
-
-class Interrupted(RuntimeError):
-    """SIGTERM or SIGINT asked the run to stop; a checkpoint was saved first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +103,8 @@ def run(
     bar = tqdm(
         total=total_steps, initial=step, unit="step", desc=description, disable=None, leave=True
     )
-    with bar, _stop_signals() as stop:
+    # A signal is answered between two calls, when a checkpoint can be saved.
+    with bar, stop_signals() as stop, stop.deferred():
         act(step)
         clock, timed_from = time.perf_counter(), step
         while step < total_steps:
@@ -138,10 +132,13 @@ def run(
                 log.sync()
                 checkpointer.save(step, {"window": window.state()})
                 clock, timed_from = time.perf_counter(), step
-            if stop.requested and step < total_steps:
+            if stop.requested:
                 if not cadence.due(cadence.checkpoint, step, total_steps):
+                    log.sync()
                     checkpointer.save(step, {"window": window.state()})
                 raise Interrupted(f"stopped by {stop.requested} after step {step}")
+        if stop.requested:  # while the last action was done
+            raise Interrupted(f"stopped by {stop.requested} after step {step}")
 
 
 class Window:
@@ -180,29 +177,3 @@ def resume(checkpointer: Checkpointer) -> tuple[int, Window]:
     except FileNotFoundError:
         return 0, Window()
     return step, Window(**progress["window"])
-
-
-class _StopRequest:
-    requested = ""
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_StopRequest]:
-    """Turns SIGTERM and the first SIGINT into a request to stop after the current steps."""
-    request = _StopRequest()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if request.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait
-        request.requested = signal.Signals(number).name
-
-    previous: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Only the main thread may set handlers; elsewhere signals keep their meaning.
-            with contextlib.suppress(ValueError):
-                previous[number] = signal.signal(number, handle)
-        yield request
-    finally:
-        for restored, handler in previous.items():
-            signal.signal(restored, handler)
