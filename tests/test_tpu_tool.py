@@ -71,7 +71,8 @@ elif words[1:4] == ["tpus", "tpu-vm", "ssh"]:
         program = vm / "tf_lrtraj" / "environment" / "bin" / "lrtraj-train"
         program.parent.mkdir(parents=True); program.write_text({train!r}); program.chmod(0o755)
     else:
-        subprocess.run(["bash", "-c", command], cwd=vm, env={{**os.environ, "HOME": str(vm)}}, check=True)
+        home = {{**os.environ, "HOME": str(vm)}}
+        subprocess.run(["bash", "-c", command], cwd=vm, env=home, check=True)
 else:
     sys.exit(f"unexpected: {{words}}")
 '''
