@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from tf_lrtraj.data.augmentations import AUGMENTATIONS
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ["ImageDataset"]
+__all__ = ["DataError", "ImageDataset"]
+
+
+class DataError(ValueError):
+    """A file of a dataset is missing or damaged; the message names it."""
 
 
 class ImageDataset(abc.ABC):
@@ -130,6 +135,23 @@ class ImageDataset(abc.ABC):
             ValueError: if the dataset is streamed from disk.
         """
 
+    def explain(self, error: BaseException) -> str | None:
+        """What an error of TensorFlow says about the dataset's files; None if nothing."""
+        return None
+
+    @contextlib.contextmanager
+    def named_faults(self) -> Iterator[None]:
+        """Inside, errors met on reading the dataset become a `DataError` that names the file."""
+        try:
+            yield
+        except Exception as error:
+            if not type(error).__module__.startswith("tensorflow."):
+                raise
+            reason = self.explain(error)
+            if reason is None:
+                raise
+            raise DataError(f"dataset {self.name!r}: {reason}") from error
+
     def steps_per_epoch(self, batch_size: int) -> float:
         """Training images over the batch size; not rounded, as batches straddle epochs."""
         return self.num_examples["train"] / integer("batch_size", batch_size, 1)
@@ -222,6 +244,13 @@ def check_augmentation(augmentation: str | None) -> str:
             f"Received: augmentation={augmentation!r}"
         )
     return name
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps AutoGraph, which has nothing to do in pipelines, from rewriting the function."""
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
 
 
 def integer(name: str, value: Any, minimum: int) -> int:

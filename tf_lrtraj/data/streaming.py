@@ -1,19 +1,8 @@
-"""Datasets read from TFRecord files, such as ImageNet, in an order that can be re-entered anywhere.
+"""Datasets read from TFRecord files, such as ImageNet; the order stands in `order`.
 
-The order of an epoch is a function of (seed, epoch):
-
-1. the files are permuted and taken in groups of `FILES_PER_BLOCK`, called blocks;
-2. the records of a block are read in turn from each of its files;
-3. of the sequence so read, consecutive windows of `shuffle_window` records are
-   permuted, the last window of an epoch being shorter.
-
-So every image comes once per epoch, and step s starts at position `s * batch_size` of the
-sequence of all epochs.  To begin there, the blocks before it are skipped by the counts
-that the dataset's description holds, and only records of the block it lies in
-are read (not decoded) and dropped.
-
-Every pipeline reads all records and decodes those of its own shards: at 110 kB a
-record reading is cheap beside the milliseconds that decoding takes.
+A pipeline reads the files of the streams that its shards touch, and no others.  Memory: one
+window of encoded records in all, as many again of raw records read ahead, at most
+two global batches, and `PREFETCHED_STEPS` steps of decoded images.
 """
 
 from __future__ import annotations
@@ -23,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_lrtraj.data import augmentations, randomness
-from tf_lrtraj.data.dataset import ImageDataset, check_shards
+from tf_lrtraj.data import augmentations, order, randomness, reading
+from tf_lrtraj.data.dataset import ImageDataset, check_shards, plain
+from tf_lrtraj.data.order import Streams
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 __all__ = ["StreamedDataset"]
 
-FILES_PER_BLOCK = 16
 # Share of the shorter side that evaluation keeps: 224 of 256 pixels.
 EVAL_SHARE = 0.875
+PREFETCHED_STEPS = 2
 _AUGMENTATIONS = ("none", "random_resized_crop")
 
 
@@ -74,7 +64,9 @@ class StreamedDataset(ImageDataset):
                 f"`augmentation` must be one of {list(_AUGMENTATIONS)} for {name!r}, which is "
                 f"streamed. Received: augmentation={self.augmentation!r}"
             )
-        self._files = {split: part.file_instructions for split, part in splits.items()}
+        self._files = {split: order.table(part.file_instructions) for split, part in splits.items()}
+        for split, files in self._files.items():
+            reading.check_files(files, f"split {split!r} of {name!r}")
         self._features = info.features
         self._image_key, self._label_key = image_key, label_key
         self._window = shuffle_window
@@ -91,29 +83,34 @@ class StreamedDataset(ImageDataset):
         part, ids = check_shards(batch_size, num_shards, shard_ids)
         import tensorflow as tf
 
-        first = start_step * batch_size
-        epoch, offset = divmod(first, count)
-        window, rest = divmod(offset, self._window)
-        records = (
-            tf.data.Dataset.counter(epoch, dtype=tf.int64)
-            .flat_map(
+        streams = Streams(batch_size)
+        touched = streams.touched(part, ids)
+        window = -(-self._window // streams.count)
+        entries = []
+        for stream in touched:
+            first = start_step * batch_size + stream * streams.block
+            epoch = first // count
+            index = streams.index(first, stream) - streams.index(epoch * count, stream)
+            entries.append((stream, epoch, *divmod(index, window)))
+
+        def read(stream: Any, entered: Any, first_window: Any, rest: Any) -> tf.data.Dataset:
+            def one_epoch(epoch: Any) -> tf.data.Dataset:
                 # Only the first epoch is entered in the middle.
-                _plain(
-                    lambda e: self._epoch(
-                        seed, e, tf.where(e == epoch, tf.constant(window, tf.int64), 0)
-                    )
-                )
-            )
-            .skip(rest)
-        )
-        numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(first, dtype=tf.int64), records)
-        mine = numbered.filter(_plain(_belongs(batch_size, part, num_shards, ids)))
+                window_of = tf.where(epoch == entered, first_window, 0)
+                return self._epoch(seed, epoch, streams, stream, window, window_of)
+
+            epochs = tf.data.Dataset.counter(entered, dtype=tf.int64)
+            return epochs.flat_map(plain(one_epoch)).skip(rest)
+
+        records = _merged(entries, read, streams)
 
         def example(position: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             encoded, label = self._parse(record)
             return self._decode(encoded, position, seed), label
 
-        return _batched(mine, example, part)
+        position = streams.positions(touched, start_step)
+        mine = _numbered(records, position, _chosen(streams, touched, part, num_shards, ids))
+        return _batched(_decoded(mine, example), part, len(ids))
 
     def eval_batches(
         self,
@@ -127,19 +124,32 @@ class StreamedDataset(ImageDataset):
         part, ids = check_shards(batch_size, num_shards, shard_ids)
         import tensorflow as tf
 
-        names, skip, take = _file_table(self._files[split])
-        records = _read_in_turn(names, skip, take).take(count)
-        # The padding of the last batch repeats the first image, with weight 0.
-        padded = records.concatenate(records.take(1).repeat(-count % batch_size))
-        mine = padded.enumerate().filter(_plain(_belongs(batch_size, part, num_shards, ids)))
+        streams = Streams(batch_size)
+        touched = streams.touched(part, ids)
+        files = self._files[split].map(tf.constant)
+
+        def read(stream: tf.Tensor) -> tf.data.Dataset:
+            first = tf.constant(0, tf.int64)
+            pieces = order.cut(files, *streams.part(first, count, stream))
+            return tf.data.Dataset.from_tensor_slices(pieces.columns()).flat_map(
+                plain(reading.read_file)
+            )
 
         def example(
             position: tf.Tensor, record: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             encoded, label = self._parse(record)
-            return self._decode(encoded), label, tf.cast(position < count, tf.float32)
+            return self._decode(encoded), label, tf.constant(1.0)
 
-        return _batched(mine, example, part)
+        # Streams end in the last batch, each where the positions do, so that all numbers fit.
+        records = _merged([(stream,) for stream in touched], read, streams)
+        position = streams.positions(touched, 0)
+        mine = _numbered(records, position, _chosen(streams, touched, part, num_shards, ids))
+        batches = -(-count // batch_size)
+        real = sum(_images_of(count, batch_size, part, i) for i in ids)
+        nothing = tf.zeros(self.image_shape), tf.constant(0), tf.constant(0.0)
+        padding = tf.data.Dataset.from_tensors(nothing).repeat(batches * part * len(ids) - real)
+        return _batched(_decoded(mine, example).concatenate(padding), part, len(ids))
 
     def arrays(self, split: str, normalize: bool = True) -> tuple[np.ndarray, np.ndarray]:
         self._check_split(split)
@@ -148,42 +158,47 @@ class StreamedDataset(ImageDataset):
             f"Received: split={split!r}"
         )
 
-    def _epoch(self, seed: int, epoch: Any, first_window: Any) -> tf.data.Dataset:
-        """The encoded records of an epoch from a window on, in the order described above."""
+    def explain(self, error: BaseException) -> str | None:
+        names = [name for files in self._files.values() for name in files.name.tolist()]
+        return reading.explain(error, dict.fromkeys(names))
+
+    def _epoch(
+        self,
+        seed: int,
+        epoch: Any,
+        streams: Streams,
+        stream: Any,
+        window: int,
+        first_window: Any,
+    ) -> tf.data.Dataset:
+        """The encoded records of a stream's part of an epoch, from a window on."""
         import tensorflow as tf
 
-        names, skip, take = _file_table(self._files["train"])
-        num_files = int(take.shape[0])
-        keys = randomness.words(seed, epoch, randomness.FILES)[0, :3]
-        order = randomness.permute(tf.range(num_files, dtype=tf.int64), num_files, keys)
-        names, skip, take = (tf.gather(column, order) for column in (names, skip, take))
-        num_blocks = -(-num_files // FILES_PER_BLOCK)
-        sizes = tf.math.unsorted_segment_sum(
-            take, np.arange(num_files) // FILES_PER_BLOCK, num_blocks
+        files = self._files["train"]
+        count = self.num_examples["train"]
+        ordered = order.file_order(seed, epoch, len(files.take))
+        mine = order.cut(
+            files.map(lambda column: tf.gather(tf.constant(column), ordered)),
+            *streams.part(epoch * count, count, stream),
         )
-        ends = tf.cumsum(sizes)
-        first_record = first_window * self._window
-        first_block = tf.searchsorted(ends, first_record[None], side="right", out_type=tf.int64)[0]
-        dropped = first_record - (tf.gather(ends, first_block) - tf.gather(sizes, first_block))
+        together = streams.files_at_once
+        num_groups, first_group, place = order.groups(mine, together, first_window * window)
 
-        def block(index: tf.Tensor) -> tf.data.Dataset:
-            files = slice(index * FILES_PER_BLOCK, (index + 1) * FILES_PER_BLOCK)
-            return _read_in_turn(names[files], skip[files], take[files])
+        def group(index: tf.Tensor) -> tf.data.Dataset:
+            members = mine.map(lambda column: column[index * together : (index + 1) * together])
+            left, dropped = order.enter(members, tf.where(index == first_group, place, 0))
+            return reading.read_in_turn(left, together).skip(dropped)
 
-        def shuffled(window: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
+        def shuffled(index: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
             size = tf.shape(records, tf.int64)[0]
-            keys = randomness.words(seed, window, randomness.WINDOW + randomness.STREAMS * epoch)[
-                0, :3
-            ]
-            return tf.gather(records, randomness.permute(tf.range(size), size, keys))
+            return tf.gather(records, order.window_order(seed, epoch, stream, index, size))
 
         return (
-            tf.data.Dataset.range(first_block, num_blocks)
-            .flat_map(_plain(block))
-            .skip(dropped)
-            .batch(self._window)
+            tf.data.Dataset.range(first_group, num_groups)
+            .flat_map(plain(group))
+            .batch(window)
             .enumerate(first_window)
-            .map(_plain(shuffled))
+            .map(plain(shuffled))
             .unbatch()
         )
 
@@ -231,60 +246,60 @@ class StreamedDataset(ImageDataset):
         return self._normalized(image)
 
 
-def _file_table(instructions: Sequence[Any]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Names, records to skip and records to take, one entry for each file that has any."""
+def _merged(
+    entries: Sequence[tuple[int, ...]], read: Callable[..., Any], streams: Streams
+) -> tf.data.Dataset:
+    """The records of some streams in the order of the places they fill."""
     import tensorflow as tf
 
-    used = [file for file in instructions if file.examples_in_shard]
-    return (
-        tf.constant([str(file.filename) for file in used]),
-        tf.constant([file.skip for file in used], tf.int64),
-        # TFDS writes -1 for "all that follow".
-        tf.constant(
-            [f.take if f.take >= 0 else f.examples_in_shard - f.skip for f in used], tf.int64
-        ),
-    )
-
-
-def _read_in_turn(names: Any, skip: Any, take: Any) -> tf.data.Dataset:
-    """One record from each file in turn, `FILES_PER_BLOCK` files at a time."""
-    import tensorflow as tf
-
-    return tf.data.Dataset.from_tensor_slices((names, skip, take)).interleave(
-        _plain(lambda name, s, t: tf.data.TFRecordDataset(name).skip(s).take(t)),
-        cycle_length=FILES_PER_BLOCK,
-        block_length=1,
+    columns = tuple(np.array(column, np.int64) for column in zip(*entries, strict=True))
+    return tf.data.Dataset.from_tensor_slices(columns).interleave(
+        plain(read),
+        cycle_length=len(entries),
+        block_length=streams.block,
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
 
 
-def _belongs(
-    batch_size: int, part: int, num_shards: int, ids: Sequence[int]
-) -> Callable[..., tf.Tensor]:
-    """A filter: is the image at a position one of those that this pipeline makes?"""
-    wanted = np.isin(np.arange(num_shards), ids)
-
-    def belongs(position: tf.Tensor, record: tf.Tensor) -> tf.Tensor:
-        import tensorflow as tf
-
-        return tf.gather(tf.constant(wanted), position % batch_size // part)
-
-    return belongs
+def _chosen(
+    streams: Streams, touched: Sequence[int], part: int, num_shards: int, ids: Sequence[int]
+) -> np.ndarray | None:
+    """Which places of a batch this pipeline fills; None if all of the streams it touches."""
+    chosen = np.repeat(np.isin(np.arange(num_shards), ids), part)
+    return None if chosen.sum() == len(touched) * streams.block else chosen
 
 
-def _batched(numbered: tf.data.Dataset, example: Callable[..., Any], part: int) -> tf.data.Dataset:
+def _numbered(
+    records: tf.data.Dataset, position: Callable[[Any], Any], chosen: np.ndarray | None
+) -> tf.data.Dataset:
+    """(position, record) of the records whose place in their batch is among those chosen."""
+    import tensorflow as tf
+
+    numbered = records.enumerate().map(plain(lambda index, record: (position(index), record)))
+    if chosen is None:
+        return numbered
+    return numbered.filter(plain(lambda at, _: tf.gather(tf.constant(chosen), at % len(chosen))))
+
+
+def _images_of(count: int, batch_size: int, part: int, shard: int) -> int:
+    """Images that a shard holds of `count` in all."""
+    whole, rest = divmod(count, batch_size)
+    return whole * part + min(max(rest - shard * part, 0), part)
+
+
+def _decoded(numbered: tf.data.Dataset, example: Callable[..., Any]) -> tf.data.Dataset:
+    import tensorflow as tf
+
+    return numbered.map(plain(example), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _batched(decoded: tf.data.Dataset, part: int, parts: int) -> tf.data.Dataset:
     import tensorflow as tf
 
     options = tf.data.Options()
     options.deterministic = True
+    # Pipelines are split over workers by `shard_ids`, never behind their back.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    decoded = numbered.map(_plain(example), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return decoded.batch(part, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
-
-
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps AutoGraph, which has nothing to do here, from rewriting the function."""
-    import tensorflow as tf
-
-    return tf.autograph.experimental.do_not_convert(function)
+    ahead = PREFETCHED_STEPS * parts
+    return decoded.batch(part, drop_remainder=True).prefetch(ahead).with_options(options)

@@ -1,0 +1,180 @@
+"""Records out of TFRecord files, and what is wrong with a file that cannot be read.
+
+TensorFlow notices a flipped bit by the record's checksum, and says at which byte, but not in
+which file; of a file that ends early between two records it says nothing at all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tf_lrtraj.data.dataset import DataError, plain
+from tf_lrtraj.data.order import Files
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+__all__ = ["check_files", "explain", "read_file", "read_in_turn"]
+
+# Around the bytes of a record: its length (8) with a checksum (4), and a checksum (4).
+HEADER, FRAME = 12, 16
+_DESCRIBED = " records of the dataset's description"
+_FAULT = re.compile(f"data file '.*?{_DESCRIBED}")
+_OFFSET = re.compile(r"(?:corrupted|truncated) record at (\d+)")
+_MISSING = re.compile(r"(\S+); No such file")
+
+
+def read_file(name: Any, skip: Any, take: Any, total: Any) -> tf.data.Dataset:
+    """Records of a piece of a file; a file that is too short, or too long, is an error.
+
+    Args:
+        name: string scalar, the path.
+        skip, take: int64 scalars, records before the piece and in it.
+        total: int64 scalar, records in the file.
+    """
+    import tensorflow as tf
+
+    # Without a buffer of its own TensorFlow skips a record on reading its header alone, and
+    # whole images come as fast.  Over a network it is the buffer that makes reading fast.
+    remote = tf.strings.regex_full_match(name, "[a-z0-9]+://.*")
+    buffer = tf.where(remote, tf.constant(1 << 18, tf.int64), 0)
+
+    def from_record(number: Any) -> tf.data.Dataset:
+        return tf.data.TFRecordDataset(name, buffer_size=buffer).skip(number)
+
+    def complain(how: str) -> Any:
+        def raise_error(_: tf.Tensor) -> tf.Tensor:
+            count = tf.strings.as_string(total)
+            message = ["data file '", name, f"' holds {how} than the ", count, _DESCRIBED]
+            with tf.control_dependencies([tf.debugging.Assert(False, [tf.strings.join(message)])]):
+                return tf.identity(name)
+
+        return plain(raise_error)
+
+    too_short = tf.data.Dataset.from_tensors(0).map(complain("fewer"))
+    records = from_record(skip).concatenate(too_short).take(take)
+    # Whoever reads the last record looks whether there is one more.
+    last = tf.logical_and(tf.equal(skip + take, total), tf.logical_not(remote))
+    beyond = from_record(total).take(tf.cast(last, tf.int64))
+    return records.concatenate(beyond.map(complain("more")))
+
+
+def read_in_turn(files: Files, together: int) -> tf.data.Dataset:
+    """One record from each file in turn, until all are read; at most `together` files."""
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(files.columns()).interleave(
+        plain(read_file), cycle_length=together, block_length=1
+    )
+
+
+def check_files(files: Files, what: str) -> None:
+    """Finds what can be found without reading: files that are missing, or far too short.
+
+    Raises:
+        DataError: naming the first such file.
+    """
+    listed: dict[str, dict[str, int]] = {}
+    for name, total in zip(files.name.tolist(), files.total.tolist(), strict=True):
+        folder, base = os.path.split(name)
+        if folder not in listed:
+            listed[folder] = _sizes(folder)
+        size = listed[folder].get(base)
+        if size is None:
+            raise DataError(f"the data file {name!r} of {what} is missing. Prepare it anew.")
+        if 0 <= size < total * FRAME:
+            raise DataError(
+                f"the data file {name!r} of {what} has {size} bytes, which cannot hold its "
+                f"{total} records. Prepare it anew."
+            )
+
+
+def _sizes(folder: str) -> dict[str, int]:
+    """Bytes of the files in a folder; -1 where they would have to be asked for one by one."""
+    if "://" in folder:
+        import tensorflow as tf
+
+        return {name: -1 for name in tf.io.gfile.listdir(folder)}
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except OSError:
+        return {}
+
+
+def explain(error: BaseException, names: Iterable[str]) -> str | None:
+    """What an error of TensorFlow says about a dataset's files, in one line.
+
+    Args:
+        error: what reading raised.
+        names: the files that may have been read, likely ones first.
+
+    Returns:
+        A sentence, naming the file where it can be found; None if the error is no
+        matter of files or images.
+    """
+    text = str(error)
+    fault = _FAULT.search(text)
+    if fault:
+        return f"the {fault.group()}. Prepare it anew."
+    missing = _MISSING.search(text)
+    if missing:
+        return f"the data file {missing.group(1)!r} is missing. Prepare it anew."
+    offset = _OFFSET.search(text)
+    if offset:
+        place = int(offset.group(1))
+        for name in names:
+            number = _damaged(name, place)
+            if number is not None:
+                return (
+                    f"the data file {name!r} is damaged: record {number} (from 0), at byte "
+                    f"{place}, does not agree with its checksum or ends too early. Replace it."
+                )
+        return f"a data file is damaged: {offset.group()}. Replace it."
+    if re.search("decode|JPEG|PNG|GIF|BMP|image data", text):
+        reason = next((line for line in text.splitlines() if re.search("JPEG|PNG|image", line)), "")
+        return f"an image cannot be decoded: {reason.strip()[:300]}"
+    if re.search("parse|Feature", text):
+        return "a record cannot be parsed: the files are not of this dataset, or were changed"
+    return None
+
+
+def _damaged(name: str, place: int) -> int | None:
+    """The number of the record at byte `place`, if one begins there and it cannot be read."""
+    for number, offset in enumerate(_record_offsets(name, place)):
+        if offset == place:
+            return number if _cannot_read(name, number) else None
+    return None
+
+
+def _record_offsets(name: str, last: int) -> Iterator[int]:
+    """Where the records of a file begin, up to byte `last`."""
+    import tensorflow as tf
+
+    try:
+        with tf.io.gfile.GFile(name, "rb") if "://" in name else open(name, "rb", 0) as file:
+            offset = 0
+            while offset <= last:
+                file.seek(offset)
+                header = file.read(HEADER)
+                if not header:
+                    return
+                yield offset
+                offset += struct.unpack("<Q", header[:8].ljust(8, b"\0"))[0] + FRAME
+    except (OSError, OverflowError, tf.errors.OpError):
+        return
+
+
+def _cannot_read(name: str, number: int) -> bool:
+    import tensorflow as tf
+
+    try:
+        for _ in tf.data.TFRecordDataset(name, buffer_size=0).skip(number).take(1):
+            return False
+    except tf.errors.DataLossError:
+        pass
+    return True
