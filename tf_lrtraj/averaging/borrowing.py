@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from tf_lrtraj import backend
+from tf_lrtraj.records import temporary_path
 
 # Which models hold other weights than their own, and whose.
 _holders: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -123,7 +124,8 @@ def check_model_path(path: str | os.PathLike[str]) -> pathlib.Path:
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     """Saves a `.keras` file under a temporary name, then renames it."""
     target = check_model_path(path)
-    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex}.keras")
+    # Threads may save at a time; Keras wants the ending.
+    temporary = temporary_path(target.with_name(f"{target.stem}.{uuid.uuid4().hex}"), ".keras")
     try:
         model.save(temporary)
         os.replace(temporary, target)

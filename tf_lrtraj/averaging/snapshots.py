@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.records import RecordError, read_json, write_json
+from tf_lrtraj.records import RecordError, read_json, temporary_path, write_json
 
 FORMAT = 1
 INDEX = "index.json"
@@ -249,7 +249,7 @@ class SnapshotWriter:
             checksum = zlib.crc32(data, checksum)
         header = json.dumps({"step": step, "crc32": checksum, "scales": scales}).encode()
         final = self.folder / f"step_{step:09d}.snap"
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        temporary = temporary_path(final)
         try:
             with open(temporary, "wb") as file:
                 file.write(_MAGIC + _LENGTH.pack(len(header)) + header)

@@ -24,6 +24,8 @@ from tf_lrtraj.records.files import (
     append_rows,
     read_json,
     read_rows,
+    remove_leftovers,
+    temporary_path,
     write_atomically,
     write_json,
 )
@@ -73,6 +75,8 @@ __all__ = [
     "read_json",
     "read_rows",
     "read_schedule",
+    "remove_leftovers",
+    "temporary_path",
     "write_atomically",
     "write_json",
     "write_schedule",

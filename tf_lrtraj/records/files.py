@@ -9,6 +9,8 @@ import json
 import math
 import os
 import pathlib
+import re
+import shutil
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
@@ -74,6 +76,50 @@ def _parse(text: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+# What `temporary_path` makes, a suffix kept; for `remove_leftovers`.
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[a-z]+)?")
+
+
+def temporary_path(path: PathLike, suffix: str = "") -> pathlib.Path:
+    """Where this process writes what it then renames to `path`; beside it, and hidden.
+
+    The number of the process is part of the name, so that two processes do not
+    write into one file and `remove_leftovers` knows whether its writer is alive.
+    """
+    path = pathlib.Path(path)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
+
+
+def remove_leftovers(folder: PathLike) -> None:
+    """Deletes what killed processes left half-written in a folder and in those right inside it.
+
+    Files of other processes of this machine that are still alive stay.
+    """
+    root = pathlib.Path(folder)
+    inside = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
+    for path in [*root.iterdir(), *(path for part in inside for path in part.iterdir())]:
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or _alive_elsewhere(int(match.group(1))):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _alive_elsewhere(number: int) -> bool:
+    """Whether there is another process of this number."""
+    if number == os.getpid():
+        return False
+    try:
+        os.kill(number, 0)  # sends nothing
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def write_atomically(path: PathLike, data: bytes | str) -> None:
     """Writes a whole file under a temporary name beside it, then renames it into place.
 
@@ -83,9 +129,7 @@ def write_atomically(path: PathLike, data: bytes | str) -> None:
         OSError: if the folder cannot be written.
     """
     path = pathlib.Path(path)
-    # A fixed name for each process, so that a process killed here and started
-    # again does not pile up leftovers.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode("utf-8") if isinstance(data, str) else data)

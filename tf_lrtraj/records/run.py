@@ -23,6 +23,7 @@ from tf_lrtraj.records.files import (
     read_bytes,
     read_json,
     read_rows,
+    temporary_path,
     write_atomically,
 )
 
@@ -117,7 +118,7 @@ def prepare_workdir(workdir: PathLike) -> pathlib.Path:
         RecordError: if it cannot be made or written (the reason and the remedy are named).
     """
     path = pathlib.Path(workdir)
-    probe = path / f".write-test.{os.getpid()}.tmp"
+    probe = temporary_path(path / "write-test")
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")

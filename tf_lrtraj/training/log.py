@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_lrtraj.records import METRICS, TIMING, MetricsWriter
+from tf_lrtraj.records import METRICS, TIMING, MetricsWriter, remove_leftovers
 from tf_lrtraj.training.evaluation import Result
 
 
@@ -26,6 +26,8 @@ class RunLog:
         batch_size: global, for images per second.
         tensorboard: whether to write TensorBoard events too.
         writer: whether this process writes at all (the chief of several workers).
+
+    Opening it deletes what killed processes left half-written in the folder.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class RunLog:
         tensorboard: bool = True,
         writer: bool = True,
     ) -> None:
+        if writer:
+            remove_leftovers(workdir)
         self._steps_per_epoch = steps_per_epoch
         self._learning_rate = learning_rate
         self._batch_size = batch_size

@@ -1,0 +1,799 @@
+#!/usr/bin/env python
+"""Kills a training run at random moments, resumes it, and compares its end with an undisturbed run.
+
+Each trial starts `lrtraj-train` in an empty folder, kills it, starts the same command again,
+perhaps kills it again, and lets it end.  Then everything the run leaves is compared, to the bit,
+with a run that nobody disturbed: rows, tensors of every checkpoint, snapshots, probe records,
+weights of saved models, configuration, schedule, TensorBoard scalars.
+
+Kinds of kills, each drawn from the seed:
+
+  time    SIGKILL after a random share of the processor time the undisturbed run takes
+  write   the process kills itself by SIGKILL at its n-th operation on a file of the run: before
+          it opens one, half-way through a write, before or after a rename, in a deletion
+  inside  SIGKILL while TensorFlow writes a checkpoint, or Keras a model
+  term    SIGTERM at a random moment; the process must leave with code 75 (or 0, when it was
+          about to end), and sometimes gets SIGKILL before it has left
+
+Every trial has at least one SIGKILL.  Examples:
+
+  tools/torture.py                          # 100 trials, about an hour; into results/torture
+  tools/torture.py --trials=3 --out=/tmp/t  # a short look
+  tools/torture.py --fresh --trials=5       # every start a real process of its own (slower)
+  tools/torture.py --only=17 --out=/tmp/t   # one trial again, its folder kept
+
+The record is kept after every trial, so the tool itself can be stopped and started again.
+By default one process imports TensorFlow, runs nothing with it, and every start of the program is
+a fork of it: the import would be most of the cost.  The undisturbed run is made in both ways, and
+the record says whether they are the same to the bit.  The report is drawn in every tenth trial
+and an empty page stands for it in the others.  Needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import collections
+import io
+import json
+import mmap
+import os
+import pathlib
+import platform
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from typing import Any
+
+from tqdm import tqdm
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+WITH_REPORT = 10  # every so many trials, the report is drawn in full at the end of the run
+TIMEOUT = 900.0  # seconds of wall clock for one start of the program
+COUNTERS = ("operations", "checkpoint", "model")  # what a child counts in shared memory
+SHARES = {"time": 0.35, "write": 0.40, "inside": 0.25}  # of the kills by SIGKILL
+
+
+# --- The run that is tortured -------------------------------------------------------------
+
+
+def get_config() -> Any:
+    """The configuration: this file is what the program gets as --config."""
+    from tf_lrtraj.experiments.config import default_config
+
+    config = default_config()
+    config.name = "a run to be killed"
+    config.data.batch_size = 16
+    config.data.augmentation = "crop"
+    config.model.width = 2
+    config.optimizer.momentum = 0.5
+    config.total = "30 steps"
+    config.averages = {
+        "ema": {"kernel": "Exponential", "decay": 0.8, "batch_norm": "recompute"},
+        "swa": {"kernel": "Uniform", "start": 8, "every": 2},
+        "window": {"kernel": "Window", "length": 4, "every": 3},
+    }
+    config.batch_norm.policy = "average"
+    config.batch_norm.batches = 2
+    config.evaluate.every = "18 steps"
+    config.evaluate.batch_size = 500
+    config.checkpoint.every = "5 steps"
+    config.snapshots.every = "2 steps"
+    config.snapshots.limit = 6
+    gradients = {"every": "13 steps", "batches": 3, "batch_size": 16}
+    config.probes = {"gradients": gradients, "distance": {}}
+    config.log_every = "4 steps"
+    config.steps_per_call = 4
+    config.threads = 1  # the bits of a run depend on it
+    return config
+
+
+def command(workdir: pathlib.Path) -> list[str]:
+    return [f"--config={pathlib.Path(__file__).resolve()}", f"--workdir={workdir}"]
+
+
+# --- Inside the process that is killed ----------------------------------------------------
+
+
+class Saboteur:
+    """Counts operations on files of the run, and kills its own process at a chosen one.
+
+    Args:
+        workdir: files in here count.
+        counters: shared memory of 8 bytes per entry of `COUNTERS`.
+        note: where the last thing done is written before the kill.
+        at: number of the operation to die at; 0 for never.
+        half: of an operation that can be cut in two or done, do the first half before dying.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, counters: mmap.mmap, note: pathlib.Path, at: int, half: bool
+    ) -> None:
+        self.prefix = f"{workdir}{os.sep}"
+        self.counters, self.at, self.half = counters, at, half
+        self.note = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self.files: dict[int, str] = {}  # descriptor → path, of files opened by os.open
+        self.write, self.kill = os.write, os.kill
+
+    def tick(self, counter: str = "operations") -> int:
+        place = 8 * COUNTERS.index(counter)
+        count = int.from_bytes(self.counters[place : place + 8], "little") + 1
+        self.counters[place : place + 8] = count.to_bytes(8, "little")
+        return count
+
+    def die(self, what: str, path: str) -> None:
+        # Names of temporary files hold the number of the process, which says nothing.
+        name = path.removeprefix(self.prefix).replace(f".{os.getpid()}.", ".PID.")
+        self.write(self.note, f"{what} {name}".encode())
+        self.kill(os.getpid(), signal.SIGKILL)
+
+    def concerns(self, path: Any) -> str:
+        try:
+            path = os.fspath(path)
+        except TypeError:
+            return ""
+        path = path.decode() if isinstance(path, bytes) else path
+        return path if path.startswith(self.prefix) else ""
+
+    def step(self, path: Any, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Does one operation, dying before or after it if its turn has come."""
+        name = self.concerns(path)
+        if not name and kwargs.get("dir_fd") is not None:  # only while a folder is deleted
+            name = str(path)
+        now = bool(name) and self.tick() == self.at
+        if now and not self.half:
+            self.die(f"before {what}", name)
+        result = function(*args, **kwargs)
+        if now:
+            self.die(f"after {what}", name)
+        return result
+
+    def half_write(self, name: str, write: Any, data: Any) -> Any:
+        if self.tick() != self.at:
+            return write(data)
+        write(data[: len(data) // 2] if self.half else data[:0])
+        self.die("half-way through writing" if self.half else "before writing", name)
+
+    def install(self) -> None:
+        """Puts itself between Python and the system, for this process."""
+        for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir"):
+            self._wrap(os, name)
+        real_open, real_os_open, real_write = io.open, os.open, os.write
+
+        def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            name = "" if isinstance(file, int) else self.concerns(file)
+            if not name or not set(mode) & set("wax+"):
+                return real_open(file, mode, *args, **kwargs)
+            result = self.step(file, "opening", real_open, file, mode, *args, **kwargs)
+            return File(result, name, self)
+
+        def os_open(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            name = self.concerns(path)
+            if not name or not flags & (os.O_WRONLY | os.O_RDWR):
+                return real_os_open(path, flags, *args, **kwargs)
+            descriptor = self.step(path, "opening", real_os_open, path, flags, *args, **kwargs)
+            self.files[descriptor] = name
+            return descriptor
+
+        def os_write(descriptor: int, data: Any) -> int:
+            if descriptor not in self.files:
+                return real_write(descriptor, data)
+            return self.half_write(
+                self.files[descriptor], lambda part: real_write(descriptor, part), data
+            )
+
+        builtins.open = io.open = opened  # type: ignore[assignment]
+        os.open, os.write = os_open, os_write  # type: ignore[assignment]
+
+        import keras
+        import tensorflow as tf
+
+        self._announce(tf.train.Checkpoint, "write", "checkpoint")
+        self._announce(keras.Model, "save", "model")
+
+    def _wrap(self, module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def wrapped(path: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.step(path, name, real, path, *args, **kwargs)
+
+        setattr(module, name, wrapped)
+
+    def _announce(self, owner: Any, name: str, counter: str) -> None:
+        real = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self.tick(counter)
+            return real(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+
+class File:
+    """An open file whose writes a `Saboteur` counts."""
+
+    def __init__(self, file: Any, name: str, saboteur: Saboteur) -> None:
+        self._file, self._name, self._saboteur = file, name, saboteur
+
+    def write(self, data: Any) -> Any:
+        def write(part: Any) -> Any:
+            count = self._file.write(part)
+            if len(part) != len(data):
+                self._file.flush()  # the half is on the disk when the process dies
+            return count
+
+        return self._saboteur.half_write(self._name, write, data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> File:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> Any:
+        return self._file.__exit__(*error)
+
+    def __iter__(self) -> Any:
+        return iter(self._file)
+
+
+def program(
+    workdir: pathlib.Path, counters: pathlib.Path, at: int, half: bool, with_report: bool
+) -> int:
+    """Runs the training program as its console script does, with a saboteur inside."""
+    with open(counters, "r+b") as file:
+        shared = mmap.mmap(file.fileno(), 0)
+    from tf_lrtraj import report
+    from tf_lrtraj.bin import train
+
+    if not with_report:
+        report.write_report = empty_report
+    Saboteur(workdir, shared, counters.with_suffix(".note"), at, half).install()
+    sys.argv = ["lrtraj-train", *command(workdir)]
+    try:
+        train.run()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def empty_report(workdir: pathlib.Path) -> pathlib.Path:
+    """Stands for the report, a quarter of the run's cost, in nine trials of ten."""
+    from tf_lrtraj.records import write_atomically
+
+    path = pathlib.Path(workdir) / "report.html"
+    write_atomically(path, "<html>" + 10_000 * " " + "</html>")
+    return path
+
+
+# --- Starting and killing -----------------------------------------------------------------
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time a process, all its threads together, has used."""
+    return time.clock_gettime((~pid << 3) | 2)  # the clock of another process, as Linux names it
+
+
+class Starter:
+    """Starts the program: a fork of this process, or with `fresh` a process of its own."""
+
+    def __init__(self, scratch: pathlib.Path, fresh: bool) -> None:
+        self.scratch, self.fresh = scratch, fresh
+        self.with_report = True
+        self.counters = scratch / "counters"
+        self.log = scratch / "log.txt"
+
+    def start(self, workdir: pathlib.Path, at: int, half: bool) -> int:
+        """The number of the process started."""
+        self.counters.write_bytes(bytes(8 * len(COUNTERS)))
+        self.counters.with_suffix(".note").unlink(missing_ok=True)
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            if self.fresh:
+                inside = [workdir, self.counters, at, int(half), int(self.with_report)]
+                return subprocess.Popen(
+                    [sys.executable, __file__, "--inside", *map(str, inside)],
+                    stdout=log,
+                    stderr=log,
+                ).pid
+            pid = os.fork()
+            if pid:
+                return pid
+            code = 1
+            try:
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                code = program(workdir, self.counters, at, half, self.with_report)
+            except BaseException as error:
+                import traceback
+
+                traceback.print_exception(error)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        finally:
+            os.close(log)
+
+    def count(self, counter: str) -> int:
+        place = 8 * COUNTERS.index(counter)
+        return int.from_bytes(self.counters.read_bytes()[place : place + 8], "little")
+
+    def note(self) -> str:
+        path = self.counters.with_suffix(".note")
+        return path.read_text() if path.exists() else ""
+
+    def attempt(self, workdir: pathlib.Path, kill: dict[str, Any], whole: Any) -> dict[str, Any]:
+        """One start of the program, and what became of it."""
+        at, half = (kill["at"], kill["half"]) if kill["kind"] == "write" else (0, False)
+        before = newest_checkpoint(workdir)
+        pid = self.start(workdir, at, half)
+        sent, first_write, deadline = [], None, time.monotonic() + TIMEOUT
+        first_stage = None
+        used = 0.0
+        while True:
+            done, status, usage = os.wait4(pid, os.WNOHANG)
+            if done:
+                break
+            used = cpu_seconds(pid)
+            if first_write is None and self.count("operations"):
+                first_write = used
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                raise SystemExit(f"a start took more than {TIMEOUT:.0f} s; see {self.log}")
+            if kill["kind"] in ("time", "term") and first_write is not None and not sent:
+                if used - first_write >= kill["share"] * whole["cpu_after_first_write"]:
+                    number = signal.SIGKILL if kill["kind"] == "time" else signal.SIGTERM
+                    os.kill(pid, number)
+                    sent.append((signal.Signals(number).name, used))
+            elif kill["kind"] == "term" and sent and kill.get("grace") is not None:
+                if len(sent) == 1 and used - sent[0][1] >= kill["grace"]:
+                    os.kill(pid, signal.SIGKILL)
+                    sent.append(("SIGKILL", used))
+            elif kill["kind"] == "inside" and not sent and self.count(kill["stage"]) >= kill["at"]:
+                first_stage = time.monotonic() if first_stage is None else first_stage
+                if time.monotonic() - first_stage >= kill["delay"]:
+                    os.kill(pid, signal.SIGKILL)
+                    sent.append(("SIGKILL", used))
+            time.sleep(0.0005 if kill["kind"] == "inside" else 0.002)
+        code = os.waitstatus_to_exitcode(status)
+        ended = signal.Signals(-code).name if code < 0 else code
+        return {
+            "kill": kill,
+            "started_from": before,
+            "ended": ended,
+            "sent": [name for name, _ in sent],
+            "moment": self.moment(kill, ended, workdir),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+            "operations": self.count("operations"),
+            "cpu_before_first_write": round(first_write or 0.0, 3),
+        }
+
+    def moment(self, kill: dict[str, Any], ended: Any, workdir: pathlib.Path) -> str:
+        """Where the run was when it was killed, in words."""
+        if ended == 0:
+            return "had ended"
+        rows = workdir / "metrics.jsonl"
+        last = rows.read_bytes().rsplit(b"\n", 2)[-2:-1] if rows.exists() else []
+        where = f"last row of step {json.loads(last[0])['step']}" if last else "no row yet"
+        return f"{self.note() or kill['kind']}; {where}"
+
+
+def newest_checkpoint(workdir: pathlib.Path) -> int:
+    steps = [int(path.name[5:]) for path in (workdir / "checkpoints").glob("step_*")]
+    return max(steps, default=0)
+
+
+# --- What is drawn ------------------------------------------------------------------------
+
+
+def draw_kills(seed: int, trial: int, whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """The kills of one trial: a pure function of the seed, the trial and the undisturbed run."""
+    dice = random.Random(f"{seed} {trial}")
+
+    def sigkill() -> dict[str, Any]:
+        kind = dice.choices(list(SHARES), list(SHARES.values()))[0]
+        if kind == "time":
+            return {"kind": kind, "share": round(dice.random(), 4)}
+        if kind == "write":
+            return {
+                "kind": kind,
+                "at": dice.randint(1, whole["operations"]),
+                "half": dice.random() < 0.5,
+            }
+        stage = dice.choice(["checkpoint", "checkpoint", "model"])
+        return {
+            "kind": kind,
+            "stage": stage,
+            "at": dice.randint(1, whole[stage]),
+            "delay": round(dice.random() * {"checkpoint": 0.1, "model": 0.4}[stage], 4),
+        }
+
+    kills = [sigkill()]
+    if dice.random() < 0.25:
+        term = {"kind": "term", "share": round(dice.random(), 4)}
+        if dice.random() < 0.3:
+            term["grace"] = round(0.3 * dice.random(), 4)
+        kills.insert(dice.randrange(2), term)
+    while dice.random() < 0.25 and len(kills) < 4:
+        kills.append(sigkill())
+    return kills
+
+
+# --- Comparing ----------------------------------------------------------------------------
+
+
+def contents(workdir: pathlib.Path) -> dict[str, Any]:
+    """Everything a run leaves that the seed and the configuration decide: name → bytes or value."""
+    import h5py
+    import numpy as np
+    import tensorflow as tf
+
+    found: dict[str, Any] = {}
+    for path in sorted(workdir.rglob("*")):
+        name, top = str(path.relative_to(workdir)), path.relative_to(workdir).parts[0]
+        if path.is_dir() or top == "tensorboard" or name == "timing.jsonl":
+            continue
+        if name == "report.html":
+            found[name] = path.stat().st_size > 10_000 and "</html>" in path.read_text()
+        elif name == "run.json":
+            run = json.loads(path.read_text())
+            # What a restart changes, and what the clock and the way of starting decide.
+            for key in ("created", "resumed_at", "command"):
+                run.pop(key)
+            found[name] = run
+        elif name.endswith(".keras"):
+            with zipfile.ZipFile(path) as archive:
+                with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
+                    weights.visititems(
+                        lambda key, value, name=name: (
+                            found.update({f"{name}/{key}": _array(value[()])})
+                            if isinstance(value, h5py.Dataset)
+                            else None
+                        )
+                    )
+                # Keras puts addresses of objects there.
+                text = archive.read("config.json").decode()
+                found[f"{name}/config.json"] = re.sub(r'"shared_object_id": \d+', "", text)
+        elif name.startswith("checkpoints/"):
+            if path.name == "variables.index":
+                reader = tf.train.load_checkpoint(str(path.with_suffix("")))
+                for key in reader.get_variable_to_shape_map():
+                    if "OBJECT_GRAPH" not in key:
+                        found[f"{path.parent.name}/{key}"] = _array(reader.get_tensor(key))
+            elif path.name == "progress.json":
+                found[name] = json.loads(path.read_text())
+            elif path.name == "manifest.json" or path.name.startswith("variables.data"):
+                found[name] = True  # that it is there
+            else:
+                found[name] = path.read_bytes()
+        elif name.startswith("probes/") and name.endswith(".npz"):
+            with np.load(path, allow_pickle=False) as arrays:
+                for key in arrays.files:
+                    found[f"{name}/{key}"] = _array(arrays[key])
+        else:
+            found[name] = path.read_bytes()
+    found["timing.jsonl steps"] = [
+        json.loads(line)["step"] for line in (workdir / "timing.jsonl").read_bytes().splitlines()
+    ]
+    found |= scalars(workdir / "tensorboard")
+    return found
+
+
+def _array(value: Any) -> Any:
+    import numpy as np
+
+    value = np.asarray(value)
+    return (str(value.dtype), value.shape, value.tobytes())
+
+
+def scalars(folder: pathlib.Path) -> dict[str, Any]:
+    """The last value written of every TensorBoard scalar at every step, wall clock apart."""
+    import numpy as np
+    import tensorflow as tf
+
+    found = {}
+    for path in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
+        try:
+            for event in tf.compat.v1.train.summary_iterator(str(path)):
+                for value in event.summary.value:
+                    if value.tag != "images_per_second":
+                        array = np.asarray(tf.make_ndarray(value.tensor))
+                        found[f"tensorboard/{value.tag}/{event.step}"] = _array(array)
+        except tf.errors.DataLossError:  # the last event of a killed process is half-written
+            pass
+    return found
+
+
+def differences(workdir: pathlib.Path, whole: pathlib.Path) -> list[str]:
+    """What is not the same, by name; compared in a fork, so that this process stays clean."""
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours, theirs = contents(workdir), contents(whole)
+            answer = [
+                f"{name}: "
+                + (
+                    "missing"
+                    if name not in ours
+                    else "unexpected"
+                    if name not in theirs
+                    else "other"
+                )
+                for name in sorted({*ours, *theirs})
+                if name not in ours or name not in theirs or ours[name] != theirs[name]
+            ]
+            answer = answer or [] if len(theirs) > 300 else ["the undisturbed run left too little"]
+        except BaseException as error:
+            answer = [f"cannot be compared: {type(error).__name__}: {error}"]
+        with os.fdopen(into, "w") as pipe:
+            json.dump(answer, pipe)
+        os._exit(0)
+    os.close(into)
+    with os.fdopen(out) as pipe:
+        answer = json.load(pipe)
+    os.waitpid(pid, 0)
+    return answer
+
+
+# --- Trials -------------------------------------------------------------------------------
+
+NO_KILL = {"kind": "none"}
+
+
+def undisturbed(starter: Starter, workdir: pathlib.Path) -> dict[str, Any]:
+    """Makes the run to compare with, and measures what the kills are drawn from."""
+    shutil.rmtree(workdir, ignore_errors=True)
+    starter.with_report = False  # so that kills are drawn over the rest
+    began = starter.attempt(workdir, NO_KILL, {})
+    if began["ended"] != 0:
+        raise SystemExit(f"the undisturbed run ended with {began['ended']}; see {starter.log}")
+    return {
+        "cpu_seconds": began["cpu_seconds"],
+        "cpu_after_first_write": round(began["cpu_seconds"] - began["cpu_before_first_write"], 2),
+        **{counter: starter.count(counter) for counter in COUNTERS},
+    }
+
+
+def run_trial(
+    starter: Starter, seed: int, trial: int, whole: dict[str, Any], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """One trial: kills, resumes, compares."""
+    redrawn = 0
+    starter.with_report = trial % WITH_REPORT == 0
+    while True:
+        shutil.rmtree(workdir, ignore_errors=True)
+        attempts = []
+        for kill in [*draw_kills(seed, trial + 1_000_000 * redrawn, whole), NO_KILL]:
+            attempts.append(starter.attempt(workdir, kill, whole))
+            if attempts[-1]["ended"] == 0:
+                break
+        while attempts[-1]["ended"] in ("SIGKILL", 75):  # a kill meant for later came now
+            attempts.append(starter.attempt(workdir, NO_KILL, whole))
+        if any(attempt["ended"] == "SIGKILL" for attempt in attempts) or redrawn == 20:
+            break
+        redrawn += 1  # it ended before the kill came: draw another moment
+    problems = []
+    for attempt in attempts:
+        allowed = {0, 75} if "SIGTERM" in attempt["sent"] else {0}
+        if attempt["ended"] not in (allowed | {"SIGKILL"}):
+            problems.append(f"a start ended with {attempt['ended']}")
+    if attempts[-1]["ended"] == 0:
+        problems += differences(workdir, starter.scratch / "whole")
+    return {
+        "trial": trial,
+        "attempts": attempts,
+        "redrawn": redrawn,
+        "kills": sum(attempt["ended"] == "SIGKILL" for attempt in attempts),
+        "cpu_seconds": round(sum(attempt["cpu_seconds"] for attempt in attempts), 1),
+        "identical": not problems,
+        "problems": problems[:20],
+    }
+
+
+# --- The record ---------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """What the run was made on, without names."""
+    from importlib import metadata
+
+    import numpy
+
+    cpu = ""
+    with open("/proc/cpuinfo") as file:
+        cpu = next((line.split(":")[1].strip() for line in file if "model name" in line), cpu)
+    versions = {name: metadata.version(name) for name in ("tensorflow", "keras")}
+    return {
+        "processor": cpu,
+        "processors": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        **versions,
+    }
+
+
+def write_record(out: pathlib.Path, record: dict[str, Any]) -> None:
+    from tf_lrtraj.records import write_atomically, write_json
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "record.json", record)
+    write_atomically(out / "README.md", page(record))
+
+
+def _kill_in_words(attempt: dict[str, Any]) -> str:
+    kill = attempt["kill"]
+    words = {
+        "none": lambda: "none",
+        "time": lambda: f"time, {kill['share']:.0%}",
+        "term": lambda: (
+            f"SIGTERM, {kill['share']:.0%}" + (", then SIGKILL" if "grace" in kill else "")
+        ),
+        "write": lambda: f"write {kill['at']}",
+        "inside": lambda: f"inside {kill['stage']} {kill['at']}, {1000 * kill['delay']:.0f} ms",
+    }
+    return words[kill["kind"]]()
+
+
+def page(record: dict[str, Any]) -> str:
+    """The record as a document."""
+    trials = record["trials"]
+    same = sum(trial["identical"] for trial in trials)
+    attempts = [attempt for trial in trials for attempt in trial["attempts"]]
+    killed = collections.Counter(a["kill"]["kind"] for a in attempts if a["ended"] == "SIGKILL")
+    stopped = sum(a["ended"] == 75 for a in attempts)
+    resumed = collections.Counter(a["started_from"] for t in trials for a in t["attempts"][1:])
+    cpu = sum(trial["cpu_seconds"] for trial in trials)
+    whole = record["undisturbed"]
+    lines = [
+        "# A run killed at random moments",
+        "",
+        f"**{same} of {len(trials)} trials ended identical to the bit with the undisturbed run.**",
+        "",
+        f"Made by `{record['command']}`; `tools/torture.py --help` says how. Compared are "
+        "metrics, every tensor of every checkpoint, snapshots, probe records, weights of saved "
+        "models, configuration, schedule, TensorBoard's scalars, and that no other file is left.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| trials | {len(trials)} of {record['wanted']}, seed {record['seed']} |",
+        f"| SIGKILLs | {sum(killed.values())}: "
+        + ", ".join(f"{count} of kind {kind}" for kind, count in sorted(killed.items()))
+        + " |",
+        f"| SIGTERMs answered with exit code 75 | {stopped} |",
+        "| checkpoints resumed from | "
+        + ", ".join(f"step {step}: {count}" for step, count in sorted(resumed.items()))
+        + " |",
+        f"| processor time | {cpu / max(len(trials), 1):.1f} s per trial; "
+        f"{whole['cpu_seconds']:.1f} s for the undisturbed run |",
+        f"| operations on files in the undisturbed run | {whole['operations']} |",
+        f"| way of starting | {record['way']} |",
+        f"| undisturbed run, forked against fresh process | {record['fork_equals_fresh']} |",
+        *(f"| {key} | {value} |" for key, value in record["machine"].items()),
+        "",
+        "| trial | kill | resumed from step | moment | identical |",
+        "|---|---|---|---|---|",
+    ]
+    for trial in trials:
+        for number, attempt in enumerate(trial["attempts"][:-1]):
+            after = trial["attempts"][number + 1]
+            lines.append(
+                f"| {trial['trial'] if number == 0 else ''} | {_kill_in_words(attempt)} "
+                f"| {after['started_from']} | {attempt['moment']} "
+                f"| {('yes' if trial['identical'] else 'NO') if number == 0 else ''} |"
+            )
+        for problem in trial["problems"]:
+            lines.append(f"| | | | {problem} | |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    if "--inside" in sys.argv[1:2]:
+        workdir, counters, at, half, with_report = sys.argv[2:7]
+        return program(
+            pathlib.Path(workdir), pathlib.Path(counters), int(at), half == "1", with_report == "1"
+        )
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=100, help="how many (100)")
+    parser.add_argument("--seed", type=int, default=0, help="decides every kill (0)")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "torture")
+    parser.add_argument(
+        "--scratch", type=pathlib.Path, help="folder for the runs; a temporary one by default"
+    )
+    parser.add_argument("--fresh", action="store_true", help="start real processes, not forks")
+    parser.add_argument("--only", type=int, help="make this trial alone, and keep its folder")
+    parser.add_argument("--page", action="store_true", help="only draw README.md from the record")
+    given = parser.parse_args()
+    record_path = given.out / "record.json"
+    if given.page:
+        write_record(given.out, json.loads(record_path.read_text()))
+        return 0
+    # All of these decide bits or time, and must stand before TensorFlow is imported.
+    os.environ.update(OMP_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
+    )
+    sys.path.insert(0, str(ROOT))
+    from tf_lrtraj.bin import common
+
+    common.keep_freed_memory()
+    print("importing TensorFlow", file=sys.stderr)
+    import tf_lrtraj.bin.train
+    import tf_lrtraj.experiments.train
+    import tf_lrtraj.report.figures  # noqa: F401
+
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:  # a fork would carry over their locks, and not them
+        raise SystemExit(f"the import started threads ({threads}): use --fresh")
+
+    with tempfile.TemporaryDirectory(prefix="torture-") as temporary:
+        scratch = (given.scratch or pathlib.Path(temporary)).resolve()
+        scratch.mkdir(parents=True, exist_ok=True)
+        starter = Starter(scratch, given.fresh)
+        record: dict[str, Any] = {}
+        if record_path.exists():
+            record = json.loads(record_path.read_text())
+            if (record["seed"], record["way"]) != (given.seed, way(given.fresh)):
+                raise SystemExit(f"{record_path} is of another seed or way; choose another --out")
+        print("the undisturbed run", file=sys.stderr)
+        whole = undisturbed(starter, scratch / "whole")
+        if not record:
+            other = Starter(scratch, not given.fresh)
+            undisturbed(other, scratch / "other")
+            found = differences(scratch / "other", scratch / "whole")
+            record = {
+                "command": "tools/torture.py"
+                + f" --trials={given.trials} --seed={given.seed}"
+                + " --fresh" * given.fresh,
+                "seed": given.seed,
+                "wanted": given.trials,
+                "way": way(given.fresh),
+                "machine": machine(),
+                "undisturbed": whole,
+                "fork_equals_fresh": "identical" if not found else f"differs in {found[:5]}",
+                "trials": [],
+            }
+        record["wanted"] = given.trials
+        whole = record["undisturbed"]  # kills are drawn from it, so they stay the same
+        if given.only is not None:
+            folder = scratch / f"trial{given.only}"
+            print(json.dumps(run_trial(starter, given.seed, given.only, whole, folder), indent=2))
+            return 0
+        done = {trial["trial"] for trial in record["trials"]}
+        bar = tqdm(range(given.trials), desc="trials", unit="trial")
+        for trial in bar:
+            if trial not in done:
+                result = run_trial(starter, given.seed, trial, whole, scratch / "trial")
+                if not result["identical"]:
+                    kept = scratch / f"failed{trial}"
+                    shutil.rmtree(kept, ignore_errors=True)
+                    shutil.copytree(scratch / "trial", kept)
+                record["trials"] = sorted([*record["trials"], result], key=lambda t: t["trial"])
+                write_record(given.out, record)
+            bad = sum(not trial["identical"] for trial in record["trials"])
+            bar.set_postfix(different=bad)
+    bad = sum(not trial["identical"] for trial in record["trials"])
+    print(f"{len(record['trials']) - bad} of {len(record['trials'])} ended identical")
+    print(given.out / "README.md")
+    return 1 if bad else 0
+
+
+def way(fresh: bool) -> str:
+    return "processes of their own" if fresh else "forks of one process that imported TensorFlow"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
