@@ -7,6 +7,7 @@ of every file.  It is written under another name and renamed when complete.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -18,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from tf_lrtraj.records import RecordError, read_json, write_json
+from tf_lrtraj.records import RecordError, read_json, temporary_path, write_json
 
 _NAME = re.compile(r"step_(\d{9,})")
 _MANIFEST = "manifest.json"
@@ -72,7 +73,7 @@ class Checkpointer:
     def save(self, step: int, progress: Mapping[str, Any]) -> None:
         """Writes a checkpoint of the variables' current values."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / f".step_{step:09d}.{os.getpid()}.tmp"
+        temporary = temporary_path(self.path(step))
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
@@ -86,7 +87,8 @@ class Checkpointer:
             for path in temporary.iterdir():
                 _sync(path)
             final = self.path(step)
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                self._delete(step)
             os.replace(temporary, final)
             _sync(self.directory)
         finally:
@@ -95,9 +97,16 @@ class Checkpointer:
 
     def _prune(self) -> None:
         for step in set(self.steps()[: -self.keep]) - self.pinned:
-            shutil.rmtree(self.path(step), ignore_errors=True)
+            self._delete(step)
         for leftover in self.directory.glob(".step_*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def _delete(self, step: int) -> None:
+        """Deletes a checkpoint; killed on the way, it leaves none that is half there."""
+        temporary = temporary_path(self.directory / f"{self.path(step).name}.old")
+        with contextlib.suppress(OSError):  # one too many does no harm
+            os.replace(self.path(step), temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def newest_good(self) -> tuple[int, list[str]]:
         """The newest step whose files are intact, and what is wrong with any newer ones.
@@ -139,7 +148,8 @@ class Checkpointer:
                 logging.warning("%s; falling back to the checkpoint of step %d", problem, step)
             if self.writer:
                 for later in [s for s in self.steps() if s > step]:
-                    shutil.rmtree(self.path(later), ignore_errors=True)
+                    self._delete(later)
+                self._prune()  # what a process killed before it could has left
         else:
             if step not in self.steps():
                 raise FileNotFoundError(
