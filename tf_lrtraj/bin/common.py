@@ -138,12 +138,14 @@ def _named_configs(args: list[str]) -> Iterator[str]:
         yield f"--config={value}" if match else value
 
 
-def make_strategy_or_fail(name: str, num_devices: int, tpu: str) -> Any:
+def make_strategy_or_fail(name: str, num_devices: int, tpu: str, **more: Any) -> Any:
     """`training.strategies.make_strategy`, with a clean error."""
-    from tf_lrtraj.training.strategies import StrategyError, make_strategy
+    from tf_lrtraj.training.strategies import StrategyError, WorkersMissing, make_strategy
 
     try:
-        return make_strategy(name, num_devices, tpu)
+        return make_strategy(name, num_devices, tpu, **more)
+    except WorkersMissing as error:
+        fail(f"--strategy: {error}", RESUMABLE)
     except StrategyError as error:
         fail(f"--strategy: {error}")
 

@@ -12,12 +12,16 @@ Examples:
   # Several GPUs:
   lrtraj-train --config=cifar10_resnet34 --workdir=runs/r34 --strategy=mirrored
 
+  # Several machines, on each of them, with TF_CONFIG set (docs/distribution.md):
+  lrtraj-train --config=cifar10_resnet34 --workdir=runs/r34 --strategy=multi_worker
+
 `--config` takes a file, or the name of a configuration that comes with the
 package.  What every entry means stands in tf_lrtraj/experiments/config.py.
 The same command run again goes on where the run stopped.
 
 Exit codes: 0 done; 2 a mistake in flags, configuration or data; 3 the loss was
-no longer finite; 75 stopped by SIGTERM or Ctrl-C, to be run again.
+no longer finite; 75 stopped by a signal with a checkpoint saved, or because another
+worker is gone (run again).
 """
 
 from __future__ import annotations
@@ -58,18 +62,24 @@ def _train(options: Any) -> None:
     from tf_lrtraj.experiments import train
     from tf_lrtraj.training import loop
     from tf_lrtraj.training.checkpoints import CheckpointError
+    from tf_lrtraj.training.workers import Lost, Refused
 
     common.configure_threads(plain["threads"], plain["deterministic"])
-    strategy = common.make_strategy_or_fail(options.strategy, options.num_devices, options.tpu)
+    strategy = common.make_strategy_or_fail(
+        options.strategy, options.num_devices, options.tpu, join_timeout=options.join_timeout
+    )
     try:
-        plain, dataset = train.prepare(plain, workdir)
+        plain, dataset = train.prepare(plain, workdir, strategy)
         path = train.run(plain, dataset, workdir, strategy, options.strategy, tell=print)
-    except (RecordError, CheckpointError) as error:
+    except (RecordError, CheckpointError, Refused) as error:
         common.fail(str(error))
     except loop.Diverged as error:
         common.fail(f"{error} Status 'diverged'; the last checkpoint is kept.", common.DIVERGED)
-    print(report.text_summary(workdir))
-    print(f"report: {path}")
+    except Lost as error:
+        common.fail(str(error), common.RESUMABLE)
+    if path is not None:  # the chief, of several workers
+        print(report.text_summary(workdir))
+        print(f"report: {path}")
 
 
 def run() -> None:
@@ -90,6 +100,12 @@ def run() -> None:
         0,
         "with --strategy=mirrored: number of GPUs (0: all), or, where there are none, number of "
         "logical CPUs to make",
+    )
+    flags.DEFINE_integer(
+        "join_timeout",
+        600,
+        "with --strategy=multi_worker: seconds to wait for the other workers to start",
+        lower_bound=1,
     )
     flags.DEFINE_string("tpu", "", "with --strategy=tpu: name or address; empty on a TPU VM")
     common.run_app(main)

@@ -139,6 +139,20 @@ def build_model(config: dict[str, Any], dataset: Any) -> Any:
         raise ConfigError(f"config.model: {error}") from None
 
 
+def check_replicas(config: dict[str, Any], strategy: Any) -> None:
+    """Makes sure that batches can be split evenly.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if config["data"]["batch_size"] % replicas:
+        raise ConfigError(
+            f"`config.data.batch_size` must be a multiple of the number of replicas, {replicas}. "
+            f"Received: {config['data']['batch_size']}"
+        )
+
+
 def assemble(
     config: dict[str, Any],
     dataset: Any,
@@ -158,12 +172,7 @@ def assemble(
         ConfigError: if the parts do not fit together.
     """
     plan = resolve(config, dataset.num_examples["train"])
-    replicas = strategy.num_replicas_in_sync
-    if config["data"]["batch_size"] % replicas:
-        raise ConfigError(
-            f"`config.data.batch_size` must be a multiple of the number of replicas, {replicas}. "
-            f"Received: {config['data']['batch_size']}"
-        )
+    check_replicas(config, strategy)
     rate = plan.rate if learning_rates is None else rates.as_rate(learning_rates)
     with strategy.scope():
         model = build_model(config, dataset)

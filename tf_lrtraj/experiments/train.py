@@ -6,6 +6,7 @@ their own in `matched/<average>/` inside it.
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -19,7 +20,13 @@ import tf_lrtraj
 from tf_lrtraj import records, report, theory
 from tf_lrtraj.averaging import borrow, save_model
 from tf_lrtraj.averaging.recorder import ModelSnapshots
-from tf_lrtraj.experiments.assembly import Assembly, assemble, build_model, load_dataset
+from tf_lrtraj.experiments.assembly import (
+    Assembly,
+    assemble,
+    build_model,
+    check_replicas,
+    load_dataset,
+)
 from tf_lrtraj.experiments.config import ConfigError, Plan, resolve, validate
 from tf_lrtraj.experiments.description import describe, read_run
 from tf_lrtraj.experiments.probing import during
@@ -28,15 +35,22 @@ from tf_lrtraj.training import loop
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
 from tf_lrtraj.training.log import RunLog
 from tf_lrtraj.training.step import empty_plan, make_train_steps
-from tf_lrtraj.training.strategies import is_chief
+from tf_lrtraj.training.workers import Workers, losing
 
 CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"
 MODELS = "models"
 
 
-def prepare(config: Any, workdir: str | os.PathLike[str]) -> tuple[dict[str, Any], Any]:
+def prepare(
+    config: Any, workdir: str | os.PathLike[str], strategy: Any = None
+) -> tuple[dict[str, Any], Any]:
     """Checks everything that can be checked before anything is written or trained.
+
+    Args:
+        config: a configuration.
+        workdir: where everything will be written (by the chief, of several workers).
+        strategy: the run's, if what it cannot do is to be refused here too.
 
     Returns:
         (the validated configuration, its data set).
@@ -45,16 +59,47 @@ def prepare(config: Any, workdir: str | os.PathLike[str]) -> tuple[dict[str, Any
         ConfigError: for anything wrong in the configuration or its data.
         records.RecordError: if the workdir belongs to another configuration, or
             cannot be written.
+        workers.Refused: if another worker found something wrong.
     """
     plain = validate(config)
-    records.check_workdir_matches(workdir, plain, validate)
-    dataset = load_dataset(plain)
-    plan = resolve(plain, dataset.num_examples["train"])
-    matched_rates(plain, plan)
-    during.check(plain, plan)
-    build_model(plain, dataset)  # its mistakes show now rather than later
-    records.prepare_workdir(workdir)
+    workers = Workers(strategy)
+
+    def check() -> Any:
+        dataset = load_dataset(plain)
+        plan = resolve(plain, dataset.num_examples["train"])
+        if strategy is not None:
+            check_replicas(plain, strategy)
+        matched_rates(plain, plan)
+        during.check(plain, plan)
+        build_model(plain, dataset)  # its mistakes show now rather than later
+        return dataset
+
+    def on_chief() -> None:
+        records.check_workdir_matches(workdir, plain, validate)
+
+    workers.from_chief(on_chief)
+    _same_everywhere(plain, workers)
+    dataset = workers.together(check)
+    workers.from_chief(lambda: str(records.prepare_workdir(workdir)))
     return plain, dataset
+
+
+def _same_everywhere(config: dict[str, Any], workers: Workers) -> None:
+    """Makes sure that all workers were given the same configuration."""
+    if workers.count == 1:
+        return
+    mine = json.loads(json.dumps(config))
+    chiefs = workers.from_chief(lambda: mine)
+
+    def check() -> None:
+        differing = [key for key, value in chiefs.items() if mine[key] != value]
+        if differing:
+            shown = [
+                f"config.{key}: {chiefs[key]!r} there, {mine[key]!r} here" for key in differing
+            ]
+            raise ConfigError(f"the chief has another configuration: {'; '.join(shown)}")
+
+    workers.together(check)
 
 
 def matched_rates(config: dict[str, Any], plan: Plan) -> dict[str, np.ndarray]:
@@ -90,7 +135,7 @@ def run(
     strategy: Any,
     strategy_name: str = "",
     tell: Callable[[str], None] = logging.info,
-) -> pathlib.Path:
+) -> pathlib.Path | None:
     """Makes the run, its matched runs, and the report; goes on where an earlier call stopped.
 
     Args:
@@ -102,13 +147,19 @@ def run(
         tell: told in a few words what starts, and what it will cost in memory and on disk.
 
     Returns:
-        The path of the report.
+        The path of the report; None on workers other than the chief, which write nothing.
 
     Raises:
         loop.Diverged: when a training loss is not finite (status "diverged").
         loop.Interrupted: after SIGTERM or SIGINT (status "interrupted").
+        workers.Lost: when another worker is gone (status "interrupted").
+        workers.Refused: if the chief could not begin or go on with the run.
     """
     workdir = pathlib.Path(workdir)
+    workers = Workers(strategy)
+    path = None
+    if not workers.chief:
+        tell = logging.debug
     plan = resolve(config, dataset.num_examples["train"])
     schedules = matched_rates(config, plan)
     forks = {name: fork_step(plan, rates) for name, rates in schedules.items()}
@@ -129,8 +180,9 @@ def run(
                 fork=(workdir, forks[name]),
             )
     finally:
-        if is_chief(strategy) and (workdir / records.RUN).exists():
+        if workers.chief and (workdir / records.RUN).exists():
             path = report.write_report(workdir)
+    workers.wait()  # a worker that leaves early looks like one that was lost
     return path
 
 
@@ -193,13 +245,14 @@ def train_one(
         pinned: steps whose checkpoints are kept for such forks.
         tell: as in `run`.
     """
-    if read_run(workdir).get("status") == "done":
+    workers = Workers(strategy)
+    if workers.from_chief(lambda: read_run(workdir).get("status") == "done"):
         logging.info("%s is done already", workdir)
         return
-    records.prepare_workdir(workdir)
+    workers.from_chief(lambda: str(records.prepare_workdir(workdir)))
     keras.utils.set_random_seed(config["seed"])
     assembly = assemble(config, dataset, strategy, learning_rates)
-    plan, chief = assembly.plan, is_chief(strategy)
+    plan, chief = assembly.plan, workers.chief
     if assembly.averages is not None:
         tell(assembly.averages.describe_memory())
     checkpointer = Checkpointer(
@@ -210,11 +263,22 @@ def train_one(
         pinned=pinned,
     )
     description = describe(assembly, strategy_name, matched_to)
-    previous = read_run(workdir)
-    description["forked_at"] = previous.get("forked_at", 0)
-    if fork is not None and not checkpointer.steps():
-        description["forked_at"] = _take_over(*fork, checkpointer, workdir, assembly)
-    step, window = loop.resume(checkpointer)
+
+    def begin() -> dict[str, Any]:
+        previous = read_run(workdir)
+        forked_at = previous.get("forked_at", 0)
+        if fork is not None and not checkpointer.steps():
+            forked_at = _take_over(*fork, checkpointer, workdir, assembly)
+        step, window = loop.resume(checkpointer)
+        found = {"previous": previous, "forked_at": forked_at}
+        return {**found, "step": step, "window": window.state()}
+
+    found = workers.from_chief(begin)
+    step, window, previous = found["step"], loop.Window(**found["window"]), found["previous"]
+    if step:
+        for group in checkpointer.variables.values():
+            workers.share(group)
+    description["forked_at"] = found["forked_at"]
     if previous and step:
         description["created"] = previous.get("created", description["created"])
         description["resumed_at"] = [*previous.get("resumed_at", []), step]
@@ -233,34 +297,32 @@ def train_one(
     )
     status, message = "interrupted", None
     try:
-        actions = (
-            []
-            if not chief
-            else [
-                *_snapshots(assembly, workdir, step, tell),
-                *during.actions(assembly, workdir, tell),
-            ]
-        )
-        loop.run(
-            _train_steps(assembly, step),
-            lambda step: evaluate_all(assembly, step, log),
-            checkpointer,
-            log,
-            loop.Cadence(
-                plan.log,
-                plan.evaluate,
-                plan.checkpoint,
-                config["steps_per_call"],
-            ),
-            plan.total_steps,
-            (step, window),
-            description=config["name"],
-            actions=actions,
-        )
-        if chief:
-            during.at_the_end(assembly, workdir, tell)
-        if config["save_models"] and chief:
-            save_models(assembly, plan.total_steps, workdir / MODELS)
+        actions = [
+            *_snapshots(assembly, workdir, step, tell, writer=chief),
+            *during.actions(assembly, workdir, tell, writer=chief),
+        ]
+        with losing(workers.count > 1):
+            loop.run(
+                _train_steps(assembly, step),
+                lambda step: evaluate_all(assembly, step, log),
+                checkpointer,
+                log,
+                loop.Cadence(
+                    plan.log,
+                    plan.evaluate,
+                    plan.checkpoint,
+                    config["steps_per_call"],
+                ),
+                plan.total_steps,
+                (step, window),
+                description=config["name"],
+                actions=actions,
+                workers=workers,
+            )
+            if chief:
+                during.at_the_end(assembly, workdir, tell)
+            if config["save_models"]:
+                save_models(assembly, plan.total_steps, workdir / MODELS, writer=chief)
         status = "done"
     except loop.Diverged as error:
         status, message = "diverged", str(error)
@@ -276,12 +338,18 @@ def train_one(
 
 
 def _snapshots(
-    assembly: Assembly, workdir: pathlib.Path, step: int, tell: Callable[[str], None]
+    assembly: Assembly,
+    workdir: pathlib.Path,
+    step: int,
+    tell: Callable[[str], None],
+    writer: bool = True,
 ) -> list[loop.Action]:
     """What writes the run's snapshots; those later than `step` are deleted."""
     plan = assembly.plan
     if plan.snapshots is None:
         return []
+    if not writer:
+        return [loop.Action(plan.snapshots, loop.nothing)]
     snapshots = ModelSnapshots(
         assembly.model,
         workdir / SNAPSHOTS,
@@ -373,19 +441,30 @@ def evaluate_all(assembly: Assembly, step: int, log: RunLog) -> None:
 
 
 def save_models(
-    assembly: Assembly, step: int, folder: pathlib.Path, names: Sequence[str] | None = None
+    assembly: Assembly,
+    step: int,
+    folder: pathlib.Path,
+    names: Sequence[str] | None = None,
+    writer: bool = True,
 ) -> list[pathlib.Path]:
-    """Writes `.keras` files of the raw weights and of every average; the model keeps its own."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `.keras` files of the raw weights and of every average; the model keeps its own.
+
+    Of several workers all must call it, because statistics are recomputed by all together,
+    and one is the writer.
+    """
+    if writer:
+        folder.mkdir(parents=True, exist_ok=True)
     evaluator = assembly.evaluator
     paths = []
     for name in names if names is not None else [RAW, *assembly.plan.averages]:
         path = folder / f"{name}.keras"
         if name == RAW:
-            save_model(assembly.model, path)
+            if writer:
+                save_model(assembly.model, path)
         else:
             weights = evaluator.host_weights(evaluator.weights(name, step))
-            with borrow(assembly.model, *weights):
-                save_model(assembly.model, path)
+            if writer:
+                with borrow(assembly.model, *weights):
+                    save_model(assembly.model, path)
         paths.append(path)
     return paths

@@ -38,8 +38,8 @@ class Checkpointer:
         variables: group name → Keras variables.
         keep: how many of the newest checkpoints are kept.
         pinned: steps whose checkpoints are kept besides.
-        writer: whether this process keeps what it writes (the chief of several
-            workers; the others take part in saving and discard their files).
+        writer: whether this process writes at all (the chief of several workers, whose
+            values the others share).
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class Checkpointer:
         return self.directory / f"step_{step:09d}"
 
     def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        """Writes a checkpoint of the variables' current values."""
+        """Writes a checkpoint of the variables' current values, if this process is the writer."""
+        if not self.writer:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(self.path(step))
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             self._checkpoint.write(str(temporary / "variables"))
-            if not self.writer:
-                return
             write_json(
                 temporary / _PROGRESS, {"step": step, "shapes": self._shapes, **dict(progress)}
             )

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 from tf_lrtraj.averaging.snapshots import Timetable
 from tf_lrtraj.training.checkpoints import Checkpointer
 from tf_lrtraj.training.log import RunLog
 from tf_lrtraj.training.stopping import Interrupted, stop_signals
+from tf_lrtraj.training.workers import Workers
 
 
 class Diverged(RuntimeError):
-    """The training loss became NaN or infinite."""
+    """The training loss, or what a checkpoint would hold, became NaN or infinite.
 
-    def __init__(self, step: int, loss: float) -> None:
+    Args:
+        step: of the update, from `step` to `step + 1`, that did it.
+        what: that became so.
+    """
+
+    def __init__(self, step: int, what: str) -> None:
         super().__init__(
-            f"the training loss became {loss} in step {step} (the update from step {step} to "
-            f"{step + 1}). Lower the learning rate, or lengthen its warm-up."
+            f"{what} in step {step} (the update from step {step} to {step + 1}). "
+            "Lower the learning rate, or lengthen its warm-up."
         )
         self.step = step
 
@@ -62,6 +70,10 @@ class Action:
     what: Callable[[int], None]
 
 
+def nothing(step: int) -> None:
+    """What other workers do while the chief acts; all make the same number of steps in a call."""
+
+
 def run(
     train_steps: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
     evaluate: Callable[[int], None],
@@ -72,6 +84,7 @@ def run(
     start: tuple[int, Window],
     description: str = "",
     actions: Sequence[Action] = (),
+    workers: Workers | None = None,
 ) -> None:
     """Trains from `start` to `total_steps`.
 
@@ -88,17 +101,36 @@ def run(
         start: from `resume`.
         description: shown beside the progress bar.
         actions: done in their order when they are due, at the start too.
+        workers: the processes of a multi-worker run, which stop at the same step.
 
     Raises:
-        Diverged: at the first loss that is not finite; the last checkpoint stays.
-        Interrupted: after SIGTERM or SIGINT, with a checkpoint of the last step made.
+        Diverged: at the first loss that is not finite, or where a checkpoint would hold
+            such a number; the last checkpoint stays.
+        Interrupted: after SIGTERM or SIGINT at any worker, with a checkpoint of the last
+            step made.
     """
     step, window = start
+    finite = _make_finiteness_test(checkpointer.variables)
+
+    def anywhere(flag: bool) -> bool:
+        return flag if workers is None else workers.any(flag)
+
+    def save(step: int) -> None:
+        bad = finite()
+        if anywhere(bad is not None):
+            what = f"a number of the {bad}" if bad else "a number held by another worker"
+            raise Diverged(step - 1, f"{what} became NaN or infinite")
+        log.sync()
+        checkpointer.save(step, {"window": window.state()})
 
     def act(step: int) -> None:
         for action in actions:
             if action.when.due(step):
                 action.what(step)
+
+    def stopped() -> Interrupted:
+        who = stop.requested or "a signal to another worker"
+        return Interrupted(f"stopped by {who} after step {step}")
 
     bar = tqdm(
         total=total_steps, initial=step, unit="step", desc=description, disable=None, leave=True
@@ -113,7 +145,8 @@ def run(
             losses, accuracies = train_steps(step, count)
             bad = np.flatnonzero(~np.isfinite(losses))
             if bad.size:
-                raise Diverged(step + int(bad[0]), float(losses[bad[0]]))
+                loss = float(losses[bad[0]])
+                raise Diverged(step + int(bad[0]), f"the training loss became {loss}")
             step += count
             window.extend(losses, accuracies)
             bar.update(count)
@@ -129,16 +162,43 @@ def run(
                 evaluate(step)
                 clock, timed_from = time.perf_counter(), step
             if cadence.due(cadence.checkpoint, step, total_steps):
-                log.sync()
-                checkpointer.save(step, {"window": window.state()})
+                save(step)
                 clock, timed_from = time.perf_counter(), step
-            if stop.requested:
+            if anywhere(bool(stop.requested)):
                 if not cadence.due(cadence.checkpoint, step, total_steps):
-                    log.sync()
-                    checkpointer.save(step, {"window": window.state()})
-                raise Interrupted(f"stopped by {stop.requested} after step {step}")
-        if stop.requested:  # while the last action was done
-            raise Interrupted(f"stopped by {stop.requested} after step {step}")
+                    save(step)
+                if workers is not None:
+                    workers.wait()  # for the chief's checkpoint
+                raise stopped()
+        if anywhere(bool(stop.requested)):  # while the last action was done
+            raise stopped()
+
+
+def _make_finiteness_test(variables: Mapping[str, Sequence[Any]]) -> Callable[[], str | None]:
+    """A function that names a group holding NaN or infinity, or returns None.
+
+    On a process of several replicas it looks at the first one's values, which are saved.
+    """
+
+    floating = {
+        name: [variable for variable in group if variable.value.dtype.is_floating]
+        for name, group in variables.items()
+    }
+
+    @tf.function
+    def all_finite() -> Any:
+        return {
+            name: tf.reduce_all(
+                [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in group]
+            )
+            for name, group in floating.items()
+        }
+
+    def bad() -> str | None:
+        found = [name for name, finite in all_finite().items() if not bool(finite.numpy())]
+        return found[0] if found else None
+
+    return bad
 
 
 class Window:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+import re
+from typing import Any, NoReturn
+
+from tf_lrtraj.training import rendezvous
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
+JOIN_TIMEOUT = 600  # seconds
 
 
 class StrategyError(ValueError):
     """The strategy asked for cannot run on this machine."""
 
 
-def make_strategy(name: str, num_devices: int = 0, tpu: str = "") -> Any:
+class WorkersMissing(StrategyError):
+    """Some workers of the job did not come in time; starting all of them again may help."""
+
+
+def make_strategy(
+    name: str, num_devices: int = 0, tpu: str = "", join_timeout: int = JOIN_TIMEOUT
+) -> Any:
     """Builds a strategy.
 
     Args:
@@ -21,14 +31,18 @@ def make_strategy(name: str, num_devices: int = 0, tpu: str = "") -> Any:
         num_devices: for "mirrored": how many GPUs to use, 0 for all.  Without a
             GPU the CPU is split into this many logical devices.
         tpu: for "tpu": name or address of the TPU, empty for a local one.
+        join_timeout: for "multi_worker": how many seconds to wait for the other workers.
 
     Raises:
-        StrategyError: if `name` is unknown, or the hardware or its set-up is missing.
+        StrategyError: if `name` is unknown, or the hardware or its set-up is missing, or
+            some workers did not come.
     """
     if name not in STRATEGIES:
         raise StrategyError(f"`strategy` must be one of {list(STRATEGIES)}. Received: {name!r}")
     if num_devices < 0:
         raise StrategyError(f"`num_devices` must be at least 0. Received: {num_devices}")
+    if join_timeout < 1:
+        raise StrategyError(f"`join_timeout` must be at least 1 second. Received: {join_timeout}")
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -42,7 +56,7 @@ def make_strategy(name: str, num_devices: int = 0, tpu: str = "") -> Any:
     if name == "mirrored":
         return _mirrored(tf, gpus, num_devices)
     if name == "multi_worker":
-        return _multi_worker(tf)
+        return _multi_worker(tf, join_timeout)
     return _tpu(tf, tpu)
 
 
@@ -90,17 +104,73 @@ def split_cpu(num_devices: int) -> None:
         ) from None
 
 
-def _multi_worker(tf: Any) -> Any:
-    text = os.environ.get("TF_CONFIG", "")
-    try:
-        cluster = json.loads(text)["cluster"]
-        if not cluster.get("worker") and not cluster.get("chief"):
-            raise KeyError("worker")
-    except (ValueError, KeyError, TypeError, AttributeError):
+def read_tf_config(text: str) -> tuple[dict[str, list[str]], str, int]:
+    """The cluster, and this worker's type and index, from the text of TF_CONFIG.
+
+    >>> read_tf_config('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", '
+    ...                '"index": 1}}')
+    ({'worker': ['a:1', 'b:1']}, 'worker', 1)
+
+    Raises:
+        StrategyError: naming what is wrong, and the text received.
+    """
+
+    def refuse(why: str) -> NoReturn:
         raise StrategyError(
             "strategy 'multi_worker' needs the environment variable TF_CONFIG on every worker, "
             'such as {"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
-            f'"task": {{"type": "worker", "index": 0}}}}. Received: TF_CONFIG={text!r}'
+            f'"task": {{"type": "worker", "index": 0}}}}. {why}. Received: TF_CONFIG={text!r}'
+        )
+
+    if not text:
+        refuse("It is not set")
+    try:
+        config = json.loads(text)
+    except ValueError:
+        refuse("It is not JSON")
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    task = config.get("task") if isinstance(config, dict) else None
+    if not isinstance(cluster, dict) or not isinstance(task, dict):
+        refuse("It must hold the groups `cluster` and `task`")
+    for job, hosts in cluster.items():
+        if job not in ("chief", "worker"):
+            refuse(f"The jobs of a cluster are 'chief' and 'worker', and not {job!r}")
+        if not isinstance(hosts, list) or not all(map(_is_address, hosts)):
+            refuse(f"`cluster.{job}` must be a list of 'host:port'")
+    if len(cluster.get("chief", [])) > 1:
+        refuse("There can be one chief only")
+    addresses = [host for hosts in cluster.values() for host in hosts]
+    if not addresses:
+        refuse("The cluster is empty")
+    twice = sorted({host for host in addresses if addresses.count(host) > 1})
+    if twice:
+        refuse(f"Every worker needs an address of its own, and {twice} stand there twice")
+    job, index = task.get("type"), task.get("index")
+    if not isinstance(job, str) or not cluster.get(job):
+        refuse(f"`task.type` must be one of the cluster's jobs {sorted(cluster)}, not {job!r}")
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(cluster[job]):
+        refuse(f"`task.index` must be from 0 to {len(cluster[job]) - 1}, not {index!r}")
+    return cluster, job, index
+
+
+def _is_address(value: Any) -> bool:
+    pattern = r"([^\s:]+|\[[^\s\]]+\]):\d{1,5}"
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _multi_worker(tf: Any, join_timeout: int) -> Any:
+    cluster, job, index = read_tf_config(os.environ.get("TF_CONFIG", ""))
+    try:
+        rendezvous.meet(cluster, job, index, join_timeout)
+    except rendezvous.Missed as error:
+        raise WorkersMissing(
+            f"strategy 'multi_worker': {job} {index} did not meet all the others: {error}. Start "
+            "every worker, each with its own TF_CONFIG; --join_timeout=SECONDS waits longer"
+        ) from None
+    except OSError as error:
+        raise StrategyError(
+            f"strategy 'multi_worker': {job} {index} cannot listen at {cluster[job][index]} "
+            f"({error.strerror or error}). Choose a free port in TF_CONFIG."
         ) from None
     return tf.distribute.MultiWorkerMirroredStrategy()
 

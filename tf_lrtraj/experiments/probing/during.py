@@ -12,7 +12,7 @@ from tf_lrtraj.experiments.probing.measuring import Measurer
 from tf_lrtraj.experiments.probing.places import SNAPSHOTS, Places, velocity_of
 from tf_lrtraj.experiments.probing.requests import at_steps, check_kind, check_request
 from tf_lrtraj.probes.callback import record_path
-from tf_lrtraj.training.loop import Action
+from tf_lrtraj.training.loop import Action, nothing
 
 PROBES = "probes"
 
@@ -51,8 +51,13 @@ def _request(name: str, what: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"`config.probes.{name}`: {error}") from None
 
 
-def actions(assembly: Assembly, workdir: pathlib.Path, tell: Callable[[str], None]) -> list[Action]:
-    """The probes of single points, each with its cadence."""
+def actions(
+    assembly: Assembly, workdir: pathlib.Path, tell: Callable[[str], None], writer: bool = True
+) -> list[Action]:
+    """The probes of single points, each with its cadence.
+
+    Of several workers the writer alone measures; the others stop at the same steps.
+    """
     wanted = [
         (name, when, *_request(name, what))
         for name, (when, what) in assembly.plan.probes.items()
@@ -60,6 +65,8 @@ def actions(assembly: Assembly, workdir: pathlib.Path, tell: Callable[[str], Non
     ]
     if not wanted:
         return []
+    if not writer:
+        return [Action(when, nothing) for _, when, _, _ in wanted]
     measurer = Measurer(assembly, tell=tell)
 
     def velocity() -> Any:

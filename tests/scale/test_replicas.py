@@ -1,0 +1,145 @@
+"""The same run on one device and on replicas; checkpoints carried between them; faults of one."""
+
+import signal
+
+import numpy as np
+import pytest
+from poisoned_digits import OPTIONS, poisoned
+from run_contents import (
+    BARE,
+    assert_same_run,
+    checkpoint_steps,
+    checkpoint_values,
+    go_back,
+    make,
+    scale_config,
+    stopped_at,
+)
+
+from tf_lrtraj import records
+from tf_lrtraj.experiments import train
+from tf_lrtraj.experiments.config import ConfigError
+from tf_lrtraj.training import loop
+from tf_lrtraj.training.strategies import make_strategy
+
+
+def mirrored(count):
+    return make_strategy("mirrored", count)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("four") / "run"
+    make(workdir, mirrored(4), "mirrored", scale_config(**BARE))
+    return workdir
+
+
+def test_four_replicas_make_the_run_of_one_device(one_device, four):
+    assert_same_run(four, one_device)
+    run = records.load_run(four)
+    assert run.run["num_replicas"] == 4
+    # 500 images in batches of 144, and 100 in one: every image once, over all replicas.
+    assert {(row["split"], row["examples"]) for row in run.rows("eval")} == {
+        ("test", 500),
+        ("train", 100),
+    }
+    # Not all of it is the same to the bit, so the runs did not take the same path.
+    ours, theirs = checkpoint_values(four), checkpoint_values(one_device)
+    assert any(ours[name].tobytes() != theirs[name].tobytes() for name in theirs)
+
+
+def test_a_checkpoint_of_one_device_goes_on_with_four_replicas(one_device, tmp_path):
+    workdir = go_back(one_device, tmp_path / "run", 8)
+    make(workdir, mirrored(4), "mirrored", scale_config(**BARE))
+    assert records.load_run(workdir).run["resumed_at"] == [8]
+    assert_same_run(workdir, one_device)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("one_device", 2), (2, "one_device"), (2, 4), (4, 2), (4, "one_device")],
+)
+def test_checkpoints_move_between_strategies(one_device, first, second, tmp_path, monkeypatch):
+    def run(which):
+        name = which if which == "one_device" else "mirrored"
+        strategy = make_strategy(name, 0 if which == "one_device" else which)
+        make(tmp_path / "run", strategy, name, scale_config(**BARE))
+
+    with stopped_at(6, monkeypatch), pytest.raises(loop.Interrupted, match="SIGTERM after step 6"):
+        run(first)
+    assert checkpoint_steps(tmp_path / "run") == [4, 6]
+    run(second)
+    assert records.load_run(tmp_path / "run").run["resumed_at"] == [6]
+    assert_same_run(tmp_path / "run", one_device)
+
+
+def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_written(tmp_path):
+    config = scale_config(**BARE, data__batch_size=50)
+    with pytest.raises(ConfigError, match=r"multiple of the number of replicas, 4\. Received: 50"):
+        train.prepare(config, tmp_path / "run", mirrored(4))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(1, marks=pytest.mark.long), pytest.param(4, id="in one of four replicas")],
+)
+def test_nan_stops_the_run_at_its_step_and_no_checkpoint_holds_it(count, tmp_path):
+    config = scale_config(**OPTIONS)
+    dataset = poisoned()
+    step = next(
+        step
+        for step, (images, _) in enumerate(dataset.train_batches(48, config.seed, 0))
+        if np.isnan(images.numpy()).any()
+    )
+    assert 0 < step < 60
+    strategy = make_strategy("one_device") if count == 1 else mirrored(count)
+    plain, _ = train.prepare(config, tmp_path, strategy)
+    with pytest.raises(loop.Diverged, match=f"loss became nan in step {step} ") as error:
+        train.run(plain, dataset, tmp_path, strategy, "mirrored", tell=lambda text: None)
+    assert error.value.step == step
+    assert records.load_run(tmp_path).status == "diverged"
+    steps = checkpoint_steps(tmp_path)
+    assert step - 3 <= steps[-1] <= step  # of the state that the step started from, or before
+    for value in checkpoint_values(tmp_path).values():
+        assert value.dtype.kind != "f" or np.isfinite(value).all()
+
+
+def test_weights_that_overflow_under_a_finite_loss_are_not_saved(tmp_path, monkeypatch):
+    config = scale_config(**{**BARE, "checkpoint.every": "1 steps", "evaluate.every": "never"})
+    make_steps = train.make_train_steps
+
+    def overflowing(strategy, model, *args, **kwargs):
+        run = make_steps(strategy, model, *args, **kwargs)
+
+        def call(iterator, plan):
+            found = run(iterator, plan)
+            if int(optimizer_steps(model, *args)) >= 5:
+                model.trainable_variables[0].assign(
+                    np.full(model.trainable_variables[0].shape, np.inf, np.float32)
+                )
+            return found
+
+        return call
+
+    def optimizer_steps(model, optimizer, *_):
+        return optimizer.iterations.numpy()
+
+    monkeypatch.setattr(train, "make_train_steps", overflowing)
+    with pytest.raises(loop.Diverged, match="the model became NaN or infinite in step 4"):
+        make(tmp_path, mirrored(4), "mirrored", config)
+    assert checkpoint_steps(tmp_path) == [3, 4]
+    for value in checkpoint_values(tmp_path).values():
+        assert value.dtype.kind != "f" or np.isfinite(value).all()
+
+
+def test_a_signal_in_the_last_call_stops_before_the_matched_run(one_device, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGTERM)
+    workdir = go_back(one_device, tmp_path / "run", 8)
+    with stopped_at(12, monkeypatch), pytest.raises(loop.Interrupted, match="after step 12"):
+        make(workdir, make_strategy("one_device"), "one_device", scale_config(**BARE))
+    assert records.load_run(workdir).status == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) == handler
+    make(workdir, make_strategy("one_device"), "one_device", scale_config(**BARE))
+    assert_same_run(workdir, one_device, bits=True)

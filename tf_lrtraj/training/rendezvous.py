@@ -1,0 +1,160 @@
+"""Where the workers of a job meet before TensorFlow starts.
+
+TensorFlow waits an hour for workers that do not come, deaf to signals, and then does not say
+who they were.  So the workers meet here first: the first of them listens at its own address,
+the others connect to it and say who they are, and when all have come it lets them go; when
+time is up it tells all of them who is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import select
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+GO = "go"
+_HELLO = "lrtraj"
+_RETRY, _GRACE = 0.2, 3.0  # seconds
+
+
+class Missed(RuntimeError):
+    """Not all workers came, or they do not belong to one job."""
+
+
+def meet(cluster: Mapping[str, Sequence[str]], job: str, index: int, seconds: float) -> None:
+    """Returns when every worker of the cluster has called it.
+
+    Args:
+        cluster: job → addresses, as in TF_CONFIG.
+        job, index: which of them this worker is.
+        seconds: how long to wait.
+
+    Raises:
+        Missed: naming the workers that did not come in time or were told of another cluster.
+        OSError: if this worker's own port is taken.
+    """
+    names = {
+        f"{each} {i} ({address})": address
+        for each in ("chief", "worker")
+        for i, address in enumerate(cluster.get(each, []))
+    }
+    if len(names) == 1:
+        return
+    mine = f"{job} {index} ({cluster[job][index]})"
+    text = json.dumps({each: list(cluster[each]) for each in sorted(cluster)})
+    job_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+    deadline = time.monotonic() + seconds
+    with _listen(names[mine]) as listener:
+        if mine == next(iter(names)):
+            _receive(listener, list(names)[1:], job_id, deadline, seconds)
+            return
+    _report(next(iter(names)), names, mine, job_id, deadline, seconds)
+
+
+def _listen(address: str) -> socket.socket:
+    port = int(address.rpartition(":")[2])
+    if socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):
+            return socket.create_server(
+                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
+            )
+    return socket.create_server(("", port), backlog=1024)
+
+
+def _receive(
+    listener: socket.socket, awaited: list[str], job_id: str, deadline: float, seconds: float
+) -> None:
+    """What the first worker does: waits for the others and tells them how it ended."""
+    here: dict[str, socket.socket] = {}
+    strangers: set[str] = set()
+    pending: list[socket.socket] = []
+    try:
+        while len(here) < len(awaited):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                missing = [name for name in awaited if name not in here]
+                problem = f"{', '.join(missing)} did not come within {seconds:g} s"
+                if strangers:
+                    problem += f"; told of another cluster: {', '.join(sorted(strangers))}"
+                _tell(here.values(), problem)
+                raise Missed(problem)
+            # Those that have come are watched too: one that was stopped meanwhile is not here.
+            watched = [listener, *pending, *here.values()]
+            for ready in select.select(watched, [], [], min(left, 1.0))[0]:
+                if ready is listener:
+                    pending.append(listener.accept()[0])
+                    pending[-1].settimeout(2.0)
+                    continue
+                line = _read_line(ready)
+                gone = [name for name, each in here.items() if each is ready]
+                for name in gone:
+                    del here[name]
+                if ready in pending:
+                    pending.remove(ready)
+                hello, _, rest = line.partition(" ")
+                their_job, _, name = rest.partition(" ")
+                if hello == _HELLO and their_job == job_id and name in awaited:
+                    here[name] = ready
+                    continue
+                if hello == _HELLO and name:
+                    strangers.add(name)
+                    _tell([ready], "the first worker was told of another cluster in TF_CONFIG")
+                ready.close()
+        _tell(here.values(), GO)
+    finally:
+        for connection in (*pending, *here.values()):
+            connection.close()
+
+
+def _report(
+    first: str,
+    names: Mapping[str, str],
+    mine: str,
+    job_id: str,
+    deadline: float,
+    seconds: float,
+) -> None:
+    """What the others do: tell the first worker that they are here, and wait for its word."""
+    host, _, port = names[first].rpartition(":")
+    reason = "it was not reached"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), min(left, 10)) as there:
+                there.sendall(f"{_HELLO} {job_id} {mine}\n".encode())
+                # A little longer, so that the first worker, when its own time is up, can say
+                # who is missing.
+                there.settimeout(max(deadline - time.monotonic(), 0) + _GRACE)
+                answer = _read_line(there)
+        except OSError as error:
+            reason = str(error) or type(error).__name__
+            answer = ""
+        if answer == GO:
+            return
+        if answer:
+            raise Missed(answer)
+        time.sleep(min(_RETRY, max(deadline - time.monotonic(), 0)))
+    raise Missed(f"{first} did not answer within {seconds:g} s ({reason})")
+
+
+def _tell(connections: Iterable[socket.socket], text: str) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.sendall(text.encode() + b"\n")
+
+
+def _read_line(connection: socket.socket, limit: int = 4096) -> str:
+    """One line; empty where the other side is gone, is silent, or says something else."""
+    data = b""
+    while not data.endswith(b"\n") and len(data) < limit:
+        try:
+            part = connection.recv(1)
+        except OSError:
+            return ""
+        if not part:
+            return ""
+        data += part
+    return data.decode(errors="replace").strip()

@@ -1,0 +1,229 @@
+"""What the processes of a multi-worker run tell each other.
+
+All workers compute every number together; a signal, a damaged file or a full disk is
+known to one of them only.  Whatever decides what the others do next is agreed upon
+here, through small collectives, so that no worker waits for one that went another way.
+Only the chief reads and writes the workdir.
+
+A run of one process, whatever its number of devices, has nobody to tell: every method
+then returns at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from tf_lrtraj.training.strategies import StrategyError, is_chief
+
+T = TypeVar("T")
+_SMALL, _LARGE = 1 << 8, 1 << 20  # int32 numbers in one message
+
+
+class Refused(StrategyError):
+    """Another worker found something wrong before the run could start."""
+
+
+class Lost(RuntimeError):
+    """Another worker is gone, so that the collectives of this one cannot end."""
+
+
+class Workers:
+    """The processes of one strategy.
+
+    Every method must be called by all workers, in the same order.
+
+    Args:
+        strategy: a `tf.distribute` strategy; None for a process alone.
+
+    Attributes:
+        count: how many processes there are.
+        chief: whether this one reads and writes the workdir.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self.count = _count(strategy)
+        self.chief = strategy is None or is_chief(strategy)
+        if self.count == 1:
+            return
+
+        def sum_from_first(numbers: Any) -> Any:
+            first = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return tf.where(tf.equal(first, 0), numbers, tf.zeros_like(numbers))
+
+        @tf.function(reduce_retracing=False)
+        def from_first(numbers: Any) -> Any:
+            return strategy.reduce("SUM", strategy.run(sum_from_first, (numbers,)), axis=None)
+
+        @tf.function(reduce_retracing=False)
+        def total(number: Any) -> Any:
+            return strategy.reduce("SUM", strategy.run(tf.identity, (number,)), axis=None)
+
+        # Traced here and in this order by all workers: keys of collectives are counted.
+        self._from_first = {
+            size: from_first.get_concrete_function(tf.TensorSpec([size], tf.int32))
+            for size in (_SMALL, _LARGE)
+        }
+        self._total = total.get_concrete_function(tf.TensorSpec([1], tf.int32))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds on at least one worker."""
+        if self.count == 1:
+            return bool(flag)
+        with losing():
+            return bool(self._total(tf.constant([int(flag)], tf.int32)).numpy()[0])
+
+    def wait(self) -> None:
+        """Returns when all workers have come here."""
+        self.any(False)
+
+    def together(self, function: Callable[[], T]) -> T:
+        """What `function` returns here, if it raises nothing on any worker.
+
+        Raises:
+            Refused: if it raised on another worker only.
+        """
+        error: Exception | None = None
+        result: Any = None
+        try:
+            result = function()
+        except Exception as caught:
+            error = caught
+        if self.any(error is not None):
+            raise error or Refused("another worker of this run stopped; its output says why")
+        return result
+
+    def from_chief(self, function: Callable[[], Any]) -> Any:
+        """What `function` returns on the chief, where alone it is called.
+
+        Args:
+            function: returns something JSON can hold.
+
+        Raises:
+            Refused: with the chief's message, on the others, if it raised there.
+        """
+        if self.count == 1:
+            return function()
+        error: Exception | None = None
+        answer: dict[str, Any] = {}
+        if self.chief:
+            try:
+                answer = {"result": function()}
+            except Exception as caught:
+                error, answer = caught, {"error": str(caught) or type(caught).__name__}
+        answer = json.loads(self._bytes_from_chief(json.dumps(answer).encode()))
+        if error is not None:
+            raise error
+        if "error" in answer:
+            raise Refused(f"the chief stopped: {answer['error']}")
+        return answer["result"]
+
+    def _bytes_from_chief(self, text: bytes) -> bytes:
+        size = np.array([len(text)], np.int64)
+        size = self._array_from_chief(size)
+        array = np.zeros(int(size[0]), np.uint8)
+        if self.chief:
+            array[:] = np.frombuffer(text, np.uint8)
+        return self._array_from_chief(array).tobytes()
+
+    def _array_from_chief(self, array: np.ndarray) -> np.ndarray:
+        """The chief's values, to the bit: they travel as integers that zeros are added to."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        numbers = np.zeros(-(-data.size // 4), np.int32)
+        numbers.view(np.uint8)[: data.size] = data
+        size = _SMALL if numbers.size <= _SMALL else _LARGE
+        for start in range(0, numbers.size, size):
+            part = np.zeros(size, np.int32)
+            count = min(size, numbers.size - start)
+            part[:count] = numbers[start : start + count]
+            with losing():
+                received = self._from_first[size](tf.constant(part)).numpy()
+            numbers[start : start + count] = received[:count]
+        return numbers.view(np.uint8)[: data.size].view(array.dtype).reshape(array.shape)
+
+    def share(self, variables: Sequence[Any]) -> None:
+        """Gives every worker the chief's values of these Keras variables, to the bit.
+
+        All workers must hold variables of the same shapes in the same order.
+        """
+        if self.count == 1:
+            return
+        group: list[Any] = []
+        held = 0
+        for i, variable in enumerate(variables):
+            group.append(variable)
+            held += int(np.prod(variable.shape)) * 4
+            if held >= 4 * _LARGE or i == len(variables) - 1:
+                self._share_group(group)
+                group, held = [], 0
+
+    def _share_group(self, group: Sequence[Any]) -> None:
+        values = [np.atleast_1d(tf.convert_to_tensor(v.value).numpy()) for v in group]
+        data = np.concatenate([value.reshape(-1).view(np.uint8) for value in values])
+        data = self._array_from_chief(data)
+        if self.chief:
+            return  # It has them, and with several replicas restoring gave them to each.
+        start = 0
+        for variable, value in zip(group, values, strict=True):
+            part = data[start : start + value.nbytes].view(value.dtype)
+            variable.assign(part.reshape(tuple(variable.shape)))
+            start += value.nbytes
+
+
+def _count(strategy: Any) -> int:
+    """How many processes run this program together."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 1
+    cluster = strategy.cluster_resolver.cluster_spec().as_dict()
+    return len(cluster.get("chief", [])) + len(cluster.get("worker", []))
+
+
+# What collectives fail with when a worker is gone, or was stopped on its way.
+_COLLECTIVES_FAILED = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+)
+
+
+@contextlib.contextmanager
+def losing(several: bool = True) -> Iterator[None]:
+    """Turns the errors of collectives that lost a worker into `Lost`, with the worker's name.
+
+    Args:
+        several: whether there are several workers; if not, errors mean something else.
+    """
+    try:
+        yield
+    except _COLLECTIVES_FAILED as error:
+        if not several or not _is_about_workers(error.message):
+            raise
+        raise Lost(
+            f"another worker of this run is gone ({_gist(error.message)}), and without it the "
+            "others cannot go on. Start all workers again: they go on from the last checkpoint"
+        ) from error
+
+
+_MARKS = ("/job:", "ollective", "eartbeat", "Socket closed", "Connection re", "oordination")
+
+
+def _is_about_workers(message: str) -> bool:
+    return any(mark in message for mark in _MARKS)
+
+
+def _gist(message: str) -> str:
+    """The lines of TensorFlow's message that say who is gone, in one."""
+    lines = [line.strip() for line in message.splitlines()]
+    for i, line in enumerate(lines):
+        if "eartbeat" in line and i + 1 < len(lines) and lines[i + 1].startswith("/job:"):
+            return f"{lines[i + 1].split()[0]} sends no heartbeats"
+    told = [line for line in lines if _is_about_workers(line) and "defined at" not in line]
+    return (told or lines or [""])[0][:300]
