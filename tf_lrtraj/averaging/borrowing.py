@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from tf_lrtraj import backend
-from tf_lrtraj.records import temporary_path
+from tf_lrtraj.records import naming, temporary_path
 
 # Which models hold other weights than their own, and whose.
 _holders: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -127,7 +127,8 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     # Threads may save at a time; Keras wants the ending.
     temporary = temporary_path(target.with_name(f"{target.stem}.{uuid.uuid4().hex}"), ".keras")
     try:
-        model.save(temporary)
-        os.replace(temporary, target)
+        with naming(target):
+            model.save(temporary)
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.records import RecordError, read_json, temporary_path, write_json
+from tf_lrtraj.records import RecordError, naming, read_json, temporary_path, write_json
 
 FORMAT = 1
 INDEX = "index.json"
@@ -251,13 +251,14 @@ class SnapshotWriter:
         final = self.folder / f"step_{step:09d}.snap"
         temporary = temporary_path(final)
         try:
-            with open(temporary, "wb") as file:
-                file.write(_MAGIC + _LENGTH.pack(len(header)) + header)
-                for data in encoded:
-                    file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, final)
+            with naming(final):
+                with open(temporary, "wb") as file:
+                    file.write(_MAGIC + _LENGTH.pack(len(header)) + header)
+                    for data in encoded:
+                        file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, final)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -19,9 +19,11 @@ Example:
 
 from tf_lrtraj.records.arrays import ArrayRecord
 from tf_lrtraj.records.files import (
+    FULL,
     MetricsWriter,
     RecordError,
     append_rows,
+    naming,
     read_json,
     read_rows,
     remove_leftovers,
@@ -55,6 +57,7 @@ RecordError.__module__ = __name__
 __all__ = [
     "CONFIG",
     "FORMAT",
+    "FULL",
     "MATCHED",
     "METRICS",
     "RAW",
@@ -71,6 +74,7 @@ __all__ = [
     "check_workdir_matches",
     "load_run",
     "matched_dir",
+    "naming",
     "prepare_workdir",
     "read_json",
     "read_rows",

@@ -5,19 +5,24 @@ Files are written under a temporary name in the same folder, then renamed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 PathLike = str | os.PathLike[str]
+
+# What the system says when a disk, or a user's share of it, is full.
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 # Strict JSON has no such numbers, so they are kept as these three strings.
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -120,6 +125,17 @@ def _alive_elsewhere(number: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Errors of the system inside name `path`, where they name nothing (a full disk does not)."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
 def write_atomically(path: PathLike, data: bytes | str) -> None:
     """Writes a whole file under a temporary name beside it, then renames it into place.
 
@@ -131,11 +147,12 @@ def write_atomically(path: PathLike, data: bytes | str) -> None:
     path = pathlib.Path(path)
     temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            with open(temporary, "wb") as file:
+                file.write(data.encode("utf-8") if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -256,6 +273,8 @@ class MetricsWriter:
                 0o666,
             )
         except OSError as error:
+            if error.errno in FULL:  # nothing is wrong with the record
+                raise
             raise RecordError(f"{self.path} cannot be written: {error.strerror}.") from None
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -264,17 +283,20 @@ class MetricsWriter:
         Raises:
             ValueError: if `step` is not an integer of at least 0, or the writer is closed.
             TypeError: if a value has no form in JSON.
+            OSError: if the disk is full; what was written of the row is left out on reading.
         """
         if self._file is None:
             raise ValueError(f"the writer of {self.path} is closed")
         data = _encode_row(row)
-        while data:  # one call unless the disk is full or a signal arrives
-            data = data[os.write(self._file, data) :]
+        with naming(self.path):
+            while data:  # one call unless the disk is full or a signal arrives
+                data = data[os.write(self._file, data) :]
 
     def sync(self) -> None:
         """Waits until the rows are on the disk; call it before a checkpoint that relies on them."""
         if self._file is not None:
-            os.fsync(self._file)
+            with naming(self.path):
+                os.fsync(self._file)
 
     def close(self) -> None:
         if self._file is not None:

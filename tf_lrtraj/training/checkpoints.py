@@ -19,7 +19,8 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from tf_lrtraj.records import RecordError, read_json, temporary_path, write_json
+from tf_lrtraj.records import RecordError, naming, read_json, temporary_path, write_json
+from tf_lrtraj.training.disk import as_os_errors
 
 _NAME = re.compile(r"step_(\d{9,})")
 _MANIFEST = "manifest.json"
@@ -74,6 +75,11 @@ class Checkpointer:
         """Writes a checkpoint of the variables' current values, if this process is the writer."""
         if not self.writer:
             return
+        with naming(self.directory), as_os_errors(self.directory):
+            self._save(step, progress)
+        self._prune()
+
+    def _save(self, step: int, progress: Mapping[str, Any]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(self.path(step))
         shutil.rmtree(temporary, ignore_errors=True)
@@ -93,7 +99,6 @@ class Checkpointer:
             _sync(self.directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._prune()
 
     def _prune(self) -> None:
         for step in set(self.steps()[: -self.keep]) - self.pinned:

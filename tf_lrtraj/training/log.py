@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_lrtraj.records import METRICS, TIMING, MetricsWriter, remove_leftovers
+from tf_lrtraj.training.disk import as_os_errors
 from tf_lrtraj.training.evaluation import Result
 
 
@@ -47,11 +48,11 @@ class RunLog:
         self._batch_size = batch_size
         self._metrics = MetricsWriter(workdir / METRICS, resume_step=step) if writer else None
         self._timing = MetricsWriter(workdir / TIMING, resume_step=step) if writer else None
-        self._events = (
-            tf.summary.create_file_writer(str(workdir / "tensorboard"))
-            if writer and tensorboard
-            else None
-        )
+        self._folder = workdir / "tensorboard"
+        self._events = None
+        if writer and tensorboard:
+            with as_os_errors(self._folder):
+                self._events = tf.summary.create_file_writer(str(self._folder))
 
     def train(self, step: int, loss: float, accuracy: float) -> None:
         """Means over the training batches since the previous row."""
@@ -95,16 +96,23 @@ class RunLog:
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
         if self._events is not None:
-            with self._events.as_default():
+            with as_os_errors(self._folder), self._events.as_default():
                 for name, value in values.items():
                     tf.summary.scalar(name, value, step=step)
 
     def sync(self) -> None:
-        """Puts the rows on the disk before a checkpoint that relies on them."""
-        if self._metrics is not None:
+        """Puts everything on the disk before a checkpoint that relies on it."""
+        if self._metrics is not None and self._timing is not None:
             self._metrics.sync()
+            self._timing.sync()
+        if self._events is not None:
+            with as_os_errors(self._folder):
+                self._events.flush()
 
     def close(self) -> None:
-        for writer in (self._metrics, self._timing, self._events):
+        for writer in (self._metrics, self._timing):
             if writer is not None:
                 writer.close()
+        if self._events is not None:
+            with as_os_errors(self._folder):
+                self._events.close()
