@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
+import errno
 import os
 import pathlib
 import re
@@ -66,6 +67,27 @@ def run_app(main: Callable[[list[str]], Any]) -> None:
         app.run(main, argv=argv, flags_parser=_parse_flags)
     except ConfigError as error:
         fail(str(error))
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except OSError as error:
+        fail(_system_error(error), FAILED)
+
+
+def _system_error(error: OSError) -> str:
+    """One line for an error of the system: the path, what is wrong, and what to do."""
+    cause: BaseException | None = error
+    while cause is not None:  # a full disk fails clean-up too; the first failure is the one to tell
+        if isinstance(cause, OSError) and cause.filename is not None:
+            error = cause
+        cause = cause.__context__
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    text = f"{where}{error.strerror or _first_line(error)}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{text} Make room, and run the same command again: a run goes on where it was."
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{text} Choose another folder, or change its permissions."
+    return text
 
 
 def _teach_help(main: Callable[[list[str]], Any]) -> None:
