@@ -45,11 +45,11 @@ def test_other_errors_are_left_alone():
 
 
 def test_a_process_alone_has_nobody_to_ask():
+    things = object()  # nothing that JSON could hold
     for workers in (Workers(None), Workers(make_strategy("one_device"))):
         assert workers.chief and workers.count == 1
         assert workers.any(True) and not workers.any(False)
-        things = object()
-        assert workers.from_chief(lambda: things) is things  # nothing JSON must hold
+        assert workers.from_chief(lambda: things) is things
         assert workers.together(lambda: things) is things
         with pytest.raises(ZeroDivisionError):
             workers.together(lambda: 1 / 0)
