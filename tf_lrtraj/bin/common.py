@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any, NoReturn
@@ -17,6 +18,9 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 OK, FAILED, USAGE, DIVERGED, RESUMABLE = 0, 1, 2, 3, 75  # 75 is EX_TEMPFAIL: run it again
+
+
+_TRACED = "Error whilst parsing config file:"
 
 
 def fail(message: str, code: int = USAGE) -> NoReturn:
@@ -58,13 +62,20 @@ def keep_freed_memory() -> None:
 
 def run_app(main: Callable[[list[str]], Any]) -> None:
     """Runs an absl program; a mistake in flags or configuration is one line, not a traceback."""
-    from tf_lrtraj.experiments.settings import ConfigError
-
     _teach_help(main)
     keep_freed_memory()
     argv = [sys.argv[0], *_named_configs(sys.argv[1:])]
-    try:
+    with clean_errors():
         app.run(main, argv=argv, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def clean_errors() -> Iterator[None]:
+    """Inside, what a user can mend ends the program with one line, not a traceback."""
+    from tf_lrtraj.experiments.settings import ConfigError
+
+    try:
+        yield
     except ConfigError as error:
         fail(str(error))
     except BrokenPipeError:  # whoever read the output has left
@@ -72,6 +83,8 @@ def run_app(main: Callable[[list[str]], Any]) -> None:
         sys.exit(FAILED)
     except OSError as error:
         fail(_system_error(error), FAILED)
+    except MemoryError as error:
+        fail(f"not enough memory: {error or 'ask for less at a time'}", FAILED)
 
 
 def _system_error(error: OSError) -> str:
@@ -105,20 +118,40 @@ def _teach_help(main: Callable[[list[str]], Any]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest: list[str] = flags.FLAGS(argv)
+        # A file that could not be read shows when something of it is asked for.
+        hasattr(flags.FLAGS["config"].value if "config" in flags.FLAGS else None, "lock")
+        return rest
     except flags.Error as error:
-        fail(f"{error}\nTry --help.")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        fail(f"{_first_line(error)}\nTry --help.")
+    except (Exception, SystemExit) as error:
+        place = _place_in_config(argv, error)
+        if place:  # the file is the user's own code, and may raise anything
+            fail(f"the configuration {place}: {type(error).__name__}: {_first_line(error)}")
+        if isinstance(error, SystemExit):
+            raise
+        if isinstance(error, (OSError, ImportError, SyntaxError)):
+            fail(f"the configuration file cannot be read: {_first_line(error)}")
         # ml_collections raises these for an override that does not fit the configuration.
         overrides = [arg for arg in argv[1:] if arg.startswith(("--config.", "-config."))]
         fail(f"{_first_line(error)} (overrides given: {overrides or 'none'})")
-    except (OSError, ImportError, SyntaxError) as error:
-        fail(f"the configuration file cannot be read: {_first_line(error)}")
+
+
+def _place_in_config(argv: list[str], error: BaseException) -> str:
+    """`FILE, line N` where an exception came out of the configuration's own code, or empty."""
+    values = re.findall(r"^--?config[= ](.*)$", "\n".join([*argv, " ".join(argv)]), re.MULTILINE)
+    files = {os.path.abspath(value.partition(":")[0]) for value in values}
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    frames += re.findall(r'File "(.*?)", line (\d+)', str(error))
+    places = [f"{name}, line {line}" for name, line in frames if os.path.abspath(name) in files]
+    return places[-1] if places else ""
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    lines = text.strip().splitlines() or [type(error).__name__]
+    # ml_collections hands on errors of a configuration file with their whole traceback.
+    return lines[-1] if _TRACED in text else lines[0]
 
 
 def known_configs() -> dict[str, pathlib.Path]:

@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if bool(options.kernel) == bool(options.emulate):
         return _fail("either --kernel=… or --emulate=… is needed. Try --help")
     try:
+        _check_outputs(options)
         return _from_kernel(options) if options.kernel else _from_schedule(options)
     except (ValueError, ImportError) as error:
         return _fail(str(error))
@@ -58,6 +59,18 @@ def main(argv: Sequence[str]) -> int:
 def _fail(message: str) -> int:
     print(f"lrtraj-equivalence: error: {message}", file=sys.stderr)
     return common.USAGE
+
+
+def _check_outputs(options: Any) -> None:
+    """What would stop a file from being written is told before any is."""
+    from tf_lrtraj.bin import tables
+
+    if options.figure:
+        tables.check_figure(options.figure)
+    for name in ("csv", "figure"):
+        path = getattr(options, name)
+        if path:
+            tables.check_place(f"--{name}", path)
 
 
 def _from_kernel(options: Any) -> int:
@@ -241,8 +254,13 @@ def run() -> None:
     flags.DEFINE_string("kernel", None, 'The average, such as "Exponential(decay=0.99)".')
     flags.DEFINE_string("emulate", None, "Schedule to turn into weights; RATE or a short name.")
     flags.DEFINE_string("base", "0.1", "Learning rates of the run that is averaged; RATE.")
+    longest = 20_000_000  # several arrays of that many numbers are made
     flags.DEFINE_integer(
-        "num_steps", None, "Number of updates; needed unless a CSV file tells.", lower_bound=1
+        "num_steps",
+        None,
+        "Number of updates; needed unless a CSV file tells.",
+        lower_bound=1,
+        upper_bound=longest,
     )
     flags.DEFINE_float("peak", 0.1, "First rate of a base schedule given by its short name.")
     flags.DEFINE_integer(
@@ -261,7 +279,9 @@ def run() -> None:
         ["free", "monotone", "linear", "exponential"],
         "Shape of the best schedule on the spectrum.",
     )
-    flags.DEFINE_integer("rows", 15, "Rows printed of a long table.", lower_bound=2)
+    flags.DEFINE_integer(
+        "rows", 15, "Rows printed of a long table.", lower_bound=2, upper_bound=longest
+    )
     flags.DEFINE_string("csv", None, "Write the whole table here.")
     flags.DEFINE_string("figure", None, "Draw rates and weights here (.png, .svg or .pdf).")
     common.run_app(main)

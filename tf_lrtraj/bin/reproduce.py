@@ -27,6 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tf_lrtraj.bin import common
+from tf_lrtraj.experiments.settings import as_dict
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,9 +49,10 @@ def main(argv: Sequence[str]) -> int:
             claims.chosen(ids)
         except ValueError as error:
             common.fail(f"--claims: {error}")
-    if not given.config.get("runs_here", True) and not (given.force or given.dry_run):
+    config = as_dict(given.config)
+    if not config.get("runs_here", True) and not (given.force or given.dry_run):
         common.fail(
-            f"the scale {given.config.get('name')!r} needs accelerators and was never run by the "
+            f"the scale {config.get('name')!r} needs accelerators and was never run by the "
             "project; --force runs it (--dry_run shows its cost)"
         )
     common.quiet_tensorflow()

@@ -19,6 +19,8 @@ import numpy as np
 from tf_lrtraj import kernels, rates
 from tf_lrtraj.experiments.texts import by_order, call
 
+LONGEST = 20_000_000  # updates; several arrays of that many numbers are made
+MOST_CURVATURES = 100_000
 SHORT_NAMES = ("constant", "cosine", "linear", "one_minus_sqrt")
 
 
@@ -94,13 +96,14 @@ def parse_spectrum(text: str) -> np.ndarray:
     parts = text.split(":")
     try:
         low, high, count = float(parts[0]), float(parts[1]), int(parts[2])
-        sound = len(parts) == 3 and 0.0 < low <= high < math.inf and count >= 1
+        sound = len(parts) == 3 and 0.0 < low <= high < math.inf
+        sound = sound and 1 <= count <= MOST_CURVATURES
     except (IndexError, ValueError):
         sound = False
     if not sound:
         raise ValueError(
-            "--spectrum must be LOW:HIGH:COUNT with 0 < LOW <= HIGH, such as 1e-3:1:20, or "
-            f"FILE.csv[:COLUMN]. Received: {text!r}"
+            "--spectrum must be LOW:HIGH:COUNT with 0 < LOW <= HIGH and COUNT at most "
+            f"{MOST_CURVATURES:,}, such as 1e-3:1:20, or FILE.csv[:COLUMN]. Received: {text!r}"
         )
     return np.geomspace(low, high, count)
 
@@ -179,6 +182,10 @@ def _rates_of_csv(file: str, column: str | None, num_steps: int | None) -> np.nd
             )
         if steps[0] != 0:
             raise ValueError(f"{file}: column 'step' must begin at 0. Received: {steps[0]:g}")
+        if steps[-1] >= LONGEST:
+            raise ValueError(
+                f"{file}: column 'step' must stay below {LONGEST:,}. Received: {steps[-1]:g}"
+            )
         if np.any(np.diff(steps) != 1):
             print(f"note       {file} does not hold every step: rates between are interpolated")
         values = np.interp(np.arange(int(steps[-1]) + 1), steps, values)
@@ -229,10 +236,29 @@ def write_csv(path: str, columns: dict[str, np.ndarray]) -> None:
     _replace(path, write)
 
 
-def write_figure(path: str, columns: dict[str, np.ndarray], title: str) -> None:
-    """Rates above, averaging weights below."""
+def check_figure(path: str) -> None:
+    """Raises ValueError for a file that no figure can be drawn into."""
     if pathlib.Path(path).suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--figure must end in .png, .svg or .pdf. Received: {path!r}")
+
+
+def check_place(flag: str, path: str) -> None:
+    """Raises ValueError where no file can be written, as far as that can be told before."""
+    place = pathlib.Path(path)
+    try:
+        if place.is_dir():
+            raise ValueError(f"{flag} must name a file. Received: {path!r}, a folder")
+        if not place.parent.is_dir():
+            raise ValueError(f"{flag}: there is no folder {str(place.parent)!r}")
+    except OSError as error:  # a name that is too long, say
+        raise ValueError(f"{flag}: {path!r}: {error.strerror}") from None
+    if not os.access(place.parent, os.W_OK):
+        raise ValueError(f"{flag}: the folder {str(place.parent)!r} cannot be written")
+
+
+def write_figure(path: str, columns: dict[str, np.ndarray], title: str) -> None:
+    """Rates above, averaging weights below."""
+    check_figure(path)
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(7, 5), layout="constrained")
