@@ -17,8 +17,9 @@ from run_contents import (
 )
 
 from tf_lrtraj import records
+from tf_lrtraj.experiments import evaluate as evaluation
 from tf_lrtraj.experiments import train
-from tf_lrtraj.experiments.config import ConfigError
+from tf_lrtraj.experiments.config import ConfigError, read_config
 from tf_lrtraj.training import loop
 from tf_lrtraj.training.strategies import make_strategy
 
@@ -72,6 +73,23 @@ def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_written(tmp_
     with pytest.raises(ConfigError, match=r"multiple of the number of replicas, 4\. Received: 50"):
         train.prepare(config, tmp_path / "run", mirrored(4))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_statistics_of_each_replicas_own_are_evaluated_as_they_are_saved(tmp_path):
+    # Replicas' running statistics differ; what is recorded is what the checkpoint holds.
+    options = {**BARE, "model.batch_norm.synchronized": False, "total": "6 steps"}
+    make(tmp_path, mirrored(2), "mirrored", scale_config(**options))
+    config = read_config(tmp_path)
+    assembly, step = evaluation.open_checkpoint(config, tmp_path, make_strategy("one_device"))
+    run = records.load_run(tmp_path)
+    rows = list(evaluation.evaluate(assembly, step))
+    assert [row["weights"] for row in rows] == ["raw", "ema", "two_point"]
+    for row in rows:
+        recorded = run.rows("eval", weights=row["weights"], split="test")
+        (recorded,) = [r for r in recorded if r["batch_norm"] == row["batch_norm"]]
+        assert recorded["loss"] == pytest.approx(row["loss"], rel=1e-5), row
+        assert recorded["examples"] == row["examples"] == 500
 
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2])

@@ -19,7 +19,8 @@ Examples:
 package.  What every entry means stands in tf_lrtraj/experiments/config.py.
 The same command run again goes on where the run stopped.
 
-Exit codes: 0 done; 2 a mistake in flags, configuration or data; 3 the loss was
+Exit codes: 0 done; 1 a damaged file of the data, or the system failed (mend it and
+run again); 2 a mistake in flags, configuration or data; 3 the loss was
 no longer finite; 75 stopped by a signal with a checkpoint saved, or because another
 worker is gone (run again).
 """
@@ -62,15 +63,16 @@ def _train(options: Any) -> None:
     from tf_lrtraj.experiments import train
     from tf_lrtraj.training import loop
     from tf_lrtraj.training.checkpoints import CheckpointError
-    from tf_lrtraj.training.workers import Lost, Refused
+    from tf_lrtraj.training.workers import Lost, Refused, losing
 
     common.configure_threads(plain["threads"], plain["deterministic"])
     strategy = common.make_strategy_or_fail(
         options.strategy, options.num_devices, options.tpu, join_timeout=options.join_timeout
     )
     try:
-        plain, dataset = train.prepare(plain, workdir, strategy)
-        path = train.run(plain, dataset, workdir, strategy, options.strategy, tell=print)
+        with losing(options.strategy == "multi_worker"):
+            plain, dataset = train.prepare(plain, workdir, strategy)
+            path = train.run(plain, dataset, workdir, strategy, options.strategy, tell=print)
     except (RecordError, CheckpointError, Refused) as error:
         common.fail(str(error))
     except loop.Diverged as error:

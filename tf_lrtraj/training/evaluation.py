@@ -65,6 +65,11 @@ class Evaluator:
         self._readers: dict[str, Any] = {}
         self._evaluate_batch = tf.function(self._evaluate_batch_on_replicas, reduce_retracing=False)
         self._moments = tf.function(self._moments_on_replicas, reduce_retracing=False)
+        self._spread = tf.function(
+            lambda values: strategy.run(
+                lambda values: [tf.identity(value) for value in values], args=(values,)
+            )
+        )
 
     # Weights ----------------------------------------------------------------------------------
 
@@ -76,14 +81,20 @@ class Evaluator:
             non_trainable = list(model.non_trainable_variables)
 
             def raw(_: Any) -> Any:
-                return backend.values(trainable), backend.values(non_trainable)
+                values = backend.values(non_trainable)
+                places = [i for entry in self._statistics for i in _places(entry)]
+                for i, value in zip(
+                    places, self._of_first([values[i] for i in places]), strict=True
+                ):
+                    values[i] = value
+                return backend.values(trainable), values
 
             def average(coefficients: Any) -> Any:
                 assert averages is not None
                 values = averages.read(name, coefficients)
                 count = len(trainable)
                 cast = [tf.cast(a, v.dtype) for a, v in zip(values, trainable, strict=False)]
-                return cast, values[count:]
+                return cast, self._of_first(values[count:])
 
             on_replica = raw if name == RAW else average
 
@@ -96,6 +107,19 @@ class Evaluator:
             )
         first, second = self._readers[name](tf.constant(coefficients, tf.float64))
         return list(first), list(second)
+
+    def _of_first(self, statistics: list[Any]) -> list[Any]:
+        """The first replica's statistics, on every replica: those that are saved.
+
+        Called on replicas.  Synchronised statistics are the same everywhere.
+        """
+        synchronized = all(entry.layer.synchronized for entry in self._statistics)
+        if self.strategy.num_replicas_in_sync == 1 or synchronized or not statistics:
+            return statistics
+        context = tf.distribute.get_replica_context()
+        first = tf.equal(context.replica_id_in_sync_group, 0)
+        kept = [tf.where(first, value, tf.zeros_like(value)) for value in statistics]
+        return list(context.all_reduce("SUM", kept))
 
     def weights(self, name: str, step: int, policy: str | None = None) -> Weights:
         """The raw weights or an average after `step` updates, per replica.
@@ -119,6 +143,9 @@ class Evaluator:
         elif policy == "recompute" and self._statistics:
             moments = self._pooled_moments(trainable, non_trainable)
             non_trainable = bn.replace(non_trainable, self._statistics, moments)
+            # Put on the replicas, where the other weights come from: what kind of values they
+            # are decides whether the evaluation must be traced again.
+            non_trainable = list(self._spread(non_trainable))
         return trainable, non_trainable
 
     def weights_from(
@@ -218,6 +245,12 @@ class Evaluator:
         """The first replica's values of what `weights` returned."""
         first = [[self.strategy.experimental_local_results(v)[0] for v in part] for part in weights]
         return first[0], first[1]
+
+
+def _places(entry: Any) -> list[int]:
+    """Where a layer's statistics stand among the non-trainable values."""
+    places = [entry.mean, entry.variance]
+    return places if entry.stddev is None else [*places, entry.stddev]
 
 
 def averaged_statistics(model: Any, policies: Mapping[str, str]) -> list[Any]:

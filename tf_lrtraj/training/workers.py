@@ -216,7 +216,15 @@ def losing(several: bool = True) -> Iterator[None]:
         ) from error
 
 
-_MARKS = ("/job:", "ollective", "eartbeat", "Socket closed", "Connection re", "oordination")
+_MARKS = (
+    "Collective ops is aborted",
+    "heartbeat",
+    "CoordinationService",
+    "GRPC error",
+    "Socket closed",
+    "Connection re",
+    "failed to connect",
+)
 
 
 def _is_about_workers(message: str) -> bool:
