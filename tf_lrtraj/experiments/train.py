@@ -269,7 +269,7 @@ def train_one(
         forked_at = previous.get("forked_at", 0)
         if fork is not None and not checkpointer.steps():
             forked_at = _take_over(*fork, checkpointer, workdir, assembly)
-        step, window = loop.resume(checkpointer)
+        step, window = loop.resume(checkpointer, workdir / records.METRICS)
         found = {"previous": previous, "forked_at": forked_at}
         return {**found, "step": step, "window": window.state()}
 
@@ -390,7 +390,11 @@ def _take_over(
             if "learning_rate" in row:  # equal in float32; the record is in float64
                 row["learning_rate"] = float(assembly.learning_rates[row["step"] - 1])
         (workdir / records.METRICS).unlink(missing_ok=True)
-        records.append_rows(workdir / records.METRICS, rows)
+        with records.MetricsWriter(workdir / records.METRICS) as writer:
+            for row in rows:
+                writer.write(row)
+            writer.sync()
+            progress["rows"] = writer.mark()
     checkpointer.save(step, progress)
     return step
 

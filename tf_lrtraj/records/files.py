@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -242,6 +243,28 @@ def read_rows(path: PathLike) -> list[dict[str, Any]]:
     return [row for _, row in _parse_lines(path)]
 
 
+def damage_before(path: PathLike, mark: Mapping[str, Any]) -> str | None:
+    """What is wrong with the rows written before `MetricsWriter.mark`, or None."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(mark["bytes"])
+        if len(data) != mark["bytes"]:
+            return f"{os.fspath(path)} has {len(data)} bytes instead of {mark['bytes']} or more"
+        if hashlib.sha256(data).hexdigest() != mark["sha256"]:
+            return f"{os.fspath(path)} has other rows than were written"
+    except OSError as error:
+        return f"{os.fspath(path)} cannot be read: {error.strerror}"
+    return None
+
+
+def keep_until(path: PathLike, mark: Mapping[str, Any]) -> None:
+    """Cuts off, whole or damaged, what was written after `MetricsWriter.mark`."""
+    if os.stat(path).st_size != mark["bytes"]:
+        with open(path, "rb") as file:
+            data = file.read(mark["bytes"])
+        write_atomically(path, data)
+
+
 class MetricsWriter:
     """Appends rows to a .jsonl file; each row is one write, in the system's hands on return.
 
@@ -258,6 +281,8 @@ class MetricsWriter:
     def __init__(self, path: PathLike, resume_step: int | None = None) -> None:
         self.path = pathlib.Path(path)
         try:
+            self._digest = hashlib.sha256()
+            self._size = 0
             if self.path.exists():
                 kept = [
                     line
@@ -267,6 +292,8 @@ class MetricsWriter:
                 data = b"".join(line + b"\n" for line in kept)
                 if data != self.path.read_bytes():
                     write_atomically(self.path, data)
+                self._digest.update(data)
+                self._size = len(data)
             self._file: int | None = os.open(
                 self.path,
                 os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0),
@@ -288,9 +315,15 @@ class MetricsWriter:
         if self._file is None:
             raise ValueError(f"the writer of {self.path} is closed")
         data = _encode_row(row)
+        self._digest.update(data)
+        self._size += len(data)
         with naming(self.path):
             while data:  # one call unless the disk is full or a signal arrives
                 data = data[os.write(self._file, data) :]
+
+    def mark(self) -> dict[str, Any]:
+        """Size and SHA-256 of the file as it is now, for `keep_until` later."""
+        return {"bytes": self._size, "sha256": self._digest.hexdigest()}
 
     def sync(self) -> None:
         """Waits until the rows are on the disk; call it before a checkpoint that relies on them."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.records.files import (
+    FULL,
     NON_FINITE,
     PathLike,
     RecordError,
@@ -116,6 +117,7 @@ def prepare_workdir(workdir: PathLike) -> pathlib.Path:
 
     Raises:
         RecordError: if it cannot be made or written (the reason and the remedy are named).
+        OSError: if the disk is full.
     """
     path = pathlib.Path(workdir)
     probe = temporary_path(path / "write-test")
@@ -124,6 +126,8 @@ def prepare_workdir(workdir: PathLike) -> pathlib.Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise RecordError(
             f"workdir {path} cannot be written ({error.strerror}). "
             "Choose another --workdir, or change its permissions."

@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -113,8 +113,13 @@ class Checkpointer:
             os.replace(self.path(step), temporary)
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def newest_good(self) -> tuple[int, list[str]]:
+    def newest_good(
+        self, check: Callable[[dict[str, Any]], str | None] = lambda progress: None
+    ) -> tuple[int, list[str]]:
         """The newest step whose files are intact, and what is wrong with any newer ones.
+
+        Args:
+            check: progress record → what else is wrong with going on from there, or None.
 
         Raises:
             CheckpointError: if checkpoints exist and all of them are damaged.
@@ -123,6 +128,8 @@ class Checkpointer:
         problems: list[str] = []
         for step in reversed(self.steps()):
             problem = _damage(self.path(step))
+            if problem is None:
+                problem = check(read_json(self.path(step) / _PROGRESS))
             if problem is None:
                 return step, problems
             problems.append(problem)
@@ -134,11 +141,19 @@ class Checkpointer:
             )
         raise FileNotFoundError(f"no checkpoint in {self.directory}")
 
-    def restore(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
+    def restore(
+        self,
+        step: int | None = None,
+        check: Callable[[dict[str, Any]], str | None] = lambda progress: None,
+    ) -> tuple[int, dict[str, Any]]:
         """Restores one checkpoint, by default the newest intact one.
 
         A damaged newer checkpoint is reported as a warning and deleted, so that the
         run, which now goes on from an earlier step, writes it anew.
+
+        Args:
+            step: which one; None for the newest that is intact.
+            check: as in `newest_good`.
 
         Returns:
             (step, the progress record given to `save`).
@@ -148,7 +163,7 @@ class Checkpointer:
             FileNotFoundError: if there is none.
         """
         if step is None:
-            step, problems = self.newest_good()
+            step, problems = self.newest_good(check)
             for problem in problems:
                 logging.warning("%s; falling back to the checkpoint of step %d", problem, step)
             if self.writer:

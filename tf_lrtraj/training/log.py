@@ -7,10 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
-from tf_lrtraj.records import METRICS, TIMING, MetricsWriter, remove_leftovers
+from tf_lrtraj.records import METRICS, TIMING, MetricsWriter, RecordError, remove_leftovers
 from tf_lrtraj.training.disk import as_os_errors
 from tf_lrtraj.training.evaluation import Result
+
+
+def _open_timing(path: pathlib.Path, step: int) -> MetricsWriter:
+    """Opens the record of wall-clock times, which no run should fail for."""
+    try:
+        return MetricsWriter(path, resume_step=step)
+    except RecordError as error:
+        logging.warning("%s Earlier times are dropped.", error)
+        path.unlink()
+        return MetricsWriter(path)
 
 
 class RunLog:
@@ -47,7 +58,7 @@ class RunLog:
         self._learning_rate = learning_rate
         self._batch_size = batch_size
         self._metrics = MetricsWriter(workdir / METRICS, resume_step=step) if writer else None
-        self._timing = MetricsWriter(workdir / TIMING, resume_step=step) if writer else None
+        self._timing = _open_timing(workdir / TIMING, step) if writer else None
         self._folder = workdir / "tensorboard"
         self._events = None
         if writer and tensorboard:
@@ -99,6 +110,10 @@ class RunLog:
             with as_os_errors(self._folder), self._events.as_default():
                 for name, value in values.items():
                     tf.summary.scalar(name, value, step=step)
+
+    def mark(self) -> dict[str, Any] | None:
+        """What tells whether the rows written so far are whole; None where none are written."""
+        return None if self._metrics is None else self._metrics.mark()
 
     def sync(self) -> None:
         """Puts everything on the disk before a checkpoint that relies on it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tf_lrtraj.averaging.snapshots import Timetable
+from tf_lrtraj.records import damage_before, keep_until
 from tf_lrtraj.training.checkpoints import Checkpointer
 from tf_lrtraj.training.log import RunLog
 from tf_lrtraj.training.stopping import Interrupted, stop_signals
@@ -121,7 +123,7 @@ def run(
             what = f"a number of the {bad}" if bad else "a number held by another worker"
             raise Diverged(step - 1, f"{what} became NaN or infinite")
         log.sync()
-        checkpointer.save(step, {"window": window.state()})
+        checkpointer.save(step, {"window": window.state(), "rows": log.mark()})
 
     def act(step: int) -> None:
         for action in actions:
@@ -226,14 +228,32 @@ class Window:
         return {"losses": list(self._losses), "accuracies": list(self._accuracies)}
 
 
-def resume(checkpointer: Checkpointer) -> tuple[int, Window]:
+def resume(checkpointer: Checkpointer, rows: pathlib.Path | None = None) -> tuple[int, Window]:
     """Restores the newest intact checkpoint if there is one.
+
+    Args:
+        checkpointer: of the run.
+        rows: the file of rows the checkpoint's were part of.  A checkpoint whose rows are
+            damaged counts as damaged itself, as their steps must be run again; what
+            was written after those is dropped, whole or not.
 
     Returns:
         (step, the window of losses not yet logged).
+
+    Raises:
+        CheckpointError: if there are checkpoints and all are damaged.
     """
+
+    def check(progress: dict[str, Any]) -> str | None:
+        mark = progress.get("rows")
+        return damage_before(rows, mark) if rows is not None and mark is not None else None
+
     try:
-        step, progress = checkpointer.restore()
+        step, progress = checkpointer.restore(check=check)
     except FileNotFoundError:
+        if rows is not None:
+            rows.unlink(missing_ok=True)
         return 0, Window()
+    if rows is not None and progress.get("rows") is not None:
+        keep_until(rows, progress["rows"])
     return step, Window(**progress["window"])
