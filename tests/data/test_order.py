@@ -18,6 +18,16 @@ TRAIN, VALIDATION = sum(SIZES), [9, 0, 5, 12]
 WINDOW = 20
 
 
+@pytest.fixture
+def undecoded(monkeypatch):
+    """Labels tell the order; decoding would be most of the work."""
+    import tensorflow as tf
+
+    from tf_lrtraj.data.streaming import StreamedDataset
+
+    monkeypatch.setattr(StreamedDataset, "_decode", lambda *_: tf.zeros([4, 4, 3]))
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, write_tfds, photographs):
     folder = tmp_path_factory.mktemp("order")
@@ -77,9 +87,12 @@ def reference(sizes, batch_size, seed, epochs, window=WINDOW):
     return np.array(shown)
 
 
-# 1, 2, 3, 4, 8 and 24 streams, that is 32 to 1 files together.
-@pytest.mark.parametrize("batch_size", [5, 10, 9, 20, 8, 24])
-def test_training_follows_the_slow_twin(root, batch_size):
+# 2, 3 and 24 streams, that is 16, 10 and 1 files together; at length 1, 4, 8 and 16.
+@pytest.mark.parametrize(
+    "batch_size",
+    [10, 9, 24, *(pytest.param(size, marks=pytest.mark.long) for size in (5, 20, 8, 16))],
+)
+def test_training_follows_the_slow_twin(root, batch_size, undecoded):
     epochs = 3
     expected = reference(SIZES, batch_size, 7, epochs)
     for epoch in expected.reshape(epochs, TRAIN):
@@ -88,13 +101,24 @@ def test_training_follows_the_slow_twin(root, batch_size):
     dataset = opened(root)
     rows = expected[: steps * batch_size].reshape(steps, batch_size)
     np.testing.assert_array_equal(labels_of(dataset.train_batches(batch_size, 7), steps), rows)
-    # Entered in the middle of a window of the second epoch, and in the last batches.
-    for start in (TRAIN // batch_size + 3, steps - 2):
-        resumed = labels_of(dataset.train_batches(batch_size, 7, start), steps - start)
-        np.testing.assert_array_equal(resumed, rows[start:])
+    # Entered in the middle of a window of the second epoch, it goes on into the third.
+    start = TRAIN // batch_size + 3
+    resumed = labels_of(dataset.train_batches(batch_size, 7, start), steps - start)
+    np.testing.assert_array_equal(resumed, rows[start:])
 
 
-def test_a_far_step_is_entered_at_once(root):
+@pytest.mark.long
+@pytest.mark.parametrize("batch_size", [8, 9])
+def test_every_step_can_be_entered(root, batch_size, undecoded):
+    dataset, steps = opened(root), 2 * TRAIN // batch_size
+    rows = reference(SIZES, batch_size, 1, 3)[: (steps + 1) * batch_size].reshape(-1, batch_size)
+    for start in range(steps):
+        np.testing.assert_array_equal(
+            labels_of(dataset.train_batches(batch_size, 1, start), 1), rows[start : start + 1]
+        )
+
+
+def test_a_far_step_is_entered_at_once(root, undecoded):
     step = 10**9
     dataset = opened(root)
     (far,) = labels_of(dataset.train_batches(8, 7, step), 1)
@@ -106,10 +130,10 @@ def test_a_far_step_is_entered_at_once(root):
 @pytest.mark.parametrize(
     "batch_size, num_shards, hosts",
     [
-        (8, 8, [(0, 1), (2, 5), (3, 4, 6, 7)]),
-        (48, 3, [(0,), (1,), (2,)]),
-        (20, 10, [(0,), (1, 2), (3, 4, 5, 6, 7, 8, 9)]),
-        (10, 5, [(0, 1), (2,), (3, 4)]),
+        (8, 8, [(2, 5), (3, 4, 6, 7)]),
+        (10, 5, [(0, 1), (2,)]),
+        pytest.param(48, 3, [(0,), (1,), (2,)], marks=pytest.mark.long),
+        pytest.param(20, 10, [(0,), (1, 2), (3, 4, 5, 6, 7, 8, 9)], marks=pytest.mark.long),
     ],
 )
 def test_hosts_make_up_the_global_batch(root, batch_size, num_shards, hosts):
@@ -128,9 +152,11 @@ def test_hosts_make_up_the_global_batch(root, batch_size, num_shards, hosts):
                 np.testing.assert_array_equal(x[rows], y)
 
 
-@pytest.mark.parametrize("limit", [None, 17])
-@pytest.mark.parametrize("batch_size, num_shards", [(16, 4), (10, 5), (48, 3)])
-def test_evaluation_in_order_and_in_shares(root, batch_size, num_shards, limit):
+@pytest.mark.parametrize(
+    "batch_size, num_shards, limit",
+    [(16, 4, 17), (10, 5, None), pytest.param(48, 3, None, marks=pytest.mark.long)],
+)
+def test_evaluation_in_order_and_in_shares(root, batch_size, num_shards, limit, undecoded):
     count, streams = limit or sum(VALIDATION), math.gcd(batch_size, 48)
     owner = [p % batch_size // (batch_size // streams) for p in range(count)]
     left = iter(range(TRAIN, TRAIN + count))
@@ -139,7 +165,7 @@ def test_evaluation_in_order_and_in_shares(root, batch_size, num_shards, limit):
 
     dataset = opened(root)
     whole = list(dataset.eval_batches("validation", batch_size, limit=limit).as_numpy_iterator())
-    images, labels, weights = (np.concatenate(x) for x in zip(*whole, strict=True))
+    _, labels, weights = (np.concatenate(x) for x in zip(*whole, strict=True))
     np.testing.assert_array_equal(labels[:count], expected)
     np.testing.assert_array_equal(weights, np.arange(len(labels)) < count)
     rows = batch_size // num_shards
@@ -188,12 +214,12 @@ def test_every_epoch_is_dealt_out_exactly():
 
 # What is read ---------------------------------------------------------------------------------
 
-FILES, PER_FILE, RECORD, BATCH = 64, 50, 8000, 16
+FILES, PER_FILE, RECORD, BATCH = 64, 30, 8000, 16
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, write_tfds, photographs):
-    """3,200 records of 8 kB each: small pictures with bytes behind that no decoder reads."""
+    """1,920 records of 8 kB each: small pictures with bytes behind that no decoder reads."""
     folder = tmp_path_factory.mktemp("large")
     encoded = photographs(1, smallest=6, largest=7)[0]
     record = encoded + np.random.default_rng(0).bytes(RECORD - len(encoded))
@@ -209,26 +235,25 @@ def bytes_read():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts bytes in /proc")
-def test_entering_an_epoch_reads_no_more_the_later_it_is(large):
+def test_entering_an_epoch_reads_no_more_the_later_it_is(large, undecoded):
     dataset = opened(large, shuffle_window=64)
     epoch = FILES * PER_FILE // BATCH
     dataset.train_batches(BATCH, 0).take(1).get_single_element()
     read = []
-    for start in (0, 1, epoch // 4, epoch // 2 + 3, epoch - 30, 7 * epoch + epoch // 2):
+    for start in (0, epoch // 2 + 3, epoch - 30, 7 * epoch + epoch // 2):
         before = bytes_read()
         dataset.train_batches(BATCH, 0, start).take(1).get_single_element()
         read.append((bytes_read() - before) / RECORD)
     # 64 records of windows, and what 16 streams read ahead; 123 bytes for a record skipped.
-    assert max(read) < 300, read
-    assert max(read) < 0.1 * FILES * PER_FILE
+    assert max(read) < 200, read
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts bytes in /proc")
-def test_a_host_reads_its_own_share(large):
+def test_a_host_reads_its_own_share(large, undecoded):
     dataset = opened(large, shuffle_window=64)
     steps = FILES * PER_FILE // BATCH
     shares = []
-    for host in range(4):
+    for host in (0, 3):
         before = bytes_read()
         for _ in dataset.train_batches(BATCH, 0, 0, 4, (host,)).take(steps):
             pass
@@ -241,7 +266,7 @@ def test_a_host_reads_its_own_share(large):
     assert 0.25 < share < 0.31, share
 
 
-def test_files_read_before_are_not_needed_again(large, tmp_path, write_tfds):
+def test_files_read_before_are_not_needed_again(large, tmp_path, undecoded):
     """At the end of an epoch's parts all but the streams' last files may be gone."""
     import shutil
 

@@ -85,6 +85,13 @@ def clean_errors() -> Iterator[None]:
         fail(_system_error(error), FAILED)
     except MemoryError as error:
         fail(f"not enough memory: {error or 'ask for less at a time'}", FAILED)
+    except Exception as error:
+        from tf_lrtraj import data
+
+        reason = data.explain(error)  # a damaged file, met while training or measuring
+        if reason is None:
+            raise
+        fail(f"{reason} Then run the same command again.", FAILED)
 
 
 def _system_error(error: OSError) -> str:

@@ -14,14 +14,16 @@ pipelines do.
 
 from __future__ import annotations
 
-from tf_lrtraj.data.dataset import ImageDataset
+from tf_lrtraj.data.dataset import DataError, ImageDataset, explain
 from tf_lrtraj.data.in_memory import InMemoryDataset, from_arrays
 from tf_lrtraj.data.sources import DatasetNotPreparedError, load, names, prepare
 
 __all__ = [
+    "DataError",
     "DatasetNotPreparedError",
     "ImageDataset",
     "InMemoryDataset",
+    "explain",
     "from_arrays",
     "load",
     "names",

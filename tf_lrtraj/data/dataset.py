@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import operator
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,30 @@ from tf_lrtraj.data.augmentations import AUGMENTATIONS
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ["DataError", "ImageDataset"]
+__all__ = ["DataError", "ImageDataset", "explain"]
 
 
 class DataError(ValueError):
     """A file of a dataset is missing or damaged; the message names it."""
+
+
+# The streamed datasets of this process.
+opened: weakref.WeakSet[ImageDataset] = weakref.WeakSet()
+
+
+def explain(error: BaseException) -> str | None:
+    """What an error says about the files of the datasets opened; None if nothing.
+
+    For programs, which end with one line that names the file.
+    """
+    if isinstance(error, DataError):
+        return str(error)
+    if type(error).__module__.startswith("tensorflow."):
+        for dataset in list(opened):
+            reason = dataset.explain(error)
+            if reason is not None:
+                return f"dataset {dataset.name!r}: {reason}"
+    return None
 
 
 class ImageDataset(abc.ABC):
@@ -145,9 +165,9 @@ class ImageDataset(abc.ABC):
         try:
             yield
         except Exception as error:
-            if not type(error).__module__.startswith("tensorflow."):
-                raise
-            reason = self.explain(error)
+            reason = None
+            if type(error).__module__.startswith("tensorflow."):
+                reason = self.explain(error)
             if reason is None:
                 raise
             raise DataError(f"dataset {self.name!r}: {reason}") from error
@@ -174,9 +194,9 @@ class ImageDataset(abc.ABC):
         import tensorflow as tf
 
         # TensorFlow broadcasts over whole rows many times faster than over three channels.
-        repeats = self.image_shape[0] * self.image_shape[1]
-        rows = tf.reshape(tf.cast(images, tf.float32), [-1, repeats * self.image_shape[2]])
-        rows = rows * np.tile(self._scale, repeats) + np.tile(self._offset, repeats)
+        width, channels = self.image_shape[1:]
+        rows = tf.reshape(tf.cast(images, tf.float32), [-1, width * channels])
+        rows = rows * np.tile(self._scale, width) + np.tile(self._offset, width)
         return tf.reshape(rows, images.shape)
 
     def _check_split(self, split: str) -> int:

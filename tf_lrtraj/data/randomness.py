@@ -28,7 +28,7 @@ __all__ = ["FILES", "ORDER", "WINDOW", "permute", "uniforms", "words"]
 ROUNDS = 16
 _PHILOX = 1
 
-# Streams: the upper half of Philox's counter.  Augmentations take AUGMENT, AUGMENT + 1, ….
+# Streams: the upper half of Philox's counter.
 ORDER, FILES, WINDOW, AUGMENT = 0, 1, 2, 16
 # Room for that many streams under one epoch, where an epoch is part of the address.
 STREAMS = 256
@@ -56,16 +56,18 @@ def uniforms(seed: int, first: Any, count: int, streams: int) -> tf.Tensor:
         seed: Python integer, the key.
         first: int64 scalar, the first position.
         count: number of consecutive positions.
-        streams: four numbers are drawn from each of so many streams.
+        streams: four numbers are drawn for each position, so many times.
 
     Returns:
         float32 [count, 4 * streams].  A row depends on the seed and its position alone.
     """
     import tensorflow as tf
 
-    drawn = [words(seed, first, AUGMENT + k, count) for k in range(streams)]
+    drawn = words(seed, tf.cast(first, tf.int64) * streams, AUGMENT, count * streams)
     # 24 bits fill a float32's mantissa exactly, so 1.0 is never reached.
-    bits = tf.bitwise.right_shift(tf.concat(drawn, axis=1), tf.constant(8, tf.uint32))
+    bits = tf.bitwise.right_shift(
+        tf.reshape(drawn, [count, 4 * streams]), tf.constant(8, tf.uint32)
+    )
     return tf.cast(bits, tf.float32) * 2.0**-24
 
 

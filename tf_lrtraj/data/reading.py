@@ -6,6 +6,7 @@ which file; of a file that ends early between two records it says nothing at all
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -18,13 +19,16 @@ from tf_lrtraj.data.order import Files
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ["check_files", "explain", "read_file", "read_in_turn"]
+__all__ = ["check_counts", "check_files", "explain", "read_file", "read_in_turn"]
 
 # Around the bytes of a record: its length (8) with a checksum (4), and a checksum (4).
 HEADER, FRAME = 12, 16
-_DESCRIBED = " records of the dataset's description"
-_FAULT = re.compile(f"data file '.*?{_DESCRIBED}")
+# Without quotation marks, which TensorFlow would escape.
+_DESCRIBED = " records that the dataset is described with"
+_FAULT = re.compile(f"data file .*?{_DESCRIBED}")
 _OFFSET = re.compile(r"(?:corrupted|truncated) record at (\d+)")
+_IMAGE = re.compile(r"[^\n]*(?:JPEG|PNG|GIF|BMP|image format)[^\n\t]*")
+_RECORD = re.compile(r"Could not parse example|Feature: \S+ \(data type")
 _MISSING = re.compile(r"(\S+); No such file")
 
 
@@ -49,7 +53,7 @@ def read_file(name: Any, skip: Any, take: Any, total: Any) -> tf.data.Dataset:
     def complain(how: str) -> Any:
         def raise_error(_: tf.Tensor) -> tf.Tensor:
             count = tf.strings.as_string(total)
-            message = ["data file '", name, f"' holds {how} than the ", count, _DESCRIBED]
+            message = ["data file ", name, f" holds {how} than the ", count, _DESCRIBED]
             with tf.control_dependencies([tf.debugging.Assert(False, [tf.strings.join(message)])]):
                 return tf.identity(name)
 
@@ -93,6 +97,21 @@ def check_files(files: Files, what: str) -> None:
             )
 
 
+def check_counts(files: Files, what: str) -> None:
+    """Counts the records of whole files by their headers.
+
+    Raises:
+        DataError: naming the first file that does not hold as many as described.
+    """
+    for name, total in zip(files.name.tolist(), files.total.tolist(), strict=True):
+        found = sum(1 for _ in _record_offsets(name))
+        if found != total:
+            raise DataError(
+                f"the data file {name!r} of {what} holds {found} records instead of {total}. "
+                "Prepare it anew."
+            )
+
+
 def _sizes(folder: str) -> dict[str, int]:
     """Bytes of the files in a folder; -1 where they would have to be asked for one by one."""
     if "://" in folder:
@@ -117,41 +136,44 @@ def explain(error: BaseException, names: Iterable[str]) -> str | None:
         A sentence, naming the file where it can be found; None if the error is no
         matter of files or images.
     """
-    text = str(error)
+    text, names = str(error), list(names)
     fault = _FAULT.search(text)
     if fault:
         return f"the {fault.group()}. Prepare it anew."
     missing = _MISSING.search(text)
-    if missing:
+    if missing and missing.group(1) in names:
         return f"the data file {missing.group(1)!r} is missing. Prepare it anew."
     offset = _OFFSET.search(text)
     if offset:
         place = int(offset.group(1))
         for name in names:
-            number = _damaged(name, place)
-            if number is not None:
+            found = _damaged(name, place)
+            if found is not None:
                 return (
-                    f"the data file {name!r} is damaged: record {number} (from 0), at byte "
-                    f"{place}, does not agree with its checksum or ends too early. Replace it."
+                    f"the data file {name!r} is damaged: record {found[0]} (from 0), at byte "
+                    f"{found[1]}, does not agree with its checksum or ends too early. Replace it."
                 )
         return f"a data file is damaged: {offset.group()}. Replace it."
-    if re.search("decode|JPEG|PNG|GIF|BMP|image data", text):
-        reason = next((line for line in text.splitlines() if re.search("JPEG|PNG|image", line)), "")
-        return f"an image cannot be decoded: {reason.strip()[:300]}"
-    if re.search("parse|Feature", text):
-        return "a record cannot be parsed: the files are not of this dataset, or were changed"
+    image = _IMAGE.search(text)
+    if image:
+        return f"an image cannot be decoded: {image.group().strip()[:200]}."
+    if _RECORD.search(text):
+        return "a record cannot be parsed: the files are not those of this dataset."
     return None
 
 
-def _damaged(name: str, place: int) -> int | None:
-    """The number of the record at byte `place`, if one begins there and it cannot be read."""
+def _damaged(name: str, place: int) -> tuple[int, int] | None:
+    """(number, first byte) of the record that TensorFlow means, if it cannot be read.
+
+    It gives the place of what follows the header where the header was right.
+    """
     for number, offset in enumerate(_record_offsets(name, place)):
-        if offset == place:
-            return number if _cannot_read(name, number) else None
+        if offset in (place, place - HEADER) and _cannot_read(name, number):
+            return number, offset
     return None
 
 
-def _record_offsets(name: str, last: int) -> Iterator[int]:
+def _record_offsets(name: str, last: float = math.inf) -> Iterator[int]:
     """Where the records of a file begin, up to byte `last`."""
     import tensorflow as tf
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj.data import order, reading
 from tf_lrtraj.data.augmentations import AUGMENTATIONS
-from tf_lrtraj.data.dataset import ImageDataset, check_augmentation, integer
+from tf_lrtraj.data.dataset import DataError, ImageDataset, check_augmentation, integer
 from tf_lrtraj.data.digits import MAX_VALUE, digits
 from tf_lrtraj.data.in_memory import InMemoryDataset, from_splits, validation_size
 
@@ -108,6 +109,8 @@ def load(
         ValueError: for an unknown dataset (with the nearest known names), split, augmentation
             or number out of range.
         DatasetNotPreparedError: if the set is not in `data_dir`; says how to prepare it.
+        DataError: if one of its files is missing or damaged.  Of a streamed set only
+            missing files and such as are far too short are found here, the others on reading.
 
     >>> dataset = load("digits")
     >>> dataset.num_examples, dataset.image_shape
@@ -332,14 +335,26 @@ def _read_split(
     images = np.empty((count, *info.features[image_key].shape), np.uint8)
     labels = np.empty(count, np.int32)
     start = 0
-    for block in source.batch(1024).prefetch(2).as_numpy_iterator():
-        stop = start + len(block[label_key])
-        images[start:stop], labels[start:stop] = block[image_key], block[label_key]
-        start = stop
+    what = f"split {split!r} of {info.full_name!r}"
+    files = None
+    if info.file_format is None or info.file_format.value == "tfrecord":
+        files = order.table(info.splits[split].file_instructions)
+        reading.check_files(files, what)
+        reading.check_counts(files, what)
+    try:
+        for block in source.batch(1024).prefetch(2).as_numpy_iterator():
+            stop = start + len(block[label_key])
+            images[start:stop], labels[start:stop] = block[image_key], block[label_key]
+            start = stop
+    except Exception as error:
+        reason = reading.explain(error, () if files is None else files.name.tolist())
+        if reason is None or not type(error).__module__.startswith("tensorflow."):
+            raise
+        raise DataError(f"{what}: {reason}") from error
     if start != count:
-        raise ValueError(
-            f"{info.full_name!r} holds {start} images in split {split!r} where its description "
-            f"says {count}: prepare it anew in {info.data_dir!r}."
+        raise DataError(
+            f"{what} holds {start} images where its description says {count}: prepare it anew in "
+            f"{os.fspath(info.data_dir)!r}."
         )
     return images, labels
 

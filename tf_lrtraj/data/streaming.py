@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj.data import augmentations, order, randomness, reading
-from tf_lrtraj.data.dataset import ImageDataset, check_shards, plain
+from tf_lrtraj.data.dataset import ImageDataset, check_shards, opened, plain
 from tf_lrtraj.data.order import Streams
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ class StreamedDataset(ImageDataset):
         self._files = {split: order.table(part.file_instructions) for split, part in splits.items()}
         for split, files in self._files.items():
             reading.check_files(files, f"split {split!r} of {name!r}")
-        self._features = info.features
         self._image_key, self._label_key = image_key, label_key
         self._window = shuffle_window
+        opened.add(self)
 
     def train_batches(
         self,
@@ -205,10 +205,13 @@ class StreamedDataset(ImageDataset):
     def _parse(self, record: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Encoded image and label of a record."""
         import tensorflow as tf
-        import tensorflow_datasets as tfds
 
-        skipped = {self._image_key: tfds.decode.SkipDecoding()}
-        example = self._features.deserialize_example(record, decoders=skipped)
+        # As tensorflow-datasets lays out these two features; the others are not looked at.
+        kinds = {
+            self._image_key: tf.io.FixedLenFeature((), tf.string),
+            self._label_key: tf.io.FixedLenFeature((), tf.int64),
+        }
+        example = tf.io.parse_single_example(record, kinds)
         return example[self._image_key], tf.cast(example[self._label_key], tf.int32)
 
     def _decode(self, encoded: Any, position: Any = None, seed: int = 0) -> tf.Tensor:
@@ -240,10 +243,12 @@ class StreamedDataset(ImageDataset):
             return image[top : top + rows, left : left + columns]
 
         image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
-        image = tf.image.resize(tf.ensure_shape(image, (None, None, channels)), (size, size))
+        image = tf.ensure_shape(image, (None, None, channels))
         if draws is not None:
-            image = tf.cond(draws[0, 0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
-        return self._normalized(image)
+            # Mirrored as bytes, before they become four times as many; along no axis, or one.
+            mirrored = tf.cast(draws[0, 0] < 0.5, tf.int32)
+            image = tf.reverse(image, tf.range(1, 1 + mirrored))
+        return self._normalized(tf.image.resize(image, (size, size)))
 
 
 def _merged(

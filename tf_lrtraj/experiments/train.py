@@ -152,6 +152,7 @@ def run(
     Raises:
         loop.Diverged: when a training loss is not finite (status "diverged").
         loop.Interrupted: after SIGTERM or SIGINT (status "interrupted").
+        data.DataError: for a damaged file of the data (status "interrupted").
         workers.Lost: when another worker is gone (status "interrupted").
         workers.Refused: if the chief could not begin or go on with the run.
     """
@@ -301,7 +302,7 @@ def train_one(
             *_snapshots(assembly, workdir, step, tell, writer=chief),
             *during.actions(assembly, workdir, tell, writer=chief),
         ]
-        with losing(workers.count > 1):
+        with losing(workers.count > 1), dataset.named_faults():
             loop.run(
                 _train_steps(assembly, step),
                 lambda step: evaluate_all(assembly, step, log),
