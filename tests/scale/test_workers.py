@@ -120,7 +120,7 @@ def test_stopped_then_killed_then_finished_it_ends_with_the_same_bits(two, tmp_p
     with Cluster(tmp_path / "killed", commands) as cluster:
         cluster.wait_until(lambda: records.read_json(workdirs[0] / records.RUN)["resumed_at"])
         cluster.processes[1].send_signal(signal.SIGKILL)
-        assert cluster.codes(without=[1]) == [RESUMABLE], cluster.all_said()
+        assert cluster.codes(limit=180, without=[1]) == [RESUMABLE], cluster.all_said()
         assert "another worker of this run is gone" in cluster.said(0), cluster.said(0)
         assert "Traceback" not in cluster.said(0)
     run = records.load_run(workdirs[0])
@@ -140,7 +140,7 @@ def test_when_the_chief_is_killed_the_others_stop(tmp_path):
     with Cluster(tmp_path, dict.fromkeys(range(3), train_command(workdir))) as cluster:
         cluster.wait_until(lambda: has_step(workdir, 4))
         cluster.processes[0].send_signal(signal.SIGKILL)
-        assert cluster.codes(limit=120, without=[0]) == [RESUMABLE] * 2, cluster.all_said()
+        assert cluster.codes(limit=180, without=[0]) == [RESUMABLE] * 2, cluster.all_said()
         for index in (1, 2):
             assert "another worker of this run is gone" in cluster.said(index)
             assert "Traceback" not in cluster.said(index)
