@@ -120,6 +120,7 @@ class Saboteur:
         self.note = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         self.files: dict[int, str] = {}  # descriptor → path, of files opened by os.open
         self.write, self.kill = os.write, os.kill
+        self.replaced: list[tuple[Any, str, Any]] = []
 
     def tick(self, counter: str = "operations") -> int:
         place = 8 * COUNTERS.index(counter)
@@ -188,8 +189,10 @@ class Saboteur:
                 self.files[descriptor], lambda part: real_write(descriptor, part), data
             )
 
-        builtins.open = io.open = opened  # type: ignore[assignment]
-        os.open, os.write = os_open, os_write  # type: ignore[assignment]
+        self._put(builtins, "open", opened)
+        self._put(io, "open", opened)
+        self._put(os, "open", os_open)
+        self._put(os, "write", os_write)
 
         import keras
         import tensorflow as tf
@@ -203,7 +206,17 @@ class Saboteur:
         def wrapped(path: Any, *args: Any, **kwargs: Any) -> Any:
             return self.step(path, name, real, path, *args, **kwargs)
 
-        setattr(module, name, wrapped)
+        self._put(module, name, wrapped)
+
+    def _put(self, owner: Any, name: str, value: Any) -> None:
+        self.replaced.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    def remove(self) -> None:
+        """Takes itself out again."""
+        for owner, name, real in reversed(self.replaced):
+            setattr(owner, name, real)
+        self.replaced.clear()
 
     def _announce(self, owner: Any, name: str, counter: str) -> None:
         real = getattr(owner, name)
@@ -212,7 +225,7 @@ class Saboteur:
             self.tick(counter)
             return real(*args, **kwargs)
 
-        setattr(owner, name, wrapped)
+        self._put(owner, name, wrapped)
 
 
 class File:

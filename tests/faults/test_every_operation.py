@@ -1,0 +1,81 @@
+"""A fault at every single operation on a file: nothing is lost that a checkpoint held.
+
+By default a sample of the operations; `-m long` tries all of them.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import toy
+
+KINDS = ("cut", "full", "full once", "term")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(contents of an undisturbed run, number of operations on its files)."""
+    folder = tmp_path_factory.mktemp("whole")
+    with toy.Fault(folder / "run", 0, False, "cut", folder) as fault:
+        assert toy.run(folder / "run")[0] == 0
+    contents = toy.contents(folder / "run")
+    assert len(contents) > 60 and len(contents["metrics.jsonl"].splitlines()) == 6 + 2 * 3
+    assert fault.count > 150
+    return contents, fault.count
+
+
+def strike(folder, at, half, kind):
+    """A run with a fault: (exit code or None, standard error, what was struck)."""
+    what = (lambda: os.kill(os.getpid(), signal.SIGTERM)) if kind == "term" else kind
+    folder.mkdir()
+    with toy.Fault(folder / "run", at, half, what, folder) as fault:
+        try:
+            code, errors = toy.run(folder / "run")
+        except toy.PowerCut:
+            code, errors = None, ""
+    return code, errors, fault.struck
+
+
+def check(folder, at, half, kind, whole):
+    code, errors, struck = strike(folder, at, half, kind)
+    where = f"{kind} at {at}: {struck}; exit code {code}: {errors}"
+    # An operation that fails anyway (deleting what is not there) strikes nothing.
+    if not struck or (kind.startswith("full") and struck.startswith("after")):
+        assert code in (0, 1), where
+    elif kind == "cut":
+        assert code is None, where
+    elif kind == "term":
+        assert code == 75 and "stopped by SIGTERM" in errors, where
+    else:
+        assert code == 1, where
+    if code == 1:
+        assert errors.count("\n") == 1 and "No space left on device. Make room" in errors, where
+        assert str(folder / "run") in errors and ".tmp" not in errors, where
+    assert toy.run(folder / "run")[0] == 0, where
+    assert not toy.differences(toy.contents(folder / "run"), whole), where
+    assert not [path for path in (folder / "run").rglob("*") if ".tmp" in path.name], where
+    return struck
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_at_some_operations(kind, whole, tmp_path):
+    contents, count = whole
+    stride = 31
+    struck = [
+        check(tmp_path / str(at), at, bool(at // stride % 2), kind, contents)
+        for at in range(2 + 7 * KINDS.index(kind), count, stride)
+    ]
+    assert sum(map(bool, struck)) >= 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_at_every_operation(kind, half, whole, tmp_path):
+    contents, count = whole
+    for at in range(1, count + 1):
+        check(tmp_path / str(at), at, half, kind, contents)
