@@ -34,6 +34,7 @@ from tf_lrtraj.averaging.state import AverageState
 from tf_lrtraj.following import check_built, check_trainable
 from tf_lrtraj.kernels import Kernel
 from tf_lrtraj.records import RAW, check_average_name, write_atomically
+from tf_lrtraj.records.archives import load_arrays
 
 
 def check_averages(averages: Mapping[str, Kernel]) -> dict[str, Kernel]:
@@ -523,10 +524,15 @@ class WeightAveraging(keras.callbacks.Callback):
         """Reads what `save_state` wrote; the next updates go on from there, to the bit.
 
         Raises:
-            ValueError: if the file holds the state of other averages or another model.
+            ValueError: if the file holds the state of other averages or another model, or
+                is damaged.
+            OSError: if it cannot be read.
         """
-        with np.load(path, allow_pickle=False) as stored:
-            self._load_arrays(dict(stored), path)
+        try:
+            stored = load_arrays(path, largest=None)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is no saved state: {error}") from None
+        self._load_arrays(stored, path)
 
     def _load_arrays(self, stored: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         state = self._require_state()
@@ -538,15 +544,22 @@ class WeightAveraging(keras.callbacks.Callback):
                 f"Received: {str(path)!r} with {described}"
             )
         names = [f"buffer_{i}" for i in range(len(state.variables))]
-        shapes = [tuple(stored[name].shape) if name in stored else None for name in names]
+        held = {name: stored[name] for name in names if name in stored}
+        shapes = [tuple(held[name].shape) if name in held else None for name in names]
+        counts = [stored.get(name, -1) for name in ("num_updates", "iterations")]
+        sound = all(array.dtype.kind == "f" for array in held.values()) and all(
+            not count.shape and count.dtype.kind in "iu" and count >= 0
+            for count in map(np.asarray, counts)
+        )
+        if not sound:
+            raise ValueError(f"{os.fspath(path)} is no saved state: its content is damaged")
         if shapes != [tuple(v.shape) for v in state.variables]:
             raise ValueError(
                 "`path` must hold averages of this model. "
                 f"Received: {str(path)!r} with buffers of shapes {shapes}"
             )
         backend.assign(state.variables, [stored[name] for name in names])
-        self.num_updates = int(stored["num_updates"])
-        self._seen_iterations = int(stored["iterations"])
+        self.num_updates, self._seen_iterations = (int(count) for count in counts)
 
     def _random_streams(self) -> list[Any]:
         """The model's variables that Keras does not save with its weights: seeds of dropout."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.records import write_atomically
+from tf_lrtraj.records.archives import load_arrays
 
 
 def callbacks_beside(callback: Any) -> list[Any]:
@@ -149,5 +150,4 @@ class Backup:
         path = self._path(iterations)
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
+        return load_arrays(path, largest=None)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -37,7 +38,7 @@ WHEN_FULL = ("thin", "drop_oldest")
 ROLES = ("trainable", "statistic")
 
 _MAGIC = b"LRTSNAP1"
-_NAME = re.compile(r"step_(\d{9,})\.snap")
+_NAME = re.compile(r"step_([0-9]{9,15})\.snap")
 _LENGTH = struct.Struct("<I")
 _INTEGERS: dict[str, np.dtype[Any]] = {"int16": np.dtype("<i2"), "int8": np.dtype("i1")}
 # Types a model may hold its weights in; the 16-bit ones are read as float32.
@@ -139,7 +140,7 @@ class VariableSpec:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def read_dtype(self) -> np.dtype[Any]:
@@ -347,6 +348,8 @@ class Snapshots:
                 *(index[key] for key in ("every", "start", "limit", "when_full"))
             )
             self.variables = [_spec(entry) for entry in index["variables"]]
+            if not self.variables:
+                raise ValueError("no variables")
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, RecordError):
                 raise
@@ -389,7 +392,10 @@ class Snapshots:
 
     def _open(self, step: int) -> tuple[Any, dict[str, Any]]:
         path = self.path(step)
-        file = open(path, "rb", buffering=0)  # noqa: SIM115  # closed by the callers
+        try:
+            file = open(path, "rb", buffering=0)  # noqa: SIM115  # closed by the callers
+        except OSError as error:
+            raise RecordError(f"{path} cannot be read: {error.strerror}") from None
         try:
             start = file.read(len(_MAGIC) + _LENGTH.size)
             if len(start) < len(_MAGIC) + _LENGTH.size or start[: len(_MAGIC)] != _MAGIC:
@@ -404,11 +410,13 @@ class Snapshots:
                 scales = header["scales"]
                 wrong = len(scales) != len(self.variables) or header["step"] != step
                 for spec, scale in zip(self.variables, scales, strict=False):
-                    integer = spec.stored_dtype(self.encoding).kind == "i"
-                    wrong |= integer != (isinstance(scale, float) and scale > 0)
+                    if spec.stored_dtype(self.encoding).kind == "i":
+                        wrong |= not (isinstance(scale, float) and 0.0 < scale < math.inf)
+                    else:
+                        wrong |= scale is not None
                 if wrong or not isinstance(header["crc32"], int):
                     raise ValueError
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise RecordError(f"{path} is damaged: its header cannot be read") from None
         except BaseException:
             file.close()

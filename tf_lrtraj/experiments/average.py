@@ -18,6 +18,7 @@ from tf_lrtraj import records
 from tf_lrtraj.averaging.advising.measured import Measurement
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.experiments.config import POLICIES, ConfigError
+from tf_lrtraj.records.archives import load_arrays
 
 __all__ = ["ModelTarget", "RunTarget", "Target", "open_snapshots", "read_arrays"]
 
@@ -345,8 +346,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray | 
         ConfigError: if there is no such file, or no array `x` in it.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = load_arrays(path, largest=None)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the data {path} cannot be read: {error}") from None
     if "x" not in arrays:
@@ -355,6 +355,12 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray | 
             f"Received: {sorted(arrays)}"
         )
     x, y = arrays["x"], arrays.get("y")
+    for name, array in (("x", x), ("y", y)):
+        if array is not None and (array.ndim < 1 or not len(array)):
+            raise ConfigError(
+                f"the data {path}: `{name}` must hold at least one example. "
+                f"Received: shape={array.shape}"
+            )
     if y is not None and len(y) != len(x):
         raise ConfigError(f"the data {path} holds {len(x)} inputs and {len(y)} labels")
     return x, y

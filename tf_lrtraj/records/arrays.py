@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj.records.archives import load_arrays
 from tf_lrtraj.records.files import (
     PathLike,
     RecordError,
@@ -134,18 +136,20 @@ class ArrayRecord:
         """
         data = read_bytes(path)
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-                about = decode(json.loads(stored[_ABOUT].tobytes()))
-                arrays = {name: stored[name] for name in stored.files if name != _ABOUT}
+            arrays = load_arrays(data)
+            about = decode(json.loads(arrays.pop(_ABOUT).tobytes()))
             if about["format"] != FORMAT:
                 raise ValueError(f"format {about['format']}")
-            record = cls.empty(
-                about["kind"], _under("coordinate/", arrays), about["dims"], about["about"]
-            )
-            values = _under("value/", arrays)
+            if not isinstance(about["kind"], str) or not isinstance(about["about"], dict):
+                raise ValueError("kind or about")
+            coordinates, values = _under("coordinate/", arrays), _under("value/", arrays)
+            for name, axes in about["dims"].items():  # before memory is taken for them
+                if values[name].size != math.prod(len(coordinates[axis]) for axis in axes):
+                    raise ValueError(name)
+            record = cls.empty(about["kind"], coordinates, about["dims"], about["about"])
             for name, value in record.values.items():
                 value[...] = values[name].reshape(value.shape)
-        except Exception:  # NumPy, zipfile and zlib raise many kinds on damaged bytes
+        except Exception:  # what a stranger wrote can be wrong in many ways
             raise RecordError(
                 f"{os.fspath(path)} is not a record of measured arrays. The file is damaged."
             ) from None

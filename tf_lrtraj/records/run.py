@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj.records.archives import load_arrays
 from tf_lrtraj.records.files import (
     FULL,
     NON_FINITE,
@@ -67,11 +68,10 @@ def read_schedule(path: PathLike) -> np.ndarray:
     """
     data = read_bytes(path)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            rates = np.asarray(arrays["learning_rates"], dtype=np.float64)
+        rates = np.asarray(load_arrays(data)["learning_rates"], dtype=np.float64)
         if rates.ndim != 1:
             raise ValueError(f"learning_rates has shape {rates.shape}")
-    except Exception:  # NumPy, zipfile and zlib raise many kinds on damaged bytes
+    except (ValueError, KeyError, TypeError):
         raise RecordError(f"{os.fspath(path)} is not a schedule. The file is damaged.") from None
     return rates
 

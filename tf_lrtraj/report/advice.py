@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj import records
-from tf_lrtraj.report.drawing import GREY, style, title, to_svg
+from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.report.drawing import GREY, UNDRAWN, reason, style, title, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,8 +51,7 @@ def read_advice(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise records.RecordError(f"{folder / 'advice.json'} is no advice this version can read.")
     try:
-        with np.load(folder / "advice.npz", allow_pickle=False) as arrays:
-            found: dict[str, Any] = {key: arrays[key] for key in arrays.files}
+        found: dict[str, Any] = dict(load_arrays(folder / "advice.npz"))
     except (OSError, ValueError) as error:
         raise records.RecordError(f"{folder / 'advice.npz'} cannot be read: {error}") from None
     return {**record, "arrays": found}
@@ -64,11 +64,12 @@ def draw(folder: str | os.PathLike[str]) -> pathlib.Path:
         RecordError: as `read_advice`.
     """
     path = pathlib.Path(folder) / "advice.svg"
+    advice = read_advice(folder)
     try:
-        drawn = figure(read_advice(folder))
-    except (KeyError, IndexError, TypeError) as error:
-        raise records.RecordError(f"the advice in {folder} lacks {error}") from None
-    records.write_atomically(path, to_svg(drawn))
+        drawn = to_svg(figure(advice))
+    except UNDRAWN as error:
+        raise records.RecordError(f"the advice in {folder} lacks {reason(error)}") from None
+    records.write_atomically(path, drawn)
     return path
 
 

@@ -19,6 +19,20 @@ GREY = "#7a7a7a"
 BLUE, ORANGE, GREEN = PALETTE[:3]
 
 
+# What drawing raises where a record lacks something, or holds something else.
+UNDRAWN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
+
+
+def reason(error: BaseException) -> str:
+    """Why a figure could not be drawn, on one line.
+
+    >>> reason(KeyError("loss"))
+    "KeyError: 'loss'"
+    """
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """A block in which figures are drawn and saved in this package's style."""

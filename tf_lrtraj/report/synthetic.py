@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj import records
-from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, panels, style, title, to_svg
+from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    UNDRAWN,
+    panels,
+    reason,
+    style,
+    title,
+    to_svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,11 +52,13 @@ def read_record(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
     """
     folder = pathlib.Path(folder)
     try:
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
-            record: dict[str, Any] = {key: arrays[key] for key in arrays.files}
+        record: dict[str, Any] = dict(load_arrays(folder / f"{name}.npz"))
     except (OSError, ValueError) as error:
         raise records.RecordError(f"{folder / name}.npz cannot be read: {error}") from None
-    return record | records.read_json(folder / f"{name}.json")
+    rest = records.read_json(folder / f"{name}.json")
+    if not isinstance(rest, dict):
+        raise records.RecordError(f"{folder / name}.json must hold a JSON object.")
+    return record | rest
 
 
 def draw(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -57,12 +71,20 @@ def draw(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     present = [name for name in FIGURES if (folder / f"{name}.json").exists()]
     if not present:
         raise records.RecordError(f"{folder} holds no record of a synthetic experiment.")
-    written = []
-    for name in present:
-        path = folder / f"{name}.svg"
-        records.write_atomically(path, to_svg(FIGURES[name](read_record(folder, name))))
-        written.append(path)
-    return written
+    drawn = {folder / f"{name}.svg": _drawn(folder, name) for name in present}
+    for path, text in drawn.items():  # once all of them could be drawn
+        records.write_atomically(path, text)
+    return list(drawn)
+
+
+def _drawn(folder: pathlib.Path, name: str) -> str:
+    record = read_record(folder, name)
+    try:
+        return to_svg(FIGURES[name](record))
+    except UNDRAWN as error:
+        raise records.RecordError(
+            f"{folder / name}.json and .npz do not hold what the figure needs: {reason(error)}"
+        ) from None
 
 
 def two_time_scales(record: Mapping[str, Any]) -> Figure:

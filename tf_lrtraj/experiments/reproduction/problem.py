@@ -15,10 +15,12 @@ import numpy as np
 from tf_lrtraj import data, models
 from tf_lrtraj.data import ImageDataset
 from tf_lrtraj.experiments.settings import ConfigError
+from tf_lrtraj.records.archives import load_arrays
 
 __all__ = ["Batches", "Problem", "build_model", "crop_and_flip", "load_problem", "order_of"]
 
 IN_MEMORY = ("none", "crop_flip")  # augmentations of sets in memory
+_MOST_CLASSES = 1_000_000
 _SETS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -121,20 +123,26 @@ def _held(dataset: ImageDataset, split: str, limit: int) -> tuple[np.ndarray, np
 def _from_file(path: pathlib.Path) -> Problem:
     """Arrays of an .npz file, for machines that have no tensorflow-datasets."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in _SETS}
-    except Exception as error:  # NumPy and zipfile raise many kinds on damaged bytes
+        stored = load_arrays(path, largest=None)
+        arrays = {name: stored[name] for name in _SETS}
+    except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"`config.data.file` must be an .npz file with {list(_SETS)}. "
-            f"Received: {str(path)!r} ({type(error).__name__})"
+            f"Received: {str(path)!r} ({type(error).__name__}: {error})"
         ) from None
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if x.ndim != 4 or y.shape != x.shape[:1] or y.dtype.kind not in "iu":
+        fits = x.ndim == 4 and x.size and x.dtype.kind in "iuf" and y.shape == x.shape[:1]
+        if not fits or y.dtype.kind not in "iu" or x.shape[1:] != arrays["x_train"].shape[1:]:
             raise ConfigError(
                 f"`config.data.file`: x_{part} must be images [n, height, width, channels] and "
-                f"y_{part} integer labels [n]. Received: shapes {x.shape} and {y.shape}, "
-                f"labels of {y.dtype}"
+                f"y_{part} integer labels [n], alike in training and test. Received: shapes "
+                f"{x.shape} and {y.shape}, types {x.dtype} and {y.dtype}"
+            )
+        if not 0 <= int(y.min()) <= int(y.max()) < _MOST_CLASSES:
+            raise ConfigError(
+                f"`config.data.file`: y_{part} must hold labels of at least 0, below "
+                f"{_MOST_CLASSES:,}. Received: {int(y.min())} to {int(y.max())}"
             )
     return Problem(
         arrays["x_train"].astype(np.float32),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.records import RecordError, write_atomically
+from tf_lrtraj.records.archives import load_arrays
 from tf_lrtraj.records.files import read_bytes
 
 __all__ = ["read_arrays", "write_arrays"]
@@ -35,11 +36,10 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     data = read_bytes(path)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = load_arrays(data, largest=None)
         if int(arrays.pop(_SUM)) != _checksum(arrays):
             raise ValueError("checksum")
-    except Exception:  # NumPy, zipfile and zlib raise many kinds on damaged bytes
+    except (ValueError, KeyError, TypeError):
         raise RecordError(
             f"{path} does not hold the state of a run: the file is damaged. Delete it, and the "
             "run is made again from the state before it."

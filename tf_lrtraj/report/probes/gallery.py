@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tf_lrtraj.records import ArrayRecord, RecordError, write_atomically
-from tf_lrtraj.report.drawing import to_svg
+from tf_lrtraj.report.drawing import UNDRAWN, reason, to_svg
 from tf_lrtraj.report.probes.sentences import sentences
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def _draw(name: str, records: list[ArrayRecord], problem: str) -> Group:
         drawing: Any = importlib.import_module(f"tf_lrtraj.report.probes.{module}")
         drawn = [r for r in records if r.complete]
         figure = drawing.draw(drawn if together else drawn[-1]) if drawn else None
-    except (ValueError, KeyError, IndexError) as error:
-        return Group(name, records, None, title, f"{name} could not be drawn: {error}")
+    except UNDRAWN as error:
+        return Group(name, records, None, title, f"{name} could not be drawn: {reason(error)}")
     return Group(name, records, figure, title, problem)
 
 
