@@ -25,6 +25,7 @@ from tf_lrtraj.training.disk import as_os_errors
 _NAME = re.compile(r"step_(\d{9,})")
 _MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
+_EXTRA = "extra"
 
 
 class CheckpointError(ValueError):
@@ -71,12 +72,19 @@ class Checkpointer:
     def path(self, step: int) -> pathlib.Path:
         return self.directory / f"step_{step:09d}"
 
-    def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        """Writes a checkpoint of the variables' current values, if this process is the writer."""
+    def save(self, step: int, progress: Mapping[str, Any], extra: bool = False) -> None:
+        """Writes a checkpoint of the variables' current values, if this process is the writer.
+
+        Args:
+            step: the number of updates made.
+            progress: in terms of JSON; comes back on restoring.
+            extra: it is made because the run was stopped, and is deleted when a later one
+                stands: a run that was stopped ends with the checkpoints of one that was not.
+        """
         if not self.writer:
             return
         with naming(self.directory), as_os_errors(self.directory):
-            self._save(step, progress)
+            self._save(step, {**progress, _EXTRA: True} if extra else progress)
         self._prune()
 
     def _save(self, step: int, progress: Mapping[str, Any]) -> None:
@@ -101,10 +109,19 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _prune(self) -> None:
-        for step in set(self.steps()[: -self.keep]) - self.pinned:
+        steps = self.steps()
+        extra = {step for step in steps if self._is_extra(step)}
+        regular = [step for step in steps if step not in extra]
+        for step in (set(regular[: -self.keep]) - self.pinned) | (extra - set(steps[-1:])):
             self._delete(step)
         for leftover in self.directory.glob(".step_*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def _is_extra(self, step: int) -> bool:
+        with contextlib.suppress(RecordError):
+            progress = read_json(self.path(step) / _PROGRESS)
+            return isinstance(progress, dict) and bool(progress.get(_EXTRA))
+        return False
 
     def _delete(self, step: int) -> None:
         """Deletes a checkpoint; killed on the way, it leaves none that is half there."""

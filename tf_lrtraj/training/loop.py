@@ -117,13 +117,13 @@ def run(
     def anywhere(flag: bool) -> bool:
         return flag if workers is None else workers.any(flag)
 
-    def save(step: int) -> None:
+    def save(step: int, extra: bool = False) -> None:
         bad = finite()
         if anywhere(bad is not None):
             what = f"a number of the {bad}" if bad else "a number held by another worker"
             raise Diverged(step - 1, f"{what} became NaN or infinite")
         log.sync()
-        checkpointer.save(step, {"window": window.state(), "rows": log.mark()})
+        checkpointer.save(step, {"window": window.state(), "rows": log.mark()}, extra=extra)
 
     def act(step: int) -> None:
         for action in actions:
@@ -168,7 +168,7 @@ def run(
                 clock, timed_from = time.perf_counter(), step
             if anywhere(bool(stop.requested)):
                 if not cadence.due(cadence.checkpoint, step, total_steps):
-                    save(step)
+                    save(step, extra=True)
                 if workers is not None:
                     workers.wait()  # for the chief's checkpoint
                 raise stopped()
