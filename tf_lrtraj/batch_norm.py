@@ -43,7 +43,7 @@ Moments = tuple[Any, Any, Any]
 
 def check_policy(policy: str, name: str = "batch_norm") -> str:
     """Returns `policy` if it is known, or raises an error that lists the known ones."""
-    if policy not in POLICIES:
+    if not isinstance(policy, str) or policy not in POLICIES:
         raise ValueError(f"`{name}` must be one of {list(POLICIES)}. Received: {name}={policy!r}")
     return policy
 

@@ -63,7 +63,9 @@ def check_save_best(
     save_best: Mapping[str, Any], averages: Mapping[str, Kernel], validation_data: Any
 ) -> dict[str, Any]:
     """Checks names and paths of the averages whose best is saved."""
-    unknown = sorted(set(save_best) - set(averages))
+    if not isinstance(save_best, Mapping):
+        raise ValueError(f"`save_best` must map averages to paths. Received: {save_best!r}")
+    unknown = sorted({str(name) for name in save_best} - set(averages))
     if unknown:
         raise ValueError(
             f"`save_best` must name averages among {sorted(averages)}. Received: {unknown}"
@@ -144,10 +146,10 @@ class WeightAveraging(keras.callbacks.Callback):
         self.averages = check_averages(averages)
         if isinstance(batch_norm, str):
             batch_norm = {name: batch_norm for name in self.averages}
-        if set(batch_norm) != set(self.averages):
+        if not isinstance(batch_norm, Mapping) or set(batch_norm) != set(self.averages):
             raise ValueError(
                 f"`batch_norm` must name a policy for each of {sorted(self.averages)}. "
-                f"Received: {dict(batch_norm)!r}"
+                f"Received: {batch_norm!r}"
             )
         self.batch_norm = {
             name: bn.check_policy(p, f"batch_norm[{name!r}]") for name, p in batch_norm.items()
@@ -157,7 +159,9 @@ class WeightAveraging(keras.callbacks.Callback):
             ("batch_size", batch_size),
             ("validation_freq", validation_freq),
         ):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            optional = label == "batch_norm_batches" and value is None
+            counts = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not optional and not counts:
                 raise ValueError(
                     f"`{label}` must be an integer of at least 1. Received: {label}={value!r}"
                 )
@@ -168,9 +172,12 @@ class WeightAveraging(keras.callbacks.Callback):
         self.num_updates = 0
         self.validation_data = validation_data
         self.validation_freq = validation_freq
-        self.save_best = check_save_best(save_best or {}, self.averages, validation_data)
+        self.save_best = check_save_best(
+            {} if save_best is None else save_best, self.averages, validation_data
+        )
         self.monitor = monitor
-        if mode not in (("min", "max", None) if monitor == "loss" else ("min", "max")):
+        sound = isinstance(monitor, str) and (mode is None or isinstance(mode, str))
+        if not sound or mode not in (("min", "max", None) if monitor == "loss" else ("min", "max")):
             raise ValueError(
                 "`mode` must be 'min' or 'max', and is needed where `monitor` is not 'loss'. "
                 f"Received: monitor={monitor!r}, mode={mode!r}"

@@ -19,7 +19,7 @@ from tf_lrtraj.bin import common
 
 
 def _fail(message: str) -> int:
-    print(f"lrtraj-report: {message}", file=sys.stderr)
+    print(f"lrtraj-report: error: {message}", file=sys.stderr)
     return common.USAGE
 
 

@@ -245,16 +245,14 @@ class ModelTarget(Target):
         data: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
         batch_size: int = 128,
     ) -> None:
-        import keras
-
         from tf_lrtraj import batch_norm as bn
+        from tf_lrtraj.averaging.borrowing import load_model
 
         self.snapshots = snapshots
         try:
-            self.model = keras.saving.load_model(path)
-        except (OSError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"the model {path} cannot be loaded: {reason}") from None
+            self.model = load_model(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(str(error)) from None
         self._path = pathlib.Path(path)
         self._statistics = bn.find_statistics(self.model)
         self._data = dict(data)

@@ -22,7 +22,7 @@ from absl import logging
 from tf_lrtraj.records import RecordError, naming, read_json, temporary_path, write_json
 from tf_lrtraj.training.disk import as_os_errors
 
-_NAME = re.compile(r"step_(\d{9,})")
+_NAME = re.compile(r"step_([0-9]{9,15})")
 _MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
 _EXTRA = "extra"
@@ -196,16 +196,26 @@ class Checkpointer:
             if damage is not None:
                 raise CheckpointError(f"{damage}. Choose one of the steps {self.steps()}.")
         progress = read_json(self.path(step) / _PROGRESS)
-        stored = progress.pop("shapes")
+        stored = progress.pop("shapes", None) if isinstance(progress, dict) else None
+        if not isinstance(stored, dict):
+            raise CheckpointError(
+                f"the checkpoint {self.path(step)} does not say which variables it holds"
+            )
         wrong = [name for name in self._shapes if self._shapes[name] != stored.get(name)]
         if wrong:
             raise CheckpointError(
                 f"the checkpoint {self.path(step)} holds other variables than this run in "
                 f"{wrong}: it belongs to another model or other averages."
             )
-        status = self._checkpoint.read(str(self.path(step) / "variables"))
-        # A matched run takes a part of another run's checkpoint, which is no mistake.
-        status.assert_existing_objects_matched().expect_partial()
+        try:
+            status = self._checkpoint.read(str(self.path(step) / "variables"))
+            # A matched run takes a part of another run's checkpoint, which is no mistake.
+            status.assert_existing_objects_matched().expect_partial()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise CheckpointError(
+                f"the checkpoint {self.path(step)} cannot be read: {reason}"
+            ) from None
         return step, progress
 
 
@@ -237,6 +247,9 @@ def _damage(folder: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         manifest = read_json(folder / _MANIFEST)
+        for name in (_PROGRESS, "variables.index"):  # what is not listed is not checked
+            if name not in manifest:
+                return f"checkpoint {folder} is damaged: {_MANIFEST} does not list {name}"
         for name, entry in manifest.items():
             path = folder / pathlib.PurePath(name).name
             if not path.is_file():
