@@ -7,6 +7,7 @@ of tensorflow-datasets into a temporary folder, and measures in turn, on the sam
 
     decode        whole images, `tf.io.decode_jpeg`
     crop          the boxes of training alone, `tf.io.decode_and_crop_jpeg`
+    resized       the same, resized to 224 pixels by `tf.image.resize`, in batches
     train         the training pipeline: reading, order, crops, resizing to 224, flips, batches
     centre        the boxes of evaluation alone, `tf.io.decode_and_crop_jpeg`
     eval          the evaluation pipeline
@@ -53,7 +54,7 @@ def photograph(rng: np.random.Generator) -> bytes:
 
 
 def write(root: pathlib.Path, num_images: int, num_files: int) -> list[bytes]:
-    """Writes the dataset; returns the encoded images."""
+    """Writes the dataset; returns the different images that its records repeat."""
     rng = np.random.default_rng(SEED)
     distinct = [photograph(rng) for _ in range(min(num_images, 128))]
     images = [distinct[i % len(distinct)] for i in range(num_images)]
@@ -85,7 +86,7 @@ def write(root: pathlib.Path, num_images: int, num_files: int) -> list[bytes]:
             )
         )
     tfds.folder_dataset.write_metadata(data_dir=folder, features=features, split_infos=infos)
-    return images
+    return distinct
 
 
 def _record(image: bytes, name: str, label: int) -> bytes:
@@ -100,14 +101,17 @@ def _record(image: bytes, name: str, label: int) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
 
-def decoding(images: list[bytes], boxes: np.ndarray | None) -> tf.data.Dataset:
-    """Decoding alone, images in memory; of whole images, or of a box each."""
+def decoding(
+    images: list[bytes], boxes: np.ndarray | None, batch: int | None = None
+) -> tf.data.Dataset:
+    """Decoding alone, images in memory; of whole images, or of a box each; resized in batches."""
 
     def whole(image: tf.Tensor) -> tf.Tensor:
         return tf.io.decode_jpeg(image, channels=3)
 
     def crop(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-        return tf.io.decode_and_crop_jpeg(image, box, channels=3)
+        pixels = tf.io.decode_and_crop_jpeg(image, box, channels=3)
+        return pixels if batch is None else tf.image.resize(pixels, (224, 224))
 
     encoded = tf.data.Dataset.from_tensor_slices(images)
     if boxes is None:
@@ -115,7 +119,8 @@ def decoding(images: list[bytes], boxes: np.ndarray | None) -> tf.data.Dataset:
     else:
         source = tf.data.Dataset.zip((encoded, tf.data.Dataset.from_tensor_slices(boxes)))
         function = crop
-    return source.repeat().map(function, num_parallel_calls=tf.data.AUTOTUNE).prefetch(64)
+    decoded = source.repeat().map(function, num_parallel_calls=tf.data.AUTOTUNE)
+    return decoded.prefetch(64) if batch is None else decoded.batch(batch).prefetch(2)
 
 
 def training_boxes(count: int) -> np.ndarray:
@@ -170,7 +175,9 @@ def measure(root: pathlib.Path, options: argparse.Namespace) -> dict:
     images = write(root, options.images, 32)
     kilobytes = np.mean([len(image) for image in images]) / 1e3
     cores = len(os.sched_getaffinity(0))
-    print(f"{len(images)} images of {kilobytes:.0f} kB, {cores} cores, batches of {options.batch}")
+    print(
+        f"{options.images} images of {kilobytes:.0f} kB, {cores} cores, batches of {options.batch}"
+    )
     dataset = data.load(
         "imagenet2012",
         data_dir=root,
@@ -179,15 +186,18 @@ def measure(root: pathlib.Path, options: argparse.Namespace) -> dict:
     )
     side = round(0.875 * min(SIZE))
     centre = np.array([(SIZE[0] - side) // 2, (SIZE[1] - side) // 2, side, side], np.int32)
+    boxes = training_boxes(len(images))
     endless = {
         "decode": decoding(images, None),
-        "crop": decoding(images, training_boxes(len(images))),
+        "crop": decoding(images, boxes),
+        "resized": decoding(images, boxes, options.batch),
         "train": dataset.train_batches(options.batch, SEED),
         "centre": decoding(images, np.tile(centre, (len(images), 1))),
         "eval": dataset.eval_batches("validation", options.batch).repeat(),
     }
     iterators = {name: iter(pipeline) for name, pipeline in endless.items()}
     per_element = {n: options.batch if n in ("train", "eval") else 1 for n in iterators}
+    per_element["resized"] = options.batch
     rates: dict[str, list[float]] = {name: [] for name in iterators}
     for round_ in range(options.rounds + 1):  # the first is warm-up
         for name, iterator in iterators.items():
@@ -207,7 +217,12 @@ def measure(root: pathlib.Path, options: argparse.Namespace) -> dict:
         low, middle, high = np.percentile(values, [25, 50, 75])
         result["images_per_core_second"][name] = [low, middle, high]
         print(f"{name:8}{middle:20.0f}{f'{low:.0f} to {high:.0f}':>16}")
-    for one, other in (("train", "crop"), ("train", "decode"), ("eval", "centre")):
+    for one, other in (
+        ("train", "resized"),
+        ("train", "crop"),
+        ("train", "decode"),
+        ("eval", "centre"),
+    ):
         ratio = np.median(np.array(rates[one]) / np.array(rates[other]))
         result[f"{one}/{other}"] = float(ratio)
         print(f"{one} over {other}: {ratio:.2f}")

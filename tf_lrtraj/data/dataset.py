@@ -131,7 +131,9 @@ class ImageDataset(abc.ABC):
         shard_ids: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> tf.data.Dataset:
-        """Every image of a split exactly once, without augmentation, in a fixed order.
+        """Every image of a split exactly once, without augmentation.
+
+        The order is fixed; of streamed sets it depends on the batch size.
 
         Args:
             split: a key of `num_examples`; "train" is allowed.

@@ -104,11 +104,12 @@ class StreamedDataset(ImageDataset):
 
         records = _merged(entries, read, streams)
 
-        def example(position: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            encoded, label = self._parse(record)
-            return self._decode(encoded, position, seed), label
-
         position = streams.positions(touched, start_step)
+
+        def example(index: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            encoded, label = self._parse(record)
+            return self._decode(encoded, position(index), seed), label
+
         mine = _numbered(records, position, _chosen(streams, touched, part, num_shards, ids))
         return _batched(_decoded(mine, example), part, len(ids))
 
@@ -135,9 +136,7 @@ class StreamedDataset(ImageDataset):
                 plain(reading.read_file)
             )
 
-        def example(
-            position: tf.Tensor, record: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def example(_: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             encoded, label = self._parse(record)
             return self._decode(encoded), label, tf.constant(1.0)
 
@@ -278,13 +277,16 @@ def _chosen(
 def _numbered(
     records: tf.data.Dataset, position: Callable[[Any], Any], chosen: np.ndarray | None
 ) -> tf.data.Dataset:
-    """(position, record) of the records whose place in their batch is among those chosen."""
+    """(index, record) of the records whose place in their batch is among those chosen."""
     import tensorflow as tf
 
-    numbered = records.enumerate().map(plain(lambda index, record: (position(index), record)))
     if chosen is None:
-        return numbered
-    return numbered.filter(plain(lambda at, _: tf.gather(tf.constant(chosen), at % len(chosen))))
+        return records.enumerate()
+
+    def wanted(index: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+        return tf.gather(tf.constant(chosen), position(index) % len(chosen))
+
+    return records.enumerate().filter(plain(wanted))
 
 
 def _images_of(count: int, batch_size: int, part: int, shard: int) -> int:
