@@ -1,0 +1,59 @@
+"""The torture, shortened; the full one stands in results/torture."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+@pytest.mark.long
+def test_killed_at_random_moments_it_ends_the_same(tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "torture.py"), "--trials=3", "--seed=7"]
+    subprocess.run(
+        [*command, f"--out={tmp_path}", f"--scratch={tmp_path / 'scratch'}"],
+        check=True,
+        env=ENVIRONMENT,
+        timeout=1500,
+    )
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["fork_equals_fresh"] == "identical"
+    assert len(record["trials"]) == 3
+    for trial in record["trials"]:
+        assert trial["identical"] and trial["kills"] >= 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [2.0, 6.0])
+def test_a_signal_while_the_program_starts(seconds, tmp_path):
+    script = (
+        "import sys; from tf_lrtraj.bin import train; sys.argv[0] = 'lrtraj-train'; train.run()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "--config=digits_demo", f"--workdir={tmp_path}"],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, errors
+    assert "error: stopped by SIGTERM. Run the same command again to go on." in errors
+
+
+def test_the_committed_record_is_whole():
+    path = ROOT / "results" / "torture" / "record.json"
+    record = json.loads(path.read_text())
+    trials = record["trials"]
+    assert [trial["trial"] for trial in trials] == list(range(record["wanted"]))
+    assert len(trials) >= 100
+    assert all(trial["identical"] and not trial["problems"] for trial in trials)
+    assert all(any(a["ended"] == "SIGKILL" for a in trial["attempts"]) for trial in trials)
