@@ -19,10 +19,10 @@ Examples:
 package.  What every entry means stands in tf_lrtraj/experiments/config.py.
 The same command run again goes on where the run stopped.
 
-Exit codes: 0 done; 1 a damaged file of the data, or the system failed (mend it and
-run again); 2 a mistake in flags, configuration or data; 3 the loss was
-no longer finite; 75 stopped by a signal with a checkpoint saved, or because another
-worker is gone (run again).
+Exit codes: 0 done; 1 the disk is full or a file cannot be read or written (mend what the
+message names, run again); 2 a mistake in flags, configuration or data; 3 the loss, or a
+weight, was no longer finite; 75 stopped by SIGTERM or Ctrl-C, or because another worker is
+gone (run again).  See docs/reliability.md.
 """
 
 from __future__ import annotations
