@@ -132,10 +132,9 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     """
     import keras
 
+    open(path, "rb").close()
     try:
         return keras.saving.load_model(path, safe_mode=True)
-    except OSError:
-        raise
     except Exception as error:  # zipfile, h5py, JSON and layers raise many kinds on damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"the model {os.fspath(path)} cannot be loaded: {reason}") from None

@@ -10,6 +10,8 @@ killed or diverged.  Exit code 2 where the workdir holds no run or its records a
 
 from __future__ import annotations
 
+import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -33,10 +35,13 @@ def main(argv: Sequence[str]) -> int:
         return _fail(f"takes flags only. Received: {' '.join(argv[1:])!r}. Try --workdir=DIR")
     if not workdir:
         return _fail("--workdir=DIR is needed: the folder of a run made by lrtraj-train")
+    figures = flags.FLAGS.figures
+    if figures and not _can_be_folder(pathlib.Path(figures)):
+        return _fail(f"--figures: {figures!r} is no folder, and none can be made there")
     try:
         path = report.write_report(workdir, output)
-        if flags.FLAGS.figures:
-            report.write_figures(workdir, flags.FLAGS.figures)
+        if figures:
+            report.write_figures(workdir, figures)
         print(report.text_summary(workdir))
         for line in gallery.findings(workdir):
             print(line)
@@ -46,6 +51,14 @@ def main(argv: Sequence[str]) -> int:
         return _fail(f"cannot write {output or workdir}: {error.strerror}. Choose another --output")
     print(f"report: {path}")
     return common.OK
+
+
+def _can_be_folder(path: pathlib.Path) -> bool:
+    try:
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    except OSError:  # a name that is too long, say
+        return False
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def run() -> None:
