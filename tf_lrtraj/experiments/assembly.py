@@ -35,6 +35,9 @@ class Assembly:
     averages: AverageState | None
     evaluator: Evaluator
     learning_rates: np.ndarray
+    # Each pipeline is built once and iterated anew: building one traces functions, which costs
+    # more than a small evaluation, and leaves a megabyte for the garbage collector.
+    _pipelines: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def checkpointed(self) -> dict[str, list[Any]]:
@@ -58,7 +61,9 @@ class Assembly:
         """The training batches that recomputed batch-norm statistics are pooled over."""
         count = self.config["batch_norm"]["batches"]
         seed = (self.config["seed"] + MOMENT_SEED_OFFSET) % 2**31
-        return itertools.islice(self._distributed_training(seed, 0), count)
+        if "moments" not in self._pipelines:
+            self._pipelines["moments"] = self._distributed_training(seed, 0)
+        return itertools.islice(self._pipelines["moments"], count)
 
     def _distributed_training(self, seed: int, start_step: int) -> Any:
         def for_pipeline(context: Any) -> Any:
@@ -70,6 +75,12 @@ class Assembly:
 
     def eval_batches(self, split: str, limit: int | None = None) -> Any:
         """Distributed evaluation batches (images, labels, weights), each image once."""
+        key = "eval", split, limit
+        if key not in self._pipelines:
+            self._pipelines[key] = self._distributed_evaluation(split, limit)
+        return self._pipelines[key]
+
+    def _distributed_evaluation(self, split: str, limit: int | None) -> Any:
         replicas = self.strategy.num_replicas_in_sync
         batch = self.config["evaluate"]["batch_size"]
         batch = -(-batch // replicas) * replicas
