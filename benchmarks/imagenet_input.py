@@ -133,12 +133,12 @@ def training_boxes(count: int) -> np.ndarray:
 
 def settle() -> float:
     """Waits until every buffer is full and all threads rest; the processor time used so far."""
-    busy = time.process_time()
-    while True:
+    busy, quiet = time.process_time(), 0
+    while quiet < 5:  # on a busy machine threads that want to run may have to wait
         time.sleep(0.1)
         last, busy = busy, time.process_time()
-        if busy - last < 0.005:
-            return busy
+        quiet = quiet + 1 if busy - last < 0.005 else 0
+    return busy
 
 
 def take(iterator: Iterator, count: int) -> float:
