@@ -243,6 +243,8 @@ def combine(
         for index, step in enumerate(snapshots.steps.tolist())
         if step in wanted or any(row[index] for row in rows.values())
     ]
+    for index in read[:1]:
+        snapshots.checksum(int(snapshots.steps[index]))  # of its size, before memory is taken
     totals = {name: np.zeros(snapshots.num_weights) for name in rows}
     trainable = sum(v.size for v in snapshots.variables if v.role == "trainable")
 

@@ -462,6 +462,7 @@ class Snapshots:
         Raises:
             RecordError: if there is none of that step, or it is damaged.
         """
+        self.checksum(step)  # of the size it should be, before memory is taken for it
         values = [np.empty(spec.size, spec.read_dtype) for spec in self.variables]
         places = ((value, low) for value in values for low in range(0, value.size, 1 << 20))
         for (value, low), piece in zip(places, self.chunks(step, 1 << 20), strict=True):

@@ -1,0 +1,15 @@
+"""A few generated inputs for every entry point, the same every time; tools/fuzz.py makes many."""
+
+import pytest
+from fuzzing import judge, targets
+
+# Those that draw figures in full, or load whole models, take the time of a hundred others.
+FEW = {"reports of runs, drawn in full": 1, "pages of reproductions": 4, "models (.keras)": 8}
+SOME = 25
+
+
+@pytest.mark.parametrize("target", targets.all_targets(), ids=lambda target: target.name)
+def test_inputs_are_used_or_refused_cleanly(target):
+    count = FEW.get(target.name, SOME)
+    outcomes = judge.fuzz(target, count, seed=7, shrink=False)
+    assert outcomes.total() > count // 2

@@ -1,0 +1,134 @@
+"""Configurations: training, reproduction and synthetic, as dicts and as files of Python."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import ml_collections
+from hypothesis import strategies as st
+
+from fuzzing.generate import ODD, edited, edits, mostly
+from fuzzing.judge import Fault, Target
+from fuzzing.values import KERNELS, RATES
+from tf_lrtraj import records
+from tf_lrtraj.experiments import config as training
+from tf_lrtraj.experiments import synthetic
+from tf_lrtraj.experiments.reproduction import config as reproduction
+from tf_lrtraj.experiments.settings import ConfigError
+
+_VALUES = mostly(
+    st.one_of(
+        st.sampled_from([*KERNELS, *RATES]),
+        st.integers(0, 2000),
+        st.floats(0, 1),
+        st.sampled_from(["5 epochs", "40 steps", "10 percent", "600 examples", "never", "0 steps"]),
+        st.sampled_from(["copy", "average", "int8", "cifar", "crop", "drop_oldest", "thin"]),
+        st.booleans(),
+    ),
+    ODD,
+    3,
+)
+
+
+def full() -> dict[str, Any]:
+    """A training configuration with everything in it."""
+    config: dict[str, Any] = training.default_config().to_dict()
+    config["schedule"] = {
+        "rate": "Warmup",
+        "steps": "1 epochs",
+        "inner": {"rate": "Cosine", "start": 0.4, "steps": "6 epochs"},
+    }
+    config["averages"] = {
+        "ema": {"kernel": "Exponential", "decay": 0.9, "start": "1 epochs"},
+        "swa": {"kernel": "Uniform", "start": "50 percent", "batch_norm": "copy"},
+        "window": {"kernel": "Window", "length": 5, "every": "3 steps"},
+    }
+    config["matched"]["averages"] = ["ema"]
+    config["snapshots"]["every"] = "10 steps"
+    config["probes"] = {
+        "line": {"every": "1 epochs", "batches": 4},
+        "late": {"probe": "width", "rays": 2},
+    }
+    return config
+
+
+def _resolved(given: Any, folder: pathlib.Path) -> None:
+    config, examples = given
+    plain = training.validate(config)
+    again = training.validate(plain)
+    if again != plain:
+        raise Fault("a validated configuration changes when it is validated again")
+    plan = training.resolve(plain, examples)
+    records.write_json(folder / "config.json", plain)
+    training.validate(records.read_json(folder / "config.json"))
+    for kernel in plan.averages.values():
+        kernel.weights(min(plan.total_steps, 50))
+
+
+def _spoilt(valid: dict[str, Any]) -> Any:
+    sound = st.just(valid)
+    return mostly(
+        st.one_of(*(st.builds(edited, sound, edits(_VALUES, most)) for most in (1, 2, 5))),
+        ODD,
+        40,
+    )
+
+
+TRAINING = Target(
+    "training configurations",
+    st.tuples(_spoilt(full()), st.sampled_from([1, 100, 1297, 50_000, 1_281_167])),
+    _resolved,
+    (ConfigError,),
+    share=3,
+)
+
+
+def _reproduction(given: Any, folder: pathlib.Path) -> None:
+    plain = reproduction.validate(given)
+    records.write_json(folder / "config.json", plain)
+    reproduction.validate(records.read_json(folder / "config.json"))
+
+
+REPRODUCTION = Target(
+    "reproduction configurations",
+    _spoilt(reproduction.default_config().to_dict()),
+    _reproduction,
+    (ConfigError,),
+    share=2,
+)
+
+
+def _synthetic(given: Any, folder: pathlib.Path) -> None:
+    plain = synthetic.validate(given)
+    records.write_json(folder / "config.json", plain)
+    synthetic.validate(records.read_json(folder / "config.json"))
+
+
+SYNTHETIC = Target(
+    "synthetic configurations",
+    _spoilt(synthetic.default_config().to_dict()),
+    _synthetic,
+    (ConfigError,),
+)
+
+
+def _matches(given: Any, folder: pathlib.Path) -> None:
+    stored, asked = given
+    records.write_json(folder / "config.json", stored)
+    records.check_workdir_matches(folder, asked, training.validate)
+
+
+_JSON = st.builds(edited, st.just(full()), edits(most=2))
+WORKDIRS = Target(
+    "workdirs of another configuration",
+    st.tuples(st.one_of(_JSON, st.just(full())), st.one_of(_JSON, st.just(full()))).map(
+        lambda pair: tuple(p if isinstance(p, dict) else {"a": p} for p in pair)
+    ),
+    _matches,
+    (records.RecordError,),
+    share=0.5,
+)
+
+TARGETS = [TRAINING, REPRODUCTION, SYNTHETIC, WORKDIRS]
+_ = ml_collections
