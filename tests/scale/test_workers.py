@@ -186,6 +186,13 @@ def test_a_worker_that_never_comes_is_not_waited_for_without_end(tmp_path):
     assert not (tmp_path / "chief").exists()
 
 
+def test_tensorflow_does_not_swallow_signals(tmp_path):
+    program = os.path.join(os.path.dirname(__file__), "signal_program.py")
+    with Cluster(tmp_path, {0: [sys.executable, program]}) as cluster:
+        assert cluster.codes() == [0], cluster.all_said()
+        assert "requested: SIGTERM" in cluster.said(0)
+
+
 def test_nan_on_one_worker_stops_all_at_the_same_step(tmp_path):
     program = os.path.join(os.path.dirname(__file__), "nan_program.py")
     command = [sys.executable, program, str(tmp_path / "chief")]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 from typing import Any, NoReturn
 
 from tf_lrtraj.training import rendezvous
@@ -172,7 +174,14 @@ def _multi_worker(tf: Any, join_timeout: int) -> Any:
             f"strategy 'multi_worker': {job} {index} cannot listen at {cluster[job][index]} "
             f"({error.strerror or error}). Choose a free port in TF_CONFIG."
         ) from None
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    # TensorFlow takes SIGTERM for itself when it starts the workers' service, and then does
+    # nothing with it: whoever handled signals before handles them again afterwards.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    for number, handler in handlers.items():
+        with contextlib.suppress(ValueError, TypeError):  # not in the main thread; set in C
+            signal.signal(number, handler)
+    return strategy
 
 
 def _tpu(tf: Any, tpu: str) -> Any:
