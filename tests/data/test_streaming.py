@@ -78,6 +78,7 @@ def test_labels_stay_with_images(load):
             np.testing.assert_array_equal(image, expected[label])
 
 
+@pytest.mark.long
 def test_order_is_mixed_beyond_files_and_blocks(load):
     """Labels count through the files, so the order read back must not follow them."""
     d = load(shuffle_window=64)
