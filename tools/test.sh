@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # What users import into their own `fit` must run on every backend of Keras.
 across_backends=(tests/averaging tests/test_schedules.py tests/models
-  tests/probes/test_{surface,line,side_trips,gradients,probe_recorder}.py)
+  tests/probes/test_{line,gradients,probe_recorder}.py)
 backends=${TF_LRTRAJ_BACKENDS-jax torch}
 if [[ "${1:-}" == --tensorflow-only ]]; then
   backends=""
@@ -53,6 +53,9 @@ others() {
   say "pytest, two workers"
   KERAS_BACKEND=tensorflow "$venv/bin/python" "${long[@]}" -k multi_worker \
     tests/averaging/test_strategies.py || return 1
+  say "pytest, runs of several workers"
+  KERAS_BACKEND=tensorflow "$venv/bin/python" "${long[@]}" tests/scale/test_workers.py \
+    -k "two_workers_make or three_workers_make or stopped_then_killed" || return 1
   say "pytest, killed and started again"
   KERAS_BACKEND=tensorflow "$venv/bin/python" "${long[@]}" \
     tests/averaging/test_user_script.py tests/averaging/test_with_keras_parts.py || return 1

@@ -1,0 +1,268 @@
+"""Speed of the training loop beside `model.fit` and the bare compiled step, in one run.
+
+    python benchmarks/throughput.py                     # writes benchmarks/results/throughput.json
+    python benchmarks/throughput.py --quick             # one round of ResNet-8, writes nothing
+    python benchmarks/throughput.py --networks=resnet8 --rounds=15
+
+Networks: ResNet-8 of width 16 and ResNet-34 of width 64 (CIFAR stem), 32x32 images, batches of
+64, synthetic images held in memory.  A round times every case once, in an order that
+rotates; medians and quartiles are over rounds, and ratios are taken round by round.
+
+bare N     the compiled step of one update with N averages, called on one batch that is already
+           on the device: forward, backward, decay, momentum, N averages; nothing else
+loop N     what `lrtraj-train` runs: data pipeline, steps in compiled calls, progress bar, rows of
+           metrics written, the check for losses that are not finite
+fit        Keras' `model.fit` of the same network, optimizer and data set, without averages
+
+The bars: loop 0 at most 1.03 times bare 0, and bare 4 at most 1.02 times bare 0 with ResNet-34.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+RESULT = pathlib.Path(__file__).parent / "results" / "throughput.json"
+BATCH = 64
+AVERAGES = (0, 1, 4)
+# depth, width, steps of one timing: some seconds each
+NETWORKS = {"resnet8": (8, 16, 60), "resnet34": (34, 64, 3)}
+MOMENTUM, DECAY, RATE = 0.9, 5e-4, 0.01
+
+
+class Synthetic:
+    """Random images in memory, with the interface of `tf_lrtraj.data`."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.images = rng.normal(size=(2048, 32, 32, 3)).astype(np.float32)
+        self.labels = rng.integers(0, 10, 2048).astype(np.int32)
+
+    def batches(self) -> Any:
+        import tensorflow as tf
+
+        return (
+            tf.data.Dataset.from_tensor_slices((self.images, self.labels))
+            .repeat()
+            .batch(BATCH, drop_remainder=True)
+            .prefetch(2)
+        )
+
+
+def averages_of(count: int, variables: Any) -> Any:
+    from tf_lrtraj import kernels
+    from tf_lrtraj.averaging import AverageState
+
+    rules = {f"ema{i}": kernels.Exponential(1 - 10.0 ** -(1 + i / 2)) for i in range(count)}
+    return AverageState(variables, rules) if count else None
+
+
+def new_model(depth: int, width: int) -> tuple[Any, Any]:
+    from tf_lrtraj import rates
+    from tf_lrtraj.models import resnet
+    from tf_lrtraj.schedules import RateSchedule
+    from tf_lrtraj.training.step import make_optimizer
+
+    model = resnet(depth, 10, (32, 32, 3), stem="cifar", width=width, seed=0)
+    optimizer = make_optimizer(RateSchedule(rates.as_rate(RATE)), MOMENTUM, False)
+    optimizer.build(model.trainable_variables)
+    return model, optimizer
+
+
+def bare(depth: int, width: int, steps: int, count: int, data: Synthetic) -> Callable[[], float]:
+    """The compiled step called again and again on one batch."""
+    import tensorflow as tf
+
+    from tf_lrtraj.training.step import empty_plan, make_replica_step
+
+    model, optimizer = new_model(depth, width)
+    averages = averages_of(count, model.trainable_variables)
+    step = tf.function(
+        make_replica_step(model, optimizer, averages, batch_size=BATCH, weight_decay=DECAY)
+    )
+    images, labels = tf.constant(data.images[:BATCH]), tf.constant(data.labels[:BATCH])
+    plan = empty_plan(1) if averages is None else averages.plan(5, 1)
+    row = {key: tf.constant(value[0]) for key, value in plan.items()}
+    compiled = step.get_concrete_function(images, labels, row)
+
+    def timed() -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            loss, _ = compiled(images, labels, row)
+        loss.numpy()
+        return (time.perf_counter() - began) / steps
+
+    return timed
+
+
+def loop(
+    depth: int, width: int, steps: int, count: int, data: Synthetic, folder: pathlib.Path
+) -> Callable[[], float]:
+    """`training.loop.run` over as many steps, with its records."""
+    import tensorflow as tf
+
+    from tf_lrtraj.training import loop as outer
+    from tf_lrtraj.training.checkpoints import Checkpointer
+    from tf_lrtraj.training.log import RunLog
+    from tf_lrtraj.training.step import empty_plan, make_train_steps
+
+    model, optimizer = new_model(depth, width)
+    averages = averages_of(count, model.trainable_variables)
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    compiled = make_train_steps(
+        strategy, model, optimizer, averages, batch_size=BATCH, weight_decay=DECAY
+    )
+    iterator = iter(strategy.experimental_distribute_dataset(data.batches()))
+
+    def train_steps(step: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = empty_plan(number) if averages is None else averages.plan(step + 1, number)
+        return compiled(iterator, rows)
+
+    folder.mkdir()
+    checkpointer = Checkpointer(folder / "checkpoints", {})
+    cadence = outer.Cadence(log=10, evaluate=0, checkpoint=0, steps_per_call=10)
+    done = itertools.count(0, steps)
+    log = RunLog(folder, 0, 32.0, lambda step: RATE, BATCH, tensorboard=False)
+
+    def timed() -> float:
+        start = next(done)
+        # One step more than is timed: what comes at the end (evaluation, checkpoint) is not
+        # part of a step's cost, and stays outside.
+        began = time.perf_counter()
+        seconds = []
+
+        def at_the_end(step: int) -> None:
+            seconds.append(time.perf_counter() - began)
+
+        outer.run(
+            train_steps,
+            at_the_end,
+            checkpointer,
+            log,
+            cadence,
+            start + steps,
+            (start, outer.Window()),
+        )
+        return seconds[0] / steps
+
+    return timed
+
+
+def fit(depth: int, width: int, steps: int, data: Synthetic) -> Callable[[], float]:
+    import keras
+
+    model, optimizer = new_model(depth, width)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # jit_compile slows convolutions down on CPUs; Keras' "auto" leaves it off there.
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    batches = data.batches()
+
+    class Clock(keras.callbacks.Callback):
+        began = ended = 0.0
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.began = time.perf_counter()
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.ended = time.perf_counter()
+
+    clock = Clock()
+
+    def timed() -> float:
+        model.fit(batches, steps_per_epoch=steps, verbose=0, callbacks=[clock])
+        return (clock.ended - clock.began) / steps
+
+    return timed
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+def measure(network: str, rounds: int) -> dict[str, Any]:
+    depth, width, steps = NETWORKS[network]
+    data = Synthetic()
+    with tempfile.TemporaryDirectory() as folder:
+        cases: dict[str, Callable[[], float]] = {}
+        for count in AVERAGES:
+            cases[f"bare {count}"] = bare(depth, width, steps, count, data)
+            cases[f"loop {count}"] = loop(
+                depth, width, steps, count, data, pathlib.Path(folder) / str(count)
+            )
+        cases["fit"] = fit(depth, width, steps, data)
+        for name, case in cases.items():  # traces, and warms up
+            print(f"{network}: {name} {case():.4f} s per step (first call, not kept)", flush=True)
+        times: dict[str, list[float]] = {name: [] for name in cases}
+        names = list(cases)
+        for number in range(rounds):
+            for place in range(len(names)):
+                name = names[(place + number) % len(names)]
+                times[name].append(cases[name]())
+            print(f"{network}: round {number + 1} of {rounds}", flush=True)
+
+    def ratio(of: str, to: str) -> dict[str, float]:
+        return quartiles([a / b for a, b in zip(times[of], times[to], strict=True)])
+
+    return {
+        "steps": steps,
+        "seconds_per_step": {name: quartiles(values) for name, values in times.items()},
+        "images_per_second": {
+            name: BATCH / float(np.median(values)) for name, values in times.items()
+        },
+        "ratios": {
+            **{f"loop {n} over bare {n}": ratio(f"loop {n}", f"bare {n}") for n in AVERAGES},
+            **{f"bare {n} over bare 0": ratio(f"bare {n}", "bare 0") for n in AVERAGES[1:]},
+            "fit over bare 0": ratio("fit", "bare 0"),
+            "loop 0 over fit": ratio("loop 0", "fit"),
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--quick", action="store_true", help="one round of ResNet-8, no record")
+    options = parser.parse_args()
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from tf_lrtraj.bin.common import keep_freed_memory
+
+    keep_freed_memory()  # as the programs do
+    import keras
+    import tensorflow as tf
+
+    networks = ["resnet8"] if options.quick else options.networks
+    rounds = 1 if options.quick else options.rounds
+    result: dict[str, Any] = {
+        "command": "python benchmarks/throughput.py",
+        "rounds": rounds,
+        "batch_size": BATCH,
+        "cores": len(os.sched_getaffinity(0)),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }
+    for network in networks:
+        result[network] = measure(network, rounds)
+        for name, value in result[network]["ratios"].items():
+            spread = f"[{value['low']:.3f}, {value['high']:.3f}]"
+            print(f"{network}: {name}: {value['median']:.3f} {spread}")
+    if not options.quick:
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {RESULT}")
+
+
+if __name__ == "__main__":
+    main()
