@@ -245,7 +245,7 @@ MODELS = Target(
     ),
     _loaded,
     (ConfigError, RecordError),
-    share=1,
+    share=0.5,
     keras=True,
 )
 
