@@ -127,14 +127,10 @@ class EquivalentSchedule(keras.optimizers.schedules.LearningRateSchedule):
                 "`num_steps` must be at least 1, and the length of `base` where that is an array. "
                 f"Received: num_steps={num_steps!r}, base of {given} rates"
             )
-        self.curvature = float(curvature)
-        self.momentum = float(momentum)
         self._rates = theory.schedule_from_weights(
-            self.kernel.weights(self.num_steps),
-            base_rates,
-            curvature=self.curvature,
-            momentum=self.momentum,
+            self.kernel.weights(self.num_steps), base_rates, curvature=curvature, momentum=momentum
         )
+        self.curvature, self.momentum = float(curvature), float(momentum)
         self._rates.flags.writeable = False
 
     @property

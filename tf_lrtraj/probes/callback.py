@@ -77,8 +77,15 @@ class ProbeRecorder(keras.callbacks.Callback):
                 raise ValueError(
                     f"`{name}` must be an integer of at least {low}. Received: {name}={value!r}"
                 )
-        for name in probes:
+        if not isinstance(probes, Mapping):
+            raise ValueError(
+                "`probes` must map names to functions from a Surface to a Probe. "
+                f"Received: probes={probes!r}"
+            )
+        for name, build in probes.items():
             check_average_name(name, "a probe")
+            if not callable(build):
+                raise ValueError(f"`probes[{name!r}]` must be a function. Received: {build!r}")
         self.folder = pathlib.Path(folder)
         self.probes = dict(probes)
         self.every, self.start = every, start

@@ -211,7 +211,7 @@ class Checkpointer:
             status = self._checkpoint.read(str(self.path(step) / "variables"))
             # A matched run takes a part of another run's checkpoint, which is no mistake.
             status.assert_existing_objects_matched().expect_partial()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:
+        except Exception as error:  # TensorFlow raises many kinds on damaged files
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise CheckpointError(
                 f"the checkpoint {self.path(step)} cannot be read: {reason}"

@@ -32,6 +32,7 @@ from fuzzing.judge import Fault, Target
 from tf_lrtraj import kernels, records
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.records import ArrayRecord, MetricsWriter, RecordError
+from tf_lrtraj.records.archives import load_arrays
 
 _TEMPLATES: dict[str, pathlib.Path] = {}
 
@@ -114,8 +115,7 @@ def rewrite(path: pathlib.Path, kind: str, what: Any) -> None:
         rows = rows if isinstance(rows, list) else [rows]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif kind == "arrays" and path.suffix == ".npz":
-        with np.load(path) as stored:
-            arrays = dict(stored)
+        arrays = load_arrays(path)
         canary = next(p for p in path.parents if p.name == "work").parent / "unpickled"
         path.write_bytes(archive(edited_arrays(arrays, what), str(canary)))
 

@@ -116,7 +116,7 @@ def target(
                 stack.enter_context(patch)
             run_program(name, arguments, folder)
 
-    return Target(f"lrtraj-{name}, {what}", inputs, run, share=share, keras=keras)
+    return Target(f"lrtraj-{name}, {what}", inputs, run, (), share, keras)
 
 
 # --- Arguments ------------------------------------------------------------------------------
@@ -522,6 +522,7 @@ CONFIG_FILES = Target(
         st.sampled_from([[], [], ["--config.name=x"], ["--config.seed=1", "--config.none=2"]]),
     ),
     _config_file,
+    (),
     keras=True,
     share=2,
 )
