@@ -128,11 +128,14 @@ def _alive_elsewhere(number: int) -> bool:
 
 @contextlib.contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Errors of the system inside name `path`, where they name nothing (a full disk does not)."""
+    """Errors of the system inside name `path`, where they name nothing or a temporary file."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        known = error.filename is not None and not _TEMPORARY.fullmatch(
+            pathlib.PurePath(os.fsdecode(error.filename)).name
+        )
+        if known or error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 
