@@ -263,9 +263,74 @@ def test_the_line_of_a_configuration_file_that_failed_is_named(tmp_path, monkeyp
     assert "config.py, line 2: ZeroDivisionError: division by zero" in refusal.value.said
 
 
-def test_a_report_is_not_written_where_its_figures_cannot_be(tmp_path):
+@pytest.mark.parametrize(
+    "flag", ["--figures=file", "--output=", "--output=.", "--output=none/page.html"]
+)
+def test_a_report_is_not_written_where_not_all_of_it_can_be(tmp_path, flag):
     from fuzzing import pages
 
     pages._run(tmp_path)
     (tmp_path / "file").write_text("x")
-    _refused("report", ["--workdir=.", "--figures=file"], tmp_path)
+    _refused("report", ["--workdir=.", flag], tmp_path)
+
+
+# --- With Keras -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_norm": object()},
+        {"save_best": 5},
+        {"monitor": []},
+        {"batch_size": None},
+        {"mode": []},
+    ],
+)
+def test_arguments_of_the_callback_are_refused_by_name(options):
+    from tf_lrtraj import WeightAveraging
+
+    with pytest.raises(ValueError, match=next(iter(options))):
+        WeightAveraging({"a": kernels.Uniform()}, **options)
+
+
+@pytest.mark.parametrize("probes", [None, {"line": 5}, ["line"]])
+def test_probes_that_are_none_are_refused(tmp_path, probes):
+    from tf_lrtraj.probes import ProbeRecorder
+
+    with pytest.raises(ValueError, match="probes"):
+        ProbeRecorder(tmp_path, probes, 1)
+
+
+@pytest.mark.parametrize("options", [{"momentum": None}, {"curvature": "x"}, {"curvature": BEYOND}])
+def test_schedules_refuse_what_is_no_number(options):
+    from tf_lrtraj.schedules import EquivalentSchedule
+
+    with pytest.raises(ValueError, match=next(iter(options))):
+        EquivalentSchedule(kernels.Uniform(), 0.1, 4, **options)
+
+
+@pytest.mark.parametrize("name", ["variables.data-00000-of-00001", "variables.index"])
+def test_a_checkpoint_signed_after_it_was_cut_is_refused(tmp_path, name):
+    from fuzzing import keras_side
+
+    from tf_lrtraj.training import checkpoints
+
+    keras_side._checkpoints(tmp_path)
+    inner = tmp_path / "step_000000020"
+    (inner / name).write_bytes((inner / name).read_bytes()[:-1])
+    records.write_json(inner / "manifest.json", checkpoints._manifest(inner))
+    restorer = checkpoints.Checkpointer(tmp_path, {"model": keras_side._variables()}, writer=False)
+    with pytest.raises(checkpoints.CheckpointError, match="step_000000020"):
+        restorer.restore(20)
+
+
+def test_a_checkpoint_whose_manifest_lists_nothing_is_damaged(tmp_path):
+    from fuzzing import keras_side
+
+    from tf_lrtraj.training import checkpoints
+
+    keras_side._checkpoints(tmp_path)
+    records.write_json(tmp_path / "step_000000020" / "manifest.json", {})
+    restorer = checkpoints.Checkpointer(tmp_path, {"model": keras_side._variables()}, writer=False)
+    assert restorer.restore()[0] == 10

@@ -28,6 +28,7 @@ def _fail(message: str) -> int:
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     from tf_lrtraj import records, report
+    from tf_lrtraj.bin.tables import check_place
     from tf_lrtraj.report.probes import gallery
 
     workdir, output = flags.FLAGS.workdir, flags.FLAGS.output
@@ -35,6 +36,11 @@ def main(argv: Sequence[str]) -> int:
         return _fail(f"takes flags only. Received: {' '.join(argv[1:])!r}. Try --workdir=DIR")
     if not workdir:
         return _fail("--workdir=DIR is needed: the folder of a run made by lrtraj-train")
+    if output is not None:
+        try:
+            check_place("--output", output)
+        except ValueError as error:
+            return _fail(str(error))
     figures = flags.FLAGS.figures
     if figures and not _can_be_folder(pathlib.Path(figures)):
         return _fail(f"--figures: {figures!r} is no folder, and none can be made there")
