@@ -31,7 +31,8 @@ def test_memory_is_what_averages_say_they_hold(scaling):
     from tf_lrtraj import kernels
     from tf_lrtraj.averaging import AverageState
 
-    variables = [keras.Variable(np.zeros((7, 3), np.float32)), keras.Variable(np.zeros(5))]
+    shapes = ((7, 3), (5,))
+    variables = [keras.Variable(np.zeros(shape, np.float32)) for shape in shapes]
     rules = {
         "ema": kernels.Exponential(0.9),
         "swa": kernels.Uniform(),
