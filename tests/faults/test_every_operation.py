@@ -64,12 +64,12 @@ def check(folder, at, half, kind, whole):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_at_some_operations(kind, whole, tmp_path):
     contents, count = whole
-    stride = 61
+    stride = 83
     struck = [
         check(tmp_path / str(at), at, bool(at // stride % 2), kind, contents)
         for at in range(2 + 7 * KINDS.index(kind), count, stride)
     ]
-    assert sum(map(bool, struck)) >= 2
+    assert sum(map(bool, struck)) >= 1
 
 
 @pytest.mark.long
