@@ -93,8 +93,10 @@ def judge_b6(records: Records) -> Judgement:
 
 def _pairs(probe: Probed) -> list[_Pair]:
     found = []
-    ends = zip(probe.coordinate("first"), probe.coordinate("second"), strict=True)
-    for row, names in enumerate(ends):
+    ends = probe.coordinate("first"), probe.coordinate("second")
+    if len(ends[0]) != len(ends[1]):
+        raise RecordError(f"{probe.name}: 'first' and 'second' differ in length.")
+    for row, names in enumerate(zip(*ends, strict=True)):
         first, second = (_place(str(name)) for name in names)
         if first is not None and second is not None:
             found.append(_Pair(row, first, second))

@@ -91,6 +91,11 @@ def judge(claim: Claim, records: Records) -> Judgement:
     except RecordError as error:
         reason = f"A record cannot be used: {error}"
         return Judgement(INCONCLUSIVE, "", {}, reason)
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        # Each part is of the right form, and together they are not (lengths that differ, say).
+        said = f"{type(error).__name__}: {error}"
+        reason = f"The records ({', '.join(claim.records)}) do not fit together: {said}"
+        return Judgement(INCONCLUSIVE, "", {}, reason)
 
 
 def make_ledger(folder: str | os.PathLike[str], claims: Sequence[Claim] = CLAIMS) -> dict[str, Any]:
