@@ -46,8 +46,9 @@ say "ruff format --check"
 "$venv/bin/ruff" format --quiet --check .
 say "mypy"
 "$venv/bin/mypy"
-# What needs processes or backends of its own runs beside the rest: together they keep two
-# cores busy, which neither does alone.
+# What needs processes or backends of its own runs beside the rest, and so do some folders:
+# together they keep two cores busy, which neither does alone.
+beside=(tests/bin tests/claims tests/probes tests/report tests/theory)
 others() {
   local backend long=(-m pytest --quiet -m long)
   say "pytest, two workers"
@@ -59,8 +60,8 @@ others() {
   say "pytest, killed and started again"
   KERAS_BACKEND=tensorflow "$venv/bin/python" "${long[@]}" \
     tests/averaging/test_user_script.py tests/averaging/test_with_keras_parts.py || return 1
-  say "pytest, probes"
-  KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet tests/probes || return 1
+  say "pytest, ${beside[*]}"
+  KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet "${beside[@]}" || return 1
   for backend in $backends; do
     say "pytest on $backend"
     local paths=("${across_backends[@]}")
@@ -70,11 +71,11 @@ others() {
 }
 log=$(mktemp)
 if (($#)); then true; else others; fi >"$log" 2>&1 &
-beside=$!
-trap 'kill "$beside" 2>/dev/null || true; cat "$log"; rm -f "$log"' EXIT
+pid=$!
+trap 'kill "$pid" 2>/dev/null || true; cat "$log"; rm -f "$log"' EXIT
 
 say "pytest"
-(($#)) || paths=(--ignore=tests/probes)
+(($#)) || paths=("${beside[@]/#/--ignore=}")
 KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet "${paths[@]}"
-wait "$beside" || fail "tests that ran beside the others failed (see below)"
+wait "$pid" || fail "tests that ran beside the others failed (see below)"
 say "all passed in $SECONDS s"
