@@ -65,7 +65,10 @@ others() {
   for backend in $backends; do
     say "pytest on $backend"
     local paths=("${across_backends[@]}")
-    [[ $backend != jax ]] || paths+=(tests/test_reproduction_without_tensorflow.py)
+    case $backend in # what needs no more than Keras itself is tried on one of the two
+      jax) paths+=(tests/test_reproduction_without_tensorflow.py) ;;
+      torch) paths=(tests/averaging tests/test_schedules.py tests/probes/test_probe_recorder.py) ;;
+    esac
     KERAS_BACKEND=$backend "$venv/bin/python" -m pytest --quiet "${paths[@]}" || return 1
   done
 }

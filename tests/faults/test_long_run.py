@@ -17,6 +17,7 @@ def long_run():
     return module
 
 
+@pytest.mark.long
 def test_nothing_is_traced_again_and_files_are_bounded(long_run, tmp_path):
     found = long_run.watch(tmp_path / "run", 160)
     assert found["step"] == [50, 100, 150, 160]
