@@ -209,7 +209,10 @@ def test_the_program_says_what_is_wrong(workdir, tmp_path):
     for arguments, reason in (
         ([], "--workdir=DIR is needed"),
         ([f"--workdir={tmp_path}"], "holds no run.json"),
-        ([f"--workdir={workdir}", f"--output={tmp_path}/no/page.html"], "--output: there is no folder"),
+        (
+            [f"--workdir={workdir}", f"--output={tmp_path}/no/page.html"],
+            "--output: there is no folder",
+        ),
     ):
         failed = _run_program(*arguments)
         assert failed.returncode == 2
