@@ -637,6 +637,20 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """The commit of the code, with "-changed" if code differs from it; "unknown" without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "tf_lrtraj", "tools")
+        return git("rev-parse", "--short=12", "HEAD") + "-changed" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def write_record(out: pathlib.Path, record: dict[str, Any]) -> None:
     from tf_lrtraj.records import write_atomically, write_json
 
@@ -692,6 +706,7 @@ def page(record: dict[str, Any]) -> str:
         f"{whole['cpu_seconds']:.1f} s for the undisturbed run |",
         f"| operations on files in the undisturbed run | {whole['operations']} |",
         f"| way of starting | {record['way']} |",
+        f"| commit | {record['commit']} |",
         f"| undisturbed run, forked against fresh process | {record['fork_equals_fresh']} |",
         *(f"| {key} | {value} |" for key, value in record["machine"].items()),
         "",
@@ -759,8 +774,13 @@ def main() -> int:
         record: dict[str, Any] = {}
         if record_path.exists():
             record = json.loads(record_path.read_text())
-            if (record["seed"], record["way"]) != (given.seed, way(given.fresh)):
-                raise SystemExit(f"{record_path} is of another seed or way; choose another --out")
+            kept = {"seed": given.seed, "way": way(given.fresh), "commit": commit()}
+            for key, value in kept.items():
+                if record[key] != value:
+                    raise SystemExit(
+                        f"{record_path} is of {key} {record[key]!r}, and this is {value!r}: "
+                        "choose another --out"
+                    )
         print("the undisturbed run", file=sys.stderr)
         whole = undisturbed(starter, scratch / "whole")
         if not record:
@@ -774,6 +794,7 @@ def main() -> int:
                 "seed": given.seed,
                 "wanted": given.trials,
                 "way": way(given.fresh),
+                "commit": commit(),
                 "machine": machine(),
                 "undisturbed": whole,
                 "fork_equals_fresh": "identical" if not found else f"differs in {found[:5]}",
