@@ -83,7 +83,7 @@ def iterations(model: Any) -> int:
 
 
 def _tensor(variable: Any) -> Any:
-    """The tensor a variable holds on torch.
+    """The tensor a variable holds on torch or JAX.
 
     `variable.value` first looks for scopes that would replace or cast it, which for
     ResNet-34's weights takes as long as a tenth of an update.
@@ -203,18 +203,24 @@ def _mix_rows_on_torch(variables: Sequence[Any], arrays: Sequence[Any], shares: 
     import torch
 
     active = np.flatnonzero(shares)
+    parts: dict[Any, Any] = {}  # the shares as a tensor, made once for all variables alike
     for variable, array in zip(variables, arrays, strict=True):
-        rows = _tensor(variable).detach().view(len(shares), -1)
-        source = array.reshape(-1)
+        tensor = _tensor(variable).detach()
+        rows, source = tensor.view(len(shares), -1), array.reshape(-1)
         if len(active) < len(shares):  # no pass over the rows that stay as they are
             for row in active:
                 rows[row].lerp_(source, float(shares[row]))
             continue
-        part = torch.from_numpy(shares[:, None]).to(rows.dtype).to(rows.device)
+        kind = tensor.dtype, tensor.device
+        if kind not in parts:
+            parts[kind] = torch.from_numpy(shares[:, None]).to(dtype=kind[0], device=kind[1])
+        if len(source) <= _COLUMNS or tensor.device.type != "cpu":
+            rows.lerp_(source, parts[kind])
+            continue
         # So much of the source stays in a cache for all rows.
-        size = _COLUMNS if rows.device.type == "cpu" else max(1, len(source))
-        for piece, towards in zip(rows.split(size, dim=1), source.split(size), strict=True):
-            piece.lerp_(towards, part)
+        pieces = zip(rows.split(_COLUMNS, dim=1), source.split(_COLUMNS), strict=True)
+        for piece, towards in pieces:
+            piece.lerp_(towards, parts[kind])
 
 
 def scalars(array: np.ndarray) -> Any:
@@ -352,7 +358,16 @@ def _tensorflow_update(
         return run
     numbers = sum(int(np.prod(variable.shape)) for variable in variables)
     xla = True if numbers >= XLA_FROM else None
-    return tf.function(function, jit_compile=xla, reduce_retracing=False)
+    traced = tf.function(function, jit_compile=xla, reduce_retracing=False)
+    concrete: list[Any] = []
+
+    def run_traced(*args: Any) -> None:
+        # Choosing among traces by the arguments' types takes as long as a tenth of an update.
+        if not concrete:
+            concrete.append(traced.get_concrete_function(*args))
+        concrete[0](*args)
+
+    return run_traced
 
 
 def _replicas(variable: Any) -> tuple[Any, ...]:
@@ -372,15 +387,28 @@ def _jax_update(
         return [scope.get_current_value(variable) for variable in writes]
 
     step = jax.jit(pure, donate_argnums=0)
+    held, put = _around_scopes()
     # What is donated must be owned: a new buffer may still be the model's own array.
     assign(writes, values(writes))
 
     def run(*args: Any) -> None:
-        new = step(values(writes), values(reads), args)
+        new = step(held(writes), held(reads), args)
         for variable, value in zip(writes, new, strict=True):
-            variable.assign(value)
+            put(variable, value)
 
     return run
+
+
+def _around_scopes() -> tuple[Callable[[Sequence[Any]], list[Any]], Callable[[Any, Any], None]]:
+    """How to read many and to write one variable on JAX outside of all Keras' scopes.
+
+    `value` and `assign` look for scopes and check shapes, which for ResNet-34's weights
+    takes a fifth of an update.  Variables of Flax's NNX hide their arrays otherwise.
+    """
+    is_nnx_enabled = getattr(keras.config, "is_nnx_enabled", None)
+    if is_nnx_enabled is not None and is_nnx_enabled():
+        return values, lambda variable, value: variable.assign(value)
+    return lambda variables: [_tensor(v) for v in variables], lambda v, x: v._direct_assign(x)
 
 
 def forward(

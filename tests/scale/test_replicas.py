@@ -19,8 +19,10 @@ from run_contents import (
 from tf_lrtraj import records
 from tf_lrtraj.experiments import evaluate as evaluation
 from tf_lrtraj.experiments import train
-from tf_lrtraj.experiments.config import ConfigError, read_config
+from tf_lrtraj.experiments.assembly import assemble, load_dataset
+from tf_lrtraj.experiments.config import ConfigError, read_config, validate
 from tf_lrtraj.training import loop
+from tf_lrtraj.training.step import make_train_steps
 from tf_lrtraj.training.strategies import make_strategy
 
 
@@ -47,6 +49,31 @@ def test_four_replicas_make_the_run_of_one_device(one_device, four):
     # Not all of it is the same to the bit, so the runs did not take the same path.
     ours, theirs = checkpoint_values(four), checkpoint_values(one_device)
     assert any(ours[name].tobytes() != theirs[name].tobytes() for name in theirs)
+
+
+def weights_in_float64(strategy, synchronized):
+    """All weights after 6 steps of the run without probes, in float64."""
+    plain = validate(scale_config(**BARE))
+    plain["model"].update(dtype="float64")
+    plain["model"]["batch_norm"].update(synchronized=synchronized)
+    assembly = assemble(plain, load_dataset(plain), strategy)
+    steps = make_train_steps(
+        strategy, assembly.model, assembly.optimizer, assembly.averages, batch_size=48
+    )
+    steps(iter(assembly.train_batches(0)), assembly.averages.plan(1, 6))
+    return [np.asarray(variable) for variable in assembly.model.variables]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_in_float64_replicas_differ_from_one_device_by_its_rounding(count):
+    # In float32 a ReLU's input within rounding of 0 can have another sign, and
+    # its gradient jumps; in float64 none of them is that close.
+    expected = weights_in_float64(make_strategy("one_device"), False)
+    found = weights_in_float64(mirrored(count), True)
+    assert all(value.dtype == np.float64 for value in found)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+    assert any((one != other).any() for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.long

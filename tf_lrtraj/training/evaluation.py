@@ -214,7 +214,8 @@ class Evaluator:
             logits, _ = backend.forward(
                 self.model, trainable, non_trainable, images, training=training
             )
-            loss = tf.reduce_sum(per_example_loss(labels, logits) * present)
+            losses = per_example_loss(labels, logits)
+            loss = tf.reduce_sum(losses * tf.cast(present, losses.dtype))
             return loss, tf.reduce_sum(correct(labels, logits) * present), tf.reduce_sum(present)
 
         sums = self.strategy.run(on_replica, args=(weights, batch))

@@ -13,15 +13,17 @@ from tf_lrtraj.averaging import AverageState
 
 
 def per_example_loss(labels: Any, logits: Any, label_smoothing: float = 0.0) -> Any:
-    """[B] softmax cross-entropy in float32, against smoothed one-hot labels.
+    """[B] softmax cross-entropy in float32 or wider, against smoothed one-hot labels.
 
     Smoothing puts `label_smoothing / classes` on every class and the rest on the label.
     """
-    logits = tf.cast(logits, tf.float32)
+    if logits.dtype != tf.float64:
+        logits = tf.cast(logits, tf.float32)
     if label_smoothing == 0.0:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     classes = logits.shape[-1]
-    targets = tf.one_hot(labels, classes) * (1.0 - label_smoothing) + label_smoothing / classes
+    targets = tf.one_hot(labels, classes, dtype=logits.dtype)
+    targets = targets * (1.0 - label_smoothing) + label_smoothing / classes
     return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
 
 
@@ -121,7 +123,8 @@ def make_train_steps(
             images, labels = next(iterator)
             row = {"mixing": mixing[i], "slots": slots[i]}
             loss, accuracy = strategy.run(replica_step, args=(images, labels, row))
-            losses = losses.write(i, strategy.reduce("SUM", loss, axis=None))
+            loss = tf.cast(strategy.reduce("SUM", loss, axis=None), tf.float32)
+            losses = losses.write(i, loss)
             accuracies = accuracies.write(i, strategy.reduce("SUM", accuracy, axis=None))
         return losses.stack(), accuracies.stack()
 
