@@ -53,6 +53,7 @@ BEYOND = 10**400  # an integer that no float holds
         lambda: check_request([], {}),
         lambda: check_request("line", {"scale": []}),
         lambda: check_request("line", {"low": BEYOND}),
+        lambda: check_request("gradients", {"batches": 2}),
     ],
 )
 def test_values_are_refused_by_name(call):

@@ -230,6 +230,11 @@ def check_request(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
             f"the probe {kind!r} needs {'exactly' if kind == 'plane' else 'at least'} {fewest} "
             f"points. Received: points={list(request['points'])}"
         )
+    if kind == "gradients" and request["batches"] < 3:
+        raise ConfigError(
+            "`batches` of the probe 'gradients' must be at least 3, which a jackknife needs. "
+            f"Received: {request['batches']!r}"
+        )
     if kind == "line" and request["low"] >= request["high"]:
         raise ConfigError(
             "`low` must be below `high` for the probe 'line'. "
