@@ -340,6 +340,16 @@ def test_a_workdir_that_cannot_be_written_says_so(tmp_path, monkeypatch):
         records.prepare_workdir(tmp_path / "run")
 
 
+def test_a_workdir_has_one_writer(tmp_path):
+    taken = pytest.raises(records.RecordError, match="another process is writing to workdir")
+    with records.only_writer(tmp_path), taken, records.only_writer(tmp_path):
+        pass
+    with records.only_writer(tmp_path):
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError), records.only_writer(tmp_path / "absent"):
+        pass
+
+
 # --- reading a run ---
 
 

@@ -232,6 +232,28 @@ def test_a_workdir_that_cannot_be_written(tmp_path, whole):
         goes_on(disk / "run", whole)
 
 
+HOLDER = """
+import sys
+from tf_lrtraj import records
+with records.only_writer(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_program_in_a_workdir_is_refused(stopped, whole):
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    command = [sys.executable, "-c", HOLDER, str(stopped)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        code, errors = toy.run(stopped)
+        assert code == 2 and errors.count("\n") == 1, errors
+        assert f"another process is writing to workdir {stopped}. Wait" in errors
+        assert before == {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+        other.kill()  # a lock does not outlive its process
+    goes_on(stopped, whole)
+
+
 WRITER = """
 import sys, time
 from tf_lrtraj.records import MetricsWriter

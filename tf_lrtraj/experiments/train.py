@@ -6,6 +6,7 @@ their own in `matched/<average>/` inside it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -57,8 +58,8 @@ def prepare(
 
     Raises:
         ConfigError: for anything wrong in the configuration or its data.
-        records.RecordError: if the workdir belongs to another configuration, or
-            cannot be written.
+        records.RecordError: if the workdir belongs to another configuration, cannot
+            be written, or another process is writing there.
         workers.Refused: if another worker found something wrong.
     """
     plain = validate(config)
@@ -80,8 +81,13 @@ def prepare(
     workers.from_chief(on_chief)
     _same_everywhere(plain, workers)
     dataset = workers.together(check)
-    workers.from_chief(lambda: str(records.prepare_workdir(workdir)))
+    workers.from_chief(lambda: _usable(workdir))
     return plain, dataset
+
+
+def _usable(workdir: str | os.PathLike[str]) -> None:
+    with records.only_writer(records.prepare_workdir(workdir)):
+        pass
 
 
 def _same_everywhere(config: dict[str, Any], workers: Workers) -> None:
@@ -154,6 +160,7 @@ def run(
         loop.Interrupted: after SIGTERM or SIGINT (status "interrupted").
         data.DataError: for a damaged file of the data (status "interrupted").
         workers.Lost: when another worker is gone (status "interrupted").
+        records.RecordError: if another process is writing to the workdir.
         workers.Refused: if the chief could not begin or go on with the run.
     """
     workdir = pathlib.Path(workdir)
@@ -164,25 +171,27 @@ def run(
     plan = resolve(config, dataset.num_examples["train"])
     schedules = matched_rates(config, plan)
     forks = {name: fork_step(plan, rates) for name, rates in schedules.items()}
-    try:
-        tell(f"{config['name']}: training in {workdir}")
-        pinned = tuple(forks.values())
-        train_one(config, dataset, workdir, strategy, strategy_name, pinned=pinned, tell=tell)
-        for name, rates in schedules.items():
-            tell(f"{config['name']}: the run under the schedule equivalent to {name!r}")
-            train_one(
-                _without_averages(config, name),
-                dataset,
-                records.matched_dir(workdir, name),
-                strategy,
-                strategy_name,
-                learning_rates=rates,
-                matched_to={"average": name, **_matched_config(config, name)},
-                fork=(workdir, forks[name]),
-            )
-    finally:
-        if workers.chief and (workdir / records.RUN).exists():
-            path = report.write_report(workdir)
+    with contextlib.ExitStack() as held:
+        workers.from_chief(lambda: held.enter_context(records.only_writer(workdir)))
+        try:
+            tell(f"{config['name']}: training in {workdir}")
+            pinned = tuple(forks.values())
+            train_one(config, dataset, workdir, strategy, strategy_name, pinned=pinned, tell=tell)
+            for name, rates in schedules.items():
+                tell(f"{config['name']}: the run under the schedule equivalent to {name!r}")
+                train_one(
+                    _without_averages(config, name),
+                    dataset,
+                    records.matched_dir(workdir, name),
+                    strategy,
+                    strategy_name,
+                    learning_rates=rates,
+                    matched_to={"average": name, **_matched_config(config, name)},
+                    fork=(workdir, forks[name]),
+                )
+        finally:
+            if workers.chief and (workdir / records.RUN).exists():
+                path = report.write_report(workdir)
     workers.wait()  # a worker that leaves early looks like one that was lost
     return path
 

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,11 @@ from tf_lrtraj.records.files import (
     temporary_path,
     write_atomically,
 )
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 RAW = "raw"  # the name of the weights themselves, beside the averages' names
@@ -133,6 +138,37 @@ def prepare_workdir(workdir: PathLike) -> pathlib.Path:
             "Choose another --workdir, or change its permissions."
         ) from None
     return path
+
+
+@contextlib.contextmanager
+def only_writer(workdir: PathLike) -> Iterator[None]:
+    """While it lasts, no other process can hold `workdir` so.
+
+    The folder itself is locked, not a file in it, so nothing is left behind; the system lets go
+    of the lock when the process ends, however it ends.  Where the system or the file system
+    knows no such locks nothing is checked.
+
+    Raises:
+        RecordError: if another process holds it.
+        OSError: if there is no such folder.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecordError(
+                f"another process is writing to workdir {pathlib.Path(workdir)}. "
+                "Wait until it ends, or choose another --workdir."
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
