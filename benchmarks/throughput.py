@@ -2,19 +2,24 @@
 
     python benchmarks/throughput.py                     # writes benchmarks/results/throughput.json
     python benchmarks/throughput.py --quick             # one round of ResNet-8, writes nothing
-    python benchmarks/throughput.py --networks=resnet8 --rounds=15
+    python benchmarks/throughput.py --networks resnet8  # only one network, writes nothing
 
 Networks: ResNet-8 of width 16 and ResNet-34 of width 64 (CIFAR stem), 32x32 images, batches of
-64, synthetic images held in memory.  A round times every case once, in an order that
-rotates; medians and quartiles are over rounds, and ratios are taken round by round.
+64.  A round times every case once, in an order drawn anew; medians and quartiles are over rounds,
+and ratios are taken round by round.
 
 bare N     the compiled step of one update with N averages, called on one batch that is already
            on the device: forward, backward, decay, momentum, N averages; nothing else
-loop N     what `lrtraj-train` runs: data pipeline, steps in compiled calls, progress bar, rows of
-           metrics written, the check for losses that are not finite
-fit        Keras' `model.fit` of the same network, optimizer and data set, without averages
+loop N     what `lrtraj-train` runs: this package's data pipeline on images in memory, without
+           augmentation, steps in compiled calls, rows of metrics and TensorBoard events
+           written, the check for losses that are not finite
+loop 0, augmented   the same with the pipeline's `crop_flip`, which takes part of the same
+           processor where there is no accelerator
+fit        Keras' `model.fit` of the same network, optimizer and pipeline, without averages,
+           decay and TensorBoard, with the accuracy as a metric
 
-The bars: loop 0 at most 1.03 times bare 0, and bare 4 at most 1.02 times bare 0 with ResNet-34.
+Not in it: evaluations and checkpoints.  The bars: loop 0 at most 1.03 times bare 0, and bare 4 at
+most 1.02 times bare 0 with ResNet-34.
 """
 
 from __future__ import annotations
@@ -39,23 +44,14 @@ NETWORKS = {"resnet8": (8, 16, 60), "resnet34": (34, 64, 3)}
 MOMENTUM, DECAY, RATE = 0.9, 5e-4, 0.01
 
 
-class Synthetic:
-    """Random images in memory, with the interface of `tf_lrtraj.data`."""
+def synthetic(augmentation: str = "none") -> Any:
+    """Random images in memory."""
+    from tf_lrtraj.data import from_arrays
 
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        self.images = rng.normal(size=(2048, 32, 32, 3)).astype(np.float32)
-        self.labels = rng.integers(0, 10, 2048).astype(np.int32)
-
-    def batches(self) -> Any:
-        import tensorflow as tf
-
-        return (
-            tf.data.Dataset.from_tensor_slices((self.images, self.labels))
-            .repeat()
-            .batch(BATCH, drop_remainder=True)
-            .prefetch(2)
-        )
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2048, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, 2048)
+    return from_arrays("random", images, labels, num_classes=10, augmentation=augmentation)
 
 
 def averages_of(count: int, variables: Any) -> Any:
@@ -78,7 +74,7 @@ def new_model(depth: int, width: int) -> tuple[Any, Any]:
     return model, optimizer
 
 
-def bare(depth: int, width: int, steps: int, count: int, data: Synthetic) -> Callable[[], float]:
+def bare(depth: int, width: int, steps: int, count: int, data: Any) -> Callable[[], float]:
     """The compiled step called again and again on one batch."""
     import tensorflow as tf
 
@@ -89,7 +85,7 @@ def bare(depth: int, width: int, steps: int, count: int, data: Synthetic) -> Cal
     step = tf.function(
         make_replica_step(model, optimizer, averages, batch_size=BATCH, weight_decay=DECAY)
     )
-    images, labels = tf.constant(data.images[:BATCH]), tf.constant(data.labels[:BATCH])
+    images, labels = next(iter(data.train_batches(BATCH, 0)))
     plan = empty_plan(1) if averages is None else averages.plan(5, 1)
     row = {key: tf.constant(value[0]) for key, value in plan.items()}
     compiled = step.get_concrete_function(images, labels, row)
@@ -105,23 +101,24 @@ def bare(depth: int, width: int, steps: int, count: int, data: Synthetic) -> Cal
 
 
 def loop(
-    depth: int, width: int, steps: int, count: int, data: Synthetic, folder: pathlib.Path
+    depth: int, width: int, steps: int, count: int, data: Any, folder: pathlib.Path
 ) -> Callable[[], float]:
     """`training.loop.run` over as many steps, with its records."""
-    import tensorflow as tf
-
+    from tf_lrtraj.training import host_memory
     from tf_lrtraj.training import loop as outer
     from tf_lrtraj.training.checkpoints import Checkpointer
     from tf_lrtraj.training.log import RunLog
     from tf_lrtraj.training.step import empty_plan, make_train_steps
+    from tf_lrtraj.training.strategies import make_strategy
 
     model, optimizer = new_model(depth, width)
     averages = averages_of(count, model.trainable_variables)
-    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    strategy = make_strategy("one_device")
     compiled = make_train_steps(
         strategy, model, optimizer, averages, batch_size=BATCH, weight_decay=DECAY
     )
-    iterator = iter(strategy.experimental_distribute_dataset(data.batches()))
+    iterator = iter(strategy.experimental_distribute_dataset(data.train_batches(BATCH, 0)))
+    host_memory.keep_it_so()  # as after any such iterator of a run
 
     def train_steps(step: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         rows = empty_plan(number) if averages is None else averages.plan(step + 1, number)
@@ -131,15 +128,14 @@ def loop(
     checkpointer = Checkpointer(folder / "checkpoints", {})
     cadence = outer.Cadence(log=10, evaluate=0, checkpoint=0, steps_per_call=10)
     done = itertools.count(0, steps)
-    log = RunLog(folder, 0, 32.0, lambda step: RATE, BATCH, tensorboard=False)
+    log = RunLog(folder, 0, 32.0, lambda step: RATE, BATCH)
 
     def timed() -> float:
         start = next(done)
-        # One step more than is timed: what comes at the end (evaluation, checkpoint) is not
-        # part of a step's cost, and stays outside.
         began = time.perf_counter()
         seconds = []
 
+        # Called when the last step is done, before the checkpoint, which is no step's cost.
         def at_the_end(step: int) -> None:
             seconds.append(time.perf_counter() - began)
 
@@ -157,14 +153,14 @@ def loop(
     return timed
 
 
-def fit(depth: int, width: int, steps: int, data: Synthetic) -> Callable[[], float]:
+def fit(depth: int, width: int, steps: int, data: Any) -> Callable[[], float]:
     import keras
 
     model, optimizer = new_model(depth, width)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # jit_compile slows convolutions down on CPUs; Keras' "auto" leaves it off there.
     model.compile(optimizer, loss, metrics=["accuracy"])
-    batches = data.batches()
+    batches = data.train_batches(BATCH, 0)
 
     class Clock(keras.callbacks.Callback):
         began = ended = 0.0
@@ -191,7 +187,8 @@ def quartiles(values: list[float]) -> dict[str, float]:
 
 def measure(network: str, rounds: int) -> dict[str, Any]:
     depth, width, steps = NETWORKS[network]
-    data = Synthetic()
+    data = synthetic()
+    dice = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         cases: dict[str, Callable[[], float]] = {}
         for count in AVERAGES:
@@ -199,14 +196,16 @@ def measure(network: str, rounds: int) -> dict[str, Any]:
             cases[f"loop {count}"] = loop(
                 depth, width, steps, count, data, pathlib.Path(folder) / str(count)
             )
+        cases["loop 0, augmented"] = loop(
+            depth, width, steps, 0, synthetic("crop_flip"), pathlib.Path(folder) / "augmented"
+        )
         cases["fit"] = fit(depth, width, steps, data)
         for name, case in cases.items():  # traces, and warms up
             print(f"{network}: {name} {case():.4f} s per step (first call, not kept)", flush=True)
         times: dict[str, list[float]] = {name: [] for name in cases}
         names = list(cases)
         for number in range(rounds):
-            for place in range(len(names)):
-                name = names[(place + number) % len(names)]
+            for name in dice.permutation(names).tolist():
                 times[name].append(cases[name]())
             print(f"{network}: round {number + 1} of {rounds}", flush=True)
 
@@ -222,6 +221,7 @@ def measure(network: str, rounds: int) -> dict[str, Any]:
         "ratios": {
             **{f"loop {n} over bare {n}": ratio(f"loop {n}", f"bare {n}") for n in AVERAGES},
             **{f"bare {n} over bare 0": ratio(f"bare {n}", "bare 0") for n in AVERAGES[1:]},
+            "loop 0, augmented over bare 0": ratio("loop 0, augmented", "bare 0"),
             "fit over bare 0": ratio("fit", "bare 0"),
             "loop 0 over fit": ratio("loop 0", "fit"),
         },
@@ -245,9 +245,9 @@ def main() -> None:
     import tensorflow as tf
 
     networks = ["resnet8"] if options.quick else options.networks
-    rounds = 1 if options.quick else options.rounds
+    rounds = 1 if options.quick else max(1, options.rounds)
     result: dict[str, Any] = {
-        "command": "python benchmarks/throughput.py",
+        "command": f"python benchmarks/throughput.py --rounds={rounds}",
         "rounds": rounds,
         "batch_size": BATCH,
         "cores": len(os.sched_getaffinity(0)),
@@ -259,7 +259,7 @@ def main() -> None:
         for name, value in result[network]["ratios"].items():
             spread = f"[{value['low']:.3f}, {value['high']:.3f}]"
             print(f"{network}: {name}: {value['median']:.3f} {spread}")
-    if not options.quick:
+    if set(networks) == set(NETWORKS):
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"written: {RESULT}")
 

@@ -19,8 +19,9 @@ import tensorflow as tf
 from tf_lrtraj import kernels, records
 from tf_lrtraj.experiments import evaluate as evaluation
 from tf_lrtraj.experiments import train
-from tf_lrtraj.experiments.config import ConfigError, default_config, read_config
-from tf_lrtraj.training import loop
+from tf_lrtraj.experiments.assembly import assemble, load_dataset
+from tf_lrtraj.experiments.config import ConfigError, default_config, read_config, validate
+from tf_lrtraj.training import host_memory, loop
 from tf_lrtraj.training.strategies import make_strategy
 
 TINY = {
@@ -272,3 +273,19 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path):
     assert json.loads((killed / "config.json").read_text()) == json.loads(
         (whole / "config.json").read_text()
     )
+
+
+def test_iterators_leave_the_memory_allocator_as_the_program_set_it(monkeypatch):
+    # TensorFlow resets it, on Python 3.11, when it makes an iterator.
+    asked = []
+    monkeypatch.setattr(host_memory, "_ask", lambda: asked.append(1))
+    config = validate(tiny_config())
+    assembly = assemble(config, load_dataset(config), make_strategy("one_device"))
+    monkeypatch.setattr(host_memory, "_kept", False)
+    iter(assembly.train_batches(0))
+    assert not asked  # a library has no business with its user's process
+    monkeypatch.setattr(host_memory, "_kept", True)
+    for batches in (assembly.train_batches(0), assembly.eval_batches("test")):
+        iter(batches)
+    next(iter(assembly.moment_batches()))
+    assert len(asked) == 3

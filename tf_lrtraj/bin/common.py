@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import difflib
 import errno
 import os
@@ -16,6 +15,8 @@ from importlib import resources
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+
+from tf_lrtraj.training.host_memory import keep_freed_memory
 
 OK, FAILED, USAGE, DIVERGED, RESUMABLE = 0, 1, 2, 3, 75  # 75 is EX_TEMPFAIL: run it again
 
@@ -38,26 +39,6 @@ def quiet_tensorflow() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that tensors free; call it before TensorFlow is imported.
-
-    By default it goes back to the system at every step and comes again page by page, which
-    took half of the processor time of a small network's training (benchmarks/allocator.sh).
-    Several arenas would each do the same, so there is one; on machines with many cores,
-    where threads would queue for it, nothing is changed.
-    """
-    if sys.platform != "linux" or (os.cpu_count() or 1) > 8:
-        return
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # from malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    mallopt(arena_max, 1)
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def run_app(main: Callable[[list[str]], Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from tf_lrtraj.averaging import AverageState
 from tf_lrtraj.experiments.config import ConfigError, Plan, resolve
 from tf_lrtraj.models import resnet
 from tf_lrtraj.schedules import RateSchedule
+from tf_lrtraj.training import host_memory
 from tf_lrtraj.training.evaluation import Evaluator, averaged_statistics
 from tf_lrtraj.training.step import make_optimizer
 
@@ -71,7 +72,7 @@ class Assembly:
                 self.config["data"]["batch_size"], seed, start_step, **_shards(context)
             )
 
-        return self.strategy.distribute_datasets_from_function(for_pipeline)
+        return _Batches(self.strategy.distribute_datasets_from_function(for_pipeline))
 
     def eval_batches(self, split: str, limit: int | None = None) -> Any:
         """Distributed evaluation batches (images, labels, weights), each image once."""
@@ -88,7 +89,19 @@ class Assembly:
         def for_pipeline(context: Any) -> Any:
             return self.dataset.eval_batches(split, batch, limit=limit, **_shards(context))
 
-        return self.strategy.distribute_datasets_from_function(for_pipeline)
+        return _Batches(self.strategy.distribute_datasets_from_function(for_pipeline))
+
+
+class _Batches:
+    """Distributed batches, iterated anew each time, that leave the memory allocator alone."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = iter(self._batches)
+        host_memory.keep_it_so()
+        return iterator
 
 
 def _shards(context: Any) -> dict[str, Any]:
