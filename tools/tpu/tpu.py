@@ -5,25 +5,27 @@ r"""Trains on a Cloud TPU: creates it, installs, runs, goes on after preemption,
         --bucket=gs://BUCKET/runs/r34 -- --config=imagenet_resnet34_tpu \
         --config.data.dir=gs://BUCKET/tensorflow_datasets
 
-does it all, and may itself be stopped and started again.  The steps on their own:
+does it all, and may itself be stopped and started again: Ctrl-C leaves the TPU as it is.  The
+steps on their own:
 
     create    ask for the TPU (a queued resource), wait until it is there, install
-    run       create what is missing, train, follow; a preempted TPU is created again and the
-              run goes on from its last checkpoint; at its end fetch
+    run       create and install what is missing, train, follow; a preempted TPU is created
+              again and the run goes on from its last checkpoint; at its end fetch
     status    the state of the TPU, and the last lines of the run's log
     fetch     copy records, report and models from the bucket to --into
-    delete    give the TPU back (`run` does so at the end, unless --keep)
+    delete    give the TPU back (`run` does so at the end, a failed one too, unless --keep)
 
 What follows `--` goes to lrtraj-train, which adds --strategy=tpu and a workdir of its own.
 The workdir lives on the VM and is copied to the bucket every --sync seconds and at the end.
 With --dry_run every command is printed and none is run.  Needs gcloud, logged in, with a
 project (docs/tpu.md).  Exit codes: 0 done, 2 a mistake in flags, 4 a command of gcloud
-failed, else that of the training program.
+failed, 130 Ctrl-C, else that of the training program.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import re
 import shlex
@@ -31,21 +33,51 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 ROOT = pathlib.Path(__file__).parents[2]
 ON_VM = pathlib.Path(__file__).with_name("on_vm.sh")
 COMMANDS = ("create", "run", "status", "fetch", "delete")
-USAGE, GCLOUD_FAILED, RESUMABLE = 2, 4, 75
+USAGE, GCLOUD_FAILED, RESUMABLE, BY_SIGNAL, STOPPED_HERE = 2, 4, 75, 128, 130
 # TPUs of these states come back by themselves; others that are not READY do not.
 PASSING = ("CREATING", "STARTING", "RESTARTING", "REIMAGING", "REPAIRING")
+SUSPENDED = ("SUSPENDING", "SUSPENDED")  # of a request: its TPU was taken away
 MOST_RESTARTS_WITHOUT_PREEMPTION = 5
-MOST_FAILED_LOOKS = 10  # in a row: the connection to Google may be lost for a while
-_LACKING = re.compile(r"NOT_FOUND|not found|matched no objects|404", re.IGNORECASE)
+MOST_FAILED_TRIES = 10  # in a row: the connection to Google may be lost for a while
+LOOKS_PER_VISIT = 5  # every so many looks at the bucket, the VM is asked over ssh
+NONE = "none"  # what on_vm.sh says of what there is not
+STATE_ON_VM = (
+    f"if test -e on_vm.sh; then bash on_vm.sh state; else echo tf_lrtraj: {NONE} {NONE} {NONE}; fi"
+)
+_LACKING = re.compile(r"\bNOT_FOUND\b|\bwas not found\b|\bHTTPError 404\b", re.IGNORECASE)
+# Of an object; that a bucket is not found is a mistake.
+_NO_OBJECT = re.compile(r"matched no objects|No such object|gs://[^/\s]+/\S+ not found", re.I)
+_T = TypeVar("_T")
 
 
 class GcloudError(RuntimeError):
     """A command of gcloud failed."""
+
+
+class Refused(GcloudError):
+    """Trying again would not help, or has not."""
+
+
+class KeepTpu(Refused):
+    """The TPU holds what must not go with it."""
+
+
+# How the messages of on_vm.sh begin that say so.
+REFUSALS = {"another run": KeepTpu, "only here": KeepTpu, "refused": Refused}
+
+
+class Vm(NamedTuple):
+    """What the VM says of itself, each "none" where there is none."""
+
+    program: str  # running, ended:CODE, or unsaved:CODE where the last copy to the bucket failed
+    commit: str  # that is installed, on all hosts
+    bucket: str  # of the run that it holds
 
 
 class Gcloud:
@@ -56,6 +88,9 @@ class Gcloud:
         self._where = [f"--zone={options.zone}"]
         if options.project:
             self._where.append(f"--project={options.project}")
+
+    def command(self, *words: str, compute: bool = True) -> list[str]:
+        return ["gcloud", *words, *(self._where if compute else ()), "--quiet"]
 
     def __call__(
         self, *words: str, compute: bool = True, may_lack: bool = False, expected: str = ""
@@ -68,19 +103,21 @@ class Gcloud:
             may_lack: return None where what it speaks of does not exist.
             expected: what a dry run takes for its output.
         """
-        command = ["gcloud", *words, *(self._where if compute else ())]
+        command = self.command(*words, compute=compute)
         if self.dry_run:
             print(shlex.join(command))
             return expected
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+            )
         except FileNotFoundError:
             raise GcloudError(
                 "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
             ) from None
         if done.returncode == 0:
             return done.stdout.strip()
-        if may_lack and _LACKING.search(done.stderr):
+        if may_lack and (_LACKING if compute else _NO_OBJECT).search(done.stderr):
             return None
         raise GcloudError(f"{shlex.join(command)}\n{(done.stderr or done.stdout).strip()[-2000:]}")
 
@@ -91,6 +128,7 @@ class Tpu:
     def __init__(self, options: argparse.Namespace, flags: Sequence[str]) -> None:
         self.options, self.flags = options, list(flags)
         self.gcloud = Gcloud(options)
+        self._unsaved = False  # the program ended, and its last copy to the bucket failed
 
     def say(self, text: str) -> None:
         print(f"==> {text}", flush=True)
@@ -98,6 +136,22 @@ class Tpu:
     def wait(self) -> None:
         if not self.options.dry_run:
             time.sleep(self.options.poll)
+
+    def _insist(self, act: Callable[[], _T]) -> _T:
+        """Tries until it works: one failed look does not end a run of days."""
+        failed = 0
+        while True:
+            try:
+                return act()
+            except Refused:
+                raise
+            except GcloudError as error:
+                failed += 1
+                if failed == MOST_FAILED_TRIES:
+                    raise Refused(str(error)) from None
+                reason = str(error).splitlines()[-1]
+                self.say(f"failed, {failed} of {MOST_FAILED_TRIES} times: {reason}")
+                self.wait()
 
     def state(self) -> str:
         """Of the TPU VM; "" where there is none."""
@@ -121,30 +175,35 @@ class Tpu:
 
     def create(self) -> None:
         """Asks for the TPU, waits, installs; what is there already stays."""
-        if self.options.dry_run or self.state() != "READY":
-            if not self._requested():
-                self.say(f"asking for {self.options.accelerator} in {self.options.zone}")
-                self.request()
-            self._wait_until_ready()
-        self.say("installing")
-        with tempfile.TemporaryDirectory() as folder:
-            source = pathlib.Path(folder, "tf_lrtraj.tar.gz")
-            if not self.options.dry_run:
-                self._pack(source)
-            name = self.options.name
-            self.gcloud(
-                *("compute", "tpus", "tpu-vm", "scp", str(source), str(ON_VM)),
-                f"{name}:",
-                "--worker=all",
-            )
-        self.on_vm("all", "install")
+        if self.state() != "READY":  # this and a first request are not tried again: a mistake?
+            self._ask()
+        self._obtain()
+        self._insist(self._prepare)
+
+    def _ask(self) -> None:
+        if not self._requested():
+            self.say(f"asking for {self.options.accelerator} in {self.options.zone}")
+            self.request()
+
+    def _obtain(self) -> None:
+        """Waits until the TPU is there; asks again where it is taken away meanwhile."""
+        if self.options.dry_run:
+            self._ask()
+            self._request_state()
+            return
+        while self._insist(self.state) != "READY":
+            self._insist(self._ask)
+            if not self._became_ready():
+                self.say("it was taken away before it was ready")
+                self._insist(self.delete)
 
     def _requested(self) -> bool:
         """Whether a request is queued; one that can no longer be granted is removed."""
         if self.options.dry_run:
             return False
-        state = self._request_state()
-        if state in ("FAILED", "SUSPENDED", "SUSPENDING"):
+        while (state := self._request_state()) == "DELETING":
+            self.wait()
+        if state == "FAILED" or state in SUSPENDED:
             self.delete()
             return False
         return bool(state)
@@ -158,36 +217,98 @@ class Tpu:
         )
         return found or ""
 
-    def _wait_until_ready(self) -> None:
+    def _became_ready(self) -> bool:
+        """Waits for a TPU that is asked for; False where it was taken away again."""
         told = ""
         while True:
-            state = self._request_state()
-            if state == "ACTIVE" and self.state() == "READY":
-                return
-            if state in ("FAILED", "SUSPENDED", "SUSPENDING", ""):
-                raise GcloudError(
-                    f"the request for {self.options.name} came to {state or 'nothing'}. "
+            request, state = self._insist(self._request_state), self._insist(self.state)
+            if request == "ACTIVE" and state == "READY":
+                return True
+            if request in ("FAILED", ""):
+                raise Refused(
+                    f"the request for {self.options.name} came to {request or 'nothing'}. "
                     "Another zone or --accelerator may have room, and quota."
                 )
-            if state != told:
-                self.say(f"waiting: {state}")
-                told = state
+            if request in SUSPENDED or (state and self._lost(state)):
+                return False
+            if request != told:
+                self.say(f"waiting: {request}")
+                told = request
             self.wait()
+
+    @staticmethod
+    def _lost(state: str) -> bool:
+        return state != "READY" and state not in PASSING
+
+    def _prepare(self) -> Vm:
+        """Installs, unless this commit is there already or something runs."""
+        vm = self.look()
+        if vm.program == "running":
+            if vm.commit != self.commit:
+                self.say(f"what runs there is of commit {vm.commit[:12]} and goes on as it is")
+        elif vm.commit != self.commit:
+            self._install()
+        return vm
+
+    def look(self, worker: str = "all") -> Vm:
+        """What the VM says of itself."""
+        said = self._ssh(worker, STATE_ON_VM, f"tf_lrtraj: {NONE} {NONE} {NONE}")
+        hosts = [Vm(*words) for words in re.findall(r"tf_lrtraj: (\S+) (\S+) (\S+)", said)]
+        if not hosts:
+            raise GcloudError(f"the VM does not say what runs on it. Received: {said[-200:]!r}")
+        first = next((vm for vm in hosts if vm.bucket != NONE), hosts[0])  # others do not train
+        commits = {vm.commit for vm in hosts}
+        return first._replace(commit=commits.pop() if len(commits) == 1 else NONE)
+
+    @functools.cached_property
+    def commit(self) -> str:
+        """Of this checkout; the same throughout a run, whatever is committed meanwhile."""
+        return "COMMIT" if self.options.dry_run else self._git("rev-parse", "HEAD")
+
+    def _install(self) -> None:
+        self.say(f"installing commit {self.commit[:12]}")
+        with tempfile.TemporaryDirectory() as folder:
+            source = pathlib.Path(folder, "tf_lrtraj.tar.gz")
+            if not self.options.dry_run:
+                self._pack(source)
+            self.gcloud(
+                *("compute", "tpus", "tpu-vm", "scp", str(source), str(ON_VM)),
+                f"{self.options.name}:",
+                "--worker=all",
+            )
+        self.on_vm("all", "install", self.commit)
 
     def _pack(self, path: pathlib.Path) -> None:
         """The committed state of this checkout, as a source distribution pip can install."""
-        command = ["git", "-C", str(ROOT), "archive", "--format=tar.gz", "--prefix=tf_lrtraj/"]
+        self._git(
+            *("archive", "--format=tar.gz", "--prefix=tf_lrtraj/"),
+            *(f"--output={path}", self.commit),
+        )
+
+    def _git(self, *words: str) -> str:
         done = subprocess.run(
-            [*command, f"--output={path}", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise GcloudError(f"git archive failed: {done.stderr.strip()}")
+            raise Refused(f"git {words[0]} failed: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def _ssh(self, worker: str, command: str, expected: str = "") -> str:
+        try:
+            said = self.gcloud(
+                *("compute", "tpus", "tpu-vm", "ssh", self.options.name, f"--worker={worker}"),
+                f"--command={command}",
+                expected=expected,
+            )
+        except GcloudError as error:
+            for mark, kind in REFUSALS.items():
+                if f"on_vm.sh: {mark}: " in str(error):
+                    raise kind(str(error)) from None
+            raise
+        return said or ""
 
     def on_vm(self, worker: str, *words: str) -> None:
-        self.gcloud(
-            *("compute", "tpus", "tpu-vm", "ssh", self.options.name, f"--worker={worker}"),
-            f"--command={shlex.join(['bash', 'on_vm.sh', *words])}",
-        )
+        self._ssh(worker, shlex.join(["bash", "on_vm.sh", *words]))
 
     def start(self) -> None:
         """Starts training on the first host, apart from the connection; if it runs, leaves it."""
@@ -195,6 +316,25 @@ class Tpu:
         tpu = f"--tpu={options.name}" if options.several_hosts else "--tpu="
         self.say(f"training; its log is {options.bucket}/train.log")
         self.on_vm("0", "start", options.bucket, str(options.sync), tpu, *self.flags)
+
+    def begin(self) -> None:
+        """Brings the TPU to train, from wherever it stands."""
+
+        def attempt() -> None:
+            self._obtain()
+            vm = self._prepare()
+            if vm.bucket not in (NONE, self.options.bucket):
+                raise KeepTpu(
+                    f"{self.options.name} holds the run of {vm.bucket}: delete it first, or take "
+                    f"another --name. Received: --bucket={self.options.bucket}"
+                )
+            if vm.program == "running":
+                self.say("it trains already")
+            else:
+                self.start()
+
+        self._unsaved = False
+        self._insist(attempt)
 
     def exit_code(self) -> int | None:
         """Of the training program, once it has ended."""
@@ -210,50 +350,118 @@ class Tpu:
         """Waits for the end of training.
 
         Returns:
-            Its exit code; None where the TPU was lost.
+            Its exit code, RESUMABLE where it vanished without one; None where the TPU was lost.
         """
-        failed = 0
+        looks = 0
         while True:
-            try:
-                code, state = self.exit_code(), self.state()
-                failed = 0
-            except GcloudError as error:
-                failed += 1
-                if failed == MOST_FAILED_LOOKS:
-                    raise
-                self.say(f"cannot look at it now: {str(error).splitlines()[-1]}")
-                self.wait()
-                continue
+            code, state = self._insist(lambda: (self.exit_code(), self.state()))
             if code is not None:
                 return code
-            if state != "READY" and state not in PASSING:
+            if self._lost(state):
                 self.say(f"the TPU is {state or 'gone'}")
                 return None
+            looks += 1
+            if state != "READY":
+                looks = -1  # the program may be gone with what passes: ask as soon as it is back
+            elif looks % LOOKS_PER_VISIT == 0:
+                code = self._visit()
+                if code is not None:
+                    return code
             self.wait()
 
+    def _visit(self) -> int | None:
+        """Asks the VM whether training is alive, where the bucket has no exit code.
+
+        Returns:
+            None where it is, or where the VM cannot be asked since it is lost.
+        """
+
+        def ask() -> Vm | None:
+            return self.look("0") if self.state() == "READY" else None
+
+        vm = self._insist(ask)
+        if vm is None or vm.program == "running":
+            return None
+        code = self._insist(self.exit_code)  # it may have come between the two looks
+        if code is not None:
+            return code
+        how, _, number = vm.program.partition(":")
+        if not number:
+            self.say("the program is gone, without an exit code")
+            return RESUMABLE
+        self._unsaved = how == "unsaved"
+        return int(number)
+
     def run(self) -> int:
+        state = self.state()  # a first failure here is rather a mistake: not tried again
+        try:
+            self.exit_code()
+        except GcloudError:
+            if state:
+                self.tell_standing()
+            raise
+        leave, given_back = self.options.keep, False
+        try:
+            if state != "READY":
+                self._ask()
+            code = self._train()
+            if self._unsaved:
+                self._fetch_from_vm()
+        except (KeyboardInterrupt, KeepTpu):
+            leave = True
+            raise
+        finally:
+            given_back = self._give_back(leave)
+        self.say(f"ended with exit code {code}")
+        failed = not (leave or given_back)
+        try:
+            if code:
+                self.show_log()
+            if not self._unsaved:
+                self.fetch()
+        except GcloudError as error:
+            _complain(error)
+            failed = True
+        return code or (GCLOUD_FAILED if failed else 0)
+
+    def _train(self) -> int:
+        """Trains to the end, over losses of the TPU."""
         restarts = 0
         while True:
-            if self.options.dry_run or self.state() != "READY":
-                self.create()
-            self.start()
+            self.begin()
             code = self.follow()
+            if code is not None and (code == RESUMABLE or code > BY_SIGNAL):
+                # A TPU that is taken away stops the program first, and is READY a while longer.
+                self.wait()
+                state = self._insist(self.state)
+                if state in PASSING:
+                    continue
+                if self._lost(state) or self._insist(self._request_state) in SUSPENDED:
+                    self.say(f"the TPU is {state or 'gone'}")
+                    code = None
             if code is None:
                 self.say("creating it again; the run goes on from its last checkpoint")
-                self.delete()
+                self._insist(self.delete)
                 continue
             if code == RESUMABLE and restarts < MOST_RESTARTS_WITHOUT_PREEMPTION:
                 restarts += 1
-                self.say("the program was asked to stop and saved its state: starting it again")
+                self.say("the program was stopped before its end: starting it again")
                 continue
-            break
-        self.say(f"ended with exit code {code}")
-        if code:
-            self.show_log()
-        self.fetch()
-        if not self.options.keep:
-            self.delete()
-        return code
+            return code
+
+    def _give_back(self, leave: bool) -> bool:
+        """Deletes the TPU unless it is to stay; where it may stand, tells how to delete it."""
+        done = False
+        try:
+            if not leave:
+                self.delete()
+                done = True
+        except GcloudError as error:
+            _complain(error)
+        finally:
+            if not done:
+                self.tell_standing()
+        return done
 
     def status(self) -> None:
         self.say(f"request: {self._request_state() or 'none'}; TPU: {self.state() or 'none'}")
@@ -265,24 +473,53 @@ class Tpu:
         )
         print("\n".join((log or "no log in the bucket yet").splitlines()[-20:]))
 
-    def fetch(self) -> None:
-        into = self.options.into or f"runs/{self.options.name}"
+    def _into(self) -> pathlib.Path:
+        into = pathlib.Path(self.options.into or f"runs/{self.options.name}")
         self.say(f"fetching into {into}")
         if not self.options.dry_run:
-            pathlib.Path(into).mkdir(parents=True, exist_ok=True)
+            into.mkdir(parents=True, exist_ok=True)
+        return into
+
+    def fetch(self) -> None:
         self.gcloud(
-            *("storage", "rsync", "--recursive", f"{self.options.bucket}/workdir", into),
+            *("storage", "rsync", "--recursive", f"{self.options.bucket}/workdir"),
+            str(self._into()),
             compute=False,
         )
 
+    def _fetch_from_vm(self) -> None:
+        self.say("the last copy to the bucket failed: the workdir comes from the VM itself")
+        try:
+            self.gcloud(
+                *("compute", "tpus", "tpu-vm", "scp", "--recurse", "--worker=0"),
+                *(f"{self.options.name}:tf_lrtraj/workdir", str(self._into())),
+            )
+        except GcloudError as error:
+            raise KeepTpu(f"the end of the run is on the VM alone: {error}") from None
+
+    def _delete_words(self) -> list[str]:
+        return ["compute", "tpus", "queued-resources", "delete", self.options.name, "--force"]
+
     def delete(self) -> None:
         """Removes the request and its TPU; an error says that they may still be there."""
-        self.gcloud(
-            *("compute", "tpus", "queued-resources", "delete", self.options.name),
-            *("--force", "--quiet"),
-            may_lack=True,
+        found = self.gcloud(*self._delete_words(), may_lack=True)
+        if found is None and self.state():
+            raise GcloudError(
+                f"{self.options.name} is there without a request of its own: delete it with "
+                "gcloud compute tpus tpu-vm delete"
+            )
+        self.say(f"{self.options.name} is given back" if found is not None else "nothing to delete")
+
+    def tell_standing(self) -> None:
+        options, command = self.options, self.gcloud.command(*self._delete_words())
+        self.say(
+            f"{options.name} in {options.zone} may still be there, and cost. To give it back: "
+            f"{shlex.join(command)}"
         )
-        self.say(f"{self.options.name} is given back")
+
+
+def _complain(error: Exception) -> None:
+    print(f"tpu.py: error: {error}", file=sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -331,7 +568,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     ours_too = [f for f in flags if re.match(r"--?(workdir|strategy|tpu)\b", f)]
     if ours_too:
         parser.error(f"these flags of lrtraj-train are set here. Received: {ours_too}")
-    if options.command == "run" and not any(re.match(r"--?config\b", flag) for flag in flags):
+    if options.command == "run" and not any(re.match(r"--?config(=|$)", flag) for flag in flags):
         parser.error(f"`run` needs a configuration: … -- --config=NAME. Received: {flags}")
     if options.command != "run" and flags:
         parser.error(f"only `run` takes flags after --. Received: {flags}")
@@ -346,9 +583,15 @@ def main(argv: Sequence[str]) -> int:
             return tpu.run()
         getattr(tpu, options.command)()
     except GcloudError as error:
-        print(f"tpu.py: error: {error}", file=sys.stderr)
-        return GCLOUD_FAILED
-    return 0
+        _complain(error)
+        code = GCLOUD_FAILED
+    except KeyboardInterrupt:
+        code = STOPPED_HERE
+    else:
+        return 0
+    if options.command in ("create", "delete"):  # `run` has told
+        tpu.tell_standing()
+    return code
 
 
 if __name__ == "__main__":
