@@ -50,10 +50,11 @@ class Machine:
     utilisation: float = 0.35
 
 
-# NVIDIA's data sheet of the H100 SXM; Google's page of TPU v5e (4 links of 400 Gbit/s).
+# NVIDIA's data sheet of the H100 SXM; Google's page of TPU v5e: 4 links of 400 Gbit/s, of which
+# a ring over a slice of 2 x 4 chips uses two.
 MACHINES = (
     Machine("8 H100 (SXM)", 8, 989e12, 3.35e12, 450e9),
-    Machine("TPU v5e, 8 chips", 8, 197e12, 819e9, 200e9),
+    Machine("TPU v5e, 8 chips", 8, 197e12, 819e9, 100e9),
 )
 RESNET34 = {"weights": 21_797_672, "batch_norm_channels": 8_512, "forward_flops": 7.34e9}
 HOST_LINK, DISK = 55e9, 2e9  # PCIe 5 x16 and a local NVMe disk, bytes per second, assumed
@@ -88,14 +89,17 @@ def quartiles(values: Iterable[float]) -> dict[str, float]:
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
-def seconds(call: Callable[[], Any], repeats: int) -> float:
+def seconds(call: Callable[[], Any], repeats: int, wait: Callable[[], Any] = lambda: None) -> float:
+    """Seconds of one call; `wait` returns when the device has done what was asked of it."""
     began = time.perf_counter()
     for _ in range(repeats):
         call()
+    wait()
     return (time.perf_counter() - began) / repeats
 
 
-def update_of(model: Any, decays: list[float]) -> Callable[[], None]:
+def update_of(model: Any, decays: list[float]) -> tuple[Callable[[], None], Callable[[], Any]]:
+    """An update of so many averages, and what waits for it."""
     from tf_lrtraj import backend, kernels
     from tf_lrtraj.averaging import AverageState
 
@@ -103,7 +107,7 @@ def update_of(model: Any, decays: list[float]) -> Callable[[], None]:
     state = AverageState(variables, {str(d): kernels.Exponential(d) for d in decays})
     update = backend.compiled_update(state.update, model, state.variables, variables)
     row = {key: backend.scalars(value[0]) for key, value in state.plan(5, 1).items()}
-    return lambda: update(row)
+    return lambda: update(row), lambda: backend.to_numpy(backend.values(state.variables[-1:]))
 
 
 def interleaved(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -131,9 +135,9 @@ def measure_updates(rounds: int) -> list[dict[str, Any]]:
             "1 in float64": ([0.99999], {"double": 1}),
         }
         for kind, (decays, parts) in kinds.items():
-            call, key = update_of(model, decays), f"{name}: {kind}"
+            (call, wait), key = update_of(model, decays), f"{name}: {kind}"
             repeats = max(1, 2_000_000 // weights)
-            cases[key] = lambda call=call, repeats=repeats: seconds(call, repeats)
+            cases[key] = lambda call=call, repeats=repeats, wait=wait: seconds(call, repeats, wait)
             rows.append(
                 {
                     "network": name,

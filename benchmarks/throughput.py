@@ -5,8 +5,10 @@
     python benchmarks/throughput.py --networks resnet8  # only one network, writes nothing
 
 Networks: ResNet-8 of width 16 and ResNet-34 of width 64 (CIFAR stem), 32x32 images, batches of
-64.  A round times every case once, in an order drawn anew; medians and quartiles are over rounds,
-and ratios are taken round by round.
+64.  A round times every case once, for a second or a few, in an order drawn anew; ratios are taken
+round by round, medians and quartiles over rounds, with the interval in which the median lies at
+95 % (by order statistics).  Wall clock counts; processor time, which other programs on
+the machine disturb less, stands beside it.
 
 bare N     the compiled step of one update with N averages, called on one batch that is already
            on the device: forward, backward, decay, momentum, N averages; nothing else
@@ -39,9 +41,16 @@ import numpy as np
 RESULT = pathlib.Path(__file__).parent / "results" / "throughput.json"
 BATCH = 64
 AVERAGES = (0, 1, 4)
-# depth, width, steps of one timing: some seconds each
-NETWORKS = {"resnet8": (8, 16, 60), "resnet34": (34, 64, 3)}
+# depth, width, steps of one timing, rounds
+NETWORKS = {"resnet8": (8, 16, 10, 30), "resnet34": (34, 64, 1, 8)}
 MOMENTUM, DECAY, RATE = 0.9, 5e-4, 0.01
+
+
+Times = np.ndarray  # [2] seconds: by the clock on the wall, and of the processors
+
+
+def now() -> Times:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def synthetic(augmentation: str = "none") -> Any:
@@ -74,7 +83,7 @@ def new_model(depth: int, width: int) -> tuple[Any, Any]:
     return model, optimizer
 
 
-def bare(depth: int, width: int, steps: int, count: int, data: Any) -> Callable[[], float]:
+def bare(depth: int, width: int, steps: int, count: int, data: Any) -> Callable[[], Times]:
     """The compiled step called again and again on one batch."""
     import tensorflow as tf
 
@@ -90,19 +99,19 @@ def bare(depth: int, width: int, steps: int, count: int, data: Any) -> Callable[
     row = {key: tf.constant(value[0]) for key, value in plan.items()}
     compiled = step.get_concrete_function(images, labels, row)
 
-    def timed() -> float:
-        began = time.perf_counter()
+    def timed() -> Times:
+        began = now()
         for _ in range(steps):
             loss, _ = compiled(images, labels, row)
         loss.numpy()
-        return (time.perf_counter() - began) / steps
+        return (now() - began) / steps
 
     return timed
 
 
 def loop(
     depth: int, width: int, steps: int, count: int, data: Any, folder: pathlib.Path
-) -> Callable[[], float]:
+) -> Callable[[], Times]:
     """`training.loop.run` over as many steps, with its records."""
     from tf_lrtraj.training import host_memory
     from tf_lrtraj.training import loop as outer
@@ -130,14 +139,14 @@ def loop(
     done = itertools.count(0, steps)
     log = RunLog(folder, 0, 32.0, lambda step: RATE, BATCH)
 
-    def timed() -> float:
+    def timed() -> Times:
         start = next(done)
-        began = time.perf_counter()
+        began = now()
         seconds = []
 
         # Called when the last step is done, before the checkpoint, which is no step's cost.
         def at_the_end(step: int) -> None:
-            seconds.append(time.perf_counter() - began)
+            seconds.append(now() - began)
 
         outer.run(
             train_steps,
@@ -153,7 +162,7 @@ def loop(
     return timed
 
 
-def fit(depth: int, width: int, steps: int, data: Any) -> Callable[[], float]:
+def fit(depth: int, width: int, steps: int, data: Any) -> Callable[[], Times]:
     import keras
 
     model, optimizer = new_model(depth, width)
@@ -163,34 +172,46 @@ def fit(depth: int, width: int, steps: int, data: Any) -> Callable[[], float]:
     batches = data.train_batches(BATCH, 0)
 
     class Clock(keras.callbacks.Callback):
-        began = ended = 0.0
+        began = ended = np.zeros(2)
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.began = time.perf_counter()
+            self.began = now()
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            self.ended = time.perf_counter()
+            self.ended = now()
 
     clock = Clock()
 
-    def timed() -> float:
+    def timed() -> Times:
         model.fit(batches, steps_per_epoch=steps, verbose=0, callbacks=[clock])
         return (clock.ended - clock.began) / steps
 
     return timed
 
 
-def quartiles(values: list[float]) -> dict[str, float]:
+def summary(values: Any) -> dict[str, float]:
+    """Median, quartiles, and the 95 % interval of the median."""
+    from scipy.stats import binom
+
     low, median, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(median), "low": float(low), "high": float(high)}
+    ordered = np.sort(values)
+    place = max(int(binom.ppf(0.025, len(ordered), 0.5)) - 1, 0)
+    return {
+        "median": float(median),
+        "low": float(low),
+        "high": float(high),
+        "median_from": float(ordered[place]),
+        "median_to": float(ordered[-1 - place]),
+    }
 
 
-def measure(network: str, rounds: int) -> dict[str, Any]:
-    depth, width, steps = NETWORKS[network]
+def measure(network: str, quick: bool) -> dict[str, Any]:
+    depth, width, steps, rounds = NETWORKS[network]
+    rounds = 1 if quick else rounds
     data = synthetic()
     dice = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        cases: dict[str, Callable[[], float]] = {}
+        cases: dict[str, Callable[[], Times]] = {}
         for count in AVERAGES:
             cases[f"bare {count}"] = bare(depth, width, steps, count, data)
             cases[f"loop {count}"] = loop(
@@ -201,30 +222,33 @@ def measure(network: str, rounds: int) -> dict[str, Any]:
         )
         cases["fit"] = fit(depth, width, steps, data)
         for name, case in cases.items():  # traces, and warms up
-            print(f"{network}: {name} {case():.4f} s per step (first call, not kept)", flush=True)
-        times: dict[str, list[float]] = {name: [] for name in cases}
+            print(
+                f"{network}: {name} {case()[0]:.4f} s per step (first call, not kept)", flush=True
+            )
+        times: dict[str, list[Times]] = {name: [] for name in cases}
         names = list(cases)
         for number in range(rounds):
             for name in dice.permutation(names).tolist():
                 times[name].append(cases[name]())
             print(f"{network}: round {number + 1} of {rounds}", flush=True)
 
-    def ratio(of: str, to: str) -> dict[str, float]:
-        return quartiles([a / b for a, b in zip(times[of], times[to], strict=True)])
-
+    pairs = [(f"loop {n}", f"bare {n}") for n in AVERAGES]
+    pairs += [(f"bare {n}", "bare 0") for n in AVERAGES[1:]]
+    pairs += [("loop 0, augmented", "bare 0"), ("fit", "bare 0"), ("loop 0", "fit")]
+    ratios, processor = {}, {}
+    for of, to in pairs:
+        wall, used = (np.array(times[of]) / np.array(times[to])).T
+        ratios[f"{of} over {to}"] = summary(wall)
+        processor[f"{of} over {to}"] = summary(used)
     return {
         "steps": steps,
-        "seconds_per_step": {name: quartiles(values) for name, values in times.items()},
+        "rounds": rounds,
+        "seconds_per_step": {name: summary([t[0] for t in times[name]]) for name in times},
         "images_per_second": {
-            name: BATCH / float(np.median(values)) for name, values in times.items()
+            name: BATCH / float(np.median([t[0] for t in times[name]])) for name in times
         },
-        "ratios": {
-            **{f"loop {n} over bare {n}": ratio(f"loop {n}", f"bare {n}") for n in AVERAGES},
-            **{f"bare {n} over bare 0": ratio(f"bare {n}", "bare 0") for n in AVERAGES[1:]},
-            "loop 0, augmented over bare 0": ratio("loop 0, augmented", "bare 0"),
-            "fit over bare 0": ratio("fit", "bare 0"),
-            "loop 0 over fit": ratio("loop 0", "fit"),
-        },
+        "ratios": ratios,
+        "ratios_of_processor_time": processor,
     }
 
 
@@ -232,7 +256,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--quick", action="store_true", help="one round of ResNet-8, no record")
     options = parser.parse_args()
@@ -245,20 +268,21 @@ def main() -> None:
     import tensorflow as tf
 
     networks = ["resnet8"] if options.quick else options.networks
-    rounds = 1 if options.quick else max(1, options.rounds)
     result: dict[str, Any] = {
-        "command": f"python benchmarks/throughput.py --rounds={rounds}",
-        "rounds": rounds,
+        "command": "python benchmarks/throughput.py",
         "batch_size": BATCH,
         "cores": len(os.sched_getaffinity(0)),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
     }
     for network in networks:
-        result[network] = measure(network, rounds)
+        result[network] = measure(network, options.quick)
         for name, value in result[network]["ratios"].items():
-            spread = f"[{value['low']:.3f}, {value['high']:.3f}]"
-            print(f"{network}: {name}: {value['median']:.3f} {spread}")
+            other = result[network]["ratios_of_processor_time"][name]["median"]
+            print(
+                f"{network}: {name}: {value['median']:.3f} "
+                f"[{value['median_from']:.3f}, {value['median_to']:.3f}]; processor {other:.3f}"
+            )
     if set(networks) == set(NETWORKS):
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"written: {RESULT}")

@@ -350,6 +350,19 @@ def test_a_workdir_has_one_writer(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("text", ["only notes, no newline", '{"step": 1}\n{"step"'])
+def test_rows_are_not_appended_to_a_file_that_does_not_end_with_one(text, tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(text)
+    with pytest.raises(records.RecordError, match=r"own\.jsonl does not end with a newline"):
+        records.append_rows(path, [{"step": 2}])
+    assert path.read_text() == text
+    for start in ("", '{"step": 1}\n'):
+        path.write_text(start)
+        records.append_rows(path, [{"step": 2}])
+        assert path.read_text() == start + '{"step":2}\n'
+
+
 # --- reading a run ---
 
 

@@ -638,7 +638,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the code, with "-changed" if code differs from it; "unknown" without git."""
+    """The last commit of the code; "-changed" where files differ from it, "unknown" without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -646,7 +646,8 @@ def commit() -> str:
 
     try:
         changed = git("status", "--porcelain", "--", "tf_lrtraj", "tools")
-        return git("rev-parse", "--short=12", "HEAD") + "-changed" * bool(changed)
+        last = git("log", "-1", "--format=%h", "--abbrev=12", "--", "tf_lrtraj", "tools")
+        return last + "-changed" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -706,7 +707,7 @@ def page(record: dict[str, Any]) -> str:
         f"{whole['cpu_seconds']:.1f} s for the undisturbed run |",
         f"| operations on files in the undisturbed run | {whole['operations']} |",
         f"| way of starting | {record['way']} |",
-        f"| commit | {record['commit']} |",
+        f"| commit | {record.get('commit', 'unknown')} |",
         f"| undisturbed run, forked against fresh process | {record['fork_equals_fresh']} |",
         *(f"| {key} | {value} |" for key, value in record["machine"].items()),
         "",
@@ -776,9 +777,9 @@ def main() -> int:
             record = json.loads(record_path.read_text())
             kept = {"seed": given.seed, "way": way(given.fresh), "commit": commit()}
             for key, value in kept.items():
-                if record[key] != value:
+                if record.get(key) != value:
                     raise SystemExit(
-                        f"{record_path} is of {key} {record[key]!r}, and this is {value!r}: "
+                        f"{record_path} is of {key} {record.get(key)!r}, and this is {value!r}: "
                         "choose another --out"
                     )
         print("the undisturbed run", file=sys.stderr)
@@ -804,17 +805,16 @@ def main() -> int:
         whole = record["undisturbed"]  # kills are drawn from it, so they stay the same
         if given.only is not None:
             folder = scratch / f"trial{given.only}"
-            print(json.dumps(run_trial(starter, given.seed, given.only, whole, folder), indent=2))
-            return 0
+            result = run_trial(starter, given.seed, given.only, whole, folder)
+            print(json.dumps(result, indent=2))
+            return keep(folder, given.out, result)
         done = {trial["trial"] for trial in record["trials"]}
         bar = tqdm(range(given.trials), desc="trials", unit="trial")
         for trial in bar:
             if trial not in done:
                 result = run_trial(starter, given.seed, trial, whole, scratch / "trial")
                 if not result["identical"]:
-                    kept = scratch / f"failed{trial}"
-                    shutil.rmtree(kept, ignore_errors=True)
-                    shutil.copytree(scratch / "trial", kept)
+                    keep(scratch / "trial", given.out, result)
                 record["trials"] = sorted([*record["trials"], result], key=lambda t: t["trial"])
                 write_record(given.out, record)
             bad = sum(not trial["identical"] for trial in record["trials"])
@@ -823,6 +823,16 @@ def main() -> int:
     print(f"{len(record['trials']) - bad} of {len(record['trials'])} ended identical")
     print(given.out / "README.md")
     return 1 if bad else 0
+
+
+def keep(folder: pathlib.Path, out: pathlib.Path, result: dict[str, Any]) -> int:
+    """Copies a trial's folder and the program's output to where they stay; returns an exit code."""
+    kept = out / f"trial{result['trial']}"
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(folder, kept / "run")
+    shutil.copy(folder.parent / "log.txt", kept)
+    print(f"kept: {kept}", file=sys.stderr)
+    return 0 if result["identical"] else 1
 
 
 def way(fresh: bool) -> str:

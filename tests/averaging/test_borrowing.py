@@ -246,3 +246,24 @@ def test_assigning_casts_and_refuses_another_shape():
     with pytest.raises(ValueError, match="shape"):
         backend.assign([variable], [keras.ops.zeros((3, 2))])
     np.testing.assert_array_equal(backend.to_numpy([variable])[0], np.full((2, 3), 2.5))
+
+
+def test_a_training_function_of_the_users_own_comes_back():
+    first = averaging()
+    model = trained(first)
+    own = model.make_train_function = lambda force=False: None
+    with first.borrowed("ema"):
+        assert model.make_train_function is not own
+    assert model.make_train_function is own
+
+
+def test_what_fails_before_a_model_is_lent_leaves_it_free(monkeypatch):
+    first = averaging()
+    model = trained(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "iterations", lambda model: 1 / 0)
+        with pytest.raises(ZeroDivisionError), first.borrowed("ema"):
+            pass
+    with first.borrowed("ema"):  # nobody holds it
+        pass
+    model.fit(INPUTS, LABELS, verbose=0)

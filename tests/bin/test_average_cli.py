@@ -87,6 +87,25 @@ def test_kernels_in_every_form(text, name, kernel):
         (["--snapshots={folder}", "--schedule=linear:500", "--base=0.1"], ["linear:500", "100"]),
         (["--snapshots={folder}", "--schedule=lineal:50", "--base=0.1"], ["lineal", "linear"]),
         (["--snapshots={folder}", "--advise", "--model=none.keras"], ["no file 'none.keras'"]),
+        (
+            ["--snapshots={folder}", "--kernel=ema:0.5", "--evaluate", f"--model={__file__}"],
+            ["--data=FILE.npz"],
+        ),
+        (["--workdir={folder}", "--advise", "--split=test"], ["does not use --split"]),
+        (
+            ["--snapshots={folder}", "--kernel=ema:0.5", "--json=/nowhere/rows.jsonl"],
+            ["--json: there is no folder '/nowhere'"],
+        ),
+        (
+            [
+                "--snapshots={folder}",
+                "--kernel=ema:0.5",
+                f"--model={__file__}",
+                f"--export={__file__}/x",
+            ],
+            ["--export:", "none can be made there"],
+        ),
+        (["--snapshots={folder}", "--schedule=0.05:20", "--base=0.1"], ["'0.05' with 20"]),
         (["--snapshots={folder}/none", "--kernel=ema:0.5"], ["no folder of snapshots"]),
         (["--workdir={folder}/none", "--kernel=ema:0.5"], ["there is no folder"]),
         (["--workdir={folder}", "--kernel=ema:0.5"], ["--config.snapshots.every="]),
@@ -233,6 +252,7 @@ def test_snapshots_of_another_model_are_refused(program, own_model, folder):
     code, _, error = program(
         f"--snapshots={folder}",
         f"--model={path}/model.keras",
+        f"--data={path}/data.npz",
         "--kernel=two_point:10",
         "--evaluate",
     )

@@ -213,7 +213,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path):
         ],
         "either --kernel": ["--num_steps=9"],
         "`every` must be at most": ["--emulate=linear", "--num_steps=9", "--every=20"],
-        "--decay_steps must be at most the 9": [
+        "--decay_steps: a schedule can fall over 1 to 9 updates. Received: 20": [
             "--emulate=linear",
             "--num_steps=9",
             "--decay_steps=20",
@@ -280,3 +280,21 @@ def test_custom_weights_and_spectra_from_files(tmp_path):
     spectrum = tmp_path / "spectrum.csv"
     spectrum.write_text("index,eigenvalue\n0,0.5\n1,0.25\n")
     np.testing.assert_array_equal(tables.parse_spectrum(f"{spectrum}:eigenvalue"), [0.5, 0.25])
+
+
+def test_a_schedule_falls_from_the_run_s_rate_where_it_begins():
+    base = rates.as_array(rates.Cosine(0.5, 1000), 1000)
+    schedule = tables.decayed_rates("linear", base, 200)
+    np.testing.assert_array_equal(schedule[:801], base[:801])
+    np.testing.assert_allclose(schedule[800:], base[800] * np.arange(200, 0, -1) / 200)
+    with pytest.raises(ValueError, match=r"1 to 1000 updates\. Received: 1001"):
+        tables.decayed_rates("linear", base, 1001)
+    with pytest.raises(ValueError, match=r"Received: '0\.05' with 200"):
+        tables.decayed_rates("0.05", base, 200)
+
+
+def test_a_file_that_is_no_csv_is_named(tmp_path):
+    path = tmp_path / "rates.csv"
+    path.write_text('"' + 140_000 * "x")
+    with pytest.raises(ValueError, match=r"rates\.csv is no CSV file: field larger"):
+        tables.parse_rates(str(path), 10, 0.1, None)

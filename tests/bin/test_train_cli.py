@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 
 from tf_lrtraj.bin import common
+from tf_lrtraj.records import naming
 
 
 @pytest.fixture
@@ -140,3 +141,24 @@ def test_a_folder_named_like_a_configuration_does_not_hide_it(program, tmp_path,
         "lrtraj-train", "--config=digits_demo", "--workdir=digits_demo", "--config.seed=-1"
     )
     assert code == common.USAGE and "`config.seed` must be" in error
+
+
+def test_another_backend_of_keras_is_refused(program, monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    code, _, errors = program(
+        "lrtraj-train", "--config=digits_demo", f"--workdir={tmp_path / 'run'}"
+    )
+    assert code == 2 and "Received: KERAS_BACKEND='jax'" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(program, tmp_path):
+    place = tmp_path / "absent" / "rows.jsonl"
+    code, _, errors = program("lrtraj-evaluate", f"--workdir={tmp_path}", f"--json={place}")
+    assert code == 2 and f"--json: there is no folder {str(place.parent)!r}" in errors
+
+
+def test_errors_of_the_system_name_the_file_and_not_the_temporary_one():
+    with pytest.raises(OSError) as caught, naming("runs/a/run.json"):
+        raise PermissionError(13, "Permission denied", "runs/a/.run.json.12.tmp")
+    assert common._system_error(caught.value).startswith("runs/a/run.json: Permission denied.")

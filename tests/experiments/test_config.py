@@ -104,6 +104,10 @@ def test_lengths_become_steps():
     ("changes", "message"),
     [
         ({"data__batch_size": 200}, "at most the number of training images, 105. Received: 200"),
+        (
+            {"evaluate__train_examples": 106},
+            "train_examples` must be at most the number of training images, 105. Received: 106",
+        ),
         ({"total": "2 examples"}, "`config.total` must come to at least 1 step. Received: '2 ex"),
         ({"schedule": {"rate": "Constant", "constant": -0.1}}, r"config.schedule: .*constant=-0.1"),
         ({"schedule": {"rate": "Konstant"}}, "config.schedule: .*Konstant.*Constant"),
@@ -121,3 +125,12 @@ def test_what_only_shows_with_the_data_is_named_too(changes, message):
     config = validate(changed(**{"data__batch_size": 10, **changes}))
     with pytest.raises(ConfigError, match=message):
         resolve(config, 105)
+
+
+def test_averages_are_in_one_order_however_they_are_written_down():
+    # Those that share a buffer are told apart by it, in checkpoints too.
+    slow, fast = ({"kernel": "Exponential", "decay": decay} for decay in (0.999, 0.9))
+    plain = {**validate(default_config()), "total": "4 epochs"}
+    for averages in ({"slow": slow, "fast": fast}, {"fast": fast, "slow": slow}):
+        plan = resolve(validate({**plain, "averages": averages}), 1297)
+        assert list(plan.averages) == ["fast", "slow"]

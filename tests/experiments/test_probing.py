@@ -1,6 +1,7 @@
 """Probes of a run: it goes on as if there were none, and records can be had afterwards too."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -150,12 +151,29 @@ def test_a_probe_of_a_snapshot_afterwards_measures_the_same(probed):
         ({"basin": {"points": ["last"]}}, "at least 2 points"),
         ({"basin": {"points": ["first", "last"], "every": "1 epochs"}}, "Leave out `every`"),
         ({"line": 3}, "config.probes.line"),
+        ({"line": {"every": "1 epochs", "held_out": "tset"}}, r"config.probes.line.*\['test'\]"),
+        ({"line": {"every": "1 epochs", "held_out_batches": 16}}, "need 512 images; 'test' has"),
+        # 40 batches of 32 there are; a line takes steps on 38 and looks at 4 others
+        ({"line": {"every": "1 epochs", "batches": 38}}, "42 training batches of 32"),
+        ({"basin": {"points": ["first", "lost"]}}, "config.probes.basin.*lost"),
+        ({"basin": {"points": ["first", "7"]}}, "0, 2, 4, 6, 8, 10, 12. Received: '7'"),
+        ({"basin": {"points": ["trip:6:8", "last"]}}, "8 training batches, from 0.*trip:6:8"),
+        ({"width": {"points": ["w=TwoPoint(gap=0)"]}}, "the point 'w=TwoPoint"),
+        ({"distance": {"first": "10"}}, "at least 3 equally spaced snapshots"),
+        ({"distance": {"other": "no/such/run"}}, "`other` must be the workdir.*no/such/run"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(entry, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train.prepare(config_of(entry), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_along_the_velocity_needs_momentum(tmp_path):
+    config = config_of({"line": {"every": "1 epochs", "direction": "momentum"}})
+    config.optimizer.momentum = 0.0
+    with pytest.raises(ConfigError, match=r"config\.probes\.line`: the run has no momentum"):
+        train.prepare(config, tmp_path / "run")
 
 
 def test_points_that_are_not_there(probed):
@@ -204,3 +222,21 @@ def test_a_run_begun_before_there_were_probes_goes_on(probed, tmp_path):
     train.prepare(config_of({}), tmp_path)
     with pytest.raises(records.RecordError, match=r"probes\.line\.every: there \(absent\)"):
         train.prepare(config_of({"line": {"every": "4 steps"}}), tmp_path)
+
+
+def test_a_matched_run_is_probed_under_its_own_rates(probed, tmp_path, monkeypatch):
+    matched = shutil.copytree(probed, tmp_path / "run")
+    rates = np.linspace(0.5, 0.1, 12)
+    records.write_schedule(matched / records.SCHEDULE, rates)
+    given = []
+
+    def stop(config, dataset, strategy, learning_rates=None):
+        given.append(learning_rates)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(command, "assemble", stop)
+    with pytest.raises(ConfigError, match="far enough"):
+        command.probe_run(
+            read_config(matched), matched, "side_trip", {}, make_strategy("one_device")
+        )
+    np.testing.assert_array_equal(given[0], rates)

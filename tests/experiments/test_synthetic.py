@@ -139,8 +139,11 @@ def test_bad_configurations_are_named(change, message):
 def test_values_that_only_the_model_can_judge_are_named(tmp_path):
     config = small_config()
     config.two_time_scales.large_rate = 5.0
+    (tmp_path / "config.json").write_text("an earlier record")
     with pytest.raises(ConfigError, match=r"config.two_time_scales: .*stability limit"):
         synthetic.run(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "an earlier record"
 
 
 def test_the_program_writes_records_and_figures(tmp_path):

@@ -13,6 +13,7 @@ from tf_lrtraj.training.strategies import StrategyError, is_chief, make_strategy
         (("mirrored", -1), "Received: -1"),
         (("mirrored",), "found no GPU.*one_device.*num_devices"),
         (("mirrored", 64), "already"),
+        (("multi_worker", 2), "goes with 'mirrored'. Received: num_devices=2"),
         (("tpu",), "found no TPU.*TPU VM"),
     ],
 )

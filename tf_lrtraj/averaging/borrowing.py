@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from tf_lrtraj import backend
-from tf_lrtraj.records import naming, temporary_path
+from tf_lrtraj.records import naming, sync, temporary_path
 
 # Which models hold other weights than their own, and whose.
 _holders: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -45,8 +45,8 @@ def claim(model: Any, what: str) -> Iterator[None]:
                 f"The model already holds {holder}, so it cannot take {what} (thread {thread!r}). "
                 "A model is lent to one at a time: leave that `with` block first."
             )
+        before = backend.iterations(model)
         _holders[model] = f"{what}, borrowed in thread {thread!r}"
-    before = backend.iterations(model)
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise RuntimeError(
@@ -55,11 +55,15 @@ def claim(model: Any, what: str) -> Iterator[None]:
         )
 
     # `fit` and `train_on_batch` both ask for the training function before they move a weight.
+    own = vars(model).get("make_train_function")
     model.make_train_function = refuse
     try:
         yield
     finally:
-        del model.make_train_function
+        if own is None:
+            del model.make_train_function
+        else:
+            model.make_train_function = own
         with _lock:
             del _holders[model]
     if backend.iterations(model) != before:
@@ -148,6 +152,8 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     try:
         with naming(target):
             model.save(temporary)
+            sync(temporary)  # before the name stands for it
             os.replace(temporary, target)
+            sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)

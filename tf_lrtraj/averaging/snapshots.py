@@ -111,6 +111,17 @@ class Timetable:
             if self.due(later):
                 return later
 
+    def standing(self, now: int) -> list[int]:
+        """The steps whose snapshots stand once `now` updates have been made.
+
+        >>> Timetable(every=10, limit=4).standing(90)
+        [0, 40, 80]
+        """
+        steps = range(self.start, now + 1, self.spacing(now) if now >= self.start else 1)
+        if self.limit is not None and self.when_full == "drop_oldest":
+            steps = steps[-self.limit :]
+        return list(steps)
+
     def kept(self, steps: Iterable[int], now: int) -> list[int]:
         """Which of the snapshots at `steps` stand once `now` updates have been made."""
         steps = sorted(steps)

@@ -46,7 +46,7 @@ from typing import Any
 
 from absl import flags
 
-from tf_lrtraj.bin import common
+from tf_lrtraj.bin import common, tables
 
 
 def main(argv: list[str]) -> None:
@@ -56,6 +56,8 @@ def main(argv: list[str]) -> None:
     from tf_lrtraj.records import RecordError
 
     options = flags.FLAGS
+    if options.workdir:
+        common.need_tensorflow()
     try:
         _check(options)
         # Everything a mistake can be found in comes before TensorFlow is loaded.
@@ -80,12 +82,24 @@ def _check(options: Any) -> None:
         raise ValueError("--evaluate, --export and --advise need --model=FILE.keras.")
     if options.advise and (options.kernel or options.schedule):
         raise ValueError("--advise tries all averages itself; leave out --kernel and --schedule.")
+    unused = [n for n in ("json", "evaluate", "split", "batch_norm") if getattr(options, n)]
+    if options.advise and unused:
+        raise ValueError(
+            f"--advise does not use {', '.join('--' + name for name in unused)}: leave out. It has "
+            "--advise_split, --advise_held_out and --advise_batch_norm."
+        )
     if not options.advise and not (options.kernel or options.schedule):
         raise ValueError("--kernel=…, --schedule=… or --advise is needed. Try --help.")
     if options.data and not pathlib.Path(options.data).is_file():
         raise ValueError(f"--data: there is no file {options.data!r}")
+    if options.json:
+        tables.check_place("--json", options.json)
+    if options.export:
+        tables.check_folder("--export", options.export)
     if options.model and not pathlib.Path(options.model).is_file():
         raise ValueError(f"--model: there is no file {options.model!r}")
+    if options.snapshots and (options.evaluate or options.advise) and not options.data:
+        raise ValueError("--evaluate and --advise with --snapshots need --data=FILE.npz.")
 
 
 def _snapshots(options: Any) -> Any:
@@ -114,7 +128,6 @@ def _config(options: Any) -> dict[str, Any] | None:
 def _averages(options: Any, snapshots: Any, config: dict[str, Any] | None) -> dict[str, Any]:
     """name → `SnapshotWeights`; mistakes show here, before anything is read."""
     from tf_lrtraj.averaging.post_hoc import snapshot_weights
-    from tf_lrtraj.bin import tables
     from tf_lrtraj.experiments import texts
 
     last = int(snapshots.steps[-1]) if options.last is None else options.last
@@ -142,7 +155,6 @@ def _averages(options: Any, snapshots: Any, config: dict[str, Any] | None) -> di
 def _emulated(text: str, last: int, options: Any, config: dict[str, Any] | None) -> tuple[str, Any]:
     """(name, [T+1] weights) of one --schedule."""
     from tf_lrtraj import rates, records, theory
-    from tf_lrtraj.bin import tables
 
     momentum = options.momentum
     if options.base is not None:
@@ -163,15 +175,15 @@ def _emulated(text: str, last: int, options: Any, config: dict[str, Any] | None)
         name = "schedule-" + str(json.loads(text)["rate"])
     else:
         shape, _, steps = text.partition(":")
-        decay = int(steps) if steps.isdigit() else last
-        if (steps and not steps.isdigit()) or not 1 <= decay <= last:
+        if steps and not (steps.isascii() and steps.isdigit()):
             raise ValueError(
                 f"--schedule must be JSON, or like linear:200 with up to {last} updates. "
                 f"Received: {text!r}"
             )
-        schedule = tables.parse_rates(shape, last, peak=float(base[-1]), decay=decay)
-        if shape in tables.SHORT_NAMES and decay < last:
-            schedule[: last - decay] = base[: last - decay]
+        try:
+            schedule = tables.decayed_rates(shape, base, int(steps) if steps else None)
+        except ValueError as error:
+            raise ValueError(f"--schedule={text}: {error}") from None
         name = text.replace(":", "-")
     weights = theory.weights_from_schedule(schedule, base, options.curvature, momentum)
     return name, weights

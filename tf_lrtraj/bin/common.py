@@ -41,6 +41,16 @@ def quiet_tensorflow() -> None:
         logging.set_verbosity(logging.WARNING)
 
 
+def need_tensorflow() -> None:
+    """Ends a program that trains or evaluates runs if Keras would run on another backend."""
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        fail(
+            "runs are made and evaluated on Keras' TensorFlow backend. Received: "
+            f"KERAS_BACKEND={backend!r}. Unset it, or set it to 'tensorflow'."
+        )
+
+
 def run_app(main: Callable[[list[str]], Any]) -> None:
     """Runs an absl program; a mistake in flags or configuration is one line, not a traceback."""
     _teach_help(main)
@@ -81,6 +91,10 @@ def _system_error(error: OSError) -> str:
     while cause is not None:  # a full disk fails clean-up too; the first failure is the one to tell
         if isinstance(cause, OSError) and cause.filename is not None:
             error = cause
+            if (
+                cause.__cause__ is not None
+            ):  # `naming`, say: it tells the file, not the temporary one
+                break
         cause = cause.__context__
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     text = f"{where}{error.strerror or _first_line(error)}."

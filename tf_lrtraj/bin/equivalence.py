@@ -193,12 +193,10 @@ def _from_schedule(options: Any) -> int:
         raise ValueError("--spectrum goes with --kernel. Received: --emulate")
     base = _rates(options.base, options)
     steps = base.size
-    decay = options.decay_steps or steps
-    if decay > steps:
-        raise ValueError(
-            f"--decay_steps must be at most the {steps} updates of the run. Received: {decay}"
-        )
-    schedule = tables.parse_rates(options.emulate, steps, peak=float(base[0]), decay=decay)
+    try:
+        schedule = tables.decayed_rates(options.emulate, base, options.decay_steps)
+    except ValueError as error:
+        raise ValueError(f"--emulate, --decay_steps: {error}") from None
     weights = theory.weights_from_schedule(
         schedule, base, options.curvature, options.momentum, convention=options.convention
     )

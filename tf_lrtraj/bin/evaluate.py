@@ -25,13 +25,20 @@ def main(argv: list[str]) -> None:
     if not options.workdir:
         common.fail("--workdir is required. Try --help.")
     common.quiet_tensorflow()
+    common.need_tensorflow()
+    from tf_lrtraj.bin.tables import check_place
     from tf_lrtraj.records import RecordError, append_rows
 
     try:
-        from tf_lrtraj.experiments import evaluate
-        from tf_lrtraj.experiments.config import read_config
-        from tf_lrtraj.training.checkpoints import CheckpointError
+        if options.json:
+            check_place("--json", options.json)
+    except ValueError as error:
+        common.fail(str(error))
+    from tf_lrtraj.experiments import evaluate
+    from tf_lrtraj.experiments.config import read_config
+    from tf_lrtraj.training.checkpoints import CheckpointError
 
+    try:
         config = read_config(options.workdir, options.data_dir)
         common.configure_threads(config["threads"], config["deterministic"])
         strategy = common.make_strategy_or_fail("one_device", 0, "")

@@ -78,6 +78,7 @@ def _given(options: Any) -> dict[str, Any]:
 
 def _measure(options: Any, request: dict[str, Any], config: dict[str, Any]) -> None:
     common.quiet_tensorflow()
+    common.need_tensorflow()
     common.configure_threads(config["threads"], config["deterministic"])
     from tf_lrtraj.experiments.probing import command
 

@@ -10,8 +10,6 @@ killed or diverged.  Exit code 2 where the workdir holds no run or its records a
 
 from __future__ import annotations
 
-import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +26,7 @@ def _fail(message: str) -> int:
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     from tf_lrtraj import records, report
-    from tf_lrtraj.bin.tables import check_place
+    from tf_lrtraj.bin.tables import check_folder, check_place
     from tf_lrtraj.report.probes import gallery
 
     workdir, output = flags.FLAGS.workdir, flags.FLAGS.output
@@ -36,14 +34,14 @@ def main(argv: Sequence[str]) -> int:
         return _fail(f"takes flags only. Received: {' '.join(argv[1:])!r}. Try --workdir=DIR")
     if not workdir:
         return _fail("--workdir=DIR is needed: the folder of a run made by lrtraj-train")
-    if output is not None:
-        try:
-            check_place("--output", output)
-        except ValueError as error:
-            return _fail(str(error))
     figures = flags.FLAGS.figures
-    if figures and not _can_be_folder(pathlib.Path(figures)):
-        return _fail(f"--figures: {figures!r} is no folder, and none can be made there")
+    try:
+        if output is not None:
+            check_place("--output", output)
+        if figures:
+            check_folder("--figures", figures)
+    except ValueError as error:
+        return _fail(str(error))
     try:
         path = report.write_report(workdir, output)
         if figures:
@@ -57,14 +55,6 @@ def main(argv: Sequence[str]) -> int:
         return _fail(f"cannot write {output or workdir}: {error.strerror}. Choose another --output")
     print(f"report: {path}")
     return common.OK
-
-
-def _can_be_folder(path: pathlib.Path) -> bool:
-    try:
-        there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    except OSError:  # a name that is too long, say
-        return False
-    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def run() -> None:

@@ -27,6 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tf_lrtraj.bin import common
+from tf_lrtraj.bin.tables import check_place
 from tf_lrtraj.experiments.settings import as_dict
 
 
@@ -55,6 +56,11 @@ def main(argv: Sequence[str]) -> int:
             f"the scale {config.get('name')!r} needs accelerators and was never run by the "
             "project; --force runs it (--dry_run shows its cost)"
         )
+    if given.page:
+        try:
+            check_place("--page", given.page)
+        except ValueError as error:
+            common.fail(str(error))
     common.quiet_tensorflow()
     from tf_lrtraj.experiments.reproduction import reproduce
     from tf_lrtraj.experiments.reproduction.trainer import Diverged

@@ -71,6 +71,36 @@ def parse_rates(text: str, num_steps: int | None, peak: float, decay: int | None
     return rates.as_array(rates.from_config({"rate": name, **named}), num_steps)
 
 
+def decayed_rates(text: str, base: np.ndarray, decay: int | None) -> np.ndarray:
+    """[T] rates that leave those of a run `decay` updates before its end, or others by formula.
+
+    Args:
+        text: as `parse_rates` takes it.
+        base: [T] rates of the run.
+        decay: updates over which a short name falls, from the run's rate there; None for all.
+
+    Raises:
+        ValueError: if `decay` is out of range, or goes with something that is no short name.
+
+    >>> decayed_rates("linear", np.array([0.8, 0.6, 0.4, 0.2]), 2)
+    array([0.8, 0.6, 0.4, 0.2])
+    """
+    steps = len(base)
+    if decay is None:
+        return parse_rates(text, steps, peak=float(base[0]), decay=None)
+    if text not in SHORT_NAMES:
+        raise ValueError(
+            f"only {', '.join(SHORT_NAMES)} fall over a number of updates. "
+            f"Received: {text!r} with {decay}"
+        )
+    if not 1 <= decay <= steps:
+        raise ValueError(f"a schedule can fall over 1 to {steps} updates. Received: {decay}")
+    start = steps - decay
+    schedule = parse_rates(text, steps, peak=float(base[start]), decay=decay)
+    schedule[:start] = base[:start]
+    return schedule
+
+
 def _short(name: str, peak: float, num_steps: int, length: int) -> np.ndarray:
     if name == "one_minus_sqrt":
         return rates.as_array(rates.OneMinusSqrt(peak, num_steps - length, length), num_steps)
@@ -127,7 +157,10 @@ def _csv_name(text: str) -> tuple[str, str | None] | None:
 def _column(file: str, column: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """All columns of a CSV file that hold numbers, and the wanted one (the only one by default)."""
     with open(file, newline="", encoding="utf-8-sig") as handle:
-        rows = [row for row in csv.reader(handle) if row]
+        try:
+            rows = [row for row in csv.reader(handle) if row]
+        except csv.Error as error:
+            raise ValueError(f"{file} is no CSV file: {error}") from None
     if not rows:
         raise ValueError(f"{file} is empty")
     header = [name.strip() for name in rows[0]]
@@ -254,6 +287,18 @@ def check_place(flag: str, path: str) -> None:
         raise ValueError(f"{flag}: {path!r}: {error.strerror}") from None
     if not os.access(place.parent, os.W_OK):
         raise ValueError(f"{flag}: the folder {str(place.parent)!r} cannot be written")
+
+
+def check_folder(flag: str, path: str) -> None:
+    """Raises ValueError where there is no folder to write into and none can be made."""
+    place = pathlib.Path(path)
+    try:
+        there = next(p for p in (place, *place.absolute().parents) if p.exists())
+        possible = there.is_dir() and os.access(there, os.W_OK)
+    except OSError:  # a name that is too long, say
+        possible = False
+    if not possible:
+        raise ValueError(f"{flag}: {path!r} is no folder, and none can be made there")
 
 
 def write_figure(path: str, columns: dict[str, np.ndarray], title: str) -> None:

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     if not options.workdir:
         common.fail("--workdir is required. Try --help.")
     common.quiet_tensorflow()
+    common.need_tensorflow()
     from tf_lrtraj.training import stopping
 
     try:

@@ -75,7 +75,14 @@ class Assembly:
         return _Batches(self.strategy.distribute_datasets_from_function(for_pipeline))
 
     def eval_batches(self, split: str, limit: int | None = None) -> Any:
-        """Distributed evaluation batches (images, labels, weights), each image once."""
+        """Distributed evaluation batches (images, labels, weights), each image once.
+
+        Args:
+            split: of the data set.
+            limit: at most so many images; None for all.
+        """
+        if limit is not None:
+            limit = min(limit, self.dataset.num_examples[split])
         key = "eval", split, limit
         if key not in self._pipelines:
             self._pipelines[key] = self._distributed_evaluation(split, limit)

@@ -306,6 +306,11 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
             f"`config.data.batch_size` must be at most the number of training images, "
             f"{epoch_examples}. Received: {batch}"
         )
+    if plain["evaluate"]["train_examples"] > epoch_examples:
+        raise ConfigError(
+            "`config.evaluate.train_examples` must be at most the number of training images, "
+            f"{epoch_examples}. Received: {plain['evaluate']['train_examples']}"
+        )
 
     def steps(value: Any, name: str, total: int | None, minimum: int = 1) -> int:
         duration = _checked(Duration.parse, value, name)
@@ -359,7 +364,9 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
         return Timetable(steps(length, f"{where}.every", total), start), what
 
     averages, policies = {}, {}
-    for name, entry in plain["averages"].items():
+    # By name: averages that share buffers are told apart by their order, which must be the same
+    # when a run goes on, and a configuration's own depends on how it was written down.
+    for name, entry in sorted(plain["averages"].items()):
         entry = dict(entry)
         policies[name] = entry.pop("batch_norm", plain["batch_norm"]["policy"])
         where = f"config.averages.{name}"

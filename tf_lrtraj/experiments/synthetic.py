@@ -138,15 +138,17 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Record]:
     """
     plain = validate(config)
     folder = pathlib.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    records.write_json(folder / "config.json", plain)
     made = {}
     for name, function in EXPERIMENTS.items():
         try:
             made[name] = function(plain[name], plain["seed"])
         except ValueError as error:
             raise ConfigError(f"config.{name}: {error}") from error
-        write_record(folder, name, made[name])
+    # Only now, so that a mistake leaves an earlier record as it is.
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, record in made.items():
+        write_record(folder, name, record)
+    records.write_json(folder / "config.json", plain)
     return made
 
 

@@ -71,7 +71,7 @@ def prepare(
         if strategy is not None:
             check_replicas(plain, strategy)
         matched_rates(plain, plan)
-        during.check(plain, plan)
+        during.check(plain, plan, dataset)
         build_model(plain, dataset)  # its mistakes show now rather than later
         return dataset
 
@@ -94,7 +94,7 @@ def _same_everywhere(config: dict[str, Any], workers: Workers) -> None:
     """Makes sure that all workers were given the same configuration."""
     if workers.count == 1:
         return
-    mine = json.loads(json.dumps(config))
+    mine = json.loads(json.dumps(records.encode(config)))
     chiefs = workers.from_chief(lambda: mine)
 
     def check() -> None:
@@ -329,10 +329,10 @@ def train_one(
                 actions=actions,
                 workers=workers,
             )
-            if chief:
-                during.at_the_end(assembly, workdir, tell)
             if config["save_models"]:
                 save_models(assembly, plan.total_steps, workdir / MODELS, writer=chief)
+            if chief:
+                during.at_the_end(assembly, workdir, tell)
         status = "done"
     except loop.Diverged as error:
         status, message = "diverged", str(error)

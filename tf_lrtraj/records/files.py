@@ -162,6 +162,15 @@ def write_atomically(path: PathLike, data: bytes | str) -> None:
         raise
 
 
+def sync(path: PathLike) -> None:
+    """Waits until what was written to a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: PathLike, obj: Any) -> None:
     """Writes `obj` as strict, indented JSON, atomically.
 
@@ -352,7 +361,19 @@ class MetricsWriter:
 
 
 def append_rows(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends `rows` to a .jsonl file; see `MetricsWriter`."""
+    """Appends `rows` to a .jsonl file, which may be somebody's own; see `MetricsWriter`.
+
+    Raises:
+        RecordError: if the file ends without a newline, or is damaged or cannot be written.
+    """
+    with naming(path), contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        if size and file.read() != b"\n":
+            raise RecordError(
+                f"{os.fspath(path)} does not end with a newline, so it is no file of rows, or its "
+                "last one is half-written. End or delete that line, or name another file."
+            )
     with MetricsWriter(path) as writer:
         for row in rows:
             writer.write(row)

@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from tf_lrtraj.records import RecordError, naming, read_json, temporary_path, write_json
+from tf_lrtraj.records import RecordError, naming, read_json, sync, temporary_path, write_json
 from tf_lrtraj.training.disk import as_os_errors
 
 _NAME = re.compile(r"step_([0-9]{9,15})")
@@ -99,12 +99,12 @@ class Checkpointer:
             )
             write_json(temporary / _MANIFEST, _manifest(temporary))
             for path in temporary.iterdir():
-                _sync(path)
+                sync(path)
             final = self.path(step)
             if final.exists():
                 self._delete(step)
             os.replace(temporary, final)
-            _sync(self.directory)
+            sync(self.directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -265,11 +265,3 @@ def _damage(folder: pathlib.Path) -> str | None:
     except (RecordError, OSError, KeyError, TypeError, AttributeError) as error:
         return f"checkpoint {folder} is damaged: {error}"
     return None
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -34,12 +34,18 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is only noted: whoever defers looks at `requested` and stops."""
+        """Inside, a signal is only noted: whoever defers looks at `requested` and stops.
+
+        Raises:
+            Interrupted: at the end, for a signal that came after the last look.
+        """
         self._deferrals += 1
         try:
             yield
         finally:
             self._deferrals -= 1
+        if self.requested and not self._deferrals:
+            raise Interrupted(f"stopped by {self.requested}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -57,6 +57,11 @@ def make_strategy(
         return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
     if name == "mirrored":
         return _mirrored(tf, gpus, num_devices)
+    if num_devices:
+        raise StrategyError(
+            f"strategy {name!r} uses all devices there are; num_devices goes with 'mirrored'. "
+            f"Received: num_devices={num_devices}"
+        )
     if name == "multi_worker":
         return _multi_worker(tf, join_timeout)
     return _tpu(tf, tpu)
@@ -138,7 +143,9 @@ def read_tf_config(text: str) -> tuple[dict[str, list[str]], str, int]:
         if job not in ("chief", "worker"):
             refuse(f"The jobs of a cluster are 'chief' and 'worker', and not {job!r}")
         if not isinstance(hosts, list) or not all(map(_is_address, hosts)):
-            refuse(f"`cluster.{job}` must be a list of 'host:port'")
+            refuse(f"`cluster.{job}` must be a list of 'host:port', with ports from 1 to 65535")
+        if not hosts:
+            refuse(f"`cluster.{job}` is empty: leave the job out")
     if len(cluster.get("chief", [])) > 1:
         refuse("There can be one chief only")
     addresses = [host for hosts in cluster.values() for host in hosts]
@@ -156,8 +163,8 @@ def read_tf_config(text: str) -> tuple[dict[str, list[str]], str, int]:
 
 
 def _is_address(value: Any) -> bool:
-    pattern = r"([^\s:]+|\[[^\s\]]+\]):\d{1,5}"
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+    match = re.fullmatch(r"([^\s:]+|\[[^\s\]]+\]):(\d{1,5})", str(value))
+    return isinstance(value, str) and match is not None and 0 < int(match[2]) < 65536
 
 
 def _multi_worker(tf: Any, join_timeout: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,45 @@ from tf_lrtraj.experiments.config import ConfigError
 SEED_OFFSET = 2_000_003
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
+
+
+def check_training(num_examples: Mapping[str, int], batch_size: int, count: int) -> None:
+    """Makes sure that there are `count` training batches without repeating an image.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    images = num_examples["train"]
+    if batch_size > images:
+        raise ConfigError(
+            f"the batch size must be at most the number of training images, {images}. "
+            f"Received: {batch_size}"
+        )
+    if count > images // batch_size:
+        raise ConfigError(
+            f"{count} training batches of {batch_size} were asked for; the data "
+            f"has {images // batch_size} without repeating an image"
+        )
+
+
+def check_held_out(
+    num_examples: Mapping[str, int], batch_size: int, split: str, count: int
+) -> None:
+    """Makes sure that `split` is no training split and has `count` batches.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    splits = {name: n for name, n in num_examples.items() if name != "train"}
+    if split not in splits:
+        raise ConfigError(
+            f"held-out batches come from one of the splits {sorted(splits)}. Received: {split!r}"
+        )
+    if count * batch_size > splits[split]:
+        raise ConfigError(
+            f"{count} held-out batches of {batch_size} need {count * batch_size} images; {split!r} "
+            f"has {splits[split]}"
+        )
 
 
 class ProbeBatches:
@@ -33,12 +73,7 @@ class ProbeBatches:
         self._assembly = assembly
         self.batch_size = batch_size or assembly.config["data"]["batch_size"]
         self._seed = (assembly.config["seed"] + SEED_OFFSET + seed) % 2**31
-        count = assembly.dataset.num_examples["train"]
-        if self.batch_size > count:
-            raise ConfigError(
-                f"the batch size must be at most the number of training images, {count}. "
-                f"Received: {self.batch_size}"
-            )
+        check_training(assembly.dataset.num_examples, self.batch_size, 0)
 
     def training(self, count: int, skip: int = 0) -> Batches:
         """Batches as training makes them, augmentation included; all images differ.
@@ -46,12 +81,7 @@ class ProbeBatches:
         Raises:
             ConfigError: if there are not enough images.
         """
-        available = self._assembly.dataset.num_examples["train"] // self.batch_size
-        if count + skip > available:
-            raise ConfigError(
-                f"{count + skip} training batches of {self.batch_size} were asked for; the data "
-                f"has {available} without repeating an image"
-            )
+        check_training(self._assembly.dataset.num_examples, self.batch_size, count + skip)
         pipeline = self._assembly.dataset.train_batches(self.batch_size, self._seed, skip)
         return _arrays(pipeline, count)
 
@@ -62,19 +92,8 @@ class ProbeBatches:
             ConfigError: if there is no such split, or it is too small.
         """
         dataset = self._assembly.dataset
-        splits = {name: n for name, n in dataset.num_examples.items() if name != "train"}
-        if split not in splits:
-            raise ConfigError(
-                f"held-out batches come from one of the splits {sorted(splits)}. "
-                f"Received: {split!r}"
-            )
-        needed = count * self.batch_size
-        if needed > splits[split]:
-            raise ConfigError(
-                f"{count} held-out batches of {self.batch_size} need {needed} images; {split!r} "
-                f"has {splits[split]}"
-            )
-        pipeline = dataset.eval_batches(split, self.batch_size, limit=needed)
+        check_held_out(dataset.num_examples, self.batch_size, split, count)
+        pipeline = dataset.eval_batches(split, self.batch_size, limit=count * self.batch_size)
         return _arrays(pipeline, count)
 
     def moments(self) -> Batches:

@@ -51,7 +51,9 @@ def probe_run(
     # The run's own averages are not needed, and would take their memory.
     bare = {**config, "averages": {}, "probes": {}}
     bare["matched"] = {**config["matched"], "averages": []}
-    assembly = assemble(bare, load_dataset(bare), strategy)
+    # A matched run has rates of its own; for others the recorded ones are the configured ones.
+    rates = records.read_schedule(workdir / records.SCHEDULE)
+    assembly = assemble(bare, load_dataset(bare), strategy, rates)
     places = Places(assembly, workdir)
     measurer = Measurer(assembly, tell=tell)
     folder = workdir / gallery.FOLDER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -125,19 +126,7 @@ class Places:
         Raises:
             ConfigError: if it names none.
         """
-        text = text.strip()
-        if text in ("first", "last"):
-            return int(self.steps[0 if text == "first" else -1])
-        share = _PERCENT.fullmatch(text)
-        if share and float(share.group(1)) <= 100:
-            wanted = float(share.group(1)) / 100 * self._assembly.plan.total_steps
-            return int(self.steps[np.argmin(np.abs(self.steps - wanted))])
-        if not text.isdigit() or int(text) not in self.steps:
-            raise ConfigError(
-                'a step must be "first", "last", a share such as "50%", or one of the steps in '
-                f"{self.workdir}, {_shown(self.steps)}. Received: {text!r}"
-            )
-        return int(text)
+        return nearest_step(text, self.steps, self._assembly.plan.total_steps, self.workdir)
 
     def named(
         self,
@@ -163,23 +152,91 @@ class Places:
         return found
 
     def _one(self, text: str, trip_end: Any) -> tuple[str, Any]:
-        name, equals, rest = text.partition("=")
-        plain = (rest if equals else text).strip()
-        trip = _TRIP.fullmatch(plain)
-        if trip and trip_end is not None:
-            step, batch = self.nearest(trip.group(1)), int(trip.group(2) or 0)
-            return (name if equals else f"trip-{step}-{batch}"), trip_end(step, batch)
-        if plain in ("first", "last") or plain[:1].isdigit():
-            step = self.nearest(plain)
-            return (name if equals else str(step)), self.read(step)
+        point = parse_point(text, trips=trip_end is not None)
+        if point.kernel is None:
+            step = self.nearest(point.step)
+            if point.batch is None:
+                return point.name or str(step), self.read(step)
+            assert trip_end is not None
+            return point.name or f"trip-{step}-{point.batch}", trip_end(step, point.batch)
         try:
-            name, kernel = parse_average(text)
             if self.snapshots is None:
                 raise ValueError("averages need snapshots, and the run took none")
-            built = average_snapshots(self.snapshots, {name: kernel}, progress=False)
+            built = average_snapshots(self.snapshots, {point.name: point.kernel}, progress=False)
         except ValueError as error:
             raise ConfigError(f"the point {text!r}: {error}") from None
-        return name, built[name].arrays
+        return point.name, built[point.name].arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What a text names: a step, the end of a side trip from it, or an average of snapshots.
+
+    Attributes:
+        name: the one given; empty for that of the step.
+        step: a text for `nearest_step`; empty for an average.
+        batch: number of the side trip's batch; None for no trip.
+        kernel: of an average, else None.
+    """
+
+    name: str
+    step: str = ""
+    batch: int | None = None
+    kernel: Any = None
+
+
+def parse_point(text: str, *, trips: bool = False) -> Point:
+    """Reads a point as `Places.named` takes it.
+
+    Raises:
+        ConfigError: if it is none.
+
+    >>> parse_point("end=trip:50%:3", trips=True)
+    Point(name='end', step='50%', batch=3, kernel=None)
+    """
+    name, equals, rest = text.partition("=")
+    plain = (rest if equals else text).strip()
+    given = name if equals else ""
+    trip = _TRIP.fullmatch(plain)
+    if trip and trips:
+        return Point(given, trip.group(1), int(trip.group(2) or 0))
+    if plain in ("first", "last") or plain[:1].isdigit():
+        return Point(given, plain)
+    try:
+        name, kernel = parse_average(text)
+    except ValueError as error:
+        raise ConfigError(f"the point {text!r}: {error}") from None
+    return Point(name, kernel=kernel)
+
+
+def nearest_step(text: str, steps: Any, total: int, where: str | os.PathLike[str]) -> int:
+    """Of [n] `steps` the one that `text` names; see `Places.nearest`.
+
+    Args:
+        text: "first", "last", a share such as "50%", or a number.
+        steps: ascending, not empty.
+        total: steps of the whole run, for shares.
+        where: for the message.
+
+    Raises:
+        ConfigError: if it names none.
+
+    >>> nearest_step("40%", np.array([0, 50, 100]), 100, "runs/a")
+    50
+    """
+    text = text.strip()
+    if text in ("first", "last"):
+        return int(steps[0 if text == "first" else -1])
+    share = _PERCENT.fullmatch(text)
+    if share and float(share.group(1)) <= 100:
+        wanted = float(share.group(1)) / 100 * total
+        return int(steps[np.argmin(np.abs(steps - wanted))])
+    if not text.isdigit() or int(text) not in steps:
+        raise ConfigError(
+            'a step must be "first", "last", a share such as "50%", or one of the steps in '
+            f"{where}, {_shown(steps)}. Received: {text!r}"
+        )
+    return int(text)
 
 
 class Slice:
@@ -227,12 +284,26 @@ def spaced(places: Places, first: str | None, last: str | None) -> Slice:
     """
     low, high = places.nearest(first or "first"), places.nearest(last or "last")
     steps = places.steps if places.snapshots is None else places.snapshots.steps
+    return Slice(places, equally_spaced(steps, low, high))
+
+
+def equally_spaced(steps: Any, low: int, high: int) -> list[int]:
+    """The steps from `low` to `high` in equal strides.
+
+    Raises:
+        ConfigError: if fewer than 3 equally spaced ones are there.
+
+    >>> equally_spaced(np.array([0, 10, 20, 30, 33]), 5, 33)
+    Traceback (most recent call last):
+    tf_lrtraj.experiments.settings.ConfigError: needs at least 3 equally spaced snapshots \
+between steps 5 and 33. Received: 10, 20, 30, 33
+    """
     inside = steps[(steps >= low) & (steps <= high)]
     if inside.size >= 3:
         spacing = int(np.min(np.diff(inside)))
         inside = inside[(inside - inside[0]) % spacing == 0]
         if inside.size >= 3 and np.all(np.diff(inside) == spacing):
-            return Slice(places, inside.tolist())
+            return [int(step) for step in inside]
     raise ConfigError(
         f"needs at least 3 equally spaced snapshots between steps {low} and {high}. "
         f"Received: {_shown(inside)}"
