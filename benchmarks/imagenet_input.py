@@ -1,33 +1,39 @@
 """Images per second and core of the ImageNet pipeline, beside JPEG decoding alone.
 
-    python benchmarks/imagenet_input.py --rounds=9
+    python benchmarks/imagenet_input.py --images=4096 --json=benchmarks/results/imagenet_input.json
 
 Writes synthetic JPEGs of ImageNet's usual size (500×375, about 110 kB) as a dataset
 of tensorflow-datasets into a temporary folder, and measures in turn, on the same bytes:
 
     decode        whole images, `tf.io.decode_jpeg`
     crop          the boxes of training alone, `tf.io.decode_and_crop_jpeg`
-    resized       the same, resized to 224 pixels by `tf.image.resize`, in batches
+    resized       the same, resized to 224 pixels by `tf.image.resize`
     train         the training pipeline: reading, order, crops, resizing to 224, flips, batches
     centre        the boxes of evaluation alone, `tf.io.decode_and_crop_jpeg`
     eval          the evaluation pipeline
 
-A core's rate is images per second of processor time, all threads together, from full buffers to
-buffers full again, so that other work on the machine matters little.  Then hundreds
-of batches are run for the memory they take.
+All of them hand out batches; those that do not resize, whose images differ in size, keep a pixel
+of each.  A core's rate is images per second of processor time, all threads together, from full
+buffers to buffers full again, so that other work on the machine matters little.
+
+The cases take turns, a few batches a round.  The training pipeline reads a whole window of records
+at a time, so most rounds read nothing: rates are sums of images over sums of time, over whole
+windows of 2,048 images (whole epochs where these are not made of windows); rounds are added to
+fill the last.  Then hundreds of batches are run for the memory they take.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import platform
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -102,16 +108,20 @@ def _record(image: bytes, name: str, label: int) -> bytes:
 
 
 def decoding(
-    images: list[bytes], boxes: np.ndarray | None, batch: int | None = None
+    images: list[bytes], boxes: np.ndarray | None, batch: int, resized: bool = False
 ) -> tf.data.Dataset:
-    """Decoding alone, images in memory; of whole images, or of a box each; resized in batches."""
+    """Batches of images in memory, decoded and no more: whole, or a box of each.
+
+    Those not resized come as their first pixel: boxes of many sizes make no batch, and
+    copying would cost time that is none of the decoder's.
+    """
 
     def whole(image: tf.Tensor) -> tf.Tensor:
-        return tf.io.decode_jpeg(image, channels=3)
+        return tf.io.decode_jpeg(image, channels=3)[0, 0]
 
     def crop(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_and_crop_jpeg(image, box, channels=3)
-        return pixels if batch is None else tf.image.resize(pixels, (224, 224))
+        return tf.image.resize(pixels, (224, 224)) if resized else pixels[0, 0]
 
     encoded = tf.data.Dataset.from_tensor_slices(images)
     if boxes is None:
@@ -120,7 +130,7 @@ def decoding(
         source = tf.data.Dataset.zip((encoded, tf.data.Dataset.from_tensor_slices(boxes)))
         function = crop
     decoded = source.repeat().map(function, num_parallel_calls=tf.data.AUTOTUNE)
-    return decoded.prefetch(64) if batch is None else decoded.batch(batch).prefetch(2)
+    return decoded.batch(batch).prefetch(2)
 
 
 def training_boxes(count: int) -> np.ndarray:
@@ -149,6 +159,31 @@ def take(iterator: Iterator, count: int) -> float:
     return settle() - start
 
 
+def rounds_of_window(options: argparse.Namespace) -> int:
+    """The fewest rounds that show whole windows, or whole epochs if those are not windows."""
+    even = options.images % options.window == 0
+    images = options.window if even else options.images
+    return images // math.gcd(images, options.per_round * options.batch)
+
+
+def summed(seconds: Sequence[float], per_round: int, window: int) -> dict:
+    """Images per second over all rounds, and over those of each window.
+
+    Args:
+        seconds: of each round.
+        per_round: images in a round.
+        window: rounds in a window, which divides their number.
+
+    >>> summed([1.0, 3.0, 6.0, 10.0], 8, 2)
+    {'rate': 1.6, 'windows': [4.0, 1.0]}
+    """
+    of_windows = np.reshape(seconds, (-1, window)).sum(1)
+    return {
+        "rate": float(len(seconds) * per_round / sum(seconds)),
+        "windows": (window * per_round / of_windows).tolist(),
+    }
+
+
 def resident() -> float:
     """MB of this process in memory."""
     with open("/proc/self/statm") as file:
@@ -157,7 +192,7 @@ def resident() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=16, help="at least so many")
     parser.add_argument("--images", type=int, default=1024, help="images in the dataset")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--per_round", type=int, default=8, help="batches in a round")
@@ -175,8 +210,11 @@ def measure(root: pathlib.Path, options: argparse.Namespace) -> dict:
     images = write(root, options.images, 32)
     kilobytes = np.mean([len(image) for image in images]) / 1e3
     cores = len(os.sched_getaffinity(0))
+    window = rounds_of_window(options)
+    rounds = -(-options.rounds // window) * window
     print(
-        f"{options.images} images of {kilobytes:.0f} kB, {cores} cores, batches of {options.batch}"
+        f"{options.images} images of {kilobytes:.0f} kB, {cores} cores, batches of "
+        f"{options.batch}; {rounds} rounds of {options.per_round} batches"
     )
     dataset = data.load(
         "imagenet2012",
@@ -188,43 +226,42 @@ def measure(root: pathlib.Path, options: argparse.Namespace) -> dict:
     centre = np.array([(SIZE[0] - side) // 2, (SIZE[1] - side) // 2, side, side], np.int32)
     boxes = training_boxes(len(images))
     endless = {
-        "decode": decoding(images, None),
-        "crop": decoding(images, boxes),
-        "resized": decoding(images, boxes, options.batch),
+        "decode": decoding(images, None, options.batch),
+        "crop": decoding(images, boxes, options.batch),
+        "resized": decoding(images, boxes, options.batch, resized=True),
         "train": dataset.train_batches(options.batch, SEED),
-        "centre": decoding(images, np.tile(centre, (len(images), 1))),
+        "centre": decoding(images, np.tile(centre, (len(images), 1)), options.batch),
         "eval": dataset.eval_batches("validation", options.batch).repeat(),
     }
     iterators = {name: iter(pipeline) for name, pipeline in endless.items()}
-    per_element = {n: options.batch if n in ("train", "eval") else 1 for n in iterators}
-    per_element["resized"] = options.batch
-    rates: dict[str, list[float]] = {name: [] for name in iterators}
-    for round_ in range(options.rounds + 1):  # the first is warm-up
+    seconds: dict[str, list[float]] = {name: [] for name in iterators}
+    for round_ in range(window + rounds):  # the first window is warm-up
         for name, iterator in iterators.items():
-            count = options.per_round * options.batch
-            busy = take(iterator, count // per_element[name])
-            if round_:
-                rates[name].append(count / busy)
+            busy = take(iterator, options.per_round)
+            if round_ >= window:
+                seconds[name].append(busy)
+    per_round = options.per_round * options.batch
+    rates = {name: summed(values, per_round, window) for name, values in seconds.items()}
     result: dict = {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": cores},
         "tensorflow": tf.__version__,
         "options": vars(options) | {"json": None},
         "kilobytes": float(kilobytes),
-        "images_per_core_second": {},
+        "images_measured": len(seconds["train"]) * per_round,
+        "images_per_core_second": rates,
     }
-    print(f"{'':8}{'images/s per core':>20}{'quartiles':>16}")
-    for name, values in rates.items():
-        low, middle, high = np.percentile(values, [25, 50, 75])
-        result["images_per_core_second"][name] = [low, middle, high]
-        print(f"{name:8}{middle:20.0f}{f'{low:.0f} to {high:.0f}':>16}")
+    print(f"{'':8}{'images/s per core':>20}{'of each window':>24}")
+    for name, found in rates.items():
+        windows = ", ".join(f"{rate:.0f}" for rate in found["windows"])
+        print(f"{name:8}{found['rate']:20.0f}{windows:>24}")
     for one, other in (
         ("train", "resized"),
         ("train", "crop"),
         ("train", "decode"),
         ("eval", "centre"),
     ):
-        ratio = np.median(np.array(rates[one]) / np.array(rates[other]))
-        result[f"{one}/{other}"] = float(ratio)
+        ratio = rates[one]["rate"] / rates[other]["rate"]
+        result[f"{one}/{other}"] = ratio
         print(f"{one} over {other}: {ratio:.2f}")
     iterators.clear()
     result["memory"] = memory(dataset, options)

@@ -2,7 +2,9 @@
 
 import ast
 import configparser
+import os
 import pathlib
+import subprocess
 
 import pytest
 
@@ -66,3 +68,89 @@ def test_the_version_can_be_read_without_importing_anything():
     }
     assert literals == {"__version__": tf_lrtraj.__version__}
     assert f"version: {tf_lrtraj.__version__}" in (ROOT / "CITATION.cff").read_text().splitlines()
+
+
+# --- The scripts' virtual environment ---------------------------------------------------------
+
+# Stands for Python: makes an environment that holds itself, and "installs" unless told to fail.
+STUB = """#!/bin/bash
+case "$*" in
+  "-m venv "*)
+    [[ "$3" == --clear ]] && rm -rf "${@: -1}"
+    mkdir -p "${@: -1}/bin" && touch "${@: -1}/pyvenv.cfg" && cp "$0" "${@: -1}/bin/python" ;;
+  *" install uv") exit 1 ;;
+  *" install "*) [[ -z "${FAILING:-}" ]] ;;
+esac
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+
+    def run(folder, requirement="here", **variables):
+        command = 'source "$0/tools/environment.sh"; make_environment "$1" "$2"'
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command, str(ROOT), str(folder), requirement],
+            env={**os.environ, "PYTHON": str(stub), **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def is_made(folder):
+    return (folder / "bin" / "python").exists() and (folder / "installed.txt").exists()
+
+
+@pytest.mark.parametrize("file", ["pyvenv.cfg", "notes.txt", "installed.txt"])
+def test_a_folder_of_somebody_else_is_left_alone(make, tmp_path, file):
+    folder = tmp_path / ".venv"
+    folder.mkdir()
+    (folder / file).write_text("mine")
+    done = make(folder)
+    assert done.returncode == 1
+    assert str(folder) in done.stderr and "TF_LRTRAJ_VENV" in done.stderr
+    assert [path.name for path in folder.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_new_folder_is_made_once_and_anew_for_other_packages(make, tmp_path, there):
+    folder = tmp_path / "venv"
+    if there:
+        folder.mkdir()
+    assert make(folder).returncode == 0 and is_made(folder)
+    (folder / "old").touch()
+    assert "up to date" in make(folder).stdout and (folder / "old").exists()
+    assert make(folder, "others").returncode == 0
+    assert is_made(folder) and not (folder / "old").exists()
+
+
+def test_what_was_begun_is_made_anew(make, tmp_path):
+    folder = tmp_path / "venv"
+    assert make(folder, FAILING="1").returncode == 1
+    assert (folder / "pyvenv.cfg").exists() and not is_made(folder)
+    (folder / "half").mkdir()
+    assert make(folder).returncode == 0
+    assert is_made(folder) and not (folder / "half").exists()
+
+
+def test_an_environment_from_before_there_were_markers_is_known(make, tmp_path):
+    folder = tmp_path / "venv"
+    folder.mkdir()
+    (folder / "pyvenv.cfg").touch()
+    (folder / "installed.txt").write_text((ROOT / "setup.cfg").read_text() + "/elsewhere")
+    assert make(folder).returncode == 0 and is_made(folder)
+
+
+def test_the_environment_in_use_can_be_made_anew(make, tmp_path):
+    folder = tmp_path / "venv"
+    assert make(folder).returncode == 0
+    python = folder / "bin" / "python"
+    python.unlink()
+    python.symlink_to(tmp_path / "python")  # as an environment's own interpreter is
+    assert make(folder, "others", PYTHON=str(python)).returncode == 0 and is_made(folder)

@@ -2,7 +2,8 @@
 # Needs bash and Python 3.10 to 3.13; everything else is installed into the environment.
 #
 #   PYTHON           the interpreter to use (default: the first suitable one on the PATH)
-#   TF_LRTRAJ_VENV   folder of the environment (default: one per script, in the repository)
+#   TF_LRTRAJ_VENV   folder of the environment (default: one per script, in the repository);
+#                    one that something else has made is left alone, and the script ends
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -35,6 +36,13 @@ find_python() { # prints a suitable interpreter
   fail "no Python 3.10 to 3.13 on the PATH. Install one, or name it: PYTHON=/path/to/python $0"
 }
 
+marker=made_by_tools_environment # a file that says whose folder it is, there before all else
+
+is_ours() { # FOLDER: whether make_environment made it, or began to
+  # Before there were markers, what was installed told: it begins with setup.cfg.
+  [[ -e "$1/$marker" ]] || grep -qsx "name = tf_lrtraj" "$1/installed.txt"
+}
+
 make_environment() { # FOLDER REQUIREMENT: creates it and installs, unless that was done before
   venv=$1
   local requirement=$2 stamp python began=$SECONDS
@@ -44,12 +52,21 @@ make_environment() { # FOLDER REQUIREMENT: creates it and installs, unless that 
     say "environment $venv is up to date"
     return
   fi
-  if [[ -d "$venv" && ! -e "$venv/pyvenv.cfg" && -n "$(ls -A "$venv")" ]]; then
-    fail "$venv exists and is not a virtual environment. Set TF_LRTRAJ_VENV to another folder."
+  # Whatever somebody else keeps there stays as it is.
+  if [[ -e "$venv" ]] && ! is_ours "$venv" && [[ ! -d "$venv" || -n "$(ls -A "$venv")" ]]; then
+    fail "$venv exists and was not made by this script. Set TF_LRTRAJ_VENV to another folder" \
+      "(it is made), or delete this one."
   fi
   python=$(find_python)
+  if [[ "$(dirname "$(command -v "$python")")" -ef "$venv/bin" ]]; then
+    python=$(readlink -f "$(command -v "$python")") # not the one that is about to go
+  fi
   say "environment $venv with $("$python" --version) ($python)"
-  "$python" -m venv --clear "$venv" || fail \
+  # Not `venv --clear`, which would take the marker as well: a call that is killed anywhere
+  # leaves what the next one knows as its own.
+  mkdir -p "$venv" && touch "$venv/$marker"
+  find "$venv/" -mindepth 1 -maxdepth 1 ! -name "$marker" -exec rm -rf {} +
+  "$python" -m venv "$venv" || fail \
     "$python cannot make a virtual environment. On Debian or Ubuntu: apt install python3-venv"
   say "installing (TensorFlow is large: some minutes the first time)"
   local pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)

@@ -10,18 +10,23 @@ names a value or a file, within 20 s of processor time and 500 MB of memory; aft
 file is as it was.  A program ends with a code other than 0 and one line "PROGRAM: error: …".
 
 Inputs are drawn by hypothesis from the seed.  One that is not refused cleanly is shrunk and
-printed, and the exit code is 1.  Targets that were done go on where a stopped run with the same
-output left off.
+printed, and the exit code is 1.  A stopped run goes on after the targets that were done, if it is
+started with the same options and output, of the same code.  results/fuzzing is for whole runs;
+a part of the inputs needs an output of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import hashlib
 import pathlib
 import platform
+import shlex
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -35,11 +40,13 @@ from tqdm import tqdm  # noqa: E402
 import tf_lrtraj  # noqa: E402
 from tf_lrtraj import records  # noqa: E402
 
-FEWEST = 300  # inputs of a target in a run of 20,000
+RESULTS = ROOT / "results/fuzzing"
+WHOLE = 20_000  # inputs of a whole run
+FEWEST = 300  # of them for a target
 
 
-def main() -> int:
-    options = _options()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
     chosen = [
         t
         for t in targets.all_targets()
@@ -50,12 +57,11 @@ def main() -> int:
         return 2
     counts = _counts(chosen, options)
     output = pathlib.Path(options.output) if options.output else None
-    found: dict[str, Any] = {}
-    if output is not None and (output / "partial.json").exists():
-        partial = records.read_json(output / "partial.json")
-        if partial["seed"] == options.seed and partial["counts"] == counts:
-            found = partial["targets"]
-            print(f"going on after {len(found)} of {len(chosen)} targets")
+    code = _code()
+    asked = {"seed": options.seed, "counts": counts, "code": code, "sources": _sources()}
+    found = {} if output is None else _done(output, asked)
+    if found:
+        print(f"going on after {len(found)} of {len(chosen)} targets")
     failures = [name for name, entry in found.items() if entry["failure"]]
     bar = tqdm(total=sum(counts.values()), unit="input", disable=None)
     for target in chosen:
@@ -69,13 +75,10 @@ def main() -> int:
             tqdm.write(found[target.name]["failure"], file=sys.stderr)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
-            records.write_json(
-                output / "partial.json",
-                {"seed": options.seed, "counts": counts, "targets": found},
-            )
+            records.write_json(output / "partial.json", {"asked": asked, "targets": found})
     bar.close()
     targets.clean_up()
-    record = _record(found, options.seed)
+    record = _record(found, options, code)
     for name, entry in found.items():
         print(f"{entry['inputs']:>7}  {name}: {entry['outcomes']}")
     print(f"{record['inputs']:,} inputs, {record['failures']} failures")
@@ -87,18 +90,67 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--inputs", type=int, default=20_000, help="in all")
+    parser.add_argument("--inputs", type=int, default=WHOLE, help="in all")
     parser.add_argument("--per_target", type=int, default=0, help="instead: of each target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="parts of names of targets, by commas")
-    parser.add_argument(
-        "--output", default=str(ROOT / "results/fuzzing"), help="folder; '' for none"
-    )
-    return parser.parse_args()
+    parser.add_argument("--output", default=str(RESULTS), help="folder; '' for none")
+    return parser
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    part = options.only or options.per_target or options.inputs < WHOLE
+    if part and options.output and pathlib.Path(options.output).resolve() == RESULTS.resolve():
+        parser.error(
+            f"--output must be another folder than {RESULTS}, or '' for none, for less than all "
+            f"targets and {WHOLE:,} inputs. Received: {_command(options)}"
+        )
+    return options
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command line of a run: its seed, and what differs from a whole run."""
+    usual = vars(_parser().parse_args([]))
+    given = {n: v for n, v in vars(options).items() if v != usual[n] or n == "seed"}
+    return shlex.join(["tools/fuzz.py", *(f"--{name}={value}" for name, value in given.items())])
+
+
+def _code(root: pathlib.Path = ROOT) -> dict[str, Any]:
+    """The commit of the code, and whether files differ from it; "unknown" without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments, "--", "tf_lrtraj", "tools"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("log", "-1", "--format=%h")
+        return {"commit": commit or "unknown", "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "unknown", "changed": False}
+
+
+def _sources() -> str:
+    """A checksum of the code, which may change without a commit."""
+    digest = hashlib.sha256()
+    for folder in ("tf_lrtraj", "tools"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _done(output: pathlib.Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The targets that a stopped run of the same inputs, by the same code, was through with."""
+    if not (output / "partial.json").exists():
+        return {}
+    partial = records.read_json(output / "partial.json")
+    return partial["targets"] if partial.get("asked") == asked else {}
 
 
 def _counts(chosen: list[judge.Target], options: argparse.Namespace) -> dict[str, int]:
@@ -131,13 +183,17 @@ def _one(target: judge.Target, count: int, seed: int, bar: Any) -> dict[str, Any
     }
 
 
-def _record(found: dict[str, Any], seed: int) -> dict[str, Any]:
+def _record(
+    found: dict[str, Any], options: argparse.Namespace, code: dict[str, Any]
+) -> dict[str, Any]:
     outcomes: collections.Counter[str] = collections.Counter()
     for entry in found.values():
         outcomes.update(entry["outcomes"])
     return {
-        "command": f"tools/fuzz.py --seed={seed}",
-        "seed": seed,
+        "command": _command(options),
+        "options": {n: v for n, v in vars(options).items() if n != "output"},
+        "seed": options.seed,
+        **code,
         "inputs": sum(entry["inputs"] for entry in found.values()),
         "failures": sum(bool(entry["failure"]) for entry in found.values()),
         "outcomes": dict(outcomes.most_common()),
@@ -154,10 +210,12 @@ def _record(found: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _page(record: dict[str, Any]) -> str:
+    only = record.get("options", {}).get("only")  # records of old have no options and no commit
+    reach = "some of the entry points" if only else "every entry point"
     lines = [
         "# Generated inputs and what became of them",
         "",
-        f"`{record['command']}` hands generated inputs to every entry point: configurations,",
+        f"`{record['command']}` hands generated inputs to {reach}: configurations,",
         "flags, tables, files of records, snapshots, models, checkpoints. Each is used, or refused",
         "by an error that says what is wrong, within 20 s of processor time and 500 MB of memory,",
         "and leaves no file written, changed or deleted; anything else counts as a failure.",
@@ -177,6 +235,9 @@ def _page(record: dict[str, Any]) -> str:
         )
         lines.append(f"| {name} | {entry['inputs']:,} | {used:,} | {refused} |")
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    if "commit" in record:
+        differ = ", with files that differ from it" if record["changed"] else ""
+        versions = f"commit {record['commit']}{differ}; {versions}"
     lines += ["", f"Seed {record['seed']}; {versions}.", ""]
     return "\n".join(lines)
 

@@ -198,6 +198,30 @@ def test_bad_targets_are_named(arguments, message):
         post_hoc.snapshot_weights([0, 10, 20], **arguments)
 
 
+@pytest.mark.parametrize(
+    "steps", [[], [0, 20, 10], [0, 10, 10], [-10, 0, 10], [0.5, 1.5, 2.5], [[0, 10, 20]], 5, "x"]
+)
+@pytest.mark.parametrize("per", ["update", "snapshot"])
+def test_steps_that_do_not_ascend_are_refused(steps, per):
+    with pytest.raises(ValueError, match=r"`steps` must be .* Received: steps="):
+        post_hoc.snapshot_weights(steps, kernels.Exponential(0.5), per=per)
+
+
+def test_weights_for_other_steps_are_refused(tmp_path):
+    snapshots = write(tmp_path, [0, 10, 20], random_values)
+    kernel = kernels.Exponential(0.5)
+    sound = post_hoc.snapshot_weights(snapshots.steps, kernel, per="snapshot")
+    assert post_hoc.average_snapshots(snapshots, {"w": sound})["w"].weights is sound
+    for steps, message in [
+        ([0, 5, 20], r"^w: .* 3 snapshots .* number 1 \(from 0\), 5 instead of 10"),
+        ([0, 10], r"2 steps; .* number 2 \(from 0\), none instead of 20"),
+        ([0, 10, 20, 30], r"4 steps; .* number 3 \(from 0\), 30 instead of none"),
+    ]:
+        other = post_hoc.snapshot_weights(steps, kernel, per="snapshot")
+        with pytest.raises(ValueError, match=message):
+            post_hoc.average_snapshots(snapshots, {"w": other})
+
+
 def test_an_emulated_schedule_ends_where_the_schedule_would(tmp_path):
     """On a quadratic of one curvature, every iterate kept, the equality is exact."""
     rng = np.random.default_rng(3)

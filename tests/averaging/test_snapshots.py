@@ -223,9 +223,16 @@ class Iterates(keras.callbacks.Callback):
         return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
 
 
-def fit(model, *callbacks, epochs=2):
+def fit(model, *callbacks, epochs=2, **options):
     model.fit(
-        INPUTS, TARGETS, batch_size=4, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks
+        INPUTS,
+        TARGETS,
+        batch_size=4,
+        epochs=epochs,
+        verbose=0,
+        shuffle=False,
+        callbacks=callbacks,
+        **options,
     )
 
 
@@ -251,6 +258,28 @@ def test_a_second_fit_goes_on_and_a_new_one_replaces_what_is_later(tmp_path):
     fit(network(), SnapshotRecorder(folder, every=4), epochs=1)
     assert Snapshots(folder).steps.tolist() == [0, 4]
     np.testing.assert_array_equal(Snapshots(folder).read(0)[0], old[0])
+
+
+@pytest.mark.parametrize("how", ["initial_epoch", "BackupAndRestore"])
+def test_a_fit_that_goes_on_needs_disk_for_what_is_left(tmp_path, monkeypatch, how):
+    """Keras counts "epochs" from the first one ever, not from where this fit begins."""
+
+    def callbacks():
+        recorder = SnapshotRecorder(tmp_path / "snapshots")
+        if how == "initial_epoch":
+            return (recorder,)
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+        return recorder, backup
+
+    model = network()
+    fit(model, *callbacks(), epochs=2)
+    held = Snapshots(tmp_path / "snapshots")
+    assert held.steps.tolist() == list(range(13))
+    usage = type("Usage", (), {"free": 12 * held.nbytes})  # for 12 snapshots beside these 13
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    options = {"initial_epoch": 2} if how == "initial_epoch" else {}
+    fit(model if options else network(), *callbacks(), epochs=4, **options)
+    assert Snapshots(tmp_path / "snapshots").steps.tolist() == list(range(25))
 
 
 def test_recorder_refuses_what_it_cannot_do(tmp_path, monkeypatch):

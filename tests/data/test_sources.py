@@ -8,6 +8,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -100,6 +101,36 @@ def test_large_sets_are_streamed_and_show_the_same_images(root, monkeypatch):
     assert batch[0].shape == (8, 28, 28, 3)
 
 
+def test_the_limit_is_on_images_of_the_size_asked_for(root, monkeypatch):
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", 60 * 32 * 32 * 3)
+    for size, kind in [(None, "InMemory"), (16, "InMemory"), (32, "InMemory"), (33, "Streamed")]:
+        found = data.load("cifar10", data_dir=root, image_size=size)
+        assert type(found).__name__ == f"{kind}Dataset"
+    with pytest.raises(ValueError, match=r"streamed.*33 pixels.*'crop_flip'"):
+        data.load("cifar10", data_dir=root, image_size=33, augmentation="standard")
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", 1797 * 16 * 16 - 1)
+    with pytest.raises(ValueError, match=r"`image_size`.*1797 images.*image_size=16"):
+        data.load("digits", image_size=16)
+    assert data.load("digits", image_size=15).image_shape == (15, 15, 1)
+
+
+def test_resizing_holds_a_piece_of_floats_and_no_more(monkeypatch):
+    monkeypatch.setattr(sources, "_PIECE", 2**15, raising=False)
+    images = np.random.default_rng(0).integers(0, 17, (300, 8, 8, 1), np.uint8)
+    sources._resized(images[:1], 64, 16.0)  # imports TensorFlow
+    tracemalloc.start()
+    try:
+        found = sources._resized(images, 64, 16.0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.dtype == np.uint8 and found.max() == 16
+    assert peak < 1.5 * found.nbytes  # as float32 they would be four times as large
+    for index in (0, 7, 8, 299):  # pieces are of 8 images
+        alone = sources._resized(images[index : index + 1], 64, 16.0)
+        np.testing.assert_array_equal(found[index : index + 1], alone)
+
+
 def test_digits_through_a_pipeline():
     d = data.load("digits", augmentation="standard", validation_fraction=0.1)
     assert d.num_examples == {"train": 1167, "validation": 130, "test": 500}
@@ -182,6 +213,7 @@ def test_not_an_image_classification_set(tmp_path):
     [
         ({"augmentation": "randaugment"}, ["`augmentation`", "standard", "'randaugment'"]),
         ({"validation_fraction": -0.1}, ["`validation_fraction`", "-0.1"]),
+        ({"validation_fraction": "0.1"}, ["`validation_fraction`", "number", "'0.1'"]),
         ({"image_size": 0}, ["`image_size`", "image_size=0"]),
         ({"name": ""}, ["`name`", "name=''"]),
     ],

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import threading
@@ -135,8 +136,8 @@ def snapshot_weights(
         `SnapshotWeights`.
 
     Raises:
-        ValueError: if T is no snapshot, weights do not fit or sum to 1, or the average needs
-            iterates older than the first snapshot.
+        ValueError: if `steps` is empty or does not ascend, T is no snapshot, weights do not fit
+            or sum to 1, or the average needs iterates older than the first snapshot.
 
     >>> from tf_lrtraj import kernels
     >>> snapshot_weights([0, 10, 20], kernels.TwoPoint(15)).weights.round(3)
@@ -144,7 +145,7 @@ def snapshot_weights(
     >>> snapshot_weights([0, 10, 20], kernels.TwoPoint(1), per="snapshot").weights
     array([0. , 0.5, 0.5])
     """
-    steps = np.asarray(steps, np.int64)
+    steps = _ascending(steps)
     last = int(steps[-1]) if last is None else last
     if last not in steps:
         near = steps[np.argsort(np.abs(steps - last))[:3]]
@@ -172,6 +173,21 @@ def snapshot_weights(
         )
     weights[: held.size] = fold_onto_snapshots(wanted, held)[1]
     return SnapshotWeights(steps, weights, last, wanted, early)
+
+
+def _ascending(steps: Any) -> np.ndarray:
+    """[K] int64 update counts, checked."""
+    try:
+        found = np.asarray(steps, np.int64)
+        sound = found.ndim == 1 and found.size > 0 and np.array_equal(found, steps)
+    except (TypeError, ValueError, OverflowError):
+        sound = False
+    if not sound or found[0] < 0 or np.any(np.diff(found) <= 0):
+        raise ValueError(
+            "`steps` must be the update counts of one snapshot or more: integers of at least 0, "
+            f"each larger than the one before. Received: steps={steps!r}"
+        )
+    return found
 
 
 def _target(target: Any, count: int, unit: str) -> np.ndarray:
@@ -449,7 +465,7 @@ def average_snapshots(
     Args:
         snapshots: opened, or their folder.
         targets: name → kernel, weights on all iterates (see `snapshot_weights`), or
-            `SnapshotWeights`.
+            `SnapshotWeights` for the steps of these snapshots.
         last, per: as in `snapshot_weights`.
         progress: show a progress bar where there is a terminal.
 
@@ -457,7 +473,8 @@ def average_snapshots(
         name → `PostHocAverage`.
 
     Raises:
-        ValueError: as `snapshot_weights`; the average is named.
+        ValueError: as `snapshot_weights`, or if `SnapshotWeights` are for other steps; the
+            average is named.
         RecordError: if there are no snapshots or one is damaged.
     """
     if not isinstance(snapshots, Snapshots):
@@ -469,6 +486,7 @@ def average_snapshots(
                 target = snapshot_weights(snapshots.steps, target, last, per=per)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
+        _check_steps(name, np.ravel(target.steps), snapshots)
         folded[name] = target
     sampled = {w.last for w in folded.values()}
     for w in folded.values():
@@ -483,6 +501,19 @@ def average_snapshots(
         name: _with_errors(snapshots, name, arrays[name], weights, sample)
         for name, weights in folded.items()
     }
+
+
+def _check_steps(name: str, steps: np.ndarray, snapshots: Snapshots) -> None:
+    """Weights are put on snapshots by their place, so both must be of the same steps."""
+    if np.array_equal(steps, snapshots.steps):
+        return
+    pairs = itertools.zip_longest(steps.tolist(), snapshots.steps.tolist(), fillvalue="none")
+    at, (given, held) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"{name}: `SnapshotWeights` must be for the steps of the {len(snapshots)} snapshots in "
+        f"{snapshots.folder}. Received: {steps.size} steps; the first that differs is number {at} "
+        f"(from 0), {given} instead of {held}"
+    )
 
 
 def _with_errors(

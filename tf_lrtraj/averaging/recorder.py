@@ -141,10 +141,15 @@ class SnapshotRecorder(keras.callbacks.Callback):
         self.encoding = check_encoding(encoding)
         self._snapshots: ModelSnapshots | None = None
         self._seen = -1
+        self._epoch = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         check_trainable(self.model, self)
         self._snapshots = None
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._snapshots is not None:
@@ -159,9 +164,11 @@ class SnapshotRecorder(keras.callbacks.Callback):
         self._take(step)
 
     def _total_steps(self, step: int) -> int | None:
+        """Optimizer steps at the end of training, at most; None where Keras does not know."""
         params = self.params or {}
         if params.get("steps") and params.get("epochs"):
-            return step + params["steps"] * params["epochs"]
+            # "epochs" counts from the very first one; this fit may have begun at a later one.
+            return step + params["steps"] * (params["epochs"] - self._epoch)
         return None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

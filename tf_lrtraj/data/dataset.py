@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import math
 import operator
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,9 +74,9 @@ class ImageDataset(abc.ABC):
         max_value: float = 255.0,
     ) -> None:
         self.name = name
-        self.num_classes = num_classes
+        self.num_classes = integer("num_classes", num_classes, 1)
         self.image_shape = image_shape
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = None if class_names is None else _names(class_names, self.num_classes)
         self.num_examples = dict(num_examples)
         self.mean = _per_channel("mean", mean, image_shape[-1])
         self.std = _per_channel("std", std, image_shape[-1])
@@ -85,7 +86,7 @@ class ImageDataset(abc.ABC):
         self.version = version
         # (x / max_value - mean) / std as one multiplication and one addition.
         scale = np.asarray(self.std)
-        self._scale = (1.0 / (max_value * scale)).astype(np.float32)
+        self._scale = (1.0 / (positive("max_value", max_value) * scale)).astype(np.float32)
         self._offset = (-np.asarray(self.mean) / scale).astype(np.float32)
 
     @property
@@ -290,11 +291,44 @@ def integer(name: str, value: Any, minimum: int) -> int:
     return number
 
 
+def positive(name: str, value: Any) -> float:
+    """Returns `value` as a finite float above 0, or raises an error that names it."""
+    number = _finite(value)
+    if number is None or number <= 0.0:
+        raise ValueError(f"`{name}` must be a finite number above 0. Received: {name}={value!r}")
+    return number
+
+
+def _finite(value: Any) -> float | None:
+    """`value` as a float; None if it is no finite number."""
+    if isinstance(value, (str, bytes, bool, np.bool_)):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
-    numbers = tuple(float(v) for v in values)
-    if len(numbers) != channels:
+    try:
+        given = [_finite(value) for value in values]
+    except TypeError:  # nothing to go through
+        given = []
+    numbers = tuple(number for number in given if number is not None)
+    if not len(numbers) == len(given) == channels:
         raise ValueError(
-            f"`{name}` must have one number per channel, {channels} of them. "
+            f"`{name}` must have one finite number per channel, {channels} of them. "
             f"Received: {name}={values!r}"
         )
     return numbers
+
+
+def _names(class_names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    names = tuple(class_names)
+    if isinstance(class_names, str) or len(names) != num_classes:
+        raise ValueError(
+            f"`class_names` must be a list of names, one for each of the {num_classes} classes. "
+            f"Received: {len(names)} of them, class_names={class_names!r}"
+        )
+    return names

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tf_lrtraj.data import augmentations, randomness
-from tf_lrtraj.data.dataset import ImageDataset, check_shards, integer
+from tf_lrtraj.data.dataset import ImageDataset, check_shards, integer, positive
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -45,9 +46,9 @@ def from_arrays(
             split "validation".
         seed: draws the images set apart.
         num_classes: by default the number of names, or the largest label plus 1.
-        class_names: names of the classes.
-        max_value: the brightest possible pixel, by default 255 for uint8 and 1 otherwise.
-        mean, std: per channel on the scale where `max_value` is 1.  By default those of
+        class_names: names of the classes, one for each.
+        max_value: the brightest possible pixel, above 0, by default 255 for uint8 and 1 otherwise.
+        mean, std: per channel on the scale where `max_value` is 1, finite.  By default those of
             the training images for uint8, and 0 and 1 (no normalisation) otherwise.
         augmentation: see `load`.
         version: recorded in `describe`.
@@ -95,6 +96,7 @@ def from_splits(
     version: str | None = None,
 ) -> InMemoryDataset:
     """As `from_arrays`, from {split: (images [n, height, width, channels], labels int32 [n])}."""
+    check_fraction(validation_fraction)
     images, labels = splits["train"]
     for split, (other, _) in splits.items():
         if other.shape[1:] != images.shape[1:] or other.dtype != images.dtype:
@@ -107,6 +109,7 @@ def from_splits(
     largest = max(int(y.max()) for _, y in splits.values())
     if num_classes is None:
         num_classes = largest + 1 if class_names is None else len(class_names)
+    num_classes = integer("num_classes", num_classes, 1)
     if smallest < 0 or largest >= num_classes:
         wrong = smallest if smallest < 0 else largest
         raise ValueError(f"`labels` must be in 0..{num_classes - 1}. Received: a label of {wrong}")
@@ -116,6 +119,7 @@ def from_splits(
     integral = images.dtype == np.uint8
     if max_value is None:
         max_value = 255.0 if integral else 1.0
+    max_value = positive("max_value", max_value)
     if mean is None or std is None:
         if integral:
             measured = channel_moments(splits["train"][0], max_value)
@@ -255,6 +259,16 @@ def split_off_validation(
     }
 
 
+def check_fraction(fraction: Any) -> None:
+    """Raises an error that names `validation_fraction` unless it is a number in [0, 1)."""
+    number = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
+    if not number or not 0.0 <= fraction < 1.0:
+        raise ValueError(
+            "`validation_fraction` must be a number of at least 0 and below 1. "
+            f"Received: validation_fraction={fraction!r}"
+        )
+
+
 def validation_size(fraction: float, count: int) -> int:
     """Images set apart from `count`, checked to leave both parts non-empty."""
     size = round(fraction * count) if 0.0 < fraction < 1.0 else 0
@@ -332,5 +346,13 @@ def _checked(
         raise ValueError(
             f"`{labels_name}` must be integers, one for each of the {len(images)} images. "
             f"Received: shape={labels.shape}, dtype={labels.dtype}"
+        )
+    # Held as int32, into which larger ones would be wrapped around.
+    largest = np.iinfo(np.int32).max
+    wrong = next((n for n in (int(labels.min()), int(labels.max())) if abs(n) > largest), None)
+    if wrong is not None:
+        raise ValueError(
+            f"`{labels_name}` must be in 0..{largest}, and below the number of classes. "
+            f"Received: a label of {wrong}"
         )
     return np.ascontiguousarray(images), labels.astype(np.int32)

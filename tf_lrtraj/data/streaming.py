@@ -62,7 +62,8 @@ class StreamedDataset(ImageDataset):
         if self.augmentation not in _AUGMENTATIONS:
             raise ValueError(
                 f"`augmentation` must be one of {list(_AUGMENTATIONS)} for {name!r}, which is "
-                f"streamed. Received: augmentation={self.augmentation!r}"
+                f"streamed: its images vary in size, or take too much memory at {image_size} "
+                f"pixels. Received: augmentation={self.augmentation!r}"
             )
         self._files = {split: order.table(part.file_instructions) for split, part in splits.items()}
         for split, files in self._files.items():
