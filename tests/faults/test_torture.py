@@ -56,7 +56,7 @@ def test_the_committed_record_holds_what_it_says():
     record = json.loads(RECORD.read_text())
     trials = record["trials"]
     made = [trial["trial"] for trial in trials]
-    assert made == list(range(len(trials))) and 0 < len(trials) <= record["wanted"]
+    assert made == list(range(record["wanted"])) and len(trials) >= 100
     assert all(trial["identical"] and not trial["problems"] for trial in trials)
     assert all(any(a["ended"] == "SIGKILL" for a in trial["attempts"]) for trial in trials)
     page = (RECORD.parent / "README.md").read_text()
