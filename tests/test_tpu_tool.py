@@ -168,7 +168,12 @@ def call(*arguments, into, timeout=90):
     command = [sys.executable, str(TOOLS / "tpu.py"), *arguments[:1], "--name=slice", "--zone=z"]
     command += ["--bucket=gs://bucket/run", f"--into={into}", "--poll=0.2", "--sync=1"]
     return subprocess.Popen(
-        [*command, *arguments[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *arguments[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell that starts tests in the background has them, and so the tool, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ), timeout
 
 

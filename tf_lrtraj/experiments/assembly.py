@@ -105,6 +105,11 @@ class _Batches:
     def __init__(self, batches: Any) -> None:
         self._batches = batches
 
+    @property
+    def element_spec(self) -> Any:
+        """Shapes and types of a batch, on every replica."""
+        return self._batches.element_spec
+
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self._batches)
         host_memory.keep_it_so()
