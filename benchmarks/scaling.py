@@ -369,7 +369,7 @@ def main() -> None:
 
         updates = measure_updates(options.rounds)
         record = {
-            "command": "python benchmarks/scaling.py",
+            "command": f"python benchmarks/scaling.py --rounds={options.rounds}",
             "rounds": options.rounds,
             "cores": len(os.sched_getaffinity(0)),
             "tensorflow": tf.__version__,
