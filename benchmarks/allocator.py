@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 
-from tf_lrtraj.bin.common import keep_freed_memory
+from tf_lrtraj.training import host_memory
 
-if sys.argv[1] == "kept":
-    keep_freed_memory()
+if sys.argv[1] in ("once", "kept"):
+    host_memory.keep_freed_memory()
 
 import tensorflow as tf  # after the allocator is set
 
@@ -39,6 +39,8 @@ dataset = data.from_arrays("random", images, labels, augmentation="crop_flip")
 iterator = iter(
     strategy.distribute_datasets_from_function(lambda _: dataset.train_batches(BATCH, 0))
 )
+if sys.argv[1] == "kept":
+    host_memory.keep_it_so()  # as runs do after each iterator
 run = make_train_steps(strategy, model, optimizer, averages, batch_size=BATCH)
 for first in range(1, 22, 10):
     run(iterator, averages.plan(first, 10))

@@ -86,7 +86,7 @@ def _tensor(variable: Any) -> Any:
     """The tensor a variable holds on torch or JAX.
 
     `variable.value` first looks for scopes that would replace or cast it, which for
-    ResNet-34's weights takes as long as a tenth of an update.
+    ResNet-34's hundred variables is a good part of an update.
     """
     return variable.value if variable._value is None else variable._value
 
@@ -362,7 +362,7 @@ def _tensorflow_update(
     concrete: list[Any] = []
 
     def run_traced(*args: Any) -> None:
-        # Choosing among traces by the arguments' types takes as long as a tenth of an update.
+        # Choosing among traces by the arguments' types would be a good part of an update.
         if not concrete:
             concrete.append(traced.get_concrete_function(*args))
         concrete[0](*args)
@@ -402,8 +402,8 @@ def _jax_update(
 def _around_scopes() -> tuple[Callable[[Sequence[Any]], list[Any]], Callable[[Any, Any], None]]:
     """How to read many and to write one variable on JAX outside of all Keras' scopes.
 
-    `value` and `assign` look for scopes and check shapes, which for ResNet-34's weights
-    takes a fifth of an update.  Variables of Flax's NNX hide their arrays otherwise.
+    `value` and `assign` look for scopes and check shapes, which for ResNet-34's hundred
+    variables is a good part of an update.  Variables of Flax's NNX hide their arrays otherwise.
     """
     is_nnx_enabled = getattr(keras.config, "is_nnx_enabled", None)
     if is_nnx_enabled is not None and is_nnx_enabled():

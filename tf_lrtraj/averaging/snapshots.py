@@ -117,10 +117,7 @@ class Timetable:
         >>> Timetable(every=10, limit=4).standing(90)
         [0, 40, 80]
         """
-        steps = range(self.start, now + 1, self.spacing(now) if now >= self.start else 1)
-        if self.limit is not None and self.when_full == "drop_oldest":
-            steps = steps[-self.limit :]
-        return list(steps)
+        return self.kept(range(self.start, now + 1, self.every), now)
 
     def kept(self, steps: Iterable[int], now: int) -> list[int]:
         """Which of the snapshots at `steps` stand once `now` updates have been made."""

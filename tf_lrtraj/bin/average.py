@@ -46,7 +46,7 @@ from typing import Any
 
 from absl import flags
 
-from tf_lrtraj.bin import common, tables
+from tf_lrtraj.bin import common, outputs, tables
 
 
 def main(argv: list[str]) -> None:
@@ -93,9 +93,9 @@ def _check(options: Any) -> None:
     if options.data and not pathlib.Path(options.data).is_file():
         raise ValueError(f"--data: there is no file {options.data!r}")
     if options.json:
-        tables.check_place("--json", options.json)
+        outputs.check_place("--json", options.json)
     if options.export:
-        tables.check_folder("--export", options.export)
+        outputs.check_folder("--export", options.export)
     if options.model and not pathlib.Path(options.model).is_file():
         raise ValueError(f"--model: there is no file {options.model!r}")
     if options.snapshots and (options.evaluate or options.advise) and not options.data:

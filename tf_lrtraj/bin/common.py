@@ -91,9 +91,8 @@ def _system_error(error: OSError) -> str:
     while cause is not None:  # a full disk fails clean-up too; the first failure is the one to tell
         if isinstance(cause, OSError) and cause.filename is not None:
             error = cause
-            if (
-                cause.__cause__ is not None
-            ):  # `naming`, say: it tells the file, not the temporary one
+            # In place of another, as `naming` raises: it tells the file, not the temporary one.
+            if cause.__cause__ is not None:
                 break
         cause = cause.__context__
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "

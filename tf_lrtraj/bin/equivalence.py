@@ -63,14 +63,14 @@ def _fail(message: str) -> int:
 
 def _check_outputs(options: Any) -> None:
     """What would stop a file from being written is told before any is."""
-    from tf_lrtraj.bin import tables
+    from tf_lrtraj.bin import outputs, tables
 
     if options.figure:
         tables.check_figure(options.figure)
     for name in ("csv", "figure"):
         path = getattr(options, name)
         if path:
-            tables.check_place(f"--{name}", path)
+            outputs.check_place(f"--{name}", path)
 
 
 def _from_kernel(options: Any) -> int:

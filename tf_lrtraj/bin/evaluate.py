@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from tf_lrtraj.bin import common
+from tf_lrtraj.bin import common, outputs
 
 
 def main(argv: list[str]) -> None:
@@ -24,18 +24,13 @@ def main(argv: list[str]) -> None:
     options = flags.FLAGS
     if not options.workdir:
         common.fail("--workdir is required. Try --help.")
+    if options.json:
+        outputs.check_place("--json", options.json)
     common.quiet_tensorflow()
     common.need_tensorflow()
-    from tf_lrtraj.bin.tables import check_place
-    from tf_lrtraj.records import RecordError, append_rows
-
-    try:
-        if options.json:
-            check_place("--json", options.json)
-    except ValueError as error:
-        common.fail(str(error))
     from tf_lrtraj.experiments import evaluate
     from tf_lrtraj.experiments.config import read_config
+    from tf_lrtraj.records import RecordError, append_rows
     from tf_lrtraj.training.checkpoints import CheckpointError
 
     try:

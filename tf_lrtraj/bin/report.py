@@ -26,7 +26,7 @@ def _fail(message: str) -> int:
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     from tf_lrtraj import records, report
-    from tf_lrtraj.bin.tables import check_folder, check_place
+    from tf_lrtraj.bin.outputs import check_folder, check_place
     from tf_lrtraj.report.probes import gallery
 
     workdir, output = flags.FLAGS.workdir, flags.FLAGS.output

@@ -26,8 +26,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from tf_lrtraj.bin import common
-from tf_lrtraj.bin.tables import check_place
+from tf_lrtraj.bin import common, outputs
 from tf_lrtraj.experiments.settings import as_dict
 
 
@@ -57,10 +56,7 @@ def main(argv: Sequence[str]) -> int:
             "project; --force runs it (--dry_run shows its cost)"
         )
     if given.page:
-        try:
-            check_place("--page", given.page)
-        except ValueError as error:
-            common.fail(str(error))
+        outputs.check_place("--page", given.page)
     common.quiet_tensorflow()
     from tf_lrtraj.experiments.reproduction import reproduce
     from tf_lrtraj.experiments.reproduction.trainer import Diverged

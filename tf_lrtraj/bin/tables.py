@@ -275,32 +275,6 @@ def check_figure(path: str) -> None:
         raise ValueError(f"--figure must end in .png, .svg or .pdf. Received: {path!r}")
 
 
-def check_place(flag: str, path: str) -> None:
-    """Raises ValueError where no file can be written, as far as that can be told before."""
-    place = pathlib.Path(path)
-    try:
-        if place.is_dir():
-            raise ValueError(f"{flag} must name a file. Received: {path!r}, a folder")
-        if not place.parent.is_dir():
-            raise ValueError(f"{flag}: there is no folder {str(place.parent)!r}")
-    except OSError as error:  # a name that is too long, say
-        raise ValueError(f"{flag}: {path!r}: {error.strerror}") from None
-    if not os.access(place.parent, os.W_OK):
-        raise ValueError(f"{flag}: the folder {str(place.parent)!r} cannot be written")
-
-
-def check_folder(flag: str, path: str) -> None:
-    """Raises ValueError where there is no folder to write into and none can be made."""
-    place = pathlib.Path(path)
-    try:
-        there = next(p for p in (place, *place.absolute().parents) if p.exists())
-        possible = there.is_dir() and os.access(there, os.W_OK)
-    except OSError:  # a name that is too long, say
-        possible = False
-    if not possible:
-        raise ValueError(f"{flag}: {path!r} is no folder, and none can be made there")
-
-
 def write_figure(path: str, columns: dict[str, np.ndarray], title: str) -> None:
     """Rates above, averaging weights below."""
     check_figure(path)
