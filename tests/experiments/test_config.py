@@ -50,6 +50,7 @@ def test_every_shipped_configuration_is_valid_and_has_its_header(path):
     ("changes", "message"),
     [
         ({"optimiser": {}}, r"unknown key `config.optimiser`. Did you mean config.optimizer\?"),
+        ({"data__image_size": 3}, r"`config.data.image_size`.*at least 4.*3"),
         ({"data__batchsize": 8}, r"`config.data.batchsize`. Did you mean config.data.batch_size"),
         ({"optimizer__momentum": 1.5}, r"momentum` must be a number in \[0, 1\). Received: 1.5"),
         ({"optimizer__momentum": float("nan")}, "Received: nan"),

@@ -129,6 +129,20 @@ def test_single_runs_show_what_the_formulas_say(made):
         ({"single_runs": 3}, "`config.single_runs` must be a dict"),
         ({"averaging_length": {"rates": []}}, "`config.averaging_length.rates` must be positive"),
         ({"two_time_scales": {"decay": -0.5}}, "`config.two_time_scales.decay` must be positive"),
+        (
+            {"two_time_scales": {"num_steps": 10**7}},
+            "`config.two_time_scales.num_steps` times .*at most 100,000,000.*10,000,000 times 51",
+        ),
+        (
+            {"averaging_against_schedule": {"modes": 10**9}},
+            "num_steps` times the number of modes",
+        ),
+        ({"averaging_length": {"lengths": 1001}}, "`config.averaging_length.lengths` .*1001"),
+        (
+            {"single_runs": {"smallest_curvature": 1e-9}},
+            "`config.single_runs`: the 5 / .* steps it takes to settle .*500,000,000,000 times 30",
+        ),
+        ({"single_runs": {"smallest_curvature": 1e-299, "rates": [1e-299]}}, "to settle"),
     ],
 )
 def test_bad_configurations_are_named(change, message):

@@ -133,7 +133,7 @@ _CHECKS: dict[str, Check] = {
     "data.dir": optional(TEXT),
     "data.download": TRUTH,
     "data.augmentation": one_of(AUGMENTATIONS),
-    "data.image_size": optional(integer(1)),
+    "data.image_size": optional(integer(4)),
     "data.batch_size": integer(1),
     "data.eval_split": optional(TEXT),
     "model.depth": integer(8),

@@ -29,6 +29,9 @@ from tf_lrtraj.theory.simulate import QuadraticRun
 
 Record = dict[str, Any]
 
+# The largest table, of steps or runs times modes: 0.8 GB.
+MOST_NUMBERS = 10**8
+
 __all__ = [
     "averaging_against_schedule",
     "averaging_length",
@@ -93,7 +96,7 @@ def validate(config: Any) -> dict[str, Any]:
 
     Raises:
         ConfigError: for an unknown key, or a value that is not of the default's kind or
-            not positive (the seed may be 0).
+            not positive (the seed may be 0), and for sizes that would not fit into memory.
     """
 
     def check(given: Mapping[str, Any], default: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -121,7 +124,31 @@ def validate(config: Any) -> dict[str, Any]:
             checked[key] = value if single else numbers
         return checked
 
-    return check(as_dict(config), default_config().to_dict(), "config")
+    checked = check(as_dict(config), default_config().to_dict(), "config")
+    for name in EXPERIMENTS:
+        _check_sizes(f"config.{name}", checked[name])
+    return checked
+
+
+def _check_sizes(where: str, config: Mapping[str, Any]) -> None:
+    """Refuses sizes whose tables would not fit into memory."""
+    modes = config["modes"] if "modes" in config else config["fast_modes"] + 1
+    rows = {key: config[key] for key in ("num_steps", "num_runs", "path_steps") if key in config}
+    if where.endswith("single_runs"):
+        settling = _settling_steps(min(config["rates"]), config["smallest_curvature"])
+        rows["the 5 / (smallest rate · smallest_curvature) steps it takes to settle"] = settling
+    for key, count in rows.items():
+        if count * modes > MOST_NUMBERS:
+            what = f"`{where}.{key}`" if key in config else f"`{where}`: {key}"
+            raise ConfigError(
+                f"{what} times the number of modes must be at most {MOST_NUMBERS:,}. "
+                f"Received: {count:,} times {modes:,}"
+            )
+    if "lengths" in config and config["lengths"] > config["num_steps"]:
+        raise ConfigError(
+            f"`{where}.lengths` must be at most num_steps={config['num_steps']}. "
+            f"Received: {config['lengths']}"
+        )
 
 
 def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Record]:
@@ -356,7 +383,7 @@ def single_runs(config: Mapping[str, Any], seed: int) -> Record:
     for i, one in enumerate(rates.tolist()):
         exact[i] = model.best_step(zero, True, model.stationary_variance(one)).zero_crossing
         distance_exact[i] = model.stationary_distance(one)
-        long = int(np.ceil(5.0 / (one * a.min())))
+        long = _settling_steps(one, a.min())
         ends = model.simulate(np.full(long, one), zero, config["num_runs"], seed + i).iterates
         squares = np.mean(ends**2, axis=0)
         measured[i] = model.best_step(zero, True, squares).zero_crossing
@@ -419,6 +446,11 @@ def single_runs(config: Mapping[str, Any], seed: int) -> Record:
 def _spectrum(config: Mapping[str, Any]) -> theory.QuadraticModel:
     a = np.geomspace(config["smallest_curvature"], 1.0, config["modes"])
     return theory.QuadraticModel(a, np.ones(a.size))
+
+
+def _settling_steps(rate: float, curvature: float) -> int:
+    """Steps after which a run has forgotten its start, to e⁻⁵."""
+    return int(np.ceil(min(5.0 / max(rate * curvature, 1e-300), 1e18)))
 
 
 def _path(
