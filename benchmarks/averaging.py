@@ -5,8 +5,11 @@
     python benchmarks/averaging.py --quick      # two rounds, writes nothing
 
 One worker process per Keras backend holds the weights (21.8 million, float32) and does
-what it is told, one call at a time, in turn with the others, so that all share the
-machine's moods.  A round measures every case once; medians and quartiles are over rounds.
+what it is told, one case at a time, in turn with the others, so that all share the
+machine's moods.  A round measures every case once, each right after the yardstick: a pause,
+since threads of an earlier case (torch's, by OpenMP) keep a core busy for milliseconds after
+their work, one call to fill the caches, and the median of three calls.  Over rounds: medians of
+the ratios, the intervals in which they lie at 95 %, and quartiles.
 
 Yardstick ("floor"): one in-place pass `b += c·a` over two flat vectors of as many numbers,
 which streams the same 12 bytes per weight as an average's update must.
@@ -21,15 +24,22 @@ import json
 import math
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from tf_lrtraj.claims.statistics import Interval
 
 RESULT = pathlib.Path(__file__).parent / "results" / "averaging.json"
 BACKENDS = ("tensorflow", "torch", "jax")
 DECAY = 0.999
+PAUSE, CALLS = 0.03, 3  # seconds before a case; timed calls of it in a round
 
 Cases = dict[str, Callable[[], Any]]
 
@@ -203,7 +213,12 @@ class Worker:
         started = json.loads(self._out.readline())
         self.cases, self.weights = started["cases"], started["weights"]
 
-    def time(self, case: str) -> float:
+    def measure(self, case: str) -> float:
+        time.sleep(PAUSE)
+        self._call(case)
+        return statistics.median(self._call(case) for _ in range(CALLS))
+
+    def _call(self, case: str) -> float:
         self._in.write(case + "\n")
         self._in.flush()
         return float(self._out.readline())
@@ -211,6 +226,10 @@ class Worker:
     def stop(self) -> None:
         self._in.close()
         self._process.wait()
+
+
+def _in_words(one: Interval) -> str:
+    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
 
 
 # Bytes each case must move per weight, where that is not one average's 12.
@@ -229,54 +248,63 @@ def main() -> None:
     import numpy as np
 
     from tf_lrtraj import records
+    from tf_lrtraj.claims.statistics import median_of
 
     rounds = 2 if options.quick else options.rounds
     workers = {backend: Worker(backend) for backend in BACKENDS}
+    yardstick = workers["torch"]
     seconds: dict[str, list[float]] = {}
-    for _ in range(rounds):
+    floors: dict[str, list[float]] = {}
+    for _ in tqdm(range(rounds), desc="rounds"):
         for backend, process in workers.items():
             for case in process.cases:
                 label = f"{backend}: {case}" if case.startswith("ours") else case
-                process.time(case)  # the caches of this worker, after another one's turn
-                seconds.setdefault(label, []).append(process.time(case))
-    floor = np.array(seconds["floor"])
+                floors.setdefault(label, []).append(yardstick.measure("floor"))
+                seconds.setdefault(label, []).append(process.measure(case))
+    ratios = {label: np.array(times) / floors[label] for label, times in seconds.items()}
     rows = []
-    for label, times in seconds.items():
-        ratio = np.array(times) / floor
+    for label, ratio in ratios.items():
         bytes_needed = FLOOR_BYTES.get(label.split(": ")[-1], 12)
-        low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
+        low, high = np.quantile(ratio, [0.25, 0.75])
+        middle = median_of(ratio)
         rows.append(
             {
                 "case": label,
-                "milliseconds": float(1e3 * np.median(times)),
-                "over_floor": float(middle),
+                "milliseconds": 1e3 * statistics.median(seconds[label]),
+                "over_floor": middle.value,
+                "median_from": middle.low,
+                "median_to": middle.high,
                 "quartiles": [float(low), float(high)],
-                "over_own_floor": float(middle * 12 / bytes_needed),
+                "over_own_floor": middle.value * 12 / bytes_needed,
             }
         )
         print(
-            f"{label:<42}{rows[-1]['milliseconds']:9.2f} ms  {middle:6.2f} x floor "
-            f"[{low:.2f}, {high:.2f}]   {middle * 12 / bytes_needed:6.2f} x own floor"
+            f"{label:<42}{rows[-1]['milliseconds']:9.2f} ms  {middle.value:6.2f} x floor "
+            f"[{middle.low:.2f}, {middle.high:.2f}], quartiles [{low:.2f}, {high:.2f}]"
+            f"   {rows[-1]['over_own_floor']:6.2f} x own floor"
         )
-    by_case = {key: np.array(values) for key, values in seconds.items()}
     eight = {
-        b: float(np.median(by_case[f"{b}: ours, 8"] / (8 * by_case[f"{b}: ours, 1"])))
-        for b in BACKENDS
+        backend: median_of(ratios[f"{backend}: ours, 8"] / (8 * ratios[f"{backend}: ours, 1"]))
+        for backend in BACKENDS
     }
-    borrowing = float(
-        np.median(by_case["tensorflow: ours, borrow and return"] / by_case["weights copied twice"])
+    borrowing = median_of(
+        ratios["tensorflow: ours, borrow and return"] / ratios["weights copied twice"]
     )
-    print("8 averages / 8 single ones:", {k: round(v, 3) for k, v in eight.items()})
-    print(f"borrow and return / weights copied twice (tensorflow): {borrowing:.3f}")
+    fastest = median_of(ratios["torch: ours, 1"] / ratios["timm ModelEmaV3"])
+    for backend, one in eight.items():
+        print(f"8 averages / 8 single ones, {backend}: {_in_words(one)}")
+    print(f"borrow and return / weights copied twice, tensorflow: {_in_words(borrowing)}")
+    print(f"torch, 1 / timm: {_in_words(fastest)}")
     if not options.quick:
         records.write_json(
             RESULT,
             {
-                "weights": workers["torch"].weights,
+                "weights": yardstick.weights,
                 "rounds": rounds,
                 "rows": rows,
-                "eight_over_eight_single": eight,
-                "borrow_over_copying_twice": borrowing,
+                "eight_over_eight_single": {b: one._asdict() for b, one in eight.items()},
+                "borrow_over_copying_twice": borrowing._asdict(),
+                "one_over_timm_on_torch": fastest._asdict(),
             },
         )
     for process in workers.values():

@@ -191,17 +191,16 @@ def fit(depth: int, width: int, steps: int, data: Any) -> Callable[[], Times]:
 
 def summary(values: Any) -> dict[str, float]:
     """Median, quartiles, and the 95 % interval of the median."""
-    from scipy.stats import binom
+    from tf_lrtraj.claims.statistics import median_of
 
-    low, median, high = np.percentile(values, [25, 50, 75])
-    ordered = np.sort(values)
-    place = max(int(binom.ppf(0.025, len(ordered), 0.5)) - 1, 0)
+    low, high = np.percentile(values, [25, 75])
+    middle = median_of(values)
     return {
-        "median": float(median),
+        "median": middle.value,
         "low": float(low),
         "high": float(high),
-        "median_from": float(ordered[place]),
-        "median_to": float(ordered[-1 - place]),
+        "median_from": middle.low,
+        "median_to": middle.high,
     }
 
 

@@ -24,7 +24,7 @@ import numpy as np
 XLA_FROM = 1 << 20
 
 # Columns of several averages that torch updates together on a CPU.
-_COLUMNS = 1 << 18
+_COLUMNS = 1 << 20
 
 
 def name() -> str:
@@ -205,22 +205,23 @@ def _mix_rows_on_torch(variables: Sequence[Any], arrays: Sequence[Any], shares: 
     active = np.flatnonzero(shares)
     parts: dict[Any, Any] = {}  # the shares as a tensor, made once for all variables alike
     for variable, array in zip(variables, arrays, strict=True):
-        tensor = _tensor(variable).detach()
-        rows, source = tensor.view(len(shares), -1), array.reshape(-1)
+        tensor = _tensor(variable)
         if len(active) < len(shares):  # no pass over the rows that stay as they are
             for row in active:
-                rows[row].lerp_(source, float(shares[row]))
+                tensor[row].lerp_(array, float(shares[row]))
             continue
-        kind = tensor.dtype, tensor.device
+        kind = tensor.dtype, tensor.device, array.dim()
         if kind not in parts:
-            parts[kind] = torch.from_numpy(shares[:, None]).to(dtype=kind[0], device=kind[1])
-        if len(source) <= _COLUMNS or tensor.device.type != "cpu":
-            rows.lerp_(source, parts[kind])
+            part = torch.from_numpy(shares).to(dtype=kind[0], device=kind[1])
+            parts[kind] = part.view(-1, *[1] * kind[2]), part[:, None]
+        if array.numel() <= _COLUMNS or tensor.device.type != "cpu":
+            tensor.lerp_(array, parts[kind][0])
             continue
         # So much of the source stays in a cache for all rows.
+        rows, source = tensor.view(len(shares), -1), array.reshape(-1)
         pieces = zip(rows.split(_COLUMNS, dim=1), source.split(_COLUMNS), strict=True)
         for piece, towards in pieces:
-            piece.lerp_(towards, parts[kind])
+            piece.lerp_(towards, parts[kind][1])
 
 
 def scalars(array: np.ndarray) -> Any:
@@ -359,15 +360,40 @@ def _tensorflow_update(
     numbers = sum(int(np.prod(variable.shape)) for variable in variables)
     xla = True if numbers >= XLA_FROM else None
     traced = tf.function(function, jit_compile=xla, reduce_retracing=False)
-    concrete: list[Any] = []
+    calls: list[Callable[..., Any]] = []
 
     def run_traced(*args: Any) -> None:
-        # Choosing among traces by the arguments' types would be a good part of an update.
-        if not concrete:
-            concrete.append(traced.get_concrete_function(*args))
-        concrete[0](*args)
+        if not calls:
+            calls.append(_flat_call(traced.get_concrete_function(*args), args))
+        calls[0](*args)
 
     return run_traced
+
+
+def _flat_call(concrete: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """Calls a traced function that returns nothing with what it was traced for.
+
+    Choosing among traces, and matching arguments and the variables' handles with its
+    signature, would be a good part of an update: here both are done once.
+    """
+    import tensorflow as tf
+
+    def kinds(tensors: Sequence[Any]) -> list[Any]:
+        return [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
+
+    flat = tf.nest.flatten(args)
+    inner, handles = getattr(concrete, "inference_fn", None), list(concrete.captured_inputs)
+    expected = kinds(concrete.inputs[: len(flat)])
+    if not all(tf.is_tensor(one) for one in flat) or kinds(flat) != expected or inner is None:
+        return concrete
+
+    def call(*args: Any) -> None:
+        flat = tf.nest.flatten(args)
+        if kinds(flat) != expected:
+            raise ValueError(f"arguments must be as the first ones, {expected}. Received: {args}")
+        inner.call_flat(*flat, *handles)
+
+    return call
 
 
 def _replicas(variable: Any) -> tuple[Any, ...]:

@@ -32,31 +32,31 @@ and an empty page stands for it in the others.  Needs Linux.
 from __future__ import annotations
 
 import argparse
-import builtins
-import collections
-import io
 import json
 import mmap
 import os
 import pathlib
 import platform
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from typing import Any
 
 from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT)]
+
+from torturing.comparing import differences  # noqa: E402
+from torturing.page import page  # noqa: E402
+from torturing.saboteur import COUNTERS, Saboteur  # noqa: E402
+
 WITH_REPORT = 10  # every so many trials, the report is drawn in full at the end of the run
 TIMEOUT = 900.0  # seconds of wall clock for one start of the program
-COUNTERS = ("operations", "checkpoint", "model")  # what a child counts in shared memory
 SHARES = {"time": 0.35, "write": 0.40, "inside": 0.25}  # of the kills by SIGKILL
 
 
@@ -99,162 +99,6 @@ def command(workdir: pathlib.Path) -> list[str]:
 
 
 # --- Inside the process that is killed ----------------------------------------------------
-
-
-class Saboteur:
-    """Counts operations on files of the run, and kills its own process at a chosen one.
-
-    Args:
-        workdir: files in here count.
-        counters: shared memory of 8 bytes per entry of `COUNTERS`.
-        note: where the last thing done is written before the kill.
-        at: number of the operation to die at; 0 for never.
-        half: of an operation that can be cut in two or done, do the first half before dying.
-    """
-
-    def __init__(
-        self, workdir: pathlib.Path, counters: mmap.mmap, note: pathlib.Path, at: int, half: bool
-    ) -> None:
-        self.prefix = f"{workdir}{os.sep}"
-        self.counters, self.at, self.half = counters, at, half
-        self.note = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        self.files: dict[int, str] = {}  # descriptor → path, of files opened by os.open
-        self.write, self.kill = os.write, os.kill
-        self.replaced: list[tuple[Any, str, Any]] = []
-
-    def tick(self, counter: str = "operations") -> int:
-        place = 8 * COUNTERS.index(counter)
-        count = int.from_bytes(self.counters[place : place + 8], "little") + 1
-        self.counters[place : place + 8] = count.to_bytes(8, "little")
-        return count
-
-    def die(self, what: str, path: str) -> None:
-        # Names of temporary files hold the number of the process, which says nothing.
-        name = path.removeprefix(self.prefix).replace(f".{os.getpid()}.", ".PID.")
-        self.write(self.note, f"{what} {name}".encode())
-        self.kill(os.getpid(), signal.SIGKILL)
-
-    def concerns(self, path: Any) -> str:
-        try:
-            path = os.fspath(path)
-        except TypeError:
-            return ""
-        path = path.decode() if isinstance(path, bytes) else path
-        return path if path.startswith(self.prefix) else ""
-
-    def step(self, path: Any, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Does one operation, dying before or after it if its turn has come."""
-        name = self.concerns(path)
-        if not name and kwargs.get("dir_fd") is not None:  # only while a folder is deleted
-            name = str(path)
-        now = bool(name) and self.tick() == self.at
-        if now and not self.half:
-            self.die(f"before {what}", name)
-        result = function(*args, **kwargs)
-        if now:
-            self.die(f"after {what}", name)
-        return result
-
-    def half_write(self, name: str, write: Any, data: Any) -> Any:
-        if self.tick() != self.at:
-            return write(data)
-        write(data[: len(data) // 2] if self.half else data[:0])
-        self.die("half-way through writing" if self.half else "before writing", name)
-
-    def install(self) -> None:
-        """Puts itself between Python and the system, for this process."""
-        for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir"):
-            self._wrap(os, name)
-        real_open, real_os_open, real_write = io.open, os.open, os.write
-
-        def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            name = "" if isinstance(file, int) else self.concerns(file)
-            if not name or not set(mode) & set("wax+"):
-                return real_open(file, mode, *args, **kwargs)
-            result = self.step(file, "opening", real_open, file, mode, *args, **kwargs)
-            return File(result, name, self)
-
-        def os_open(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-            name = self.concerns(path)
-            if not name or not flags & (os.O_WRONLY | os.O_RDWR):
-                return real_os_open(path, flags, *args, **kwargs)
-            descriptor = self.step(path, "opening", real_os_open, path, flags, *args, **kwargs)
-            self.files[descriptor] = name
-            return descriptor
-
-        def os_write(descriptor: int, data: Any) -> int:
-            if descriptor not in self.files:
-                return real_write(descriptor, data)
-            return self.half_write(
-                self.files[descriptor], lambda part: real_write(descriptor, part), data
-            )
-
-        self._put(builtins, "open", opened)
-        self._put(io, "open", opened)
-        self._put(os, "open", os_open)
-        self._put(os, "write", os_write)
-
-        import keras
-        import tensorflow as tf
-
-        self._announce(tf.train.Checkpoint, "write", "checkpoint")
-        self._announce(keras.Model, "save", "model")
-
-    def _wrap(self, module: Any, name: str) -> None:
-        real = getattr(module, name)
-
-        def wrapped(path: Any, *args: Any, **kwargs: Any) -> Any:
-            return self.step(path, name, real, path, *args, **kwargs)
-
-        self._put(module, name, wrapped)
-
-    def _put(self, owner: Any, name: str, value: Any) -> None:
-        self.replaced.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
-
-    def remove(self) -> None:
-        """Takes itself out again."""
-        for owner, name, real in reversed(self.replaced):
-            setattr(owner, name, real)
-        self.replaced.clear()
-
-    def _announce(self, owner: Any, name: str, counter: str) -> None:
-        real = getattr(owner, name)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self.tick(counter)
-            return real(*args, **kwargs)
-
-        self._put(owner, name, wrapped)
-
-
-class File:
-    """An open file whose writes a `Saboteur` counts."""
-
-    def __init__(self, file: Any, name: str, saboteur: Saboteur) -> None:
-        self._file, self._name, self._saboteur = file, name, saboteur
-
-    def write(self, data: Any) -> Any:
-        def write(part: Any) -> Any:
-            count = self._file.write(part)
-            if len(part) != len(data):
-                self._file.flush()  # the half is on the disk when the process dies
-            return count
-
-        return self._saboteur.half_write(self._name, write, data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def __enter__(self) -> File:
-        self._file.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> Any:
-        return self._file.__exit__(*error)
-
-    def __iter__(self) -> Any:
-        return iter(self._file)
 
 
 def program(
@@ -441,123 +285,6 @@ def draw_kills(seed: int, trial: int, whole: dict[str, Any]) -> list[dict[str, A
     return kills
 
 
-# --- Comparing ----------------------------------------------------------------------------
-
-
-def contents(workdir: pathlib.Path) -> dict[str, Any]:
-    """Everything a run leaves that the seed and the configuration decide: name → bytes or value."""
-    import h5py
-    import numpy as np
-    import tensorflow as tf
-
-    found: dict[str, Any] = {}
-    for path in sorted(workdir.rglob("*")):
-        name, top = str(path.relative_to(workdir)), path.relative_to(workdir).parts[0]
-        if path.is_dir() or top == "tensorboard" or name == "timing.jsonl":
-            continue
-        if name == "report.html":
-            found[name] = path.stat().st_size > 10_000 and "</html>" in path.read_text()
-        elif name == "run.json":
-            run = json.loads(path.read_text())
-            # What a restart changes, and what the clock and the way of starting decide.
-            for key in ("created", "resumed_at", "command"):
-                run.pop(key)
-            found[name] = run
-        elif name.endswith(".keras"):
-            with zipfile.ZipFile(path) as archive:
-                with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
-                    weights.visititems(
-                        lambda key, value, name=name: (
-                            found.update({f"{name}/{key}": _array(value[()])})
-                            if isinstance(value, h5py.Dataset)
-                            else None
-                        )
-                    )
-                # Keras puts addresses of objects there.
-                text = archive.read("config.json").decode()
-                found[f"{name}/config.json"] = re.sub(r'"shared_object_id": \d+', "", text)
-        elif name.startswith("checkpoints/"):
-            if path.name == "variables.index":
-                reader = tf.train.load_checkpoint(str(path.with_suffix("")))
-                for key in reader.get_variable_to_shape_map():
-                    if "OBJECT_GRAPH" not in key:
-                        found[f"{path.parent.name}/{key}"] = _array(reader.get_tensor(key))
-            elif path.name == "progress.json":
-                found[name] = json.loads(path.read_text())
-            elif path.name == "manifest.json" or path.name.startswith("variables.data"):
-                found[name] = True  # that it is there
-            else:
-                found[name] = path.read_bytes()
-        elif name.startswith("probes/") and name.endswith(".npz"):
-            with np.load(path, allow_pickle=False) as arrays:
-                for key in arrays.files:
-                    found[f"{name}/{key}"] = _array(arrays[key])
-        else:
-            found[name] = path.read_bytes()
-    found["timing.jsonl steps"] = [
-        json.loads(line)["step"] for line in (workdir / "timing.jsonl").read_bytes().splitlines()
-    ]
-    found |= scalars(workdir / "tensorboard")
-    return found
-
-
-def _array(value: Any) -> Any:
-    import numpy as np
-
-    value = np.asarray(value)
-    return (str(value.dtype), value.shape, value.tobytes())
-
-
-def scalars(folder: pathlib.Path) -> dict[str, Any]:
-    """The last value written of every TensorBoard scalar at every step, wall clock apart."""
-    import numpy as np
-    import tensorflow as tf
-
-    found = {}
-    for path in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
-        try:
-            for event in tf.compat.v1.train.summary_iterator(str(path)):
-                for value in event.summary.value:
-                    if value.tag != "images_per_second":
-                        array = np.asarray(tf.make_ndarray(value.tensor))
-                        found[f"tensorboard/{value.tag}/{event.step}"] = _array(array)
-        except tf.errors.DataLossError:  # the last event of a killed process is half-written
-            pass
-    return found
-
-
-def differences(workdir: pathlib.Path, whole: pathlib.Path) -> list[str]:
-    """What is not the same, by name; compared in a fork, so that this process stays clean."""
-    out, into = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            ours, theirs = contents(workdir), contents(whole)
-            answer = [
-                f"{name}: "
-                + (
-                    "missing"
-                    if name not in ours
-                    else "unexpected"
-                    if name not in theirs
-                    else "other"
-                )
-                for name in sorted({*ours, *theirs})
-                if name not in ours or name not in theirs or ours[name] != theirs[name]
-            ]
-            answer = answer or [] if len(theirs) > 300 else ["the undisturbed run left too little"]
-        except BaseException as error:
-            answer = [f"cannot be compared: {type(error).__name__}: {error}"]
-        with os.fdopen(into, "w") as pipe:
-            json.dump(answer, pipe)
-        os._exit(0)
-    os.close(into)
-    with os.fdopen(out) as pipe:
-        answer = json.load(pipe)
-    os.waitpid(pid, 0)
-    return answer
-
-
 # --- Trials -------------------------------------------------------------------------------
 
 NO_KILL = {"kind": "none"}
@@ -660,73 +387,6 @@ def write_record(out: pathlib.Path, record: dict[str, Any]) -> None:
     write_atomically(out / "README.md", page(record))
 
 
-def _kill_in_words(attempt: dict[str, Any]) -> str:
-    kill = attempt["kill"]
-    words = {
-        "none": lambda: "none",
-        "time": lambda: f"time, {kill['share']:.0%}",
-        "term": lambda: (
-            f"SIGTERM, {kill['share']:.0%}" + (", then SIGKILL" if "grace" in kill else "")
-        ),
-        "write": lambda: f"write {kill['at']}",
-        "inside": lambda: f"inside {kill['stage']} {kill['at']}, {1000 * kill['delay']:.0f} ms",
-    }
-    return words[kill["kind"]]()
-
-
-def page(record: dict[str, Any]) -> str:
-    """The record as a document."""
-    trials = record["trials"]
-    same = sum(trial["identical"] for trial in trials)
-    attempts = [attempt for trial in trials for attempt in trial["attempts"]]
-    killed = collections.Counter(a["kill"]["kind"] for a in attempts if a["ended"] == "SIGKILL")
-    stopped = sum(a["ended"] == 75 for a in attempts)
-    resumed = collections.Counter(a["started_from"] for t in trials for a in t["attempts"][1:])
-    cpu = sum(trial["cpu_seconds"] for trial in trials)
-    whole = record["undisturbed"]
-    lines = [
-        "# A run killed at random moments",
-        "",
-        f"**{same} of {len(trials)} trials ended identical to the bit with the undisturbed run.**",
-        "",
-        f"Made by `{record['command']}`; `tools/torture.py --help` says how. Compared are "
-        "metrics, every tensor of every checkpoint, snapshots, probe records, weights of saved "
-        "models, configuration, schedule, TensorBoard's scalars, and that no other file is left.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| trials | {len(trials)} of {record['wanted']}, seed {record['seed']} |",
-        f"| SIGKILLs | {sum(killed.values())}: "
-        + ", ".join(f"{count} of kind {kind}" for kind, count in sorted(killed.items()))
-        + " |",
-        f"| SIGTERMs answered with exit code 75 | {stopped} |",
-        "| checkpoints resumed from | "
-        + ", ".join(f"step {step}: {count}" for step, count in sorted(resumed.items()))
-        + " |",
-        f"| processor time | {cpu / max(len(trials), 1):.1f} s per trial; "
-        f"{whole['cpu_seconds']:.1f} s for the undisturbed run |",
-        f"| operations on files in the undisturbed run | {whole['operations']} |",
-        f"| way of starting | {record['way']} |",
-        f"| commit | {record.get('commit', 'unknown')} |",
-        f"| undisturbed run, forked against fresh process | {record['fork_equals_fresh']} |",
-        *(f"| {key} | {value} |" for key, value in record["machine"].items()),
-        "",
-        "| trial | kill | resumed from step | moment | identical |",
-        "|---|---|---|---|---|",
-    ]
-    for trial in trials:
-        for number, attempt in enumerate(trial["attempts"][:-1]):
-            after = trial["attempts"][number + 1]
-            lines.append(
-                f"| {trial['trial'] if number == 0 else ''} | {_kill_in_words(attempt)} "
-                f"| {after['started_from']} | {attempt['moment']} "
-                f"| {('yes' if trial['identical'] else 'NO') if number == 0 else ''} |"
-            )
-        for problem in trial["problems"]:
-            lines.append(f"| | | | {problem} | |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
     if "--inside" in sys.argv[1:2]:
         workdir, counters, at, half, with_report = sys.argv[2:7]
@@ -755,7 +415,6 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
     )
-    sys.path.insert(0, str(ROOT))
     from tf_lrtraj.bin import common
 
     common.keep_freed_memory()

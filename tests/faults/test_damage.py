@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import random
 import shutil
 import subprocess
@@ -11,8 +10,6 @@ import time
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import toy
 
 from tf_lrtraj import records

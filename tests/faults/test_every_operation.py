@@ -4,13 +4,9 @@ By default a sample of the operations; `-m long` tries all of them.
 """
 
 import os
-import pathlib
 import signal
-import sys
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import toy
 
 KINDS = ("cut", "full", "full once", "term")

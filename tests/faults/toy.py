@@ -8,18 +8,17 @@ tried at every single operation on a file.
 
 import contextlib
 import errno
-import importlib.util
 import io
 import mmap
 import os
 import pathlib
-import sys
 import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from torturing import comparing, saboteur
 
 from tf_lrtraj import rates, records, report
 from tf_lrtraj.averaging import AverageState
@@ -32,17 +31,6 @@ from tf_lrtraj.training.evaluation import Result
 from tf_lrtraj.training.strategies import make_strategy
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-torture = load(ROOT / "tools" / "torture.py")
 
 
 def config(**changes):
@@ -183,7 +171,7 @@ def _strategy(name, *_, **__):
 
 def contents(workdir):
     """What the run leaves, as the torture compares it."""
-    return torture.contents(pathlib.Path(workdir))
+    return comparing.contents(pathlib.Path(workdir))
 
 
 def differences(ours, theirs):
@@ -198,7 +186,7 @@ class PowerCut(BaseException):
     """The process is gone; clean-up code that still runs reaches no disk."""
 
 
-class Fault(torture.Saboteur):
+class Fault(saboteur.Saboteur):
     """Something happens at the n-th operation on a file of the run.
 
     Kinds: "cut" (nothing reaches the disk from then on, as after SIGKILL), "full" (this and all
@@ -207,7 +195,7 @@ class Fault(torture.Saboteur):
     """
 
     def __init__(self, workdir, at, half, kind, scratch):
-        shared = mmap.mmap(-1, 8 * len(torture.COUNTERS))
+        shared = mmap.mmap(-1, 8 * len(saboteur.COUNTERS))
         super().__init__(pathlib.Path(workdir), shared, pathlib.Path(scratch) / "note", at, half)
         self.kind, self.struck = kind, ""
 

@@ -90,8 +90,9 @@ class AverageState:
         self._recursive = [*self._stacked, *alone]
         self._lagged = [n for n, k in self.kernels.items() if isinstance(k, LagKernel)]
         sizes = [int(np.prod(v.shape)) for v in self._variables]
-        # A single average gains nothing from groups.
-        self._groups = _groups(sizes) if len(self.kernels) > 1 else [list(range(len(sizes)))]
+        # Where the weights are read once anyway nothing is gained from groups.
+        passes = bool(self._stacked) + len(alone) + len(self._lagged)
+        self._groups = _groups(sizes) if passes > 1 else [list(range(len(sizes)))]
         self._stack = [
             _filled(f"averages_{index}", variable, "single", rows=len(self._stacked))
             for index, variable in enumerate(self._variables if self._stacked else ())
@@ -109,6 +110,10 @@ class AverageState:
                     _variable(f"compensation_{index}", tuple(buffer.shape), buffer.dtype)
                     for index, buffer in enumerate(self._buffers[name])
                 ]
+        # Asking a Keras variable for its dtype takes microseconds, at every update.
+        self._dtypes = [variable.dtype for variable in self._variables]
+        self._stack_dtypes = [buffer.dtype for buffer in self._stack]
+        self._buffer_dtypes = {n: [b.dtype for b in bs] for n, bs in self._buffers.items()}
 
     def _new_buffer(self, index: int, variable: Any, kernel: Kernel, precision: str) -> Any:
         name = f"average_{index}"
@@ -172,29 +177,29 @@ class AverageState:
             row: one row of `plan` (arrays or tensors of shape [averages]).
         """
         for group in self._groups:
-            sources = _Sources(self._at(self._variables, group))
+            sources = _Sources(self._at(self._variables, group), self._at(self._dtypes, group))
             if self._stacked:
                 stack = self._at(self._stack, group)
-                weights = sources.cast(b.dtype for b in stack)
+                weights = sources.cast(self._at(self._stack_dtypes, group))
                 backend.mix_rows(stack, weights, row["mixing"][: len(self._stacked)])
             for position, name in enumerate(self._recursive):
                 if name in self._stacked:
                     continue
                 buffers, mixing = self._at(self._buffers[name], group), row["mixing"][position]
-                weights = sources.cast(b.dtype for b in buffers)
+                weights = sources.cast(self._at(self._buffer_dtypes[name], group))
                 if name in self._compensations:
                     _mix_pair(buffers, self._at(self._compensations[name], group), weights, mixing)
                 else:
                     backend.mix(buffers, weights, mixing)
             for position, name in enumerate(self._lagged):
                 buffers, slot = self._at(self._buffers[name], group), row["slots"][position]
-                weights = sources.cast(b.dtype for b in buffers)
+                weights = sources.cast(self._at(self._buffer_dtypes[name], group))
                 for buffer, weight in zip(buffers, weights, strict=True):
                     backend.assign_row(buffer, slot, weight)
 
     @staticmethod
-    def _at(variables: Sequence[Any], group: Sequence[int]) -> list[Any]:
-        return [variables[index] for index in group]
+    def _at(entries: Sequence[Any], group: Sequence[int]) -> list[Any]:
+        return [entries[index] for index in group]
 
     def changes(self, row: Mapping[str, np.ndarray]) -> bool:
         """Whether an update with this row of `plan` would change anything.
@@ -246,12 +251,11 @@ class AverageState:
 class _Sources:
     """Raw weights, each read and cast once for all averages."""
 
-    def __init__(self, variables: Sequence[Any]) -> None:
-        dtypes = [variable.dtype for variable in variables]
+    def __init__(self, variables: Sequence[Any], dtypes: Sequence[str]) -> None:
         self._weights = backend.values(variables)
         self._casts = dict(zip(enumerate(dtypes), self._weights, strict=True))
 
-    def cast(self, dtypes: Iterable[str]) -> list[Any]:
+    def cast(self, dtypes: Sequence[str]) -> list[Any]:
         """The weights, each in the dtype asked for."""
         found = []
         for key in enumerate(dtypes):
