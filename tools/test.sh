@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes a virtual environment, installs what the tests need, runs lint and tests.
 #
-#   tools/test.sh                     everything but the tests marked long, on three Keras backends
+#   tools/test.sh                     what is not marked long, and some that is; on JAX and torch
+#                                     what users import into their own `fit`
 #   tools/test.sh --tensorflow-only   leave JAX and torch out (also: TF_LRTRAJ_BACKENDS="")
 #   tools/test.sh -m long             arguments go to pytest, which then runs once, on TensorFlow
 #   tools/test.sh tests/theory -x
@@ -56,7 +57,7 @@ others() {
     tests/averaging/test_strategies.py || return 1
   say "pytest, runs of several workers"
   KERAS_BACKEND=tensorflow "$venv/bin/python" "${long[@]}" tests/scale/test_workers.py \
-    -k "two_workers_make or three_workers_make or stopped_then_killed" || return 1
+    -k two_workers_make || return 1
   say "pytest, killed and started again"
   KERAS_BACKEND=tensorflow "$venv/bin/python" "${long[@]}" \
     tests/averaging/test_user_script.py tests/averaging/test_with_keras_parts.py || return 1
@@ -65,8 +66,11 @@ others() {
   for backend in $backends; do
     say "pytest on $backend"
     local paths=("${across_backends[@]}")
-    case $backend in # what needs no more than Keras itself is tried on one of the two
-      jax) paths+=(tests/test_reproduction_without_tensorflow.py) ;;
+    case $backend in # what needs no more than Keras itself is tried on the quicker of the two
+      jax)
+        paths=(tests/averaging/test_{borrowing,callback,contract,state,with_keras_parts}.py
+          tests/test_reproduction_without_tensorflow.py "${across_backends[@]:1}")
+        ;;
       torch) paths=(tests/averaging tests/test_schedules.py tests/probes/test_probe_recorder.py) ;;
     esac
     KERAS_BACKEND=$backend "$venv/bin/python" -m pytest --quiet "${paths[@]}" || return 1
@@ -79,6 +83,7 @@ trap 'kill "$pid" 2>/dev/null || true; cat "$log"; rm -f "$log"' EXIT
 
 say "pytest"
 (($#)) || paths=("${beside[@]/#/--ignore=}")
-KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet "${paths[@]}"
+KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet --durations=20 --durations-min=10 \
+  "${paths[@]}"
 wait "$pid" || fail "tests that ran beside the others failed (see below)"
 say "all passed in $SECONDS s"

@@ -179,6 +179,7 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(finished
         train.prepare(tiny_config(matched__averages=("two_point",), seed=5), finished)
 
 
+@pytest.mark.long
 def test_one_device_and_two_replicas_agree(tmp_path):
     # Same global batches, batch norm over the whole batch: the same run up to the
     # order of float32 sums.

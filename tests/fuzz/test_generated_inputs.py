@@ -4,8 +4,8 @@ import pytest
 from fuzzing import judge, targets
 
 # Those that draw figures in full, or load whole models, take the time of a hundred others.
-FEW = {"reports of runs": 4, "pages of reproductions": 4, "models (.keras)": 5}
-SOME = 12
+FEW = {"reports of runs": 3, "pages of reproductions": 3, "models (.keras)": 4}
+SOME = 6
 
 
 @pytest.mark.parametrize("target", targets.all_targets(), ids=lambda target: target.name)
