@@ -382,16 +382,16 @@ def _flat_call(concrete: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
         return [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
 
     flat = tf.nest.flatten(args)
-    inner, handles = getattr(concrete, "inference_fn", None), list(concrete.captured_inputs)
-    expected = kinds(concrete.inputs[: len(flat)])
-    if not all(tf.is_tensor(one) for one in flat) or kinds(flat) != expected or inner is None:
+    run_flat = getattr(getattr(concrete, "inference_fn", None), "call_flat", None)
+    expected, handles = kinds(concrete.inputs[: len(flat)]), list(concrete.captured_inputs)
+    if not all(tf.is_tensor(one) for one in flat) or kinds(flat) != expected or run_flat is None:
         return concrete
 
     def call(*args: Any) -> None:
         flat = tf.nest.flatten(args)
         if kinds(flat) != expected:
             raise ValueError(f"arguments must be as the first ones, {expected}. Received: {args}")
-        inner.call_flat(*flat, *handles)
+        run_flat(*flat, *handles)
 
     return call
 
