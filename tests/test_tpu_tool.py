@@ -16,7 +16,7 @@ TOOLS = pathlib.Path(__file__).parents[1] / "tools" / "tpu"
 
 # What follows `gcloud`; a state file per thing, "gs://" is a folder, ssh is a local bash.
 GCLOUD = """#!{python}
-import os, pathlib, re, shutil, signal, subprocess, sys
+import os, pathlib, re, shutil, signal, subprocess, sys, time
 cloud = pathlib.Path({cloud!r})
 who = "vm" if "ON_VM" in os.environ else "here"
 words = [w for w in sys.argv[1:] if not w.startswith(("--zone", "--project", "--quiet"))]
@@ -48,6 +48,7 @@ for rule in (cloud / "fail").glob("*"):
     count, what, message = rule.read_text().split("\\n")
     if int(count) and re.search(what, line):
         rule.write_text("\\n".join([str(int(count) - 1), what, message]))
+        if message == "hang": time.sleep(60)
         if message == "half":
             source, target = (local(w) for w in words[2:] if not w.startswith("--"))
             shutil.copy(sorted(pathlib.Path(source).iterdir())[0], target)
@@ -415,6 +416,34 @@ def test_the_run_of_another_bucket_is_left_alone(cloud, tmp_path):
     code, said = finished(process, timeout)
     assert code == 4 and "holds the run of gs://bucket/run" in said and "gs://bucket/other" in said
     assert (cloud / "node").exists() and (other / "checkpoint").exists()
+
+
+def test_a_folder_another_machine_copies_to_is_refused(cloud, tmp_path):
+    folder = saved(cloud)
+    word = folder.parent / "exit_code"
+    word.write_text("running on other/z\n")
+    arguments = ("run", "--", "--config=any")
+    process, timeout = call(*arguments, into=tmp_path / "results")
+    code, said = finished(process, timeout)
+    assert code == 4 and "a run on the TPU other/z copies to gs://bucket/run" in said
+    assert not calls(cloud, "queued-resources create")
+    assert "gone: gcloud storage rm gs://bucket/run/exit_code." in said
+    word.unlink()
+    process, timeout = call(*arguments, into=tmp_path / "results")
+    wait_for(process, lambda: (cloud / "log.txt").exists() or word.exists())
+    assert word.read_text() == "running on slice/z\n"
+    assert finished(process, timeout)[0] == 0 and word.read_text() == "0\n"
+
+
+def test_a_copy_that_hangs_is_given_up_and_made_again(cloud, tmp_path, monkeypatch):
+    (cloud / "lost").touch()
+    monkeypatch.setenv("TF_LRTRAJ_LONGEST", "3")
+    fail(cloud, "vm storage (cp|rsync).*workdir", "hang", count=1)
+    process, timeout = call("run", "--", "--config=any", into=tmp_path / "results")
+    code, said = finished(process, timeout)
+    assert code == 0, said
+    assert (cloud / "fail" / "asked").read_text().startswith("0\n")  # it did hang
+    assert (tmp_path / "results" / "count").read_text() == "8"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 # Runs on the TPU VM; tools/tpu/tpu.py copies it there and calls it.
 #
 #   on_vm.sh install COMMIT    environment and package, from ~/tf_lrtraj.tar.gz; notes COMMIT last
-#   on_vm.sh start BUCKET SECONDS --tpu=… FLAGS…   trains in the background, whatever becomes of the
-#                              connection; copies the workdir to the bucket every SECONDS, and at
-#                              the end, with the exit code; refused where BUCKET cannot be written
+#   on_vm.sh start TPU BUCKET SECONDS --tpu=… FLAGS…   trains in the background, whatever becomes of
+#                              the connection; copies the workdir to the bucket every SECONDS, and
+#                              at the end, with the exit code, which until then is `running on TPU`;
+#                              refused where BUCKET cannot be written
 #   on_vm.sh state             one line, `tf_lrtraj: PROGRAM COMMIT BUCKET`, each `none` where there
 #                              is none; PROGRAM is running, ended:CODE, or unsaved:CODE where
 #                              the last copy to the bucket failed
@@ -22,6 +23,7 @@ lock=$home/lock # held for as long as anything trains; the system lets go of it 
 packages=("tensorflow-tpu>=2.20,<2.21" "libtpu>=0.0.14,<0.0.28")
 tries=3
 pause=${TF_LRTRAJ_PAUSE:-20} # seconds between tries
+longest=${TF_LRTRAJ_LONGEST:-1800} # seconds a copy may take; a longer one is tried again
 failed=4                     # exit code where a command of gcloud failed
 resumable=75                 # exit code of a run that was asked to stop
 said="" bucket="" seconds="" training="" copying=""
@@ -39,6 +41,10 @@ insist() { # COMMAND…: several tries; its output is in `said`, and told where 
     if ((try < tries)); then sleep "$pause"; fi
   done
   return 1
+}
+
+gcloud() { # one that hangs must not keep the run from its end
+  timeout --kill-after=30 "$longest" gcloud "$@"
 }
 
 put() { # URL TEXT
@@ -71,7 +77,9 @@ install() { # COMMIT
   echo "$1" >"$home/commit"
 }
 
-start() { # BUCKET SECONDS FLAGS…
+start() { # TPU BUCKET SECONDS FLAGS…
+  local tpu=$1
+  shift
   mkdir -p "$home"
   exec 9>"$lock"
   if ! flock --wait 5 9; then
@@ -84,7 +92,8 @@ start() { # BUCKET SECONDS FLAGS…
   fi
   echo "$1" >"$home/bucket"
   # Twice, since to overwrite is a right of its own. An exit code of an earlier run is gone with it.
-  if ! insist put "$1/exit_code" running || ! insist put "$1/exit_code" running; then
+  if ! insist put "$1/exit_code" "running on $tpu" ||
+    ! insist put "$1/exit_code" "running on $tpu"; then
     if [[ -e $workdir ]]; then give_up "only here: $workdir, as $1 can no longer be written"; fi
     give_up "refused: this machine cannot write to $1. May its service account?"
   fi

@@ -315,7 +315,7 @@ class Tpu:
         options = self.options
         tpu = f"--tpu={options.name}" if options.several_hosts else "--tpu="
         self.say(f"training; its log is {options.bucket}/train.log")
-        self.on_vm("0", "start", options.bucket, str(options.sync), tpu, *self.flags)
+        self.on_vm("0", "start", self._place, options.bucket, str(options.sync), tpu, *self.flags)
 
     def begin(self) -> None:
         """Brings the TPU to train, from wherever it stands."""
@@ -336,15 +336,34 @@ class Tpu:
         self._unsaved = False
         self._insist(attempt)
 
-    def exit_code(self) -> int | None:
-        """Of the training program, once it has ended."""
+    @property
+    def _place(self) -> str:
+        return f"{self.options.name}/{self.options.zone}"
+
+    def _last_word(self) -> str:
+        """What on_vm.sh wrote of the run last: its exit code, or on which TPU it runs."""
         text = self.gcloud(
             *("storage", "cat", f"{self.options.bucket}/exit_code"),
             compute=False,
             may_lack=True,
             expected="0",
         )
-        return int(text) if text and re.fullmatch(r"\d+", text) else None
+        return text or ""
+
+    def exit_code(self) -> int | None:
+        """Of the training program, once it has ended."""
+        text = self._last_word()
+        return int(text) if re.fullmatch(r"\d+", text) else None
+
+    def _refuse_run_elsewhere(self) -> None:
+        """Two TPUs that copy their workdirs to one place would overwrite each other's."""
+        found = re.fullmatch(r"running on (\S+)", self._last_word())
+        if found and found[1] != self._place:
+            bucket = self.options.bucket
+            raise Refused(
+                f"a run on the TPU {found[1]} copies to {bucket}: take another --bucket; or, where "
+                f"that TPU is gone: gcloud storage rm {bucket}/exit_code. Received: {self._place}"
+            )
 
     def follow(self) -> int | None:
         """Waits for the end of training.
@@ -395,7 +414,7 @@ class Tpu:
     def run(self) -> int:
         state = self.state()  # a first failure here is rather a mistake: not tried again
         try:
-            self.exit_code()
+            self._refuse_run_elsewhere()
         except GcloudError:
             if state:
                 self.tell_standing()
