@@ -199,7 +199,7 @@ def test_candidates_and_max_rate():
     fit = theory.fit_schedule(model, target, 0.5, initial, candidates=[wanted])
     np.testing.assert_array_equal(fit.schedule, wanted)
     assert fit.start == "candidate 0"
-    assert fit.misfit == 0.0
+    assert fit.misfit < 1e-15  # of sums in another order
     wider = theory.fit_schedule(model, target, 0.5, initial, max_rate=1.5)
     bounded = theory.fit_schedule(model, target, 0.5, initial)
     assert bounded.schedule.max() <= 0.5
