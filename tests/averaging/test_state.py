@@ -7,6 +7,7 @@ from keras import ops
 
 from tf_lrtraj import backend, kernels
 from tf_lrtraj.averaging import AverageState
+from tf_lrtraj.averaging import state as averages
 
 KERNELS = {
     "ema": kernels.Exponential(0.9),
@@ -73,6 +74,25 @@ def test_every_kernel_matches_its_weights_at_every_step(dtype, precision):
                 tolerance = 1e-13 if dtype == "float64" else 2e-6
                 np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
         walk.move()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "chosen", [KERNELS, {"long": kernels.Exponential(0.9999)}, {"swa": KERNELS["swa"]}]
+)
+def test_groups_of_variables_change_no_bit(monkeypatch, dtype, chosen):
+    whole = Walk(dtype, chosen)
+    monkeypatch.setattr(averages, "_GROUP", 4)
+    parts = Walk(dtype, chosen)
+    # A single average in the weights' own dtype gains nothing from them.
+    simple = len(chosen) == 1 and {v.dtype for v in parts.state.variables} == {dtype}
+    assert parts.state._groups == ([[0, 1, 2, 3]] if simple else [[0, 1], [2], [3]])
+    assert len(whole.state._groups) == 1
+    for walk in (whole, parts):
+        walk.move(6)
+    for name in chosen:
+        for one, other in zip(whole.actual(name), parts.actual(name), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_averages_are_stored_in_float32_or_wider():

@@ -26,7 +26,8 @@ from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel
 PRECISIONS = ("auto", "single", "double", "pair")
 
 # Variables are updated in groups of about this many numbers, one average after the other,
-# so that a group is read from memory once for all averages.
+# so that a group is read from memory once for all averages, and cast once without a copy
+# of all weights.
 _GROUP = 1 << 19
 
 
@@ -89,10 +90,6 @@ class AverageState:
         alone = [n for n in recursive if n not in self._stacked]
         self._recursive = [*self._stacked, *alone]
         self._lagged = [n for n, k in self.kernels.items() if isinstance(k, LagKernel)]
-        sizes = [int(np.prod(v.shape)) for v in self._variables]
-        # Where the weights are read once anyway nothing is gained from groups.
-        passes = bool(self._stacked) + len(alone) + len(self._lagged)
-        self._groups = _groups(sizes) if passes > 1 else [list(range(len(sizes)))]
         self._stack = [
             _filled(f"averages_{index}", variable, "single", rows=len(self._stacked))
             for index, variable in enumerate(self._variables if self._stacked else ())
@@ -114,6 +111,11 @@ class AverageState:
         self._dtypes = [variable.dtype for variable in self._variables]
         self._stack_dtypes = [buffer.dtype for buffer in self._stack]
         self._buffer_dtypes = {n: [b.dtype for b in bs] for n, bs in self._buffers.items()}
+        # Where the weights are read once, as they are, nothing is gained from groups.
+        kinds = [*([self._stack_dtypes] if self._stack else ()), *self._buffer_dtypes.values()]
+        simple = len(kinds) == 1 and kinds[0] == self._dtypes
+        sizes = [int(np.prod(v.shape)) for v in self._variables]
+        self._groups = [list(range(len(sizes)))] if simple else _groups(sizes)
 
     def _new_buffer(self, index: int, variable: Any, kernel: Kernel, precision: str) -> Any:
         name = f"average_{index}"
