@@ -1,5 +1,6 @@
 """Records: strict JSON, rows that survive a kill at any byte, errors that name the damage."""
 
+import errno
 import json
 import math
 import os
@@ -338,6 +339,16 @@ def test_a_workdir_that_cannot_be_written_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
     with pytest.raises(records.RecordError, match="Permission denied"):
         records.prepare_workdir(tmp_path / "run")
+
+
+def test_a_full_disk_is_told_with_the_workdir_and_not_a_temporary_file(tmp_path, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        records.prepare_workdir(tmp_path / "run")
+    assert caught.value.filename == str(tmp_path / "run") and caught.value.errno == errno.ENOSPC
 
 
 def test_a_workdir_has_one_writer(tmp_path):

@@ -186,6 +186,12 @@ class PowerCut(BaseException):
     """The process is gone; clean-up code that still runs reaches no disk."""
 
 
+def _full(what, path):
+    """The system's error: it names the file, except where one is written that is open."""
+    named = () if what.endswith("writing") else (os.fspath(path),)
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *named)
+
+
 class Fault(saboteur.Saboteur):
     """Something happens at the n-th operation on a file of the run.
 
@@ -206,29 +212,29 @@ class Fault(saboteur.Saboteur):
         if self.kind in ("full", "full once"):
             if what.startswith("after"):
                 return
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise _full(what, path)
         self.kind()
 
-    def _again(self, what):
+    def _again(self, what, path):
         if self.struck and self.kind == "cut":
             raise PowerCut("after " + self.struck)
         if self.struck and self.kind == "full" and what in ("opening", "writing", "mkdir"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise _full(what, path)
 
     def step(self, path, what, function, *args, **kwargs):
         if self.concerns(path) or kwargs.get("dir_fd") is not None:
-            self._again(what)
+            self._again(what, path)
         return super().step(path, what, function, *args, **kwargs)
 
     def half_write(self, name, write, data):
-        self._again("writing")
+        self._again("writing", name)
         return super().half_write(name, write, data)
 
     def _announce(self, owner, name, counter):
         real = getattr(owner, name)
 
         def wrapped(this, path, *args, **kwargs):
-            self._again("writing")
+            self._again("writing", path)
             if self.tick() != self.at:
                 return real(this, path, *args, **kwargs)
             result = real(this, path, *args, **kwargs) if self.half else None

@@ -22,6 +22,7 @@ from tf_lrtraj.records.files import (
     PathLike,
     RecordError,
     encode,
+    naming,
     read_bytes,
     read_json,
     read_rows,
@@ -122,14 +123,15 @@ def prepare_workdir(workdir: PathLike) -> pathlib.Path:
 
     Raises:
         RecordError: if it cannot be made or written (the reason and the remedy are named).
-        OSError: if the disk is full.
+        OSError: if the disk is full; it names the folder.
     """
     path = pathlib.Path(workdir)
     probe = temporary_path(path / "write-test")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        with naming(path):
+            path.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
     except OSError as error:
         if error.errno in FULL:
             raise

@@ -70,8 +70,11 @@ class Saboteur:
     def half_write(self, name: str, write: Any, data: Any) -> Any:
         if self.tick() != self.at:
             return write(data)
-        write(data[: len(data) // 2] if self.half else data[:0])
+        done = len(data) // 2 if self.half else 0
+        write(data[:done])
         self.die("half-way through writing" if self.half else "before writing", name)
+        write(data[done:])  # a subclass may let it live
+        return len(data)
 
     def install(self) -> None:
         """Puts itself between Python and the system, for this process."""
