@@ -128,11 +128,19 @@ KERNELS = [
     kernels.Custom([1.5, 0.0, -0.5]),
     kernels.Custom([0.0, 0.0, 1.0]),
     kernels.Custom([0.4, 0.6, 0.0, 0.0]),
+    kernels.Exponential(0.7, start=2, end=7),
+    kernels.Exponential(0.7, every=3, warmup=2.0, end=8),
+    kernels.PowerFunction(2.0, start=1, end=6),
+    kernels.Uniform(start=2, every=2, end=9),
+    kernels.Window(4, end=2),
+    kernels.Window(3, every=2, end=11),
+    kernels.TwoPoint(3, end=5),
+    kernels.Custom([1.5, 0.0, -0.5], end=4),
 ]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=repr)
 
 step_counts = st.integers(0, 60)
-any_kernel = st.one_of(
+endless_kernel = st.one_of(
     st.builds(kernels.Exponential, st.floats(0.0, 0.9999), st.integers(0, 40)),
     st.builds(
         kernels.Exponential,
@@ -157,9 +165,20 @@ any_kernel = st.one_of(
 )
 
 
+def ended(kernel, after):
+    """The kernel with an `end` so many updates after its average begins."""
+    return kernels.from_config({**kernel.get_config(), "end": (kernel.first_average or 0) + after})
+
+
+any_kernel = st.one_of(endless_kernel, st.builds(ended, endless_kernel, st.integers(0, 20)))
+
+
 def twin_weights(kernel, num_steps):
     arguments = kernel.get_config()
-    return TWINS[arguments.pop("kernel")](num_steps, **arguments)
+    held = min(num_steps, arguments.pop("end", num_steps))
+    weights = np.zeros(num_steps + 1)
+    weights[: held + 1] = TWINS[arguments.pop("kernel")](held, **arguments)
+    return weights
 
 
 def test_every_kernel_has_a_twin():
@@ -233,7 +252,8 @@ def test_running_the_updates_gives_the_weighted_sum(kernel, num_steps):
     else:
         ring = np.full((kernel.copies, 3), np.nan)  # a slot never written must never be read
         for t, iterate in enumerate(iterates):
-            ring[t % kernel.copies] = iterate
+            if (slot := int(kernel.slots(t))) >= 0:
+                ring[slot] = iterate
             lags, values = kernel.lags(t)
             average = values @ ring[(t - lags) % kernel.copies]
     np.testing.assert_allclose(average, expected, rtol=1e-10, atol=1e-10)
@@ -250,6 +270,8 @@ def test_lags_are_what_they_promise(kernel):
         assert mixing.ravel().tolist() == [float(kernel.mixing(t)) for t in range(24)]
         return
     for step in HORIZONS:
+        if kernel.end is not None and step > kernel.end:
+            continue
         lags, values = kernel.lags(step)
         assert lags.dtype == np.int64
         assert values.dtype == np.float64
@@ -259,7 +281,32 @@ def test_lags_are_what_they_promise(kernel):
         assert len(set(lags.tolist())) == lags.size
         assert values.sum() == pytest.approx(1.0, abs=1e-12)
     # The largest lag is needed at some step, so no smaller buffer would do.
-    assert kernel.lags(kernel.max_lag)[0].max() == kernel.max_lag
+    if kernel.end is None:
+        assert kernel.lags(kernel.max_lag)[0].max() == kernel.max_lag
+
+
+@settings(max_examples=150, deadline=None)
+@given(any_kernel)
+def test_an_average_begins_where_two_iterates_have_weight(kernel):
+    begin = kernel.first_average
+    counts = [
+        np.count_nonzero(twin_weights(kernel, t)) for t in range(200 if begin is None else begin)
+    ]
+    assert max(counts, default=1) == 1
+    if begin is not None:
+        assert np.count_nonzero(twin_weights(kernel, begin)) > 1
+
+
+@every_kernel
+def test_nonnegative_kernels_have_no_negative_weight(kernel):
+    lowest = min(twin_weights(kernel, t).min() for t in HORIZONS)
+    assert kernel.is_nonnegative == (lowest >= 0.0)
+
+
+def test_an_average_that_ends_costs_no_more_than_what_it_holds():
+    assert kernels.Uniform(end=1000).memory_bytes(10) == 40
+    assert kernels.Uniform(end=5000).memory_bytes(10) == 80
+    assert kernels.TwoPoint(3, end=5).copies == 4
 
 
 def test_uniform_collects_on_its_grid_only():
@@ -425,8 +472,12 @@ def test_kernels_are_immutable():
         (lambda: kernels.from_config({"kernel": "Custom"}), r"needs \['weights'\]"),
         (
             lambda: kernels.from_config({"kernel": "Custom", "coefficients": [1.0]}),
-            r"takes \['weights'\]",
+            r"takes \['weights', 'end'\]",
         ),
+        (lambda: kernels.Uniform(start=5, end=5), r"`end` must be at least 6, .*Received: end=5"),
+        (lambda: kernels.TwoPoint(8, end=7), r"`end` must be at least 8"),
+        (lambda: kernels.Window(8, end=1.5), r"end=1.5"),
+        (lambda: kernels.Custom([0.5, 0.0, 0.5], end=1), r"`end` must be at least 2"),
         (lambda: kernels.from_config({"kernel": "Exponential", "decay": 1.5}), r"decay=1.5"),
         (lambda: kernels.autocorrelation(np.ones((2, 2))), r"shape=\(2, 2\)"),
         (lambda: kernels.autocorrelation([]), r"shape=\(0,\)"),

@@ -24,6 +24,11 @@ array([0.125, 0.125, 0.25 , 0.5  ])
 array([0.   , 0.333, 0.333, 0.333])
 >>> kernels.from_config({"kernel": "TwoPoint", "gap": 2}).weights(3)
 array([0. , 0.5, 0. , 0.5])
+
+Every kernel takes `end`: after that many updates its average stays as it is.
+
+>>> kernels.Uniform(start=1, end=2).weights(4)
+array([0. , 0.5, 0.5, 0. , 0. ])
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
+import inspect
 import math
 import operator
 from collections.abc import Mapping
@@ -96,15 +102,21 @@ def _number(name: str, value: Any, minimum: float, below: float = math.inf) -> f
     return number
 
 
-def _count(steps: int | np.ndarray, start: int, every: int) -> tuple[np.ndarray, np.ndarray]:
+def _count(
+    steps: int | np.ndarray, start: int, every: int, end: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     """What recursive kernels know of their updates `t`.
 
     Returns:
         (how many iterates after `θ_start` have been averaged, 0 or less until then;
-        1.0 where this update is one that counts, or comes before averaging began).
+        1.0 where this update is one that counts, or comes before averaging began, and
+        0.0 after `end`).
     """
-    after = np.asarray(steps, dtype=np.int64) - start
+    steps = np.asarray(steps, dtype=np.int64)
+    after = steps - start
     averaged = (after <= 0) | (after % every == 0)
+    if end is not None:
+        averaged &= steps <= end
     return after // every, averaged.astype(np.float64)
 
 
@@ -134,23 +146,55 @@ def autocorrelation(weights: np.ndarray) -> np.ndarray:
 
 
 class Kernel(abc.ABC):
-    """Weights on the iterates of a run; see `RecursiveKernel` and `LagKernel`."""
+    """Weights on the iterates of a run; see `RecursiveKernel` and `LagKernel`.
 
-    @abc.abstractmethod
+    Attributes:
+        end: number of updates after which the average stays as it is; None if it never ends.
+    """
+
+    end: int | None = None
+
     def weights(self, num_steps: int) -> np.ndarray:
         """Weights on `θ_0 … θ_T` of the average held after `num_steps` = T updates.
 
         Returns:
-            [T+1] float64 array that sums to 1.
+            [T+1] float64 array that sums to 1; 0 on iterates after `end`.
 
         Raises:
             ValueError: if `num_steps` is not an integer of at least 0.
         """
+        num_steps = _integer("num_steps", num_steps, 0)
+        held = self._held(num_steps)
+        return np.pad(self._weights(held), (0, num_steps - held))
+
+    @abc.abstractmethod
+    def _weights(self, num_steps: int) -> np.ndarray:
+        """`weights` of a `num_steps` that is checked and not beyond `end`."""
+
+    def _held(self, num_steps: int) -> int:
+        """The number of updates whose average is held after `num_steps`."""
+        return num_steps if self.end is None else min(num_steps, self.end)
 
     @property
     @abc.abstractmethod
     def copies(self) -> int:
         """Copies of the weights kept while a run goes on (the memory cost)."""
+
+    @property
+    @abc.abstractmethod
+    def first_average(self) -> int | None:
+        """The least number of updates after which more than one iterate has a weight.
+
+        Before that the average is a single iterate.  None if it always is.
+
+        >>> Uniform(start=500).first_average, TwoPoint(gap=200).first_average
+        (501, 200)
+        """
+
+    @property
+    def is_nonnegative(self) -> bool:
+        """Whether no weight is ever negative, so that an average of variances is one."""
+        return True
 
     def autocorrelation(self, num_steps: int) -> np.ndarray:
         """[T+1] autocorrelation of `weights(num_steps)`; see `autocorrelation`."""
@@ -173,13 +217,37 @@ class Kernel(abc.ABC):
             bytes_per_weight = 8 if self.needs_double else 4
         return self.copies * num_weights * bytes_per_weight
 
+    def without_end(self) -> Kernel:
+        """The same kernel with no `end`."""
+        if self.end is None:
+            return self
+        return from_config({k: v for k, v in self.get_config().items() if k != "end"})
+
     def get_config(self) -> dict[str, Any]:
         """A JSON-serialisable description; `from_config` turns it back into an equal kernel."""
         config: dict[str, Any] = {"kernel": type(self).__name__}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every kernel is one
             value = getattr(self, field.name)
-            config[field.name] = list(value) if isinstance(value, tuple) else value
+            if field.name != "end" or value is not None:
+                config[field.name] = value
         return config
+
+    def __repr__(self) -> str:
+        arguments = [f"{k}={v!r}" for k, v in self.get_config().items() if k != "kernel"]
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+    def _check_end(self) -> None:
+        """Makes `end` an int, or raises an error if the average would end before it begins."""
+        if self.end is None:
+            return
+        end = _integer("end", self.end, 0)
+        begin = self.first_average
+        if begin is not None and end < begin:
+            raise ValueError(
+                f"`end` must be at least {begin}, the number of updates after which the average "
+                f"begins, or None. Received: end={end}"
+            )
+        object.__setattr__(self, "end", end)
 
 
 class RecursiveKernel(Kernel):
@@ -190,7 +258,7 @@ class RecursiveKernel(Kernel):
         """Mixing coefficients `α_t` at the given numbers of updates `t` (any shape).
 
         `α_t` = 1 replaces the average by the iterate (always so at t = 0),
-        0 leaves the average as it is.
+        0 leaves the average as it is (always so after `end`).
         """
 
     @property
@@ -199,15 +267,14 @@ class RecursiveKernel(Kernel):
 
     @property
     def horizon(self) -> float:
-        """How many averaged updates the average reaches back at most; infinite if it grows."""
-        return math.inf
+        """How many updates the average reaches back at most; infinite if it grows."""
+        return math.inf if self.end is None else float(self.end)
 
     @property
     def needs_double(self) -> bool:
         return self.horizon > LONG_HORIZON
 
-    def weights(self, num_steps: int) -> np.ndarray:
-        num_steps = _integer("num_steps", num_steps, 0)
+    def _weights(self, num_steps: int) -> np.ndarray:
         mixing = self.mixing(np.arange(num_steps + 1))
         # c_k = α_k Π_{i>k} (1 - α_i)
         survival = np.ones(num_steps + 1)
@@ -221,23 +288,43 @@ class LagKernel(Kernel):
     @property
     @abc.abstractmethod
     def max_lag(self) -> int:
-        """The largest lag ever needed; iterates older than this are never read."""
+        """The largest lag needed until `end`; iterates older than this are not read."""
 
-    @abc.abstractmethod
     def lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Lags and weights of the average after `step` updates.
 
         Returns:
-            ([K] int64 lags in `0 … min(step, max_lag)`, [K] float64 weights that sum to 1).
+            ([K] int64 lags in `0 … min(step, max_lag)`, to which the updates made since
+            `end` are added; [K] float64 weights that sum to 1).
         """
+        held = self._held(step)
+        lags, weights = self._lags(held)
+        return lags + (step - held), weights
+
+    @abc.abstractmethod
+    def _lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """`lags` of a `step` that is not beyond `end`."""
+
+    def slots(self, steps: int | np.ndarray) -> np.ndarray:
+        """Where a ring of `copies` iterates takes `θ_t`, at the given `t` (any shape).
+
+        Returns:
+            int64 places in `0 … copies - 1`, and -1 after `end`, when nothing is written: then
+            the iterate `lag` updates back stays at `(t - lag) % copies`.
+
+        >>> TwoPoint(gap=2, end=4).slots(np.arange(7))
+        array([ 0,  1,  2,  0,  1, -1, -1])
+        """
+        steps = np.asarray(steps, dtype=np.int64)
+        slots = steps % self.copies
+        return slots if self.end is None else np.where(steps <= self.end, slots, -1)
 
     @property
     def copies(self) -> int:
         return self.max_lag + 1
 
-    def weights(self, num_steps: int) -> np.ndarray:
-        num_steps = _integer("num_steps", num_steps, 0)
-        lags, values = self.lags(num_steps)
+    def _weights(self, num_steps: int) -> np.ndarray:
+        lags, values = self._lags(num_steps)
         weights = np.zeros(num_steps + 1)
         np.add.at(weights, num_steps - lags, values)
         return weights
@@ -266,6 +353,7 @@ class Exponential(RecursiveKernel):
         every: updates from one that is averaged to the next.
         warmup: at least 0; 0 for none.
         debias: see above.
+        end: number of updates after which the average stays as it is; None for never.
 
     Raises:
         ValueError: if an argument is out of range, or both remedies are asked for.
@@ -283,6 +371,7 @@ class Exponential(RecursiveKernel):
     every: int = 1
     warmup: float = 0.0
     debias: bool = False
+    end: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", _number("decay", self.decay, 0.0, 1.0))
@@ -297,18 +386,24 @@ class Exponential(RecursiveKernel):
                 "`warmup` and `debias` both forget the start of a run: choose one. "
                 f"Received: warmup={self.warmup!r}, debias=True"
             )
+        self._check_end()
 
     @property
     def is_plain(self) -> bool:
-        """Whether every update mixes in the same share of the iterate."""
+        """Whether every update after `start` mixes in the same share of the iterate."""
         return self.every == 1 and not self.warmup and not self.debias
 
     @property
+    def first_average(self) -> int | None:
+        # Debiased, the first averaged iterate has all the weight.
+        return self.start + (2 if self.debias else 1) * self.every if self.decay else None
+
+    @property
     def horizon(self) -> float:
-        return 1.0 / (1.0 - self.decay)
+        return min(1.0 / (1.0 - self.decay), super().horizon)
 
     def mixing(self, steps: int | np.ndarray) -> np.ndarray:
-        count, averaged = _count(steps, self.start, self.every)
+        count, averaged = _count(steps, self.start, self.every, self.end)
         n = np.maximum(count, 1)
         share = np.full(count.shape, 1.0 - self.decay)
         if self.warmup:
@@ -317,10 +412,9 @@ class Exponential(RecursiveKernel):
             share /= 1.0 - self.decay**n
         return np.where(count < 1, 1.0, share) * averaged
 
-    def weights(self, num_steps: int) -> np.ndarray:
+    def _weights(self, num_steps: int) -> np.ndarray:
         if not self.is_plain:
-            return super().weights(num_steps)
-        num_steps = _integer("num_steps", num_steps, 0)
+            return super()._weights(num_steps)
         weights = np.zeros(num_steps + 1)
         if num_steps <= self.start:
             weights[-1] = 1.0
@@ -334,23 +428,19 @@ class Exponential(RecursiveKernel):
         # Plain EMAs are described by what makes them one.
         return {k: v for k, v in super().get_config().items() if _EMA_DEFAULTS.get(k) != v}
 
-    def __repr__(self) -> str:
-        name, *arguments = self.get_config().items()
-        return f"{name[1]}({', '.join(f'{key}={value!r}' for key, value in arguments)})"
-
 
 _EMA_DEFAULTS = {"every": 1, "warmup": 0.0, "debias": False}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Uniform(RecursiveKernel):
     """Uniform average from `start` on, every `every` updates (SWA, Izmailov et al. 2018).
 
     The average is `θ_T` while `T <= start`; after that the mean of
-    `θ_start, θ_{start+every}, …` up to `T`.
+    `θ_start, θ_{start+every}, …` up to `T`, or up to `end`.
 
     Raises:
-        ValueError: if `start` is negative or `every` is below 1.
+        ValueError: if `start` is negative, `every` is below 1, or `end` comes before an average.
 
     >>> Uniform(start=2, every=2).weights(5)
     array([0. , 0. , 0.5, 0. , 0.5, 0. ])
@@ -358,17 +448,22 @@ class Uniform(RecursiveKernel):
 
     start: int = 0
     every: int = 1
+    end: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", _integer("start", self.start, 0))
         object.__setattr__(self, "every", _integer("every", self.every, 1))
+        self._check_end()
+
+    @property
+    def first_average(self) -> int | None:
+        return self.start + self.every
 
     def mixing(self, steps: int | np.ndarray) -> np.ndarray:
-        count, averaged = _count(steps, self.start, self.every)
+        count, averaged = _count(steps, self.start, self.every, self.end)
         return averaged / (1.0 + np.maximum(count, 0))
 
-    def weights(self, num_steps: int) -> np.ndarray:
-        num_steps = _integer("num_steps", num_steps, 0)
+    def _weights(self, num_steps: int) -> np.ndarray:
         weights = np.zeros(num_steps + 1)
         if num_steps <= self.start:
             weights[-1] = 1.0
@@ -378,7 +473,7 @@ class Uniform(RecursiveKernel):
         return weights
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PowerFunction(RecursiveKernel):
     r"""Average whose weights grow as a power of time (Karras et al. 2024, arXiv 2312.02696).
 
@@ -391,6 +486,7 @@ class PowerFunction(RecursiveKernel):
         exponent: γ >= 0; 0 weighs all the same, larger ones forget faster.
         start: number of updates before averaging begins; `θ_start` itself has no weight.
         every: updates from one that is averaged to the next.
+        end: number of updates after which the average stays as it is; None for never.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -404,11 +500,17 @@ class PowerFunction(RecursiveKernel):
     exponent: float
     start: int = 0
     every: int = 1
+    end: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exponent", _number("exponent", self.exponent, 0.0))
         object.__setattr__(self, "start", _integer("start", self.start, 0))
         object.__setattr__(self, "every", _integer("every", self.every, 1))
+        self._check_end()
+
+    @property
+    def first_average(self) -> int | None:
+        return self.start + 2 * self.every
 
     @classmethod
     def from_relative_std(cls, width: float, start: int = 0, every: int = 1) -> PowerFunction:
@@ -431,14 +533,13 @@ class PowerFunction(RecursiveKernel):
         return cls(max(float(np.max(roots.real)), 0.0), start, every)
 
     def mixing(self, steps: int | np.ndarray) -> np.ndarray:
-        count, averaged = _count(steps, self.start, self.every)
+        count, averaged = _count(steps, self.start, self.every, self.end)
         # 1 - (1 - 1/n)^(γ+1), and 1 for the first one, without cancellation for large n.
         n = np.maximum(count, 2)
         share = -np.expm1((self.exponent + 1.0) * np.log1p(-1.0 / n))
         return np.where(count <= 1, 1.0, share) * averaged
 
-    def weights(self, num_steps: int) -> np.ndarray:
-        num_steps = _integer("num_steps", num_steps, 0)
+    def _weights(self, num_steps: int) -> np.ndarray:
         weights = np.zeros(num_steps + 1)
         collected = weights[self.start + self.every :: self.every]  # a view
         if collected.size:
@@ -449,7 +550,7 @@ class PowerFunction(RecursiveKernel):
         return weights
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Window(LagKernel):
     """Mean of the last `length` iterates spaced by `every`: `θ_T, θ_{T-every}, …`.
 
@@ -465,21 +566,27 @@ class Window(LagKernel):
 
     length: int
     every: int = 1
+    end: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", _integer("length", self.length, 1))
         object.__setattr__(self, "every", _integer("every", self.every, 1))
+        self._check_end()
+
+    @property
+    def first_average(self) -> int | None:
+        return self.every if self.length > 1 else None
 
     @property
     def max_lag(self) -> int:
         return (self.length - 1) * self.every
 
-    def lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         count = min(self.length, step // self.every + 1)
         return self.every * np.arange(count), np.full(count, 1.0 / count)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TwoPoint(LagKernel):
     """Mean of two iterates `gap` updates apart: `(θ_T + θ_{T-gap}) / 2`.
 
@@ -493,21 +600,27 @@ class TwoPoint(LagKernel):
     """
 
     gap: int
+    end: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gap", _integer("gap", self.gap, 1))
+        self._check_end()
+
+    @property
+    def first_average(self) -> int | None:
+        return self.gap
 
     @property
     def max_lag(self) -> int:
         return self.gap
 
-    def lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         if step < self.gap:
             return np.zeros(1, dtype=np.int64), np.ones(1)
         return np.array([0, self.gap]), np.array([0.5, 0.5])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Custom(LagKernel):
     """Any weights on `θ_T, θ_{T-1}, …`, newest first; they may be negative and must sum to 1.
 
@@ -521,10 +634,11 @@ class Custom(LagKernel):
     """
 
     coefficients: tuple[float, ...]
+    end: int | None
 
     # `weights` is the method every kernel has, so the values live under another
     # name; configs keep the name of the constructor's argument.
-    def __init__(self, weights: Any) -> None:
+    def __init__(self, weights: Any, end: int | None = None) -> None:
         try:
             values = np.asarray(weights, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
@@ -539,20 +653,33 @@ class Custom(LagKernel):
                 f"`weights` must sum to 1. Received: weights that sum to {float(values.sum())!r}"
             )
         object.__setattr__(self, "coefficients", tuple(values.tolist()))
+        object.__setattr__(self, "end", end)
+        self._check_end()
+
+    @property
+    def first_average(self) -> int | None:
+        return self.max_lag if np.count_nonzero(self.coefficients) > 1 else None
+
+    @property
+    def is_nonnegative(self) -> bool:
+        return min(self.coefficients) >= 0.0
 
     @property
     def max_lag(self) -> int:
         nonzero = np.flatnonzero(self.coefficients)
         return int(nonzero[-1])
 
-    def lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         if step < self.max_lag:
             return np.zeros(1, dtype=np.int64), np.ones(1)
         lags = np.flatnonzero(self.coefficients)
         return lags, np.asarray(self.coefficients)[lags]
 
     def get_config(self) -> dict[str, Any]:
-        return {"kernel": "Custom", "weights": list(self.coefficients)}
+        config = {
+            "weights" if k == "coefficients" else k: v for k, v in super().get_config().items()
+        }
+        return {**config, "weights": list(self.coefficients)}
 
 
 KERNELS: dict[str, type[Kernel]] = {
@@ -584,21 +711,13 @@ def from_config(config: Mapping[str, Any]) -> Kernel:
             f"`kernel` must be one of {sorted(KERNELS)}. Received: kernel={name!r}.{hint}"
         )
     cls: Any = KERNELS[name]
-    allowed = ["weights"] if cls is Custom else [field.name for field in dataclasses.fields(cls)]
+    parameters = inspect.signature(cls).parameters.values()
+    allowed = [parameter.name for parameter in parameters]
     unknown = sorted(set(arguments) - set(allowed))
     if unknown:
         raise ValueError(f"Kernel {name!r} takes {allowed}. Received unknown: {unknown}")
-    try:
-        return cls(**arguments)
-    except TypeError:
-        required = (
-            ["weights"]
-            if cls is Custom
-            else [
-                field.name
-                for field in dataclasses.fields(cls)
-                if field.default is dataclasses.MISSING
-            ]
-        )
-        missing = [key for key in required if key not in arguments]
-        raise ValueError(f"Kernel {name!r} needs {missing}. Received: {arguments!r}") from None
+    required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
+    missing = [key for key in required if key not in arguments]
+    if missing:
+        raise ValueError(f"Kernel {name!r} needs {missing}. Received: {arguments!r}")
+    return cls(**arguments)

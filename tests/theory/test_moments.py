@@ -29,6 +29,10 @@ KERNELS = {
     "signed": kernels.Custom([1.5, -0.5]),
     "dense": kernels.Custom([0.5, 0.2, -0.3, 0.6, 0.0]),
     "sparse": kernels.Custom([0.5, *[0.0] * 10, 0.2, 0.0, 0.0, 0.3]),
+    "ended ema": kernels.Exponential(0.8, end=6),
+    "ended window": kernels.Window(5, end=3),
+    "ended two": kernels.TwoPoint(4, end=9),
+    "ended dense": kernels.Custom([0.5, 0.2, -0.3, 0.6], end=1000),
 }
 
 

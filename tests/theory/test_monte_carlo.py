@@ -27,6 +27,8 @@ def random_kernels(rng):
         "spaced": kernels.Window(2, every=every),
         "two": kernels.TwoPoint(gap),
         "custom": kernels.Custom(weights),
+        "ended window": kernels.Window(length, end=5),
+        "ended two": kernels.TwoPoint(2, end=4),
     }
 
 

@@ -50,14 +50,25 @@ def test_ema_equals_the_double_sum_of_a_long_run(decay):
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
-@pytest.mark.parametrize("num_steps", [0, 3, 4, 30])
+@pytest.mark.parametrize("num_steps", [0, 3, 4, 9, 20, 30])
 @pytest.mark.parametrize(
-    "kernel", [kernels.Uniform(3), kernels.Uniform(2, every=4), kernels.Exponential(0.9)], ids=str
+    "kernel",
+    [
+        kernels.Uniform(3),
+        kernels.Uniform(2, every=4),
+        kernels.Exponential(0.9),
+        kernels.Uniform(3, end=9),
+        kernels.Exponential(0.9, end=4),
+        kernels.Window(3, end=20),
+    ],
+    ids=str,
 )
-def test_averages_that_have_just_begun(kernel, num_steps):
+def test_averages_that_have_just_begun_or_ended(kernel, num_steps):
     expected = [direct(kernel.weights(num_steps), rho) for rho in CONTRACTIONS]
     found = theory.stationary_factor(kernel, CONTRACTIONS, num_steps)
     np.testing.assert_allclose(found, expected, rtol=1e-11)
+    if kernel.end == num_steps:
+        np.testing.assert_array_equal(theory.stationary_factor(kernel, CONTRACTIONS), found)
 
 
 @pytest.mark.parametrize("exponent", np.arange(-12.0, 0.0, 0.5))

@@ -1,38 +1,42 @@
-r"""How far weights move, and how far an average that had to be folded lies from the true one.
+r"""How far an average that had to be interpolated between snapshots lies from the true one.
 
 Snapshots keep some iterates of a run only.  An average over all iterates
-:math:`\sum_k c_k\theta_k` is then built as :math:`\sum_j w_j\theta_{s_j}`, and the
-difference is :math:`\sum_k e_k\theta_k` with :math:`\sum e = 0`.  Where the mean
-squared displacement depends on the lag alone, :math:`D(\Delta)`,
+:math:`\sum_k c_k\theta_k` is then built as :math:`\sum_j w_j\theta_{s_j}`, with the iterates
+between two snapshots on the straight line between these.  The difference is
+:math:`\sum_k e_k\theta_k`, where the :math:`e_k` of each stretch between two snapshots sum
+to 0 and so do the :math:`k e_k`: a steady drift costs nothing.
+
+What is left is estimated from how far each snapshot lies from the line between its two
+neighbours, near the place where the average has its weight.  Distances from the line are taken
+to grow as a power :math:`s` of the time between snapshots, which is read off from neighbours one
+and two snapshots away, and to go on so within a stretch.  For displacements
+:math:`\mathbb E\lVert\theta_{t+\Delta}-\theta_t\rVert^2 = a^2|\Delta|^s`,
 
 .. math:: \mathbb E\Bigl\lVert\sum_k e_k\theta_k\Bigr\rVert^2
-   = -\tfrac12\sum_{k,l}e_ke_lD(|k-l|),
+   = -\tfrac12\sum_{k,l}a_ke_k\,a_le_l\,|k-l|^s .
 
-the identity of docs/theory/prediction.md with distances in place of losses.  `D` is
-measured on a random subset of the coordinates, by lag of the snapshots, and fitted by a sum of
-relaxations, a random walk and a drift, which says what it is between snapshots.
-A relaxation quicker than the spacing of snapshots cannot be seen in them; it is
-taken to be instantaneous, so the error stated is then an upper one.
+Motion within a stretch is mostly smoother than that: momentum and the moving averages of Adam
+make neighbouring updates alike.  So the estimate tends to be high.  `MARGIN` covers how far it
+was found to be low (`tests/averaging/test_interpolation_errors.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from tf_lrtraj.theory.gap_curve import fit_gap_curve
-from tf_lrtraj.theory.recursion import solve_forward
-from tf_lrtraj.theory.weight_space import squared_distances
+from tf_lrtraj.kernels import autocorrelation
 
-__all__ = ["CoordinateSample", "Displacement", "fit_displacement", "steps_to_sample"]
+__all__ = ["CoordinateSample", "interpolation_error"]
 
+MARGIN = 1.75  # of the error stated, over its estimate
 SAMPLED_COORDINATES = 1 << 14
-MOST_SNAPSHOTS = 128  # whose distances are measured for one average
-_FEW = 16  # of them are wanted at least
-_MOST_FITTED = 256  # lags that enter a fit
-_MOST_LAGS = 50_000  # of the grid the fit is made on
+_SAMPLED_NUMBERS = 1 << 24  # coordinates times snapshots, above _FEWEST of each
+_FEWEST = 256
+_SMOOTHEST = 1.9  # the largest power; at 2 displacements say nothing of what lies between
+_NEIGHBOURS = 8  # snapshots on either side that the power is read off, besides those with weight
 
 
 class CoordinateSample:
@@ -41,7 +45,8 @@ class CoordinateSample:
     Args:
         size: number of coordinates to draw from.
         steps: of the snapshots to collect.
-        count: how many coordinates; all where there are not more.
+        count: how many coordinates; all where there are not more.  By default 16,384, or fewer
+            where there are more than 1,024 snapshots.
         seed: decides which.
 
     Attributes:
@@ -51,10 +56,13 @@ class CoordinateSample:
     """
 
     def __init__(
-        self, size: int, steps: Sequence[int], count: int = SAMPLED_COORDINATES, seed: int = 0
+        self, size: int, steps: Sequence[int], count: int | None = None, seed: int = 0
     ) -> None:
         self.size = size
         self.steps = np.array(sorted(set(steps)), np.int64)
+        if count is None:
+            affordable = max(_SAMPLED_NUMBERS // max(self.steps.size, 1), _FEWEST)
+            count = min(SAMPLED_COORDINATES, affordable)
         if size <= count:
             self._places = np.arange(size)
         else:
@@ -73,6 +81,11 @@ class CoordinateSample:
             self.values = self.values.astype(np.float64)
         self.values[row, low:high] = piece[self._places[low:high] - offset]
 
+    @property
+    def scale(self) -> float:
+        """Coordinates that each sampled one stands for."""
+        return self.size / self._places.size
+
     def squared_distance(self, step: int, arrays: Sequence[np.ndarray]) -> float:
         """Estimated squared distance of weights (an array per variable) from one snapshot."""
         ends = np.cumsum([array.size for array in arrays])
@@ -83,109 +96,125 @@ class CoordinateSample:
             values = array.reshape(-1)[self._places[low:high] - (end - array.size)]
             total += float(np.sum((values.astype(np.float64) - snapshot[low:high]) ** 2))
             low = high
-        return total * self.size / self._places.size
+        return total * self.scale
 
-    def near(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Snapshots from `first` to `last`, or the newest few up to `last` if those are more.
-
-        Returns:
-            ([m] steps, [m, m] estimated squared distances between them).
-        """
+    def upto(self, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """([m] steps, [m, n] values) of the snapshots up to the step `last`."""
         end = int(np.searchsorted(self.steps, last, side="right"))
-        begin = min(int(np.searchsorted(self.steps, first)), max(end - _FEW, 0))
-        distances = squared_distances(self.values[begin:end])
-        return self.steps[begin:end], distances * (self.size / self._places.size)
+        return self.steps[:end], self.values[:end]
 
 
-@dataclasses.dataclass(frozen=True)
-class Displacement:
-    r"""Mean squared displacement of the weights by lag, :math:`D(\Delta)`.
-
-    Attributes:
-        times: [P] relaxation times in updates; 0 for what is quicker than can be seen.
-        amplitudes: [P] what each adds to `D` at large lags.
-        walk: growth of `D` per update (a random walk).
-        drift: growth of `D` per squared update (a steady drift).
-    """
-
-    times: np.ndarray
-    amplitudes: np.ndarray
-    walk: float
-    drift: float
-
-    def __call__(self, lags: np.ndarray) -> np.ndarray:
-        """D at the given lags, in updates (any shape)."""
-        lags = np.asarray(lags, np.float64)
-        kept = np.exp(-lags[..., None] / np.maximum(self.times, 1e-9))
-        return (1.0 - kept) @ self.amplitudes + self.walk * lags + self.drift * lags**2
-
-    def squared_norm(self, weights: np.ndarray) -> float:
-        r"""Expected :math:`\lVert\sum_k e_k\theta_k\rVert^2` of consecutive iterates.
-
-        Args:
-            weights: [n] weights `e` on consecutive iterates; they sum to 0.
-
-        >>> Displacement(np.zeros(0), np.zeros(0), 2.0, 0.0).squared_norm(np.array([-1.0, 0, 1.0]))
-        4.0
-        """
-        time = np.arange(weights.size) - 0.5 * weights.size
-        total = self.drift * float(time @ weights) ** 2
-        # Increments of a walk are independent, and Σ e = 0 leaves these.
-        total += self.walk * float(np.sum(np.cumsum(weights) ** 2))
-        for duration, amplitude in zip(self.times, self.amplitudes, strict=True):
-            ratio = np.exp(-1.0 / duration) if duration > 0.0 else 0.0
-            smoothed = solve_forward(weights, np.full(weights.size - 1, ratio))
-            total += 0.5 * amplitude * float(weights @ (2.0 * smoothed - weights))
-        return max(total, 0.0)
-
-
-def steps_to_sample(steps: np.ndarray, first: int, last: int) -> set[int]:
-    """Which snapshots to measure for an average of those from `first` to `last`.
+def interpolation_error(steps: np.ndarray, values: np.ndarray, target: np.ndarray) -> float | None:
+    """Upper estimate of the distance between an average and its interpolation by snapshots.
 
     Args:
-        steps: [K] of all snapshots.
-    """
-    end = int(np.searchsorted(steps, last, side="right"))
-    begin = min(int(np.searchsorted(steps, first)), max(end - _FEW, 0))
-    chosen = np.arange(begin, end)
-    if chosen.size > MOST_SNAPSHOTS:  # neighbours for short lags, a spread for long ones
-        spread = np.linspace(begin, end - 1, MOST_SNAPSHOTS // 2).astype(np.int64)
-        chosen = np.union1d(chosen[-MOST_SNAPSHOTS // 2 :], spread)
-    return set(steps[chosen].tolist())
+        steps: [m] update counts of the snapshots, ascending, up to that of the average.
+        values: [m, n] coordinates of them.
+        target: [T+1] weights on all iterates that were asked for, T = steps[-1].
 
-
-def fit_displacement(steps: np.ndarray, squared: np.ndarray) -> Displacement | None:
-    """`Displacement` from the distances of snapshots; None for fewer than 3 of them.
-
-    Distances of one lag are averaged; snapshots need not be equally spaced.
-
-    Args:
-        steps: [m] update counts, ascending.
-        squared: [m, m] squared distances.
+    Returns:
+        `MARGIN` times the estimated root mean square of the distance, over the n coordinates;
+        None for fewer than 3 snapshots.
     """
     if steps.size < 3:
         return None
-    unit = int(np.gcd.reduce(np.diff(steps)))
-    # The fit works on a grid of lags; one far finer than the snapshots would only cost time.
-    unit = max(unit, -(-int(steps[-1] - steps[0]) // _MOST_LAGS))
-    first, second = np.triu_indices(steps.size, 1)
-    lags = np.maximum(np.round((steps[second] - steps[first]) / unit), 1).astype(np.int64)
-    counts, totals = np.bincount(lags), np.bincount(lags, squared[first, second])
-    present = np.flatnonzero(counts)
-    if present.size > _MOST_FITTED:
-        chosen = np.geomspace(1, present.size, _MOST_FITTED).astype(np.int64) - 1
-        present = present[np.unique(chosen)]
-    means = totals[present] / counts[present]
-    if not np.any(means > 0.0):
-        return Displacement(np.zeros(0), np.zeros(0), 0.0, 0.0)
-    curve = fit_gap_curve(present, means, int(present[-1]) + 1, None, "mixture")
-    walking = curve.ratios == 1.0
-    ratios = curve.ratios[~walking]
-    with np.errstate(divide="ignore"):
-        times = np.where(ratios > 0.0, -unit / np.log(ratios), 0.0)
-    return Displacement(
-        times=times,
-        amplitudes=curve.amplitudes[~walking],
-        walk=float(curve.amplitudes[walking].sum()) / unit,
-        drift=curve.drift / unit**2,
-    )
+    time = np.arange(int(steps[0]), int(steps[-1]) + 1)
+    stretch = np.minimum(np.searchsorted(steps, time, side="right") - 1, steps.size - 2)
+    between = target[steps[0] :].copy()
+    between[steps - steps[0]] = 0.0
+    moved = np.bincount(stretch, np.abs(between), steps.size - 1)
+    early = _early(steps, values, target)
+    if not moved.any():
+        return MARGIN * early
+    power, amplitudes = _displacements(steps, values, moved**2)
+    between *= amplitudes[stretch]
+    later = (time - steps[stretch]) / np.diff(steps)[stretch]
+    errors = between
+    np.subtract.at(errors, steps[:-1] - steps[0], np.bincount(stretch, (1.0 - later) * between))
+    np.subtract.at(errors, steps[1:] - steps[0], np.bincount(stretch, later * between))
+    used = np.flatnonzero(errors)
+    products = autocorrelation(errors[used[0] : used[-1] + 1])
+    lags = np.arange(1, products.size, dtype=np.float64)
+    squared = max(-float(products[1:] @ lags**power), 0.0)
+    return MARGIN * (math.sqrt(squared) + early)
+
+
+def _early(steps: np.ndarray, values: np.ndarray, target: np.ndarray) -> float:
+    """How far the iterates before the first snapshot may lie from it, times their weights.
+
+    As far as if they had moved straight and as fast as between the first two snapshots.
+    """
+    pace = _norms(values[1] - values[0])[()] ** 0.5 / (steps[1] - steps[0])
+    ages = steps[0] - np.arange(steps[0])
+    return float(pace * (np.abs(target[: steps[0]]) @ ages))
+
+
+def _norms(differences: np.ndarray) -> np.ndarray:
+    return np.sum(np.square(differences, dtype=np.float64), axis=-1)
+
+
+def _displacements(
+    steps: np.ndarray, values: np.ndarray, moved: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """(power s, [m-1] amplitude a in each stretch between two snapshots).
+
+    Args:
+        moved: [m-1] squared weight that was moved out of each stretch.
+    """
+    near, reach = _deviations(steps, values, 1)
+    importance = np.zeros(steps.size)  # of each snapshot, for the power
+    importance[:-1] += moved
+    importance[1:] += moved
+    # A single stretch with weight is too few to read a power off.
+    window = 2 * _NEIGHBOURS + 1
+    around = np.convolve(importance, np.full(window, 1.0 / window), "full")
+    importance += around[_NEIGHBOURS : _NEIGHBOURS + steps.size]
+    powers = [_power(steps, values, importance, stride) for stride in (1, 2)]
+    power = powers[0]
+    # Noise beneath a drift shows more, the closer snapshots are: it goes on so.
+    power -= max(powers[1] - powers[0], 0.0) if steps.size >= 9 else 0.0
+    power = min(max(power, 0.0), _SMOOTHEST)
+    before, after = reach
+    share = before / (before + after)
+    expected = (1.0 - share) * before**power + share * after**power
+    expected -= share * (1.0 - share) * (before + after) ** power
+    squared = near / expected
+    at_snapshots = np.concatenate([squared[:1], squared, squared[-1:]])
+    return power, np.sqrt(0.5 * (at_snapshots[:-1] + at_snapshots[1:]))
+
+
+def _power(steps: np.ndarray, values: np.ndarray, importance: np.ndarray, stride: int) -> float:
+    """Power of time by which squared deviations grow, from `stride` snapshots to twice as many.
+
+    0, the one with the largest errors, where it cannot be told.
+    """
+    if steps.size < 4 * stride + 1:
+        return 0.0
+    near, _ = _deviations(steps, values, stride)
+    far, _ = _deviations(steps, values, 2 * stride)
+    near, shares = near[stride:-stride], importance[2 * stride : -2 * stride]
+    if not shares @ near > 0.0 < shares @ far:
+        return 0.0
+    widths = np.log(_widths(steps, 2 * stride) / _widths(steps, stride)[stride:-stride])
+    return math.log((shares @ far) / (shares @ near)) / float(shares @ widths / shares.sum())
+
+
+def _widths(steps: np.ndarray, stride: int) -> np.ndarray:
+    return (steps[2 * stride :] - steps[: -2 * stride]).astype(np.float64)
+
+
+def _deviations(
+    steps: np.ndarray, values: np.ndarray, stride: int
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Squared distances of snapshots from the lines between others, `stride` before and after.
+
+    Returns:
+        ([m - 2 stride] squared distances, the times to the two others).
+    """
+    before = (steps[stride:-stride] - steps[: -2 * stride]).astype(np.float64)
+    after = (steps[2 * stride :] - steps[stride:-stride]).astype(np.float64)
+    found = np.empty(before.size)
+    for i, share in enumerate(before / (before + after)):  # one at a time, for memory's sake
+        line = (1.0 - share) * values[i] + share * values[i + 2 * stride]
+        found[i] = _norms(values[i + stride] - line)
+    return found, (before, after)

@@ -34,11 +34,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tf_lrtraj.averaging.displacement import (
-    CoordinateSample,
-    fit_displacement,
-    steps_to_sample,
-)
+from tf_lrtraj.averaging.displacement import CoordinateSample, interpolation_error
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.kernels import SUM_TOLERANCE, Kernel
 from tf_lrtraj.theory import fold_onto_snapshots
@@ -57,6 +53,7 @@ _BLOCK = 1 << 15  # numbers worked on at a time
 _TOGETHER = 4  # snapshots that are added to the sums at once, which pass memory less often
 _WARM = 1 << 22  # bytes that another thread reads at a time, and
 _AHEAD = 1 << 26  # bytes it may be ahead
+_BEFORE = 8  # snapshots before the first one used, for errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -490,8 +487,9 @@ def average_snapshots(
         folded[name] = target
     sampled = {w.last for w in folded.values()}
     for w in folded.values():
-        if not w.exact:
-            sampled |= steps_to_sample(snapshots.steps, w.first, w.last)
+        if not w.exact:  # and some before, to see how far they lie from each other
+            begin = max(int(np.searchsorted(snapshots.steps, w.first)) - _BEFORE, 0)
+            sampled |= set(snapshots.steps[begin:][snapshots.steps[begin:] <= w.last].tolist())
     size = sum(v.size for v in snapshots.variables if v.role == "trainable")
     sample = CoordinateSample(size, sorted(sampled))
     arrays = combine(
@@ -526,10 +524,10 @@ def _with_errors(
     squared = sample.squared_distance(weights.last, arrays[: snapshots.num_trainable])
     error: float | None = 0.0
     if not weights.exact:
-        error = None
-        displacement = fit_displacement(*sample.near(weights.first, weights.last))
-        if displacement is not None and squared > 0.0:
-            error = float(np.sqrt(displacement.squared_norm(weights.error_weights) / squared))
+        assert weights.target is not None
+        found = interpolation_error(*sample.upto(weights.last), weights.target)
+        scale = np.sqrt(sample.scale / squared) if squared > 0.0 else 0.0
+        error = None if found is None or not scale else float(found * scale)
     used = np.flatnonzero(weights.weights)
     bounds = np.array([snapshots.error_bound(int(step)) for step in weights.steps[used]])
     # Rounding errors are spread evenly up to their bound and differ from snapshot to snapshot.

@@ -26,9 +26,8 @@ SHORT_NAMES = ("constant", "cosine", "linear", "one_minus_sqrt")
 
 def check_reach(kernel: kernels.Kernel, num_steps: int) -> None:
     """Raises where a kernel reaches beyond the run, and so would be the last iterate alone."""
-    short = isinstance(kernel, kernels.TwoPoint | kernels.Custom) and kernel.max_lag > num_steps
-    late = isinstance(kernel, kernels.Uniform | kernels.Exponential) and kernel.start >= num_steps
-    if short or late:
+    first = kernel.first_average
+    if first is not None and first > num_steps:
         raise ValueError(f"--kernel: {kernel} reaches beyond the run of {num_steps} updates")
 
 

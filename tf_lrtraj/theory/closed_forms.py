@@ -45,7 +45,8 @@ def closed_form_schedule(
     """`schedule_from_weights` of a familiar average of a constant-rate run, by its formula.
 
     Args:
-        kernel: a plain `Exponential`, `Uniform` or `Window` (both with `every=1`) or `TwoPoint`.
+        kernel: a plain `Exponential`, `Uniform` or `Window` (both with `every=1`) or `TwoPoint`, which
+            has not ended after `num_steps`.
         learning_rate: the constant base rate.
         num_steps: T.
         curvature: the curvature at which the equality is exact.
@@ -67,6 +68,10 @@ def closed_form_schedule(
     contraction = 1.0 - rate * curvature
 
     ratio: np.ndarray = np.ones(num_steps)
+    if kernel.end is not None and kernel.end < num_steps:
+        raise ValueError(
+            f"`kernel` must not end before the run of {num_steps} updates. Received: {kernel!r}"
+        )
     if isinstance(kernel, Exponential) and kernel.is_plain:
         tail = left <= num_steps - kernel.start
         m = left[tail]

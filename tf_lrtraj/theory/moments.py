@@ -204,9 +204,14 @@ class _Plan:
         steps = np.arange(len(rates) + 1)
         pair_gaps: set[int] = set()
         dense_gaps: set[int] = set()
+        self.ends = {
+            n: k.end for n, k in kernels.items() if isinstance(k, LagKernel) and k.end is not None
+        }
         for name, kernel in kernels.items():
             if name == RAW:
                 raise ValueError(f"`kernels` must not use the name {RAW!r}: it is the iterate's.")
+            if name in self.ends:
+                kernel = kernel.without_end()
             if isinstance(kernel, RecursiveKernel):
                 self.recursive[name] = RecursiveStream(rates, kernel.mixing(steps))
             elif isinstance(kernel, Window) and kernel.every == 1 and kernel.length > 1:
@@ -249,6 +254,8 @@ class _Plan:
             columns = self.dense.total.T
             table.update(zip(self.dense.gaps.tolist(), columns, strict=True))
         curves.update({name: _combine(kernel, table) for name, kernel in self.lagged.items()})
+        for name, end in self.ends.items():
+            curves[name][end + 1 :] = curves[name][min(end, len(self.rates))]
         return curves
 
 

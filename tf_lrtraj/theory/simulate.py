@@ -118,7 +118,7 @@ def simulate(
     starts = np.broadcast_to(starts if basis is None else starts @ basis, (num_runs, size))
     named = named_kernels(kernels)
 
-    rows = max([1, *(k.max_lag + 1 for k in named.values() if isinstance(k, LagKernel))])
+    rows = max([1, *(k.copies for k in named.values() if isinstance(k, LagKernel))])
     block = max(1, min(_BLOCK_NUMBERS // (numbers_per_run or size), _LARGEST_RING // (rows * size)))
     block = -(-num_runs // -(-num_runs // block))  # as even as can be
     begins = range(0, num_runs, block)
@@ -284,13 +284,16 @@ class _Lagged(_Average):
 
     def __init__(self, kernel: LagKernel) -> None:
         self._kernel = kernel
-        self._rows = kernel.max_lag + 1
+        self._rows = kernel.copies
+        self._end = kernel.end
 
     def start(self, theta: np.ndarray) -> None:
         super().start(theta)
         self._ring = np.zeros((self._rows, *theta.shape))
 
     def update(self, theta: np.ndarray, t: int) -> np.ndarray:
+        if self._end is not None and t > self._end:
+            return self.value
         self._ring[t % self._rows] = theta
         lags, weights = self._kernel.lags(t)
         np.multiply(self._ring[(t - lags[0]) % self._rows], weights[0], out=self.value)
@@ -308,6 +311,8 @@ class _Moving(_Lagged):
         self._sum = np.zeros_like(theta)
 
     def update(self, theta: np.ndarray, t: int) -> np.ndarray:
+        if self._end is not None and t > self._end:
+            return self.value
         slot = t % self._rows
         self._sum -= self._ring[slot]
         self._sum += theta

@@ -93,7 +93,7 @@ def stationary_factor(
         nowhere negative.
 
     Raises:
-        ValueError: for a contraction outside [-1, 1], or `Uniform` without `num_steps`.
+        ValueError: for a contraction outside [-1, 1], or `Uniform` without `num_steps` or `end`.
 
     EMA: X = (1-d)/(1+d) · (1+dρ)/(1-dρ).  n consecutive: [n(1-ρ²) - 2ρ(1-ρⁿ)] / [n²(1-ρ)²].
     Two points: (1+ρ^Δ)/2.  Derived in docs/theory/moments.md.
@@ -116,6 +116,8 @@ def stationary_factor(
 
 
 def _factor(kernel: Kernel | Any, rho: np.ndarray, num_steps: int | None) -> np.ndarray:
+    if isinstance(kernel, Kernel) and kernel.end is not None:
+        num_steps = kernel.end if num_steps is None else min(num_steps, kernel.end)
     if isinstance(kernel, Uniform):
         if num_steps is None:
             raise ValueError(
