@@ -22,10 +22,14 @@ import tf_lrtraj
 PACKAGE = "tf_lrtraj"
 ROOT = pathlib.Path(tf_lrtraj.__file__).parent
 
-GROUND = {"kernels", "rates", "records", "backend", "layer_calls", "following", "models", "data"}
+GROUND = {
+    *("kernels", "rates", "durations", "records"),
+    *("backend", "layer_calls", "following", "models", "data"),
+}
 RECORDS_SIDE = {"report", "claims"}
 # room -> rooms it may import.  A room not named here must be given its place first.
 ALLOWED = {room: set() for room in GROUND}
+ALLOWED["durations"] = {"kernels", "rates"}
 ALLOWED["theory"] = {"kernels", "rates"}
 ALLOWED["batch_norm"] = {"backend", "layer_calls"}
 ALLOWED["schedules"] = GROUND | {"theory"}
@@ -41,7 +45,7 @@ ALLOWED["report"] = {"records", "claims", "kernels", "rates"}
 ALLOWED["__init__"] = set()
 
 # Rooms that never import TensorFlow or Keras, not even inside a function.
-PLAIN = {"__init__", "kernels", "rates", "records", "theory", "claims", "report"}
+PLAIN = {"__init__", "kernels", "rates", "durations", "records", "theory", "claims", "report"}
 FRAMEWORKS = {"tensorflow", "keras", "keras_cv", "tensorflow_datasets", "jax", "torch"}
 
 

@@ -11,13 +11,13 @@ from fuzzing import judge, programs
 
 from tf_lrtraj import kernels, rates, records, theory
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
+from tf_lrtraj.durations import Duration
 from tf_lrtraj.experiments import config as training
 from tf_lrtraj.experiments import synthetic
 from tf_lrtraj.experiments.probing.requests import check_request
 from tf_lrtraj.experiments.reproduction import config as reproduction
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.records import ArrayRecord, RecordError
-from tf_lrtraj.training.durations import Duration
 
 BEYOND = 10**400  # an integer that no float holds
 

@@ -15,6 +15,7 @@ tf_lrtraj.experiments.settings.ConfigError: `config.optimizer.momentum` must be 
 from __future__ import annotations
 
 import dataclasses
+import fractions
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from ml_collections import config_dict
 
 from tf_lrtraj import kernels, rates, records
 from tf_lrtraj.averaging.snapshots import Timetable
+from tf_lrtraj.durations import NEVER, Duration, resolve_durations
 from tf_lrtraj.experiments.settings import (
     TEXT,
     TRUTH,
@@ -41,7 +43,6 @@ from tf_lrtraj.experiments.settings import (
     optional,
 )
 from tf_lrtraj.records.files import encode
-from tf_lrtraj.training.durations import NEVER, Duration
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 DTYPES = ("float32", "mixed_bfloat16")
@@ -312,9 +313,11 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
             f"{epoch_examples}. Received: {plain['evaluate']['train_examples']}"
         )
 
+    per_epoch = fractions.Fraction(epoch_examples, batch)
+
     def steps(value: Any, name: str, total: int | None, minimum: int = 1) -> int:
         duration = _checked(Duration.parse, value, name)
-        count = _checked(duration.steps, batch, epoch_examples, total, name)
+        count = _checked(duration.steps, per_epoch, total, batch, name)
         if count < minimum:
             raise ConfigError(
                 f"`{name}` must come to at least {minimum} step. Received: {value!r}, which is "
@@ -333,16 +336,8 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
         value = get(plain, key)
         return 0 if value == NEVER else steps(value, f"config.{key}", total)
 
-    def in_steps(value: Any, name: str) -> Any:
-        """Replaces durations inside a rate's or kernel's configuration."""
-        if isinstance(value, Mapping):
-            return {
-                key: item if key in ("rate", "kernel") else in_steps(item, f"{name}.{key}")
-                for key, item in value.items()
-            }
-        if isinstance(value, (list, tuple)):
-            return [in_steps(item, f"{name}[{index}]") for index, item in enumerate(value)]
-        return steps(value, name, total, minimum=0) if isinstance(value, str) else value
+    def in_steps(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+        return _checked(resolve_durations, value, per_epoch, total, batch, name)
 
     def timetable() -> Timetable | None:
         options = plain["snapshots"]
@@ -371,11 +366,11 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
         policies[name] = entry.pop("batch_norm", plain["batch_norm"]["policy"])
         where = f"config.averages.{name}"
         averages[name] = _named(where, kernels.from_config, in_steps(entry, where))
-    rate = _named("config.schedule", rates.from_config, in_steps(plain["schedule"], "schedule"))
+    schedule = in_steps(plain["schedule"], "config.schedule")
     return Plan(
         total_steps=total,
         steps_per_epoch=epoch_examples / batch,
-        rate=rate,
+        rate=_named("config.schedule", rates.from_config, schedule),
         averages=averages,
         policies=policies,
         log=every("log_every"),

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from fuzzing.generate import NUMBERS, ODD, PLAIN, SCALARS, TEXTS, edited, edits, mostly
 from fuzzing.judge import Fault, Target
 from tf_lrtraj import kernels, rates, records, theory
+from tf_lrtraj.durations import Duration
 from tf_lrtraj.experiments import texts
 from tf_lrtraj.experiments.probing import requests
-from tf_lrtraj.training.durations import Duration
 
 STEPS = 40
 
@@ -37,7 +37,7 @@ _DURATION = st.one_of(
 
 def _duration(given: Any, folder: pathlib.Path) -> None:
     text, batch, epoch, total = given
-    count = Duration.parse(text, "total").steps(batch, epoch, total, "total")
+    count = Duration.parse(text, "total").steps(epoch / batch, total, batch, "total")
     if type(count) is not int or count < 0:
         raise Fault(f"{text!r} is {count!r} steps")
 

@@ -1,0 +1,186 @@
+"""Durations: one amount and one unit, turned into a number of steps.
+
+>>> config = {"kernel": "Uniform", "start": "75 percent", "every": "1 epoch"}
+>>> resolve_durations(config, steps_per_epoch=50, total_steps=400)
+{'kernel': 'Uniform', 'start': 300, 'every': 50}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fractions
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tf_lrtraj import kernels, rates
+
+__all__ = ["LONGEST", "NEVER", "UNITS", "Duration", "resolve_durations"]
+
+UNITS = ("steps", "epochs", "examples", "percent")
+NEVER = "never"
+LONGEST = 10**12  # of an amount, and of the steps it comes to; far beyond any run
+_LONGEST_TEXT = 100  # characters; an amount with more digits is a mistake
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z%]+)\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """An amount in exactly one of `UNITS`.
+
+    >>> Duration.parse("1.5 epochs").steps(steps_per_epoch=10)
+    15
+    >>> Duration.parse("25 percent").steps(steps_per_epoch=10, total_steps=60)
+    15
+    """
+
+    amount: fractions.Fraction
+    unit: str
+
+    @classmethod
+    def parse(cls, text: Any, name: str = "duration") -> Duration:
+        """Reads text such as `"8 epochs"`, `"300 steps"`, `"1 epoch"` or `"10 percent"`.
+
+        Raises:
+            ValueError: if `text` is not one amount with one unit (`name` is named).
+        """
+        is_text = isinstance(text, str) and len(text) <= _LONGEST_TEXT
+        match = _DURATION.fullmatch(text) if is_text else None
+        unit = match.group(2) if match else ""
+        unit = "percent" if unit == "%" else unit if unit.endswith("s") else unit + "s"
+        unit = "percent" if unit == "percents" else unit
+        if match is None or unit not in UNITS:
+            raise ValueError(
+                f"`{name}` must be one amount and one unit of {list(UNITS)}, such as '8 epochs' or "
+                f"'300 steps'. Received: {name}={_shown(text)}"
+            )
+        amount = fractions.Fraction(match.group(1))
+        if amount > LONGEST:
+            raise ValueError(
+                f"`{name}` must be at most {LONGEST:.0e} {unit}. Received: {_shown(text)}"
+            )
+        return cls(amount, unit)
+
+    def steps(
+        self,
+        steps_per_epoch: float | fractions.Fraction | None = None,
+        total_steps: int | None = None,
+        batch_size: int | None = None,
+        name: str = "duration",
+    ) -> int:
+        """The nearest number of steps.
+
+        Args:
+            steps_per_epoch: needed for epochs; it need not be a whole number.
+            total_steps: number of steps of the run, needed for percent.
+            batch_size: needed for examples.
+            name: what the duration is of, for the messages.
+
+        Raises:
+            ValueError: for a fraction of a step, or where the number that the unit needs is None.
+        """
+        if self.unit == "steps":
+            if self.amount.denominator != 1:
+                raise ValueError(
+                    f"`{name}` in steps must be a whole number. Received: {name}={self}"
+                )
+            return int(self.amount)
+        if self.unit == "epochs" and steps_per_epoch is not None:
+            return _nearest(self.amount * fractions.Fraction(steps_per_epoch))
+        if self.unit == "examples" and batch_size is not None:
+            return _nearest(self.amount / batch_size)
+        if self.unit == "percent" and total_steps is not None:
+            return _nearest(self.amount / 100 * total_steps)
+        missing = {
+            "epochs": "number of steps of an epoch",
+            "examples": "batch size",
+            "percent": "number of steps of the run",
+        }
+        known = {"epochs": steps_per_epoch, "examples": batch_size, "percent": total_steps}
+        others = ["steps", *(unit for unit, value in known.items() if value is not None)]
+        raise ValueError(
+            f"`{name}` cannot be in {self.unit}, as the {missing[self.unit]} is not known here; "
+            f"give it in {' or '.join(others)}. Received: {name}={self}"
+        )
+
+    def __str__(self) -> str:
+        return f"'{float(self.amount):g} {self.unit}'"
+
+
+def resolve_durations(
+    config: Mapping[str, Any],
+    steps_per_epoch: float | fractions.Fraction | None,
+    total_steps: int | None,
+    batch_size: int | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """The configuration of a kernel or rate with its durations as numbers of steps.
+
+    Every field that is a number of steps (`start`, `every`, `gap`, `length`, `steps`,
+    `boundaries`, …) may be text such as `"200 steps"`, `"3 epochs"` or `"75 percent"`; kernels
+    and rates inside are resolved too.  What is unknown is left as it is, for `from_config` to
+    refuse.
+
+    Args:
+        config: `{"kernel": name, …}` or `{"rate": name, …}`, as for `kernels.from_config`.
+        steps_per_epoch: number of steps of an epoch, or None if it is not known.
+        total_steps: number of steps of the run, or None if it is not known.
+        batch_size: needed for durations in examples only.
+        name: of what is configured, for the messages; by default that of the kernel or rate.
+
+    Returns:
+        A new dict.
+
+    Raises:
+        ValueError: naming the entry, for text that is not a duration, text where no number of
+            steps belongs, and a unit that needs a number which is not known.
+
+    >>> resolve_durations({"kernel": "TwoPoint", "gap": "0.5 epochs"}, 40, None)
+    {'kernel': 'TwoPoint', 'gap': 20}
+    """
+    kind = kernels.KERNELS.get(_text(config.get("kernel"))) or rates.RATES.get(
+        _text(config.get("rate"))
+    )
+    where = name if name is not None else "" if kind is None else kind.__name__
+    types = {} if kind is None else {f.name: f.type for f in dataclasses.fields(kind)}
+
+    def resolve(value: Any, path: str, counts_steps: bool) -> Any:
+        if hasattr(value, "keys"):
+            return resolve_durations(value, steps_per_epoch, total_steps, batch_size, path)
+        if isinstance(value, (list, tuple)):
+            return [
+                resolve(item, f"{path}[{index}]", counts_steps) for index, item in enumerate(value)
+            ]
+        if not isinstance(value, str):
+            return value
+        if not counts_steps:
+            raise ValueError(
+                f"`{path}` must not be text: it is no number of steps. Received: {_shown(value)}"
+            )
+        duration = Duration.parse(value, path)
+        return duration.steps(steps_per_epoch, total_steps, batch_size, path)
+
+    resolved = {}
+    for key in config.keys():  # noqa: SIM118  # an ml_collections.ConfigDict is no Mapping
+        value = config[key]
+        known = key in types or (kind is kernels.Custom and key == "weights")
+        if known or hasattr(value, "keys"):
+            counts_steps = types.get(key) == "int" or key == "boundaries"
+            value = resolve(value, f"{where}.{key}", counts_steps)
+        resolved[key] = value
+    return resolved
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _nearest(value: fractions.Fraction) -> int:
+    """Halves are rounded up."""
+    return math.floor(value + fractions.Fraction(1, 2))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
