@@ -24,7 +24,7 @@ ROOT = pathlib.Path(tf_lrtraj.__file__).parent
 
 GROUND = {
     *("kernels", "rates", "durations", "records"),
-    *("backend", "layer_calls", "following", "models", "data"),
+    *("backend", "layer_calls", "weight_updates", "durations", "models", "data"),
 }
 RECORDS_SIDE = {"report", "claims"}
 # room -> rooms it may import.  A room not named here must be given its place first.

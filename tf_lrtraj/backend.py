@@ -11,12 +11,15 @@ Arrays below are backend tensors (`tf.Tensor`, `jax.Array`, `torch.Tensor`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import ml_dtypes  # noqa: F401  (so that NumPy knows bfloat16)
 import numpy as np
 
 # XLA makes one pass over the weights where TensorFlow makes one per operation, but compiling
@@ -70,11 +73,8 @@ def values(variables: Sequence[Any]) -> list[Any]:
     return [variable.value for variable in variables]
 
 
-def iterations(model: Any) -> int:
-    """How often the model's optimizer has moved its weights; 0 without an optimizer."""
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        return 0
+def steps_of(optimizer: Any) -> int:
+    """How often a Keras optimizer has moved weights."""
     count = optimizer.iterations  # with gradient accumulation a tensor, otherwise a variable
     if isinstance(count, keras.Variable):
         # A variable of several replicas cannot be made an integer directly.
@@ -94,6 +94,102 @@ def _tensor(variable: Any) -> Any:
 def to_numpy(arrays: Sequence[Any]) -> list[np.ndarray]:
     """Host copies of backend tensors."""
     return [np.array(keras.ops.convert_to_numpy(array)) for array in arrays]
+
+
+def fingerprints(arrays: Sequence[Any]) -> Any:
+    """[n] integers, the wrapped sum of the bits of each array: if one number changes, it does."""
+    return to_numpy([_compiled_fingerprints()(list(arrays))])[0] if arrays else np.zeros(0, int)
+
+
+class _Itself:
+    """Equal to another of these only while both are of one array that still exists."""
+
+    def __init__(self, array: Any) -> None:
+        self._reference = weakref.ref(array)
+
+    def __eq__(self, other: object) -> bool:
+        array = self._reference()
+        return isinstance(other, _Itself) and array is not None and other._reference() is array
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def versions(variables: Sequence[Any]) -> list[Any]:
+    """A mark for each Keras variable that differs once the variable has been written to.
+
+    On TensorFlow only if a number changed.
+    """
+    if name() == "jax":  # an array never changes
+        return [_Itself(variable.value) for variable in variables]
+    if name() == "torch":
+        tensors = [_tensor(variable) for variable in variables]
+        return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    return fingerprints(values(variables)).tolist()
+
+
+def all_finite(arrays: Sequence[Any]) -> bool:
+    """Whether every number of some arrays is finite."""
+    if not arrays:
+        return True
+    finite = np.isfinite(to_numpy([_compiled_sums()(list(arrays))])[0])
+    # A sum may be too large where no number is.
+    suspects = [array for array, sound in zip(arrays, finite, strict=True) if not sound]
+    return all(bool(np.all(np.isfinite(_wide(array)))) for array in suspects)
+
+
+def _wide(array: Any) -> np.ndarray:
+    array = to_numpy([array])[0]
+    return array if array.dtype.kind in "fc" else array.astype(np.float32)  # bfloat16
+
+
+# One function for all models, so that nothing is compiled twice.
+@functools.cache
+def _compiled_fingerprints() -> Callable[..., Any]:
+    return compiled(lambda arrays: keras.ops.stack([_sum_of_bits(_real(a)) for a in arrays]))
+
+
+@functools.cache
+def _compiled_sums() -> Callable[..., Any]:
+    return compiled(lambda arrays: keras.ops.stack([_sum(_real(a)) for a in arrays]))
+
+
+def _real(array: Any) -> Any:
+    """A complex array as two real ones."""
+    if not is_complex(array.dtype):
+        return array
+    return keras.ops.stack([keras.ops.real(array), keras.ops.imag(array)])
+
+
+def _sum(array: Any) -> Any:
+    dtype = keras.backend.standardize_dtype(array.dtype)
+    if dtype not in ("float32", "float64"):
+        array = keras.ops.cast(array, "float32")
+    return keras.ops.cast(keras.ops.sum(array), "float32")
+
+
+def _sum_of_bits(array: Any) -> Any:
+    size = np.dtype(keras.backend.standardize_dtype(array.dtype)).itemsize
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        bits = tf.bitcast(array, f"int{8 * size}")
+        # On a GPU TensorFlow sums integers of 32 bits on the host.
+        if size != 4 or tf.config.list_logical_devices("GPU"):
+            bits = tf.cast(bits, tf.int64)
+        return tf.cast(tf.reduce_sum(bits), tf.int64)
+    if name() == "jax":
+        import jax
+
+        bits = jax.lax.bitcast_convert_type(array, f"int{8 * size}")
+        return jax.numpy.sum(bits, dtype=f"int{8 * max(size, 4)}").astype("int32")
+    import torch
+
+    return array.contiguous().view(getattr(torch, f"int{8 * size}")).sum()
+
+
+def is_complex(dtype: Any) -> bool:
+    """Whether a dtype is of complex numbers."""
+    return keras.backend.standardize_dtype(dtype).startswith("complex")
 
 
 def assign(variables: Sequence[Any], arrays: Sequence[Any]) -> None:
@@ -133,11 +229,17 @@ def _assigned_by_handle(variable: Any, array: Any) -> bool:
     return True
 
 
-def assign_row(variable: Any, index: Any, row: Any) -> None:
+def assign_row(variable: Any, index: Any, row: Any, *, or_nowhere: bool = False) -> None:
     """Writes `variable[index] = row` for a scalar integer `index`, in place where it can be.
 
     A ring buffer of a hundred copies of the weights must not be rewritten whole
     to change one of them.
+
+    Args:
+        variable: a Keras variable.
+        index: which row.
+        row: what to write there.
+        or_nowhere: `index` may be -1, and then nothing is written.
     """
     if name() == "tensorflow":
         import tensorflow as tf
@@ -146,16 +248,24 @@ def assign_row(variable: Any, index: Any, row: Any) -> None:
         # scatter methods do not: on a replica its own copy, elsewhere all of them.
         on_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
         copies = (() if on_replica else _replicas(variable)) or (variable.value,)
+        index = tf.cast(index, tf.int32)
+        place = tf.reshape(tf.maximum(index, 0) if or_nowhere else index, [1])
         for copy in copies:
-            tf.raw_ops.ResourceScatterUpdate(
-                resource=copy.handle,
-                indices=tf.reshape(tf.cast(index, tf.int32), [1]),
-                updates=tf.expand_dims(row, 0),
-            )
+            update = tf.expand_dims(row, 0)
+            if or_nowhere:
+                old = tf.raw_ops.ResourceGather(
+                    resource=copy.handle, indices=place, dtype=row.dtype
+                )
+                update = tf.where(index < 0, old, update)
+            tf.raw_ops.ResourceScatterUpdate(resource=copy.handle, indices=place, updates=update)
     elif name() == "torch":
-        variable.value.detach()[int(index)] = row.detach()
+        if int(index) >= 0:
+            variable.value.detach()[int(index)] = row.detach()
     else:
-        variable.assign(variable.value.at[index].set(row))
+        value = variable.value
+        if or_nowhere:  # JAX drops what it is told to write outside, but -1 is its last row
+            index = keras.ops.where(index < 0, value.shape[0], index)
+        variable.assign(value.at[index].set(row, mode="drop"))
 
 
 def mix(variables: Sequence[Any], arrays: Sequence[Any], share: Any) -> None:
@@ -177,8 +287,14 @@ def mix(variables: Sequence[Any], arrays: Sequence[Any], share: Any) -> None:
             torch._foreach_lerp_([_tensor(v) for v in variables], list(arrays), share)
         return
     for variable, array, value in zip(variables, arrays, values(variables), strict=True):
-        part = keras.ops.cast(share, variable.dtype)
-        variable.assign(keras.ops.where(part >= 1.0, array, value + part * (array - value)))
+        part, copied = keras.ops.cast(share, variable.dtype), is_one(share, variable.dtype)
+        variable.assign(keras.ops.where(copied, array, value + part * (array - value)))
+
+
+def is_one(share: Any, dtype: str) -> Any:
+    """Whether shares are 1 in the real numbers of a dtype (complex ones have no order)."""
+    real = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
+    return keras.ops.cast(share, real) >= 1.0
 
 
 def mix_rows(variables: Sequence[Any], arrays: Sequence[Any], shares: Any) -> None:
@@ -193,10 +309,11 @@ def mix_rows(variables: Sequence[Any], arrays: Sequence[Any], shares: Any) -> No
         _mix_rows_on_torch(variables, arrays, np.asarray(shares))
         return
     for variable, array, value in zip(variables, arrays, values(variables), strict=True):
-        part = keras.ops.cast(shares, variable.dtype)
-        part = keras.ops.reshape(part, (-1, *[1] * len(array.shape)))
+        rows = (-1, *[1] * len(array.shape))
+        part = keras.ops.reshape(keras.ops.cast(shares, variable.dtype), rows)
+        copied = keras.ops.reshape(is_one(shares, variable.dtype), rows)
         mixed = value + part * (array - value)
-        variable.assign(keras.ops.where(part >= 1.0, array, mixed))
+        variable.assign(keras.ops.where(copied, array, mixed))
 
 
 def _mix_rows_on_torch(variables: Sequence[Any], arrays: Sequence[Any], shares: np.ndarray) -> None:
@@ -245,6 +362,45 @@ def has_float64() -> bool:
     return not isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
 
 
+def free_memory() -> int | None:
+    """Bytes that new variables can take where the model lives; None where that is not known."""
+    if name() == "torch":
+        import torch
+
+        if keras.ops.zeros(1).device.type == "cuda":
+            return int(torch.cuda.mem_get_info()[0])
+        return _free_memory_of_the_host() if keras.ops.zeros(1).device.type == "cpu" else None
+    if name() == "jax":
+        import jax
+
+        device = jax.local_devices()[0]
+        if device.platform == "cpu":
+            return _free_memory_of_the_host()
+        known = device.memory_stats() or {}
+        # Weights may be spread over all the devices.
+        free = known.get("bytes_limit", 0) - known.get("bytes_in_use", 0)
+        return free * jax.local_device_count() if "bytes_limit" in known else None
+    import tensorflow as tf
+
+    on_host = not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+    return _free_memory_of_the_host() if on_host else None
+
+
+def _free_memory_of_the_host() -> int | None:
+    """The smaller of what the system and the control group of this process have left."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        with open("/proc/meminfo", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("MemAvailable:"))
+        found.append(1024 * int(line.split()[1]))
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            limit = int(file.read())
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
+            found.append(limit - int(file.read()))
+    return min(found, default=None)
+
+
 @contextlib.contextmanager
 def random_streams_kept() -> Iterator[None]:
     """Leaves the global streams of Python, NumPy and torch as they were before the block.
@@ -270,6 +426,19 @@ def weighted_sum(weights: Any, arrays: Any) -> Any:
 
         return torch.tensordot(weights, arrays, dims=1)  # Keras' goes through float32
     return keras.ops.tensordot(weights, arrays, axes=1)
+
+
+def is_tracing() -> bool:
+    """Whether a function is being traced, which runs its Python code once only."""
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.executing_eagerly()
+    if name() == "jax":
+        import jax
+
+        return isinstance(jax.numpy.zeros(()) + 1, jax.core.Tracer)
+    return False
 
 
 def strategy_of(model: Any) -> Any:
@@ -460,6 +629,15 @@ def forward(
         list(trainable), list(non_trainable), inputs, training=training
     )
     return outputs, list(updated)
+
+
+def holds(variable: Any, array: Any) -> bool:
+    """Whether a Keras variable is known to hold this very array, so that assigning it is idle."""
+    if name() == "torch":
+        own = _tensor(variable)
+        same = getattr(array, "data_ptr", lambda: None)() == own.data_ptr()
+        return same and array.shape == own.shape and array.dtype == own.dtype
+    return name() == "jax" and array is variable.value
 
 
 def backup(variables: Sequence[Any]) -> Callable[[], None]:

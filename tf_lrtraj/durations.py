@@ -166,7 +166,7 @@ def resolve_durations(
         value = config[key]
         known = key in types or (kind is kernels.Custom and key == "weights")
         if known or hasattr(value, "keys"):
-            counts_steps = types.get(key) == "int" or key == "boundaries"
+            counts_steps = types.get(key) in ("int", "int | None") or key == "boundaries"
             value = resolve(value, f"{where}.{key}", counts_steps)
         resolved[key] = value
     return resolved

@@ -221,7 +221,8 @@ def test_writing_in_place_inside_the_block_reaches_neither_raw_weights_nor_avera
     for _ in range(2):  # what was written to in place once may behave differently afterwards
         raw = bits(model)
         averages = {n: [a.tobytes() for a in callback.get_average(n)] for n in ("ema", "swa")}
-        with contextlib.suppress(ZeroDivisionError), callback.borrowed("ema"):
+        told = contextlib.nullcontext() if fails else pytest.warns(UserWarning, match="are lost")
+        with told, contextlib.suppress(ZeroDivisionError), callback.borrowed("ema"):
             lent = bits(model)
             for variable in model.trainable_variables:
                 writes_in_place(variable)
@@ -261,7 +262,7 @@ def test_what_fails_before_a_model_is_lent_leaves_it_free(monkeypatch):
     first = averaging()
     model = trained(first)
     with monkeypatch.context() as patch:
-        patch.setattr(backend, "iterations", lambda model: 1 / 0)
+        patch.setattr(backend, "steps_of", lambda optimizer: 1 / 0)
         with pytest.raises(ZeroDivisionError), first.borrowed("ema"):
             pass
     with first.borrowed("ema"):  # nobody holds it

@@ -126,14 +126,29 @@ def test_nested_borrowing_and_training_while_borrowed_are_refused(trained):
 def test_evaluate_gives_what_each_set_of_weights_gives_alone(trained):
     model, averaging, _ = trained
     results = averaging.evaluate((IMAGES, LABELS))
-    assert list(results) == ["raw", *AVERAGES]
+    assert list(results) == ["raw", "raw_running", *AVERAGES]
     for name in AVERAGES:
         with averaging.borrowed(name):
             alone = model.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)
         assert results[name] == pytest.approx(alone, rel=1e-6)
-    assert results["raw"] == pytest.approx(
+    assert results["raw_running"] == pytest.approx(
         model.evaluate(IMAGES, LABELS, verbose=0, return_dict=True), rel=1e-6
     )
+
+
+def test_raw_weights_are_shown_with_statistics_as_fresh_as_those_of_averages(trained):
+    model, averaging, _ = trained
+    results = averaging.evaluate((IMAGES, LABELS))
+    # The weights of now, as an average of one iterate, with recomputed statistics.
+    now = WeightAveraging({"now": kernels.Window(1)}, batch_norm_data=IMAGES)
+    now.set_model(model)
+    with now.borrowed("now"):
+        fresh = model.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)
+    assert results["raw"] == pytest.approx(fresh, rel=1e-6)
+    assert abs(results["raw"]["loss"] - results["raw_running"]["loss"]) > 1e-3
+    copied = WeightAveraging({"now": kernels.Window(1)}, batch_norm="copy")
+    copied.set_model(model)
+    assert list(copied.evaluate((IMAGES, LABELS))) == ["raw", "now"]
 
 
 def test_evaluating_in_mid_epoch_leaves_the_epochs_metrics_alone():

@@ -115,7 +115,7 @@ def test_metrics_of_averages_are_in_the_history_and_training_is_not_disturbed():
     expected = fit(plain, validation_data=VALIDATION).history
     assert history["val_ema_mae"] == pytest.approx(by_hand.history, rel=1e-6)
     assert set(history) - set(expected) == {
-        f"val_{name}_{metric}" for name in AVERAGES for metric in ("loss", "mae")
+        f"val_{name}_{metric}" for name in ("raw", *AVERAGES) for metric in ("loss", "mae")
     }
     assert {key: history[key] for key in expected} == expected
     assert_same(numpy_of(model.variables), numpy_of(plain.variables))
@@ -589,29 +589,47 @@ def test_training_in_between_without_the_callback_is_told():
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_layers_frozen_or_unfrozen_in_between_are_refused(trainable):
-    averaging = averaging_of()
-    model = network()
-    model.layers[1].trainable = not trainable
+@pytest.mark.filterwarnings("ignore:1 weights have become trainable", "ignore:2 weights have")
+def test_averages_go_on_over_freezing_and_unfreezing(trainable):
+    averaging, iterates = averaging_of({**AVERAGES, "two": kernels.TwoPoint(5)}), []
+    model = network(batch_norm=False)
+    variables = model.trainable_variables
+
+    class Keep(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model  # on JAX this brings the variables up to date
+            iterates.append(numpy_of(variables))
+
+    iterates.append(numpy_of(variables))
+    for now in (not trainable, trainable, not trainable):
+        model.layers[1].trainable = now
+        compile_model(model)
+        fit(model, averaging, Keep(), epochs=1)
+    model.layers[1].trainable = True
+    assert averaging.num_updates == 12
+    assert_follows(averaging, iterates)
+
+
+def test_weights_that_become_trainable_are_told():
+    averaging, model = averaging_of(), network(batch_norm=False)
+    model.layers[1].trainable = False
     compile_model(model)
     fit(model, averaging, epochs=1)
-    model.layers[1].trainable = trainable
+    model.layers[1].trainable = True
     compile_model(model)
-    with pytest.raises(ValueError, match="after layers were frozen or unfrozen"):
+    assert len(averaging.get_average("ema")) == 4  # those that have not joined, as they are
+    with pytest.warns(UserWarning, match="2 weights have become trainable and join .* update 4"):
         fit(model, averaging, epochs=1)
-    with pytest.raises(ValueError, match="after layers were frozen"), averaging.borrowed("ema"):
-        pass
-    model.layers[1].trainable = not trainable
-    compile_model(model)
-    fit(model, averaging, epochs=1)
-    assert averaging.num_updates == 8
 
 
-def test_another_model_is_refused():
-    averaging = averaging_of()
+def test_another_model_is_refused_until_the_averages_are_reset():
+    averaging, iterates = averaging_of(), Iterates()
     fit(network(), averaging, epochs=1)
-    with pytest.raises(ValueError, match="Use a new WeightAveraging for another model"):
+    with pytest.raises(ValueError, match=r"Use a new WeightAveraging for another model.*reset"):
         fit(network(), averaging, epochs=1)
+    averaging.reset()
+    fit(network(), averaging, iterates, epochs=1)
+    assert_follows(averaging, iterates.values)
 
 
 class LooksAround(keras.callbacks.Callback):

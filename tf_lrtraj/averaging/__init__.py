@@ -10,11 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker, and a reader, sees
-    from tf_lrtraj.averaging.borrowing import borrow, save_model
-    from tf_lrtraj.averaging.callback import WeightAveraging, check_averages
+    from tf_lrtraj.averaging.borrowing import borrow
+    from tf_lrtraj.averaging.callback import WeightAveraging
     from tf_lrtraj.averaging.ensembles import Ensemble, EnsembleResult
+    from tf_lrtraj.averaging.model_files import save_model
     from tf_lrtraj.averaging.post_hoc import average_snapshots, snapshot_weights
     from tf_lrtraj.averaging.recorder import SnapshotRecorder
+    from tf_lrtraj.averaging.settings import check_averages
     from tf_lrtraj.averaging.snapshots import Snapshots
     from tf_lrtraj.averaging.state import AverageState
 
@@ -27,8 +29,8 @@ _MODULES = {
     "WeightAveraging": "callback",
     "average_snapshots": "post_hoc",
     "borrow": "borrowing",
-    "check_averages": "callback",
-    "save_model": "borrowing",
+    "check_averages": "settings",
+    "save_model": "model_files",
     "snapshot_weights": "post_hoc",
 }
 

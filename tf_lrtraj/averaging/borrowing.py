@@ -1,99 +1,219 @@
-"""Putting other weights into a model for a while, and saving a model whole or not at all."""
+"""Putting other weights into a model for a while."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import pathlib
 import threading
-import uuid
+import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from tf_lrtraj import backend
-from tf_lrtraj.records import naming, sync, temporary_path
+from tf_lrtraj.averaging.interrupts import HeldSignals
 
-# Which models hold other weights than their own, and whose.
-_holders: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+# Variables and the values they are to hold.
+Values = Sequence[tuple[Any, Any]]
+
+# Which models hold other weights than their own.
+_loans: weakref.WeakKeyDictionary[Any, Loan] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()  # a handler of signals may ask while the same thread holds it
 
 
 def holder_of(model: Any) -> str | None:
     """What a model holds in place of its own weights, and who put it there; None if nothing."""
     with _lock:
-        return _holders.get(model)
+        loan = _loans.get(model)
+        return None if loan is None else loan.holder
 
 
-@contextlib.contextmanager
-def claim(model: Any, what: str) -> Iterator[None]:
-    """Marks a model as holding other weights, and refuses training, inside a `with` block.
+class Loan:
+    """Other weights in a model, from `claim` and `put_in` to `end`.
+
+    `end` brings everything back however far the others came, and may be called again.
 
     Args:
         model: a Keras model.
-        what: the weights, for the error that others get (`"the average 'ema'"`).
+        what: the weights, for errors (`"the average 'ema'"`).
+        signals: those to hold back while weights change.
+    """
+
+    def __init__(self, model: Any, what: str, signals: HeldSignals) -> None:
+        thread = threading.current_thread().name
+        self.holder = f"{what}, borrowed in thread {thread!r}"
+        self._model, self._what, self._thread = model, what, thread
+        self._signals = signals
+        self._refused: dict[str, Any] = {}
+        self._restore: Callable[[], None] | None = None
+        self._variables: list[Any] = []
+        self._steps: tuple[Any, int] | None = None
+        self._lent: tuple[list[Any], list[Any]] | None = None
+
+    def claim(self) -> None:
+        """Marks the model as lent, and refuses what would train or rebuild it.
+
+        Raises:
+            RuntimeError: if it is lent already, by this thread or another.
+        """
+        self._steps = _steps(self._model)
+        with _lock:
+            loan = _loans.get(self._model)
+            if loan is not None:
+                raise RuntimeError(
+                    f"The model already holds {loan.holder}, so it cannot take {self._what} "
+                    f"(thread {self._thread!r}). A model is lent to one at a time: leave that "
+                    "`with` block first."
+                )
+            _loans[self._model] = self
+        self._signals.install()
+        # `fit` and `train_on_batch` both ask for the training function before they move a weight.
+        for name, why in (
+            ("make_train_function", "training, which would train the borrowed weights and lose"),
+            ("quantize", "quantizing, which cannot be undone for"),
+        ):
+            if hasattr(self._model, name):
+                self._refused[name] = vars(self._model).get(name)
+                setattr(self._model, name, self._refuse(why))
+
+    def _refuse(self, why: str) -> Callable[..., NoReturn]:
+        holder = self.holder
+
+        def refuse(*_: Any, **__: Any) -> NoReturn:
+            raise RuntimeError(f"The model holds {holder}: leave `borrowed` before {why} them.")
+
+        return refuse
+
+    def put_in(self, values: Values) -> None:
+        """Assigns the values; what the variables held before is kept."""
+        self._variables = list(self._model.variables)
+        changed = [variable for variable, _ in values]
+        # Using the model inside the block must not disturb seeds, nor the metrics of an epoch.
+        others = [*_state_of(self._model), *self._model.metrics_variables]
+        known = {id(variable) for variable in changed}
+        self._restore = backend.backup([*changed, *(v for v in others if id(v) not in known)])
+        backend.assign(changed, [value for _, value in values])
+        self._lent = changed, backend.versions(changed)
+
+    def check(self) -> None:
+        """Finds what was done to the lent weights; to be called before `end`.
+
+        Raises:
+            RuntimeError: if the model's optimizer made steps, or its variables were replaced.
+        """
+        if self._lent is None:
+            return
+        if _steps(self._model) != self._steps:
+            raise RuntimeError(
+                f"The optimizer made steps while the model held {self._what}. They moved the "
+                "borrowed weights and are lost; the model has its own weights back, but its "
+                "optimizer's state has moved on."
+            )
+        left = {id(variable) for variable in self._model.variables}
+        if any(id(variable) not in left for variable in self._variables):
+            raise RuntimeError(
+                f"Variables of the model were replaced while it held {self._what} (by `quantize`, "
+                "`enable_lora` or another way of building it again): it does not have its own "
+                "weights back. Save the average and load it to change it."
+            )
+        changed, versions = self._lent
+        if backend.versions(changed) != versions:
+            warnings.warn(
+                f"Weights were changed while the model held {self._what}, by an optimizer or by "
+                "hand. The changes are lost: the model has its own weights back.",
+                stacklevel=5,
+            )
+
+    def end(self) -> None:
+        """Gives the model its own weights back."""
+        self._signals.holding = True
+        if self._restore is not None:
+            _attach(self._model)
+            self._restore()
+            self._restore = None
+        for name, own in self._refused.items():
+            if own is None:
+                vars(self._model).pop(name, None)
+            else:
+                setattr(self._model, name, own)
+        self._refused = {}
+        with _lock:
+            if _loans.get(self._model) is self:
+                del _loans[self._model]
+        self._signals.remove()
+
+
+def _steps(model: Any) -> tuple[Any, int] | None:
+    """The model's optimizer and the steps it has made; None without one."""
+    optimizer = getattr(model, "optimizer", None)
+    return None if optimizer is None else (optimizer, backend.steps_of(optimizer))
+
+
+def _state_of(model: Any) -> list[Any]:
+    """The non-trainable variables that using a model may change: all but frozen weights."""
+    frozen = {
+        id(variable)
+        for layer in model._flatten_layers(include_self=True, recursive=True)
+        for variable in getattr(layer, "_trainable_variables", ())
+    }
+    return [v for v in model.non_trainable_variables if id(v) not in frozen]
+
+
+def _attach(model: Any) -> None:
+    """Has Keras put the values of an interrupted loop on JAX back into the model's variables.
+
+    While such a loop runs they are in none, and what is left of it would overwrite them later.
+    """
+    sync = getattr(model, "jax_state_sync", None)
+    if sync is not None:
+        sync()
+
+
+@contextlib.contextmanager
+def lend(model: Any, what: str, values: Callable[[], Values]) -> Iterator[Any]:
+    """Gives a model the values that a function returns inside a `with` block, its own after it.
+
+    No exception at any place, Ctrl-C's included, leaves anything of them behind.
+
+    Args:
+        model: a Keras model.
+        what: the weights, for errors.
+        values: called when nobody else can borrow the model any more.
+
+    Yields:
+        the model.
 
     Raises:
-        RuntimeError: if the model is claimed already, by this thread or by another (the
-            message says by whom), or if it was trained inside the block.
+        RuntimeError: if the model holds borrowed weights already, or is trained
+            inside the block.
     """
-    thread = threading.current_thread().name
-    with _lock:
-        holder = _holders.get(model)
-        if holder is not None:
-            raise RuntimeError(
-                f"The model already holds {holder}, so it cannot take {what} (thread {thread!r}). "
-                "A model is lent to one at a time: leave that `with` block first."
-            )
-        before = backend.iterations(model)
-        _holders[model] = f"{what}, borrowed in thread {thread!r}"
-
-    def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise RuntimeError(
-            f"The model holds {what}, borrowed in thread {thread!r}: leave `borrowed` before "
-            "training, which would train the borrowed weights and lose them."
-        )
-
-    # `fit` and `train_on_batch` both ask for the training function before they move a weight.
-    own = vars(model).get("make_train_function")
-    model.make_train_function = refuse
+    signals = HeldSignals(_LEND)
+    loan = Loan(model, what, signals)
+    # Twice, so that an exception in place of the first `end` does not keep it from its work.
     try:
-        yield
+        try:
+            loan.claim()
+            signals.holding = False
+            found = values()
+            signals.holding = True
+            loan.put_in(found)
+            signals.holding = False
+            yield model
+            loan.check()
+        finally:
+            loan.end()
     finally:
-        if own is None:
-            del model.make_train_function
-        else:
-            model.make_train_function = own
-        with _lock:
-            del _holders[model]
-    if backend.iterations(model) != before:
-        raise RuntimeError(
-            f"The optimizer made steps while the model held {what}. They moved the borrowed "
-            "weights and are lost; the model has its own weights back, but its optimizer's state "
-            "has moved on."
-        )
+        loan.end()
 
 
-@contextlib.contextmanager
-def lend(model: Any, trainable: Sequence[Any], non_trainable: Sequence[Any]) -> Iterator[Any]:
-    """What `borrow` does, for a caller that has claimed the model already."""
-    variables = [*model.trainable_variables, *model.non_trainable_variables]
-    # Evaluating inside the block must not disturb the metrics of a running epoch.
-    restore = backend.backup([*variables, *model.metrics_variables])
-    try:
-        backend.assign(variables, [*trainable, *non_trainable])
-        yield model
-    finally:
-        restore()
+_LEND = lend.__wrapped__.__code__  # type: ignore[attr-defined]
 
 
-@contextlib.contextmanager
 def borrow(
     model: Any,
     trainable: Sequence[Any],
     non_trainable: Sequence[Any],
     what: str = "other weights",
-) -> Iterator[Any]:
+) -> contextlib.AbstractContextManager[Any]:
     """Gives the model other weights inside a `with` block and its own after it, to the bit.
 
     The raw values are copied and assigned back, also when an exception flies;
@@ -106,54 +226,19 @@ def borrow(
         non_trainable: values in the order of `model.non_trainable_variables`.
         what: the weights, for the error that a second borrower gets.
 
-    Yields:
-        the model.
+    Returns:
+        a context manager that yields the model.
 
     Raises:
         RuntimeError: if the model holds borrowed weights already, or is trained
             inside the block.
     """
-    with claim(model, what), lend(model, trainable, non_trainable):
-        yield model
 
+    def values() -> Values:
+        state = zip(model.non_trainable_variables, non_trainable, strict=False)
+        return [
+            *zip(model.trainable_variables, trainable, strict=False),
+            *((v, value) for v, value in state if not backend.holds(v, value)),
+        ]
 
-def check_model_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns `path` if Keras can save a model there, or raises ValueError."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"`path` must be a path that ends in '.keras'. Received: path={path!r}")
-    target = pathlib.Path(path)
-    if target.suffix != ".keras":
-        raise ValueError(f"`path` must end in '.keras'. Received: path={str(path)!r}")
-    return target
-
-
-def load_model(path: str | os.PathLike[str]) -> Any:
-    """Loads a `.keras` file without trust: no code that is stored in it is run.
-
-    Raises:
-        ValueError: if it cannot be loaded, or asks for code of its own (a `Lambda` layer).
-        OSError: if it cannot be read.
-    """
-    import keras
-
-    open(path, "rb").close()
-    try:
-        return keras.saving.load_model(path, safe_mode=True)
-    except Exception as error:  # zipfile, h5py, JSON and layers raise many kinds on damaged files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"the model {os.fspath(path)} cannot be loaded: {reason}") from None
-
-
-def save_model(model: Any, path: str | os.PathLike[str]) -> None:
-    """Saves a `.keras` file under a temporary name, then renames it."""
-    target = check_model_path(path)
-    # Threads may save at a time; Keras wants the ending.
-    temporary = temporary_path(target.with_name(f"{target.stem}.{uuid.uuid4().hex}"), ".keras")
-    try:
-        with naming(target):
-            model.save(temporary)
-            sync(temporary)  # before the name stands for it
-            os.replace(temporary, target)
-            sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return lend(model, what, values)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import copy
 import json
 import math
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -17,70 +16,30 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj import batch_norm as bn
-from tf_lrtraj.averaging.borrowing import (
-    check_model_path,
-    claim,
-    holder_of,
-    lend,
-    save_model,
-)
-from tf_lrtraj.averaging.companions import (
-    Backup,
-    callbacks_beside,
-    check_order,
-    checksum,
-)
-from tf_lrtraj.averaging.state import AverageState
-from tf_lrtraj.following import check_built, check_trainable
+from tf_lrtraj.averaging import settings
+from tf_lrtraj.averaging.backup import Backup, checksum, to_npz
+from tf_lrtraj.averaging.borrowing import holder_of
+from tf_lrtraj.averaging.companions import callbacks_beside, check_order
+from tf_lrtraj.averaging.model_averages import ModelAverages, split
+from tf_lrtraj.durations import resolve_durations
 from tf_lrtraj.kernels import Kernel
-from tf_lrtraj.records import RAW, check_average_name, write_atomically
+from tf_lrtraj.records import RAW, write_atomically
 from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.weight_updates import (
+    Standing,
+    UpdateCounter,
+    check_model,
+    check_trainable,
+    is_built,
+)
 
 
-def check_averages(averages: Mapping[str, Kernel]) -> dict[str, Kernel]:
-    """Checks names and kernels of a set of averages.
-
-    Raises:
-        ValueError: for an empty set, a name that `records.check_average_name`
-            refuses, or a value that is no kernel.
-    """
-    if not isinstance(averages, Mapping) or not averages:
-        raise ValueError(
-            "`averages` must be a non-empty dict of name -> tf_lrtraj.kernels kernel. "
-            f"Received: averages={averages!r}"
-        )
-    for name, kernel in averages.items():
-        check_average_name(name)
-        if not isinstance(kernel, Kernel):
-            raise ValueError(
-                f"`averages[{name!r}]` must be a kernel such as tf_lrtraj.kernels.Exponential(0.99)"
-                f". Received: {kernel!r}"
-            )
-    return dict(averages)
-
-
-def check_save_best(
-    save_best: Mapping[str, Any], averages: Mapping[str, Kernel], validation_data: Any
-) -> dict[str, Any]:
-    """Checks names and paths of the averages whose best is saved."""
-    if not isinstance(save_best, Mapping):
-        raise ValueError(f"`save_best` must map averages to paths. Received: {save_best!r}")
-    unknown = sorted({str(name) for name in save_best} - set(averages))
-    if unknown:
-        raise ValueError(
-            f"`save_best` must name averages among {sorted(averages)}. Received: {unknown}"
-        )
-    if save_best and validation_data is None:
-        raise ValueError("`save_best` needs `validation_data` to tell which is best.")
-    return {name: check_model_path(path) for name, path in save_best.items()}
-
-
-class WeightAveraging(keras.callbacks.Callback):
+class WeightAveraging(keras.callbacks.Callback, ModelAverages):
     """Keeps any number of weight averages beside a model that is being trained.
 
     The model trains on its raw weights and ends with them; the averages live in
-    buffers of their own (float32 or wider) and are put into the model only
-    inside `borrowed`.
+    buffers of their own (float32 or wider, laid out over devices as the weights are) and are put
+    into the model only inside `borrowed`.
 
     Example:
 
@@ -99,39 +58,55 @@ class WeightAveraging(keras.callbacks.Callback):
     ['ema', 'raw', 'swa']
 
     Args:
-        averages: name → kernel.
+        averages: name → kernel, or a kernel's configuration, in which numbers of updates may be
+            durations of the `fit` that follows:
+            `{"kernel": "Uniform", "start": "75 percent"}`, `"3 epochs"`.
         batch_norm: what statistics batch-norm layers use with averaged weights:
             `"recompute"` (pooled moments of `batch_norm_data` under the averaged
             weights), `"average"` (running statistics averaged by the same kernel)
             or `"copy"` (the raw weights' own); or a dict name → policy.
             Models without batch norm ignore it.
-        batch_norm_data: for `"recompute"`: an array of inputs, or a re-iterable
-            of batches (`tf.data.Dataset`, `keras.utils.PyDataset`, list).  Of a
-            tuple the first element is taken as the inputs.
+        batch_norm_data: for `"recompute"`: what `fit` takes as its data, with or without targets.
         batch_norm_batches: use at most this many batches; None for all.
         batch_size: batch size when `batch_norm_data` or `validation_data` are arrays.
-        validation_data: what `model.evaluate` takes, `(x, y)` or a dataset.  Every
+        batch_norm_call: a function of the model and a batch of `batch_norm_data` that runs it
+            through the model in training mode, for models that train in a way that cannot be
+            found out (a GAN, whose `call` is not what `train_step` calls).
+        validation_data: what `fit` takes as `validation_data`.  Every
             average is evaluated on it at the end of an epoch, and the results join
             the epoch's `logs` as `val_<name>_<metric>`, where callbacks that come
             later in the list (EarlyStopping, TensorBoard, …) and `History` find them.
+            Where batch-norm statistics are recomputed, so is `val_raw_<metric>`, the raw
+            weights with recomputed statistics.
+        validation_steps: evaluate on at most this many batches; None for all.
         validation_freq: do so every so many epochs.
         save_best: name → `.keras` path.  The average is saved there whenever its
             `val_<name>_<monitor>` improves.
         monitor: the compiled metric that `save_best` goes by.
         mode: `"min"` or `"max"`: what improvement means; may be left out for `"loss"`.
+        variables: which trainable variables are averaged, a function of a variable; None for
+            all.  The others stay raw wherever an average is lent.
+        on_non_finite: what to do where weights are not finite after a step.  Such an iterate is
+            left out of every average, with a warning; `"stop"` also ends the training, as
+            `keras.callbacks.TerminateOnNaN` does, and `"skip"` goes on.  `"ignore"` does not look,
+            which saves one reading of the weights at every update.
 
     In a `fit` with `keras.callbacks.BackupAndRestore` the averages are saved and
     restored in step with the model, and so are the model's random streams (dropout's),
     which Keras leaves out.  WeightAveraging must come before it in `callbacks`, and
     before callbacks that monitor an average; another order is refused.
 
+    Copies and pickles hold the averages; a copied callback goes on with them once it has a model.
+    Data sets are shared by copies.
+
     Raises:
-        ValueError: for unknown policies, bad names, or counts below 1.
+        ValueError: for unknown policies, bad names, or counts below 1; for data that
+            cannot be read again or never end.
     """
 
     def __init__(
         self,
-        averages: Mapping[str, Kernel],
+        averages: Mapping[str, Kernel | Mapping[str, Any]],
         batch_norm: str | Mapping[str, str] = "recompute",
         batch_norm_data: Any = None,
         batch_norm_batches: int | None = None,
@@ -141,65 +116,121 @@ class WeightAveraging(keras.callbacks.Callback):
         save_best: Mapping[str, str | os.PathLike[str]] | None = None,
         monitor: str = "loss",
         mode: str | None = None,
+        *,
+        batch_norm_call: Callable[[Any, Any], Any] | None = None,
+        validation_steps: int | None = None,
+        variables: Callable[[Any], bool] | None = None,
+        on_non_finite: str = "skip",
     ) -> None:
-        super().__init__()
-        self.averages = check_averages(averages)
+        keras.callbacks.Callback.__init__(self)
+        ModelAverages.__init__(self)
+        settings.check_names(averages)
+        # Durations wait for the `fit` that says how long an epoch is.
+        self._unresolved = {name: k for name, k in averages.items() if settings.has_durations(k)}
+        self.averages = settings.check_averages(averages, but=self._unresolved)
         if isinstance(batch_norm, str):
-            batch_norm = {name: batch_norm for name in self.averages}
-        if not isinstance(batch_norm, Mapping) or set(batch_norm) != set(self.averages):
+            batch_norm = {name: batch_norm for name in averages}
+        if not isinstance(batch_norm, Mapping) or set(batch_norm) != set(averages):
             raise ValueError(
-                f"`batch_norm` must name a policy for each of {sorted(self.averages)}. "
+                f"`batch_norm` must name a policy for each of {sorted(averages)}. "
                 f"Received: {batch_norm!r}"
             )
         self.batch_norm = {
             name: bn.check_policy(p, f"batch_norm[{name!r}]") for name, p in batch_norm.items()
         }
-        for label, value in (
-            ("batch_norm_batches", batch_norm_batches),
-            ("batch_size", batch_size),
-            ("validation_freq", validation_freq),
-        ):
-            optional = label == "batch_norm_batches" and value is None
-            counts = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not optional and not counts:
-                raise ValueError(
-                    f"`{label}` must be an integer of at least 1. Received: {label}={value!r}"
-                )
-        self.batch_norm_data = bn.check_data(batch_norm_data)
-        self.batch_norm_batches = batch_norm_batches
-        self.batch_size = batch_size
-        self.state: AverageState | None = None
-        self.num_updates = 0
-        self.validation_data = validation_data
-        self.validation_freq = validation_freq
-        self.save_best = check_save_best(
-            {} if save_best is None else save_best, self.averages, validation_data
+        self.batch_norm_batches = settings.check_count(
+            batch_norm_batches, "batch_norm_batches", optional=True
+        )
+        self.batch_size = settings.check_count(batch_size, "batch_size")
+        self.validation_freq = settings.check_count(validation_freq, "validation_freq")
+        self.validation_steps = settings.check_count(
+            validation_steps, "validation_steps", optional=True
+        )
+        self.batch_norm_data = bn.check_data(batch_norm_data, batches=self.batch_norm_batches)
+        self.validation_data = bn.check_data(
+            validation_data, "validation_data", self.validation_steps, limit="validation_steps"
+        )
+        self.batch_norm_call = settings.check_function(batch_norm_call, "batch_norm_call")
+        self.variables = settings.check_function(variables, "variables")
+        self.on_non_finite = settings.check_choice(
+            on_non_finite, settings.NON_FINITE, "on_non_finite"
+        )
+        self.save_best = settings.check_save_best(
+            {} if save_best is None else save_best, averages, validation_data
         )
         self.monitor = monitor
-        sound = isinstance(monitor, str) and (mode is None or isinstance(mode, str))
-        if not sound or mode not in (("min", "max", None) if monitor == "loss" else ("min", "max")):
-            raise ValueError(
-                "`mode` must be 'min' or 'max', and is needed where `monitor` is not 'loss'. "
-                f"Received: monitor={monitor!r}, mode={mode!r}"
-            )
-        self.mode = mode or "min"
+        self.mode = settings.check_monitor(monitor, mode)
         self.best: dict[str, float] = {}
         self._backup: Backup | None = None
         self._begun = False
-        self._seen_iterations = 0
-        self._initial_iterations = 0
-        self._training_thread: threading.Thread | None = None
-        self._update: Any = None
+        self._counter: UpdateCounter | None = None
+        # Where the training stood when `fit` gave the model, and at the last update.
+        self._at_set_model: Standing | None = None
+        self._left: Standing | None = None
+        self._loaded_iterations: int | None = None
+        self._carried: dict[str, Any] | None = None
+
+    # Where the trajectory begins --------------------------------------------------------------
+
+    def set_model(self, model: Any) -> None:
+        """Gives the model whose weights are averaged; `θ_0` is what it holds now.
+
+        `fit` calls it, and begins at the weights that other callbacks restore or load
+        before the first step.  In a loop of your own load weights before, or call `start` after.
+
+        Raises:
+            ValueError: for what is no model of Keras 3.
+        """
+        check_model(model, type(self).__name__)
+        training = self._training_thread is not None and model is self._model
+        super().set_model(model)
+        if training or not is_built(model):  # `evaluate` gives the model too
+            return
+        self._counter = UpdateCounter(model, type(self).__name__)
+        self._at_set_model = self._counter.standing()
+        if not self.num_updates and not self._unresolved and holder_of(model) is None:
+            self.start()
+
+    def start(self) -> None:
+        super().start()
+        self._left = None if self._counter is None else self._counter.standing()
+        self._loaded_iterations = None
+        if self._carried is not None:
+            carried, self._carried = self._carried, None
+            self._load_arrays(carried, "the copied callback")
+
+    start.__doc__ = ModelAverages.start.__doc__
+
+    def reset(self) -> None:
+        super().reset()
+        self._carried = self._left = self._loaded_iterations = None
+        self.best = {}
+
+    reset.__doc__ = ModelAverages.reset.__doc__
+
+    def _require_state(self) -> Any:
+        if self._unresolved and self.state is None:
+            raise RuntimeError(
+                f"The averages {sorted(self._unresolved)} are in epochs or percent of a `fit`, and "
+                "none has begun. Give numbers of updates for a loop of your own."
+            )
+        return super()._require_state()
 
     # Training ---------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         check_trainable(model, self)
-        if self.state is not None:
+        if self._counter is None:  # built after `set_model`, by Keras
+            self._counter = UpdateCounter(model, type(self).__name__)
+            self._at_set_model = self._counter.standing()
+        self._resolve()
+        if self.num_updates:
             self._check_model()
+        for name, policy in self.batch_norm.items():
+            bn.check_model(model, policy, f"batch_norm[{name!r}]", self.batch_norm_call)
         beside = callbacks_beside(self)
-        evaluated = self.averages if self.validation_data is not None else ()
+        evaluated = list(self.averages) if self.validation_data is not None else []
         check_order(self, beside, [f"val_{name}_" for name in evaluated])
         followed = [c for c in beside if isinstance(c, keras.callbacks.BackupAndRestore)]
         if not followed:
@@ -209,13 +240,27 @@ class WeightAveraging(keras.callbacks.Callback):
         self._begun = False
         self._training_thread = threading.current_thread()
 
-    def set_model(self, model: Any) -> None:
-        super().set_model(model)
-        self._initial_iterations = self._iterations()
+    def _resolve(self) -> None:
+        """Makes kernels of configurations with durations, now that `fit` tells its length."""
+        if not self._unresolved:
+            return
+        steps, total = self._updates_of_fit()
+        kernels = dict(self.averages)
+        for name, config in self._unresolved.items():
+            resolved = resolve_durations(config, steps, total, name=f"averages[{name!r}]")
+            kernels[name] = settings.check_kernel(name, resolved)
+        self.averages = {name: kernels[name] for name in self.batch_norm}
+        self._unresolved = {}
 
-    def _iterations(self) -> int:
-        """How often the optimizer has moved the weights; 0 without one."""
-        return backend.iterations(self.model)
+    def _updates_of_fit(self) -> tuple[float | None, int | None]:
+        """(updates of an epoch, updates of the whole `fit`), where Keras knows them."""
+        params = self.params or {}
+        batches, epochs = params.get("steps"), params.get("epochs")
+        if not batches or not epochs:
+            return None, None
+        optimizer = getattr(self.model, "optimizer", None)
+        each = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+        return batches / each, batches * epochs // each
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._begin()
@@ -229,26 +274,105 @@ class WeightAveraging(keras.callbacks.Callback):
         if self._begun:
             return
         self._begun = True
-        iterations = self._iterations()
-        if self.num_updates == 0:
-            self.state = None  # an average asked for early may hold older initial weights
-        elif self._seen_iterations == iterations:
-            return
-        counted, seen = self.num_updates, self._seen_iterations
-        self._require_state()
-        if iterations != self._initial_iterations:
-            self._restore(iterations)
-        elif counted and iterations > seen:
+        model, counter = self.model, self._counter
+        before = self._at_set_model
+        assert counter is not None and before is not None
+        now = counter.standing()
+        stepped = now.counts != before.counts
+        # What has moved since `fit` gave the model, another callback has put in.
+        moved = stepped or not now.same_weights(before)
+        if not (moved and self._restore(model, stepped)):
+            self._go_on(now)
+        counter.restart()
+        self._left = counter.standing()
+        self._warn_of_averages_that_never_begin()
+        if (self.params or {}).get("verbose"):
+            print(f"WeightAveraging: {self._require_state().describe_memory()}")
+
+    def _go_on(self, now: Standing) -> None:
+        """Begins at the weights of now, or goes on from those of the last update."""
+        left = self._left
+        if not self.num_updates:
+            self.start()
+        elif self._loaded_iterations is not None:
+            self._warn_of_iterations(self._loaded_iterations, _steps(self.model))
+        elif left is not None and not now.same_weights(left):
+            if now.steps_since(left) and now.same_optimizers(left):
+                before = max(left.counts.values(), default=0)
+                self._warn_of_iterations(before, max(now.counts.values(), default=0))
+            elif now.same_optimizers(left):
+                warnings.warn(
+                    "The model's weights were set after the last update, by something other than "
+                    f"training: the averages, of {self.num_updates} updates, begin anew. Use a "
+                    "WeightAveraging of its own for each run to keep them.",
+                    stacklevel=3,
+                )
+                self.reset()
+                self.start()
+            else:
+                raise ValueError(
+                    "The model has another optimizer, and other weights, than at the last update "
+                    f"of the averages (number {self.num_updates}): whether this is the same "
+                    "training cannot be known. Call `averaging.reset()` to begin anew, or "
+                    "train with WeightAveraging all along."
+                )
+        self._loaded_iterations = None
+        self._join_new_weights()
+
+    def _warn_of_iterations(self, before: int, now: int) -> None:
+        if now > before:
             warnings.warn(
-                f"The optimizer went from {seen} to {iterations} iterations without "
+                f"The optimizer went from {before} to {now} iterations without "
                 "WeightAveraging: its averages leave those weights out.",
+                stacklevel=4,
+            )
+
+    def _warn_of_averages_that_never_begin(self) -> None:
+        _, updates = self._updates_of_fit()
+        if updates is None:
+            return
+        end = self.num_updates + updates
+        begins = {name: kernel.first_average for name, kernel in self.averages.items()}
+        late = {name: begin for name, begin in begins.items() if begin is not None and begin > end}
+        if late:
+            warnings.warn(
+                f"WeightAveraging: the averages {late} begin at that update, and this `fit` "
+                f"ends at update {end}: until then they are the raw weights.",
                 stacklevel=3,
             )
-        self._seen_iterations = iterations
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        model = self.model  # on JAX this brings the variables up to date
+        assert self._counter is not None
+        # Weights do not move on the micro-steps of gradient accumulation, nor when
+        # loss scaling skips a step.
+        if self._counter.moved():
+            self._refuse_borrowed("be averaged")
+            if not self._make_update() and self.on_non_finite == "stop":
+                model.stop_training = True
+        if self._backup is not None and self._backup.due_after_batch():
+            self._save_backup(self._backup)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._training_thread = None
         self._begin()  # a training restored at its end has no epochs left
+        if self._counter is not None:
+            self._left = self._counter.standing()
+        if self.skipped:
+            warnings.warn(
+                f"WeightAveraging left out {self.skipped} iterates that were not finite.",
+                stacklevel=3,
+            )
+
+    def update(self, weights: Any = None) -> bool:
+        averaged = super().update(weights)
+        if self._counter is not None and weights is None:
+            self._left = None
+        return averaged
+
+    update.__doc__ = ModelAverages.update.__doc__
+
+    # At the end of an epoch -------------------------------------------------------------------
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if self.validation_data is not None and (epoch + 1) % self.validation_freq == 0:
@@ -258,9 +382,12 @@ class WeightAveraging(keras.callbacks.Callback):
 
     def _validate(self, logs: dict[str, Any]) -> None:
         """Puts metrics of every average into `logs`, and saves those that are the best so far."""
-        data = self.validation_data
-        options = {"batch_size": self.batch_size} if isinstance(data, tuple) else {}
-        for name, metrics in self._evaluate(list(self.averages), data, options).items():
+        x, y, sample_weight = split(self.validation_data)
+        options = {"steps": self.validation_steps}
+        if y is not None:
+            options["batch_size"] = self.batch_size
+        names = [*([RAW] if self._recomputes_raw() else []), *self.averages]
+        for name, metrics in self._evaluate(names, (x, y, sample_weight), options).items():
             for metric, value in metrics.items():
                 key = f"val_{name}_{metric}"
                 if key in logs:
@@ -285,232 +412,12 @@ class WeightAveraging(keras.callbacks.Callback):
             self.best[name] = value
             self.save(name, self.save_best[name])
 
-    def _build(self, model: Any) -> None:
-        check_built(model, type(self).__name__)
-        self._statistics = bn.find_statistics(model)
-        self._recompute = bn.Recompute(model)
-        averaged = list(model.trainable_variables)
-        self._num_trainable = len(averaged)
-        self._trainable = list(averaged)
-        if "average" in self.batch_norm.values():
-            for entry in self._statistics:
-                averaged += [entry.layer.moving_mean, entry.layer.moving_variance]
-        if not averaged:
-            raise ValueError("The model has no trainable weights to average.")
-        missing = self._recomputed_without_data()
-        if missing:
-            warnings.warn(
-                f"Averages {missing} recompute batch-norm statistics but `batch_norm_data` is "
-                "missing: they can be read but not evaluated, borrowed or saved until it is set "
-                "(for example `averaging.batch_norm_data = x_train[:4096]`).",
-                stacklevel=3,
-            )
-        with backend.strategy_scope(model):
-            self.state = AverageState(averaged, self.averages)
-        self._update = backend.compiled_update(
-            self.state.update, model, writes=self.state.variables, reads=averaged
-        )
-        if (self.params or {}).get("verbose"):
-            print(f"WeightAveraging: {self.state.describe_memory()}")
-
-    def _recomputed_without_data(self) -> list[str]:
-        if not self._statistics or self.batch_norm_data is not None:
-            return []
-        return [name for name, policy in self.batch_norm.items() if policy == "recompute"]
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        # Weights do not move on the micro-steps of gradient accumulation, nor when
-        # loss scaling skips a step.
-        if self._iterations() != self._seen_iterations:
-            self.update()
-        if self._backup is not None and self._backup.due_after_batch():
-            self._save_backup(self._backup)
-
-    def update(self) -> None:
-        """Makes one update of every average from the model's weights.
-
-        `fit` calls it after every optimizer step; a custom loop calls it itself
-        (after `set_model`).
-        """
-        self._refuse_borrowed("be averaged")
-        state = self._require_state()
-        self._seen_iterations = self._iterations()
-        self.num_updates += 1
-        row = {key: value[0] for key, value in state.plan(self.num_updates, 1).items()}
-        if state.changes(row):
-            self._update({key: backend.scalars(value) for key, value in row.items()})
-
-    def _refuse_borrowed(self, purpose: str) -> None:
-        holder = holder_of(self.model) if self.model is not None else None
-        if holder is not None:
-            raise RuntimeError(
-                f"The model holds {holder}, so its own weights cannot {purpose}: leave `borrowed` "
-                "first."
-            )
-
-    def _require_state(self) -> AverageState:
-        if self.state is None:
-            if self.model is None:
-                raise RuntimeError(
-                    "WeightAveraging has no model yet: pass it to `fit` in `callbacks=[…]`, or "
-                    "call `set_model(model)` first."
-                )
-            self._refuse_borrowed("be averaged")
-            self._build(self.model)
-        assert self.state is not None
-        return self.state
-
-    def _check_model(self) -> None:
-        """Refuses a model whose trainable weights are not those that were averaged."""
-        now = {id(variable) for variable in self.model.trainable_variables}
-        then = {id(variable) for variable in self._trainable}
-        if now != then:
-            raise ValueError(
-                f"The averages are of {len(then)} trainable weights, of which the model now has "
-                f"{len(now & then)} among its {len(now)}. Use a new WeightAveraging for another "
-                "model, and after layers were frozen or unfrozen."
-            )
-
-    # Reading ----------------------------------------------------------------------------------
-
-    def _average(self, name: str) -> list[Any]:
-        state = self._require_state()
-        self._check_model()
-        return state.average(name, self.num_updates)
-
-    def get_average(self, name: str) -> list[np.ndarray]:
-        """The average `name` as arrays in the order of `model.trainable_variables`.
-
-        Raises:
-            KeyError: for an unknown name.
-        """
-        average = self._average(name)
-        return backend.to_numpy(average[: self._num_trainable])
-
-    def _weights(self, name: str) -> tuple[list[Any], list[Any]]:
-        """(trainable, non-trainable) values of the model under the average `name`."""
-        model = self.model
-        average = self._average(name)
-        trainable = [
-            keras.ops.cast(value, variable.dtype)
-            for value, variable in zip(average, model.trainable_variables, strict=False)
-        ]
-        non_trainable = backend.values(model.non_trainable_variables)
-        policy = self.batch_norm[name]
-        if policy == "average":
-            extra = average[self._num_trainable :]
-            pairs = list(zip(extra[::2], extra[1::2], strict=True))
-            non_trainable = bn.replace(non_trainable, self._statistics, pairs)
-        elif policy == "recompute" and self._statistics:
-            if self.batch_norm_data is None:
-                raise ValueError(
-                    f"The average {name!r} needs `batch_norm_data` to recompute its batch-norm "
-                    "statistics. Set it, for example `averaging.batch_norm_data = x_train[:4096]`, "
-                    "or choose batch_norm='average' before training."
-                )
-            non_trainable = self._recompute(
-                trainable,
-                non_trainable,
-                self._batches(),
-                distributed=backend.is_distributed(self.batch_norm_data),
-            )
-        return trainable, non_trainable
-
-    def _batches(self) -> Iterator[Any]:
-        data = bn.check_data(self.batch_norm_data)
-        return bn.input_batches(data, self.batch_size, self.batch_norm_batches)
-
-    @contextlib.contextmanager
-    def borrowed(self, name: str) -> Iterator[Any]:
-        """Puts an average into the model inside a `with` block, raw weights after it, to the bit.
-
-        Yields:
-            the model.
-
-        Raises:
-            RuntimeError: if other weights are in the model already, here or in another thread
-                (the message says whose), or another thread is training it; also if the model
-                is trained inside the block.
-            KeyError: for an unknown name.
-        """
-        self._require_state()
-        model = self.model
-        self._refuse_other_threads(name)
-        with claim(model, f"the average {name!r}"), lend(model, *self._weights(name)):
-            yield model
-
-    def _refuse_other_threads(self, name: str) -> None:
-        """A model must not change hands while another thread trains it."""
-        thread = self._training_thread
-        if thread is None or thread is threading.current_thread() or not thread.is_alive():
-            return
-        raise RuntimeError(
-            f"The average {name!r} cannot be borrowed in thread "
-            f"{threading.current_thread().name!r}: thread {thread.name!r} is training the model. "
-            "Borrow in a callback of that training, or after it. (After a `fit` that ended in an "
-            "exception call `on_train_end()` first.)"
-        )
-
-    def evaluate(self, data: Any, **kwargs: Any) -> dict[str, dict[str, float]]:
-        """Evaluates the raw weights and every average with the model's compiled metrics.
-
-        Args:
-            data: what `model.evaluate` takes; a tuple `(x, y)` or `(x, y, sample_weight)` is split.
-            **kwargs: passed on to `model.evaluate`.
-
-        Returns:
-            {"raw": {metric: value}, name: {metric: value}, …}
-        """
-        self._refuse_borrowed("be evaluated")
-        return self._evaluate([RAW, *self.averages], data, kwargs)
-
-    def _evaluate(
-        self, names: Iterable[str], data: Any, options: Mapping[str, Any]
-    ) -> dict[str, dict[str, float]]:
-        x, y, sample_weight = (
-            keras.utils.unpack_x_y_sample_weight(data)
-            if isinstance(data, tuple)
-            else (data, None, None)
-        )
-        arguments = {"x": x, "y": y, "sample_weight": sample_weight}
-        options = {"verbose": 0, **arguments, **options, "return_dict": True}
-        model = self.model
-        results: dict[str, dict[str, float]] = {}
-        # `evaluate` resets the metrics that a running epoch is still adding to.
-        restore_metrics = backend.backup(model.metrics_variables)
-        try:
-            for name in names:
-                # On JAX an exception in Keras' own loop leaves a model without its weights.
-                with self._kept() if name == RAW else self.borrowed(name):
-                    results[name] = model.evaluate(**options)
-        finally:
-            restore_metrics()
-        return results
-
-    def _kept(self) -> contextlib.AbstractContextManager[Any]:
-        """Lends the model its own weights, so that it has them back whatever happens."""
-        variables = (self.model.trainable_variables, self.model.non_trainable_variables)
-        return lend(self.model, *map(backend.values, variables))
-
-    def save(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Writes a `.keras` model that holds the average `name`.
-
-        The file appears whole or not at all.
-
-        Raises:
-            ValueError: if `path` does not end in `.keras`.
-        """
-        check_model_path(path)
-        with self.borrowed(name) as model:
-            save_model(model, path)
-
     # Saving the state -------------------------------------------------------------------------
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Writes every buffer and the update count to an `.npz` file, whole or not at all."""
-        content = io.BytesIO()
-        np.savez(content, **self._state_arrays())
-        write_atomically(path, content.getvalue())
+        settings.check_local(path)
+        write_atomically(path, to_npz(self._state_arrays()))
 
     def _state_arrays(self) -> dict[str, Any]:
         """Everything that `_load_arrays` needs to go on."""
@@ -519,7 +426,7 @@ class WeightAveraging(keras.callbacks.Callback):
         return {
             "averages": np.array(self._describe_averages()),
             "num_updates": np.int64(self.num_updates),
-            "iterations": np.int64(self._seen_iterations),
+            "iterations": np.int64(_steps(self.model)),
             **{f"buffer_{i}": buffer for i, buffer in enumerate(buffers)},
         }
 
@@ -535,10 +442,12 @@ class WeightAveraging(keras.callbacks.Callback):
                 is damaged.
             OSError: if it cannot be read.
         """
+        settings.check_local(path)
         try:
             stored = load_arrays(path, largest=None)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is no saved state: {error}") from None
+        self._require_model()
         self._load_arrays(stored, path)
 
     def _load_arrays(self, stored: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -554,7 +463,7 @@ class WeightAveraging(keras.callbacks.Callback):
         held = {name: stored[name] for name in names if name in stored}
         shapes = [tuple(held[name].shape) if name in held else None for name in names]
         counts = [stored.get(name, -1) for name in ("num_updates", "iterations")]
-        sound = all(array.dtype.kind == "f" for array in held.values()) and all(
+        sound = all(array.dtype.kind in "fc" for array in held.values()) and all(
             not count.shape and count.dtype.kind in "iu" and count >= 0
             for count in map(np.asarray, counts)
         )
@@ -566,7 +475,9 @@ class WeightAveraging(keras.callbacks.Callback):
                 f"Received: {str(path)!r} with buffers of shapes {shapes}"
             )
         backend.assign(state.variables, [stored[name] for name in names])
-        self.num_updates, self._seen_iterations = (int(count) for count in counts)
+        self.num_updates, self._loaded_iterations = (int(count) for count in counts)
+
+    # In step with BackupAndRestore ------------------------------------------------------------
 
     def _random_streams(self) -> list[Any]:
         """The model's variables that Keras does not save with its weights: seeds of dropout."""
@@ -576,7 +487,7 @@ class WeightAveraging(keras.callbacks.Callback):
     def _save_backup(self, backup: Backup) -> None:
         streams = backend.to_numpy(backend.values(self._random_streams()))
         backup.write(
-            self._seen_iterations,
+            self.num_updates,
             {
                 **self._state_arrays(),
                 **{f"stream_{i}": stream for i, stream in enumerate(streams)},
@@ -585,19 +496,74 @@ class WeightAveraging(keras.callbacks.Callback):
             },
         )
 
-    def _restore(self, iterations: int) -> None:
-        """Loads the state that goes with the model another callback has just restored."""
+    def _restore(self, model: Any, counts_changed: bool) -> bool:
+        """Loads the state that goes with the weights another callback has just put in.
+
+        Returns:
+            whether there was one; not, where weights were loaded that no training had made.
+        """
         backup = self._backup
-        stored = None if backup is None else backup.read(iterations)
-        if backup is None or stored is None or checksum(self.model.weights) != stored["checksum"]:
+        stored = None if backup is None else backup.read(checksum(model.weights))
+        if stored is None and not counts_changed and not (backup and backup.files()):
+            return False
+        if backup is None or stored is None:
             where = "no BackupAndRestore is in `callbacks`" if backup is None else backup.folder
             raise ValueError(
-                f"The model was restored at iteration {iterations}, and WeightAveraging has no "
+                f"The model was restored at iteration {_steps(model)}, and WeightAveraging has no "
                 f"state that goes with it ({where}). It must train with BackupAndRestore from the "
                 "start for its averages to be restored too. To average from here on instead, "
                 "load the weights before `fit`."
             )
+        if self.num_updates:
+            self._join_new_weights()
         self._load_arrays(stored, backup.folder)
+        self._loaded_iterations = None
         streams = self._random_streams()
         backend.assign(streams, [stored[f"stream_{i}"] for i in range(len(streams))])
         self.best = json.loads(str(stored["best"]))
+        return True
+
+    # Copies -----------------------------------------------------------------------------------
+
+    _NOT_COPIED = (
+        "_model",
+        "model",
+        "state",
+        "_averaged",
+        "_update",
+        "_update_from",
+        "_recompute",
+        "_seen_versions",
+        "_training_thread",
+        "_counter",
+        "_at_set_model",
+        "_left",
+        "_backup",
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {k: v for k, v in vars(self).items() if k not in self._NOT_COPIED}
+        if self.state is not None and self.num_updates:
+            kept["_carried"] = self._state_arrays()
+        return kept
+
+    def __setstate__(self, kept: Mapping[str, Any]) -> None:
+        keras.callbacks.Callback.__init__(self)
+        ModelAverages.__init__(self)
+        vars(self).update(kept)
+        self._backup = self._counter = self._at_set_model = self._left = None
+        self._begun = False
+        self.num_updates = 0  # until the model is there
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightAveraging:
+        new = type(self).__new__(type(self))
+        shared = ("batch_norm_data", "validation_data", "batch_norm_call", "variables", "params")
+        kept = self.__getstate__()
+        new.__setstate__({k: v if k in shared else copy.deepcopy(v, memo) for k, v in kept.items()})
+        return new
+
+
+def _steps(model: Any) -> int:
+    """The steps that the model's optimizer has made; 0 without one."""
+    optimizer = getattr(model, "optimizer", None)
+    return 0 if optimizer is None else backend.steps_of(optimizer)

@@ -20,7 +20,7 @@ from tf_lrtraj.averaging.snapshots import (
     check_encoding,
     snapshot_bytes,
 )
-from tf_lrtraj.following import check_trainable
+from tf_lrtraj.weight_updates import UpdateCounter, check_trainable
 
 
 def recorded_variables(model: Any) -> list[tuple[Any, str]]:
@@ -140,7 +140,7 @@ class SnapshotRecorder(keras.callbacks.Callback):
         self.timetable = Timetable(every, start, limit, when_full)
         self.encoding = check_encoding(encoding)
         self._snapshots: ModelSnapshots | None = None
-        self._seen = -1
+        self._counter: UpdateCounter | None = None
         self._epoch = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -156,11 +156,15 @@ class SnapshotRecorder(keras.callbacks.Callback):
             return
         # Only now: BackupAndRestore brings an earlier step back when training begins, and
         # may stand later in the list of callbacks.
-        model, step = self.model, backend.iterations(self.model)
+        model = self.model
+        if self._counter is None or self._counter.model is not model:
+            self._counter = UpdateCounter(model, type(self).__name__)
+        else:
+            self._counter.restart()
+        step = self._counter.step
         total = self._total_steps(step)
         self._snapshots = ModelSnapshots(model, self.folder, self.timetable, self.encoding, total)
         self._snapshots.writer.forget_after(step)
-        self._seen = -1
         self._take(step)
 
     def _total_steps(self, step: int) -> int | None:
@@ -172,11 +176,13 @@ class SnapshotRecorder(keras.callbacks.Callback):
         return None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._take(backend.iterations(self.model))
+        model = self.model  # on JAX this brings the variables up to date
+        assert self._counter is not None and self._counter.model is model
+        # Gradient accumulation and skipped steps leave the weights as they were.
+        if self._counter.moved():
+            self._take(self._counter.step)
 
     def _take(self, step: int) -> None:
-        # Gradient accumulation and skipped steps leave the count, and the weights, as they were.
-        if step != self._seen and self.timetable.due(step):
+        if self.timetable.due(step):
             assert self._snapshots is not None
             self._snapshots.write(step)
-        self._seen = step

@@ -11,35 +11,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from tf_lrtraj import backend
+from tf_lrtraj.averaging.buffers import (
+    PRECISIONS,
+    check_memory,
+    describe_bytes,
+    fill,
+    filled,
+    new_buffer,
+    precision_of,
+)
 from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel
-
-# How the running average of a recursive kernel is stored:
-#   single: float32 (float64 for float64 weights);
-#   double: float64;
-#   pair: two float32 numbers, the average and what its last place could not hold
-#         (compensated summation, Kahan 1965), where the backend has no float64.
-PRECISIONS = ("auto", "single", "double", "pair")
 
 # Variables are updated in groups of about this many numbers, one average after the other,
 # so that a group is read from memory once for all averages, and cast once without a copy
 # of all weights.
 _GROUP = 1 << 19
-
-
-def buffer_dtype(dtype: str, precision: str = "single") -> str:
-    """The dtype an average of weights of this dtype is stored in: float32 or wider.
-
-    In bfloat16 an average with decay 0.999 never moves.
-
-    >>> buffer_dtype("bfloat16"), buffer_dtype("float64"), buffer_dtype("float32", "double")
-    ('float32', 'float64', 'float64')
-    """
-    return "float64" if dtype == "float64" or precision == "double" else "float32"
 
 
 class AverageState:
@@ -58,7 +48,7 @@ class AverageState:
             The last two cost twice the memory.
 
     Raises:
-        ValueError: for an unknown precision.
+        ValueError: for an unknown precision, or averages that the free memory cannot hold.
 
     Recursive kernels keep one number per weight (a pair two).  Lag kernels keep a
     ring of `max_lag + 1` past values and the average is formed when it is asked for,
@@ -81,7 +71,9 @@ class AverageState:
             )
         self._variables = list(variables)
         self.kernels = dict(kernels)
-        chosen = {name: _precision(k, precision) for name, k in self.kernels.items()}
+        self._precision = precision
+        check_memory(self._variables, self.kernels, precision)
+        chosen = {name: precision_of(k, precision) for name, k in self.kernels.items()}
         recursive = [n for n, k in self.kernels.items() if isinstance(k, RecursiveKernel)]
         # Averages stored alike share one buffer per variable, a row each: one operation updates
         # them all, and reads the variable once.
@@ -91,7 +83,7 @@ class AverageState:
         self._recursive = [*self._stacked, *alone]
         self._lagged = [n for n, k in self.kernels.items() if isinstance(k, LagKernel)]
         self._stack = [
-            _filled(f"averages_{index}", variable, "single", rows=len(self._stacked))
+            filled(f"averages_{index}", variable, "single", rows=len(self._stacked))
             for index, variable in enumerate(self._variables if self._stacked else ())
         ]
         self._buffers: dict[str, list[Any]] = {}
@@ -104,8 +96,8 @@ class AverageState:
             ]
             if chosen[name] == "pair":
                 self._compensations[name] = [
-                    _variable(f"compensation_{index}", tuple(buffer.shape), buffer.dtype)
-                    for index, buffer in enumerate(self._buffers[name])
+                    new_buffer(f"compensation_{index}", variable, chosen[name])
+                    for index, variable in enumerate(self._variables)
                 ]
         # Asking a Keras variable for its dtype takes microseconds, at every update.
         self._dtypes = [variable.dtype for variable in self._variables]
@@ -120,23 +112,56 @@ class AverageState:
     def _new_buffer(self, index: int, variable: Any, kernel: Kernel, precision: str) -> Any:
         name = f"average_{index}"
         if not isinstance(kernel, LagKernel):
-            return _filled(name, variable, precision)
-        shape = (kernel.max_lag + 1, *variable.shape)
-        ring = _variable(name, shape, buffer_dtype(variable.dtype, precision))
+            return filled(name, variable, precision)
+        ring = new_buffer(name, variable, precision, rows=kernel.max_lag + 1)
         backend.assign_row(ring, 0, ops.cast(ops.convert_to_tensor(variable), ring.dtype))
         return ring
+
+    def start(self) -> None:
+        """Begins anew: `T` is 0 and every average equals the variables' current values."""
+        for buffer, variable in zip(self._stack, self._variables, strict=False):
+            fill(buffer, variable)
+        for name, buffers in self._buffers.items():
+            for buffer, variable in zip(buffers, self._variables, strict=True):
+                if isinstance(self.kernels[name], LagKernel):
+                    value = ops.cast(ops.convert_to_tensor(variable), buffer.dtype)
+                    backend.assign_row(buffer, 0, value)
+                else:
+                    fill(buffer, variable)
+            for buffer in self._compensations.get(name, ()):
+                buffer.assign(ops.zeros(buffer.shape, buffer.dtype))
+
+    def extended(self, variables: Sequence[Any]) -> AverageState:
+        """This state with more variables, which have not moved so far.
+
+        Of what never moved every average is the value itself, so the averages stay exact.
+
+        Args:
+            variables: all variables to average from now on, those of this state among them.
+        """
+        new = AverageState(variables, self.kernels, self._precision)
+        places = {id(variable): index for index, variable in enumerate(self._variables)}
+        for own, other in zip(new._kinds(), self._kinds(), strict=True):
+            for variable, buffer in zip(variables, own, strict=True):
+                if id(variable) in places:
+                    backend.assign([buffer], backend.values([other[places[id(variable)]]]))
+                elif len(buffer.shape) > len(variable.shape):
+                    fill(buffer, variable)  # rings: every place holds what it always was
+        return new
+
+    def _kinds(self) -> list[list[Any]]:
+        """Lists of buffers that hold one for each variable, in a fixed order."""
+        found = [self._stack] if self._stack else []
+        for name, buffers in self._buffers.items():
+            found.append(buffers)
+            if name in self._compensations:
+                found.append(self._compensations[name])
+        return found
 
     @property
     def variables(self) -> list[Any]:
         """Every buffer, in a fixed order (for checkpoints)."""
-        return [
-            *self._stack,
-            *(
-                buffer
-                for name in self._buffers
-                for buffer in (*self._buffers[name], *self._compensations.get(name, ()))
-            ),
-        ]
+        return [buffer for kind in self._kinds() for buffer in kind]
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes held per average."""
@@ -153,33 +178,38 @@ class AverageState:
 
     def describe_memory(self) -> str:
         """What the averages hold, in words for a user about to train."""
-        cost = self.memory_bytes()
-        each = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in cost.items())
-        return f"averages keep {sum(cost.values()) / 1e6:.1f} MB: {each}"
+        return describe_bytes(self.memory_bytes())
 
     def plan(self, first: int, count: int) -> dict[str, np.ndarray]:
         """Coefficients of the updates `T = first … first + count - 1`.
 
         Returns:
             "mixing": [count, number of recursive averages] float64, those that share buffers first;
-            "slots": [count, number of lag averages] int32, where in its ring each puts `θ_T`.
+            "slots": [count, number of lag averages] int32, where in its ring each puts `θ_T`; -1
+                for nowhere.
         """
         steps = np.arange(first, first + count)
         mixing = [self.kernels[n].mixing(steps) for n in self._recursive]  # type: ignore[attr-defined]
-        slots = [steps % self.kernels[n].copies for n in self._lagged]
+        slots = [self.kernels[n].slots(steps) for n in self._lagged]  # type: ignore[attr-defined]
         return {
             "mixing": np.reshape(np.array(mixing, np.float64).T, (count, len(mixing))),
             "slots": np.reshape(np.array(slots, np.int32).T, (count, len(slots))),
         }
 
-    def update(self, row: Mapping[str, Any]) -> None:
+    def update(self, row: Mapping[str, Any], values: Sequence[Any] | None = None) -> None:
         """Makes one update from the variables' current values.
 
         Args:
             row: one row of `plan` (arrays or tensors of shape [averages]).
+            values: a tensor of each variable's dtype, to be averaged in place of
+                what the variables hold.
         """
         for group in self._groups:
-            sources = _Sources(self._at(self._variables, group), self._at(self._dtypes, group))
+            if values is None:
+                weights = backend.values(self._at(self._variables, group))
+            else:
+                weights = self._at(values, group)
+            sources = _Sources(weights, self._at(self._dtypes, group))
             if self._stacked:
                 stack = self._at(self._stack, group)
                 weights = sources.cast(self._at(self._stack_dtypes, group))
@@ -196,8 +226,9 @@ class AverageState:
             for position, name in enumerate(self._lagged):
                 buffers, slot = self._at(self._buffers[name], group), row["slots"][position]
                 weights = sources.cast(self._at(self._buffer_dtypes[name], group))
+                ends = self.kernels[name].end is not None
                 for buffer, weight in zip(buffers, weights, strict=True):
-                    backend.assign_row(buffer, slot, weight)
+                    backend.assign_row(buffer, slot, weight, or_nowhere=ends)
 
     @staticmethod
     def _at(entries: Sequence[Any], group: Sequence[int]) -> list[Any]:
@@ -208,7 +239,7 @@ class AverageState:
 
         Averages that take every n-th iterate only need no pass over the weights between.
         """
-        return bool(self._lagged) or bool(np.any(row["mixing"]))
+        return bool(np.any(row["slots"] >= 0)) or bool(np.any(row["mixing"]))
 
     def average(self, name: str, step: int) -> list[Any]:
         """The average after `step` updates, as backend tensors in the buffers' dtype.
@@ -253,8 +284,8 @@ class AverageState:
 class _Sources:
     """Raw weights, each read and cast once for all averages."""
 
-    def __init__(self, variables: Sequence[Any], dtypes: Sequence[str]) -> None:
-        self._weights = backend.values(variables)
+    def __init__(self, weights: Sequence[Any], dtypes: Sequence[str]) -> None:
+        self._weights = weights
         self._casts = dict(zip(enumerate(dtypes), self._weights, strict=True))
 
     def cast(self, dtypes: Sequence[str]) -> list[Any]:
@@ -265,39 +296,6 @@ class _Sources:
                 self._casts[key] = ops.cast(self._weights[key[0]], key[1])
             found.append(self._casts[key])
         return found
-
-
-def _precision(kernel: Kernel, precision: str) -> str:
-    if isinstance(kernel, LagKernel):
-        return "single"  # formed anew whenever it is read: nothing accumulates
-    if precision != "auto":
-        return precision
-    if not kernel.needs_double:
-        return "single"
-    return "double" if backend.has_float64() else "pair"
-
-
-def _variable(name: str, shape: tuple[int, ...], dtype: str) -> Any:
-    return keras.Variable(
-        initializer="zeros",
-        shape=shape,
-        dtype=dtype,
-        trainable=False,
-        autocast=False,
-        # Each replica writes its own copy; all are equal, so reading takes the first.
-        synchronization="on_read",
-        aggregation="only_first_replica",
-        name=name,
-    )
-
-
-def _filled(name: str, variable: Any, precision: str, rows: int | None = None) -> Any:
-    """A buffer that holds the variable's value, or `rows` times that."""
-    value = ops.convert_to_tensor(variable)
-    shape = tuple(variable.shape) if rows is None else (rows, *variable.shape)
-    buffer = _variable(name, shape, buffer_dtype(variable.dtype, precision))
-    buffer.assign(ops.broadcast_to(ops.cast(value, buffer.dtype), shape))
-    return buffer
 
 
 def _groups(sizes: Sequence[int]) -> list[list[int]]:
@@ -325,6 +323,6 @@ def _mix_pair(
         # What the addition lost, exactly (Knuth's two-sum: no order of sizes is assumed).
         part = total - high
         lost = (high - (total - part)) + (change - part)
-        copied = share >= 1.0
+        copied = backend.is_one(mixing, buffer.dtype)
         buffer.assign(ops.where(copied, weight, total))
         compensation.assign(ops.where(copied, ops.zeros_like(lost), lost))

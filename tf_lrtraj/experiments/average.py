@@ -246,7 +246,7 @@ class ModelTarget(Target):
         batch_size: int = 128,
     ) -> None:
         from tf_lrtraj import batch_norm as bn
-        from tf_lrtraj.averaging.borrowing import load_model
+        from tf_lrtraj.averaging.model_files import load_model
 
         self.snapshots = snapshots
         try:

@@ -9,11 +9,10 @@ from typing import Any
 
 import keras
 
-from tf_lrtraj import backend
-from tf_lrtraj.following import check_trainable
 from tf_lrtraj.probes.probe import Probe, measure
 from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.records import check_average_name
+from tf_lrtraj.weight_updates import UpdateCounter, check_trainable
 
 
 def record_path(folder: str | os.PathLike[str], name: str, step: int) -> pathlib.Path:
@@ -96,26 +95,37 @@ class ProbeRecorder(keras.callbacks.Callback):
             "moment_batches": moment_batches,
         }
         self._surface: Surface | None = None
-        self._seen = -1
+        self._counter: UpdateCounter | None = None
+        self._begun = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         check_trainable(self.model, self)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._surface, self._seen = None, -1
+        self._surface, self._begun = None, False
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if self._seen < 0:  # BackupAndRestore may have brought an earlier step back by now
-            self._probe(backend.iterations(self.model))
+        if self._begun:
+            return
+        self._begun = True
+        # BackupAndRestore may have brought an earlier step back by now.
+        model = self.model
+        if self._counter is None or self._counter.model is not model:
+            self._counter = UpdateCounter(model, type(self).__name__)
+        else:
+            self._counter.restart()
+        self._probe(self._counter.step)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._probe(backend.iterations(self.model))
+        model = self.model  # on JAX this brings the variables up to date
+        assert self._counter is not None and self._counter.model is model
+        # Gradient accumulation leaves the weights as they were.
+        if self._counter.moved():
+            self._probe(self._counter.step)
 
     def _probe(self, step: int) -> None:
-        # Gradient accumulation leaves the count, and the weights, as they were.
-        due = step >= self.start and (step - self.start) % self.every == 0
-        if due and step != self._seen:
-            if self._surface is None:  # compiled once
-                self._surface = Surface(self.model, **self._options)
-            for name, build in self.probes.items():
-                measure(build(self._surface), record_path(self.folder, name, step))
-        self._seen = step
+        if step < self.start or (step - self.start) % self.every:
+            return
+        if self._surface is None:  # compiled once
+            self._surface = Surface(self.model, **self._options)
+        for name, build in self.probes.items():
+            measure(build(self._surface), record_path(self.folder, name, step))

@@ -1,0 +1,160 @@
+"""Whatever exception strikes wherever while weights are lent, the model has its own back."""
+
+import contextlib
+import gc
+import signal
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+from tf_lrtraj import WeightAveraging, backend, kernels
+from tf_lrtraj.averaging import borrowing, interrupts
+from tf_lrtraj.averaging.borrowing import holder_of
+
+X = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+
+
+def bits(model):
+    return [a.tobytes() for a in backend.to_numpy(backend.values(model.variables))]
+
+
+@pytest.fixture(scope="module")
+def lender():
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(2), keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    model.compile("sgd", "mse")
+    averaging = WeightAveraging({"ema": kernels.Exponential(0.5)}, batch_norm="average")
+    model.fit(X, X[:, :1], batch_size=8, verbose=0, callbacks=[averaging])
+    with averaging.borrowed("ema"):  # whatever is made at the first use
+        pass
+    return model, averaging
+
+
+class Strikes:
+    """Calls a function at the n-th line that is run in some files, in this thread."""
+
+    def __init__(self, files, number, strike):
+        self.files, self.left, self.strike = files, number, strike
+
+    def __enter__(self):
+        self.previous = sys.gettrace()
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(self.previous)
+
+    def _enter(self, frame, event, argument):
+        file = frame.f_code.co_filename
+        # Of contextlib's lines those between a `with` and the generator that lends.
+        generator = getattr(frame.f_locals.get("self"), "gen", None)
+        ours = getattr(generator, "gi_code", None) is borrowing._LEND
+        concerns = file in self.files and (file != contextlib.__file__ or ours)
+        return self._line if concerns else None
+
+    def _line(self, frame, event, argument):
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                self.strike()
+        return self._line
+
+
+def raise_it():
+    raise KeyboardInterrupt
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def lines_run(files, call):
+    count = Strikes(files, -1, None)
+    with count:
+        call()
+    return -1 - count.left
+
+
+def use(averaging, seen):
+    with averaging.borrowed("ema") as model:
+        seen.append(bits(model))
+
+
+STRIKES = {
+    # In the package's own files an exception from nowhere; elsewhere what Ctrl-C does.
+    "exception": (raise_it, [borrowing.__file__]),
+    "ctrl-c": (press_ctrl_c, [borrowing.__file__, interrupts.__file__, contextlib.__file__]),
+}
+
+
+@pytest.mark.parametrize(("strike", "files"), STRIKES.values(), ids=list(STRIKES))
+def test_at_every_line_the_model_has_its_own_weights_and_nobody_holds_it(lender, strike, files):
+    model, averaging = lender
+    before, handlers = bits(model), signal.getsignal(signal.SIGINT)
+    lent: list = []
+    total = lines_run(files, lambda: use(averaging, lent))
+    assert total > 60 and lent[0] != before
+    struck = 0
+    for number in range(1, total + 1):
+        try:
+            with Strikes(files, number, strike):
+                use(averaging, [])
+        except KeyboardInterrupt:
+            struck += 1
+        gc.collect()
+        assert holder_of(model) is None, number
+        assert bits(model) == before, number
+        assert signal.getsignal(signal.SIGINT) is handlers, number
+        assert "make_train_function" not in vars(model), number
+    assert struck >= total - 1  # the last line may come when all is done
+    model.fit(X, X[:, :1], verbose=0)
+
+
+def test_what_waited_is_done_when_the_weights_are_back(lender):
+    model, averaging = lender
+    calls = []
+    previous = signal.signal(signal.SIGUSR1, lambda *_: calls.append(holder_of(model)))
+    try:
+        total = lines_run([borrowing.__file__], lambda: use(averaging, []))
+        for number in range(1, total + 1):
+            with Strikes([borrowing.__file__], number, lambda: signal.raise_signal(signal.SIGUSR1)):
+                use(averaging, [])
+        assert len(calls) == total
+        # In the block, and while the average is computed, a handler runs at once.
+        with averaging.borrowed("ema"):
+            signal.raise_signal(signal.SIGUSR1)
+            assert calls[-1] is not None
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def test_handlers_set_inside_the_block_stay(lender):
+    _, averaging = lender
+    previous = signal.getsignal(signal.SIGUSR2)
+    try:
+        with averaging.borrowed("ema"):
+            signal.signal(signal.SIGUSR2, raise_it)
+        assert signal.getsignal(signal.SIGUSR2) is raise_it
+    finally:
+        signal.signal(signal.SIGUSR2, previous)
+
+
+def test_threads_borrow_without_touching_handlers(lender):
+    model, averaging = lender
+    before, seen = bits(model), []
+    thread = threading.Thread(target=use, args=(averaging, seen))
+    thread.start()
+    thread.join()
+    assert seen and seen[0] != before and bits(model) == before
+
+
+def test_values_that_cannot_be_computed_leave_the_model_alone(lender):
+    model, averaging = lender
+    before = bits(model)
+    with pytest.raises(KeyError, match="must be one of"), averaging.borrowed("emma"):
+        pass
+    assert bits(model) == before and holder_of(model) is None

@@ -1,0 +1,110 @@
+"""`.keras` files: saved whole or not at all, loaded without trust."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import tempfile
+import uuid
+from typing import Any
+
+from tf_lrtraj.records import naming, sync, temporary_path
+
+# What Keras reads through TensorFlow's file systems.
+_REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path names a bucket or another file system by a scheme (`gs://…`)."""
+    return isinstance(path, str) and _REMOTE.match(path) is not None
+
+
+def check_model_path(path: str | os.PathLike[str], name: str = "path") -> str | pathlib.Path:
+    """Returns `path` if Keras can save a model there, or raises ValueError.
+
+    Args:
+        path: a local path, or one with a scheme that TensorFlow's file systems know.
+        name: of the argument, for errors.
+
+    >>> check_model_path("models/ema.keras").name
+    'ema.keras'
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"`{name}` must be a path that ends in '.keras'. Received: {path!r}")
+    if not os.fspath(path).endswith(".keras"):
+        raise ValueError(f"`{name}` must end in '.keras'. Received: {os.fspath(path)!r}")
+    if not is_remote(path):
+        return pathlib.Path(path)
+    _check_reachable(str(path), name)
+    return str(path)
+
+
+def _check_reachable(path: str, name: str) -> None:
+    import tensorflow as tf
+
+    match = _REMOTE.match(path)
+    assert match is not None
+    schemes = sorted(scheme for scheme in tf.io.gfile.get_registered_schemes() if scheme)
+    if match.group(1) not in schemes:
+        raise ValueError(
+            f"`{name}` must be a local path or begin with one of {[f'{s}://' for s in schemes]}. "
+            f"Received: {path!r}"
+        )
+    try:
+        found = tf.io.gfile.isdir(match.group(0))
+        reason = "it does not exist, or may not be read"
+    except tf.errors.OpError as error:
+        found, reason = False, str(error).splitlines()[0]
+    if not found:
+        raise ValueError(
+            f"`{name}` must lie in a bucket that is there. Received: {path!r}: {reason}"
+        )
+
+
+def load_model(path: str | os.PathLike[str]) -> Any:
+    """Loads a `.keras` file without trust: no code that is stored in it is run.
+
+    Raises:
+        ValueError: if it cannot be loaded, or asks for code of its own (a `Lambda` layer).
+        OSError: if it cannot be read.
+    """
+    import keras
+
+    open(path, "rb").close()
+    try:
+        return keras.saving.load_model(path, safe_mode=True)
+    except Exception as error:  # zipfile, h5py, JSON and layers raise many kinds on damaged files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the model {os.fspath(path)} cannot be loaded: {reason}") from None
+
+
+def save_model(model: Any, path: str | os.PathLike[str]) -> None:
+    """Saves a `.keras` file; whoever looks finds it whole or not at all.
+
+    A local one is written under a temporary name and renamed; a remote one is written here and
+    copied, and buckets show an object once it is complete.
+
+    Raises:
+        ValueError: if `path` does not end in `.keras` or cannot be reached.
+    """
+    target = check_model_path(path)
+    if isinstance(target, str):
+        import tensorflow as tf
+
+        with tempfile.TemporaryDirectory() as folder:
+            local = os.path.join(folder, "model.keras")
+            model.save(local)
+            tf.io.gfile.makedirs(os.path.dirname(target))
+            tf.io.gfile.copy(local, target, overwrite=True)
+        return
+    # Threads may save at a time; Keras wants the ending.
+    temporary = temporary_path(target.with_name(f"{target.stem}.{uuid.uuid4().hex}"), ".keras")
+    try:
+        with naming(target):
+            model.save(temporary)
+            sync(temporary)  # before the name stands for it
+            os.replace(temporary, target)
+            sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,139 @@
+"""What a user asks of averages, checked before anything is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from tf_lrtraj.averaging.model_files import check_model_path, is_remote
+from tf_lrtraj.durations import resolve_durations
+from tf_lrtraj.kernels import Kernel, from_config
+from tf_lrtraj.records import check_average_name
+
+# The raw weights as Keras evaluates them, with the running statistics of training.
+RAW_RUNNING = "raw_running"
+
+# What to do with an iterate that is not finite.
+NON_FINITE = ("skip", "stop", "ignore")
+
+
+def check_averages(averages: Mapping[str, Any], but: Collection[str] = ()) -> dict[str, Kernel]:
+    """Checks names and kernels of a set of averages.
+
+    Args:
+        averages: name → kernel, or a kernel's configuration.
+        but: names whose kernels are left out of the result.
+
+    Raises:
+        ValueError: for an empty set, a name that `records.check_average_name`
+            refuses, or a value that is no kernel.
+    """
+    check_names(averages)
+    return {name: check_kernel(name, k) for name, k in averages.items() if name not in but}
+
+
+def has_durations(kernel: Any) -> bool:
+    """Whether a kernel's configuration counts updates in epochs or shares of a run.
+
+    Raises:
+        ValueError: if the configuration cannot be resolved, whatever the run.
+
+    >>> has_durations({"kernel": "Uniform", "start": "75 percent"})
+    True
+    """
+    if not isinstance(kernel, Mapping):
+        return False
+    # Long enough that no duration rounds to 0.
+    resolved = resolve_durations(kernel, 10**6, 10**9)
+    from_config(resolved)
+    return resolved != dict(kernel)
+
+
+def check_names(averages: Any) -> None:
+    """Raises ValueError unless `averages` is a dict with names that averages can have."""
+    if not isinstance(averages, Mapping) or not averages:
+        raise ValueError(
+            "`averages` must be a non-empty dict of name -> tf_lrtraj.kernels kernel. "
+            f"Received: averages={averages!r}"
+        )
+    for name in averages:
+        check_average_name(name)
+        if name == RAW_RUNNING:
+            raise ValueError(
+                f"an average needs another name: {name!r} is the raw weights with their running "
+                "statistics."
+            )
+
+
+def check_kernel(name: str, kernel: Any) -> Kernel:
+    """Returns the kernel of an average; a configuration is made into one."""
+    if isinstance(kernel, Mapping):
+        return from_config(kernel)
+    if not isinstance(kernel, Kernel):
+        raise ValueError(
+            f"`averages[{name!r}]` must be a kernel such as tf_lrtraj.kernels.Exponential(0.99)"
+            f". Received: {kernel!r}"
+        )
+    return kernel
+
+
+def check_save_best(
+    save_best: Mapping[str, Any], averages: Mapping[str, Any], validation_data: Any
+) -> dict[str, Any]:
+    """Checks names and paths of the averages whose best is saved."""
+    if not isinstance(save_best, Mapping):
+        raise ValueError(f"`save_best` must map averages to paths. Received: {save_best!r}")
+    unknown = sorted({str(name) for name in save_best} - set(averages))
+    if unknown:
+        raise ValueError(
+            f"`save_best` must name averages among {sorted(averages)}. Received: {unknown}"
+        )
+    if save_best and validation_data is None:
+        raise ValueError("`save_best` needs `validation_data` to tell which is best.")
+    return {
+        name: check_model_path(path, f"save_best[{name!r}]") for name, path in save_best.items()
+    }
+
+
+def check_monitor(monitor: Any, mode: Any) -> str:
+    """Checks the metric that the best goes by, and returns the mode."""
+    sound = isinstance(monitor, str) and (mode is None or isinstance(mode, str))
+    if not sound or mode not in (("min", "max", None) if monitor == "loss" else ("min", "max")):
+        raise ValueError(
+            "`mode` must be 'min' or 'max', and is needed where `monitor` is not 'loss'. "
+            f"Received: monitor={monitor!r}, mode={mode!r}"
+        )
+    return mode or "min"
+
+
+def check_count(value: Any, name: str, optional: bool = False) -> Any:
+    """Returns an integer of at least 1 (or None where that is allowed), or raises ValueError."""
+    if optional and value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")
+    return value
+
+
+def check_choice(value: Any, allowed: tuple[str, ...], name: str) -> str:
+    """Returns `value` if it is one of the allowed texts, or raises ValueError."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"`{name}` must be one of {list(allowed)}. Received: {name}={value!r}")
+    return value
+
+
+def check_function(value: Any, name: str) -> Callable[..., Any] | None:
+    """Returns a function or None, or raises ValueError."""
+    if value is not None and not callable(value):
+        raise ValueError(f"`{name}` must be a function or None. Received: {name}={value!r}")
+    return value
+
+
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a path on a remote file system."""
+    if is_remote(path):
+        raise ValueError(
+            "`path` must be on a local file system; copy the file with tf.io.gfile.copy. "
+            f"Received: path={path!r}"
+        )

@@ -1,0 +1,211 @@
+"""When training moves the weights of a model: what callbacks that follow a training go by.
+
+An optimizer counts its steps, but not every training steps through `model.optimizer`: a
+`train_step` may use several optimizers, or one that Keras does not know.  Then the weights
+themselves tell.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+
+from tf_lrtraj import backend
+
+
+def check_model(model: Any, name: str) -> None:
+    """Raises ValueError for what is no model of the Keras that runs; `name` is who needs it."""
+    if not isinstance(model, keras.Layer):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise ValueError(
+            f"{name} needs a model of Keras 3 (keras.Model, version {keras.__version__}). "
+            f"Received: a {kind}"
+        )
+
+
+def check_built(model: Any, name: str) -> None:
+    """Raises ValueError for a model without weights, which `name` cannot train with."""
+    if not is_built(model):
+        raise ValueError(
+            f"The model has no weights yet: build it before training with {name}, by an "
+            "Input or by calling it on a batch."
+        )
+
+
+def is_built(model: Any) -> bool:
+    """Whether a model has its weights."""
+    return bool(model.built and model.weights)
+
+
+def check_trainable(model: Any, callback: Any) -> None:
+    """Raises ValueError for a model that `callback` cannot follow step by step.
+
+    That is one without weights, or one that calls callbacks once in several steps.
+    """
+    name = type(callback).__name__
+    check_model(model, name)
+    if getattr(model, "steps_per_execution", 1) != 1:
+        raise ValueError(
+            f"{name} must see every step, but Keras calls callbacks once in "
+            f"steps_per_execution={model.steps_per_execution} steps. Compile the model with "
+            "steps_per_execution=1."
+        )
+    check_built(model, name)
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """The Keras optimizers that can be reached from a model.
+
+    They are the compiled one, and those that the model or one of its layers holds as an
+    attribute, alone or in a list, a tuple or a dict.
+    """
+    found: dict[int, Any] = {}
+
+    def take(value: Any) -> None:
+        if isinstance(value, keras.optimizers.Optimizer):
+            found.setdefault(id(value), value)
+
+    take(getattr(model, "optimizer", None))
+    for layer in [model, *model._flatten_layers(include_self=False, recursive=True)]:
+        for value in vars(layer).values():
+            for leaf in _leaves(value):
+                take(leaf)
+    return list(found.values())
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, (list, tuple)):
+        yield from value
+    else:
+        yield value
+
+
+class Standing(NamedTuple):
+    """Where a training stands.
+
+    Attributes:
+        counts: weak reference to each optimizer → the steps it has made.
+        bits: id of each trainable variable → a sum over the bits of its numbers, which tells
+            whether one of them has moved.
+    """
+
+    counts: dict[Any, int]
+    bits: dict[int, int]
+
+    def same_weights(self, other: Standing) -> bool:
+        """Whether no weight that is trainable in both has moved between the two."""
+        common = self.bits.keys() & other.bits.keys()
+        return bool(common) and all(self.bits[key] == other.bits[key] for key in common)
+
+    def steps_since(self, other: Standing) -> int:
+        """The most steps any one optimizer made after `other`; 0 if none did."""
+        pairs = [(count, other.counts.get(key, 0)) for key, count in self.counts.items()]
+        return max((new - old for new, old in pairs if new > old), default=0)
+
+    def same_optimizers(self, other: Standing) -> bool:
+        """Whether both know the same optimizers."""
+        return self.counts.keys() == other.counts.keys()
+
+
+class UpdateCounter:
+    """Tells in which batches of a training the weights moved.
+
+    The steps that the optimizers reachable from the model count decide, so that micro-steps of
+    gradient accumulation and steps that loss scaling skips are no updates.  Where no optimizer
+    counts (a training step with an optimizer that Keras does not know), a batch after
+    which a weight differs is one update, and a warning says so once.
+
+    Args:
+        model: a built Keras model.
+        name: who asks, for warnings.
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model = model
+        self._name = name
+        self._warned: set[str] = set()
+        self._first_step = self._moves = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Takes the training up where the model stands."""
+        self._own_step = _has_own_train_step(self.model)
+        self._last = self.standing()
+        self._watching = True  # whether `_last.bits` are those of the batch before
+        self._counted = self._missed = False
+        before = self._first_step + self._moves
+        self._first_step = max([before, *self._last.counts.values()])
+        self._moves = 0
+
+    def standing(self) -> Standing:
+        """Where the training stands now."""
+        self._optimizers = optimizers_of(self.model)
+        return Standing(self._counts(), self._bits())
+
+    def _counts(self) -> dict[Any, int]:
+        return {weakref.ref(one): backend.steps_of(one) for one in self._optimizers}
+
+    def _bits(self) -> dict[int, int]:
+        variables = self.model.trainable_variables
+        found = backend.fingerprints(backend.values(variables))
+        return {id(v): int(bits) for v, bits in zip(variables, found, strict=True)}
+
+    def moved(self) -> bool:
+        """Whether the weights have moved since the last call; to be asked after every batch."""
+        before, watching = self._last, self._watching
+        now = Standing(self._counts(), before.bits)
+        steps = now.steps_since(before)
+        self._counted = self._counted or steps > 0
+        self._missed = self._missed or (self._own_step and not steps)
+        # Optimizers that count every move leave nothing to look for.
+        self._watching = self._missed or not self._counted
+        if self._watching or (watching and not steps):
+            now = now._replace(bits=self._bits())
+        self._last = now
+        if steps > 1:
+            self._warn(
+                f"An optimizer made {steps} steps in one batch. {self._name} sees the weights "
+                "after the batch only, and counts one update for it."
+            )
+        elif not steps:
+            if not watching or now.same_weights(before):
+                return False
+            if not self._counted:
+                self._warn(
+                    "The weights move, but no optimizer that can be reached from the model counts "
+                    f"a step. {self._name} counts one update for every batch that changes a "
+                    "weight."
+                )
+        self._moves += 1
+        return True
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=4)
+
+    @property
+    def step(self) -> int:
+        """The number of the optimizer step that the training has reached.
+
+        The count of `model.optimizer` where that optimizer trains the model; otherwise the
+        number of batches that moved the weights, from the largest count at the start on.
+        """
+        own = getattr(self.model, "optimizer", None)
+        count = 0 if own is None else backend.steps_of(own)
+        return count or self._first_step + self._moves
+
+
+def _has_own_train_step(model: Any) -> bool:
+    """Whether the training step, or the function that runs it, is not Keras' own."""
+    for name in ("train_step", "make_train_function"):
+        method = getattr(model, name, None)
+        if not str(getattr(method, "__module__", "keras.")).startswith("keras."):
+            return True
+    return False
