@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tf_lrtraj.averaging.built_average import BuiltAverage
 from tf_lrtraj.averaging.displacement import CoordinateSample, interpolation_error
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.kernels import SUM_TOLERANCE, Kernel
@@ -369,8 +370,10 @@ class _ReadAhead:
 
 
 @dataclasses.dataclass(frozen=True)
-class PostHocAverage:
+class PostHocAverage(BuiltAverage):
     """An average built from snapshots, and how far it may be from the one asked for.
+
+    `apply` puts it into a model and `save` writes a model that holds it; see `BuiltAverage`.
 
     Attributes:
         name: as asked for.
