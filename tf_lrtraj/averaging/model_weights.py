@@ -58,13 +58,13 @@ class ModelWeights:
                 "that their statistics can be recomputed. Received: batch_norm_data=None"
             )
 
-    def check_shapes(self, shapes: Sequence[tuple[int, ...]]) -> None:
+    def check_shapes(self, shapes: Sequence[tuple[int, ...]], policy: str | None = None) -> None:
         """Raises ValueError unless arrays of these shapes can be weights of the model."""
         trainable = [tuple(v.shape) for v in self.model.trainable_variables]
         whole = list(trainable)
         for entry in self.statistics:
             whole += [tuple(entry.layer.moving_mean.shape)] * 2
-        needed = trainable if self.policy == "recompute" else whole
+        needed = trainable if (policy or self.policy) == "recompute" else whole
         shapes = [tuple(shape) for shape in shapes]
         if shapes not in (needed, whole):
             fit = sum(a == b for a, b in zip(shapes, needed, strict=False))
@@ -83,7 +83,8 @@ class ModelWeights:
         Raises:
             ValueError: if the arrays do not fit.
         """
-        self.check_shapes([array.shape for array in arrays])
+        policy = policy or self.policy
+        self.check_shapes([array.shape for array in arrays], policy)
         variables = self.model.trainable_variables
         trainable = [
             keras.ops.cast(array, v.dtype)
@@ -92,7 +93,7 @@ class ModelWeights:
         others = backend.values(self.model.non_trainable_variables)
         if not self.statistics:
             return trainable, others
-        if (policy or self.policy) == "recompute":
+        if policy == "recompute":
             batches = bn.input_batches(self._data, self._batch_size)
             return trainable, self._recompute(trainable, others, batches)
         given = arrays[len(variables) :]
