@@ -1,5 +1,9 @@
 """Keras schedules against the NumPy formulas; run it under any KERAS_BACKEND."""
 
+import json
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -31,6 +35,9 @@ RATES = [
     rates.Sequence(
         [0.4, rates.Warmup(rates.Cyclical(0.5, 0.1, 3), 4), rates.Linear(0.1, 5)], [10, 1000]
     ),
+    rates.KerasSchedule(keras.optimizers.schedules.ExponentialDecay(0.4, 50, 0.5)),
+    rates.Warmup(keras.optimizers.schedules.CosineDecay(0.4, 50), 9, 0.1),
+    rates.Scaled(schedules.RateSchedule(rates.Linear(0.4, 50)), 0.5),
 ]
 # Five units in the last place of a float32; nothing absolute but underflow.
 TOLERANCE = {"rtol": 6e-7, "atol": 1e-37}
@@ -124,6 +131,98 @@ def test_serialisation_alone_and_inside_an_optimizer(schedule):
         assert type(copy) is type(schedule)
         assert copy.get_config() == schedule.get_config()
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(copy(steps)), expected)
+
+
+class OwnSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Takes one step at a time, as many schedules do."""
+
+    def __call__(self, step):
+        return keras.ops.cond(step < 3, lambda: 0.5, lambda: 0.25)
+
+    def get_config(self):
+        return {}
+
+
+S = keras.optimizers.schedules
+
+
+@pytest.mark.parametrize(
+    ("schedule", "textbook"),
+    [
+        (S.CosineDecay(0.4, 20), lambda t: 0.2 * (1 + np.cos(np.pi * min(t, 20) / 20))),
+        (S.CosineDecay(0.1, 20, warmup_target=0.4, warmup_steps=5), None),
+        (S.ExponentialDecay(0.4, 10, 0.5), lambda t: 0.4 * 0.5 ** (t / 10)),
+        (S.PolynomialDecay(0.4, 20, 0.1), lambda t: 0.4 - 0.3 * min(t, 20) / 20),
+        (S.PiecewiseConstantDecay([5], [0.4, 0.1]), lambda t: 0.4 if t <= 5 else 0.1),
+        (OwnSchedule(), lambda t: 0.5 if t < 3 else 0.25),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_warm_up_around_a_keras_schedule(schedule, textbook):
+    rate = rates.Warmup(schedule, steps=4)
+    alone = [float(keras.ops.convert_to_numpy(schedule(t))) for t in range(26)]
+    if textbook is not None:
+        np.testing.assert_allclose(alone, [textbook(t) for t in range(26)], rtol=1e-5)
+    expected = [alone[0] * t / 4 for t in range(4)] + alone
+    np.testing.assert_allclose(rates.as_array(rate, 30), expected, rtol=1e-6)
+    path = apply_gradients(schedules.RateSchedule(rate), [1.0] * 30)
+    np.testing.assert_allclose(-np.diff(path), expected, rtol=0, atol=2e-6)
+    with keras.saving.custom_object_scope({"OwnSchedule": OwnSchedule}):
+        config = json.loads(json.dumps(rate.get_config()))
+        copy = rates.from_config(config)
+    assert copy == rate and hash(copy) == hash(rate) and copy.get_config() == rate.get_config()
+    np.testing.assert_array_equal(rates.as_array(copy, 30), rates.as_array(rate, 30))
+
+
+def test_a_keras_schedule_is_a_rate_wherever_one_is_taken():
+    cosine = S.CosineDecay(0.4, 20)
+    assert rates.as_rate(cosine) == rates.KerasSchedule(cosine)
+    assert rates.as_rate(cosine) != rates.KerasSchedule(S.CosineDecay(0.4, 21))
+    inner = rates.Linear(0.1, 3)
+    assert rates.as_rate(schedules.RateSchedule(inner)) is inner
+    equivalent = schedules.EquivalentSchedule(kernels.Uniform(10), cosine, 20)
+    base = rates.as_array(cosine, 20)
+    expected = theory.schedule_from_weights(kernels.Uniform(10).weights(20), base)
+    np.testing.assert_array_equal(equivalent.rates, expected)
+    np.testing.assert_array_equal(rates.as_rate(equivalent)(np.arange(20)).astype("float32"),
+                                  equivalent.rates.astype("float32"))  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", [0.1, {"class_name": "None"}, {"no": 1}, S])
+def test_what_is_no_keras_schedule_is_refused(schedule):
+    with pytest.raises(ValueError, match=r"`schedule` (must be a Keras|cannot be loaded)"):
+        rates.KerasSchedule(schedule)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model compiled with each schedule, in files."""
+    folder = tmp_path_factory.mktemp("saved")
+    for schedule in (schedules.RateSchedule(0.1), schedules.EquivalentSchedule(SWA, 0.1, 20)):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(schedule), "mse")
+        model.save(folder / f"{type(schedule).__name__}.keras")
+    return folder
+
+
+SWA = kernels.Uniform(10)
+LOADING = """
+import sys
+{imports}
+assert "tf_lrtraj.schedules" not in sys.modules
+import keras
+for path in sys.argv[1:]:
+    model = keras.models.load_model(path)
+    print(type(model.optimizer._learning_rate).__name__)
+"""
+
+
+@pytest.mark.parametrize("imports", ["import tf_lrtraj", "import keras, tf_lrtraj"])
+def test_models_load_after_an_import_of_the_package_alone(saved, imports):
+    paths = sorted(saved.glob("*.keras"))
+    command = [sys.executable, "-c", LOADING.format(imports=imports), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [path.stem for path in paths], done.stderr
 
 
 def test_saved_and_loaded_with_a_compiled_model(tmp_path):

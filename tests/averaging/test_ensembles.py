@@ -262,7 +262,7 @@ def two_outputs(as_dict):
         (dense(3), None, {"logits": "yes"}, CLASSES, "Received: logits='yes'"),
         (dense(3), None, {"logits": True}, CLASSES + 1, "labels from 0 to 2.*from 1 to 3"),
         (dense(3), None, {"logits": True}, CLASSES[:5], "each of 24 examples.*shape=\\(5,\\)"),
-        (dense(3), None, {"logits": True}, CLASSES + 0.5, r"must hold integer labels of shape \(24"),
+        (dense(3), None, {"logits": True}, CLASSES + 0.5, r"integer labels of shape \(24"),
         (dense(3), None, {"logits": True}, MANY * 2, "one-hot or probabilities of 3 classes"),
         (dense(1), None, {"logits": True}, MARKS - 1, "`y` must lie between 0 and 1.*-1"),
         (dense(1), None, {"logits": True}, np.array(["a"] * 24), "a number for each"),

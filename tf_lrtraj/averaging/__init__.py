@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what a type checker, and a reader, sees
     from tf_lrtraj.averaging.post_hoc import average_snapshots, snapshot_weights
     from tf_lrtraj.averaging.recorder import SnapshotRecorder
     from tf_lrtraj.averaging.snapshots import Snapshots
+    from tf_lrtraj.averaging.stored_averages import StoredAverage, combine_stored
     from tf_lrtraj.averaging.state import AverageState
 
 _MODULES = {
@@ -24,10 +25,12 @@ _MODULES = {
     "EnsembleResult": "ensembles",
     "SnapshotRecorder": "recorder",
     "Snapshots": "snapshots",
+    "StoredAverage": "stored_averages",
     "WeightAveraging": "callback",
     "average_snapshots": "post_hoc",
     "borrow": "borrowing",
     "check_averages": "callback",
+    "combine_stored": "stored_averages",
     "save_model": "borrowing",
     "snapshot_weights": "post_hoc",
 }
@@ -38,10 +41,12 @@ __all__ = [
     "EnsembleResult",
     "SnapshotRecorder",
     "Snapshots",
+    "StoredAverage",
     "WeightAveraging",
     "average_snapshots",
     "borrow",
     "check_averages",
+    "combine_stored",
     "save_model",
     "snapshot_weights",
 ]

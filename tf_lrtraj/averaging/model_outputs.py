@@ -105,9 +105,9 @@ def find_kind(model: Any, outputs: np.ndarray, logits: bool | None) -> OutputKin
         name = many if loss == "labels" or (single and loss == "classes") else loss
     else:
         name = "classes" if activation == "softmax" else many
-    if not single and loss != "values" and activation != "sigmoid":
-        if not _not_probabilities(outputs, classes=True):  # no other numbers look like that
-            name, activation = "classes", "softmax"
+    softmaxed = not single and not _not_probabilities(outputs, classes=True)
+    if softmaxed and loss != "values" and activation != "sigmoid":
+        name, activation = "classes", "softmax"  # no other numbers look like that
     if logits:
         if activation in ("softmax", "sigmoid"):
             raise ValueError(
