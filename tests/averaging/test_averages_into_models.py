@@ -99,7 +99,7 @@ def test_an_average_of_snapshots_in_a_model(trained, tmp_path, policy, how):
 
 @pytest.mark.parametrize("ending", ["arrays", ".keras", ".weights.h5", ".npz"])
 def test_an_average_made_of_stored_ones(trained, tmp_path, ending):
-    model, folder, averaging = trained
+    model, _, averaging = trained
     stored = []
     for name in ("narrow", "wide"):
         source = averaging.get_average(name)
@@ -121,7 +121,10 @@ def test_an_average_made_of_stored_ones(trained, tmp_path, ending):
     assert found.combination.error < 0.1 and "2 of 2 stored averages" in str(found)
     arrays = [averaging.get_average(name) for name in ("narrow", "wide")]
     expected = [
-        sum(c * np.asarray(a, np.float64) for c, a in zip(found.combination.coefficients, pair))
+        sum(
+            c * np.asarray(a, np.float64)
+            for c, a in zip(found.combination.coefficients, pair, strict=True)
+        )
         for pair in zip(*arrays, strict=True)
     ]
     other = network()
@@ -154,7 +157,10 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(trained, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             call()
-    with borrow(model, before[:6], before[6:9]), pytest.raises(RuntimeError, match="already holds"):
+    own = (
+        [v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)
+    )
+    with borrow(model, *own), pytest.raises(RuntimeError, match="already holds"):
         found.apply(model, batch_norm_data=X)
     for old, new in zip(before, values(model), strict=True):
         np.testing.assert_array_equal(old, new)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # what a type checker, and a reader, sees
     from tf_lrtraj.averaging.post_hoc import average_snapshots, snapshot_weights
     from tf_lrtraj.averaging.recorder import SnapshotRecorder
     from tf_lrtraj.averaging.snapshots import Snapshots
-    from tf_lrtraj.averaging.stored_averages import StoredAverage, combine_stored
     from tf_lrtraj.averaging.state import AverageState
+    from tf_lrtraj.averaging.stored_averages import StoredAverage, combine_stored
 
 _MODULES = {
     "AverageState": "state",
