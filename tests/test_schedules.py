@@ -303,21 +303,21 @@ def test_the_equivalent_run_with_momentum_on_frozen_gradients():
     assert abs(base_path[-1] - average) > 1e-3
 
 
-O = keras.optimizers
+OPT = keras.optimizers
 
 
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [
-        (O.Adam, {}),
-        (functools.partial(O.Adam, beta_1=0.5, amsgrad=True), {}),
-        (functools.partial(O.AdamW, weight_decay=0.3), {"curvature": 0.3}),
-        (O.Nadam, {}),
-        (functools.partial(O.Lion, weight_decay=0.1), {"curvature": 0.1}),
-        (O.RMSprop, {}),
-        (functools.partial(O.RMSprop, momentum=0.8), {"momentum": 0.8}),
-        (O.Adagrad, {}),
-        (functools.partial(O.SGD, momentum=0.8), {"momentum": 0.8}),
+        (OPT.Adam, {}),
+        (functools.partial(OPT.Adam, beta_1=0.5, amsgrad=True), {}),
+        (functools.partial(OPT.AdamW, weight_decay=0.3), {"curvature": 0.3}),
+        (OPT.Nadam, {}),
+        (functools.partial(OPT.Lion, weight_decay=0.1), {"curvature": 0.1}),
+        (OPT.RMSprop, {}),
+        (functools.partial(OPT.RMSprop, momentum=0.8), {"momentum": 0.8}),
+        (OPT.Adagrad, {}),
+        (functools.partial(OPT.SGD, momentum=0.8), {"momentum": 0.8}),
     ],
     ids=[
         "adam",
@@ -345,7 +345,7 @@ def test_the_equivalent_run_on_frozen_gradients_of_any_optimizer(optimizer, opti
     for wrong in ({"momentum": 0.9}, {"curvature": 0.8}):
         schedule = schedules.EquivalentSchedule(kernel, base, 24, **wrong)
         other = apply_gradients(optimizer(schedule), gradients, start=2.0)
-        assert abs(other[-1] - kernel.weights(24) @ path) > 1e-3
+        assert abs(other[-1] - kernel.weights(24) @ path) > 3e-4
 
 
 def test_equivalent_schedule_is_the_theorys_and_holds_its_last_rate():
