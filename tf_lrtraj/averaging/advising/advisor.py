@@ -12,6 +12,7 @@ the bands (`theory.SparsePredictor`).
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -228,7 +229,7 @@ def _not_worse_than_raw(
     keys = ["loss", *(f"loss_{name}" for name in sets[1:])]
 
     def pays(average: Candidate) -> bool:
-        found = [(measured[average.name].get(k), measured["raw"].get(k)) for k in keys]
+        found = [[measured[name].get(k, math.nan) for name in (average.name, "raw")] for k in keys]
         below = found[0][0] != found[0][1]  # what the choice is made by must gain something
         return below and all(is_finite(a) and (not is_finite(b) or a <= b) for a, b in found)
 
