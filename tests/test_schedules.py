@@ -37,7 +37,7 @@ RATES = [
         [0.4, rates.Warmup(rates.Cyclical(0.5, 0.1, 3), 4), rates.Linear(0.1, 5)], [10, 1000]
     ),
     rates.KerasSchedule(keras.optimizers.schedules.ExponentialDecay(0.4, 50, 0.5)),
-    rates.Warmup(keras.optimizers.schedules.CosineDecay(0.4, 50), 9, 0.1),
+    rates.Warmup(keras.optimizers.schedules.PolynomialDecay(0.4, 50, 0.1), 9, 0.2),
     rates.Scaled(schedules.RateSchedule(rates.Linear(0.4, 50)), 0.5),
 ]
 # Five units in the last place of a float32; nothing absolute but underflow.

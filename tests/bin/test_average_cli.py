@@ -459,7 +459,7 @@ def test_models_with_layers_and_schedules_of_one_s_own_load(program, tmp_path, m
              "--kernel=window:3", "--batch_norm_data=statistics.npz"]  # fmt: skip
     del keras.saving.get_custom_objects()["own>Twice"]
     code, _, error = program(*given)
-    assert code == common.USAGE and "Give --import=MODULE" in error
+    assert code == common.USAGE and "a class 'Twice' that Keras does not know. Give --imp" in error
     code, _, error = program(*given, "--import=layers_of_mine", "--export=out")
     assert code == 0, error
     snapshots = Snapshots("snapshots")

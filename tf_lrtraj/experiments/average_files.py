@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -56,9 +57,14 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     try:
         return borrowing.load_model(path)
     except (OSError, ValueError) as error:
-        unknown = "Could not locate" in str(error)
-        hint = " Give --import=MODULE, a module that registers it with Keras." if unknown else ""
-        raise ConfigError(f"{error}{hint}") from None
+        found = re.search(r"Could not locate class '(\w+)'", f"{error} {error.__context__}")
+        if found is None:
+            raise ConfigError(str(error)) from None
+        raise ConfigError(
+            f"the model {os.fspath(path)} has a class {found[1]!r} that Keras does not know. Give "
+            "--import=MODULE, a module that registers it with "
+            "keras.saving.register_keras_serializable"
+        ) from None
 
 
 class WeightFiles:

@@ -224,6 +224,7 @@ def _summary(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
         "swa": f"mean of the last {row['parameter']:.0f} snapshots",
         "two_point": f"mean of the last snapshot and the one {row['parameter'] * spacing:.0f} "
         "updates before it",
+        "spaced": f"mean of snapshots {row['parameter'] * spacing:.0f} updates apart",
         "weights": "its weights are in advice.npz",
         "raw": "the weights of the last snapshot, not averaged",
     }[row["family"]]
