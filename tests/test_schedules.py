@@ -196,7 +196,12 @@ def test_a_keras_schedule_is_a_rate_wherever_one_is_taken():
                                   equivalent.rates.astype("float32"))  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", [0.1, {"class_name": "None"}, {"no": 1}, S])
+SGD_CONFIG = keras.saving.serialize_keras_object(keras.optimizers.SGD())
+
+
+@pytest.mark.parametrize(
+    "schedule", [0.1, {"class_name": "None"}, {"no": 1}, {"class_name": 5}, S, SGD_CONFIG]
+)
 def test_what_is_no_keras_schedule_is_refused(schedule):
     with pytest.raises(ValueError, match=r"`schedule` (must be a Keras|cannot be loaded)"):
         rates.KerasSchedule(schedule)

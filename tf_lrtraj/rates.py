@@ -624,8 +624,9 @@ class KerasSchedule(Rate):
             try:
                 plain = json.loads(json.dumps(schedule, default=dict))
                 schedule = saving.deserialize_keras_object(plain)
-            except (TypeError, ValueError, KeyError) as error:
-                raise ValueError(f"`schedule` cannot be loaded by Keras: {error}") from None
+            except Exception as error:  # Keras raises many kinds on configurations of another shape
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ValueError(f"`schedule` cannot be loaded by Keras: {reason}") from None
         if not _is_keras_schedule(schedule):
             raise ValueError(
                 "`schedule` must be a Keras LearningRateSchedule or its serialized form. "
