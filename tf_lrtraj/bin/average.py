@@ -56,7 +56,7 @@ from typing import Any
 
 from absl import flags
 
-from tf_lrtraj.bin import average_files, common, outputs
+from tf_lrtraj.bin import average_of_files, common, outputs
 from tf_lrtraj.bin.requested_averages import requested
 
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         common.need_tensorflow()
     try:
         if options.files:
-            average_files.run(options, [*options.files, *argv[1:]])
+            average_of_files.run(options, [*options.files, *argv[1:]])
             return
         _check(options)
         # Everything a mistake can be found in comes before TensorFlow is loaded.
