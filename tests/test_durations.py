@@ -50,6 +50,7 @@ def test_anything_but_one_amount_and_one_unit_is_named(text):
             kernels.Uniform(300, 50),
         ),
         ({"kernel": "Uniform", "start": 7}, kernels.Uniform(7)),
+        ({"kernel": "TwoPoint", "gap": 7, "end": "90 percent"}, kernels.TwoPoint(7, end=360)),
         (
             {"kernel": "Exponential", "decay": 0.9, "start": "0.5 epochs"},
             kernels.Exponential(0.9, 25),

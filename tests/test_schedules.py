@@ -1,5 +1,10 @@
 """Keras schedules against the NumPy formulas; run it under any KERAS_BACKEND."""
 
+import functools
+import json
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -31,6 +36,9 @@ RATES = [
     rates.Sequence(
         [0.4, rates.Warmup(rates.Cyclical(0.5, 0.1, 3), 4), rates.Linear(0.1, 5)], [10, 1000]
     ),
+    rates.KerasSchedule(keras.optimizers.schedules.ExponentialDecay(0.4, 50, 0.5)),
+    rates.Warmup(keras.optimizers.schedules.PolynomialDecay(0.4, 50, 0.1), 9, 0.2),
+    rates.Scaled(schedules.RateSchedule(rates.Linear(0.4, 50)), 0.5),
 ]
 # Five units in the last place of a float32; nothing absolute but underflow.
 TOLERANCE = {"rtol": 6e-7, "atol": 1e-37}
@@ -51,9 +59,14 @@ def compiled(function):
 
 
 def apply_gradients(schedule, gradients, momentum=0.0, start=0.0):
-    """The iterates [T+1] of one weight under SGD; `gradients` maps (step, weight) to a gradient."""
+    """The iterates [T+1] of one weight; `gradients` holds gradients, or functions of the weight.
+
+    `schedule` may also be an optimizer; otherwise it is SGD's.
+    """
     weight = keras.Variable(start, dtype="float32")
-    optimizer = keras.optimizers.SGD(schedule, momentum=momentum)
+    optimizer = schedule
+    if not isinstance(schedule, keras.optimizers.Optimizer):
+        optimizer = keras.optimizers.SGD(schedule, momentum=momentum)
     optimizer.build([weight])
     path = [start]
     for step, gradient in enumerate(gradients):
@@ -97,6 +110,8 @@ def test_float64_where_keras_is_set_to_it():
     keras.config.set_floatx("float64")
     try:
         for rate in RATES:
+            if "KerasSchedule" in str(rate.get_config()):
+                continue  # Keras' own precision
             values = schedules.RateSchedule(rate)(keras.ops.convert_to_tensor(STEPS))
             np.testing.assert_allclose(
                 keras.ops.convert_to_numpy(values), rate(STEPS), rtol=1e-14, atol=1e-300
@@ -124,6 +139,103 @@ def test_serialisation_alone_and_inside_an_optimizer(schedule):
         assert type(copy) is type(schedule)
         assert copy.get_config() == schedule.get_config()
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(copy(steps)), expected)
+
+
+class OwnSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Takes one step at a time, as many schedules do."""
+
+    def __call__(self, step):
+        return keras.ops.cond(step < 3, lambda: 0.5, lambda: 0.25)
+
+    def get_config(self):
+        return {}
+
+
+S = keras.optimizers.schedules
+
+
+@pytest.mark.parametrize(
+    ("schedule", "textbook"),
+    [
+        (S.CosineDecay(0.4, 20), lambda t: 0.2 * (1 + np.cos(np.pi * min(t, 20) / 20))),
+        (S.CosineDecay(0.1, 20, warmup_target=0.4, warmup_steps=5), None),
+        (S.ExponentialDecay(0.4, 10, 0.5), lambda t: 0.4 * 0.5 ** (t / 10)),
+        (S.PolynomialDecay(0.4, 20, 0.1), lambda t: 0.4 - 0.3 * min(t, 20) / 20),
+        (S.PiecewiseConstantDecay([5], [0.4, 0.1]), lambda t: 0.4 if t <= 5 else 0.1),
+        (OwnSchedule(), lambda t: 0.5 if t < 3 else 0.25),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_warm_up_around_a_keras_schedule(schedule, textbook):
+    rate = rates.Warmup(schedule, steps=4)
+    alone = [float(keras.ops.convert_to_numpy(schedule(t))) for t in range(26)]
+    if textbook is not None:
+        np.testing.assert_allclose(alone, [textbook(t) for t in range(26)], rtol=1e-5)
+    expected = [alone[0] * t / 4 for t in range(4)] + alone
+    np.testing.assert_allclose(rates.as_array(rate, 30), expected, rtol=1e-6)
+    path = apply_gradients(schedules.RateSchedule(rate), [1.0] * 30)
+    np.testing.assert_allclose(-np.diff(path), expected, rtol=0, atol=2e-6)
+    with keras.saving.custom_object_scope({"OwnSchedule": OwnSchedule}):
+        config = json.loads(json.dumps(rate.get_config()))
+        copy = rates.from_config(config)
+    assert copy == rate and hash(copy) == hash(rate) and copy.get_config() == rate.get_config()
+    np.testing.assert_array_equal(rates.as_array(copy, 30), rates.as_array(rate, 30))
+
+
+def test_a_keras_schedule_is_a_rate_wherever_one_is_taken():
+    cosine = S.CosineDecay(0.4, 20)
+    assert rates.as_rate(cosine) == rates.KerasSchedule(cosine)
+    assert rates.as_rate(cosine) != rates.KerasSchedule(S.CosineDecay(0.4, 21))
+    inner = rates.Linear(0.1, 3)
+    assert rates.as_rate(schedules.RateSchedule(inner)) is inner
+    equivalent = schedules.EquivalentSchedule(kernels.Uniform(10), cosine, 20)
+    base = rates.as_array(cosine, 20)
+    expected = theory.schedule_from_weights(kernels.Uniform(10).weights(20), base)
+    np.testing.assert_array_equal(equivalent.rates, expected)
+    np.testing.assert_array_equal(rates.as_rate(equivalent)(np.arange(20)).astype("float32"),
+                                  equivalent.rates.astype("float32"))  # fmt: skip
+
+
+SGD_CONFIG = keras.saving.serialize_keras_object(keras.optimizers.SGD())
+
+
+@pytest.mark.parametrize(
+    "schedule", [0.1, {"class_name": "None"}, {"no": 1}, {"class_name": 5}, S, SGD_CONFIG]
+)
+def test_what_is_no_keras_schedule_is_refused(schedule):
+    with pytest.raises(ValueError, match=r"`schedule` (must be a Keras|cannot be loaded)"):
+        rates.KerasSchedule(schedule)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model compiled with each schedule, in files."""
+    folder = tmp_path_factory.mktemp("saved")
+    for schedule in (schedules.RateSchedule(0.1), schedules.EquivalentSchedule(SWA, 0.1, 20)):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(schedule), "mse")
+        model.save(folder / f"{type(schedule).__name__}.keras")
+    return folder
+
+
+SWA = kernels.Uniform(10)
+LOADING = """
+import sys
+{imports}
+assert "tf_lrtraj.schedules" not in sys.modules
+import keras
+for path in sys.argv[1:]:
+    model = keras.models.load_model(path)
+    print(type(model.optimizer._learning_rate).__name__)
+"""
+
+
+@pytest.mark.parametrize("imports", ["import tf_lrtraj", "import keras, tf_lrtraj"])
+def test_models_load_after_an_import_of_the_package_alone(saved, imports):
+    paths = sorted(saved.glob("*.keras"))
+    command = [sys.executable, "-c", LOADING.format(imports=imports), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [path.stem for path in paths], done.stderr
 
 
 def test_saved_and_loaded_with_a_compiled_model(tmp_path):
@@ -194,6 +306,51 @@ def test_the_equivalent_run_with_momentum_on_frozen_gradients():
     average = kernel.weights(num_steps) @ base_path
     assert path[-1] == pytest.approx(average, abs=2e-6)
     assert abs(base_path[-1] - average) > 1e-3
+
+
+OPT = keras.optimizers
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (OPT.Adam, {}),
+        (functools.partial(OPT.Adam, beta_1=0.5, amsgrad=True), {}),
+        (functools.partial(OPT.AdamW, weight_decay=0.3), {"curvature": 0.3}),
+        (OPT.Nadam, {}),
+        (functools.partial(OPT.Lion, weight_decay=0.1), {"curvature": 0.1}),
+        (OPT.RMSprop, {}),
+        (functools.partial(OPT.RMSprop, momentum=0.8), {"momentum": 0.8}),
+        (OPT.Adagrad, {}),
+        (functools.partial(OPT.SGD, momentum=0.8), {"momentum": 0.8}),
+    ],
+    ids=[
+        "adam",
+        "amsgrad",
+        "adamw",
+        "nadam",
+        "lion",
+        "rmsprop",
+        "rmsprop momentum",
+        "adagrad",
+        "sgd",
+    ],
+)
+@pytest.mark.parametrize("kernel", [kernels.Exponential(0.8), kernels.TwoPoint(10)], ids=repr)
+def test_the_equivalent_run_on_frozen_gradients_of_any_optimizer(optimizer, options, kernel):
+    """Gradients do not depend on the weights, so directions are those of the base run."""
+    gradients = np.random.default_rng(0).normal(0.5, 1.0, size=24)
+    base = rates.Cosine(0.1, 40, 0.02)
+    path = apply_gradients(optimizer(schedules.RateSchedule(base)), gradients, start=2.0)
+    schedule = schedules.EquivalentSchedule(kernel, base, 24, **options)
+    other = apply_gradients(optimizer(schedule), gradients, start=2.0)
+    assert other[-1] == pytest.approx(kernel.weights(24) @ path, rel=2e-5)
+    assert abs(path[-1] - other[-1]) > 1e-3
+    # Of the settings only these fit.
+    for wrong in ({"momentum": 0.9}, {"curvature": 0.8}):
+        schedule = schedules.EquivalentSchedule(kernel, base, 24, **wrong)
+        other = apply_gradients(optimizer(schedule), gradients, start=2.0)
+        assert abs(other[-1] - kernel.weights(24) @ path) > 3e-4
 
 
 def test_equivalent_schedule_is_the_theorys_and_holds_its_last_rate():

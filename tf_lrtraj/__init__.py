@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from tf_lrtraj.registration import register_with_keras
+
 __version__ = "0.1.0.dev0"
 
 # name -> module that defines it; "" means the name is itself a submodule.
@@ -28,6 +30,9 @@ _LAZY = {
 }
 
 __all__ = ["__version__", *sorted(_LAZY)]
+
+
+register_with_keras()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Durations: one amount and one unit, turned into a number of steps.
 
->>> config = {"kernel": "Uniform", "start": "75 percent", "every": "1 epoch"}
+>>> config = {"kernel": "Uniform", "start": "75 percent", "every": "1 epoch", "end": "90 percent"}
 >>> resolve_durations(config, steps_per_epoch=50, total_steps=400)
-{'kernel': 'Uniform', 'start': 300, 'every': 50}
+{'kernel': 'Uniform', 'start': 300, 'every': 50, 'end': 360}
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def resolve_durations(
         _text(config.get("rate"))
     )
     where = name if name is not None else "" if kind is None else kind.__name__
-    types = {} if kind is None else {f.name: f.type for f in dataclasses.fields(kind)}
+    fields = () if kind is None else dataclasses.fields(kind)  # type: ignore[arg-type]  # all are
+    types = {field.name: field.type for field in fields}
 
     def resolve(value: Any, path: str, counts_steps: bool) -> Any:
         if hasattr(value, "keys"):

@@ -371,7 +371,7 @@ class Exponential(RecursiveKernel):
     every: int = 1
     warmup: float = 0.0
     debias: bool = False
-    end: int | None = None
+    end: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", _number("decay", self.decay, 0.0, 1.0))
@@ -448,7 +448,7 @@ class Uniform(RecursiveKernel):
 
     start: int = 0
     every: int = 1
-    end: int | None = None
+    end: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", _integer("start", self.start, 0))
@@ -500,7 +500,7 @@ class PowerFunction(RecursiveKernel):
     exponent: float
     start: int = 0
     every: int = 1
-    end: int | None = None
+    end: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exponent", _number("exponent", self.exponent, 0.0))
@@ -566,7 +566,7 @@ class Window(LagKernel):
 
     length: int
     every: int = 1
-    end: int | None = None
+    end: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", _integer("length", self.length, 1))
@@ -600,7 +600,7 @@ class TwoPoint(LagKernel):
     """
 
     gap: int
-    end: int | None = None
+    end: int | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gap", _integer("gap", self.gap, 1))
@@ -638,7 +638,7 @@ class Custom(LagKernel):
 
     # `weights` is the method every kernel has, so the values live under another
     # name; configs keep the name of the constructor's argument.
-    def __init__(self, weights: Any, end: int | None = None) -> None:
+    def __init__(self, weights: Any, *, end: int | None = None) -> None:
         try:
             values = np.asarray(weights, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):

@@ -36,6 +36,8 @@ import abc
 import dataclasses
 import difflib
 import functools
+import importlib
+import json
 import math
 import operator
 from collections.abc import Mapping
@@ -49,6 +51,7 @@ __all__ = [
     "Cyclical",
     "Exponential",
     "InverseTime",
+    "KerasSchedule",
     "Linear",
     "OneMinusSqrt",
     "Piecewise",
@@ -499,7 +502,7 @@ class Warmup(Rate):
     `inner(t - steps)`.  With `start` = 0 the first update moves nothing.
 
     Args:
-        inner: a rate, a number (a constant rate) or a config.
+        inner: a rate, a Keras schedule, a number (a constant rate) or a config.
         steps: length of the warm-up; 0 leaves `inner` as it is.
         start: rate at step 0.
 
@@ -519,13 +522,16 @@ class Warmup(Rate):
         object.__setattr__(self, "inner", as_rate(self.inner))
         object.__setattr__(self, "steps", _count("steps", self.steps, 0))
         object.__setattr__(self, "start", _number("start", self.start))
+        # Now, because a Keras schedule has no number inside a compiled function.
+        object.__setattr__(self, "_first", self.inner(0))
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         after = self.inner.value(xp.maximum(step - self.steps, 0), xp, dtype)
         if self.steps == 0:
             return after
         done, left = _progress(step, self.steps, xp, dtype)
-        return xp.where(step < self.steps, self.start * left + self.inner(0) * done, after)
+        first: float = self._first  # type: ignore[attr-defined]
+        return xp.where(step < self.steps, self.start * left + first * done, after)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -588,6 +594,78 @@ class Scaled(Rate):
         return self.factor * self.inner.value(step, xp, dtype)
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class KerasSchedule(Rate):
+    """A Keras `LearningRateSchedule` as a rate, to be composed with others.
+
+    Keras is asked for every step, so its own precision holds, float32 as a rule, and an array
+    of T steps takes T calls.  A `schedules.RateSchedule` is not wrapped but taken apart by
+    `as_rate`, which is what composed rates call.
+
+    Args:
+        schedule: the schedule, or its `keras.saving.serialize_keras_object`.
+
+    Raises:
+        ValueError: if `schedule` is neither.
+
+    Example, a warm-up before a schedule of Keras:
+
+        rate = rates.Warmup(keras.optimizers.schedules.CosineDecay(0.1, 900), steps=100)
+        optimizer = keras.optimizers.SGD(schedules.RateSchedule(rate))
+    """
+
+    schedule: Any
+
+    def __post_init__(self) -> None:
+        schedule = self.schedule
+        if hasattr(schedule, "keys"):
+            # Only here: nothing else in this module needs Keras.
+            saving = importlib.import_module("keras").saving
+            try:
+                plain = json.loads(json.dumps(schedule, default=dict))
+                schedule = saving.deserialize_keras_object(plain)
+            except Exception as error:  # Keras raises many kinds on configurations of another shape
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ValueError(f"`schedule` cannot be loaded by Keras: {reason}") from None
+        if not _is_keras_schedule(schedule):
+            raise ValueError(
+                "`schedule` must be a Keras LearningRateSchedule or its serialized form. "
+                f"Received: schedule={self.schedule!r}"
+            )
+        object.__setattr__(self, "schedule", schedule)
+
+    def value(self, step: Any, xp: Any, dtype: str) -> Any:
+        if xp is not np:
+            return xp.cast(self.schedule(step), dtype)
+        convert = importlib.import_module("keras").ops.convert_to_numpy
+        steps, where = np.unique(step, return_inverse=True)
+        values = [float(convert(self.schedule(one))) for one in steps.tolist()]
+        return np.asarray(values, dtype)[where].reshape(np.shape(step))
+
+    def get_config(self) -> dict[str, Any]:
+        serialize = importlib.import_module("keras").saving.serialize_keras_object
+        return {"rate": "KerasSchedule", "schedule": serialize(self.schedule)}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KerasSchedule):
+            return NotImplemented
+        return self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.get_config(), sort_keys=True, default=str))
+
+    def __repr__(self) -> str:
+        config = self.schedule.get_config()
+        arguments = ", ".join(f"{key}={value!r}" for key, value in config.items())
+        return f"KerasSchedule({type(self.schedule).__name__}({arguments}))"
+
+
+def _is_keras_schedule(value: Any) -> bool:
+    """Whether something is a Keras schedule, told without an import of Keras."""
+    names = [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(value).__mro__]
+    return any(name.endswith("keras.LearningRateSchedule") for name in names)
+
+
 RATES: dict[str, type[Rate]] = {
     cls.__name__: cls
     for cls in (
@@ -597,6 +675,7 @@ RATES: dict[str, type[Rate]] = {
         Triangular,
         Exponential,
         InverseTime,
+        KerasSchedule,
         Linear,
         OneMinusSqrt,
         Piecewise,
@@ -625,7 +704,9 @@ def as_array(rate: Any, num_steps: int) -> np.ndarray:
 
 
 def as_rate(rate: Any) -> Rate:
-    """The rate meant by a `Rate`, a number (constant), a config, or a [T] array (`Table`).
+    """The rate meant by a `Rate`, a number, a config, a [T] array or a Keras schedule.
+
+    A number is a `Constant`, an array a `Table`, and a schedule of Keras a `KerasSchedule`.
 
     Raises:
         ValueError: if it is none of these, or a value is out of range.
@@ -637,6 +718,9 @@ def as_rate(rate: Any) -> Rate:
         return rate
     if hasattr(rate, "keys"):  # dict, or an ml_collections.ConfigDict
         return from_config(rate)
+    if _is_keras_schedule(rate):
+        inner = getattr(rate, "rate", None)  # of a `schedules.RateSchedule`
+        return inner if isinstance(inner, Rate) else KerasSchedule(rate)
     if isinstance(rate, (list, tuple)) or np.ndim(rate) == 1:
         return Table(rate)
     return Constant(_number("rate", rate))

@@ -81,7 +81,7 @@ def test_bands_cover_and_the_recommendation_is_near_the_best(tmp_path):
         found = advisor.advise(
             snapshots, Measurement("train", quadratic), verify=20, progress=False
         )
-        rows = [r for r in found.record["averages"] if r["role"] != "calibration"]
+        rows = [r for r in found.record["averages"] if r["role"] not in ("calibration", "raw")]
         inside += [r["low"] <= r["measured"] <= r["high"] for r in rows]
         accuracy = found.record["accuracy_of_prediction"]
         assert accuracy["averages"] == len(rows) >= 20
@@ -256,3 +256,61 @@ def test_the_figure_is_drawn_from_the_records_alone(tmp_path):
     records.write_json(folder / "advice.json", {"format": 99})
     with pytest.raises(RecordError, match="no advice this version can read"):
         drawing.draw(folder)
+
+
+def write_line(folder, places):
+    """Snapshots of one weight at given places."""
+    writer = SnapshotWriter(folder, [VariableSpec("w", (1,), "float64", "trainable")], Timetable(1))
+    for step, place in enumerate(places):
+        writer.write(step, [np.array([float(place)])])
+    return Snapshots(folder)
+
+
+NOISE = np.tile([1.0, -1.0], 10)
+
+
+def bowl(arrays):
+    return 1.0 + float(arrays[0][0] ** 2)
+
+
+def ripple(arrays):
+    """Lowest where the snapshots are, high between them: nothing like a quadratic."""
+    return 1.0 + float(np.sin(np.pi * arrays[0][0]) ** 2) + 0.01 * float(arrays[0][0] ** 2)
+
+
+@pytest.mark.parametrize(
+    ("places", "loss", "second", "raw"),
+    [
+        # Falling to the end: whatever is averaged with older snapshots is worse.
+        (np.arange(20.0)[::-1], bowl, None, True),
+        (np.tile([0.0, 1.0], 10)[::-1], ripple, None, True),
+        # Noise about the minimum: averages pay.
+        (NOISE, bowl, None, False),
+        # On the second set they do not.
+        (NOISE, bowl, lambda a: 2.0 - a[0][0] ** 2, True),
+        (NOISE, bowl, lambda a: 2.0 + a[0][0] ** 2, False),
+        # A loss that is not finite is worse.
+        (NOISE, lambda a: 1.0 if abs(a[0][0]) > 0.5 else np.nan, None, True),
+    ],
+    ids=["falling", "ripples", "noise", "worse on the second set", "better on both", "not finite"],
+)
+def test_nothing_that_measured_worse_than_the_raw_weights_is_recommended(
+    tmp_path, places, loss, second, raw
+):
+    held_out = None if second is None else Measurement("test", second)
+    found = advisor.advise(
+        write_line(tmp_path, places),
+        Measurement("train", loss),
+        held_out=held_out,
+        verify=12,
+        progress=False,
+    )
+    rows = {row["name"]: row for row in found.record["averages"]}
+    chosen = rows[found.record["recommended"]]
+    assert (chosen["name"] == "raw") == raw
+    for key in ["measured"] + (["measured_test"] if second else []):
+        assert chosen[key] <= rows["raw"][key]
+    if raw:
+        np.testing.assert_array_equal(found.recommended, np.eye(20)[-1])
+        assert "no average that was built measured better than the raw weights" in str(found)
+        assert "recommended: raw" in str(found)

@@ -48,7 +48,13 @@ def folder(tmp_path_factory):
     writer = SnapshotWriter(path, [VariableSpec("w", (1,), "float32", "trainable")], Timetable(10))
     for step in range(20, 101, 10):
         writer.write(step, [np.array([step], np.float32)])
+    np.savez(path / "one.npz", a=np.array([1.0, 2.0]), count=3)
+    np.savez(path / "two.npz", a=np.array([3.0, 6.0]), count=5)
+    np.savez(path / "other.npz", b=np.zeros(2), count=5)
     return path
+
+
+TWO = ("--files", "{folder}/one.npz", "{folder}/two.npz")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,27 @@ def test_kernels_in_every_form(text, name, kernel):
         (["--workdir={folder}", "--advise", "--kernel=ema:0.5"], ["--advise tries all"]),
         (["--snapshots={folder}", "--kernell=ema:0.5"], ["kernell"]),
         (["--snapshots={folder}", "extra"], ["unexpected arguments", "extra"]),
+        (["--snapshots={folder}", "--kernel=ema:0.5", "--output=a.keras"], ["--output", "--files"]),
+        (
+            ["--snapshots={folder}", "--kernel=ema:0.5", "--batch_norm_data=none.npz"],
+            ["--batch_norm_data: there is no file 'none.npz'"],
+        ),
+        (["--files", "a.keras"], ["--output=FILE, --evaluate or both"]),
+        (["--files", "a.pt", "--output=a.npz"], ["must end in .keras, ", "'a.pt'"]),
+        (["--files", "a.keras", "b.npz", "--output=a.npz"], ["there is no file 'a.keras'"]),
+        (["--files", "{folder}/one.npz", "--output=a.npz"], ["at least two files"]),
+        ([*TWO, "--output=a.h5"], ["must end in", "'a.h5'"]),
+        ([*TWO, "--output=/nowhere/a.keras"], ["there is no folder '/nowhere'"]),
+        ([*TWO, "--output=a.keras"], ["--model=FILE.keras is needed to write"]),
+        ([*TWO, "--soup=loss", "--output=a.npz"], ["need --data=FILE.npz"]),
+        (
+            [*TWO, "--soup=oddness", f"--data={__file__}", "--output=a.npz"],
+            ["--metric_mode=min or max", "'oddness'"],
+        ),
+        ([*TWO, "--kernel=swa:5", "--output=a.npz"], ["beyond the run of 1"]),
+        ([*TWO, "--kernel=ema:0.5", "--kernel=swa:0", "--output=a.npz"], ["one --kernel"]),
+        ([*TWO, "--workdir=runs", "--output=a.npz"], ["--workdir does not go with --files"]),
+        ([*TWO, "--import=no_such_module", "--output=a.npz"], ["--import: 'no_such_module'"]),
     ],
 )
 def test_mistakes_are_one_clear_line(program, folder, args, expected):
@@ -257,3 +284,204 @@ def test_snapshots_of_another_model_are_refused(program, own_model, folder):
         "--evaluate",
     )
     assert code == common.USAGE and "are not of the model" in error
+
+
+# --- Weight files ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ([], [2.0, 4.0]),
+        (["--kernel=ema:0.25"], [2.5, 5.0]),
+        (["--kernel=c=Custom([2,-1])"], [5, 10]),
+    ],
+)
+def test_files_of_arrays_need_no_model(program, folder, tmp_path, more, expected):
+    files = [f"{folder}/one.npz", f"{folder}/two.npz"]
+    code, out, error = program("--files", *files, *more, f"--output={tmp_path}/mean.npz")
+    assert code == 0, error
+    with np.load(tmp_path / "mean.npz") as found:
+        np.testing.assert_array_equal(found["a"], expected)
+        assert found["count"] == 5 and found["count"].dtype.kind == "i"
+    assert "2 of 2 files" in out
+    code, _, error = program("--files", f"{folder}/one.npz", f"{folder}/other.npz", *more,
+                             f"--output={tmp_path}/mean.npz")  # fmt: skip
+    assert code == common.USAGE and "other.npz holds the arrays ['b'" in error
+
+
+@pytest.fixture(scope="module")
+def ingredients(own_model, tmp_path_factory):
+    """Three snapshots of the model in three kinds of files, a bad fourth; held-out data."""
+    import keras
+
+    path, x, y = own_model
+    folder = tmp_path_factory.mktemp("files")
+    model = keras.saving.load_model(path / "model.keras")
+    snapshots = Snapshots(path / "snapshots")
+    rng = np.random.default_rng(5)
+    weights = []
+    for name, step in (("a.keras", 64), ("b.weights.h5", 96), ("c.npz", 128), ("bad.npz", 0)):
+        arrays = snapshots.read(step)
+        if name == "bad.npz":
+            arrays[:4] = [9.0 * rng.normal(size=a.shape) for a in arrays[:4]]
+        held = dict(zip([id(v) for v in model.trainable_variables], arrays, strict=False))
+        held |= {id(v): a for v, a in zip(model.non_trainable_variables, arrays[6:], strict=False)}
+        model.set_weights([held[id(v)] for v in model.weights])
+        weights.append(model.get_weights())
+        if name.endswith(".keras"):
+            model.save(folder / name)
+        elif name.endswith(".h5"):
+            model.save_weights(folder / name)
+        else:
+            np.savez(folder / name, *model.get_weights())
+    np.savez(folder / "train.npz", x=x[:128])
+    np.savez(folder / "held_out.npz", x=x[128:], y=y[128:])
+    return folder, weights, x, y
+
+
+def in_model(path, weights, x=None):
+    """A model with the weights, batch norm recomputed on x by hand."""
+    import keras
+
+    model = keras.saving.load_model(path)
+    model.set_weights(weights)
+    if x is not None:
+        hidden = keras.ops.convert_to_numpy(keras.Model(model.input, model.layers[1].output)(x))
+        model.layers[2].moving_mean.assign(hidden.mean(0))
+        model.layers[2].moving_variance.assign(hidden.var(0))
+    return model
+
+
+@pytest.mark.parametrize("output", ["mean.keras", "mean.weights.h5", "mean.npz"])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_files_of_three_kinds_are_averaged(program, ingredients, tmp_path, output, recompute):
+    import keras
+
+    folder, weights, x, _ = ingredients
+    files = [folder / name for name in ("a.keras", "b.weights.h5", "c.npz")]
+    more = [f"--batch_norm_data={folder}/train.npz"] if recompute else []
+    code, out, error = program("--files", *files, f"--output={tmp_path / output}", *more)
+    assert code == 0, error
+    mean = [np.mean(arrays, 0) for arrays in zip(*weights[:3], strict=True)]
+    expected = in_model(folder / "a.keras", mean, x[:128] if recompute else None)
+    if output.endswith(".npz"):
+        with np.load(tmp_path / output) as found:
+            found = in_model(folder / "a.keras", [found[v.path] for v in expected.weights])
+    elif output.endswith(".keras"):
+        found = keras.saving.load_model(tmp_path / output)
+    else:
+        found = in_model(folder / "a.keras", weights[0])
+        found.load_weights(tmp_path / output)
+    for one, other in zip(found.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    said = "recompute(128 examples)" if recompute else "average; --batch_norm_data=FILE.npz"
+    assert f"batch-norm statistics: {said}" in out
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_greedy_soup_is_that_of_its_recipe(program, ingredients, tmp_path, metric):
+    """Best first, each if the metric gets no worse, written out again by hand."""
+    folder, weights, x, y = ingredients
+    files = [folder / name for name in ("bad.npz", "a.keras", "b.weights.h5", "c.npz")]
+    weights = [weights[3], *weights[:3]]
+
+    def measure(chosen):
+        mean = [np.mean(arrays, 0) for arrays in zip(*(weights[i] for i in chosen), strict=True)]
+        model = in_model(folder / "a.keras", mean, x[:128])
+        return model.evaluate(x[128:], y[128:], verbose=0, return_dict=True)[metric]
+
+    sign = 1.0 if metric == "loss" else -1.0
+    order = sorted(range(4), key=lambda i: sign * measure([i]))
+    soup = [order[0]]
+    for index in order[1:]:
+        if sign * measure([*soup, index]) <= sign * measure(soup):
+            soup.append(index)
+    code, out, error = program(
+        "--files", *files, f"--soup={metric}", f"--data={folder}/held_out.npz",
+        f"--batch_norm_data={folder}/train.npz", f"--output={tmp_path}/soup.npz", "--evaluate",
+    )  # fmt: skip
+    assert code == 0, error
+    assert 0 not in soup and f"soup: {len(soup)} of 4 files" in out
+    assert out.count("added") == len(soup) - 1 and "bad.npz: " in out and "left out" in out
+    mean = [np.mean(arrays, 0) for arrays in zip(*(weights[i] for i in soup), strict=True)]
+    expected = in_model(folder / "a.keras", mean, x[:128])
+    with np.load(tmp_path / "soup.npz") as found:
+        for variable in expected.weights:
+            np.testing.assert_allclose(found[variable.path], variable, rtol=1e-4, atol=1e-5)
+    row = next(line for line in out.splitlines() if line.startswith("soup  "))
+    assert f"{metric} {measure(soup):.4f}" in row
+
+
+def test_unknown_metrics_and_foreign_files_are_one_clear_line(program, ingredients, folder):
+    here = ingredients[0]
+    files = ["--files", here / "a.keras", here / "c.npz"]
+    data = f"--data={here}/held_out.npz"
+    code, _, error = program(*files, "--soup=f1", data, "--evaluate")
+    assert code == common.USAGE and "--soup must be one of ['accuracy', 'loss']" in error
+    code, _, error = program("--files", here / "a.keras", folder / "one.npz", "--evaluate", data)
+    assert code == common.USAGE and "one.npz does not hold weights of the model" in error
+    code, _, error = program("--files", here / "b.weights.h5", here / "c.npz", "--evaluate", data)
+    assert code == common.USAGE and "--model=FILE.keras is needed" in error
+
+
+LAYER = """
+import keras
+
+@keras.saving.register_keras_serializable("own")
+class Twice(keras.layers.Layer):
+    def call(self, inputs):
+        return 2.0 * inputs
+"""
+
+
+def test_models_with_layers_and_schedules_of_one_s_own_load(program, tmp_path, monkeypatch):
+    import keras
+
+    from tf_lrtraj import rates, schedules
+    from tf_lrtraj.averaging import SnapshotRecorder
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "layers_of_mine.py").write_text(LAYER)
+    scope = {}
+    exec(LAYER, scope)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1), scope["Twice"]()])
+    rate = rates.Warmup(keras.optimizers.schedules.CosineDecay(0.1, 8), 2)
+    model.compile(keras.optimizers.SGD(schedules.RateSchedule(rate)), "mse")
+    x = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
+    recorder = SnapshotRecorder("snapshots")
+    model.fit(x, x[:, :1], batch_size=8, epochs=2, verbose=0, callbacks=[recorder])
+    model.save("model.keras")
+    np.savez("data.npz", x=x, y=x[:, :1])
+    np.savez("statistics.npz", x=x[:16])
+    given = ["--snapshots=snapshots", "--model=model.keras", "--data=data.npz", "--evaluate",
+             "--kernel=window:3", "--batch_norm_data=statistics.npz"]  # fmt: skip
+    del keras.saving.get_custom_objects()["own>Twice"]
+    code, _, error = program(*given)
+    assert code == common.USAGE and "a class 'Twice' that Keras does not know. Give --imp" in error
+    code, _, error = program(*given, "--import=layers_of_mine", "--export=out")
+    assert code == 0, error
+    snapshots = Snapshots("snapshots")
+    mean = np.mean([snapshots.read(step)[0] for step in (6, 7, 8)], axis=0)
+    loaded = keras.saving.load_model("out/window-3.keras")
+    np.testing.assert_allclose(loaded.get_weights()[0], mean, rtol=1e-6)
+    assert loaded.optimizer._learning_rate.rate == rate
+
+
+def test_batch_norm_may_have_data_of_its_own(program, own_model, tmp_path):
+    path, x, _ = own_model
+    np.savez(tmp_path / "statistics.npz", x=x[:64])
+    code, out, error = program(
+        f"--snapshots={path}/snapshots", f"--model={path}/model.keras", f"--data={path}/data.npz",
+        f"--batch_norm_data={tmp_path}/statistics.npz", "--kernel=tail=window:5,every=4",
+        f"--export={tmp_path}", "--evaluate",
+    )  # fmt: skip
+    assert code == 0, error
+    assert "recompute(64 examples of batch_norm_data)" in out
+    import keras
+
+    loaded = keras.saving.load_model(tmp_path / "tail.keras")
+    expected = in_model(tmp_path / "tail.keras", loaded.get_weights(), x[:64])
+    for one, other in zip(loaded.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what a type checker, and a reader, sees
     from tf_lrtraj.averaging.settings import check_averages
     from tf_lrtraj.averaging.snapshots import Snapshots
     from tf_lrtraj.averaging.state import AverageState
+    from tf_lrtraj.averaging.stored_averages import StoredAverage, combine_stored
 
 _MODULES = {
     "AverageState": "state",
@@ -26,10 +27,12 @@ _MODULES = {
     "EnsembleResult": "ensembles",
     "SnapshotRecorder": "recorder",
     "Snapshots": "snapshots",
+    "StoredAverage": "stored_averages",
     "WeightAveraging": "callback",
     "average_snapshots": "post_hoc",
     "borrow": "borrowing",
     "check_averages": "settings",
+    "combine_stored": "stored_averages",
     "save_model": "model_files",
     "snapshot_weights": "post_hoc",
 }
@@ -40,10 +43,12 @@ __all__ = [
     "EnsembleResult",
     "SnapshotRecorder",
     "Snapshots",
+    "StoredAverage",
     "WeightAveraging",
     "average_snapshots",
     "borrow",
     "check_averages",
+    "combine_stored",
     "save_model",
     "snapshot_weights",
 ]

@@ -20,12 +20,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
-from tf_lrtraj import backend
-from tf_lrtraj import batch_norm as bn
 from tf_lrtraj.averaging.borrowing import borrow
+from tf_lrtraj.averaging.model_outputs import OutputKind, find_kind, score, single_output
+from tf_lrtraj.averaging.model_weights import ModelWeights
 from tf_lrtraj.averaging.snapshots import Snapshots
 
 # "running": each member's statistics as training left them.
@@ -37,34 +36,46 @@ class EnsembleResult:
     """How an ensemble does beside its members and the average of their weights.
 
     Attributes:
-        loss, accuracy: of the mean of the members' probabilities (cross-entropy).
+        loss, accuracy: of the mean of the members' predictions.  The loss is the cross-entropy;
+            for regression the mean squared error, and there is no accuracy (None).
         member_losses, member_accuracies: [K] of each member alone.
         average_loss, average_accuracy: of the model whose weights are the members' mean.
         examples: number of labels they are means over.
+        loss_name: "cross-entropy" or "mean squared error".
     """
 
     loss: float
-    accuracy: float
+    accuracy: float | None
     member_losses: np.ndarray
-    member_accuracies: np.ndarray
+    member_accuracies: np.ndarray | None
     average_loss: float
-    average_accuracy: float
+    average_accuracy: float | None
     examples: int
+    loss_name: str = "cross-entropy"
 
     def __str__(self) -> str:
+        accuracies = self.member_accuracies
+        best, mean = (None, None) if accuracies is None else (accuracies.max(), accuracies.mean())
         rows = [
             ("ensemble", self.loss, self.accuracy),
             ("average of weights", self.average_loss, self.average_accuracy),
-            ("best member", self.member_losses.min(), self.member_accuracies.max()),
-            ("mean member", self.member_losses.mean(), self.member_accuracies.mean()),
+            ("best member", self.member_losses.min(), best),
+            ("mean member", self.member_losses.mean(), mean),
         ]
         lines = [f"{len(self.member_losses)} members, {self.examples:,} examples"]
-        lines += [f"{name:<20}loss {loss:8.4f}  accuracy {acc:7.2%}" for name, loss, acc in rows]
+        what = "loss" if self.loss_name == "cross-entropy" else self.loss_name
+        for name, loss, accuracy in rows:
+            shown = "" if accuracy is None else f"  accuracy {accuracy:7.2%}"
+            lines.append(f"{name:<20}{what} {loss:8.4f}{shown}")
         return "\n".join(lines)
 
 
 class Ensemble:
-    """Several sets of weights of one model, whose predicted probabilities are averaged.
+    """Several sets of weights of one model, whose predictions are averaged.
+
+    Predictions are probabilities, or values of a regression.  What the model's outputs are is
+    found out once, from its last activation, its loss and the first member's outputs
+    (`tf_lrtraj.averaging.model_outputs`), and holds for all members.
 
     The members are read one at a time, so that memory stays at two copies of the weights
     and one array of predictions; the model has its own weights back after each.
@@ -80,17 +91,19 @@ class Ensemble:
     array([[0.375, 0.625]])
 
     Args:
-        model: a built Keras model with one output of shape [batch, classes].
+        model: a built Keras model with one output.
         members: `Snapshots`, or a list of members, each a list of arrays in the order of
             `model.trainable_variables` (and then of its batch-norm means and variances in turn).
-        logits: whether the model's outputs are logits, so that a softmax is applied.
+        logits: whether the model's outputs are logits, so that a softmax (or a sigmoid, by the
+            loss) is applied; None to find out.
         statistics: batch-norm statistics of members: `"recompute"` from `batch_norm_data`
             (the average of weights always has that), or `"running"` as they were recorded.
         batch_norm_data: inputs, as `WeightAveraging` takes them.
         batch_size: of predictions and of recomputation.
 
     Raises:
-        ValueError: if members do not fit the model, there is none, or data is missing.
+        ValueError: if members do not fit the model, there is none, data is missing, or the
+            model has several outputs.
     """
 
     def __init__(
@@ -98,7 +111,7 @@ class Ensemble:
         model: Any,
         members: Snapshots | Sequence[Sequence[Any]],
         *,
-        logits: bool = True,
+        logits: bool | None = None,
         statistics: str = "recompute",
         batch_norm_data: Any = None,
         batch_size: int = 128,
@@ -108,39 +121,26 @@ class Ensemble:
                 f"`statistics` must be one of {list(STATISTICS)}. "
                 f"Received: statistics={statistics!r}"
             )
+        if logits not in (None, True, False):
+            raise ValueError(f"`logits` must be True, False or None. Received: logits={logits!r}")
+        single_output(model)
+        if not len(members):
+            raise ValueError("`members` must hold at least one set of weights. Received: none")
         self.model = model
         self.logits = logits
         self.statistics = statistics
-        self.batch_norm_data = bn.check_data(batch_norm_data)
         self.batch_size = batch_size
         self._members = members
-        self._found = bn.find_statistics(model)
-        self._recompute = bn.Recompute(model)
-        if not len(members):
-            raise ValueError("`members` must hold at least one set of weights. Received: none")
-        if self._found and batch_norm_data is None:
-            raise ValueError(
-                "The model has batch-norm layers: give `batch_norm_data`, some training inputs, so "
-                "that statistics can be recomputed. Received: batch_norm_data=None"
-            )
-        self._expected = [tuple(v.shape) for v in model.trainable_variables]
-        self._shapes = list(self._expected)
-        for entry in self._found:
-            self._shapes += [tuple(entry.layer.moving_mean.shape)] * 2
+        # The average of weights has statistics recomputed in any case, so data is needed.
+        ModelWeights(model, "recompute", batch_norm_data)
+        policy = "recompute" if statistics == "recompute" else "average"
+        self._convert = ModelWeights(model, policy, batch_norm_data, batch_size)
+        self._kind: OutputKind | None = None
         if isinstance(members, Snapshots):
-            self._check([v.shape for v in members.variables])
+            self._convert.check_shapes([v.shape for v in members.variables])
 
     def __len__(self) -> int:
         return len(self._members)
-
-    def _check(self, shapes: list[tuple[int, ...]]) -> None:
-        enough = self._shapes if self.statistics == "running" else self._expected
-        if shapes not in (enough, self._shapes):
-            raise ValueError(
-                f"Members must hold {len(enough)} arrays of the model's shapes. Received: "
-                f"{len(shapes)} arrays, of which "
-                f"{sum(a == b for a, b in zip(shapes, enough, strict=False))} fit."
-            )
 
     def _weights(self) -> Iterator[list[np.ndarray]]:
         members = self._members
@@ -149,39 +149,33 @@ class Ensemble:
                 yield members.read(step)
             return
         for member in members:
-            arrays = [np.asarray(array) for array in member]
-            self._check([array.shape for array in arrays])
-            yield arrays
+            yield [np.asarray(array) for array in member]
 
-    def _probabilities(self, weights: Sequence[Any], x: Any, statistics: str) -> np.ndarray:
-        model, count = self.model, len(self._expected)
-        trainable = [
-            keras.ops.cast(w, v.dtype)
-            for w, v in zip(weights[:count], model.trainable_variables, strict=True)
-        ]
-        non_trainable = backend.values(model.non_trainable_variables)
-        if self._found and statistics == "recompute":
-            batches = bn.input_batches(self.batch_norm_data, self.batch_size)
-            non_trainable = self._recompute(trainable, non_trainable, batches)
-        elif self._found:
-            extra = weights[count:]
-            pairs = list(zip(extra[::2], extra[1::2], strict=True))
-            non_trainable = bn.replace(non_trainable, self._found, pairs)
-        with borrow(model, trainable, non_trainable, "a member of an ensemble"):
-            outputs = model.predict(x, batch_size=self.batch_size, verbose=0)
-        outputs = np.asarray(outputs, np.float64)
-        return _softmax(outputs) if self.logits else outputs
+    def _predictions(self, weights: Sequence[Any], x: Any, policy: str | None = None) -> np.ndarray:
+        with borrow(self.model, *self._convert(weights, policy), "a member of an ensemble"):
+            outputs = self.model.predict(x, batch_size=self.batch_size, verbose=0)
+        if isinstance(outputs, (list, tuple, dict)):
+            names = list(outputs) if isinstance(outputs, dict) else len(outputs)
+            raise ValueError(f"`model` must have one output. Received: outputs {names}")
+        outputs = np.asarray(outputs)
+        if self._kind is None:
+            self._kind = find_kind(self.model, outputs, self.logits)
+        return self._kind.predictions(outputs)
 
     def predictions(self, x: Any) -> Iterator[np.ndarray]:
-        """[N, classes] probabilities of each member in turn."""
+        """Probabilities, or values, that each member in turn predicts, in the outputs' shape."""
         for weights in self._weights():
-            yield self._probabilities(weights, x, self.statistics)
+            yield self._predictions(weights, x)
 
     def predict(self, x: Any) -> np.ndarray:
-        """[N, classes] mean of the members' probabilities, float64.
+        """Mean of the members' probabilities, or values, float64, in the shape of the outputs.
 
         Args:
             x: inputs, as `model.predict` takes them.
+
+        Raises:
+            ValueError: if it cannot be told whether outputs are logits, or `logits` contradicts
+                them.
         """
         total: Any = 0.0
         for probabilities in self.predictions(x):
@@ -190,7 +184,8 @@ class Ensemble:
 
     def average_weights(self) -> list[np.ndarray]:
         """The mean of the members' trainable weights, in float64."""
-        total: list[Any] = [0.0] * len(self._expected)
+        count = len(self.model.trainable_variables)
+        total: list[Any] = [0.0] * count
         for weights in self._weights():
             total = [t + np.asarray(w, np.float64) for t, w in zip(total, weights, strict=False)]
         return [t / len(self) for t in total]
@@ -200,46 +195,31 @@ class Ensemble:
 
         Args:
             x: [N, …] inputs.
-            y: [N] integer labels.
+            y: labels: integers [N] or one-hot [N, classes]; 0 and 1 where each output is a
+                probability of its own; values for a regression.
 
         Raises:
-            ValueError: if the labels are not [N] integers.
+            ValueError: if the labels do not fit the outputs, or as `predict`.
         """
-        labels = np.asarray(y)
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise ValueError(
-                "`y` must be a vector of integer labels. "
-                f"Received: shape={labels.shape}, dtype={labels.dtype}"
-            )
         total: Any = 0.0
         members = []
-        for probabilities in self.predictions(x):
-            members.append(_score(probabilities, labels))
-            total = total + probabilities
-        losses, accuracies = np.array(members).T
-        average = self._probabilities(self.average_weights(), x, "recompute")
+        for predictions in self.predictions(x):
+            members.append(self._score(predictions, y))
+            total = total + predictions
+        average = self._score(self._predictions(self.average_weights(), x, "recompute"), y)
+        name, loss, accuracy, examples = self._score(total / len(self), y)
+        accuracies = None if accuracy is None else np.array([m[2] for m in members])
         return EnsembleResult(
-            *_score(total / len(self), labels),
-            losses,
+            loss,
+            accuracy,
+            np.array([m[1] for m in members]),
             accuracies,
-            *_score(average, labels),
-            examples=labels.size,
+            average[1],
+            average[2],
+            examples,
+            name,
         )
 
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
-
-
-def _score(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """(cross-entropy, accuracy)."""
-    if probabilities.shape[:1] != labels.shape:
-        raise ValueError(
-            f"`y` must hold a label for each of {probabilities.shape[0]} examples. "
-            f"Received: shape={labels.shape}"
-        )
-    chosen = probabilities[np.arange(labels.size), labels]
-    tiny = np.finfo(np.float64).tiny
-    loss = -np.mean(np.log(np.maximum(chosen, tiny)))
-    return float(loss), float(np.mean(probabilities.argmax(axis=-1) == labels))
+    def _score(self, predictions: np.ndarray, y: Any) -> tuple[str, float, float | None, int]:
+        assert self._kind is not None
+        return score(self._kind, predictions, y)

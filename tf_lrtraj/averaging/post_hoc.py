@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tf_lrtraj.averaging.built_average import BuiltAverage
 from tf_lrtraj.averaging.displacement import CoordinateSample, interpolation_error
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.kernels import SUM_TOLERANCE, Kernel
@@ -369,17 +370,20 @@ class _ReadAhead:
 
 
 @dataclasses.dataclass(frozen=True)
-class PostHocAverage:
+class PostHocAverage(BuiltAverage):
     """An average built from snapshots, and how far it may be from the one asked for.
+
+    `apply` puts it into a model and `save` writes a model that holds it; see `BuiltAverage`.
 
     Attributes:
         name: as asked for.
         arrays: one per variable, trainable ones first, then batch-norm statistics,
             averaged with the same weights.
         weights: on the snapshots.
-        error: estimated root mean square distance from the average asked for, over the distance
-            of that average from the raw weights; 0 where exact, None where it cannot be
-            estimated (fewer than 3 snapshots, or the average is the raw weights).
+        error: upper estimate of the distance from the average asked for, over the distance
+            of the average from the raw weights (see docs/averages_afterwards.md); 0 where exact,
+            None where it cannot be estimated (fewer than 3 snapshots, or the average is the raw
+            weights).
         quantisation: the same for the encoding of the snapshots; an upper bound on the root
             mean square.
         quantisation_bound: largest possible error of a single weight by the encoding.
@@ -412,7 +416,7 @@ class PostHocAverage:
         elif self.error is None:
             text = "error unknown"
         else:
-            text = f"off by {_percent(self.error)}"
+            text = f"off by up to {_percent(self.error)}"
         if self.quantisation_bound:
             text += f", encoding {_percent(self.quantisation)}"
         return text
@@ -435,7 +439,7 @@ class PostHocAverage:
             lines.append(
                 "  error unknown: too few snapshots to tell"
                 if self.error is None
-                else f"  estimated error: {_percent(self.error)} of that distance"
+                else f"  estimated error: up to {_percent(self.error)} of that distance"
             )
         if self.quantisation_bound:
             lines.append(

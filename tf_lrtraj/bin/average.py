@@ -34,36 +34,50 @@ A Keras model of your own, with snapshots by tf_lrtraj.averaging.SnapshotRecorde
 
   lrtraj-average --snapshots=DIR --model=FILE.keras --data=FILE.npz --kernel=ema:0.999 --evaluate
 
-FILE.npz holds x (and y, for losses); batch-norm statistics are recomputed on x.
+FILE.npz holds x (and y, for losses); batch-norm statistics are recomputed on x, or on the x of
+--batch_norm_data=OTHER.npz.  --import=MODULE imports a module that registers layers of your own
+with Keras.
+
+Weight files that exist (.keras, .weights.h5, or .npz of arrays) are averaged too: all alike, by
+a kernel with the files in order as iterates, or greedily, best first, each if a held-out metric
+gets no worse:
+
+  lrtraj-average --files a.keras b.keras c.weights.h5 --output=mean.keras \
+      --batch_norm_data=train.npz
+  lrtraj-average --files *.keras --kernel=ema:0.5 --output=ema.weights.h5
+  lrtraj-average --files *.keras --soup=accuracy --data=held_out.npz --output=soup.keras
 """
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from typing import Any
 
 from absl import flags
 
-from tf_lrtraj.bin import common, outputs, tables
+from tf_lrtraj.bin import average_of_files, common, outputs
+from tf_lrtraj.bin.requested_averages import requested
 
 
 def main(argv: list[str]) -> None:
-    if argv[1:]:
+    options = flags.FLAGS
+    if argv[1:] and not options.files:
         common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
     from tf_lrtraj.experiments.settings import ConfigError
     from tf_lrtraj.records import RecordError
 
-    options = flags.FLAGS
     if options.workdir:
         common.need_tensorflow()
     try:
+        if options.files:
+            average_of_files.run(options, [*options.files, *argv[1:]])
+            return
         _check(options)
         # Everything a mistake can be found in comes before TensorFlow is loaded.
         snapshots = _snapshots(options)
         config = _config(options)
-        averages = {} if options.advise else _averages(options, snapshots, config)
+        averages = {} if options.advise else requested(options, snapshots, config)
         if options.advise:
             _advise(options, snapshots, config)
         else:
@@ -75,8 +89,10 @@ def main(argv: list[str]) -> None:
 def _check(options: Any) -> None:
     if bool(options.workdir) == bool(options.snapshots):
         raise ValueError("either --workdir=… or --snapshots=… is needed. Try --help.")
-    if options.workdir and (options.model or options.data):
+    if options.workdir and (options.model or options.data or options.batch_norm_data):
         raise ValueError("--model and --data go with --snapshots; a workdir knows its own.")
+    if options.output or options.soup:
+        raise ValueError("--output and --soup go with --files; --export=DIR writes averages.")
     wanted = bool(options.evaluate or options.export or options.advise)
     if options.snapshots and wanted and not options.model:
         raise ValueError("--evaluate, --export and --advise need --model=FILE.keras.")
@@ -90,8 +106,10 @@ def _check(options: Any) -> None:
         )
     if not options.advise and not (options.kernel or options.schedule):
         raise ValueError("--kernel=…, --schedule=… or --advise is needed. Try --help.")
-    if options.data and not pathlib.Path(options.data).is_file():
-        raise ValueError(f"--data: there is no file {options.data!r}")
+    for name in ("data", "batch_norm_data"):
+        path = getattr(options, name)
+        if path and not pathlib.Path(path).is_file():
+            raise ValueError(f"--{name}: there is no file {path!r}")
     if options.json:
         outputs.check_place("--json", options.json)
     if options.export:
@@ -122,79 +140,12 @@ def _config(options: Any) -> dict[str, Any] | None:
     return read_config(options.workdir, options.data_dir)
 
 
-# --- What is asked for --------------------------------------------------------------------
-
-
-def _averages(options: Any, snapshots: Any, config: dict[str, Any] | None) -> dict[str, Any]:
-    """name → `SnapshotWeights`; mistakes show here, before anything is read."""
-    from tf_lrtraj.averaging.post_hoc import snapshot_weights
-    from tf_lrtraj.experiments import texts
-
-    last = int(snapshots.steps[-1]) if options.last is None else options.last
-    found: dict[str, Any] = {}
-
-    def add(name: str, target: Any, per: str) -> None:
-        if name in found:
-            raise ValueError(f"two averages are named {name!r}: say NAME=KERNEL for one of them")
-        try:
-            found[name] = snapshot_weights(snapshots.steps, target, last, per=per)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-
-    for text in options.kernel:
-        name, kernel = texts.parse_average(text)
-        if options.per == "update":
-            tables.check_reach(kernel, last)
-        add(name, kernel, options.per)
-    for text in options.schedule:
-        name, target = _emulated(text, last, options, config)
-        add(name, target, "update")
-    return found
-
-
-def _emulated(text: str, last: int, options: Any, config: dict[str, Any] | None) -> tuple[str, Any]:
-    """(name, [T+1] weights) of one --schedule."""
-    from tf_lrtraj import rates, records, theory
-
-    momentum = options.momentum
-    if options.base is not None:
-        base = tables.parse_rates(options.base, last, peak=0.1, decay=None)
-    elif config is not None:
-        base = records.read_schedule(pathlib.Path(options.workdir) / records.SCHEDULE)[:last]
-        if base.size < last:
-            raise ValueError(f"the run's schedule has {base.size} rates, fewer than --last={last}")
-    else:
-        raise ValueError("--schedule needs the rates of the run: --base=0.1, or --base=FILE.csv")
-    if momentum is None:
-        momentum = config["optimizer"]["momentum"] if config is not None else 0.0
-    if text.lstrip().startswith("{"):
-        try:
-            schedule = rates.as_array(rates.from_config(json.loads(text)), last)
-        except ValueError as error:
-            raise ValueError(f"--schedule: {error}") from None
-        name = "schedule-" + str(json.loads(text)["rate"])
-    else:
-        shape, _, steps = text.partition(":")
-        if steps and not (steps.isascii() and steps.isdigit()):
-            raise ValueError(
-                f"--schedule must be JSON, or like linear:200 with up to {last} updates. "
-                f"Received: {text!r}"
-            )
-        try:
-            schedule = tables.decayed_rates(shape, base, int(steps) if steps else None)
-        except ValueError as error:
-            raise ValueError(f"--schedule={text}: {error}") from None
-        name = text.replace(":", "-")
-    weights = theory.weights_from_schedule(schedule, base, options.curvature, momentum)
-    return name, weights
-
-
 # --- Doing it -----------------------------------------------------------------------------
 
 
 def _target(options: Any, snapshots: Any, config: dict[str, Any] | None) -> Any:
     common.quiet_tensorflow()
-    from tf_lrtraj.experiments import average
+    from tf_lrtraj.experiments import average, average_files
 
     if config is not None:
         common.configure_threads(config["threads"], config["deterministic"])
@@ -204,7 +155,9 @@ def _target(options: Any, snapshots: Any, config: dict[str, Any] | None) -> Any:
     held_out = options.advise_held_out
     if options.advise and held_out:
         data["held_out"] = average.read_arrays(held_out)
-    return average.ModelTarget(snapshots, options.model, data)
+    inputs = average.read_arrays(options.batch_norm_data)[0] if options.batch_norm_data else None
+    average_files.import_modules(options["import"].value)
+    return average.ModelTarget(snapshots, options.model, data, inputs)
 
 
 def _build(
@@ -253,8 +206,9 @@ def _build(
 
 def _policy(options: Any, target: Any) -> str:
     policy = options.batch_norm or target.policy
-    if policy == "recompute" and options.snapshots and not options.data:
-        raise ValueError("--batch_norm=recompute needs --data=FILE.npz")
+    given = options.data or options.batch_norm_data
+    if policy == "recompute" and options.snapshots and not given:
+        raise ValueError("--batch_norm=recompute needs --batch_norm_data=FILE.npz or --data=…")
     return policy
 
 
@@ -348,6 +302,12 @@ def run() -> None:
     flags.DEFINE_string("snapshots", None, "folder of snapshots, of a model of your own")
     flags.DEFINE_string("model", None, "with --snapshots: the .keras file of the model")
     flags.DEFINE_string("data", None, "with --snapshots: .npz file with x, and y for losses")
+    flags.DEFINE_string("batch_norm_data", None, ".npz file whose x batch norm is recomputed on")
+    flags.DEFINE_multi_string("import", [], "module to import, which registers layers of your own")
+    flags.DEFINE_list("files", [], "weight files to average, with those that follow")
+    flags.DEFINE_string("output", None, "--files: .keras, .weights.h5 or .npz file to write")
+    flags.DEFINE_string("soup", None, "--files: metric on --data by which files are chosen")
+    flags.DEFINE_enum("metric_mode", "auto", ["auto", "min", "max"], "--soup: which is better")
     flags.DEFINE_multi_string("kernel", [], "an average to build; may be given several times")
     flags.DEFINE_multi_string("schedule", [], "a schedule to emulate; may be given several times")
     flags.DEFINE_enum("per", "update", ["update", "snapshot"], "what --kernel counts")
@@ -393,6 +353,7 @@ def run() -> None:
         "verify", 0, "--advise: also measure so many averages, to compare", lower_bound=0
     )
     flags.DEFINE_string("advise_dir", None, "--advise: where records go; WORKDIR/advice")
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow the names of --files
     common.run_app(main)
 
 

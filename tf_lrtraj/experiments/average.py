@@ -231,7 +231,9 @@ class ModelTarget(Target):
     Args:
         snapshots: as `SnapshotRecorder` wrote them.
         path: a `.keras` file of the model, compiled (its loss and metrics are used).
-        data: split → (x, y), y None without labels; batch norm is recomputed on the first.
+        data: split → (x, y), y None without labels.
+        batch_norm_data: inputs on which batch norm is recomputed; those of the first split by
+            default.
         batch_size: of evaluation.
 
     Raises:
@@ -243,44 +245,30 @@ class ModelTarget(Target):
         snapshots: Snapshots,
         path: str | os.PathLike[str],
         data: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+        batch_norm_data: np.ndarray | None = None,
         batch_size: int = 128,
     ) -> None:
-        from tf_lrtraj import batch_norm as bn
-        from tf_lrtraj.averaging.model_files import load_model
+        from tf_lrtraj.averaging.model_weights import ModelWeights
+        from tf_lrtraj.experiments.average_files import load_model
 
         self.snapshots = snapshots
-        try:
-            self.model = load_model(path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(str(error)) from None
+        self.model = load_model(path)
         self._path = pathlib.Path(path)
-        self._statistics = bn.find_statistics(self.model)
         self._data = dict(data)
         self._batch_size = batch_size
+        self._inputs, self._inputs_name = batch_norm_data, "batch_norm_data"
+        if batch_norm_data is None and self._data:
+            self._inputs_name, (self._inputs, _) = next(iter(self._data.items()))
         self.splits = sorted(self._data)
-        self.policy = "recompute" if self._data else "average"
+        self.policy = "average" if self._inputs is None else "recompute"
         self._check_variables(self.model, f"the model {path}")
-        self._recompute: Any = None
+        self._convert = ModelWeights(self.model, self.policy, self._inputs, batch_size)
 
     def _weights(self, trainable: list[Any], statistics: list[Any] | None) -> Any:
-        from tf_lrtraj import backend
-        from tf_lrtraj import batch_norm as bn
-
-        non_trainable = backend.to_numpy(backend.values(self.model.non_trainable_variables))
-        if not self._statistics:
-            return trainable, non_trainable
-        if statistics is not None:
-            pairs = list(zip(statistics[::2], statistics[1::2], strict=True))
-            return trainable, bn.replace(non_trainable, self._statistics, pairs)
-        if not self._data:
-            raise ConfigError("recomputing batch-norm statistics needs --data")
-        if self._recompute is None:
-            self._recompute = bn.Recompute(self.model)
-        inputs = next(iter(self._data.values()))[0]
-        batches = bn.input_batches(inputs, self._batch_size)
-        return trainable, self._recompute(
-            _like(trainable, self.model.trainable_variables), non_trainable, batches
-        )
+        if statistics is None and self._inputs is None and self._convert.statistics:
+            raise ConfigError("recomputing batch-norm statistics needs --batch_norm_data or --data")
+        policy = "recompute" if statistics is None else "average"
+        return self._convert([*trainable, *(statistics or [])], policy)
 
     def evaluate(
         self, weights: Any, split: str, limit: int | None = None, batch: bool = False
@@ -307,34 +295,30 @@ class ModelTarget(Target):
             save_model(self.model, path)
 
     def describe(self, policy: str | None = None) -> str:
-        if not self._statistics:
+        if not self._convert.statistics:
             return "none"
         policy = policy or self.policy
-        if policy != "recompute":
+        if policy != "recompute" or self._inputs is None:
             return policy
-        name, (x, _) = next(iter(self._data.items()))
-        return f"recompute({len(x)} examples of {name})"
+        return f"recompute({len(self._inputs)} examples of {self._inputs_name})"
 
     def identity(self) -> dict[str, Any]:
         import zlib
 
+        data: dict[str, Any] = dict(self._data)
+        if self._inputs_name == "batch_norm_data":
+            data["batch_norm_data"] = (self._inputs,)
         sums = {
-            name: [zlib.crc32(np.ascontiguousarray(a).data) for a in pair if a is not None]
-            for name, pair in self._data.items()
+            name: [zlib.crc32(np.ascontiguousarray(a).data) for a in arrays if a is not None]
+            for name, arrays in data.items()
         }
         stat = self._path.stat()
         return {"model": [self._path.name, stat.st_size, stat.st_mtime_ns], "data": sums}
 
     def images(self, split: str, limit: int | None, policy: str) -> int:
-        pooled = len(next(iter(self._data.values()))[0])
-        recomputes = policy == "recompute" and bool(self._statistics)
-        return len(self._data[split][0][:limit]) + (pooled if recomputes else 0)
-
-
-def _like(arrays: Sequence[np.ndarray], variables: Sequence[Any]) -> list[Any]:
-    import keras
-
-    return [keras.ops.cast(a, v.dtype) for a, v in zip(arrays, variables, strict=True)]
+        recomputes = policy == "recompute" and bool(self._convert.statistics)
+        pooled = 0 if self._inputs is None or not recomputes else len(self._inputs)
+        return len(self._data[split][0][:limit]) + pooled
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray | None]:

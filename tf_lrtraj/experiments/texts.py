@@ -94,7 +94,7 @@ def call(text: str, what: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 def by_order(cls: Any, positional: list[Any], text: str) -> dict[str, Any]:
     """Arguments given without their names."""
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = [field.name for field in dataclasses.fields(cls) if not field.kw_only]
     if len(positional) > len(names):
         raise ValueError(f"{text!r} has too many arguments: {cls.__name__} takes {names}")
     return dict(zip(names, positional, strict=False))

@@ -30,6 +30,7 @@ _COLOURS = {
     "two_point": "#009E73",
     "spaced": "#CC79A7",
     "weights": "#000000",
+    "raw": GREY,
 }
 _TITLES = {
     "ema": "EMA",
@@ -37,6 +38,7 @@ _TITLES = {
     "two_point": "two points",
     "spaced": "points with gaps",
     "weights": "best weights",
+    "raw": "raw weights",
 }
 
 

@@ -10,6 +10,7 @@ from tf_lrtraj.theory.closed_forms import (
     time_scales,
     window_for_ema_decay,
 )
+from tf_lrtraj.theory.combination import Combination, combine_averages
 from tf_lrtraj.theory.deviations import SparsePredictor
 from tf_lrtraj.theory.diagnosis import (
     Finding,
@@ -62,6 +63,7 @@ from tf_lrtraj.theory.weight_space import (
 
 __all__ = [
     "AveragePredictor",
+    "Combination",
     "Finding",
     "GaussianFeaturesModel",
     "Moments",
@@ -82,6 +84,7 @@ __all__ = [
     "average_moments",
     "best_schedule",
     "closed_form_schedule",
+    "combine_averages",
     "diagnose",
     "effective_learning_rate",
     "ema_decay_for_factor",

@@ -45,8 +45,8 @@ def closed_form_schedule(
     """`schedule_from_weights` of a familiar average of a constant-rate run, by its formula.
 
     Args:
-        kernel: a plain `Exponential`, `Uniform` or `Window` (both with `every=1`) or `TwoPoint`, which
-            has not ended after `num_steps`.
+        kernel: a plain `Exponential`, `Uniform` or `Window` (both with `every=1`) or `TwoPoint`,
+            without an `end` before `num_steps`.
         learning_rate: the constant base rate.
         num_steps: T.
         curvature: the curvature at which the equality is exact.

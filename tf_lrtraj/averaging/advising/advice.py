@@ -107,7 +107,7 @@ def make_advice(
     chosen: Candidate,
     notes: list[str],
     sets: list[MeasuredLosses],
-    raw: Mapping[str, float] | None,
+    raw: Mapping[str, float],
 ) -> Advice:
     names = [losses.measurement.name for losses in sets]
     curves = _curves(plan.count, predictor)
@@ -139,7 +139,7 @@ def make_advice(
         "model_error": predictor.model_error,
         "dimension": predictor.dimension,
         "raw_loss": float(predictor.losses[-1]),
-        "raw": dict(raw or {}),
+        "raw": dict(raw),
         "averages": rows,
         "accuracy_of_prediction": accuracy(rows),
         "findings": [dataclasses.asdict(finding) for finding in diagnose(predictor)],
@@ -193,9 +193,11 @@ def _some(low: int, high: int) -> list[int]:
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How predictions did against measurements they had not seen.
 
-    Averages that calibrated the prediction do not count.
+    Averages that calibrated the prediction do not count, nor do the raw weights.
     """
-    seen = [r for r in rows if r["role"] != "calibration" and is_finite(r.get("measured"))]
+    seen = [
+        r for r in rows if r["role"] not in ("calibration", "raw") and is_finite(r.get("measured"))
+    ]
     if not seen:
         return {"averages": 0}
     measured = np.array([r["measured"] for r in seen])
@@ -222,7 +224,9 @@ def _summary(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
         "swa": f"mean of the last {row['parameter']:.0f} snapshots",
         "two_point": f"mean of the last snapshot and the one {row['parameter'] * spacing:.0f} "
         "updates before it",
+        "spaced": f"mean of snapshots {row['parameter'] * spacing:.0f} updates apart",
         "weights": "its weights are in advice.npz",
+        "raw": "the weights of the last snapshot, not averaged",
     }[row["family"]]
     text = f"recommended: {row['name']} ({what}), predicted {row['predicted']:.4f}"
     if is_finite(row.get("measured")):

@@ -4,7 +4,7 @@ The losses of single snapshots and of the midpoints of a few pairs determine, fo
 quadratic loss, the loss of every average (docs/theory/prediction.md).  `advise` measures
 them, calibrates the prediction on a few long averages, predicts every EMA, SWA and
 two-point average and the best weights there are, builds the best ones and measures
-what was predicted.
+what was predicted.  Where all of them measure worse than the raw weights, those are recommended.
 
 Losses of snapshots that were not measured are interpolated, and the error of that is in
 the bands (`theory.SparsePredictor`).
@@ -12,9 +12,10 @@ the bands (`theory.SparsePredictor`).
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -57,7 +58,8 @@ def advise(
     Args:
         snapshots: to average.
         measurement: the loss that counts.
-        held_out: a second loss; averages that are built are measured on it too.
+        held_out: a second loss; averages that are built are measured on it too, and none that
+            is worse than the raw weights there is recommended.
         first, last, effort, verify: as in `make_plan`.
         folder: measured losses are kept there as they come, so that an interrupted advice goes
             on where it stopped; the advice is written there too.  None writes nothing.
@@ -90,26 +92,26 @@ def advise(
         notes.append(f"not calibrated ({error}): the bands hold for a quadratic loss only")
 
     best, chosen = _recommendations(predictor, notes)
+    raw = Candidate("raw", "raw", 0.0, np.eye(plan.count)[-1])
     roles = {c.name: "calibration" for c in plan.calibration}
-    roles |= {c.name: "recommendation" for c in best if c.name not in roles}
-    candidates = {c.name: c for c in [*plan.calibration, *best, *plan.sweep]}
+    roles |= {c.name: "recommendation" for c in best if c.name not in roles} | {"raw": "raw"}
+    candidates = {c.name: c for c in [*plan.calibration, *best, *plan.sweep, raw]}
     built = list(candidates.values())
-    measured = _measure(losses, best, "recommendations", progress)
+    measured = _measure(losses, [*best, raw], "recommendations", progress)  # raw is known
     measured |= _measure(losses, plan.sweep, "sweep", progress) | calibration
     sets = [losses]
     if held_out is not None:
         sets.append(MeasuredLosses(snapshots, plan.steps.tolist(), held_out, path))
-        last_one = np.eye(plan.count)[-1]
-        raw = Candidate("raw", "weights", 0.0, last_one)
-        second = _measure(sets[1], [raw, *built], held_out.name, progress)
+        second = _measure(sets[1], built, held_out.name, progress)
         for name, values in second.items():
             target = measured.setdefault(name, {})
             target |= {f"{key}_{held_out.name}": value for key, value in values.items()}
+    chosen = _not_worse_than_raw(chosen, built, measured, [s.measurement.name for s in sets], notes)
     rows = [
         row_of(c, predictor, plain, roles.get(c.name, "sweep"), measured.get(c.name), plan.every)
         for c in built
     ]
-    advice = make_advice(plan, predictor, rows, chosen, notes, sets, measured.get("raw"))
+    advice = make_advice(plan, predictor, rows, chosen, notes, sets, measured["raw"])
     advice.arrays["weights"] = np.stack([c.weights for c in built])
     advice.record["seconds"] = round(time.perf_counter() - begin, 1)
     if folder is not None:
@@ -214,3 +216,35 @@ def _recommendations(
     except ValueError:
         pass
     return [*families_best, optimum], chosen
+
+
+def _not_worse_than_raw(
+    chosen: Candidate,
+    built: Sequence[Candidate],
+    measured: Mapping[str, Mapping[str, float]],
+    sets: Sequence[str],
+    notes: list[str],
+) -> Candidate:
+    """`chosen`, or what measured best instead where the raw weights measured better than it."""
+    keys = ["loss", *(f"loss_{name}" for name in sets[1:])]
+
+    def pays(average: Candidate) -> bool:
+        found = [[measured[name].get(k, math.nan) for name in (average.name, "raw")] for k in keys]
+        below = found[0][0] != found[0][1]  # what the choice is made by must gain something
+        return below and all(is_finite(a) and (not is_finite(b) or a <= b) for a, b in found)
+
+    if pays(chosen):
+        return chosen
+    sound = [c for c in built if pays(c)]
+    if not sound:
+        notes.append(
+            "no average that was built measured better than the raw weights on "
+            f"{' and '.join(sets)}: averaging does not pay here"
+        )
+        return next(c for c in built if c.name == "raw")
+    best = min(sound, key=lambda c: measured[c.name]["loss"])
+    notes.append(
+        f"{chosen.name} was predicted best and did not measure better than the raw weights; of "
+        f"the averages that did, {best.name} is recommended"
+    )
+    return best

@@ -21,7 +21,7 @@ class Candidate:
     Attributes:
         name: family and parameter, such as "swa_40".
         family: "ema", "swa" (the mean of the last snapshots, which at a fixed end is a window too),
-            "two_point", "spaced" (a window with gaps), or "weights".
+            "two_point", "spaced" (a window with gaps), "weights" or "raw".
         parameter: decay, length, gap, or spacing, in snapshots.
         weights: [K], oldest first.
     """

@@ -103,6 +103,7 @@ def _ensemble(
     ensemble = Ensemble(
         bench.model,
         [m[:count] for m in members],
+        logits=True,
         batch_norm_data=bench.problem.x_train[: settings["batch_norm_images"]],
         batch_size=settings["batch_size"],
     )

@@ -1,0 +1,298 @@
+"""What the outputs of a model mean: read off the model, its loss and the numbers themselves.
+
+Averaging logits is not averaging predictions, and a softmax of probabilities squashes them.  So
+before outputs are averaged it must be known what they are:
+
+============== ==================================== ===========================================
+kind           outputs                              told by
+============== ==================================== ===========================================
+"classes"      probabilities of classes [..., C]    a softmax at the end, rows that sum to 1
+"binary"       a probability of one class, [N, 1]   a sigmoid at the end, or the loss
+               or [N]
+"labels"       independent probabilities [..., L]   a sigmoid at the end, or the loss
+"values"       numbers of a regression              the loss
+============== ==================================== ===========================================
+
+The first three may come as logits.  The activation at the model's end is asked first, then the
+loss it was compiled with (`from_logits` too), then the numbers, which must agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+__all__ = ["OutputKind", "find_kind", "score", "single_output"]
+
+_LOSSES = {
+    "classes": (
+        "categoricalcrossentropy",
+        "sparsecategoricalcrossentropy",
+        "categoricalfocalcrossentropy",
+    ),
+    "labels": ("binarycrossentropy", "binaryfocalcrossentropy"),
+    "values": (
+        *("meansquarederror", "meanabsoluteerror", "meanabsolutepercentageerror", "mse", "mae"),
+        *("meansquaredlogarithmicerror", "mape", "msle", "huber", "logcosh", "poisson"),
+    ),
+}
+_NEUTRAL = ("Identity", "Reshape", "Flatten", "Permute", "Dropout")
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputKind:
+    """How outputs are turned into what is averaged, and how that is scored.
+
+    Attributes:
+        name: "classes", "binary", "labels" or "values"; "kept" for numbers between 0 and 1 of
+            which nothing more is known: they are averaged as they are.
+        logits: whether outputs are logits.
+    """
+
+    name: str
+    logits: bool
+
+    def predictions(self, outputs: np.ndarray) -> np.ndarray:
+        """Outputs as probabilities or values, float64.
+
+        Raises:
+            ValueError: if they should be probabilities and are not.
+        """
+        outputs = np.asarray(outputs)
+        wide = outputs.astype(np.float64)
+        if self.name == "values":
+            return wide
+        if self.logits:
+            return _softmax(wide) if self.name == "classes" else _sigmoid(wide)
+        problem = _not_probabilities(outputs, self.name == "classes")
+        if problem:
+            raise ValueError(
+                f"`logits` must be True if the model's outputs are logits. They were taken for "
+                f"probabilities, and {problem}. Received: logits=None or False"
+            )
+        return wide
+
+
+def single_output(model: Any) -> None:
+    """Raises ValueError if a model has several outputs; they are named."""
+    outputs = getattr(model, "output", None) if _has_outputs(model) else None
+    if isinstance(outputs, (list, tuple, dict)) and len(outputs) != 1:
+        names = list(outputs) if isinstance(outputs, dict) else list(model.output_names)
+        raise ValueError(f"`model` must have one output. Received: a model with outputs {names}")
+
+
+def find_kind(model: Any, outputs: np.ndarray, logits: bool | None) -> OutputKind:
+    """The kind of a model's outputs.
+
+    Args:
+        model: compiled or not.
+        outputs: of one set of weights.
+        logits: what the user says; None if nothing.
+
+    Raises:
+        ValueError: if that contradicts the numbers or the model, or nothing tells what they are.
+    """
+    outputs = np.asarray(outputs)
+    single = outputs.ndim == 1 or outputs.shape[-1] == 1
+    activation = _activation(model)
+    loss, from_logits = _loss(model)
+    many = "binary" if single else "labels"
+    if loss == "values" or activation not in ("softmax", "sigmoid"):
+        name = many if loss == "labels" or (single and loss == "classes") else loss
+    else:
+        name = "classes" if activation == "softmax" else many
+    softmaxed = not single and not _not_probabilities(outputs, classes=True)
+    if softmaxed and loss != "values" and activation != "sigmoid":
+        name, activation = "classes", "softmax"  # no other numbers look like that
+    if logits:
+        if activation in ("softmax", "sigmoid"):
+            raise ValueError(
+                "`logits` must be None or False: the outputs are probabilities already "
+                f"({_range(outputs)}{', rows sum to 1' if name == 'classes' else ''}). "
+                "Received: logits=True"
+            )
+        if name in (None, "values"):
+            name = "binary" if single else "classes"
+        return OutputKind(name, True)
+    if logits is None and activation not in ("softmax", "sigmoid") and from_logits:
+        return OutputKind(name or ("binary" if single else "classes"), True)
+    if name == "values":
+        return OutputKind("values", False)
+    if name is None:
+        if not _not_probabilities(outputs, classes=False):
+            return OutputKind("kept", False)
+        if logits is None:
+            raise ValueError(
+                "`logits` must be True or False: nothing tells whether the outputs are logits "
+                f"({_range(outputs)}; the model is not compiled with a loss that says so). "
+                "Received: logits=None"
+            )
+        return OutputKind("values", False)
+    return OutputKind(name, False)
+
+
+def score(
+    kind: OutputKind, predictions: np.ndarray, y: Any
+) -> tuple[str, float, float | None, int]:
+    """(name of the loss, loss, accuracy, number of examples).
+
+    Cross-entropy, and the share of predictions that are right, which is None for regression;
+    the mean squared error there.
+
+    Args:
+        kind: of the predictions.
+        predictions: [N, …] what `OutputKind.predictions` returned, or a mean of these.
+        y: labels: integers or one-hot for classes, 0 and 1 for the others, values.
+
+    Raises:
+        ValueError: if labels do not fit.
+    """
+    y = np.asarray(y)
+    if y.shape[:1] != predictions.shape[:1]:
+        raise ValueError(
+            f"`y` must hold a label for each of {len(predictions)} examples. "
+            f"Received: shape={y.shape}"
+        )
+    name = kind.name
+    if name == "kept":
+        name = _kept(predictions, y)
+    if name == "classes":
+        loss, right = _classes(predictions, y)
+        return "cross-entropy", loss, right, len(y)
+    if y.size != predictions.size or not np.can_cast(y.dtype, np.float64):
+        raise ValueError(
+            f"`y` must hold a number for each of the outputs, of shape {predictions.shape}. "
+            f"Received: shape={y.shape}, dtype={y.dtype}"
+        )
+    y = y.reshape(predictions.shape).astype(np.float64)
+    if name == "values":
+        return "mean squared error", float(np.mean((predictions - y) ** 2)), None, len(y)
+    if y.min(initial=0.0) < 0.0 or y.max(initial=0.0) > 1.0:
+        raise ValueError(f"`y` must lie between 0 and 1. Received: {_range(y)}")
+    logs = y * np.log(np.maximum(predictions, _TINY))
+    logs += (1.0 - y) * np.log(np.maximum(1.0 - predictions, _TINY))
+    right = np.mean((predictions > 0.5) == (y > 0.5))
+    return "cross-entropy", float(-np.mean(logs)), float(right), len(y)
+
+
+def _classes(predictions: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Cross-entropy and accuracy for integer, one-hot or soft labels."""
+    count = predictions.shape[-1]
+    if y.shape == predictions.shape:
+        truth = y.astype(np.float64)
+        problem = _not_probabilities(truth, classes=True)
+        if problem:
+            raise ValueError(f"`y` must be one-hot or probabilities of {count} classes: {problem}.")
+        loss = -np.sum(truth * np.log(np.maximum(predictions, _TINY)), axis=-1).mean()
+        return float(loss), float(np.mean(predictions.argmax(-1) == truth.argmax(-1)))
+    if y.shape == (*predictions.shape[:-1], 1):
+        y = y[..., 0]
+    whole = y.shape == predictions.shape[:-1] and y.dtype.kind in "iufb"
+    labels = y.astype(np.int64) if whole else y
+    if not whole or np.any(labels != y):
+        raise ValueError(
+            f"`y` must hold integer labels of shape {predictions.shape[:-1]}, or one-hot labels of "
+            f"shape {predictions.shape}. Received: shape={y.shape}, dtype={y.dtype}"
+        )
+    if labels.size and (labels.min() < 0 or labels.max() >= count):
+        raise ValueError(
+            f"`y` must hold labels from 0 to {count - 1}, as the model has {count} outputs. "
+            f"Received: labels from {labels.min()} to {labels.max()}"
+        )
+    chosen = np.take_along_axis(predictions, labels[..., None], axis=-1)
+    loss = -np.mean(np.log(np.maximum(chosen, _TINY)))
+    return float(loss), float(np.mean(predictions.argmax(-1) == labels))
+
+
+def _kept(predictions: np.ndarray, y: np.ndarray) -> str:
+    """What numbers between 0 and 1 are, given the labels."""
+    single = predictions.ndim == 1 or predictions.shape[-1] == 1
+    if y.size == predictions.size and y.dtype.kind in "iufb":
+        marks = np.all((y == 0) | (y == 1))
+        return ("binary" if single else "labels") if marks else "values"
+    raise ValueError(
+        f"`y` must hold a number for each of the outputs, of shape {predictions.shape}: they are "
+        f"no probabilities of classes, as rows do not sum to 1. Received: shape={y.shape}"
+    )
+
+
+# What model and numbers tell ----------------------------------------------------------------
+
+
+def _has_outputs(model: Any) -> bool:
+    """Whether a model knows its outputs: not a subclass with a `call` of its own."""
+    try:
+        return bool(model.outputs)
+    except (AttributeError, ValueError):
+        return False
+
+
+def _activation(model: Any) -> str | None:
+    """Name of the activation at a model's end, "softmax" or "sigmoid" in particular."""
+    if not _has_outputs(model) or len(model.outputs) != 1:
+        return None
+    tensor = model.outputs[0]
+    for _ in range(10):  # layers that change no numbers are passed
+        layer = tensor._keras_history.operation
+        if _has_outputs(layer) and hasattr(layer, "layers"):  # a model inside
+            return _activation(layer)
+        layer = getattr(layer, "layer", layer)  # TimeDistributed and the like
+        name = getattr(getattr(layer, "activation", None), "__name__", None)
+        kind = type(layer).__name__
+        if kind.lower() in ("softmax", "sigmoid"):
+            return kind.lower()
+        neutral = kind in _NEUTRAL or (kind == "Activation" and name == "linear")
+        if not neutral:
+            return name
+        inputs = layer.input
+        if isinstance(inputs, (list, tuple, dict)):
+            return None
+        tensor = inputs
+    return None
+
+
+def _loss(model: Any) -> tuple[str | None, bool]:
+    """(kind that the compiled loss is for, or None; whether it takes logits)."""
+    loss = getattr(model, "loss", None)
+    while isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
+        loss = next(iter(loss.values())) if isinstance(loss, dict) else loss[0]
+    from_logits = bool(getattr(loss, "from_logits", False))
+    if isinstance(loss, functools.partial):
+        from_logits, loss = bool(loss.keywords.get("from_logits")), loss.func
+    if not isinstance(loss, str):
+        loss = getattr(loss, "__name__", None) or type(loss).__name__
+    plain = loss.replace("_", "").lower()
+    kind = next((kind for kind, names in _LOSSES.items() if plain in names), None)
+    return kind, from_logits
+
+
+def _not_probabilities(values: np.ndarray, classes: bool) -> str:
+    """Why numbers are no probabilities (of classes, so that rows sum to 1); empty if they are."""
+    coarse = values.dtype.itemsize < 4
+    tolerance = 2e-2 if coarse else 1e-3
+    wide = values.astype(np.float64)
+    if wide.size and not (wide.min() >= -tolerance and wide.max() <= 1.0 + tolerance):
+        return _range(values)
+    if classes:
+        sums = wide.sum(axis=-1)
+        if sums.size and np.abs(sums - 1.0).max() > tolerance:
+            return f"rows sum to {sums.min():.4g} up to {sums.max():.4g}"
+    return ""
+
+
+def _range(values: np.ndarray) -> str:
+    wide = values.astype(np.float64)
+    return f"they lie between {wide.min():.4g} and {wide.max():.4g}" if wide.size else "none"
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))
