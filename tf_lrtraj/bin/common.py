@@ -16,8 +16,10 @@ from absl import app, flags, logging
 from tf_lrtraj.bin import configuration
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.training.host_memory import keep_freed_memory
+from tf_lrtraj.training.progress import stage
 
 OK, FAILED, USAGE, DIVERGED, RESUMABLE = 0, 1, 2, 3, 75  # 75 is EX_TEMPFAIL: run it again
+_BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 
 def fail(message: str, code: int = USAGE) -> NoReturn:
@@ -28,13 +30,16 @@ def fail(message: str, code: int = USAGE) -> NoReturn:
 
 
 def quiet_tensorflow() -> None:
-    """Keeps TensorFlow's own chatter off the terminal; call it before the import.
+    """Says that the import begins, and keeps TensorFlow's own chatter off the terminal.
 
-    Warnings and errors still show, and `--verbosity=0` brings everything back.
+    To be called right before the import of TensorFlow or another backend of Keras.  Warnings and
+    errors still show, and `--verbosity=0` brings everything back.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    stage(f"importing {_BACKENDS.get(backend, backend)}")
 
 
 def need_tensorflow() -> None:

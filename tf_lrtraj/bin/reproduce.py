@@ -57,6 +57,9 @@ def main(argv: Sequence[str]) -> int:
         )
     if given.page:
         outputs.check_place("--page", given.page)
+    if not given.dry_run and _is_done(given.config, pathlib.Path(given.workdir)):
+        print(f"{given.workdir}: the reproduction is done already")
+        return _report(pathlib.Path(given.workdir))
     common.quiet_tensorflow()
     from tf_lrtraj.experiments.reproduction import reproduce
     from tf_lrtraj.experiments.reproduction.trainer import Diverged
@@ -84,6 +87,19 @@ def main(argv: Sequence[str]) -> int:
         os._exit(common.RESUMABLE)
     _show(pathlib.Path(given.workdir), path)
     return common.OK
+
+
+def _is_done(given: Any, workdir: pathlib.Path) -> bool:
+    """Whether everything is there; mistakes in the configuration show here, without Keras."""
+    from tf_lrtraj import records
+    from tf_lrtraj.experiments.finished import is_done
+    from tf_lrtraj.experiments.reproduction.config import validate
+
+    try:
+        records.check_workdir_matches(workdir, validate(given), validate)
+        return is_done(workdir)
+    except records.RecordError as error:
+        common.fail(str(error))
 
 
 def _dry(config: dict[str, Any], workdir: str, needed: Any) -> str:

@@ -29,12 +29,14 @@ from tf_lrtraj.experiments.assembly import (
     load_dataset,
 )
 from tf_lrtraj.experiments.config import ConfigError, Plan, resolve, validate
-from tf_lrtraj.experiments.description import describe, read_run
+from tf_lrtraj.experiments.description import describe
+from tf_lrtraj.experiments.finished import is_done, read_run
 from tf_lrtraj.experiments.probing import during
 from tf_lrtraj.records import RAW
 from tf_lrtraj.training import loop
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
 from tf_lrtraj.training.log import RunLog
+from tf_lrtraj.training.progress import Progress, stage
 from tf_lrtraj.training.step import empty_plan, make_train_steps
 from tf_lrtraj.training.workers import Workers, losing
 
@@ -191,6 +193,7 @@ def run(
                 )
         finally:
             if workers.chief and (workdir / records.RUN).exists():
+                stage("drawing the report")
                 path = report.write_report(workdir)
     workers.wait()  # a worker that leaves early looks like one that was lost
     return path
@@ -256,7 +259,7 @@ def train_one(
         tell: as in `run`.
     """
     workers = Workers(strategy)
-    if workers.from_chief(lambda: read_run(workdir).get("status") == "done"):
+    if workers.from_chief(lambda: is_done(workdir)):
         logging.info("%s is done already", workdir)
         return
     workers.from_chief(lambda: str(records.prepare_workdir(workdir)))
@@ -311,6 +314,8 @@ def train_one(
             *_snapshots(assembly, workdir, step, tell, writer=chief),
             *during.actions(assembly, workdir, tell, writer=chief),
         ]
+        assembly.progress = Progress(plan.total_steps, step, config["name"])
+        assembly.evaluator.on_batch = assembly.progress.tick
         with losing(workers.count > 1), dataset.named_faults():
             loop.run(
                 _train_steps(assembly, step),
@@ -325,13 +330,14 @@ def train_one(
                 ),
                 plan.total_steps,
                 (step, window),
-                description=config["name"],
+                progress=assembly.progress,
                 actions=actions,
                 workers=workers,
             )
             if config["save_models"]:
+                stage("writing the models")
                 save_models(assembly, plan.total_steps, workdir / MODELS, writer=chief)
-            if chief:
+            if chief and plan.probes:
                 during.at_the_end(assembly, workdir, tell)
         status = "done"
     except loop.Diverged as error:
@@ -448,9 +454,11 @@ def evaluate_all(assembly: Assembly, step: int, log: RunLog) -> None:
         candidates.insert(0, (RAW, "recompute"))
     candidates += [(name, None) for name in assembly.plan.averages]
     for name, policy in candidates:
-        weights = evaluator.weights(name, step, policy)
+        with assembly.doing(f"batch norm of {name}"):
+            weights = evaluator.weights(name, step, policy)
         for split, limit in splits:
-            result = evaluator.evaluate(weights, assembly.eval_batches(split, limit))
+            with assembly.doing(f"evaluating {name} on {split}"):
+                result = evaluator.evaluate(weights, assembly.eval_batches(split, limit))
             log.evaluation(step, split, name, evaluator.describe(name, policy), result)
 
 
