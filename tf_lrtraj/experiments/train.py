@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 import tf_lrtraj
@@ -31,6 +32,7 @@ from tf_lrtraj.experiments.assembly import (
 from tf_lrtraj.experiments.config import ConfigError, Plan, resolve, validate
 from tf_lrtraj.experiments.description import describe
 from tf_lrtraj.experiments.finished import is_done, read_run
+from tf_lrtraj.experiments.limits import check_run, machine_memory
 from tf_lrtraj.experiments.probing import during
 from tf_lrtraj.records import RAW
 from tf_lrtraj.training import loop
@@ -72,6 +74,7 @@ def prepare(
         plan = resolve(plain, dataset.num_examples["train"])
         if strategy is not None:
             check_replicas(plain, strategy)
+            _check_memory(plain, plan, dataset, strategy, workers)
         matched_rates(plain, plan)
         during.check(plain, plan, dataset)
         build_model(plain, dataset)  # its mistakes show now rather than later
@@ -85,6 +88,18 @@ def prepare(
     dataset = workers.together(check)
     workers.from_chief(lambda: _usable(workdir))
     return plain, dataset
+
+
+def _check_memory(
+    config: dict[str, Any], plan: Plan, dataset: Any, strategy: Any, workers: Workers
+) -> None:
+    """Refuses what cannot fit into memory: the machine's, where its processors train."""
+    replicas, available = strategy.num_replicas_in_sync // workers.count, machine_memory()
+    on_processors = {"CPU"} == {d.device_type for d in tf.config.list_logical_devices()}
+    if not on_processors:  # how much a device has is not known here
+        available = None
+    shape, classes = dataset.image_shape, dataset.num_classes
+    check_run(config, plan.averages, shape, classes, replicas, available)
 
 
 def _usable(workdir: str | os.PathLike[str]) -> None:
