@@ -153,8 +153,8 @@ def load_dataset(config: dict[str, Any]) -> Any:
         raise ConfigError(f"config.data: {error}") from None
     if (options["eval_split"] or dataset.eval_split) not in dataset.num_examples:
         raise ConfigError(
-            f"`config.data.eval_split` must be one of {sorted(dataset.num_examples)}. "
-            f"Received: {options['eval_split']!r}"
+            "`config.data.eval_split` must name the split to evaluate on, one of "
+            f"{sorted(dataset.num_examples)}. Received: {options['eval_split']!r}"
         )
     return dataset
 
