@@ -6,17 +6,16 @@ import contextlib
 import errno
 import io
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from tf_lrtraj.bin import configuration
+from tf_lrtraj.bin import configuration, outputs
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.training.host_memory import keep_freed_memory
-from tf_lrtraj.training.progress import stage
+from tf_lrtraj.training.progress import program_name, stage
 
 OK, FAILED, USAGE, DIVERGED, RESUMABLE = 0, 1, 2, 3, 75  # 75 is EX_TEMPFAIL: run it again
 _BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
@@ -24,8 +23,7 @@ _BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 def fail(message: str, code: int = USAGE) -> NoReturn:
     """Prints one clean error and exits."""
-    program = pathlib.Path(sys.argv[0]).name
-    print(f"{program}: error: {message}", file=sys.stderr)
+    print(f"{program_name()}: error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -40,6 +38,21 @@ def quiet_tensorflow() -> None:
         logging.set_verbosity(logging.WARNING)
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     stage(f"importing {_BACKENDS.get(backend, backend)}")
+
+
+def check_workdir(workdir: str) -> None:
+    """Makes sure that a workdir can be there, before anything slow.
+
+    Raises:
+        ConfigError: where it cannot be a folder that is written to.
+    """
+    try:
+        outputs.check_folder("--workdir", workdir)
+    except ConfigError:
+        raise ConfigError(
+            f"workdir {workdir!r} cannot be written. Choose another --workdir, or change its "
+            "permissions."
+        ) from None
 
 
 def need_tensorflow() -> None:

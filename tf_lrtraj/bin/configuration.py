@@ -106,6 +106,29 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise ConfigError(f"--config: {first_line(error)}") from error
 
 
+# program → an entry that only its configurations have.
+_MARKS = {"train": "total", "reproduce": "burn_in", "synthetic": "single_runs"}
+
+
+def check_program(config: Any, program: str) -> None:
+    """Refuses a configuration of another program.
+
+    Args:
+        config: what --config gave.
+        program: "train", "reproduce" or "synthetic".
+
+    Raises:
+        ConfigError: naming the program that the configuration is for.
+    """
+    keys = set(config.keys()) if hasattr(config, "keys") else set()
+    others = [name for name, mark in _MARKS.items() if mark in keys and name != program]
+    if others and _MARKS[program] not in keys:
+        raise ConfigError(
+            f"--config: this configuration is for lrtraj-{others[0]}. Received: "
+            f"{getattr(flags.FLAGS['config'], 'config_filename', 'a configuration')!r}"
+        )
+
+
 def _check_overrides(argv: Sequence[str]) -> None:
     """Raises ConfigError for the first override that does not fit the configuration."""
     given = [match for arg in argv[1:] if (match := _OVERRIDE.fullmatch(arg))]

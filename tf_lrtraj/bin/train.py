@@ -32,7 +32,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from tf_lrtraj.bin import common
+from tf_lrtraj.bin import common, configuration
 
 
 def main(argv: list[str]) -> None:
@@ -60,8 +60,10 @@ def _train(options: Any) -> None:
     from tf_lrtraj.records import RecordError
 
     # What can be told before the slow import of TensorFlow is told there.
+    configuration.check_program(options.config, "train")
     plain = run_config.validate(options.config)
     if options.strategy != "multi_worker":  # of several workers each must come to the meetings
+        common.check_workdir(workdir)
         try:
             path = finished.finished_report(plain, workdir)
         except RecordError as error:

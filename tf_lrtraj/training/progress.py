@@ -13,9 +13,15 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-__all__ = ["Progress", "stage"]
+__all__ = ["Progress", "program_name", "stage"]
 
 _INTERVAL = 0.2  # seconds between two changes of the line
+
+
+def program_name() -> str:
+    """The name of the running program, as its messages begin with it."""
+    program = pathlib.Path(sys.argv[0])
+    return f"lrtraj-{program.stem}" if program.suffix == ".py" else program.name
 
 
 def stage(text: str) -> None:
@@ -25,7 +31,7 @@ def stage(text: str) -> None:
         text: such as "importing TensorFlow".
     """
     if sys.stderr.isatty():
-        print(f"{pathlib.Path(sys.argv[0]).stem}: {text} …", file=sys.stderr, flush=True)
+        print(f"{program_name()}: {text} …", file=sys.stderr, flush=True)
 
 
 class Progress:
