@@ -175,7 +175,7 @@ def _check_override(config: Any, key: str, text: str) -> None:
 def _arguments(group: Any) -> list[str]:
     """Arguments of the kernel or rate that a group configures; empty for other groups."""
     for key, kinds in (("kernel", kernels.KERNELS), ("rate", rates.RATES)):
-        kind = kinds.get(group[key]) if isinstance(group.get(key), str) else None
+        kind: Any = kinds.get(group[key]) if isinstance(group.get(key), str) else None
         if kind is not None:
             return [field.name for field in dataclasses.fields(kind)]
     return []

@@ -47,8 +47,12 @@ class Size:
         """That of `count` parts of this size, one after the other."""
         if not count:
             return Size()
-        counts = (self.trainable, self.statistics, self.activations)
-        return Size(*(count * number for number in counts), self.largest)
+        return Size(
+            count * self.trainable,
+            count * self.statistics,
+            count * self.activations,
+            self.largest,
+        )
 
 
 def resnet_size(
@@ -70,7 +74,7 @@ def resnet_size(
     >>> resnet_size(34, 1000, (224, 224, 3)).trainable
     21797672
     >>> resnet_size(8, 10, (32, 32, 3), stem="cifar", width=16)
-    Size(trainable=78042, statistics=672, activations=232448, largest=16384)
+    Size(trainable=78042, statistics=672, activations=175104, largest=16384)
     """
     blocks_per_stage, bottleneck = stages(depth, stem)
     height, breadth, channels = input_shape

@@ -113,6 +113,7 @@ def run(
             step made.
     """
     step, window = start
+    shown = Progress(total_steps, step) if progress is None else progress
     finite = _make_finiteness_test(checkpointer.variables)
 
     def anywhere(flag: bool) -> bool:
@@ -124,30 +125,29 @@ def run(
             what = f"a number of the {bad}" if bad else "a number held by another worker"
             raise Diverged(step - 1, f"{what} became NaN or infinite")
         log.sync()
-        with progress.doing("writing a checkpoint"):
+        with shown.doing("writing a checkpoint"):
             mark = {"window": window.state(), "rows": log.mark()}
             checkpointer.save(step, mark, extra=extra)
 
     def act(step: int) -> None:
         for action in actions:
             if action.when.due(step):
-                with progress.doing("snapshots and probes"):
+                with shown.doing("snapshots and probes"):
                     action.what(step)
 
     def stopped() -> Interrupted:
         who = stop.requested or "a signal to another worker"
         return Interrupted(f"stopped by {who} after step {step}")
 
-    progress = Progress(total_steps, step) if progress is None else progress
     # A signal is answered between two calls, when a checkpoint can be saved.
-    with progress, stop_signals() as stop, stop.deferred():
+    with shown, stop_signals() as stop, stop.deferred():
         act(step)
         clock, timed_from = time.perf_counter(), step
         while step < total_steps:
             stops = [action.when.next_due(step) for action in actions]
             count = min([cadence.next_stop(step, total_steps), *stops]) - step
             first = step == start[0]
-            with progress.doing("compiling") if first else contextlib.nullcontext():
+            with shown.doing("compiling") if first else contextlib.nullcontext():
                 losses, accuracies = train_steps(step, count)
             bad = np.flatnonzero(~np.isfinite(losses))
             if bad.size:
@@ -155,17 +155,17 @@ def run(
                 raise Diverged(step + int(bad[0]), f"the training loss became {loss}")
             step += count
             window.extend(losses, accuracies)
-            progress.advance(count)
+            shown.advance(count)
             act(step)
             if cadence.due(cadence.log, step, total_steps):
                 loss, accuracy = window.means()
                 seconds = time.perf_counter() - clock
                 log.train(step, loss, accuracy)
                 log.speed(step, step - timed_from, seconds)
-                progress.show_loss(loss)
+                shown.show_loss(loss)
                 clock, timed_from = time.perf_counter(), step
             if cadence.due(cadence.evaluate, step, total_steps):
-                with progress.doing("evaluating"):
+                with shown.doing("evaluating"):
                     evaluate(step)
                 clock, timed_from = time.perf_counter(), step
             if cadence.due(cadence.checkpoint, step, total_steps):
