@@ -89,7 +89,7 @@ def test_files_name_the_entry_or_the_line(program, tmp_path, source, expected):
         ("reproduce", "digits_demo", "run", "this configuration is for lrtraj-train."),
         ("synthetic", "digits_demo", "run", "this configuration is for lrtraj-train."),
         *(
-            (name, config, "file/run", "cannot be written. Choose another --workdir")
+            (name, config, "file/run", "file is no folder). Choose another --workdir")
             for name, config in CONFIGS.items()
         ),
     ],

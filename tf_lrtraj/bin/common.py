@@ -6,13 +6,14 @@ import contextlib
 import errno
 import io
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from tf_lrtraj.bin import configuration, outputs
+from tf_lrtraj.bin import configuration
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.training.host_memory import keep_freed_memory
 from tf_lrtraj.training.progress import program_name, stage
@@ -41,18 +42,21 @@ def quiet_tensorflow() -> None:
 
 
 def check_workdir(workdir: str) -> None:
-    """Makes sure that a workdir can be there, before anything slow.
+    """Makes sure, before anything slow, that no file stands where a workdir is to be.
 
     Raises:
-        ConfigError: where it cannot be a folder that is written to.
+        ConfigError: where one does, or the name cannot be one.
     """
+    place = pathlib.Path(workdir)
     try:
-        outputs.check_folder("--workdir", workdir)
-    except ConfigError:
+        there = next(p for p in (place, *place.absolute().parents) if p.exists())
+        reason = "" if there.is_dir() else f"{there} is no folder"
+    except OSError as error:  # a name that is too long, say
+        reason = str(error.strerror)
+    if reason:
         raise ConfigError(
-            f"workdir {workdir!r} cannot be written. Choose another --workdir, or change its "
-            "permissions."
-        ) from None
+            f"workdir {workdir} cannot be written ({reason}). Choose another --workdir."
+        )
 
 
 def need_tensorflow() -> None:
