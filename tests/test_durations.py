@@ -56,6 +56,11 @@ def test_anything_but_one_amount_and_one_unit_is_named(text):
             kernels.Exponential(0.9, 25),
         ),
         ({"kernel": "TwoPoint", "gap": "96 examples"}, kernels.TwoPoint(3)),
+        (
+            {"kernel": "Uniform", "start": "50 percent", "end": "90 percent"},
+            kernels.Uniform(200, end=360),
+        ),
+        ({"kernel": "Custom", "weights": [1.0], "end": "1 epoch"}, kernels.Custom([1.0], end=50)),
         ({"kernel": "Window", "length": "10 percent", "every": 2}, kernels.Window(40, 2)),
         ({"kernel": "Custom", "weights": [1.5, -0.5]}, kernels.Custom([1.5, -0.5])),
         (

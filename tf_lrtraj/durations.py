@@ -139,12 +139,10 @@ def resolve_durations(
     >>> resolve_durations({"kernel": "TwoPoint", "gap": "0.5 epochs"}, 40, None)
     {'kernel': 'TwoPoint', 'gap': 20}
     """
-    kind = kernels.KERNELS.get(_text(config.get("kernel"))) or rates.RATES.get(
-        _text(config.get("rate"))
-    )
+    kind: Any = kernels.KERNELS.get(_text(config.get("kernel")))
+    kind = kind or rates.RATES.get(_text(config.get("rate")))
     where = name if name is not None else "" if kind is None else kind.__name__
-    fields = () if kind is None else dataclasses.fields(kind)  # type: ignore[arg-type]  # all are
-    types = {field.name: field.type for field in fields}
+    types = {} if kind is None else {f.name: str(f.type) for f in dataclasses.fields(kind)}
 
     def resolve(value: Any, path: str, counts_steps: bool) -> Any:
         if hasattr(value, "keys"):
@@ -167,7 +165,7 @@ def resolve_durations(
         value = config[key]
         known = key in types or (kind is kernels.Custom and key == "weights")
         if known or hasattr(value, "keys"):
-            counts_steps = types.get(key) in ("int", "int | None") or key == "boundaries"
+            counts_steps = key == "boundaries" or types.get(key) in ("int", "int | None")
             value = resolve(value, f"{where}.{key}", counts_steps)
         resolved[key] = value
     return resolved

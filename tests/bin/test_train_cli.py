@@ -1,45 +1,11 @@
 """`lrtraj-train` and `lrtraj-evaluate`: mistakes are one clear line, before any training."""
 
 import os
-import sys
 
 import pytest
-from absl import flags
 
 from tf_lrtraj.bin import common
 from tf_lrtraj.records import naming
-
-
-@pytest.fixture
-def program(monkeypatch, capsys):
-    """Runs a program in this process; returns (exit code, standard output, standard error)."""
-
-    def run(name, *args):
-        from tf_lrtraj.bin import evaluate, train
-
-        module = {"lrtraj-train": train, "lrtraj-evaluate": evaluate}[name]
-        forget_flags()
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        with pytest.raises(SystemExit) as stopped:
-            module.run()
-        output = capsys.readouterr()
-        return stopped.value.code or 0, output.out, output.err
-
-    yield run
-    forget_flags()
-
-
-def forget_flags():
-    """Undoes what a program defines and parses, as if its process were new."""
-    flags.FLAGS.unparse_flags()
-    ours = {
-        flag.name
-        for module, defined in flags.FLAGS.flags_by_module_dict().items()
-        for flag in defined
-        if module.startswith("tf_lrtraj.") or flag.name.startswith("config.")
-    }
-    for name in ours & set(flags.FLAGS):
-        delattr(flags.FLAGS, name)
 
 
 @pytest.fixture

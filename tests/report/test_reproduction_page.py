@@ -402,3 +402,32 @@ def test_the_table_shows_what_decided_first():
         command="",
     )
     assert [part.split()[0] for part in entry.decisive] == ["two", "one", "three"]
+
+
+@pytest.mark.parametrize("scale", ["cifar10_cpu", "digits"])
+def test_committed_documents_are_what_the_records_give(scale):
+    root = pathlib.Path(__file__).parents[2]
+    folder = root / "results" / f"reproduction_{scale}"
+    document = (root / "docs" / f"reproduction_{scale}.md").read_text(encoding="utf-8")
+    assert markdown_page(folder, f"../results/reproduction_{scale}") == document
+    for term in ("B and a number", "95 % interval", "wanted: below 1", "? inconclusive*"):
+        assert term in document
+
+
+def test_a_number_that_surprises_stands_beside_its_reason(page):
+    folder = pathlib.Path(__file__).parents[2] / "results" / "reproduction_cifar10_cpu"
+    (row,) = [line for line in markdown_page(folder).splitlines() if line.startswith("| [S1]")]
+    # Three seeds of 8,000 updates of 64 of 50,000 images.
+    assert "-4.3 " in row and "the budget is short, 10.2 epochs" in row
+    rows = [
+        row
+        for seed in range(3)
+        for row in records.read_json(folder / f"measured/budget/seed{seed}.json")["rows"]
+        if row["set"] == "train_part"
+    ]
+    means = [
+        100 * sum(r["accuracy"] for r in rows if r["method"] == method) / 3
+        for method in ("swa_constant", "conventional")
+    ]
+    assert "{:.3g} against {:.3g} %".format(*means) in row
+    assert "How to read the table" in page and "Sandler et al. 2023" in page

@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
+import io
 import os
 import pathlib
-import re
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from importlib import resources
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from tf_lrtraj.bin import configuration
+from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.training.host_memory import keep_freed_memory
+from tf_lrtraj.training.progress import program_name, stage
 
 OK, FAILED, USAGE, DIVERGED, RESUMABLE = 0, 1, 2, 3, 75  # 75 is EX_TEMPFAIL: run it again
-
-
-_TRACED = "Error whilst parsing config file:"
+_BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 
 def fail(message: str, code: int = USAGE) -> NoReturn:
     """Prints one clean error and exits."""
-    program = pathlib.Path(sys.argv[0]).name
-    print(f"{program}: error: {message}", file=sys.stderr)
+    print(f"{program_name()}: error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def quiet_tensorflow() -> None:
-    """Keeps TensorFlow's own chatter off the terminal; call it before the import.
+    """Says that the import begins, and keeps TensorFlow's own chatter off the terminal.
 
-    Warnings and errors still show, and `--verbosity=0` brings everything back.
+    To be called right before the import of TensorFlow or another backend of Keras.  Warnings and
+    errors still show, and `--verbosity=0` brings everything back.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    stage(f"importing {_BACKENDS.get(backend, backend)}")
+
+
+def check_workdir(workdir: str) -> None:
+    """Makes sure, before anything slow, that no file stands where a workdir is to be.
+
+    Raises:
+        ConfigError: where one does, or the name cannot be one.
+    """
+    place = pathlib.Path(workdir)
+    try:
+        there = next(p for p in (place, *place.absolute().parents) if p.exists())
+        reason = "" if there.is_dir() else f"{there} is no folder"
+    except OSError as error:  # a name that is too long, say
+        reason = str(error.strerror)
+    if reason:
+        raise ConfigError(
+            f"workdir {workdir} cannot be written ({reason}). Choose another --workdir."
+        )
 
 
 def need_tensorflow() -> None:
@@ -53,18 +71,44 @@ def need_tensorflow() -> None:
 
 def run_app(main: Callable[[list[str]], Any]) -> None:
     """Runs an absl program; a mistake in flags or configuration is one line, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # in place of an error where a terminal knows no "θ"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     _teach_help(main)
     keep_freed_memory()
-    argv = [sys.argv[0], *_named_configs(sys.argv[1:])]
     with clean_errors():
-        app.run(main, argv=argv, flags_parser=_parse_flags)
+        _check_environment(sys.argv[1:])
+        argv = [sys.argv[0], *configuration.with_paths(sys.argv[1:])]
+        app.run(main, argv=argv, flags_parser=configuration.parse)
+
+
+def _check_environment(args: Sequence[str]) -> None:
+    """Refuses at once what would fail when records and figures are written.
+
+    Raises:
+        ConfigError: for arguments that are not UTF-8, and an `MPLBACKEND` that Matplotlib refuses.
+    """
+    for arg in args:
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                "arguments and names of files must be UTF-8, as records hold them. "
+                f"Received: {os.fsencode(arg)!r}"
+            ) from None
+    if os.environ.get("MPLBACKEND"):
+        try:
+            import matplotlib  # noqa: F401
+        except ValueError:
+            raise ConfigError(
+                "the environment variable MPLBACKEND must name a backend of Matplotlib, such as "
+                f"'agg'; unset it, as figures go to files. Received: {os.environ['MPLBACKEND']!r}"
+            ) from None
 
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
     """Inside, what a user can mend ends the program with one line, not a traceback."""
-    from tf_lrtraj.experiments.settings import ConfigError
-
     try:
         yield
     except ConfigError as error:
@@ -96,7 +140,7 @@ def _system_error(error: OSError) -> str:
                 break
         cause = cause.__context__
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-    text = f"{where}{error.strerror or _first_line(error)}."
+    text = f"{where}{error.strerror or configuration.first_line(error)}."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{text} Make room, and run the same command again: a run goes on where it was."
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -115,83 +159,6 @@ def _teach_help(main: Callable[[list[str]], Any]) -> None:
     sys.modules["__main__"].__doc__ = module.__doc__
     for flag in flags.FLAGS.get_flags_for_module(main.__module__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        rest: list[str] = flags.FLAGS(argv)
-        # A file that could not be read shows when something of it is asked for.
-        hasattr(flags.FLAGS["config"].value if "config" in flags.FLAGS else None, "lock")
-        return rest
-    except flags.Error as error:
-        fail(f"{_first_line(error)}\nTry --help.")
-    except (Exception, SystemExit) as error:
-        place = _place_in_config(argv, error)
-        if place:  # the file is the user's own code, and may raise anything
-            fail(f"the configuration {place}: {type(error).__name__}: {_first_line(error)}")
-        if isinstance(error, SystemExit):
-            raise
-        if isinstance(error, (OSError, ImportError, SyntaxError)):
-            fail(f"the configuration file cannot be read: {_first_line(error)}")
-        # ml_collections raises these for an override that does not fit the configuration.
-        overrides = [arg for arg in argv[1:] if arg.startswith(("--config.", "-config."))]
-        fail(f"{_first_line(error)} (overrides given: {overrides or 'none'})")
-
-
-def _place_in_config(argv: list[str], error: BaseException) -> str:
-    """`FILE, line N` where an exception came out of the configuration's own code, or empty."""
-    values = re.findall(r"^--?config[= ](.*)$", "\n".join([*argv, " ".join(argv)]), re.MULTILINE)
-    files = {os.path.abspath(value.partition(":")[0]) for value in values}
-    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
-    frames += re.findall(r'File "(.*?)", line (\d+)', str(error))
-    places = [f"{name}, line {line}" for name, line in frames if os.path.abspath(name) in files]
-    return places[-1] if places else ""
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    lines = text.strip().splitlines() or [type(error).__name__]
-    # ml_collections hands on errors of a configuration file with their whole traceback.
-    return lines[-1] if _TRACED in text else lines[0]
-
-
-def known_configs() -> dict[str, pathlib.Path]:
-    """The configurations that come with the package: name → file."""
-    found: dict[str, pathlib.Path] = {}
-    folders: list[Any] = [pathlib.Path(__file__).parents[2] / "configs"]
-    with contextlib.suppress(ModuleNotFoundError, TypeError):
-        folders.append(resources.files("tf_lrtraj.configs"))
-    for folder in folders:
-        if folder.is_dir():
-            for path in folder.iterdir():
-                if path.name.endswith(".py") and not path.name.startswith("_"):
-                    found.setdefault(path.name[:-3], pathlib.Path(str(path)))
-    return found
-
-
-def _named_configs(args: list[str]) -> Iterator[str]:
-    """Replaces `--config=NAME` by the path of the configuration of that name."""
-    previous = ""
-    for arg in args:
-        match = re.fullmatch(r"--?config=(.*)", arg)
-        value = match.group(1) if match else arg if previous in ("--config", "-config") else None
-        previous = arg
-        if value is None:
-            yield arg
-            continue
-        path, _, argument = value.partition(":")
-        if not pathlib.Path(path).is_file():
-            known = known_configs()
-            name = pathlib.Path(path).name.removesuffix(".py")
-            if name not in known or ("/" in path and not path.startswith("configs/")):
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                fail(
-                    f"--config: there is no file {path!r}, and no configuration of that name."
-                    f"{hint} Known: {sorted(known)}"
-                )
-            value = str(known[name]) + (f":{argument}" if argument else "")
-        yield f"--config={value}" if match else value
 
 
 def make_strategy_or_fail(name: str, num_devices: int, tpu: str, **more: Any) -> Any:

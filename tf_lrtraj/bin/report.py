@@ -1,8 +1,9 @@
-"""Draws the report of a workdir from its records alone.
+r"""Draws the report of a workdir from its records alone.
 
-    python -m tf_lrtraj.bin.report --workdir=DIR [--output=FILE] [--figures=DIR]
+Examples:
 
-(or: lrtraj-report …)
+  lrtraj-report --workdir=runs/digits_demo
+  lrtraj-report --workdir=runs/digits_demo --output=page.html --figures=figures/
 
 Prints the final numbers and the path of the page.  Works on runs that are still going, were
 killed or diverged.  Exit code 2 where the workdir holds no run or its records are damaged.
@@ -52,7 +53,10 @@ def main(argv: Sequence[str]) -> int:
     except (records.RecordError, ImportError) as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(f"cannot write {output or workdir}: {error.strerror}. Choose another --output")
+        place = error.filename or output or workdir
+        return _fail(
+            f"cannot write {place}: {error.strerror}. Choose another --output or --figures"
+        )
     print(f"report: {path}")
     return common.OK
 

@@ -1,8 +1,19 @@
-"""Tests the papers' claims on one scale: runs, probes, verdicts, and a page with figures.
+r"""Tests the papers' claims on one scale: runs, probes, verdicts, and a page with figures.
 
-    lrtraj-reproduce --config=configs/reproduce_digits.py --workdir=runs/reproduction
-        [--config.key=value …] [--claims=A1,B3] [--dry_run] [--report_only]
-        [--page=FILE.md]
+Examples:
+
+  # What would be done, and its cost:
+  lrtraj-reproduce --config=reproduce_digits --workdir=runs/reproduction --dry_run
+
+  # Everything; a quarter of an hour:
+  lrtraj-reproduce --config=reproduce_digits --workdir=runs/reproduction
+
+  # What two claims need, with another width:
+  lrtraj-reproduce --config=reproduce_digits --workdir=runs/wide --claims=A1,B3 \
+      --config.model.width=16
+
+  # Verdicts and page again, from the records alone:
+  lrtraj-reproduce --workdir=runs/reproduction --report_only --page=verdicts.md
 
 The configuration is a scale: reproduce_digits (the embedded digits, a quarter of an hour of
 processor time), reproduce_cifar10_cpu, reproduce_cifar10_resnet34, reproduce_cifar100_resnet34,
@@ -26,7 +37,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from tf_lrtraj.bin import common, outputs
+from tf_lrtraj.bin import common, configuration, outputs
 from tf_lrtraj.experiments.settings import as_dict
 
 
@@ -49,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
             claims.chosen(ids)
         except ValueError as error:
             common.fail(f"--claims: {error}")
+    configuration.check_program(given.config, "reproduce")
+    common.check_workdir(given.workdir)
     config = as_dict(given.config)
     if not config.get("runs_here", True) and not (given.force or given.dry_run):
         common.fail(
@@ -57,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
         )
     if given.page:
         outputs.check_place("--page", given.page)
+    if not given.dry_run and _is_done(given.config, pathlib.Path(given.workdir)):
+        print(f"{given.workdir}: the reproduction is done already")
+        return _report(pathlib.Path(given.workdir))
     common.quiet_tensorflow()
     from tf_lrtraj.experiments.reproduction import reproduce
     from tf_lrtraj.experiments.reproduction.trainer import Diverged
@@ -84,6 +100,19 @@ def main(argv: Sequence[str]) -> int:
         os._exit(common.RESUMABLE)
     _show(pathlib.Path(given.workdir), path)
     return common.OK
+
+
+def _is_done(given: Any, workdir: pathlib.Path) -> bool:
+    """Whether everything is there; mistakes in the configuration show here, without Keras."""
+    from tf_lrtraj import records
+    from tf_lrtraj.experiments.finished import is_done
+    from tf_lrtraj.experiments.reproduction.config import validate
+
+    try:
+        records.check_workdir_matches(workdir, validate(given), validate)
+        return is_done(workdir)
+    except records.RecordError as error:
+        common.fail(str(error))
 
 
 def _dry(config: dict[str, Any], workdir: str, needed: Any) -> str:

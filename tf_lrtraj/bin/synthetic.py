@@ -1,7 +1,9 @@
-"""Runs the synthetic experiments and draws their figures; no TensorFlow, half a minute.
+r"""Runs the synthetic experiments and draws their figures; no TensorFlow, half a minute.
 
-    python -m tf_lrtraj.bin.synthetic --config=configs/synthetic.py --workdir=DIR \\
-        [--config.key=value …]
+Examples:
+
+  lrtraj-synthetic --config=synthetic --workdir=runs/synthetic
+  lrtraj-synthetic --config=synthetic --workdir=runs/other --config.seed=7
 
 Writes a record (`NAME.npz`, `NAME.json`) and a figure (`NAME.svg`) per experiment into DIR.
 Exit code 2 for a mistake in the flags or the configuration.
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from tf_lrtraj.bin import common
+from tf_lrtraj.bin import common, configuration
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
         common.fail(f"takes flags only. Received: {' '.join(argv[1:])!r}")
     if config is None or not workdir:
         common.fail("--config=FILE and --workdir=DIR are needed")
+    configuration.check_program(config, "synthetic")
+    common.check_workdir(workdir)
     try:
         synthetic.run(config, workdir)
         for path in report.draw(workdir):

@@ -32,7 +32,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from tf_lrtraj.bin import common
+from tf_lrtraj.bin import common, configuration
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +43,6 @@ def main(argv: list[str]) -> None:
         common.fail("--config is required. Try --help.")
     if not options.workdir:
         common.fail("--workdir is required. Try --help.")
-    common.quiet_tensorflow()
     common.need_tensorflow()
     from tf_lrtraj.training import stopping
 
@@ -57,10 +56,23 @@ def main(argv: list[str]) -> None:
 def _train(options: Any) -> None:
     workdir = options.workdir
     from tf_lrtraj.experiments import config as run_config
+    from tf_lrtraj.experiments import finished
     from tf_lrtraj.records import RecordError
 
-    plain = run_config.validate(options.config)  # before the slow import of TensorFlow
-    from tf_lrtraj import report
+    # What can be told before the slow import of TensorFlow is told there.
+    configuration.check_program(options.config, "train")
+    plain = run_config.validate(options.config)
+    if options.strategy != "multi_worker":  # of several workers each must come to the meetings
+        common.check_workdir(workdir)
+        try:
+            path = finished.finished_report(plain, workdir)
+        except RecordError as error:
+            common.fail(str(error))
+        if path is not None:
+            print(f"{workdir}: the run is done already")
+            _show(workdir, path)
+            return
+    common.quiet_tensorflow()
     from tf_lrtraj.experiments import train
     from tf_lrtraj.training import loop
     from tf_lrtraj.training.checkpoints import CheckpointError
@@ -81,8 +93,14 @@ def _train(options: Any) -> None:
     except Lost as error:
         common.fail(str(error), common.RESUMABLE)
     if path is not None:  # the chief, of several workers
-        print(report.text_summary(workdir))
-        print(f"report: {path}")
+        _show(workdir, path)
+
+
+def _show(workdir: str, path: Any) -> None:
+    from tf_lrtraj import report
+
+    print(report.text_summary(workdir))
+    print(f"report: {path}")
 
 
 def run() -> None:

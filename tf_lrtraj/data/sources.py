@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import glob
 import math
 import os
 import re
@@ -90,7 +91,7 @@ def load(
     Args:
         name: "digits" (embedded), or the name of an image-classification set in
             tensorflow-datasets, "cifar10" or, with configuration and version,
-            "imagenet2012_subset/1pct:5.0.0".
+            "imagenet2012_subset/1pct:5.0.0"; or of your own set in `data_dir` (docs/data.md).
         data_dir: where tensorflow-datasets keeps prepared sets; by default the
             environment variable TFDS_DATA_DIR, or else ~/tensorflow_datasets.
         augmentation: of training batches: "none" (or None), "crop", "crop_flip",
@@ -150,6 +151,8 @@ def load(
     keys = image_and_label(info)
     image_key, label_key = keys
     splits = [s for s in _SPLITS if s in info.splits and s not in usual.drop]
+    if splits == ["train"]:  # somebody's own names for the others
+        splits += sorted(s for s in info.splits if s not in ("train", *usual.drop))
     if "train" not in splits:
         raise ValueError(
             f"`name` must be a dataset with the split 'train'. {name!r} has {list(info.splits)}."
@@ -196,8 +199,8 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> str:
     """
     if name == "digits":
         raise ValueError("`name` must not be 'digits': it comes with scikit-learn, ready to use.")
-    _check_known(name)
     root = _root(data_dir)
+    _check_known(name, root)
     folder = _find_prepared(name, root)
     if folder is not None:
         return folder
@@ -228,7 +231,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike[str] | None, download: 
     root = _root(data_dir)
     folder = _find_prepared(name, root)
     if folder is None:
-        _check_known(name)
+        _check_known(name, root)
         if not download:
             raise DatasetNotPreparedError(
                 f"Dataset {name!r} is not prepared in {root!r}. Prepare it with\n"
@@ -247,14 +250,18 @@ def image_and_label(info: Any) -> tuple[str, str]:
     import tensorflow_datasets as tfds
 
     features = info.features
-    supervised = info.supervised_keys or ("image", "label")
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
+    supervised = info.supervised_keys or ("image", "label")
+    found = [[key for key in features if isinstance(features[key], kind)] for kind in kinds]
+    if not info.supervised_keys and [len(keys) for keys in found] == [1, 1]:
+        supervised = (found[0][0], found[1][0])
     if len(supervised) != 2 or not all(
         isinstance(key, str) and key in features and isinstance(features[key], kind)
         for key, kind in zip(supervised, kinds, strict=False)
     ):
         raise ValueError(
-            "`name` must be an image-classification dataset, with an image and a class label. "
+            "`name` must be an image-classification dataset, with one tfds.features.Image and one "
+            "tfds.features.ClassLabel, or with supervised keys that name them. "
             f"{info.full_name!r} has the features {dict(features.items())}."
         )
     if features[supervised[0]].np_dtype != np.uint8:
@@ -305,6 +312,14 @@ def _versions(base: Any, version: str) -> list[Any]:
     return [folder for _, folder in sorted(numbered, key=lambda pair: pair[0])]
 
 
+def _prepared(folder: str) -> bool:
+    """Whether a folder of this machine holds a version of a prepared dataset."""
+    found = (
+        os.path.dirname(path) for path in glob.glob(f"{glob.escape(folder)}/*/dataset_info.json")
+    )
+    return any(re.fullmatch(r"\d+\.\d+\.\d+", os.path.basename(path)) for path in found)
+
+
 def _matches(version: str, wanted: str) -> bool:
     if not wanted:
         return True
@@ -312,18 +327,26 @@ def _matches(version: str, wanted: str) -> bool:
     return all(p in ("*", v) for p, v in zip(parts, version.split("."), strict=False))
 
 
-def _check_known(name: str) -> None:
+def _check_known(name: str, root: str) -> None:
     import tensorflow_datasets as tfds
 
     base = re.split("[/:]", name)[0]
-    known = sorted({*names(), *tfds.list_builders(with_community_datasets=False)})
+    there = [path for path in glob.glob(os.path.join(glob.escape(root), "*")) if _prepared(path)]
+    known = sorted(
+        {
+            *names(),
+            *tfds.list_builders(with_community_datasets=False),
+            *map(os.path.basename, there),
+        }
+    )
     if base in known:
         return
     near = difflib.get_close_matches(base.lower(), known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     raise ValueError(
         f"Unknown dataset. {hint}`name` must be 'digits' or the name of an image-classification "
-        f"set of tensorflow-datasets (cifar10, cifar100, imagenet2012, …). Received: name={name!r}"
+        "set of tensorflow-datasets (cifar10, cifar100, imagenet2012, …) or of your own in "
+        f"{root!r}. Received: name={name!r}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from tf_lrtraj.models import resnet
 from tf_lrtraj.schedules import RateSchedule
 from tf_lrtraj.training import host_memory
 from tf_lrtraj.training.evaluation import Evaluator, averaged_statistics
+from tf_lrtraj.training.progress import Progress, stage
 from tf_lrtraj.training.step import make_optimizer
 
 # Batches whose moments serve recomputed statistics come from a data order of
@@ -36,6 +38,7 @@ class Assembly:
     averages: AverageState | None
     evaluator: Evaluator
     learning_rates: np.ndarray
+    progress: Progress | None = None
     # Each pipeline is built once and iterated anew: building one traces functions, which costs
     # more than a small evaluation, and leaves a megabyte for the garbage collector.
     _pipelines: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
@@ -48,6 +51,10 @@ class Assembly:
             "optimizer": list(self.optimizer.variables),
             "averages": self.averages.variables if self.averages is not None else [],
         }
+
+    def doing(self, activity: str) -> contextlib.AbstractContextManager[None]:
+        """Inside, the progress bar, if there is one, says what is done."""
+        return contextlib.nullcontext() if self.progress is None else self.progress.doing(activity)
 
     @property
     def eval_split(self) -> str:
@@ -133,6 +140,7 @@ def load_dataset(config: dict[str, Any]) -> Any:
         ConfigError: if its name, augmentation or split does not exist, or it is not prepared.
     """
     options = config["data"]
+    stage(f"loading the data {options['name']!r}")
     try:
         dataset = data.load(
             options["name"],
@@ -145,8 +153,8 @@ def load_dataset(config: dict[str, Any]) -> Any:
         raise ConfigError(f"config.data: {error}") from None
     if (options["eval_split"] or dataset.eval_split) not in dataset.num_examples:
         raise ConfigError(
-            f"`config.data.eval_split` must be one of {sorted(dataset.num_examples)}. "
-            f"Received: {options['eval_split']!r}"
+            "`config.data.eval_split` must name the split to evaluate on, one of "
+            f"{sorted(dataset.num_examples)}. Received: {options['eval_split']!r}"
         )
     return dataset
 
@@ -209,6 +217,7 @@ def assemble(
     """
     plan = resolve(config, dataset.num_examples["train"])
     check_replicas(config, strategy)
+    stage("building the network")
     rate = plan.rate if learning_rates is None else rates.as_rate(learning_rates)
     with strategy.scope():
         model = build_model(config, dataset)

@@ -27,6 +27,7 @@ from ml_collections import config_dict
 from tf_lrtraj import kernels, rates, records
 from tf_lrtraj.averaging.snapshots import Timetable
 from tf_lrtraj.durations import NEVER, Duration, resolve_durations
+from tf_lrtraj.experiments.limits import check_counts
 from tf_lrtraj.experiments.settings import (
     TEXT,
     TRUTH,
@@ -302,17 +303,7 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
             that do not exist or are given values out of range.
     """
     batch = plain["data"]["batch_size"]
-    if batch > epoch_examples:
-        raise ConfigError(
-            f"`config.data.batch_size` must be at most the number of training images, "
-            f"{epoch_examples}. Received: {batch}"
-        )
-    if plain["evaluate"]["train_examples"] > epoch_examples:
-        raise ConfigError(
-            "`config.evaluate.train_examples` must be at most the number of training images, "
-            f"{epoch_examples}. Received: {plain['evaluate']['train_examples']}"
-        )
-
+    check_counts(plain, epoch_examples)
     per_epoch = fractions.Fraction(epoch_examples, batch)
 
     def steps(value: Any, name: str, total: int | None, minimum: int = 1) -> int:

@@ -20,12 +20,6 @@ from tf_lrtraj.experiments.assembly import Assembly
 from tf_lrtraj.records import RAW
 
 
-def read_run(workdir: pathlib.Path) -> dict[str, Any]:
-    """What an earlier start left in `run.json`; empty where there is none."""
-    path = workdir / records.RUN
-    return records.read_json(path) if path.exists() else {}
-
-
 def _command() -> str:
     """The command line, without where the program itself is installed."""
     program = pathlib.Path(sys.argv[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -24,6 +24,7 @@ __all__ = [
     "number",
     "one_of",
     "optional",
+    "unknown_key",
 ]
 
 
@@ -104,6 +105,38 @@ def check_all(plain: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
             raise ConfigError(f"`config.{key}` must be {allowed}. Received: {value!r}")
 
 
+def unknown_key(
+    path: str, key: Any, known: Iterable[Any], config: Mapping[str, Any] | None = None
+) -> str:
+    """The message for a key that a group of a configuration does not have.
+
+    Args:
+        path: of the group, such as `config.optimizer`.
+        key: the unknown one.
+        known: keys of the group.
+        config: the whole configuration, to look for the key in its other groups.
+
+    >>> print(unknown_key("config.optimizer", "momentun", ["momentum", "nesterov"]))
+    unknown key `config.optimizer.momentun`. Did you mean config.optimizer.momentum? \
+Known keys of config.optimizer: ['momentum', 'nesterov']
+    """
+    names = sorted(map(str, known))
+    near = [f"{path}.{name}" for name in difflib.get_close_matches(str(key), names, n=1)]
+    if not near and config is not None:
+        near = [other for other in _paths(config, "config") if other.endswith(f".{key}")]
+        if len(near) > (3 if path == "config" else 1):
+            near = []
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"unknown key `{path}.{key}`.{hint} Known keys of {path}: {names}"
+
+
+def _paths(config: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{path}.{key}"
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{path}.{key}")
+
+
 def merge(
     defaults: dict[str, Any],
     given: Mapping[str, Any],
@@ -120,11 +153,7 @@ def merge(
     """
     for key in given:
         if key not in defaults:
-            close = difflib.get_close_matches(str(key), defaults, n=1)
-            hint = f" Did you mean {path}.{close[0]}?" if close else ""
-            raise ConfigError(
-                f"unknown key `{path}.{key}`.{hint} Known keys of {path}: {sorted(defaults)}"
-            )
+            raise ConfigError(unknown_key(path, key, defaults))
     merged = {}
     for key, default in defaults.items():
         value = given.get(key, default)

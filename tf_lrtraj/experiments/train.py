@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 import tf_lrtraj
@@ -29,12 +30,15 @@ from tf_lrtraj.experiments.assembly import (
     load_dataset,
 )
 from tf_lrtraj.experiments.config import ConfigError, Plan, resolve, validate
-from tf_lrtraj.experiments.description import describe, read_run
+from tf_lrtraj.experiments.description import describe
+from tf_lrtraj.experiments.finished import is_done, read_run
+from tf_lrtraj.experiments.limits import check_run, machine_memory
 from tf_lrtraj.experiments.probing import during
 from tf_lrtraj.records import RAW
 from tf_lrtraj.training import loop
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
 from tf_lrtraj.training.log import RunLog
+from tf_lrtraj.training.progress import Progress, stage
 from tf_lrtraj.training.step import empty_plan, make_train_steps
 from tf_lrtraj.training.workers import Workers, losing
 
@@ -70,6 +74,7 @@ def prepare(
         plan = resolve(plain, dataset.num_examples["train"])
         if strategy is not None:
             check_replicas(plain, strategy)
+            _check_memory(plain, plan, dataset, strategy, workers)
         matched_rates(plain, plan)
         during.check(plain, plan, dataset)
         build_model(plain, dataset)  # its mistakes show now rather than later
@@ -83,6 +88,18 @@ def prepare(
     dataset = workers.together(check)
     workers.from_chief(lambda: _usable(workdir))
     return plain, dataset
+
+
+def _check_memory(
+    config: dict[str, Any], plan: Plan, dataset: Any, strategy: Any, workers: Workers
+) -> None:
+    """Refuses what cannot fit into memory: the machine's, where its processors train."""
+    replicas, available = strategy.num_replicas_in_sync // workers.count, machine_memory()
+    on_processors = {"CPU"} == {d.device_type for d in tf.config.list_logical_devices()}
+    if not on_processors:  # how much a device has is not known here
+        available = None
+    shape, classes = dataset.image_shape, dataset.num_classes
+    check_run(config, plan.averages, shape, classes, replicas, available)
 
 
 def _usable(workdir: str | os.PathLike[str]) -> None:
@@ -191,6 +208,7 @@ def run(
                 )
         finally:
             if workers.chief and (workdir / records.RUN).exists():
+                stage("drawing the report")
                 path = report.write_report(workdir)
     workers.wait()  # a worker that leaves early looks like one that was lost
     return path
@@ -256,7 +274,7 @@ def train_one(
         tell: as in `run`.
     """
     workers = Workers(strategy)
-    if workers.from_chief(lambda: read_run(workdir).get("status") == "done"):
+    if workers.from_chief(lambda: is_done(workdir)):
         logging.info("%s is done already", workdir)
         return
     workers.from_chief(lambda: str(records.prepare_workdir(workdir)))
@@ -311,6 +329,8 @@ def train_one(
             *_snapshots(assembly, workdir, step, tell, writer=chief),
             *during.actions(assembly, workdir, tell, writer=chief),
         ]
+        assembly.progress = Progress(plan.total_steps, step, config["name"])
+        assembly.evaluator.on_batch = assembly.progress.tick
         with losing(workers.count > 1), dataset.named_faults():
             loop.run(
                 _train_steps(assembly, step),
@@ -325,13 +345,14 @@ def train_one(
                 ),
                 plan.total_steps,
                 (step, window),
-                description=config["name"],
+                progress=assembly.progress,
                 actions=actions,
                 workers=workers,
             )
             if config["save_models"]:
+                stage("writing the models")
                 save_models(assembly, plan.total_steps, workdir / MODELS, writer=chief)
-            if chief:
+            if chief and plan.probes:
                 during.at_the_end(assembly, workdir, tell)
         status = "done"
     except loop.Diverged as error:
@@ -448,9 +469,11 @@ def evaluate_all(assembly: Assembly, step: int, log: RunLog) -> None:
         candidates.insert(0, (RAW, "recompute"))
     candidates += [(name, None) for name in assembly.plan.averages]
     for name, policy in candidates:
-        weights = evaluator.weights(name, step, policy)
+        with assembly.doing(f"batch norm of {name}"):
+            weights = evaluator.weights(name, step, policy)
         for split, limit in splits:
-            result = evaluator.evaluate(weights, assembly.eval_batches(split, limit))
+            with assembly.doing(f"evaluating {name} on {split}"):
+                result = evaluator.evaluate(weights, assembly.eval_batches(split, limit))
             log.evaluation(step, split, name, evaluator.describe(name, policy), result)
 
 

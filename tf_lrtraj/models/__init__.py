@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tf_lrtraj.models.resnet import resnet
+from tf_lrtraj.models.sizes import Size, resnet_size
 
-__all__ = ["resnet"]
+__all__ = ["Size", "resnet", "resnet_size"]

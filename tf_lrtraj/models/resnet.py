@@ -30,15 +30,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_lrtraj.models.sizes import EXPANSION, stages
+
 __all__ = ["resnet"]
 
-# depth -> (blocks per stage, bottleneck?)
-_FOUR_STAGES = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-}
-_EXPANSION = 4  # a bottleneck block's outputs are this many times its width
 _STEMS = ("imagenet", "cifar")
 _SHORTCUTS = ("projection", "identity")
 
@@ -108,7 +103,7 @@ def resnet(
     width = _integer("width", width, 1)
     _choice("stem", stem, _STEMS)
     _choice("shortcut", shortcut, _SHORTCUTS)
-    blocks_per_stage, bottleneck = _stages(depth, stem)
+    blocks_per_stage, bottleneck = stages(depth, stem)
     shape = _image_shape(input_shape)
     if seed is not None:
         seed = _integer("seed", seed, 0)
@@ -261,25 +256,8 @@ class _Layers:
     def bottleneck_block(self, x: Any, width: int, stride: int, name: str) -> Any:
         y = self.conv_norm(x, width, 1, 1, f"{name}_1", relu=True)
         y = self.conv_norm(y, width, 3, stride, f"{name}_2", relu=True)
-        y = self.conv_norm(y, _EXPANSION * width, 1, 1, f"{name}_3", relu=False, last=True)
+        y = self.conv_norm(y, EXPANSION * width, 1, 1, f"{name}_3", relu=False, last=True)
         return self.join(x, y, stride, name)
-
-
-def _stages(depth: int, stem: str) -> tuple[tuple[int, ...], bool]:
-    """Blocks per stage, and whether they are bottleneck blocks."""
-    if depth in _FOUR_STAGES:
-        return _FOUR_STAGES[depth]
-    if depth < 8 or depth % 6 != 2:
-        raise ValueError(
-            "`depth` must be 18, 34, 50 or 6n + 2 with n of at least 1 (8, 14, 20, 26, 32, …). "
-            f"Received: depth={depth}"
-        )
-    if stem != "cifar":
-        raise ValueError(
-            f"`stem` must be 'cifar' with depth={depth}: only the depths 18, 34 and 50 have "
-            f"the ImageNet stem. Received: stem={stem!r}"
-        )
-    return ((depth - 2) // 6,) * 3, False
 
 
 def _image_shape(input_shape: Any) -> tuple[int | None, ...]:

@@ -61,6 +61,7 @@ class Evaluator:
         self.policies = dict(policies or {})
         self._moment_batches = moment_batches
         self._num_moment_batches = num_moment_batches
+        self.on_batch: Callable[[], None] = lambda: None  # called for every batch, to show progress
         self._statistics = bn.find_statistics(model)
         self._readers: dict[str, Any] = {}
         self._evaluate_batch = tf.function(self._evaluate_batch_on_replicas, reduce_retracing=False)
@@ -203,6 +204,7 @@ class Evaluator:
         pooled = bn.PooledMoments()
         for images, _ in self._moment_batches():
             pooled.add(self._moments(trainable, non_trainable, images))
+            self.on_batch()
         return pooled.result()
 
     # Evaluation -------------------------------------------------------------------------------
@@ -238,6 +240,7 @@ class Evaluator:
             totals += [
                 float(value) for value in self._evaluate_batch(weights, batch, batch_statistics)
             ]
+            self.on_batch()
         if totals[2] == 0:
             raise ValueError("Evaluation needs at least one example; the split is empty.")
         return Result(totals[0] / totals[2], totals[1] / totals[2], int(totals[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tf_lrtraj.averaging.snapshots import Timetable
 from tf_lrtraj.records import damage_before, keep_until
 from tf_lrtraj.training.checkpoints import Checkpointer
 from tf_lrtraj.training.log import RunLog
+from tf_lrtraj.training.progress import Progress
 from tf_lrtraj.training.stopping import Interrupted, stop_signals
 from tf_lrtraj.training.workers import Workers
 
@@ -84,7 +85,7 @@ def run(
     cadence: Cadence,
     total_steps: int,
     start: tuple[int, Window],
-    description: str = "",
+    progress: Progress | None = None,
     actions: Sequence[Action] = (),
     workers: Workers | None = None,
 ) -> None:
@@ -101,7 +102,7 @@ def run(
         cadence: when to do what.
         total_steps: number of updates of the whole run.
         start: from `resume`.
-        description: shown beside the progress bar.
+        progress: told of steps, and of what is done between them.
         actions: done in their order when they are due, at the start too.
         workers: the processes of a multi-worker run, which stop at the same step.
 
@@ -112,6 +113,7 @@ def run(
             step made.
     """
     step, window = start
+    shown = Progress(total_steps, step) if progress is None else progress
     finite = _make_finiteness_test(checkpointer.variables)
 
     def anywhere(flag: bool) -> bool:
@@ -123,45 +125,48 @@ def run(
             what = f"a number of the {bad}" if bad else "a number held by another worker"
             raise Diverged(step - 1, f"{what} became NaN or infinite")
         log.sync()
-        checkpointer.save(step, {"window": window.state(), "rows": log.mark()}, extra=extra)
+        with shown.doing("writing a checkpoint"):
+            mark = {"window": window.state(), "rows": log.mark()}
+            checkpointer.save(step, mark, extra=extra)
 
     def act(step: int) -> None:
         for action in actions:
             if action.when.due(step):
-                action.what(step)
+                with shown.doing("snapshots and probes"):
+                    action.what(step)
 
     def stopped() -> Interrupted:
         who = stop.requested or "a signal to another worker"
         return Interrupted(f"stopped by {who} after step {step}")
 
-    bar = tqdm(
-        total=total_steps, initial=step, unit="step", desc=description, disable=None, leave=True
-    )
     # A signal is answered between two calls, when a checkpoint can be saved.
-    with bar, stop_signals() as stop, stop.deferred():
+    with shown, stop_signals() as stop, stop.deferred():
         act(step)
         clock, timed_from = time.perf_counter(), step
         while step < total_steps:
             stops = [action.when.next_due(step) for action in actions]
             count = min([cadence.next_stop(step, total_steps), *stops]) - step
-            losses, accuracies = train_steps(step, count)
+            first = step == start[0]
+            with shown.doing("compiling") if first else contextlib.nullcontext():
+                losses, accuracies = train_steps(step, count)
             bad = np.flatnonzero(~np.isfinite(losses))
             if bad.size:
                 loss = float(losses[bad[0]])
                 raise Diverged(step + int(bad[0]), f"the training loss became {loss}")
             step += count
             window.extend(losses, accuracies)
-            bar.update(count)
+            shown.advance(count)
             act(step)
             if cadence.due(cadence.log, step, total_steps):
                 loss, accuracy = window.means()
                 seconds = time.perf_counter() - clock
                 log.train(step, loss, accuracy)
                 log.speed(step, step - timed_from, seconds)
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                shown.show_loss(loss)
                 clock, timed_from = time.perf_counter(), step
             if cadence.due(cadence.evaluate, step, total_steps):
-                evaluate(step)
+                with shown.doing("evaluating"):
+                    evaluate(step)
                 clock, timed_from = time.perf_counter(), step
             if cadence.due(cadence.checkpoint, step, total_steps):
                 save(step)

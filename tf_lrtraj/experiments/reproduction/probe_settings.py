@@ -16,8 +16,6 @@ from typing import Any
 from ml_collections import config_dict
 
 from tf_lrtraj.experiments.settings import Check, integer, is_integer, is_number, number, optional
-from tf_lrtraj.probes.ensembles import SCALES
-from tf_lrtraj.probes.steps import GRADIENT_PASSES
 
 __all__ = ["PROBE_CHECKS", "PROBE_DEFAULTS", "costs"]
 
@@ -155,6 +153,10 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
     Args:
         config: of the reproduction, validated.
     """
+    # Keras takes many seconds to import, and mistakes in a configuration show without it.
+    from tf_lrtraj.probes.ensembles import SCALES
+    from tf_lrtraj.probes.steps import GRADIENT_PASSES
+
     probe, one, width, members = (config[k] for k in ("probes", "one_step", "width", "ensemble"))
     batch = config["batch_size"]
     starts = len(probe["trip_steps"]) or 2

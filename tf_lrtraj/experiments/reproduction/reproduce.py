@@ -16,12 +16,15 @@ import keras
 import numpy as np
 
 import tf_lrtraj
-from tf_lrtraj import backend, claims, records
+from tf_lrtraj import backend, claims, kernels, records
+from tf_lrtraj.experiments import limits
 from tf_lrtraj.experiments.reproduction import plan as plans
 from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.experiments.reproduction.config import validate
+from tf_lrtraj.experiments.reproduction.problem import Problem
 from tf_lrtraj.experiments.reproduction.trainer import Diverged
 from tf_lrtraj.experiments.settings import ConfigError
+from tf_lrtraj.models import resnet_size
 
 __all__ = ["Interrupted", "describe_plan", "judge", "needed_tasks", "prepare", "run"]
 
@@ -129,7 +132,7 @@ def run(
     folder = records.prepare_workdir(folder)
     bench = Bench(config, folder, tell, progress)
     sizes = (len(bench.problem.x_train), len(bench.problem.x_test))  # nothing is written without
-    _check_sizes(config, *sizes)
+    _check_sizes(config, bench.problem)
     records.write_json(folder / records.CONFIG, config)
     state = {**_describe(config), **{k: v for k, v in read_run(folder).items() if k in _KEPT}}
     done = _done(state)
@@ -181,14 +184,39 @@ def _time_left(seconds: float, made: float, ahead: float) -> str:
     return f" (about {seconds * ahead / made / 60:.0f} min left)"
 
 
-def _check_sizes(config: Mapping[str, Any], num_train: int, num_test: int) -> None:
-    """What can only be told once the data is known."""
-    part = config["evaluate"]["part"]
+def _check_sizes(config: Mapping[str, Any], problem: Problem) -> None:
+    """What can only be told once the data is known.
+
+    Raises:
+        ConfigError: for a part of more images than there are, a network that does not exist, and
+            what no machine has memory for (how much a device has is not known here).
+    """
+    part, num_train = config["evaluate"]["part"], len(problem.x_train)
     if part > num_train:
         raise ConfigError(
             f"`config.evaluate.part` must be at most the number of training images, {num_train}. "
             f"Received: {part}"
         )
+    model, shape = config["model"], problem.x_train.shape[1:]
+    try:
+        size = resnet_size(
+            model["depth"], problem.num_classes, shape, model["stem"], model["width"]
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from None
+    wanted = limits.needs(
+        size,
+        {name: kernels.from_config(entry) for name, entry in config["averages"].items()},
+        batch_size=config["batch_size"],
+        eval_batch_size=config["evaluate"]["batch_size"],
+    )
+    keys = {
+        "weights": "config.model.width` with `config.model.depth",
+        "averages": "config.averages",
+        "batch_size": "config.batch_size",
+        "eval_batch_size": "config.evaluate.batch_size",
+    }
+    limits.check_memory(wanted, keys, 1, None)
 
 
 def judge(folder: str | os.PathLike[str]) -> pathlib.Path:

@@ -18,6 +18,7 @@ from tf_lrtraj.records import write_atomically
 from tf_lrtraj.report.drawing import to_svg
 from tf_lrtraj.report.reproduction import setting, svg
 from tf_lrtraj.report.reproduction.entries import GROUPS, Entry, command, counts, entries, sentence
+from tf_lrtraj.report.reproduction.legend import LEGEND, reasons
 from tf_lrtraj.report.reproduction.plates import PLATES, SETTLED, STATIONARITY, draw
 from tf_lrtraj.report.reproduction.reading import Source
 
@@ -80,6 +81,8 @@ def write_page(folder: str | os.PathLike[str]) -> pathlib.Path:
     page = environment.get_template("reproduction.html.j2").render(
         scale=setting.scale(source),
         claims=claims,
+        legend=LEGEND,
+        reasons=reasons(source, claims),
         command=command(source),
         counts=counts(claims),
         groups=_groups(claims),
@@ -109,13 +112,16 @@ def markdown_page(folder: str | os.PathLike[str], results: str = ".") -> str:
     source = Source(folder)
     claims = entries(source)
     there = {path.stem for path in (source.folder / FIGURES).glob("*.svg")}
+    why = reasons(source, claims)
     told = ", ".join(f"{count} {verdict}" for verdict, _, _, count in counts(claims))
     lines = [f"# The reproduction at the scale {_code(setting.scale(source))}", "", f"{told}.", ""]
+    lines += [*(f"- *{_cell(term)}*: {_cell(text)}" for term, text in LEGEND), ""]
     lines += ["| id | claim | measured | verdict | figure |", "|---|---|---|---|---|"]
     for claim in claims:
         lines.append(
             f"| [{claim.id}](#{claim.id.lower()}) | {_cell(claim.sentence)} "
-            f"| {_cell('; '.join(claim.decisive[:_BRIEF]) or claim.reason)} "
+            f"| {_cell('; '.join(claim.decisive[:_BRIEF]) or claim.reason)}"
+            f"{_because(why.get(claim.id))} "
             f"| {claim.sign} {claim.verdict} | {_links(claim, there, results)} |"
         )
     lines += ["", *(f"- {_cell(name)}: {_cell(text)}" for name, text in setting.facts(source)), ""]
@@ -166,6 +172,10 @@ def _code(text: str) -> str:
 def _links(claim: Entry, there: set[str], results: str) -> str:
     names = [name for name in claim.figures if name in there]
     return ", ".join(f"[{name}]({results}/{FIGURES}/{name}.svg)" for name in names) or "–"
+
+
+def _because(reason: str | None) -> str:
+    return f"; {_cell(reason)}" if reason else ""
 
 
 def _paragraph(claim: Entry) -> str:

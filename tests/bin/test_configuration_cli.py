@@ -1,0 +1,137 @@
+"""Mistakes in `--config` and around it: one line that names the entry, before TensorFlow starts."""
+
+import os
+import subprocess
+import sys
+import zlib
+
+import pytest
+
+from tf_lrtraj.bin import common
+
+CONFIGS = {"train": "digits_demo", "reproduce": "reproduce_digits", "synthetic": "synthetic"}
+START = "from tf_lrtraj.experiments.config import default_config\n\n\ndef get_config():\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "expected"),
+    [
+        (
+            *("train", "--config.optimizer.name=adamw"),
+            "unknown key `config.optimizer.name`. Known keys of config.optimizer: "
+            "['label_smoothing', 'momentum', 'nesterov', 'weight_decay']",
+        ),
+        ("train", "--config.optimizr.momentum=0.5", "Did you mean config.optimizer? Known keys of"),
+        (
+            "train",
+            "--config.momentum=0.5",
+            "config.model.batch_norm.momentum or config.optimizer.mo",
+        ),
+        ("train", "--config.model.batch_norm.eps=1e-3", "of config.model.batch_norm: ['epsilon', "),
+        ("train", "--noconfig.data.downlod", "Did you mean config.data.download?"),
+        ("train", "--config.averages.ema.strat=5", "Did you mean config.averages.ema.start?"),
+        ("train", "--config.averages.ema.start=5", "is not set in the configuration file"),
+        ("train", "--config.averages.emma.decay=0.5", "of config.averages: ['ema', 'swa', 'two_p"),
+        ("train", "--config.schedule.steps=5", "unknown key `config.schedule.steps`"),
+        ("train", "--config.seed=many", "`config.seed` must be an integer. Received: 'many'"),
+        ("train", "--config.seed=1.5", "`config.seed` must be an integer. Received: '1.5'"),
+        ("train", "--config.optimizer.momentum=", "must be a number. Received: ''"),
+        ("train", "--config.data.download=maybe", "must be True or False. Received: 'maybe'"),
+        ("train", "--config.data.image_size=big", "`config.data.image_size` must be an integer"),
+        ("train", "--config.model=resnet", "is a group with the keys ['batch_norm', 'depth', "),
+        ("train", "--config.seed.more=1", "`config.seed` is a value, 0, and has no entries"),
+        ("train", "--config.=1", "unknown key `config.`"),
+        ("reproduce", "--config.probes.nme=3", "Known keys of config.probes: ['basin_level', "),
+        ("reproduce", "--config.model.widht=3", "Did you mean config.model.width?"),
+        ("reproduce", "--config.learning_rate=fast", "`config.learning_rate` must be a number"),
+        ("synthetic", "--config.sed=3", "Did you mean config.seed?"),
+    ],
+)
+def test_overrides_name_the_entry_and_the_known_ones(program, tmp_path, name, override, expected):
+    workdir = tmp_path / "run"
+    code, _, error = program(
+        f"lrtraj-{name}", f"--config={CONFIGS[name]}", f"--workdir={workdir}", override
+    )
+    assert code == common.USAGE
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("    config.optimizer.momntum = 0.5\n", "Did you mean config.optimizer.momentum?"),
+        (
+            "    config.averges = {}\n",
+            "unknown key `config.averges`. Did you mean config.averages?",
+        ),
+        ("    config.optimizer.momentum = 'much'\n", ".py, line 6: TypeError: "),
+        ("    config.data = 'digits'\n", ".py, line 6: "),
+        ("    raise RuntimeError('first\\nsecond')\n", ".py, line 6: RuntimeError: first\n"),
+        ("\n\ndel get_config\n\n\ndef other():\n", "must define a function get_config()"),
+    ],
+)
+def test_files_name_the_entry_or_the_line(program, tmp_path, source, expected):
+    path = tmp_path / f"c{zlib.crc32(source.encode())}.py"  # a name of its own, as modules are kept
+    path.write_text(f"{START}    config = default_config()\n{source}    return config\n")
+    code, _, error = program("lrtraj-train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert code == common.USAGE
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "workdir", "expected"),
+    [
+        ("train", "synthetic", "run", "this configuration is for lrtraj-synthetic. Received: '"),
+        ("train", "reproduce_digits", "run", "this configuration is for lrtraj-reproduce."),
+        ("reproduce", "digits_demo", "run", "this configuration is for lrtraj-train."),
+        ("synthetic", "digits_demo", "run", "this configuration is for lrtraj-train."),
+        *(
+            (name, config, "file/run", "file is no folder). Choose another --workdir")
+            for name, config in CONFIGS.items()
+        ),
+    ],
+)
+def test_another_programs_configuration_and_a_workdir_that_cannot_be(
+    program, tmp_path, name, config, workdir, expected
+):
+    (tmp_path / "file").write_text("no folder")
+    code, _, error = program(
+        f"lrtraj-{name}", f"--config={config}", f"--workdir={tmp_path / workdir}"
+    )
+    assert code == common.USAGE
+    assert expected in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["train", "probe", "reproduce", "report", "synthetic"])
+def test_help_begins_with_examples(program, name):
+    code, text, _ = program(f"lrtraj-{name}", "--help")
+    assert code in (0, 1)  # absl ends its help with 1
+    assert f"lrtraj-{name} --" in text[:900]
+    assert "--workdir" in text
+
+
+@pytest.mark.parametrize(
+    ("workdir", "environment", "expected"),
+    [
+        ("run", {"MPLBACKEND": "nonsense"}, "MPLBACKEND must name a backend of Matplotlib"),
+        (os.fsdecode(b"r\xe9sultats"), {}, r"must be UTF-8, as records hold them. Received: b'"),
+    ],
+    ids=["backend of Matplotlib", "name that is not UTF-8"],
+)
+@pytest.mark.parametrize("name", ["train", "report"])
+def test_what_would_fail_at_the_end_is_told_at_the_start(
+    tmp_path, name, workdir, environment, expected
+):
+    done = subprocess.run(
+        [sys.executable, "-m", f"tf_lrtraj.bin.{name}", "--workdir", tmp_path / workdir],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == common.USAGE
+    assert expected in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

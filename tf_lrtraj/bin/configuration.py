@@ -1,0 +1,217 @@
+"""`--config` on the command line: configurations by name, and mistakes in overrides, in one line.
+
+Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import pathlib
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from typing import Any
+
+import ml_collections
+from absl import flags
+
+from tf_lrtraj import kernels, rates
+from tf_lrtraj.experiments.settings import ConfigError, unknown_key
+
+_TRACED = "Error whilst parsing config file:"
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(=.*)?", re.DOTALL)
+_TYPES = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
+
+
+def known_configs() -> dict[str, pathlib.Path]:
+    """The configurations that come with the package: name → file."""
+    found: dict[str, pathlib.Path] = {}
+    folders: list[Any] = [pathlib.Path(__file__).parents[2] / "configs"]
+    with contextlib.suppress(ModuleNotFoundError, TypeError):
+        folders.append(resources.files("tf_lrtraj.configs"))
+    for folder in folders:
+        if folder.is_dir():
+            for path in folder.iterdir():
+                if path.name.endswith(".py") and not path.name.startswith("_"):
+                    found.setdefault(path.name[:-3], pathlib.Path(str(path)))
+    return found
+
+
+def with_paths(args: Sequence[str]) -> Iterator[str]:
+    """Command-line arguments with `--config=NAME` replaced by the path of that configuration.
+
+    Raises:
+        ConfigError: where there is neither a file nor a configuration of the name.
+    """
+    previous = ""
+    for arg in args:
+        match = re.fullmatch(r"--?config=(.*)", arg)
+        value = match.group(1) if match else arg if previous in ("--config", "-config") else None
+        previous = arg
+        if value is None:
+            yield arg
+            continue
+        path, _, argument = value.partition(":")
+        if not pathlib.Path(path).is_file():
+            known = known_configs()
+            name = pathlib.Path(path).name.removesuffix(".py")
+            if name not in known or ("/" in path and not path.startswith("configs/")):
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(
+                    f"--config: there is no file {path!r}, and no configuration of that name."
+                    f"{hint} Known: {sorted(known)}"
+                )
+            value = str(known[name]) + (f":{argument}" if argument else "")
+        yield f"--config={value}" if match else value
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """`flags.FLAGS(argv)`, with `--config` and its overrides.
+
+    Returns:
+        The arguments that are no flags.
+
+    Raises:
+        ConfigError: for mistakes in flags, in overrides, and in the configuration's own code.
+    """
+    try:
+        rest: list[str] = flags.FLAGS(list(argv))
+        # A file that could not be read shows when something of it is asked for.
+        hasattr(flags.FLAGS["config"].value if "config" in flags.FLAGS else None, "lock")
+        return rest
+    except (Exception, SystemExit) as error:
+        place = _place_in_config(argv, error)
+        if place:  # the file is the user's own code, and may raise anything
+            kind = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
+            raise ConfigError(f"the configuration {place}: {kind}{first_line(error)}") from error
+        if isinstance(error, SystemExit):
+            raise
+        _check_overrides(argv)
+        if isinstance(error, flags.Error):
+            raise ConfigError(f"{first_line(error).rstrip(' ?.')}. Try --help.") from error
+        if isinstance(error, (OSError, ImportError, SyntaxError)):
+            raise ConfigError(
+                f"the configuration file cannot be read: {first_line(error)}"
+            ) from error
+        if isinstance(error, AttributeError) and "get_config" in str(error):
+            raise ConfigError(
+                f"the configuration file must define a function get_config(). "
+                f"Received: {list(_config_values(argv))[-1]!r}"
+            ) from error
+        raise ConfigError(f"--config: {first_line(error)}") from error
+
+
+# program → an entry that only its configurations have.
+_MARKS = {"train": "total", "reproduce": "burn_in", "synthetic": "single_runs"}
+
+
+def check_program(config: Any, program: str) -> None:
+    """Refuses a configuration of another program.
+
+    Args:
+        config: what --config gave.
+        program: "train", "reproduce" or "synthetic".
+
+    Raises:
+        ConfigError: naming the program that the configuration is for.
+    """
+    keys = set(config.keys()) if hasattr(config, "keys") else set()
+    others = [name for name, mark in _MARKS.items() if mark in keys and name != program]
+    if others and _MARKS[program] not in keys:
+        raise ConfigError(
+            f"--config: this configuration is for lrtraj-{others[0]}. Received: "
+            f"{getattr(flags.FLAGS['config'], 'config_filename', 'a configuration')!r}"
+        )
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Raises ConfigError for the first override that does not fit the configuration."""
+    given = [match for arg in argv[1:] if (match := _OVERRIDE.fullmatch(arg))]
+    if not given or "config" not in flags.FLAGS:
+        return
+    files = list(_config_values(argv))
+    if not files:
+        raise ConfigError(
+            f"--config=FILE must come before what changes it. Received: {given[0].group(0)}"
+        )
+    config = flags.FLAGS["config"].parser.parse(files[-1])
+    for match in given:
+        _check_override(config, match.group(1), (match.group(2) or "=")[1:])
+
+
+def _check_override(config: Any, key: str, text: str) -> None:
+    group, path = config, "config"
+    for part in key.split("."):
+        if not hasattr(group, "keys"):
+            raise ConfigError(
+                f"`{path}` is a value, {group!r}, and has no entries. "
+                f"Received: --config.{key}={text}"
+            )
+        known = list(group.keys())
+        if part not in known:
+            if part in _arguments(group):
+                raise ConfigError(
+                    f"`{path}.{part}` is not set in the configuration file, and the command line "
+                    f"changes only what is: set it there. Received: --config.{key}={text}"
+                )
+            whole = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+            raise ConfigError(unknown_key(path, part, {*known, *_arguments(group)}, whole))
+        kind = group.get_type(part) if isinstance(group, ml_collections.ConfigDict) else None
+        group, path = group[part], f"{path}.{part}"
+    if hasattr(group, "keys"):
+        raise ConfigError(
+            f"`{path}` is a group with the keys {sorted(group.keys())}: change these one by one, "
+            f"such as --{path}.{next(iter(group.keys()), 'key')}=…. Received: {text!r}"
+        )
+    if kind in _TYPES and not _fits(text, kind):
+        raise ConfigError(f"`{path}` must be {_TYPES[kind]}. Received: {text!r}")
+
+
+def _arguments(group: Any) -> list[str]:
+    """Arguments of the kernel or rate that a group configures; empty for other groups."""
+    for key, kinds in (("kernel", kernels.KERNELS), ("rate", rates.RATES)):
+        kind: Any = kinds.get(group[key]) if isinstance(group.get(key), str) else None
+        if kind is not None:
+            return [field.name for field in dataclasses.fields(kind)]
+    return []
+
+
+def _fits(text: str, kind: type) -> bool:
+    if kind is bool:
+        return text.lower() in ("", "true", "false", "t", "f", "1", "0")
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _config_values(argv: Sequence[str]) -> Iterator[str]:
+    for position, arg in enumerate(argv):
+        match = re.fullmatch(r"--?config=(.*)", arg)
+        if match:
+            yield match.group(1)
+        elif arg in ("--config", "-config") and position + 1 < len(argv):
+            yield argv[position + 1]
+
+
+def _place_in_config(argv: Sequence[str], error: BaseException) -> str:
+    """`FILE, line N` where an exception came out of the configuration's own code, or empty."""
+    files = {os.path.abspath(value.partition(":")[0]) for value in _config_values(argv)}
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    frames += re.findall(r'File "(.*?)", line (\d+)', str(error))
+    places = [f"{name}, line {line}" for name, line in frames if os.path.abspath(name) in files]
+    return places[-1] if places else ""
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message in one line."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
+    # ml_collections hands on errors of a configuration file with their whole traceback.
+    return lines[-1] if _TRACED in text else lines[0]
