@@ -53,7 +53,7 @@ class ProbeRecorder(keras.callbacks.Callback):
         every: optimizer steps from one measurement to the next.
         start: optimizer steps before the first.
         loss: as `Surface` takes it; by default the model's own.
-        batch_norm, dropout, moment_batches: as `Surface` takes them.
+        batch_norm, dropout, moment_batches, penalties: as `Surface` takes them.
 
     Raises:
         ValueError: for a cadence below 1, a negative start, or names that cannot name files.
@@ -70,6 +70,7 @@ class ProbeRecorder(keras.callbacks.Callback):
         batch_norm: str = "batch",
         dropout: str = "off",
         moment_batches: Any = None,
+        penalties: bool = False,
     ) -> None:
         super().__init__()
         for name, value, low in (("every", every, 1), ("start", start, 0)):
@@ -94,6 +95,7 @@ class ProbeRecorder(keras.callbacks.Callback):
             "batch_norm": batch_norm,
             "dropout": dropout,
             "moment_batches": moment_batches,
+            "penalties": penalties,
         }
         self._surface: Surface | None = None
         self._seen = -1
