@@ -119,5 +119,6 @@ class ProbeRecorder(keras.callbacks.Callback):
             if self._surface is None:  # compiled once
                 self._surface = Surface(self.model, **self._options)
             for name, build in self.probes.items():
-                measure(build(self._surface), record_path(self.folder, name, step))
+                path = record_path(self.folder, name, step)
+                measure(build(self._surface), path, about={"step": step})
         self._seen = step

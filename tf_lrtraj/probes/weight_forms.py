@@ -80,8 +80,8 @@ def _of_arrays(model: Any, arrays: Sequence[Any]) -> dict[int, Any]:
     fitting = [order for order in orders if [tuple(v.shape) for v in order] == shapes]
     if not fitting:
         raise ValueError(
-            f"weights must be {len(trainable)} arrays of the shapes of the model's trainable "
-            f"variables, {len(with_statistics)} with batch-norm statistics, or the "
+            f"weights must be {len(trainable)} arrays of the model's shapes, in the order of its "
+            f"trainable variables, {len(with_statistics)} with batch-norm statistics, or the "
             f"{len(orders[2])} of `get_weights()`. Received: {len(shapes)} arrays"
             f"{_first_misfit(shapes, with_statistics)}"
         )

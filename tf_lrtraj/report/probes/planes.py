@@ -34,7 +34,7 @@ def draw(record: ArrayRecord) -> Figure:
     u, v = record.coordinates["u"], record.coordinates["v"]
     tall = float(np.clip((v[-1] - v[0]) / (u[-1] - u[0]), 0.5, 1.4))
     with style():
-        figure, axes = panels(1, len(shown), 1.6 + 4.4 * len(shown), 1.1 + 4.2 * tall)
+        figure, axes = panels(1, len(shown), 1.6 + 4.4 * len(shown), 1.2 + 4.2 * tall)
         dots = None
         for panel, (name, text) in zip(axes, shown, strict=True):
             _contours(panel, record, name)
