@@ -107,7 +107,7 @@ def test_batches_of_every_form_of_data(name):
 
 def test_example_weights_stay_beside_their_examples():
     data = ([LEFT, RIGHT], Y, WEIGHTS)
-    for (inputs, targets, weights) in probes.take_batches(data, None, 8, 3):
+    for inputs, targets, weights in probes.take_batches(data, None, 8, 3):
         rows = weights.astype(int)
         np.testing.assert_array_equal(inputs[0], LEFT[rows])
         np.testing.assert_array_equal(targets, Y[rows])
@@ -304,7 +304,9 @@ REFUSED_POINTS = {
     "a dict": (lambda: {"w": np.zeros(3)}, "Received: weights of type dict"),
     "one array": (lambda: np.zeros((3, 4)), "Received: weights of type ndarray"),
     "a smaller model": (
-        lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="d")], name="small"),
+        lambda: keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dense(2, name="d")], name="small"
+        ),
         "Received: model 'small' with 2 weights; the first that does not fit is number 0",
     ),
     "a number": (lambda: 3, "Received: weights of type int"),

@@ -146,7 +146,7 @@ class KerasOptimizer:
         self._about = {
             "learning_rate": self._learning_rates(num_steps),
             "optimizer": type(source).__name__,
-            "optimizer_config": keras.saving.serialize_keras_object(self._copy),
+            "optimizer_config": _without_name(keras.saving.serialize_keras_object(self._copy)),
             "optimizer_state": fingerprint(self.state) if source.built else None,
         }
 
@@ -175,6 +175,11 @@ class KerasOptimizer:
             rates.append(float(backend.to_numpy([self._copy.learning_rate])[0]))
         count.assign(first)
         return rates
+
+
+def _without_name(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings alone: in names Keras counts its objects."""
+    return {key: value for key, value in config["config"].items() if key != "name"}
 
 
 def _optimizer(optimizer: Any) -> Any:

@@ -132,14 +132,13 @@ class Surface:
             copies = [ops.copy(value) for value in values]
             return Point(copies[: -len(own) or None], copies[len(copies) - len(own) :])
         given = read_weights(self.model, weights)
+        # Copies: what is given may be a variable, or an array that JAX donates in training.
         trainable = [
-            ops.cast(given[id(variable)], variable.dtype)
+            ops.copy(ops.cast(given[id(variable)], variable.dtype))
             for variable in self.model.trainable_variables
         ]
         non_trainable = [
-            ops.cast(given[id(variable)], variable.dtype)
-            if id(variable) in given
-            else ops.copy(value)
+            ops.copy(ops.cast(given.get(id(variable), value), variable.dtype))
             for variable, value in zip(self.model.non_trainable_variables, own, strict=True)
         ]
         return Point(trainable, non_trainable)

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
-
 from tf_lrtraj import backend
 from tf_lrtraj import batch_norm as bn
 
@@ -65,9 +63,7 @@ def _of_model(model: Any, other: Any) -> dict[int, Any]:
             f"{getattr(other, 'name', type(other).__name__)!r} with {len(found)} weights"
             f"{_first_misfit(found, ours)}"
         )
-    # Copies: both models may go on training, and JAX donates their arrays.
-    values = [keras.ops.copy(value) for value in backend.values(theirs)]
-    return {id(v): value for v, value in zip(ours, values, strict=True)}
+    return {id(v): value for v, value in zip(ours, backend.values(theirs), strict=True)}
 
 
 def _of_arrays(model: Any, arrays: Sequence[Any]) -> dict[int, Any]:
