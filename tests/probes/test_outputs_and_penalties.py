@@ -88,6 +88,25 @@ def test_structures_that_do_not_fit(name):
         surface.loss(surface.point(), (X, targets))
 
 
+def test_every_probe_of_several_outputs(every_probe):
+    """The same numbers as of one joined output with the sum of both losses."""
+    model = built(True, {"a": CROSS, "b": "mse"}, None)
+    joined = keras.layers.Concatenate()([model.output["a"], model.output["b"]])
+    single = keras.Model(model.input, joined)
+
+    def both(targets, outputs):
+        cross = CROSS.call(targets[:, 0], outputs[:, :3])
+        return cross + keras.ops.mean((targets[:, 1:] - outputs[:, 3:]) ** 2, axis=-1)
+
+    parts = [slice(0, 8), slice(8, 16), slice(16, 24)]
+    nested = [(X[part], {"a": A[part], "b": B[part]}) for part in parts]
+    flat = [(X[part], np.column_stack([A[part], B[part]]).astype("float32")) for part in parts]
+    found, wanted = every_probe(model, None, nested), every_probe(single, both, flat)
+    for key, value in wanted.values.items():
+        if not key.endswith(("product", "disagreement", "_se", "_error", "error_share")):
+            np.testing.assert_allclose(found.values[key], value, rtol=2e-3, atol=2e-5, err_msg=key)
+
+
 def test_an_ensemble_of_several_outputs():
     """Both outputs count as one long prediction; the ensemble averages each of them."""
     model = built(True, {"a": "mse", "b": "mse"}, None)
@@ -143,7 +162,7 @@ def test_penalties_are_those_of_keras(name):
     model = penalised(name)
     whole, bare = probes.Surface(model, penalties=True), probes.Surface(model)
     total = model.evaluate(X, B, batch_size=32, verbose=0)
-    penalty = float(sum(model.losses))
+    penalty = float(keras.ops.convert_to_numpy(sum(model.losses)))
     assert whole.loss(whole.point(), (X, B)) == pytest.approx(total, rel=1e-5)
     assert bare.loss(bare.point(), (X, B)) == pytest.approx(total - penalty, rel=1e-4)
     _, gradient = whole.gradient(whole.point(), (X, B))

@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import json
+import pathlib
+import re
 
 import keras
 import numpy as np
@@ -262,3 +264,23 @@ def test_config_says_what_was_trained(tmp_path):
     config = json.loads((tmp_path / records.CONFIG).read_text())
     assert config["note"] == "wide" and config["model"]["parameters"] == 4 * 6 + 6 + 12 + 14
     assert config["optimizer"]["config"]["momentum"] == 0.5
+
+
+def test_the_documented_pair_of_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
+    section = page[page.index("## A run of Keras' `fit`") :]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    x = RNG.normal(size=(256, 4)).astype(np.float32)
+    y = (x.sum(1) > 0).astype(np.int32)
+    exec(code, {"x_train": x, "y_train": y, "x_test": x[:64], "y_test": y[:64]})
+    run = records.load_run("runs/mine")
+    matched = run.matched()["swa"]
+    assert run.status == matched.status == "done"
+    # Until the average begins the two runs are one and the same.
+    steps, losses = run.train_series("loss")
+    early = steps <= 40
+    assert early.sum() == 5
+    np.testing.assert_allclose(matched.train_series("loss")[1][early], losses[early], rtol=1e-5)
+    page = pathlib.Path("runs/mine/report.html").read_text(encoding="utf-8")
+    assert "equivalent to swa" in page and "Alignment of batch gradients" in page

@@ -141,8 +141,10 @@ def _per_example(loss: Any) -> Callable[[Any, Any], Any] | None:
     function = loss.call if isinstance(loss, keras.losses.Loss) else loss
 
     def per_example(targets: Any, outputs: Any) -> Any:
-        dtype = keras.backend.standardize_dtype(outputs.dtype)
-        losses = function(targets, ops.cast(outputs, _wide(dtype)))
+        dtype = _wide(keras.backend.standardize_dtype(outputs.dtype))
+        if "float" in keras.backend.standardize_dtype(targets.dtype):
+            targets = ops.cast(targets, dtype)
+        losses = function(targets, ops.cast(outputs, dtype))
         axes = tuple(range(1, len(losses.shape)))
         return ops.mean(losses, axis=axes) if axes else losses
 
