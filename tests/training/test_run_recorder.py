@@ -1,6 +1,7 @@
 """`RunRecorder`: what a `fit` leaves in a workdir, however it ends, and the page drawn from it."""
 
 import contextlib
+import copy
 import gc
 import json
 import pathlib
@@ -152,6 +153,38 @@ def test_how_a_run_ends(name, tmp_path):
     assert run.status == status
     assert message in run.run["message"] if message else run.run["message"] is None
     assert report.write_report(tmp_path).exists()
+
+
+def test_data_that_ends_without_notice(tmp_path):
+    """Keras on TensorFlow counts a step that is not made where such data ends."""
+
+    def batches():
+        for _ in range(3):
+            yield X[:16], Y[:16]
+
+    model, recorder = built(), RunRecorder(tmp_path)
+    for _ in range(2):
+        model.fit(batches(), epochs=1, verbose=0, callbacks=[recorder])
+    run = records.load_run(tmp_path)
+    assert [row["step"] for row in run.rows("train")] == [3, 6]
+    assert run.run["total_steps"] == run.schedule().size == 6
+
+
+def test_a_recorder_goes_on_after_an_exception(tmp_path):
+    model, recorder = built(), RunRecorder(tmp_path)
+    with pytest.raises(KeyboardInterrupt) as kept:  # its traceback keeps `fit` alive
+        fitted(model, [recorder, StopAt(6, KeyboardInterrupt())])
+    fitted(model, [recorder], epochs=1)
+    run = records.load_run(tmp_path)
+    assert run.status == "done" and run.run["resumed_at"] == [6] and run.last_step() == 10
+    assert kept is not None
+
+
+def test_copies_as_tuners_make_them(tmp_path):
+    recorder = RunRecorder(tmp_path, every=2)
+    fitted(built(), [copy.deepcopy(recorder)], epochs=1)
+    assert records.load_run(tmp_path).train_series("loss")[0].tolist() == [2, 4]
+    copy.deepcopy(recorder)
 
 
 def test_records_stand_while_it_trains(tmp_path):

@@ -113,7 +113,9 @@ class RunRecorder(keras.callbacks.Callback):
         self.name = name or self.workdir.resolve().name
         self.every, self.split, self.seed = every, split, seed
         self.batch_size, self.data, self.examples = batch_size, data, examples
-        self._last_step: int | None = None  # of a run that this recorder has recorded
+        self._step = 0
+        self._counted = 0  # of the model's updates when `_step` was brought up to date
+        self._recorded = False  # whether this recorder has recorded a run
         self._run: RunFiles | None = None
         self._epoch = 0.0
         self._first_epoch: int | None = None
@@ -125,6 +127,9 @@ class RunRecorder(keras.callbacks.Callback):
     # What `fit` calls -------------------------------------------------------------------------
 
     def on_train_begin(self, logs: Any = None) -> None:
+        if self._run is not None:  # an exception ended the last `fit`
+            self._run.end("interrupted", _INTERRUPTED)
+            self._run = None
         running = _callback_list(self)
         members = [] if running is None else list(running.callbacks)
         self._averaging = self._find_averaging(members)
@@ -148,11 +153,13 @@ class RunRecorder(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if self._first_epoch is None:  # BackupAndRestore has brought its step back by now
             self._begin(epoch)
+        # Where data ends before Keras knew it would, TensorFlow counts a step that is not made.
+        self._counted = backend.iterations(self.model)
         self._window.start_epoch()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         run = self._required_run()
-        step = self._step()
+        step = self._count_updates()
         run.rates.note(step)
         if not logs or "loss" not in logs:
             return
@@ -167,7 +174,7 @@ class RunRecorder(keras.callbacks.Callback):
             self._window.clear()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        run, step = self._required_run(), self._step()
+        run, step = self._required_run(), self._step
         self._epoch += 1.0
         found = numbers(logs or {})
         training = {key: value for key, value in found.items() if not key.startswith("val_")}
@@ -180,25 +187,27 @@ class RunRecorder(keras.callbacks.Callback):
                 metrics = {**metrics, "examples": self.examples}
             run.eval_row(step, self._epoch, {**row, **metrics})
         run.timing_row(step, self.batch_size)
-        self._last_step = step
 
     def on_train_end(self, logs: Any = None) -> None:
-        run, step = self._required_run(), self._step()
-        self._last_step = step
+        run, step = self._required_run(), self._step
         status, message = "done", None
         if self._non_finite is not None:
             status = "diverged"
             message = f"The training loss is not finite from step {self._non_finite:,} on."
         elif run.planned is not None and step < run.planned:
             message = f"Training ended at step {step:,} of the {run.planned:,} planned."
+        self._counted = backend.iterations(self.model)
         run.description["total_steps"] = step
         run.end(status, message)
         self._run = None
 
     # The run ----------------------------------------------------------------------------------
 
-    def _step(self) -> int:
-        return backend.iterations(self.model)
+    def _count_updates(self) -> int:
+        counted = backend.iterations(self.model)
+        self._step += counted - self._counted
+        self._counted = counted
+        return self._step
 
     def _required_run(self) -> RunFiles:
         if self._run is None:
@@ -229,7 +238,7 @@ class RunRecorder(keras.callbacks.Callback):
         if not path.exists():
             return {}
         found = records.load_run(self.workdir).run
-        own = self._last_step is not None and self._step() >= self._last_step
+        own = self._continues()
         stopped = resumes and found["status"] in ("incomplete", "interrupted")
         if not own and not stopped:
             raise records.RecordError(
@@ -238,12 +247,19 @@ class RunRecorder(keras.callbacks.Callback):
             )
         return found
 
+    def _continues(self) -> bool:
+        """Whether the model stands where this recorder's run ended, or was trained on since."""
+        return self._recorded and backend.iterations(self.model) >= self._counted
+
     def _begin(self, epoch: int) -> None:
         """Writes what stands before the first step; goes on with an earlier run's rows."""
-        run, step = self._required_run(), self._step()
-        own = self._last_step is not None
-        if not own:
-            self._epoch = float(epoch)
+        run = self._required_run()
+        if self._continues():
+            self._count_updates()  # those of training in between
+        else:
+            self._step, self._epoch = backend.iterations(self.model), float(epoch)
+        self._recorded = True
+        step = self._step
         self._first_epoch = epoch
         self._non_finite = None
         params, optimizer = self.params or {}, self.model.optimizer
@@ -277,6 +293,7 @@ class RunRecorder(keras.callbacks.Callback):
     def _description(self, run: RunFiles, step: int) -> dict[str, Any]:
         earlier, averaging, steps = run.earlier, self._averaging, (self.params or {}).get("steps")
         strategy = backend.strategy_of(self.model)
+        replicas = 1 if strategy is None else strategy.num_replicas_in_sync
         package = sys.modules[backend.name()]
         names = [RAW] if averaging is None else [RAW, *averaging.averages]
         return {
@@ -296,8 +313,8 @@ class RunRecorder(keras.callbacks.Callback):
             },
             "seed": self.seed,
             "threads": {"processors": os.cpu_count()},
-            "strategy": type(strategy).__name__ if strategy is not None else None,
-            "num_replicas": 1 if strategy is None else strategy.num_replicas_in_sync,
+            "strategy": None if replicas == 1 else type(strategy).__name__,
+            "num_replicas": replicas,
             "total_steps": run.planned,
             "batch_size": self.batch_size,
             "steps_per_epoch": steps,
