@@ -250,6 +250,27 @@ def test_models_as_points_of_a_segment(two_inputs):
     np.testing.assert_allclose(record.values["loss"][0, 0, [0, -1]], ends, rtol=1e-5)
 
 
+def test_models_and_points_as_steps_of_a_trajectory(two_inputs):
+    model, _ = two_inputs
+    others = [keras.models.clone_model(model) for _ in range(2)]
+    models = dict(enumerate([model, *others]))
+    surface = probes.Surface(model, LOSS)
+    forms = [
+        models,
+        {step: values(one.trainable_variables) for step, one in models.items()},
+        {step: surface.point(one) for step, one in models.items()},
+    ]
+    for measure in (
+        lambda trajectory: probes.displacement(trajectory, lags=[1]),
+        lambda trajectory: probes.gradients_along(model, LOSS, trajectory, DICTS, lags=[1]),
+    ):
+        first, *rest = map(measure, forms)
+        for found in rest:
+            assert found.about["first_weights"] == first.about["first_weights"]
+            for name, value in first.values.items():
+                np.testing.assert_array_equal(found.values[name], value)
+
+
 def test_shapes_that_fit_two_orders_are_told():
     twice = [keras.layers.BatchNormalization(), keras.layers.BatchNormalization()]
     model = keras.Sequential([keras.Input((3,)), *twice])

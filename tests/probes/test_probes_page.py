@@ -1,11 +1,11 @@
 """docs/probes.md: its code runs, and it names every public probe."""
 
+import importlib.util
 import pathlib
 import re
 
 import keras
 import numpy as np
-import pytest
 
 from tf_lrtraj import probes
 from tf_lrtraj.experiments.probing.requests import PROBES
@@ -35,10 +35,9 @@ def test_the_code_runs(tmp_path, monkeypatch):
     exec(third, names)
     assert names["trips"].complete and names["trips"].about["optimizer"] == "Adam"
     assert "config.probes" in config
-    pytest.importorskip("xarray")
-    pytest.importorskip("pandas")
-    exec(table, names)
-    assert names["table"].shape == (names["record"].values["train"].size, 1)
+    if importlib.util.find_spec("xarray"):
+        exec(table, names)
+        assert names["table"].shape == (names["record"].values["train"].size, 1)
 
 
 def test_the_page_names_every_probe_and_function():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,7 +50,8 @@ def draw(record: ArrayRecord) -> Figure:
         title(axes[0], "Batch norm, dropout")
         title(axes[1], "Differences, batch by batch")
         note = "bars: 2 standard errors over batches; ticks: single batches"
-        first = next(iter(record.about.get("modes", {}).values()), {})
-        penalties = mode_note({"penalties": first.get("penalties")})
+        modes: dict[str, Any] = record.about.get("modes") or {}
+        said = [about.get("penalties") for about in modes.values()]
+        penalties = mode_note({"penalties": said[0] if said else None})
         caption(figure, f"{note}, {penalties}" if penalties else note)
     return figure
