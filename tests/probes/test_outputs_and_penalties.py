@@ -103,8 +103,8 @@ def test_every_probe_of_several_outputs(every_probe):
     flat = [(X[part], np.column_stack([A[part], B[part]]).astype("float32")) for part in parts]
     found, wanted = every_probe(model, None, nested), every_probe(single, both, flat)
     for key, value in wanted.values.items():
-        if not key.endswith(("product", "disagreement", "_se", "_error", "error_share")):
-            np.testing.assert_allclose(found.values[key], value, rtol=2e-3, atol=2e-5, err_msg=key)
+        if not key.endswith(("product", "disagreement", "_se", "_error", "step_taken", "noise")):
+            np.testing.assert_allclose(found.values[key], value, rtol=1e-2, atol=2e-5, err_msg=key)
 
 
 def test_an_ensemble_of_several_outputs():
