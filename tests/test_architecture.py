@@ -34,7 +34,8 @@ ALLOWED["theory"] = {"kernels", "rates"}
 ALLOWED["batch_norm"] = {"backend", "layer_calls"}
 ALLOWED["schedules"] = GROUND | {"theory"}
 ALLOWED["averaging"] = GROUND | {"theory", "batch_norm"}
-ALLOWED["probes"] = GROUND | {"theory", "batch_norm"}
+# A record of a probe draws itself, with the figure that a run's report shows.
+ALLOWED["probes"] = GROUND | {"theory", "batch_norm", "report"}
 ALLOWED["training"] = ALLOWED["averaging"] | {"schedules", "averaging", "probes"}
 ALLOWED["experiments"] = ALLOWED["training"] | {"training"} | RECORDS_SIDE
 ALLOWED["bin"] = ALLOWED["experiments"] | {"experiments"}

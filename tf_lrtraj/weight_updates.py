@@ -57,6 +57,12 @@ def check_trainable(model: Any, callback: Any) -> None:
     check_built(model, name)
 
 
+def steps_made(model: Any) -> int:
+    """The steps that the model's own optimizer has made; 0 without one."""
+    optimizer = getattr(model, "optimizer", None)
+    return 0 if optimizer is None else backend.steps_of(optimizer)
+
+
 def optimizers_of(model: Any) -> list[Any]:
     """The Keras optimizers that can be reached from a model.
 
@@ -197,9 +203,7 @@ class UpdateCounter:
         The count of `model.optimizer` where that optimizer trains the model; otherwise the
         number of batches that moved the weights, from the largest count at the start on.
         """
-        own = getattr(self.model, "optimizer", None)
-        count = 0 if own is None else backend.steps_of(own)
-        return count or self._first_step + self._moves
+        return steps_made(self.model) or self._first_step + self._moves
 
 
 def _has_own_train_step(model: Any) -> bool:

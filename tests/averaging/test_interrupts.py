@@ -1,7 +1,6 @@
 """Whatever exception strikes wherever while weights are lent, the model has its own back."""
 
 import contextlib
-import gc
 import signal
 import sys
 import threading
@@ -105,7 +104,6 @@ def test_at_every_line_the_model_has_its_own_weights_and_nobody_holds_it(lender,
                 use(averaging, [])
         except KeyboardInterrupt:
             struck += 1
-        gc.collect()
         assert holder_of(model) is None, number
         assert bits(model) == before, number
         assert signal.getsignal(signal.SIGINT) is handlers, number

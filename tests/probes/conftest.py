@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 
+from tf_lrtraj import probes
+
 
 @dataclasses.dataclass
 class LeastSquares:
@@ -118,3 +120,49 @@ def network():
     for name in ("b", "c"):
         points[name] = [a + 0.3 * rng.normal(size=a.shape).astype(a.dtype) for a in here]
     return Network(model, loss, points, [batch() for _ in range(4)], [batch(9) for _ in range(3)])
+
+
+def shifted(model):
+    """Three named points around a model's weights."""
+    here = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    rng = np.random.default_rng(3)
+    return {
+        name: [a + 0.2 * rng.normal(size=a.shape).astype(a.dtype) for a in here] for name in "abc"
+    }
+
+
+# name -> function of (model, loss, batches)
+EVERY_PROBE = {
+    "line": lambda m, loss, b: probes.loss_along_step(
+        m, loss, None, b[:2], held_out=b[2:], rates=[0.1, 0.2, 0.4], bracket="none"
+    ),
+    "line alone": lambda m, loss, b: probes.loss_along_step(
+        m, loss, None, b[:2], rates=[0.1, 0.2, 0.4], bracket="none"
+    ),
+    "curvature": lambda m, loss, b: probes.curvature_along_step(m, loss, None, b),
+    "side_trip": lambda m, loss, b: probes.side_trip(
+        m, loss, None, b[:2], held_out=b[2:], learning_rate=0.1, num_steps=2
+    ),
+    "side_trip alone": lambda m, loss, b: probes.side_trip(
+        m, loss, None, b[:2], optimizer="adam", num_steps=2
+    ),
+    "segment": lambda m, loss, b: probes.loss_along_segment(m, loss, shifted(m), b, num=3),
+    "rays": lambda m, loss, b: probes.loss_along_rays(
+        m, loss, shifted(m), b, distances=[0.0, 0.5, 1.0]
+    ),
+    "plane": lambda m, loss, b: probes.loss_on_plane(m, loss, shifted(m), b, num=3),
+    "gradients": lambda m, loss, b: probes.gradient_alignment(m, loss, None, b),
+    "lagged": lambda m, loss, b: probes.gradients_along(
+        m, loss, dict(enumerate(shifted(m).values())), b, lags=[1]
+    ),
+    "ensemble": lambda m, loss, b: probes.ensemble(m, loss, shifted(m), b, logits=False),
+    "modes": lambda m, loss, b: probes.compare_modes(m, loss, None, b),
+}
+
+
+@pytest.fixture(params=EVERY_PROBE)
+def every_probe(request):
+    """Each probe in turn: a function of a model, a loss and three batches."""
+    probe = EVERY_PROBE[request.param]
+    probe.__name__ = request.param
+    return probe

@@ -1,5 +1,6 @@
 """docs/probes.md: its code runs, and it names every public probe."""
 
+import importlib.util
 import pathlib
 import re
 
@@ -16,7 +17,8 @@ PAGE = (ROOT / "docs" / "probes.md").read_text(encoding="utf-8")
 
 def test_the_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second, config = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    first, second, third, table, config = blocks
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(256, 4)).astype(np.float32)
     y = (x.sum(1) > 0).astype(np.int32)
@@ -30,7 +32,12 @@ def test_the_code_runs(tmp_path, monkeypatch):
     exec(second, names)
     written = sorted(path.name for path in (tmp_path / "probes").iterdir())
     assert written == ["line-000000000.npz", "line-000000008.npz"]
+    exec(third, names)
+    assert names["trips"].complete and names["trips"].about["optimizer"] == "Adam"
     assert "config.probes" in config
+    if importlib.util.find_spec("xarray"):
+        exec(table, names)
+        assert names["table"].shape == (names["record"].values["train"].size, 1)
 
 
 def test_the_page_names_every_probe_and_function():

@@ -208,7 +208,7 @@ def test_the_model_is_left_as_it_was(network):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"held_out": None}, "`held_out` must hold batches that the trips do not step on"),
+        ({"learning_rate": None}, "`learning_rate` or `optimizer` must be given"),
         ({"held_out": []}, "`held_out` must hold at least one batch"),
         ({"batches": []}, "`batches` must hold a batch for each"),
         ({"num_steps": 0}, "`num_steps` must be an integer of at least 1. Received: num_steps=0"),

@@ -10,7 +10,8 @@ import pytest
 
 from tf_lrtraj import backend
 from tf_lrtraj.probes import Surface, take_batches
-from tf_lrtraj.probes.surface import Point, check_batches
+from tf_lrtraj.probes.batches import check_batches
+from tf_lrtraj.probes.surface import Point
 
 # On torch, Keras multiplies matrices of float64 in float32, and JAX has none by default.
 WIDE = backend.name() == "tensorflow"

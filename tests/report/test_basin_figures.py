@@ -152,7 +152,7 @@ def test_a_matrix_of_barriers():
     assert found[1, 0] == "0.50\n± 0.02\nbarrier"  # column b, row a: training
     assert found[2, 0] == "-0.031\n± 0.004\nundecided"
     assert set(found) == {(1, 0), (2, 0), (2, 1), (0, 1), (0, 2), (1, 2)}
-    assert "Barriers: training above, held out below" in texts(figure)
+    assert "Barriers; below: held out" in texts(figure)
 
 
 def test_few_of_many_pairs_are_listed_and_layers_too():

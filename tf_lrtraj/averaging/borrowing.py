@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.interrupts import HeldSignals
+from tf_lrtraj.weight_updates import steps_made
 
 # Variables and the values they are to hold.
 Values = Sequence[tuple[Any, Any]]
@@ -46,7 +47,7 @@ class Loan:
         self._refused: dict[str, Any] = {}
         self._restore: Callable[[], None] | None = None
         self._variables: list[Any] = []
-        self._steps: tuple[Any, int] | None = None
+        self._steps: tuple[Any, int] = (None, 0)
         self._lent: tuple[list[Any], list[Any]] | None = None
 
     def claim(self) -> None:
@@ -55,7 +56,7 @@ class Loan:
         Raises:
             RuntimeError: if it is lent already, by this thread or another.
         """
-        self._steps = _steps(self._model)
+        self._steps = getattr(self._model, "optimizer", None), steps_made(self._model)
         with _lock:
             loan = _loans.get(self._model)
             if loan is not None:
@@ -102,7 +103,8 @@ class Loan:
         """
         if self._lent is None:
             return
-        if _steps(self._model) != self._steps:
+        optimizer, steps = self._steps
+        if getattr(self._model, "optimizer", None) is optimizer and steps_made(self._model) != steps:
             raise RuntimeError(
                 f"The optimizer made steps while the model held {self._what}. They moved the "
                 "borrowed weights and are lost; the model has its own weights back, but its "
@@ -140,12 +142,6 @@ class Loan:
             if _loans.get(self._model) is self:
                 del _loans[self._model]
         self._signals.remove()
-
-
-def _steps(model: Any) -> tuple[Any, int] | None:
-    """The model's optimizer and the steps it has made; None without one."""
-    optimizer = getattr(model, "optimizer", None)
-    return None if optimizer is None else (optimizer, backend.steps_of(optimizer))
 
 
 def _state_of(model: Any) -> list[Any]:

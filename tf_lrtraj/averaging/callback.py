@@ -31,6 +31,7 @@ from tf_lrtraj.weight_updates import (
     check_model,
     check_trainable,
     is_built,
+    steps_made,
 )
 
 
@@ -295,7 +296,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         if not self.num_updates:
             self.start()
         elif self._loaded_iterations is not None:
-            self._warn_of_iterations(self._loaded_iterations, _steps(self.model))
+            self._warn_of_iterations(self._loaded_iterations, steps_made(self.model))
         elif left is not None and not now.same_weights(left):
             if now.steps_since(left) and now.same_optimizers(left):
                 before = max(left.counts.values(), default=0)
@@ -426,7 +427,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         return {
             "averages": np.array(self._describe_averages()),
             "num_updates": np.int64(self.num_updates),
-            "iterations": np.int64(_steps(self.model)),
+            "iterations": np.int64(steps_made(self.model)),
             **{f"buffer_{i}": buffer for i, buffer in enumerate(buffers)},
         }
 
@@ -509,7 +510,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         if backup is None or stored is None:
             where = "no BackupAndRestore is in `callbacks`" if backup is None else backup.folder
             raise ValueError(
-                f"The model was restored at iteration {_steps(model)}, and WeightAveraging has no "
+                f"The model was restored at iteration {steps_made(model)}, and WeightAveraging has no "
                 f"state that goes with it ({where}). It must train with BackupAndRestore from the "
                 "start for its averages to be restored too. To average from here on instead, "
                 "load the weights before `fit`."
@@ -561,9 +562,3 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         kept = self.__getstate__()
         new.__setstate__({k: v if k in shared else copy.deepcopy(v, memo) for k, v in kept.items()})
         return new
-
-
-def _steps(model: Any) -> int:
-    """The steps that the model's optimizer has made; 0 without one."""
-    optimizer = getattr(model, "optimizer", None)
-    return 0 if optimizer is None else backend.steps_of(optimizer)

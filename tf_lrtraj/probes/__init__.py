@@ -24,6 +24,7 @@ _MODULES = {
     "Plane": "planes",
     "Point": "surface",
     "Probe": "probe",
+    "ProbeRecord": "record",
     "ProbeRecorder": "callback",
     "Segments": "segments",
     "Separation": "displacements",
@@ -48,7 +49,7 @@ _MODULES = {
     "rate_grid": "fits",
     "refined_rates": "line",
     "side_trip": "side_trips",
-    "take_batches": "surface",
+    "take_batches": "batches",
 }
 
 __all__ = sorted(_MODULES)

@@ -52,7 +52,7 @@ class ProbeRecorder(keras.callbacks.Callback):
         every: optimizer steps from one measurement to the next.
         start: optimizer steps before the first.
         loss: as `Surface` takes it; by default the model's own.
-        batch_norm, dropout, moment_batches: as `Surface` takes them.
+        batch_norm, dropout, moment_batches, penalties: as `Surface` takes them.
 
     Raises:
         ValueError: for a cadence below 1, a negative start, or names that cannot name files.
@@ -69,6 +69,7 @@ class ProbeRecorder(keras.callbacks.Callback):
         batch_norm: str = "batch",
         dropout: str = "off",
         moment_batches: Any = None,
+        penalties: bool = False,
     ) -> None:
         super().__init__()
         for name, value, low in (("every", every, 1), ("start", start, 0)):
@@ -93,6 +94,7 @@ class ProbeRecorder(keras.callbacks.Callback):
             "batch_norm": batch_norm,
             "dropout": dropout,
             "moment_batches": moment_batches,
+            "penalties": penalties,
         }
         self._surface: Surface | None = None
         self._counter: UpdateCounter | None = None
@@ -128,4 +130,5 @@ class ProbeRecorder(keras.callbacks.Callback):
         if self._surface is None:  # compiled once
             self._surface = Surface(self.model, **self._options)
         for name, build in self.probes.items():
-            measure(build(self._surface), record_path(self.folder, name, step))
+            path = record_path(self.folder, name, step)
+            measure(build(self._surface), path, about={"step": step})

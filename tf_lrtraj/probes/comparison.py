@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.probes.batches import Batch, check_batches, size_of
 from tf_lrtraj.probes.mode import random_layers
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
-from tf_lrtraj.probes.surface import Batch, Surface, check_batches
+from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.surface import Surface, check_model
 from tf_lrtraj.probes.uncertainty import mean_and_se
 from tf_lrtraj.records import ArrayRecord
 
@@ -53,7 +55,7 @@ class Modes(Probe):
         coordinates = {"mode": list(self.surfaces), "batch": np.arange(len(self.batches))}
         about = {
             "modes": {name: surface.about() for name, surface in self.surfaces.items()},
-            "batch_sizes": sorted({len(batch[1]) for batch in self.batches}),
+            "batch_sizes": sorted({size_of(batch) for batch in self.batches}),
             "weights": fingerprint([*self.point.trainable, *self.point.non_trainable]),
             "batches": fingerprint(self.batches),
         }
@@ -94,10 +96,11 @@ def compare_modes(
     batches: Sequence[Batch],
     *,
     moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     """The loss of batches in every mode that makes a difference to this model.
 
     Batch norm by the batch comes first, then frozen, then recalibrated if there are
@@ -107,6 +110,7 @@ def compare_modes(
         model, loss: see `Surface`.
         weights, batches, path, progress, tell: see `Modes`, which also describes the record.
         moment_batches: batches to recalibrate statistics on.
+        penalties: see `Surface`.
 
     Raises:
         ValueError: for arguments that do not fit.
@@ -118,6 +122,7 @@ def compare_modes(
     >>> record.coordinates["mode"]
     array(['batch, off', 'frozen, off'], dtype='<U11')
     """
+    check_model(model)
     norms = ["batch"]
     if bn.find_statistics(model, frozen=True):
         norms += ["frozen"]
@@ -125,7 +130,12 @@ def compare_modes(
     dropouts = ["off", "pinned"] if random_layers(model) else ["off"]
     surfaces = {
         f"{norm}, {dropout}": Surface(
-            model, loss, batch_norm=norm, dropout=dropout, moment_batches=moment_batches
+            model,
+            loss,
+            batch_norm=norm,
+            dropout=dropout,
+            moment_batches=moment_batches,
+            penalties=penalties,
         )
         for norm in norms
         for dropout in dropouts

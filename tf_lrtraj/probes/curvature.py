@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.probes import differences
+from tf_lrtraj.probes.batches import Batch, check_batches, size_of
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
+from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.probes.steps import GRADIENT_PASSES, Direction, Step
-from tf_lrtraj.probes.surface import Batch, Surface, check_batches
+from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.probes.vectors import flat, norm
 from tf_lrtraj.records import ArrayRecord
 
@@ -97,7 +99,7 @@ class Curvature(Probe):
             **self.surface.about(),
             **self.direction.about(),
             "epsilon": self.epsilon,
-            "batch_sizes": sorted({len(batch[1]) for batch in self.batches}),
+            "batch_sizes": sorted({size_of(batch) for batch in self.batches}),
             "weights": self.surface.fingerprint(self.point),
             "batches": fingerprint(self.batches),
         }
@@ -199,14 +201,16 @@ def curvature_along_step(
     batch_norm: str = "batch",
     dropout: str = "off",
     moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     """Curvature of batches' losses along their own steps, with its error and a cross-check.
 
     Args:
-        model, loss: see `Surface`, with `batch_norm`, `dropout` and `moment_batches`.
+        model, loss: see `Surface`, with `batch_norm`, `dropout`, `moment_batches` and
+            `penalties` (by default the penalties of layers' regularizers are left out).
         weights, batches, direction, velocity, momentum, learning_rate, seed, check: see
             `Curvature`, which also describes the record.
         path, progress, tell: see `measure`.
@@ -227,7 +231,12 @@ def curvature_along_step(
     True
     """
     surface = Surface(
-        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+        model,
+        loss,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        moment_batches=moment_batches,
+        penalties=penalties,
     )
     probe = Curvature(
         surface,

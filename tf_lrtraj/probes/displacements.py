@@ -13,6 +13,7 @@ from tf_lrtraj.probes.distances import empty_record, summarise
 from tf_lrtraj.probes.filters import Filters
 from tf_lrtraj.probes.flat_vectors import RunningMean, dot, joined, square_distance
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
+from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.probes.sketches import Sketch
 from tf_lrtraj.probes.trajectory import (
     Reader,
@@ -157,7 +158,7 @@ def displacement(
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     r"""Squared displacement against lag, norm, and distances from start and mean.
 
     Args:
@@ -293,7 +294,7 @@ def distance_between(
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     """How far apart two runs are at each step that both have.
 
     On a quadratic loss runs on the same batches come together whatever the noise, and runs on

@@ -20,6 +20,7 @@ import numpy as np
 from tf_lrtraj.probes.blocks import block_mean, growth
 from tf_lrtraj.probes.filters import Filters
 from tf_lrtraj.probes.flat_vectors import RunningMean, dot, joined, square_distance
+from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.probes.sketches import Sketch
 from tf_lrtraj.probes.trajectory import ascending_lags, earlier
 from tf_lrtraj.records import ArrayRecord
@@ -298,7 +299,7 @@ class DisplacementTracker:
             for i, step in enumerate(state["ring"].tolist())
         }
 
-    def record(self) -> ArrayRecord:
+    def record(self) -> ProbeRecord:
         """Everything so far, as `displacement` returns it; starts left out are inf.
 
         Raises:
@@ -322,4 +323,4 @@ class DisplacementTracker:
         for name, column in zip(OF_STEPS, np.array(self._of_steps).T, strict=True):
             record.put(name, slice(None), column)
         summarise(record)
-        return record
+        return ProbeRecord.of(record)

@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.probes.batches import Batch, check_batches, size_of
 from tf_lrtraj.probes.exponents import exponents
 from tf_lrtraj.probes.flat_vectors import joined, square_distance
 from tf_lrtraj.probes.points import Mixtures, Points
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
-from tf_lrtraj.probes.surface import Batch, Point, Surface, check_batches
+from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.surface import Point, Surface
 from tf_lrtraj.probes.uncertainty import mean_and_se
 from tf_lrtraj.records import ArrayRecord
 
@@ -43,6 +46,11 @@ class Ensembles(Probe):
         scales: Sequence[float] = SCALES,
     ) -> None:
         self.surface = surface
+        if surface.penalties:
+            raise ValueError(
+                "`surface` must be without penalties: an ensemble of predictions has no weights "
+                "to penalise. Received: penalties=True"
+            )
         self._batches = check_batches(batches)
         self._points = Points(surface, members, at_least=2)
         self._logits = bool(logits)
@@ -63,7 +71,7 @@ class Ensembles(Probe):
         self._about = {
             **surface.about(),
             "batches": fingerprint(self._batches),
-            "batch_sizes": [len(batch[1]) for batch in self._batches],
+            "batch_sizes": [size_of(batch) for batch in self._batches],
             "members": fingerprints,
             "logits": self._logits,
         }
@@ -162,9 +170,13 @@ class Ensembles(Probe):
         if member == len(self._points.names) - 1:
             self._measure_ensemble(record, scale)
 
-    def _outputs(self, point: Point) -> list[np.ndarray]:
+    def _outputs(self, point: Point) -> list[Any]:
+        """Predictions for each batch: an array, or a nest of arrays of several outputs."""
         return [
-            np.asarray(self.surface.predict(point, batch[0]), np.float64) for batch in self._batches
+            keras.tree.map_structure(
+                lambda array: array.astype(np.float64), self.surface.predict(point, batch[0])
+            )
+            for batch in self._batches
         ]
 
     def _member(self, scale: int, number: int) -> Point:
@@ -201,7 +213,7 @@ class Ensembles(Probe):
         scale, member = piece
         for name, turn in self._turns("pair"):
             values = [
-                _rms(turn(first) - turn(second))
+                _rms(_each(turn, first), _each(turn, second))
                 for first, second in zip(outputs, self._found[number], strict=True)
             ]
             record.put(name, (scale, member, number), values)
@@ -220,18 +232,19 @@ class Ensembles(Probe):
         members = [self._found[i] for i in range(len(self._points.names))]
         for name, turn in self._turns("ensemble"):
             means = [
-                np.mean([turn(outputs) for outputs in of_batch], axis=0)
+                keras.tree.map_structure(_mean_of, *(_each(turn, one) for one in of_batch))
                 for of_batch in zip(*members, strict=True)
             ]
             if name == "ensemble_difference" and scale == 0:
                 self._score_ensemble(record, means)
-            values = [_rms(m - turn(c)) for m, c in zip(means, self._centre, strict=True)]
+            values = [_rms(m, _each(turn, c)) for m, c in zip(means, self._centre, strict=True)]
             record.put(name, scale, values)
 
     def _score_ensemble(self, record: ArrayRecord, means: list[np.ndarray]) -> None:
         tiny = np.finfo(np.float32).tiny
-        # As logits, the logarithm of probabilities gives back the probabilities.
-        outputs = [np.log(np.maximum(mean, tiny)) if self._logits else mean for mean in means]
+        outputs = means
+        if self._logits:  # as logits, the logarithm of probabilities gives the probabilities
+            outputs = [_each(lambda mean: np.log(np.maximum(mean, tiny)), one) for one in means]
         for who, predictions in (("ensemble", outputs), ("average", self._centre)):
             scores = [
                 self.surface.score(output, batch)
@@ -298,10 +311,23 @@ def centred(logits: np.ndarray) -> np.ndarray:
     return logits - logits.mean(axis=-1, keepdims=True)
 
 
-def _rms(difference: np.ndarray) -> float:
-    """Root of the mean over examples of the squared length of what each example predicts."""
-    flat = difference.reshape(len(difference), -1)
-    return float(np.sqrt(np.mean(np.sum(flat**2, axis=1))))
+def _each(function: Callable[[np.ndarray], np.ndarray], outputs: Any) -> Any:
+    return keras.tree.map_structure(function, outputs)
+
+
+def _mean_of(*arrays: np.ndarray) -> np.ndarray:
+    return np.mean(arrays, axis=0)
+
+
+def _rms(first: Any, second: Any) -> float:
+    """Root mean square over examples of the length by which their predictions differ.
+
+    Several outputs of a model count as one long prediction.
+    """
+    total = 0.0
+    for one, other in zip(keras.tree.flatten(first), keras.tree.flatten(second), strict=True):
+        total = total + np.sum((one - other).reshape(len(one), -1) ** 2, axis=1)
+    return float(np.sqrt(np.mean(total)))
 
 
 def ensemble(
@@ -318,7 +344,7 @@ def ensemble(
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     r"""Ensemble, members and average of weights: how well they do, and how far apart they predict.
 
     Memory: outputs for all batches of every member, 8 bytes a number, and the average and two

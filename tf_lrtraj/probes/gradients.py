@@ -13,11 +13,13 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.probes import estimators
+from tf_lrtraj.probes.batches import Batch, check_batches, size_of
 from tf_lrtraj.probes.flat_vectors import inner, joined
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
+from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.probes.segments import ALL
 from tf_lrtraj.probes.sketches import Sketch
-from tf_lrtraj.probes.surface import Batch, Surface, check_batches
+from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.probes.vectors import layers_of
 from tf_lrtraj.records import ArrayRecord
 
@@ -106,7 +108,7 @@ class Gradients(Probe):
                 "`batches` must hold at least 3 batches, which a jackknife needs. "
                 f"Received: {len(self._batches)}"
             )
-        self.sizes = [len(batch[1]) for batch in self._batches]
+        self.sizes = [size_of(batch) for batch in self._batches]
         self._point = surface.point(weights)
         self._space = Segmented(surface.model, per_layer)
         named = dict(directions or {})
@@ -279,10 +281,11 @@ def gradient_alignment(
     batch_norm: str = "batch",
     dropout: str = "off",
     moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     r"""All inner products of N batch gradients, cosines, and the gradient noise scale.
 
     Each gradient is computed once where all of them fit into `memory_limit`; otherwise a block
@@ -301,7 +304,8 @@ def gradient_alignment(
             \rangle^2)/k}`.  Memory is then one gradient and N k numbers.
         memory_limit: bytes that held gradients may take.
         seed: of the sketches.
-        batch_norm, dropout, moment_batches: as `Surface` takes them.
+        batch_norm, dropout, moment_batches, penalties: as `Surface` takes them (by default the
+            penalties of layers' regularizers are left out).
         path, progress, tell: as `probes.measure` takes them.
 
     Returns:
@@ -327,7 +331,12 @@ def gradient_alignment(
         RecordError: if `path` holds measurements of something else.
     """
     surface = Surface(
-        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+        model,
+        loss,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        moment_batches=moment_batches,
+        penalties=penalties,
     )
     probe = Gradients(
         surface,

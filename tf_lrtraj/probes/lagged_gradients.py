@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj.probes.batches import Batch, check_batches, size_of
 from tf_lrtraj.probes.blocks import block_mean
 from tf_lrtraj.probes.flat_vectors import RunningMean, dot
 from tf_lrtraj.probes.gradients import GRADIENT_PASSES, Segmented
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
+from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.probes.sketches import Sketch
-from tf_lrtraj.probes.surface import Batch, Point, Surface, check_batches
+from tf_lrtraj.probes.surface import Point, Surface
 from tf_lrtraj.probes.trajectory import as_trajectory, check_lags, checked_steps, earlier
 from tf_lrtraj.records import ArrayRecord
 
@@ -87,7 +89,7 @@ class LaggedGradients(Probe):
             **surface.about(),
             **checked_steps(self._trajectory, fingerprint),
             "batches": fingerprint(self._batches),
-            "batch_sizes": [len(batch[1]) for batch in self._batches],
+            "batch_sizes": [size_of(batch) for batch in self._batches],
             "mean": about_mean,
             "num_weights": self._space.size,
             "sketch_size": sketch_size,
@@ -260,10 +262,11 @@ def gradients_along(
     batch_norm: str = "batch",
     dropout: str = "off",
     moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     r"""Cosines of the mean gradient of the same batches at steps `t` and `t + lag`, and with paths.
 
     The mean gradient of finitely many batches is not the full gradient: the batches' noise,
@@ -287,7 +290,8 @@ def gradients_along(
             :math:`1/\sqrt{k}`.
         memory_limit: bytes that may be held.
         seed: of the sketches.
-        batch_norm, dropout, moment_batches: as `Surface` takes them.
+        batch_norm, dropout, moment_batches, penalties: as `Surface` takes them (by default the
+            penalties of layers' regularizers are left out).
         path, progress, tell: as `probes.measure` takes them.
 
     Returns:
@@ -308,7 +312,12 @@ def gradients_along(
         RecordError: if `path` holds measurements of something else.
     """
     surface = Surface(
-        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+        model,
+        loss,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        moment_batches=moment_batches,
+        penalties=penalties,
     )
     probe = LaggedGradients(
         surface,

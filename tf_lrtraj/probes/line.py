@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.probes import fits
+from tf_lrtraj.probes.batches import Batch, check_batches, size_of
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
+from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.probes.steps import GRADIENT_PASSES, Direction, Step
-from tf_lrtraj.probes.surface import Batch, Surface, check_batches
+from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.probes.uncertainty import crossed_mean, mean_and_se
 from tf_lrtraj.records import ArrayRecord
 
@@ -31,8 +33,8 @@ class Line(Probe):
     Coordinates of the record:
         rate: [K] learning rates λ, from 0; more than asked for where it was extended.
         batch: [N] numbers of the batches whose steps are taken.
-        held: [H] numbers of held-out batches (and `other`, [O], with `others`).
-        curve: "train", "held_out" (and "others").
+        held: [H] numbers of held-out batches, and `other`, [O], of others, where given.
+        curve: "train", and "held_out" and "others" where given.
         degree, window, level, power: of fits; windows in multiples of the best rate,
             levels and errors in units of the batch's drop, see `fits`.
 
@@ -61,7 +63,7 @@ class Line(Probe):
         surface: what is measured, and in which mode.
         weights: the start θ, as `Surface.point` takes it; None for the model's own.
         batches: training batches, (inputs, targets) each.
-        held_out: batches that take no part in the steps.
+        held_out: batches that take no part in the steps; None for none.
         rates: increasing rates; 0 is put in front if it is missing.  None for 33 from
             0.001 to 10, evenly spaced in the logarithm.
         direction: `"gradient"`, `"momentum"`, `"random"` or a vector: see `Direction`, which
@@ -85,7 +87,7 @@ class Line(Probe):
         weights: Any,
         batches: Sequence[Batch],
         *,
-        held_out: Sequence[Batch],
+        held_out: Sequence[Batch] | None = None,
         rates: Any = None,
         direction: Any = "gradient",
         velocity: Any = None,
@@ -98,7 +100,7 @@ class Line(Probe):
     ) -> None:
         self.surface = surface
         self.batches = check_batches(batches)
-        self.held_out = check_batches(held_out, "held_out")
+        self.held_out = [] if held_out is None else check_batches(held_out, "held_out")
         self.others = [] if others is None else check_batches(others, "others")
         found = fits.check_rates(fits.rate_grid(*DEFAULT_RATES) if rates is None else rates)
         self.rates = found if found[0] == 0.0 else np.concatenate([[0.0], found])
@@ -121,9 +123,8 @@ class Line(Probe):
             learning_rate=learning_rate,
             seed=seed,
         )
-        self._others_of = {"held_out": self.held_out}
-        if self.others:
-            self._others_of["others"] = self.others
+        groups = {"held_out": self.held_out, "others": self.others}
+        self._others_of = {name: batches for name, batches in groups.items() if batches}
         self._recalibrated = surface.calibration_passes > 0
         self._step: tuple[int, Step] | None = None
 
@@ -134,21 +135,17 @@ class Line(Probe):
         coordinates: dict[str, Any] = {
             "rate": self.rates,
             "batch": np.arange(len(self.batches)),
-            "held": np.arange(len(self.held_out)),
             "curve": np.array(curves),
             "degree": np.array(fits.DEGREES),
             "window": np.array(fits.WINDOWS),
             "level": np.array(fits.LEVELS),
             "power": np.arange(3),
         }
-        dims: dict[str, tuple[str, ...]] = {
-            "train": ("rate", "batch"),
-            "held_out": ("rate", "batch"),
-            "held_out_each": ("rate", "batch", "held"),
-        }
-        if self.others:
-            coordinates["other"] = np.arange(len(self.others))
-            dims |= {"others": ("rate", "batch"), "others_each": ("rate", "batch", "other")}
+        dims: dict[str, tuple[str, ...]] = {"train": ("rate", "batch")}
+        for name, batches in self._others_of.items():
+            axis = {"held_out": "held", "others": "other"}[name]
+            coordinates[axis] = np.arange(len(batches))
+            dims |= {name: ("rate", "batch"), f"{name}_each": ("rate", "batch", axis)}
         dims |= dict.fromkeys(
             ["gradient_norm", "direction_norm", "slope", "bracketed", "curvature"], ("batch",)
         )
@@ -165,14 +162,14 @@ class Line(Probe):
         about = {
             **self.surface.about(),
             **self.direction.about(),
-            "batch_sizes": sorted({len(batch[1]) for batch in self.batches}),
-            "held_out_sizes": sorted({len(batch[1]) for batch in self.held_out}),
+            "batch_sizes": sorted({size_of(batch) for batch in self.batches}),
+            "held_out_sizes": sorted({size_of(batch) for batch in self.held_out}),
             "bracket": self.bracket,
             "extensions": self.extensions,
             "seed": self.seed,
             "weights": self.surface.fingerprint(self.point),
             "batches": fingerprint(self.batches),
-            "held_out": fingerprint(self.held_out),
+            "held_out": fingerprint(self.held_out) if self.held_out else None,
             "others": fingerprint(self.others) if self.others else None,
         }
         return ArrayRecord.empty(self.kind, coordinates, dims, about)
@@ -316,7 +313,7 @@ def loss_along_step(
     weights: Any,
     batches: Sequence[Batch],
     *,
-    held_out: Sequence[Batch],
+    held_out: Sequence[Batch] | None = None,
     rates: Any = None,
     direction: Any = "gradient",
     velocity: Any = None,
@@ -329,14 +326,16 @@ def loss_along_step(
     batch_norm: str = "batch",
     dropout: str = "off",
     moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     """Losses of batches along their own steps, and of held-out batches beside them.
 
     Args:
-        model, loss: see `Surface`, with `batch_norm`, `dropout` and `moment_batches`.
+        model, loss: see `Surface`, with `batch_norm`, `dropout`, `moment_batches` and
+            `penalties` (by default the penalties of layers' regularizers are left out).
         weights, batches, held_out, rates, direction, velocity, momentum, learning_rate, seed,
             others, bracket, extensions: see `Line`, which also describes the record.
         path, progress, tell: see `measure`.
@@ -362,7 +361,12 @@ def loss_along_step(
     array([0.5 , 0.25])
     """
     surface = Surface(
-        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+        model,
+        loss,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        moment_batches=moment_batches,
+        penalties=penalties,
     )
     probe = Line(
         surface,

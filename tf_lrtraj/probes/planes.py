@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.probes.points import Groups, Mixtures, Points, is_trajectory
 from tf_lrtraj.probes.probe import Probe, measure
-from tf_lrtraj.probes.surface import Batch, Surface
+from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.probes.vectors import Vector, flat
 from tf_lrtraj.records import ArrayRecord
 
@@ -207,14 +209,15 @@ def loss_on_plane(
     batch_norm: str = "batch",
     dropout: str = "off",
     moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     """Losses of batches on a grid of the plane through three points.
 
     Args:
-        model, loss, batch_norm, dropout, moment_batches: see `Surface`.  `"frozen"`
+        model, loss, batch_norm, dropout, moment_batches, penalties: see `Surface`.  `"frozen"`
             statistics are mixed as the weights are, with negative shares set to 0.
         points: name → weights, three of them: the first is the origin, the second lies on
             the u axis, the third on the side of positive v.
@@ -253,7 +256,12 @@ def loss_on_plane(
            [0.5, 1. , 2.5]])
     """
     surface = Surface(
-        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+        model,
+        loss,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        moment_batches=moment_batches,
+        penalties=penalties,
     )
     probe = Plane(
         surface,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from tf_lrtraj import backend
 from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.probes.batches import Batch, check_batches, size_of
 from tf_lrtraj.probes.probe import fingerprint
-from tf_lrtraj.probes.surface import Batch, Point, Surface, check_batches
+from tf_lrtraj.probes.surface import Point, Surface
 
 
 class Points:
@@ -183,9 +183,7 @@ class Groups:
         found: dict[str, Any] = {}
         for prefix, group in self.groups.items():
             found[f"{prefix}batches"] = fingerprint(group)
-            found[f"{prefix}batch_sizes"] = [
-                len(keras.tree.flatten(batch[1])[0]) for batch in group
-            ]
+            found[f"{prefix}batch_sizes"] = [size_of(batch) for batch in group]
         return found
 
     def measure(self, record: Any, index: Any, point: Point) -> None:

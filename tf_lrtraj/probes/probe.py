@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tf_lrtraj import backend
+from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.records.files import decode, encode
 
@@ -69,7 +70,7 @@ def measure(
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
     about: Mapping[str, Any] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     """Measures what a probe's store lacks, and returns all of it.
 
     Args:
@@ -116,7 +117,7 @@ def measure(
     probe.finish(record)
     if path is not None:
         record.write(path)
-    return record
+    return ProbeRecord.of(record)
 
 
 def _duration(seconds: float) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.probes import barriers
+from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.probes.points import Groups, Mixtures, Points
 from tf_lrtraj.probes.probe import Probe, measure
-from tf_lrtraj.probes.surface import Batch, Point, Surface
+from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.surface import Point, Surface
 from tf_lrtraj.probes.uncertainty import mean_and_se
 from tf_lrtraj.probes.vectors import host, layers_of
 from tf_lrtraj.records import ArrayRecord
@@ -239,14 +241,15 @@ def loss_along_segment(
     batch_norm: str = "batch",
     dropout: str = "off",
     moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     """Losses of batches along the segments between points, with barriers and verdicts.
 
     Args:
-        model, loss, batch_norm, dropout, moment_batches: see `Surface`.  Between points
+        model, loss, batch_norm, dropout, moment_batches, penalties: see `Surface`.  Between points
             `"frozen"` statistics are mixed linearly and beyond them stay those of the
             nearer one; `"recalibrated"` ones are measured at every position.
         points: name → weights, or an object with `steps` and `read(step)`; two or more.
@@ -299,7 +302,12 @@ def loss_along_segment(
     (0.0, -0.5)
     """
     surface = Surface(
-        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+        model,
+        loss,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        moment_batches=moment_batches,
+        penalties=penalties,
     )
     probe = Segments(
         surface,

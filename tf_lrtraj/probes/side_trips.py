@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
-from tf_lrtraj import backend
+from tf_lrtraj.probes.batches import Batch, check_batches, size_of
+from tf_lrtraj.probes.optimizers import KerasOptimizer, Sgd
 from tf_lrtraj.probes.probe import Probe, fingerprint, measure
-from tf_lrtraj.probes.surface import Batch, Point, Surface, check_batches
+from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.surface import Point, Surface
 from tf_lrtraj.probes.uncertainty import crossed_mean, mean_and_se
 from tf_lrtraj.probes.vectors import host, norm
 from tf_lrtraj.records import ArrayRecord
@@ -41,8 +41,9 @@ class SideTrip(Probe):
         weights: Any,
         batches: Sequence[Any],
         *,
-        held_out: Sequence[Batch],
-        learning_rate: float | Sequence[float],
+        held_out: Sequence[Batch] | None = None,
+        learning_rate: float | Sequence[float] | None = None,
+        optimizer: Any = None,
         others: Sequence[Batch] | None = None,
         num_steps: int = 9,
         momentum: float = 0.0,
@@ -54,11 +55,9 @@ class SideTrip(Probe):
         self.surface = surface
         self.origin = surface.point(weights)
         self._sets = _sets(batches)
-        if held_out is None:
-            raise ValueError(
-                "`held_out` must hold batches that the trips do not step on. Received: None"
-            )
-        self._groups = {"held_out": check_batches(held_out, "held_out")}
+        self._groups = {}
+        if held_out is not None:
+            self._groups["held_out"] = check_batches(held_out, "held_out")
         if others is not None:
             self._groups["others"] = check_batches(others, "others")
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
@@ -66,18 +65,14 @@ class SideTrip(Probe):
                 f"`num_steps` must be an integer of at least 1. Received: num_steps={num_steps!r}"
             )
         self._num_steps = num_steps
-        self._rates = _rates(learning_rate, num_steps)
-        for name, value, top in (
-            ("momentum", momentum, 1.0),
-            ("weight_decay", weight_decay, np.inf),
-        ):
-            if not (np.isfinite(value) and 0.0 <= value < top):
-                raise ValueError(
-                    f"`{name}` must be at least 0 and below {top:g}. Received: {name}={value!r}"
-                )
-        self._sgd = _Sgd(surface.model, float(momentum), bool(nesterov), float(weight_decay))
-        self._velocity = self._sgd.start(self.origin, velocity)
-        self._given_velocity = velocity is not None
+        if optimizer is None:
+            rates = _rates(learning_rate, num_steps)
+            self._optimizer: Sgd | KerasOptimizer = Sgd(
+                surface.model, self.origin, rates, momentum, nesterov, weight_decay, velocity
+            )
+        else:
+            _check_alone(learning_rate, momentum, nesterov, velocity, weight_decay)
+            self._optimizer = KerasOptimizer(surface.model, optimizer, num_steps)
         self._keep_ends = keep_ends
         self._ends: dict[int, Point] = {}
         self._start = host(self.origin.trainable)
@@ -104,12 +99,10 @@ class SideTrip(Probe):
             "weights": fingerprint(list(self.origin)),
             "batches": fingerprint(self._sets),
             "batches_per_trip": [len(batches) for batches in self._sets],
-            "batch_sizes": [[_size(b) for b in batches] for batches in self._sets],
+            "batch_sizes": [[size_of(b) for b in batches] for batches in self._sets],
             **{group: fingerprint(batches) for group, batches in self._groups.items()},
-            **{f"{g}_sizes": [_size(b) for b in batches] for g, batches in self._groups.items()},
-            "learning_rate": self._rates.tolist(),
-            **self._sgd.about(),
-            "velocity": fingerprint(self._velocity) if self._given_velocity else None,
+            **{f"{g}_sizes": [size_of(b) for b in batches] for g, batches in self._groups.items()},
+            **self._optimizer.about(),
         }
         return ArrayRecord.empty(self.kind, coordinates, dims, about)
 
@@ -204,7 +197,7 @@ class SideTrip(Probe):
 
     def _walk(self, trip: int, last_gradient: bool = True) -> Iterator[tuple[Point, list[Any]]]:
         """Points of a trip from its start to its end, each with the next step's gradient."""
-        point, velocity, batches = self.origin, self._velocity, self._sets[trip]
+        point, state, batches = self.origin, self._optimizer.state, self._sets[trip]
         for step in range(self._num_steps + 1):
             last = step == self._num_steps
             if last and not last_gradient:
@@ -213,7 +206,7 @@ class SideTrip(Probe):
             _, gradient = self.surface.gradient(point, batches[step % len(batches)])
             yield point, gradient
             if not last:
-                moved, velocity = self._sgd(point.trainable, velocity, gradient, self._rates[step])
+                moved, state = self._optimizer(point.trainable, state, gradient, step)
                 point = Point(moved, self.origin.non_trainable)
 
     def _evaluate(self, trip: int, point: Point) -> dict[str, Any]:
@@ -249,65 +242,6 @@ class _Ends(Mapping[str, Point]):
         return len(self._names)
 
 
-class _Sgd:
-    """SGD on arrays in Keras' convention: `v ← βv - λg`, `θ ← θ + v`, compiled once."""
-
-    def __init__(self, model: Any, momentum: float, nesterov: bool, weight_decay: float) -> None:
-        self._momentum, self._nesterov, self._decay = momentum, nesterov, weight_decay
-        # Kernels alone decay, not biases, nor scales and offsets of normalisation.
-        self._decayed = [v.name == "kernel" for v in model.trainable_variables]
-        self._update = backend.compiled(self._move)
-
-    def about(self) -> dict[str, Any]:
-        return {
-            "momentum": self._momentum,
-            "nesterov": self._nesterov,
-            "weight_decay": self._decay,
-        }
-
-    def start(self, origin: Point, velocity: Sequence[Any] | None) -> list[Any]:
-        """The velocity a trip starts with; empty where there is no momentum."""
-        if velocity is not None and not self._momentum:
-            raise ValueError("`velocity` has no meaning without momentum. Received: momentum=0.0")
-        if not self._momentum:
-            return []
-        if velocity is None:
-            return [ops.zeros_like(array) for array in origin.trainable]
-        shapes = [tuple(array.shape) for array in origin.trainable]
-        found = [tuple(array.shape) for array in velocity]
-        if found != shapes:
-            raise ValueError(
-                f"`velocity` must be {len(shapes)} arrays of the shapes of the trainable "
-                f"variables. Received: {len(found)} arrays, of shapes {found}"
-            )
-        return [
-            ops.copy(ops.cast(ops.convert_to_tensor(given), array.dtype))
-            for given, array in zip(velocity, origin.trainable, strict=True)
-        ]
-
-    def __call__(
-        self, arrays: list[Any], velocity: list[Any], gradient: list[Any], rate: float
-    ) -> tuple[list[Any], list[Any]]:
-        """(new arrays, new velocity)."""
-        step = ops.convert_to_tensor(float(rate), "float32")
-        moved, velocity = self._update(list(arrays), list(velocity), list(gradient), step)
-        return list(moved), list(velocity)
-
-    def _move(self, arrays: Any, velocity: Any, gradient: Any, rate: Any) -> Any:
-        moved, speeds = [], []
-        for i, (theta, slope) in enumerate(zip(arrays, gradient, strict=True)):
-            if self._decay and self._decayed[i]:
-                slope = slope + ops.cast(self._decay, theta.dtype) * theta
-            change = ops.cast(rate, theta.dtype) * slope
-            if not velocity:
-                moved.append(theta - change)
-                continue
-            beta = ops.cast(self._momentum, theta.dtype)
-            speeds.append(beta * velocity[i] - change)
-            moved.append(theta + (beta * speeds[i] - change if self._nesterov else speeds[i]))
-        return moved, speeds
-
-
 def _sets(batches: Any) -> list[list[Batch]]:
     """The batches of each trip; a list (not a tuple) of batches is a set."""
     trips = list(batches)
@@ -322,11 +256,9 @@ def _sets(batches: Any) -> list[list[Batch]]:
     return found
 
 
-def _size(batch: Batch) -> int:
-    return len(keras.tree.flatten(batch[1])[0])
-
-
 def _rates(learning_rate: Any, num_steps: int) -> np.ndarray:
+    if learning_rate is None:
+        raise ValueError("`learning_rate` or `optimizer` must be given. Received: neither of them")
     rates = np.asarray(learning_rate, np.float64)
     if rates.shape not in ((), (num_steps,)) or not np.all(np.isfinite(rates) & (rates > 0.0)):
         raise ValueError(
@@ -336,14 +268,31 @@ def _rates(learning_rate: Any, num_steps: int) -> np.ndarray:
     return np.broadcast_to(rates, num_steps).copy()
 
 
+def _check_alone(
+    learning_rate: Any, momentum: float, nesterov: bool, velocity: Any, weight_decay: float
+) -> None:
+    """Raises ValueError for settings of SGD beside an optimizer, which has its own."""
+    given = {
+        "learning_rate": learning_rate is not None,
+        "momentum": momentum,
+        "nesterov": nesterov,
+        "velocity": velocity is not None,
+        "weight_decay": weight_decay,
+    }
+    beside = [name for name, there in given.items() if there]
+    if beside:
+        raise ValueError(f"`optimizer` has settings of its own: leave out {beside}. Received: both")
+
+
 def side_trip(
     model: Any,
     loss: Any,
     weights: Any,
     batches: Sequence[Any],
     *,
-    held_out: Sequence[Batch],
-    learning_rate: float | Sequence[float],
+    held_out: Sequence[Batch] | None = None,
+    learning_rate: float | Sequence[float] | None = None,
+    optimizer: Any = None,
     others: Sequence[Batch] | None = None,
     num_steps: int = 9,
     momentum: float = 0.0,
@@ -353,22 +302,28 @@ def side_trip(
     batch_norm: str = "batch",
     dropout: str = "off",
     moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     """Steps on one fixed batch from a point, and the losses of all data along them.
 
     Args:
-        model, loss, batch_norm, dropout, moment_batches: see `Surface`.  The gradients are
-            taken in the same mode as the losses.  `"frozen"` statistics stay those of the
-            start; `"recalibrated"` ones are measured at every step and taken as given by
-            the gradient.
+        model, loss, batch_norm, dropout, moment_batches, penalties: see `Surface`.  The
+            gradients are of the loss that is measured, in the same mode.  `"frozen"` statistics
+            stay those of the start; `"recalibrated"` ones are measured at every step and taken
+            as given by the gradient.
         weights: where the trips start, as `Surface.point` takes it; None for the model's own.
         batches: one entry for each trip: a batch, `(inputs, targets)`, or a list of them, on
             which the trip steps in turn.
-        held_out: batches that nothing was trained on.
+        held_out: batches that nothing was trained on; None for none.
         learning_rate: of all steps, or one for each.
+        optimizer: makes the steps instead of SGD: a Keras optimizer, its configuration
+            (`keras.optimizers.serialize`) or its name.  A private copy is used.  Where it was
+            built for the model, as `model.optimizer` was by `fit`, every trip starts with its
+            state: moments, count of steps, learning rate.  The settings of SGD below, and
+            `learning_rate`, must then be left out.
         others: other training batches, whose mean stands for the loss of all training data.
         num_steps: steps of a trip.
         momentum, nesterov: of SGD in Keras' convention, `v ← βv - λg`, `θ ← θ + v`.
@@ -390,8 +345,8 @@ def side_trip(
           for `held_out` and `others` over trips and batches, crossed.
 
     Raises:
-        ValueError: for weights or a velocity of another model, no batches, no held-out
-            batches, or options out of range.
+        ValueError: for weights, a velocity or an optimizer of another model, no batches, or
+            options out of range.
 
     >>> import keras
     >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
@@ -404,7 +359,12 @@ def side_trip(
     array([[1.    , 0.25  , 0.0625]])
     """
     surface = Surface(
-        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+        model,
+        loss,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        moment_batches=moment_batches,
+        penalties=penalties,
     )
     probe = SideTrip(
         surface,
@@ -412,6 +372,7 @@ def side_trip(
         batches,
         held_out=held_out,
         learning_rate=learning_rate,
+        optimizer=optimizer,
         others=others,
         num_steps=num_steps,
         momentum=momentum,

@@ -8,7 +8,7 @@ measured in the middle of a training run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -17,10 +17,11 @@ from keras import ops
 
 from tf_lrtraj import backend
 from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.probes.batches import Batch, each_batch
+from tf_lrtraj.probes.losses import BatchLoss, activity_regularized, regularizers
 from tf_lrtraj.probes.mode import Mode, as_in
 from tf_lrtraj.probes.probe import fingerprint
-
-Batch = tuple[Any, ...]  # (inputs, targets) or (inputs, targets, example weights)
+from tf_lrtraj.probes.weight_forms import read_weights
 
 
 class Point(NamedTuple):
@@ -54,13 +55,19 @@ class Surface:
     Args:
         model: a built Keras model.
         loss: a `keras.losses.Loss`, its name, or a function (targets, outputs) → losses of
-            the examples; None for the loss the model was compiled with.  Penalties that
-            layers add (`model.losses`) and weight decay are no part of it.
+            the examples; for several outputs a list or dict of those, as `compile` takes it;
+            None for the loss (and `loss_weights`) the model was compiled with.
         batch_norm, dropout: see `Mode`.
         moment_batches: batches whose inputs serve `"recalibrated"`.
+        penalties: whether the penalties of weights that layers' regularizers add
+            (`kernel_regularizer=…`) are part of the loss.  By default they are left out, so
+            the loss is not the `loss` that `fit` shows for such a model.  Never part of it are
+            activity regularizers, `add_loss`, and an optimizer's weight decay.
 
     Raises:
-        ValueError: if there is no loss, the mode does not exist, or batches are missing.
+        ValueError: if `model` is no built Keras model, there is no loss, the mode does not
+            exist, batches are missing, or `penalties` is True for a model with activity
+            regularizers.
     """
 
     def __init__(
@@ -70,15 +77,24 @@ class Surface:
         *,
         batch_norm: str = "batch",
         dropout: str = "off",
-        moment_batches: Sequence[Batch] | None = None,
+        moment_batches: Any = None,
+        penalties: bool = False,
     ) -> None:
+        check_model(model)
         self.model = model
         self.mode = Mode(batch_norm, dropout)
-        if not model.built:
-            raise ValueError("`model` must be built: call it once, or give it an input shape.")
-        self._per_example = _per_example(model, loss)
+        self._loss = BatchLoss(model, loss)
+        self._regularizers = regularizers(model)
+        self.penalties = bool(penalties)
+        if self.penalties and activity_regularized(model):
+            raise ValueError(
+                "`penalties=True` includes the penalties of weights only. Received: a model with "
+                f"activity regularizers, in {activity_regularized(model)}"
+            )
         self._statistics = bn.find_statistics(model)
-        self._moment_batches = list(moment_batches or ())
+        self._moment_batches = (
+            [] if moment_batches is None else list(each_batch(moment_batches, "moment_batches"))
+        )
         if batch_norm == "recalibrated" and self._statistics and not self._moment_batches:
             raise ValueError(
                 "`batch_norm='recalibrated'` needs `moment_batches`, some training batches to "
@@ -91,7 +107,6 @@ class Surface:
         self._predict = backend.compiled(self._outputs)
         self._gradient = backend.value_and_gradient(self._mean_loss)
         self._product = backend.hessian_vector_product(self._mean_loss_exactly)
-        self._spec = [(tuple(v.shape), v.dtype) for v in model.trainable_variables]
 
     # Points -------------------------------------------------------------------------------
 
@@ -99,10 +114,12 @@ class Surface:
         """A point in weight space.
 
         Args:
-            weights: None for the model's own weights, copied; a `Point`; or arrays in the
-                order of `model.trainable_variables`, and after them, if there are any more,
-                mean and variance of each batch-norm layer in turn (as snapshots hold them).
-                Where the statistics are not given, they are the model's own.
+            weights: None for the model's own weights, copied; a `Point`; another Keras model
+                of the same architecture; or arrays: in the order of
+                `model.trainable_variables`, or those and then mean and variance of each
+                batch-norm layer in turn (as snapshots hold them), or as
+                `model.get_weights()` returns them.  What is not given, such as statistics,
+                is the model's own.
 
         Raises:
             ValueError: if the arrays are not of the model's shapes.
@@ -113,33 +130,17 @@ class Surface:
         if weights is None:
             values = [*backend.values(self.model.trainable_variables), *own]
             copies = [ops.copy(value) for value in values]
-            return Point(copies[: len(self._spec)], copies[len(self._spec) :])
-        arrays = list(weights)
-        shapes = [shape for shape, _ in self._spec]
-        full = list(shapes)
-        for entry in self._statistics:
-            full += [tuple(entry.layer.moving_mean.shape)] * 2
-        found = [tuple(array.shape) for array in arrays]
-        if found not in (shapes, full):
-            wrong = next(
-                (i for i, (a, b) in enumerate(zip(found, full, strict=False)) if a != b),
-                min(len(found), len(full)),
-            )
-            raise ValueError(
-                f"weights must be {len(shapes)} arrays of the model's shapes, or {len(full)} with "
-                f"batch-norm statistics. Received: {len(found)} arrays; the first that does not "
-                f"fit is number {wrong}"
-                + (f" of shape {found[wrong]}" if wrong < len(found) else "")
-            )
+            return Point(copies[: -len(own) or None], copies[len(copies) - len(own) :])
+        given = read_weights(self.model, weights)
+        # Copies: what is given may be a variable, or an array that JAX donates in training.
         trainable = [
-            ops.cast(array, dtype)
-            for array, (_, dtype) in zip(arrays[: len(shapes)], self._spec, strict=True)
+            ops.copy(ops.cast(given[id(variable)], variable.dtype))
+            for variable in self.model.trainable_variables
         ]
-        extra = arrays[len(shapes) :]
-        non_trainable = [ops.copy(value) for value in own]
-        if extra:
-            pairs = list(zip(extra[::2], extra[1::2], strict=True))
-            non_trainable = bn.replace(non_trainable, self._statistics, pairs)
+        non_trainable = [
+            ops.copy(ops.cast(given.get(id(variable), value), variable.dtype))
+            for variable, value in zip(self.model.non_trainable_variables, own, strict=True)
+        ]
         return Point(trainable, non_trainable)
 
     def moved(self, origin: Point, direction: Sequence[Any], step: float) -> Point:
@@ -211,18 +212,18 @@ class Surface:
         ]
         return np.array([float(loss) for loss in found])
 
-    def predict(self, point: Point, inputs: Any) -> np.ndarray:
-        """Outputs for a batch of inputs, on the host."""
+    def predict(self, point: Point, inputs: Any) -> Any:
+        """Outputs for a batch of inputs, on the host: an array, or a nest of arrays."""
         point = self.calibrated(point)
         inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
-        return backend.to_numpy([self._predict(*point, inputs)])[0]
+        outputs = self._predict(*point, inputs)
+        return keras.tree.map_structure(lambda array: backend.to_numpy([array])[0], outputs)
 
-    def score(self, outputs: np.ndarray, batch: Batch) -> tuple[float, float]:
-        """Mean loss and accuracy of given outputs for a batch, NaN as in `evaluate`."""
-        (_, targets, *rest), given = _tensors(batch), ops.convert_to_tensor(outputs)
-        losses = self._per_example(targets, given)
-        shaped = (None, targets, *rest)
-        return float(_mean(losses, shaped)), float(_mean(_correct(targets, given), shaped))
+    def score(self, outputs: Any, batch: Batch) -> tuple[float, float]:
+        """Mean loss (without penalties) and accuracy of given outputs, NaN as in `evaluate`."""
+        given = keras.tree.map_structure(ops.convert_to_tensor, outputs)
+        parts = (None, *_tensors(batch[1:]))
+        return float(self._loss.mean(parts, given)), float(self._loss.accuracy(parts, given))
 
     def gradient(self, point: Point, batch: Batch) -> tuple[float, list[Any]]:
         """Mean loss of a batch and its gradient by the trainable weights."""
@@ -237,7 +238,8 @@ class Surface:
         """
         point = self.calibrated(point)
         given = [
-            ops.cast(array, dtype) for array, (_, dtype) in zip(vector, self._spec, strict=True)
+            ops.cast(array, variable.dtype)
+            for array, variable in zip(vector, self.model.trainable_variables, strict=True)
         ]
         return list(self._product(point.trainable, given, point.non_trainable, _tensors(batch)))
 
@@ -254,7 +256,10 @@ class Surface:
 
     def about(self) -> dict[str, Any]:
         """What a record says of the surface."""
-        return {**self.mode.about(self.model), "keras_backend": backend.name()}
+        found = {**self.mode.about(self.model), "keras_backend": backend.name()}
+        if self._regularizers or activity_regularized(self.model):
+            found["penalties"] = "included" if self.penalties else "left out"
+        return found
 
     # What is compiled ---------------------------------------------------------------------
 
@@ -266,15 +271,22 @@ class Surface:
         self, trainable: Any, non_trainable: Any, batch: Any, exact: bool = False
     ) -> Any:
         outputs = self._outputs(trainable, non_trainable, batch[0], exact)
-        return _mean(self._per_example(batch[1], outputs), batch)
+        return self._with_penalties(self._loss.mean(batch, outputs), trainable)
+
+    def _with_penalties(self, loss: Any, trainable: Any) -> Any:
+        if self.penalties:
+            for position, regularizer in self._regularizers:
+                penalty = regularizer(ops.cast(trainable[position], loss.dtype))
+                loss = loss + ops.cast(penalty, loss.dtype)
+        return loss
 
     def _mean_loss_exactly(self, trainable: Any, non_trainable: Any, batch: Any) -> Any:
         return self._mean_loss(trainable, non_trainable, batch, True)
 
     def _evaluate_batch(self, trainable: Any, non_trainable: Any, batch: Any) -> Any:
         outputs = self._outputs(trainable, non_trainable, batch[0])
-        losses = self._per_example(batch[1], outputs)
-        return _mean(losses, batch), _mean(_correct(batch[1], outputs), batch)
+        loss = self._with_penalties(self._loss.mean(batch, outputs), trainable)
+        return loss, self._loss.accuracy(batch, outputs)
 
     def _evaluate_moved(
         self, trainable: Any, non_trainable: Any, direction: Any, step: Any, batch: Any
@@ -286,125 +298,24 @@ class Surface:
         return self._mean_loss(moved, non_trainable, batch)
 
 
-def _per_example(model: Any, loss: Any) -> Callable[[Any, Any], Any]:
-    """(targets, outputs) → [B] losses in float32 or wider."""
-    if loss is None:
-        loss = getattr(model, "loss", None)
-        if loss is None:
-            raise ValueError(
-                "`loss` must be given for a model that is not compiled. Received: loss=None"
-            )
-    if isinstance(loss, str):
-        loss = keras.losses.get(loss)
-    if not callable(loss):
-        raise ValueError(
-            "`loss` must be a keras.losses.Loss, the name of one, or a function of targets and "
-            f"outputs. Received: loss={loss!r}"
-        )
-    function = loss.call if isinstance(loss, keras.losses.Loss) else loss
-
-    def per_example(targets: Any, outputs: Any) -> Any:
-        dtype = keras.backend.standardize_dtype(outputs.dtype)
-        losses = function(targets, ops.cast(outputs, _wide(dtype)))
-        axes = tuple(range(1, len(losses.shape)))
-        return ops.mean(losses, axis=axes) if axes else losses
-
-    return per_example
-
-
-def _wide(dtype: str) -> str:
-    return "float64" if dtype == "float64" else "float32"
-
-
-def _mean(numbers: Any, batch: Any) -> Any:
-    """The mean over a batch, summed in float64 where there is one."""
-    if len(numbers.shape) == 0:
-        return numbers
-    wide = ops.cast(numbers, "float64" if backend.has_float64() else "float32")
-    if len(batch) < 3:
-        # Not `ops.mean`, which on torch goes through float32.
-        return ops.sum(wide) / ops.cast(ops.shape(wide)[0], wide.dtype)
-    weights = ops.cast(batch[2], wide.dtype)
-    return ops.sum(weights * wide) / ops.sum(weights)
-
-
-def _correct(targets: Any, outputs: Any) -> Any:
-    """[B] 1 where the largest output is the target's class; NaN for targets of other kinds.
-
-    Targets are classes as integers, or a distribution over classes for each example.
-    """
-    nothing = ops.full(ops.shape(outputs)[:1], float("nan"), "float32")
-    if len(outputs.shape) != 2 or outputs.shape[-1] == 1:
-        return nothing
-    predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
-    if len(targets.shape) == 2 and targets.shape[-1] == outputs.shape[-1]:
-        right = ops.cast(predicted == ops.cast(ops.argmax(targets, axis=-1), "int32"), "float32")
-        shares = ops.cast(targets, "float32")
-        off = ops.abs(ops.sum(shares, axis=-1) - 1.0) + ops.sum(ops.relu(-shares), axis=-1)
-        return ops.where(off < 1e-3, right, nothing)
-    if len(targets.shape) == 2 and targets.shape[-1] == 1:
-        targets = ops.squeeze(targets, -1)
-    if len(targets.shape) != 1 or "float" in keras.backend.standardize_dtype(targets.dtype):
-        return nothing
-    return ops.cast(predicted == ops.cast(targets, "int32"), "float32")
-
-
 def _tensors(batch: Batch) -> Any:
     return tuple(keras.tree.map_structure(ops.convert_to_tensor, part) for part in batch)
 
 
-def check_batches(batches: Any, name: str = "batches") -> list[Batch]:
-    """Returns a list of (inputs, targets) or (inputs, targets, weights).
-
-    Raises:
-        ValueError: if there is none, or one is neither.
-    """
-    found = list(batches) if isinstance(batches, (Iterable, Iterator)) else [batches]
-    for batch in found:
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            raise ValueError(
-                f"`{name}` must be a list of (inputs, targets) or (inputs, targets, weights). "
-                f"Received an element of type {type(batch).__name__}"
-            )
-        sizes = {len(array) for array in keras.tree.flatten(tuple(batch))}
-        if len(sizes) != 1 or 0 in sizes:
-            raise ValueError(
-                f"every batch of `{name}` must have the same number, at least 1, of inputs and "
-                f"targets. Received: {sorted(sizes)}"
-            )
-    if not found:
-        raise ValueError(f"`{name}` must hold at least one batch. Received: none")
-    return [tuple(batch) for batch in found]
-
-
-def take_batches(x: Any, y: Any, batch_size: int, count: int, seed: int = 0) -> list[Batch]:
-    """`count` batches of distinct examples, drawn without replacement.
-
-    Args:
-        x, y: arrays of inputs and targets.
-        batch_size: examples in a batch.
-        count: number of batches.
-        seed: of the draw.
-
-    Raises:
-        ValueError: if `x` and `y` differ in length, or the data is too small.
-
-    >>> [len(y) for _, y in take_batches(np.zeros((10, 2)), np.arange(10), 4, 2)]
-    [4, 4]
-    """
-    if len(x) != len(y):
+def check_model(model: Any) -> None:
+    """Raises ValueError for anything but a built Keras model with trainable weights."""
+    if not isinstance(model, keras.Layer):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        torch = any(base.__module__.startswith("torch.") for base in type(model).__mro__)
+        hint = " (a torch module goes into keras.layers.TorchModuleWrapper)" if torch else ""
         raise ValueError(
-            f"`x` and `y` must have the same length. Received: {len(x)} inputs, {len(y)} targets"
+            f"`model` must be a model of Keras {keras.__version__}, built{hint}. "
+            f"Received: an object of type {kind}"
         )
-    for name, value in (("batch_size", batch_size), ("count", count)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"`{name}` must be an integer of at least 1. Received: {name}={value!r}"
-            )
-    if batch_size * count > len(x):
+    if not model.built:
+        raise ValueError("`model` must be built: call it once, or give it an input shape.")
+    if model.weights and not model.trainable_variables:
         raise ValueError(
-            f"{count} batches of {batch_size} need {batch_size * count} examples; the data holds "
-            f"{len(x)}. Received: batch_size={batch_size}, count={count}"
+            "`model` must have trainable weights. Received: a model whose "
+            f"{len(model.weights)} weights are all frozen"
         )
-    order = np.random.default_rng(seed).permutation(len(x))[: batch_size * count]
-    return [(x[part], y[part]) for part in np.split(np.sort(order) if count == 1 else order, count)]

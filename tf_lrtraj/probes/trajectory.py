@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,25 @@ import numpy as np
 from tf_lrtraj.probes.flat_vectors import joined
 
 
-class InMemory:
-    """A mapping step → arrays, in the form in which probes read trajectories."""
+def listed(weights: Any) -> list[Any]:
+    """The arrays of weights; of a Keras model or a `Point` the trainable ones."""
+    if hasattr(weights, "trainable_variables"):
+        from tf_lrtraj import backend
 
-    def __init__(self, weights: Mapping[int, Sequence[Any]]) -> None:
+        return backend.to_numpy(backend.values(weights.trainable_variables))
+    return list(weights.trainable if hasattr(weights, "trainable") else weights)
+
+
+class InMemory:
+    """A mapping step → weights, in the form in which probes read trajectories."""
+
+    def __init__(self, weights: Mapping[int, Any]) -> None:
         self._weights = dict(weights)
         self.steps = np.array(sorted(self._weights), np.int64)
 
-    def read(self, step: int) -> list[Any]:
-        """The arrays of a step."""
-        return list(self._weights[step])
+    def read(self, step: int) -> Any:
+        """The weights of a step: arrays, or the model or `Point` that was given."""
+        return self._weights[step]
 
 
 def as_trajectory(trajectory: Any, name: str = "trajectory") -> Any:
@@ -73,7 +82,7 @@ class Reader:
         Raises:
             ValueError: if they are of other shapes than those of a step read before.
         """
-        arrays = list(self._trajectory.read(int(step)))[: self._count]
+        arrays = listed(self._trajectory.read(int(step)))[: self._count]
         shapes = [tuple(array.shape) for array in arrays]
         if self.shapes and shapes != self.shapes:
             raise ValueError(
@@ -192,6 +201,6 @@ def checked_steps(trajectory: Any, tell: Callable[[Any], str]) -> dict[str, str]
     """What a record says of a trajectory: checksums of its first and last weights."""
     steps = np.asarray(trajectory.steps)
     return {
-        "first_weights": tell(trajectory.read(int(steps[0]))),
-        "last_weights": tell(trajectory.read(int(steps[-1]))),
+        "first_weights": tell(listed(trajectory.read(int(steps[0])))),
+        "last_weights": tell(listed(trajectory.read(int(steps[-1])))),
     }

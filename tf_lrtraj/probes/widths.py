@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.probes import directions
+from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.probes.points import Groups, Points
 from tf_lrtraj.probes.probe import Probe, measure
-from tf_lrtraj.probes.surface import Batch, Point, Surface
+from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.surface import Point, Surface
 from tf_lrtraj.probes.uncertainty import mean_and_se
 from tf_lrtraj.records import ArrayRecord
 
@@ -198,14 +200,15 @@ def loss_along_rays(
     batch_norm: str = "batch",
     dropout: str = "off",
     moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
     path: Any = None,
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
-) -> ArrayRecord:
+) -> ProbeRecord:
     """Losses of batches along random rays from one or more points, and their widths.
 
     Args:
-        model, loss, batch_norm, dropout, moment_batches: see `Surface`.  `"frozen"`
+        model, loss, batch_norm, dropout, moment_batches, penalties: see `Surface`.  `"frozen"`
             statistics stay those of each point along its rays.
         points: name → weights, or an object with `steps` and `read(step)`.
         batches: training batches.
@@ -244,7 +247,12 @@ def loss_along_rays(
            [0. , 0.5, 2. ]])
     """
     surface = Surface(
-        model, loss, batch_norm=batch_norm, dropout=dropout, moment_batches=moment_batches
+        model,
+        loss,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        moment_batches=moment_batches,
+        penalties=penalties,
     )
     probe = Width(
         surface,

@@ -8,6 +8,7 @@ tf_lrtraj.records.RecordError: no/such/folder is not a folder, so it is not the 
 """
 
 from tf_lrtraj.report.html import render_report, write_figures, write_report
+from tf_lrtraj.report.probes.gallery import plot
 from tf_lrtraj.report.summary import text_summary
 
-__all__ = ["render_report", "text_summary", "write_figures", "write_report"]
+__all__ = ["plot", "render_report", "text_summary", "write_figures", "write_report"]

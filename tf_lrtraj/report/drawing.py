@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -60,11 +61,24 @@ def style() -> Iterator[None]:
         yield
 
 
-def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` by `height` inches and its panels, row by row."""
+@functools.cache
+def _figure_class() -> type[Figure]:
+    """Figures that a notebook shows by themselves, also where pyplot is not set up there."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            with style():
+                buffer = io.BytesIO()
+                self.savefig(buffer, format="png", dpi=96)
+            return buffer.getvalue()
+
+    return NotebookFigure
+
+
+def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` by `height` inches and its panels, row by row."""
+    figure = _figure_class()(figsize=(width, height), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel().tolist()
     for one in axes:
         one.set_axisbelow(True)

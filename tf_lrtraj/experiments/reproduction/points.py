@@ -12,7 +12,8 @@ from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.experiments.reproduction.problem import Batches
 from tf_lrtraj.experiments.reproduction.states import read_arrays
 from tf_lrtraj.experiments.reproduction.trainer import arrays_of, state_name
-from tf_lrtraj.probes.surface import Batch, Surface
+from tf_lrtraj.probes.batches import Batch
+from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.records import RecordError
 
 __all__ = [

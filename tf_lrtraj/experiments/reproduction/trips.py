@@ -10,7 +10,7 @@ import numpy as np
 from tf_lrtraj import probes
 from tf_lrtraj.experiments.reproduction import points
 from tf_lrtraj.experiments.reproduction.bench import Bench
-from tf_lrtraj.probes.surface import Batch
+from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.records import ArrayRecord, RecordError
 
 __all__ = ["basin", "side_trip"]

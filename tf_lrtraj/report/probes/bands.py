@@ -1,4 +1,4 @@
-"""Curves with bands of uncertainty, and their labels at their ends."""
+"""Curves with bands of uncertainty, labels at their ends, and captions below figures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_lrtraj.report.drawing import GREY
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def band(
@@ -116,4 +119,34 @@ def mode_note(about: Mapping[str, Any]) -> str:
         parts.append(norm)
     if about.get("dropout") == "pinned":
         parts.append("dropout masks pinned")
+    if "penalties" in about and about["penalties"] is not None:
+        parts.append(f"penalties of regularizers {about['penalties']}")
     return ", ".join(parts)
+
+
+def caption(figure: Figure, text: str, size: float = 7.5) -> None:
+    """Writes a note below a figure, in as many lines as its width asks for.
+
+    Args:
+        text: may hold newlines; nothing is written where it is empty.
+        size: of the text, in points.
+    """
+    if not text:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.font_manager import FontProperties
+
+    renderer: Any = FigureCanvasAgg(figure).get_renderer()
+    font = FontProperties(size=size)
+    room = 0.84 * float(figure.bbox.width)
+    lines: list[str] = []
+    for part in text.splitlines():
+        lines.append("")
+        for word in part.split():
+            longer = f"{lines[-1]} {word}".strip()
+            width = renderer.get_text_width_height_descent(longer, font, ismath=False)[0]
+            if lines[-1] and width > room:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    figure.supxlabel("\n".join(lines), fontsize=size, color=GREY, x=0.01, ha="left")

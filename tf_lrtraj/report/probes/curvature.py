@@ -9,7 +9,7 @@ import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, PALETTE, panels, style, title
-from tf_lrtraj.report.probes.bands import mode_note
+from tf_lrtraj.report.probes.bands import caption, mode_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def draw(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
         figure, axes = panels(1, 2, 8.4, 3.6)
         _against_products(axes[0], given)
         _errors(axes[1], given)
-        figure.supxlabel(mode_note(given[0].about), fontsize=8, color=GREY, x=0.01, ha="left")
+        caption(figure, mode_note(given[0].about))
     return figure
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, PALETTE, panels, style, title
-from tf_lrtraj.report.probes.bands import band, label_ends
+from tf_lrtraj.report.probes.bands import band, caption, label_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def _along(record: ArrayRecord) -> Figure:
         if record.about.get("sketch_size"):
             size = record.about["sketch_size"]
             note = f"displacement from sketches of {size:,} numbers, ±{np.sqrt(2 / size):.1%}"
-            figure.supxlabel(note, fontsize=7.5, color=GREY, x=0.01, ha="left")
+            caption(figure, note)
     return figure
 
 
@@ -121,7 +121,7 @@ def _between(record: ArrayRecord) -> Figure:
         axes[-1].plot(steps, cosine, color=PALETTE[3], linewidth=1.6)
         axes[-1].axhline(0.0, color="black", linewidth=0.8)
         axes[-1].set_ylabel("cosine")
-        title(axes[-1], "Ways both have gone since the first common step")
+        title(axes[-1], "Ways of both from the first step")
         for one in axes:
             one.set_xlabel("step")
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, PALETTE, panels, style, title
-from tf_lrtraj.report.probes.bands import label_ends, mode_note
+from tf_lrtraj.report.probes.bands import caption, label_ends, mode_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +34,7 @@ def draw(record: ArrayRecord) -> Figure:
         grid = axes[-1].get_subplotspec().subgridspec(1, len(scores))  # type: ignore[union-attr]
         for place, what in enumerate(scores):
             _scores(figure.add_subplot(grid[0, place]), record, what)
-        note = mode_note(record.about)
-        if note:
-            figure.supxlabel(note, fontsize=7.5, color=GREY, x=0.01, ha="left")
+        caption(figure, mode_note(record.about))
     return figure
 
 

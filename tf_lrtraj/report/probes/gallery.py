@@ -1,4 +1,4 @@
-"""All probes of a run: their records read, grouped, drawn, and told in a sentence each."""
+"""Figures of probes: of records at hand, and of all probes of a run with a sentence each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tf_lrtraj.records import ArrayRecord, RecordError, write_atomically
@@ -31,8 +32,44 @@ DRAWN = {
     "distance": ("distances", False, "Distances along the run"),
     "separation": ("distances", False, "Distance between two runs"),
     "ensemble": ("ensembles", False, "Predictions of several weights"),
+    "modes": ("modes", False, "One loss in several modes"),
 }
 _STEP = re.compile(r"(.+)-(\d{9})")
+
+
+def plot(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
+    """Draws the figure of a probe from its record, or from several records of one kind.
+
+    Args:
+        records: as `tf_lrtraj.probes.measure` returns them and `ArrayRecord.read` reads them.
+
+    Returns:
+        A Matplotlib figure, the one that the report of a run shows.
+
+    Raises:
+        ValueError: if there is no record, no figure of its kind, a record is not complete, or
+            there are several of a kind whose figure shows one.
+    """
+    given = [records] if isinstance(records, ArrayRecord) else list(records)
+    kinds = sorted({str(getattr(record, "kind", type(record).__name__)) for record in given})
+    if len(kinds) != 1 or kinds[0] not in DRAWN:
+        raise ValueError(
+            f"`records` must be of one kind of probe, one of {sorted(DRAWN)}. Received: {kinds}"
+        )
+    unfinished = [i for i, record in enumerate(given) if not record.complete]
+    if unfinished:
+        raise ValueError(
+            "`records` must be complete: measure what they lack first. Received: unfinished "
+            f"records at positions {unfinished}"
+        )
+    module, together, _ = DRAWN[kinds[0]]
+    if not together and len(given) > 1:
+        raise ValueError(
+            f"the figure of {kinds[0]!r} shows a single record. Received: {len(given)} records"
+        )
+    drawing: Any = importlib.import_module(f"tf_lrtraj.report.probes.{module}")
+    figure: Figure = drawing.draw(given if together else given[0])
+    return figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +137,13 @@ def _draw(name: str, records: list[ArrayRecord], problem: str) -> Group:
     kind = records[0].kind
     if kind not in DRAWN:
         return Group(name, records, None, name, f"{name}: no figure is known for {kind!r}")
-    module, together, title = DRAWN[kind]
+    _, together, title = DRAWN[kind]
     unfinished = sum(not record.complete for record in records)
     if unfinished:
         problem = problem or f"{name}: {unfinished} of {len(records)} records are not complete"
     try:
-        drawing: Any = importlib.import_module(f"tf_lrtraj.report.probes.{module}")
         drawn = [r for r in records if r.complete]
-        figure = drawing.draw(drawn if together else drawn[-1]) if drawn else None
+        figure = plot(drawn if together else drawn[-1]) if drawn else None
     except UNDRAWN as error:
         return Group(name, records, None, title, f"{name} could not be drawn: {reason(error)}")
     return Group(name, records, figure, title, problem)

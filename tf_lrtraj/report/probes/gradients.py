@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, PALETTE, panels, style, title
-from tf_lrtraj.report.probes.bands import band, label_ends, mode_note
+from tf_lrtraj.report.drawing import BLUE, GREEN, ORANGE, PALETTE, panels, style, title
+from tf_lrtraj.report.probes.bands import band, caption, label_ends, mode_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,8 @@ def _histograms(panel: Axes, record: ArrayRecord, cosines: np.ndarray) -> None:
     panel.set_xlabel(f"cosine, batches of {sizes[0]:,}")
     panel.set_ylabel("share")
     scale, error = (float(record.values[f"noise_scale{end}"][0]) for end in ("", "_se"))
-    text = f"Noise scale {scale:,.0f} ± {error:,.0f} examples" if np.isfinite(scale) else (
+    about = f" ± {error:,.0f}" if np.isfinite(error) else ""
+    text = f"Noise scale {scale:,.0f}{about} examples" if np.isfinite(scale) else (
         "Mean gradient not told from 0"
     )  # fmt: skip
     title(panel, text)
@@ -174,5 +175,4 @@ def _note(figure: Figure, record: ArrayRecord) -> None:
     note = mode_note(record.about)
     if record.about.get("sketch_size"):
         note += f"{', ' if note else ''}from sketches of {record.about['sketch_size']:,} numbers"
-    if note:
-        figure.supxlabel(note, fontsize=7.5, color=GREY, x=0.01, ha="left")
+    caption(figure, note)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, panels, style, title
-from tf_lrtraj.report.probes.bands import mode_note, number_with_error
+from tf_lrtraj.report.probes.bands import caption, mode_note, number_with_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def draw(
             "\nbands: 2 standard errors of the change; dotted: parabola; bars: gain is gone; "
             "below: quartiles over batches"
         )
-        figure.supxlabel(note, fontsize=7.5, color=GREY, x=0.01, ha="left")
+        caption(figure, note)
     return figure
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.report.drawing import GREY, panels, style, title
-from tf_lrtraj.report.probes.bands import mode_note
+from tf_lrtraj.report.drawing import panels, style, title
+from tf_lrtraj.report.probes.bands import caption, mode_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def draw(record: ArrayRecord) -> Figure:
     u, v = record.coordinates["u"], record.coordinates["v"]
     tall = float(np.clip((v[-1] - v[0]) / (u[-1] - u[0]), 0.5, 1.4))
     with style():
-        figure, axes = panels(1, len(shown), 1.6 + 4.4 * len(shown), 0.9 + 4.2 * tall)
+        figure, axes = panels(1, len(shown), 1.6 + 4.4 * len(shown), 1.2 + 4.2 * tall)
         dots = None
         for panel, (name, text) in zip(axes, shown, strict=True):
             _contours(panel, record, name)
@@ -50,8 +50,7 @@ def draw(record: ArrayRecord) -> Figure:
         if dots is not None:
             bar = figure.colorbar(dots, ax=axes, shrink=0.8, pad=0.02)
             bar.set_label("distance of the step from the plane")
-        if note := mode_note(record.about):
-            figure.supxlabel(note, fontsize=7.5, color=GREY, x=0.01, ha="left")
+        caption(figure, mode_note(record.about))
     return figure
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, panels, style, title
+from tf_lrtraj.report.drawing import BLUE, ORANGE, panels, style, title
 from tf_lrtraj.report.probes.bands import (
     band,
+    caption,
     label_ends,
     mode_note,
     number_with_error,
@@ -71,8 +72,7 @@ def draw(record: ArrayRecord) -> Figure:
                 _list(panel, record, what)
         for panel in axes[len(jobs) :]:
             panel.set_axis_off()
-        if note := mode_note(record.about):
-            figure.supxlabel(note, fontsize=7.5, color=GREY, x=0.01, ha="left")
+        caption(figure, mode_note(record.about))
     return figure
 
 
@@ -197,8 +197,8 @@ def _matrix(panel: Axes, record: ArrayRecord, points: list[str]) -> None:
     panel.set_yticks(range(len(points)), folded, fontsize=7)
     panel.grid(False)
     held_out = len(_groups(record)) > 1
-    title(panel, "Barriers: training above" + (", held out below" if held_out else ""))
-    panel.set_xlabel("below 0: no barrier, height at the middle", fontsize=7.5)
+    title(panel, "Barriers" + ("; below: held out" if held_out else ""))
+    panel.set_xlabel("below 0: none, height at the middle", fontsize=7)
 
 
 def _list(panel: Axes, record: ArrayRecord, what: str) -> None:
@@ -224,7 +224,7 @@ def _list(panel: Axes, record: ArrayRecord, what: str) -> None:
         )
     panel.set_yticks(rows, [_tail(name) for name in names], fontsize=7)
     panel.set_ylim(len(names) - 0.5, -0.5)
-    panel.set_xlabel("barrier (below 0: none, height at the middle)", fontsize=8)
+    panel.set_xlabel("barrier; below 0: none, height at the middle", fontsize=7)
     title(panel, "One layer moving at a time" if layers else "Barriers")
 
 

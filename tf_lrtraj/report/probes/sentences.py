@@ -150,6 +150,12 @@ def _curvature(record: ArrayRecord) -> Iterator[str]:
     yield f"{text}; noise of one loss {np.median(values['noise']):.1e}"
 
 
+def _modes(record: ArrayRecord) -> Iterator[str]:
+    names = record.coordinates["mode"].tolist()
+    told = [f"{name}: {_of(record, 'mean', i)}" for i, name in enumerate(names)]
+    yield f"loss by batch norm and dropout: {'; '.join(told)}"
+
+
 _TELL: dict[str, Callable[[ArrayRecord], Iterator[str]]] = {
     "line": _line,
     "side_trip": _side_trip,
@@ -161,4 +167,5 @@ _TELL: dict[str, Callable[[ArrayRecord], Iterator[str]]] = {
     "ensemble": _ensemble,
     "plane": _plane,
     "curvature": _curvature,
+    "modes": _modes,
 }

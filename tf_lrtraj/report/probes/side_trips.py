@@ -9,7 +9,7 @@ import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, panels, style, title
-from tf_lrtraj.report.probes.bands import band, label_ends, mode_note
+from tf_lrtraj.report.probes.bands import band, caption, label_ends, mode_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,9 +59,8 @@ def draw(
             count = len(record.coordinates["trip"])
             title(panel, f"{text}; {count} trip{'s' * (count != 1)}, rate {_rates(record)}")
         axes[0].set_ylabel("loss")
-        note = mode_note(given[0].about)
-        if note:
-            figure.supxlabel(note, fontsize=7.5, color=GREY, x=0.01, ha="left")
+        notes = [_optimizer(given[0]), mode_note(given[0].about)]
+        caption(figure, ", ".join(note for note in notes if note))
         last = given[-1]
         ends = {
             label: (float(last.coordinates["step"][-1]), float(last.values[f"{n}_mean"][-1]), color)
@@ -74,6 +73,11 @@ def draw(
 
 def _has(record: ArrayRecord, name: str) -> bool:
     return f"{name}_mean" in record.values
+
+
+def _optimizer(record: ArrayRecord) -> str:
+    name = record.about.get("optimizer")
+    return f"steps of {name}" if name else ""
 
 
 def _rates(record: ArrayRecord) -> str:

@@ -11,6 +11,7 @@ from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import GREY, PALETTE, panels, style, title
 from tf_lrtraj.report.probes.bands import (
     band,
+    caption,
     label_ends,
     mode_note,
     number_with_error,
@@ -50,8 +51,7 @@ def draw(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
                 _curves(panel, record, prefix, what, text)
             for panel in own[len(row) :]:
                 panel.set_axis_off()
-        if note := mode_note(given[0].about):
-            figure.supxlabel(note, fontsize=7.5, color=GREY, x=0.01, ha="left")
+        caption(figure, mode_note(given[0].about))
     return figure
 
 

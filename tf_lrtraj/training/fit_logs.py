@@ -1,0 +1,85 @@
+"""What the `logs` of Keras' `fit` say: training means, and evaluations of several weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tf_lrtraj.records import RAW
+
+# Names under which Keras logs what records call "accuracy".
+_ACCURACY = (
+    "accuracy",
+    "acc",
+    "sparse_categorical_accuracy",
+    "categorical_accuracy",
+    "binary_accuracy",
+)
+
+
+def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The scalars of an epoch's logs, accuracies under their name in records.
+
+    >>> numbers({"loss": 1, "sparse_categorical_accuracy": 0.5, "val_acc": 0.25})
+    {'loss': 1.0, 'accuracy': 0.5, 'val_accuracy': 0.25}
+    """
+    found = {}
+    for key, value in logs.items():
+        with contextlib.suppress(TypeError, ValueError):
+            prefix = "val_" if key.startswith("val_") else ""
+            found[prefix + _metric(key.removeprefix("val_"))] = float(value)
+    return found
+
+
+def _metric(name: str) -> str:
+    return "accuracy" if name in _ACCURACY else name
+
+
+def evaluations(found: Mapping[str, float], averages: Iterable[str]) -> dict[str, dict[str, float]]:
+    """{weights: {metric: value}} of the evaluations of an epoch, the raw weights first.
+
+    Args:
+        found: what `numbers` returns.
+        averages: names of averages, whose metrics are called `val_<name>_<metric>`.
+
+    >>> evaluations({"loss": 3.0, "val_loss": 2.0, "val_ema_acc": 0.5}, ["ema"])
+    {'raw': {'loss': 2.0}, 'ema': {'accuracy': 0.5}}
+    """
+    names = sorted(averages, key=len, reverse=True)  # "ema_slow" before "ema"
+    result: dict[str, dict[str, float]] = {}
+    for key, value in found.items():
+        if not key.startswith("val_"):
+            continue
+        metric = key.removeprefix("val_")
+        name = next((n for n in names if metric.startswith(f"{n}_")), RAW)
+        metric = metric if name == RAW else metric.removeprefix(f"{name}_")
+        result.setdefault(name, {})[_metric(metric)] = value
+    return dict(sorted(result.items(), key=lambda item: item[0] != RAW))
+
+
+class Window:
+    """Means of a window of steps, from Keras' running means of an epoch."""
+
+    def __init__(self) -> None:
+        self._count, self._sums = 0, dict[str, float]()  # of the window
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        self._seen, self._totals = 0, dict[str, float]()  # of the epoch
+
+    def add(self, count: int, means: Mapping[str, float]) -> None:
+        """Takes the means of the first `count` batches of the epoch."""
+        for key, mean in means.items():
+            total = count * mean
+            added = total - self._totals.get(key, 0.0)
+            self._sums[key] = self._sums.get(key, 0.0) + added
+            self._totals[key] = total
+        self._count += count - self._seen
+        self._seen = count
+
+    def means(self) -> dict[str, float]:
+        return {key: value / max(self._count, 1) for key, value in self._sums.items()}
+
+    def clear(self) -> None:
+        self._count, self._sums = 0, {}

@@ -1,0 +1,111 @@
+"""The files of a run that `fit` trains, while it does."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj import records
+from tf_lrtraj.training.rate_record import RateRecord
+
+
+class RunFiles:
+    """Writes what a run's workdir holds; see docs/records.md.
+
+    Args:
+        workdir: the run's folder.
+        held: what is let go of at the end, such as the workdir's lock.
+        earlier: what `run.json` said before, or an empty dict.
+
+    Attributes:
+        planned: updates at the end of the run; None if that is not known.
+        description: what `run.json` says.
+        rows_at: step of the last row of training means.
+        rates: the rate of every update.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, held: contextlib.ExitStack, earlier: dict[str, Any]
+    ) -> None:
+        self.workdir, self.earlier = workdir, earlier
+        self.planned: int | None = None
+        self.description: dict[str, Any] = {}
+        self.rows_at = 0
+        self.rates = RateRecord(None)
+        self._held = held
+        self._metrics: records.MetricsWriter | None = None
+        self._timing: records.MetricsWriter | None = None
+        self._clock, self._timed_at = time.monotonic(), 0
+        self._ended = False
+
+    def begin(
+        self,
+        config: Mapping[str, Any],
+        description: dict[str, Any],
+        step: int,
+        rates: RateRecord,
+    ) -> None:
+        """Writes configuration, description and schedule, and opens the rows at `step`.
+
+        Rows of later steps are dropped: they belong to work that is done again.
+        """
+        self.description, self.rates = description, rates
+        path = self.workdir / records.SCHEDULE
+        earlier = records.read_schedule(path) if self.earlier and path.exists() else np.zeros(0)
+        planned = rates.begin(step, self.planned, earlier)
+        records.remove_leftovers(self.workdir)
+        records.write_json(self.workdir / records.CONFIG, config)
+        records.write_json(self.workdir / records.RUN, description)
+        if planned is not None:
+            records.write_schedule(path, planned)
+        self._metrics = self._opened(records.METRICS, step)
+        self._timing = self._opened(records.TIMING, step)
+        self._clock, self._timed_at, self.rows_at = time.monotonic(), step, step
+
+    def _opened(self, name: str, step: int) -> records.MetricsWriter:
+        writer = records.MetricsWriter(self.workdir / name, resume_step=step)
+        return self._held.enter_context(writer)
+
+    def train_row(self, step: int, epoch: float, rate: float, means: Mapping[str, float]) -> None:
+        """Training means over the steps since the row before."""
+        row = {"kind": "train", "step": step, "epoch": epoch, "learning_rate": rate, **means}
+        if self._metrics is not None:
+            self._metrics.write(row)
+        self.rows_at = step
+
+    def eval_row(self, step: int, epoch: float, fields: Mapping[str, Any]) -> None:
+        """One evaluation of one set of weights."""
+        if self._metrics is not None:
+            self._metrics.write({"kind": "eval", "step": step, "epoch": epoch, **fields})
+
+    def timing_row(self, step: int, batch_size: int | None) -> None:
+        """How long the steps since the last such row took, evaluations included."""
+        now = time.monotonic()
+        seconds, steps = now - self._clock, step - self._timed_at
+        if self._timing is not None and seconds > 0.0 and steps > 0:
+            row: dict[str, Any] = {"step": step, "seconds": seconds}
+            if batch_size is not None:
+                row["images_per_second"] = steps * batch_size / seconds
+            self._timing.write(row)
+        self._clock, self._timed_at = now, step
+
+    def end(self, status: str, message: str | None = None) -> None:
+        """Writes how the run ended, and lets go of its files; only the first call counts."""
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            if self.description:  # training had begun
+                noted = self.rates.noted()
+                path = self.workdir / records.SCHEDULE
+                if status != "interrupted" or not path.exists():
+                    records.write_schedule(path, noted)
+                self.description.update(status=status, message=message)
+                records.write_json(self.workdir / records.RUN, self.description)
+        finally:
+            self._held.close()

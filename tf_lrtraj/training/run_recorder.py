@@ -1,0 +1,391 @@
+"""`RunRecorder`: a Keras callback that writes the records of a run while `fit` trains it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import inspect
+import os
+import pathlib
+import platform
+import shlex
+import sys
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+import tf_lrtraj
+from tf_lrtraj import backend, records
+from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.averaging import WeightAveraging
+from tf_lrtraj.records import RAW
+from tf_lrtraj.schedules import EquivalentSchedule
+from tf_lrtraj.training.fit_logs import Window, evaluations, numbers
+from tf_lrtraj.training.rate_record import RateRecord, schedule_of, updates_per_batch
+from tf_lrtraj.training.run_files import RunFiles
+from tf_lrtraj.weight_updates import steps_made
+
+
+class RunRecorder(keras.callbacks.Callback):
+    """Writes the records of a run into a workdir while `fit` trains a model.
+
+    `lrtraj-report --workdir=…` and `tf_lrtraj.report.write_report(workdir)` draw the page from
+    them, `tf_lrtraj.records.load_run` reads them: rows of training means and of the evaluations
+    that `fit` makes of its `validation_data`, those of averages among them if a
+    `WeightAveraging` with `validation_data` comes earlier in `callbacks`; the learning rate of
+    every update; and how the run ended.  Records of probes join the page from a
+    `probes.ProbeRecorder` that writes into the workdir's folder `probes`.
+
+    A workdir holds one run.  A recorder goes on with its own run in a later `fit` of the same
+    model, and, beside `keras.callbacks.BackupAndRestore`, with a run that was stopped; rows of
+    steps that are made again are dropped.
+
+    For a run under the schedule that equals an average, give the recorder of a second `fit` the
+    folder `tf_lrtraj.records.matched_dir(workdir, average)`; where its optimizer runs an
+    `EquivalentSchedule`, the record says which average, and the page compares the two runs.
+
+    Example:
+
+    >>> import keras, numpy as np, tempfile
+    >>> from tf_lrtraj import RunRecorder, WeightAveraging, kernels, records
+    >>> keras.utils.set_random_seed(0)
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> data = np.ones((8, 3)), np.ones((8, 1))
+    >>> averaging = WeightAveraging({"ema": kernels.Exponential(0.9)}, validation_data=data)
+    >>> workdir = tempfile.mkdtemp() + "/run"
+    >>> history = model.fit(
+    ...     *data, epochs=3, verbose=0, validation_data=data,
+    ...     callbacks=[averaging, RunRecorder(workdir, seed=0)],
+    ... )
+    >>> run = records.load_run(workdir)
+    >>> run.status, run.weights_names(), run.series("loss", "ema", "validation")[0]
+    ('done', ['raw', 'ema'], array([1, 2, 3]))
+
+    Args:
+        workdir: the folder; made if needed.
+        name: of the run; by default the folder's.
+        every: optimizer steps from one row of training means to the next; None for a row at
+            the end of each epoch.  Within an epoch they follow from Keras' running means, which
+            is exact for batches of equal size.
+        split: what evaluations of `validation_data` are called.
+        seed, batch_size, data: for the record: the seed that was set, examples in a batch, the
+            name of the data.
+        examples: in `validation_data`, for the errors of accuracies on the page.
+        config: more that `config.json` is to say of the run, in terms of JSON.
+
+    Raises:
+        ValueError: for arguments out of range, and when `fit` begins, if a `WeightAveraging`
+            that evaluates averages comes later in `callbacks`.
+        tf_lrtraj.records.RecordError: when `fit` begins, if the workdir holds another run,
+            cannot be written, or another process is writing to it.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        name: str | None = None,
+        every: int | None = None,
+        split: str = "validation",
+        seed: int | None = None,
+        batch_size: int | None = None,
+        data: str | None = None,
+        examples: int | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        for label, value in (("every", every), ("batch_size", batch_size), ("examples", examples)):
+            count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if value is not None and not count:
+                raise ValueError(
+                    f"`{label}` must be None or an integer of at least 1. Received: "
+                    f"{label}={value!r}"
+                )
+        if not isinstance(split, str) or not split:
+            raise ValueError(f"`split` must be a name. Received: split={split!r}")
+        try:
+            self.config = records.encode({} if config is None else dict(config))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`config` must hold what JSON can: {error}") from None
+        self.workdir = pathlib.Path(workdir)
+        self.name = name or self.workdir.resolve().name
+        self.every, self.split, self.seed = every, split, seed
+        self.batch_size, self.data, self.examples = batch_size, data, examples
+        self._step = 0
+        self._counted = 0  # of the model's updates when `_step` was brought up to date
+        self._recorded = False  # whether this recorder has recorded a run
+        self._run: RunFiles | None = None
+        self._epoch = 0.0
+        self._first_epoch: int | None = None
+        self._averaging: WeightAveraging | None = None
+        self._has_batch_norm = False
+        self._window = Window()
+        self._non_finite: int | None = None
+
+    # What `fit` calls -------------------------------------------------------------------------
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self._run is not None:  # an exception ended the last `fit`
+            self._run.end("interrupted", _INTERRUPTED)
+            self._run = None
+        running = _callback_list(self)
+        members = [] if running is None else list(running.callbacks)
+        self._averaging = self._find_averaging(members)
+        self._has_batch_norm = bool(bn.find_statistics(self.model, frozen=True))
+        self._first_epoch = None
+        resumes = any(isinstance(c, keras.callbacks.BackupAndRestore) for c in members)
+        held = contextlib.ExitStack()
+        records.prepare_workdir(self.workdir)
+        held.enter_context(records.only_writer(self.workdir))
+        try:
+            earlier = self._earlier_run(resumes)
+        except BaseException:
+            held.close()
+            raise
+        self._run = RunFiles(self.workdir, held, earlier)
+        if running is not None:
+            # `fit` lets go of the list however it ends, and Keras tells callbacks only of good
+            # ends; this is also called when the process exits.
+            weakref.finalize(running, RunFiles.end, self._run, "interrupted", _INTERRUPTED)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self._first_epoch is None:  # BackupAndRestore has brought its step back by now
+            self._begin(epoch)
+        # Where data ends before Keras knew it would, TensorFlow counts a step that is not made.
+        self._counted = steps_made(self.model)
+        self._window.start_epoch()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        run = self._required_run()
+        step = self._count_updates()
+        run.rates.note(step)
+        if not logs or "loss" not in logs:
+            return
+        self._window.add(batch + 1, numbers(logs))
+        finite = bool(np.isfinite(logs["loss"]))
+        if finite or self._non_finite is None:
+            self._non_finite = None if finite else step
+        if self.every is not None and step // self.every > run.rows_at // self.every:
+            steps = (self.params or {}).get("steps")
+            part = (batch + 1) / steps if steps else 0.0
+            run.train_row(step, self._epoch + part, run.rates.before(step), self._window.means())
+            self._window.clear()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        run, step = self._required_run(), self._step
+        self._epoch += 1.0
+        found = numbers(logs or {})
+        training = {key: value for key, value in found.items() if not key.startswith("val_")}
+        if self.every is None and "loss" in training:
+            run.train_row(step, self._epoch, run.rates.before(step), training)
+        names = [] if self._averaging is None else list(self._averaging.averages)
+        for weights, metrics in evaluations(found, names).items():
+            row = {"split": self.split, "weights": weights, "batch_norm": self._policy(weights)}
+            if self.examples is not None:
+                metrics = {**metrics, "examples": self.examples}
+            run.eval_row(step, self._epoch, {**row, **metrics})
+        run.timing_row(step, self.batch_size)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        run, step = self._required_run(), self._step
+        status, message = "done", None
+        if self._non_finite is not None:
+            status = "diverged"
+            message = f"The training loss is not finite from step {self._non_finite:,} on."
+        elif run.planned is not None and step < run.planned:
+            message = f"Training ended at step {step:,} of the {run.planned:,} planned."
+        self._counted = steps_made(self.model)
+        run.description["total_steps"] = step
+        run.end(status, message)
+        self._run = None
+
+    # The run ----------------------------------------------------------------------------------
+
+    def _count_updates(self) -> int:
+        counted = steps_made(self.model)
+        self._step += counted - self._counted
+        self._counted = counted
+        return self._step
+
+    def _required_run(self) -> RunFiles:
+        if self._run is None:
+            raise RuntimeError(
+                "RunRecorder has no run: pass it to `fit` in `callbacks=[…]`, or in a loop of your "
+                "own call `set_model(model)` and `on_train_begin()` first."
+            )
+        return self._run
+
+    def _find_averaging(self, members: list[Any]) -> WeightAveraging | None:
+        found = [c for c in members if isinstance(c, WeightAveraging)]
+        late = found and members.index(self) < members.index(found[0])
+        if late and found[0].validation_data is not None:
+            raise ValueError(
+                "`callbacks` must list WeightAveraging before RunRecorder, which writes the "
+                "epoch's metrics. Received: callbacks="
+                f"{[type(member).__name__ for member in members]}"
+            )
+        return found[0] if found else None
+
+    def _earlier_run(self, resumes: bool) -> dict[str, Any]:
+        """What `run.json` holds of this very run; empty where there is none.
+
+        Raises:
+            RecordError: if the workdir holds another run.
+        """
+        path = self.workdir / records.RUN
+        if not path.exists():
+            return {}
+        found = records.load_run(self.workdir).run
+        own = self._continues()
+        stopped = resumes and found["status"] in ("incomplete", "interrupted")
+        if not own and not stopped:
+            raise records.RecordError(
+                f"workdir {self.workdir} holds a run already ({found['status']}). Choose another "
+                "workdir, or delete that one."
+            )
+        return found
+
+    def _continues(self) -> bool:
+        """Whether the model stands where this recorder's run ended, or was trained on since."""
+        return self._recorded and steps_made(self.model) >= self._counted
+
+    def _begin(self, epoch: int) -> None:
+        """Writes what stands before the first step; goes on with an earlier run's rows."""
+        run = self._required_run()
+        if self._continues():
+            self._count_updates()  # those of training in between
+        else:
+            self._step, self._epoch = steps_made(self.model), float(epoch)
+        self._recorded = True
+        step = self._step
+        self._first_epoch = epoch
+        self._non_finite = None
+        params, optimizer = self.params or {}, self.model.optimizer
+        if params.get("steps") and params.get("epochs"):
+            batches = params["steps"] * (params["epochs"] - epoch)
+            run.planned = step + int(batches * updates_per_batch(optimizer))
+        config = self._config(run.earlier)
+        if run.earlier:
+            records.check_workdir_matches(self.workdir, config)
+        run.begin(config, self._description(run, step), step, RateRecord(optimizer))
+
+    def _config(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        model, averaging = self.model, self._averaging
+        optimizer = _described(model.optimizer)
+        if earlier and isinstance(optimizer.get("config"), dict):
+            # A callback may have changed the rate since; the run is the same one.
+            stored = records.read_json(self.workdir / records.CONFIG).get("optimizer", {})
+            rate = (stored.get("config") or {}).get("learning_rate")
+            if isinstance(rate, float):
+                optimizer["config"]["learning_rate"] = rate
+        return {
+            "name": self.name,
+            "model": {"class": type(model).__name__, "parameters": _parameters(model)},
+            "optimizer": optimizer,
+            "loss": _described(model.loss),
+            "averages": {} if averaging is None else _kernels(averaging),
+            "batch_norm": {} if averaging is None else dict(averaging.batch_norm),
+            **self.config,
+        }
+
+    def _description(self, run: RunFiles, step: int) -> dict[str, Any]:
+        earlier, averaging, steps = run.earlier, self._averaging, (self.params or {}).get("steps")
+        strategy = backend.strategy_of(self.model)
+        replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+        package = sys.modules[backend.name()]
+        names = [RAW] if averaging is None else [RAW, *averaging.averages]
+        return {
+            "format": records.FORMAT,
+            "status": "incomplete",
+            "name": self.name,
+            "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "created": earlier.get("created")
+            or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "versions": {
+                "tf_lrtraj": tf_lrtraj.__version__,
+                "python": platform.python_version(),
+                "keras": keras.__version__,
+                "numpy": np.__version__,
+                backend.name(): str(package.__version__),
+                "backend": backend.name(),
+            },
+            "seed": self.seed,
+            "threads": {"processors": os.cpu_count()},
+            "strategy": None if replicas == 1 else type(strategy).__name__,
+            "num_replicas": replicas,
+            "total_steps": run.planned,
+            "batch_size": self.batch_size,
+            "steps_per_epoch": steps,
+            "dataset": {} if self.data is None else {"name": self.data},
+            "model": {"name": self.model.name, "parameters": _parameters(self.model)},
+            "averages": {} if averaging is None else _kernels(averaging),
+            "batch_norm": {name: self._policy(name) for name in names},
+            "matched_to": self._matched_to(),
+            "message": None,
+            "resumed_at": [*earlier.get("resumed_at", []), step] if earlier else [],
+        }
+
+    def _matched_to(self) -> dict[str, Any] | None:
+        schedule = schedule_of(self.model.optimizer)
+        folder = self.workdir.resolve()
+        if not isinstance(schedule, EquivalentSchedule) or folder.parent.name != records.MATCHED:
+            return None
+        return {
+            "average": folder.name,
+            "kernel": schedule.kernel.get_config(),
+            "curvature": schedule.curvature,
+            "momentum": schedule.momentum,
+        }
+
+    def _policy(self, weights: str) -> str:
+        """Whose batch-norm statistics the evaluations of some weights use."""
+        if not self._has_batch_norm:
+            return "none"
+        if weights == RAW or self._averaging is None:
+            return "running"
+        return self._averaging.batch_norm[weights]
+
+
+_INTERRUPTED = "Training stopped before its end: an exception, or the end of the process."
+
+
+def _callback_list(callback: Any) -> Any:
+    """The `CallbackList` that calls a hook of `callback`; None in a loop of the user's own."""
+    frame = inspect.currentframe()
+    try:
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, keras.callbacks.CallbackList):
+                return owner if any(c is callback for c in owner.callbacks) else None
+            frame = frame.f_back
+        return None
+    finally:
+        del frame  # frames keep everything in them alive
+
+
+def _parameters(model: Any) -> int:
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+
+
+def _kernels(averaging: WeightAveraging) -> dict[str, Any]:
+    return {name: kernel.get_config() for name, kernel in averaging.averages.items()}
+
+
+def _described(thing: Any) -> Any:
+    """A Keras object's configuration, or its name where it has none that JSON can hold."""
+    if thing is None or isinstance(thing, str):
+        return {} if thing is None else {"name": thing}
+    if isinstance(thing, (list, tuple)):
+        return [_described(one) for one in thing]
+    if isinstance(thing, Mapping):
+        return {str(key): _described(one) for key, one in thing.items()}
+    name = getattr(thing, "__name__", type(thing).__name__)
+    try:
+        config = records.encode(thing.get_config())
+        config.pop("name", None)  # Keras counts its objects there
+        return {"class": name, "config": config}
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return {"class": name}
