@@ -165,7 +165,8 @@ class WeightAveraging(keras.callbacks.Callback):
                 raise ValueError(
                     f"`{label}` must be an integer of at least 1. Received: {label}={value!r}"
                 )
-        self.batch_norm_data = bn.check_data(batch_norm_data)
+        # Whether it ends is asked when training begins: its limit may still be set.
+        self.batch_norm_data = bn.check_data(batch_norm_data, batches=batch_norm_batches or 1)
         self.batch_norm_batches = batch_norm_batches
         self.batch_size = batch_size
         self.state: AverageState | None = None
@@ -196,6 +197,8 @@ class WeightAveraging(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         check_trainable(model, self)
+        bn.check_data(self.batch_norm_data, batches=self.batch_norm_batches)
+        bn.check_model(model, self.batch_norm.values())
         if self.state is not None:
             self._check_model()
         beside = callbacks_beside(self)
@@ -411,14 +414,11 @@ class WeightAveraging(keras.callbacks.Callback):
             non_trainable = self._recompute(
                 trainable,
                 non_trainable,
-                self._batches(),
-                distributed=backend.is_distributed(self.batch_norm_data),
+                self.batch_norm_data,
+                batch_size=self.batch_size,
+                batches=self.batch_norm_batches,
             )
         return trainable, non_trainable
-
-    def _batches(self) -> Iterator[Any]:
-        data = bn.check_data(self.batch_norm_data)
-        return bn.input_batches(data, self.batch_size, self.batch_norm_batches)
 
     @contextlib.contextmanager
     def borrowed(self, name: str) -> Iterator[Any]:

@@ -161,8 +161,9 @@ class Ensemble:
         ]
         non_trainable = backend.values(model.non_trainable_variables)
         if self._found and statistics == "recompute":
-            batches = bn.input_batches(self.batch_norm_data, self.batch_size)
-            non_trainable = self._recompute(trainable, non_trainable, batches)
+            non_trainable = self._recompute(
+                trainable, non_trainable, self.batch_norm_data, batch_size=self.batch_size
+            )
         elif self._found:
             extra = weights[count:]
             pairs = list(zip(extra[::2], extra[1::2], strict=True))

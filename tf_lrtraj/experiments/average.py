@@ -276,10 +276,12 @@ class ModelTarget(Target):
             raise ConfigError("recomputing batch-norm statistics needs --data")
         if self._recompute is None:
             self._recompute = bn.Recompute(self.model)
-        inputs = next(iter(self._data.values()))[0]
-        batches = bn.input_batches(inputs, self._batch_size)
+        data = next(iter(self._data.values()))
         return trainable, self._recompute(
-            _like(trainable, self.model.trainable_variables), non_trainable, batches
+            _like(trainable, self.model.trainable_variables),
+            non_trainable,
+            data,
+            batch_size=self._batch_size,
         )
 
     def evaluate(
