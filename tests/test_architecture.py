@@ -31,7 +31,7 @@ RECORDS_SIDE = {"report", "claims"}
 ALLOWED = {room: set() for room in GROUND}
 ALLOWED["durations"] = {"kernels", "rates"}
 ALLOWED["theory"] = {"kernels", "rates"}
-ALLOWED["batch_norm"] = {"backend", "layer_calls"}
+ALLOWED["batch_norm"] = {"backend", "layer_calls", "weight_updates"}
 ALLOWED["schedules"] = GROUND | {"theory"}
 ALLOWED["averaging"] = GROUND | {"theory", "batch_norm"}
 # A record of a probe draws itself, with the figure that a run's report shows.

@@ -37,7 +37,7 @@ def test_first_layer_statistics_equal_the_moments_of_all_its_inputs(sizes, momen
     model = network(momentum)
     images = np.random.default_rng(0).normal(size=(16, 5, 5, 2)).astype(np.float32) * 3 + 1
     before = all_values(model)
-    batches = np.split(images, np.cumsum(sizes)[:-1])
+    batches = [(part,) for part in np.split(images, np.cumsum(sizes)[:-1])]
     result = bn.recompute(model, *values(model), batches)
     seen = ops.convert_to_numpy(model.layers[1](images)).astype(np.float64)
     entry = bn.find_statistics(model)[0]
@@ -98,7 +98,7 @@ def recomputed(model, data, batch_size=5):
     """(mean, variance) of each batch-norm layer; and checks that nothing in the model moved."""
     before = all_values(model)
     streams = random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
-    result = bn.recompute(model, *values(model), bn.input_batches(data, batch_size))
+    result = bn.recompute(model, *values(model), data, batch_size=batch_size)
     assert (random.getstate(), np.random.get_state()[1].tobytes()) == streams  # noqa: NPY002
     for old, new in zip(before, all_values(model), strict=True):
         assert old.tobytes() == new.tobytes()
@@ -253,24 +253,6 @@ def test_freezing_a_layer_between_two_uses():
     kept = recompute(*values(model), [VECTORS])
     for old, new in zip(backend.values(model.non_trainable_variables), kept, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(old), ops.convert_to_numpy(new))
-
-
-def test_what_data_may_be():
-    def batches(data, limit=None):
-        return [ops.convert_to_numpy(b) for b in bn.input_batches(data, 4, limit)]
-
-    whole = np.arange(10.0)
-    for data in (whole, (whole, -whole), [whole[:4], whole[4:8], whole[8:]]):
-        np.testing.assert_array_equal(np.concatenate(batches(data)), whole)
-    assert [len(b) for b in batches(whole)] == [4, 4, 2]
-    assert [len(b) for b in batches(whole, 1)] == [4]
-    pairs = [(whole[:5], -whole[:5]), (whole[5:], -whole[5:])]
-    np.testing.assert_array_equal(np.concatenate(batches(pairs)), whole)
-    by_name = list(bn.input_batches({"a": whole, "b": -whole}, 4))
-    assert [set(b) for b in by_name] == [{"a", "b"}] * 3
-    np.testing.assert_array_equal(by_name[2]["b"], -whole[8:])
-    with pytest.raises(ValueError, match=r"again and again\. Received an iterator"):
-        bn.check_data(iter([whole]))
 
 
 def test_reading_shuffled_data_leaves_the_global_streams_alone():

@@ -480,6 +480,15 @@ def is_distributed(data: Any) -> bool:
     return isinstance(data, tf.distribute.DistributedDataset)
 
 
+def unconverted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose Python code TensorFlow traces as it is, as Keras has models traced."""
+    if name() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
+
+
 def sum_over_replicas(arrays: Any) -> Any:
     """The sum of a nest of arrays over the replicas; to be called on a replica."""
     if name() != "tensorflow":
@@ -606,6 +615,28 @@ def _around_scopes() -> tuple[Callable[[Sequence[Any]], list[Any]], Callable[[An
     return lambda variables: [_tensor(v) for v in variables], lambda v, x: v._direct_assign(x)
 
 
+@contextlib.contextmanager
+def given_weights(
+    model: Any, trainable: Sequence[Any], non_trainable: Sequence[Any]
+) -> Iterator[Any]:
+    """A block in which `model` has the given weights, and in which no variable changes.
+
+    Args:
+        model: a built Keras model.
+        trainable: values in the order of `model.trainable_variables`.
+        non_trainable: values in the order of `model.non_trainable_variables`.
+
+    Yields:
+        a `keras.StatelessScope`, which tells the values that variables have by then.
+    """
+    mapping = [
+        *zip(model.trainable_variables, trainable, strict=True),
+        *zip(model.non_trainable_variables, non_trainable, strict=True),
+    ]
+    with keras.StatelessScope(mapping) as scope:
+        yield scope
+
+
 def forward(
     model: Any,
     trainable: Sequence[Any],
@@ -620,15 +651,16 @@ def forward(
         trainable: values in the order of `model.trainable_variables`.
         non_trainable: values in the order of `model.non_trainable_variables`.
         inputs: a batch, or a nest of arrays for models with several inputs.
-        training: whether batch norm uses batch statistics and dropout is on.
+        training: whether batch norm uses batch statistics and dropout is on.  Keras hands
+            it on to the layers inside, also where the model's `call` has no such argument.
 
     Returns:
         (outputs, the values the non-trainable variables would have afterwards).
     """
-    outputs, updated = model.stateless_call(
-        list(trainable), list(non_trainable), inputs, training=training
-    )
-    return outputs, list(updated)
+    with given_weights(model, trainable, non_trainable) as scope:
+        outputs = model(inputs, training=training)
+        updated = [scope.get_current_value(variable) for variable in model.non_trainable_variables]
+    return outputs, updated
 
 
 def holds(variable: Any, array: Any) -> bool:

@@ -274,7 +274,7 @@ def test_statistics_measured_by_calling_the_model_in_training_mode():
     moved = numpy_of(model.variables)
     assert changed(before, moved)[0] >= 16 + 1
     values = [backend.values(v) for v in (model.trainable_variables, model.non_trainable_variables)]
-    bn.recompute(model, *values, [X[:40], X[40:]])
+    bn.recompute(model, *values, X, batch_size=40)
     assert changed(moved, numpy_of(model.variables))[0] == 0
 
 

@@ -183,13 +183,9 @@ def test_recomputing_across_replicas_equals_one_device(strategy, synchronized):
     data = tf.data.Dataset.from_tensor_slices((INPUTS[:61], LABELS[:61])).batch(24)
     trainable = backend.values(model.trainable_variables)
     rest = backend.values(model.non_trainable_variables)
-    shared = bn.Recompute(model)(
-        trainable,
-        rest,
-        bn.input_batches(strategy.experimental_distribute_dataset(data), 1),
-        distributed=True,
-    )
-    alone = bn.recompute(model, trainable, rest, bn.input_batches(data, 1))
+    distributed = strategy.experimental_distribute_dataset(data)
+    shared = bn.recompute(model, trainable, rest, distributed)
+    alone = bn.recompute(model, trainable, rest, data)
     entries = bn.find_statistics(model)
     # Without synchronisation the second layer sees other activations on half a batch.
     for entry in entries if synchronized or strategy.num_replicas_in_sync == 1 else entries[:1]:

@@ -156,15 +156,21 @@ def test_a_checkpoint_evaluates_to_what_training_recorded(finished):
     config = read_config(finished)
     assembly, step = evaluation.open_checkpoint(config, finished, make_strategy("one_device"))
     run = records.load_run(finished)
-    rows = {row["weights"]: row for row in evaluation.evaluate(assembly, step)}
-    assert list(rows) == ["raw", "ema", "two_point"]
-    for name, row in rows.items():
-        recorded = run.rows("eval", weights=name)[-1]
-        assert row == {key: recorded[key] for key in row}
-    fair = next(evaluation.evaluate(assembly, step, ["raw"], batch_norm="recompute"))
-    assert fair["loss"] == run.series("loss", "raw")[1][-1] != rows["raw"]["loss"]
-    copied = next(evaluation.evaluate(assembly, step, ["ema"], batch_norm="copy"))
-    assert copied["batch_norm"] == "copy" and copied["loss"] != rows["ema"]["loss"]
+    rows = list(evaluation.evaluate(assembly, step))
+    names = [(row["weights"], row["batch_norm"].split("(")[0]) for row in rows]
+    assert names == [
+        ("raw", "recompute"),
+        ("raw", "running"),
+        ("ema", "recompute"),
+        ("two_point", "average"),
+    ]
+    recorded = [row for row in run.rows("eval") if row["step"] == step and row["split"] == "test"]
+    for row, there in zip(rows, recorded, strict=True):
+        assert row == {key: there[key] for key in row}
+    assert rows[0]["loss"] == run.series("loss", "raw")[1][-1] != rows[1]["loss"]
+    copied = list(evaluation.evaluate(assembly, step, ["raw", "ema"], batch_norm="copy"))
+    assert [row["batch_norm"] for row in copied] == ["running", "copy"]
+    assert copied[1]["loss"] != rows[2]["loss"]
     with pytest.raises(ConfigError, match=r"must be among \['raw', 'ema', 'two_point'\].*emma"):
         next(evaluation.evaluate(assembly, step, ["emma"]))
     with pytest.raises(ConfigError, match=r"split must be one of.*'dev'"):

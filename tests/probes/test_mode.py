@@ -161,7 +161,7 @@ def test_recalibrated_is_frozen_at_recomputed_statistics():
     surface = Surface(model, "mse", batch_norm="recalibrated", moment_batches=batches)
     frozen = Surface(model, "mse", batch_norm="frozen")
     point = surface.point()
-    recomputed = bn.recompute(model, *point, [x for x, _ in batches])
+    recomputed = bn.recompute(model, *point, batches)
     found = surface.predict(point, data())
     assert (found != frozen.predict(point, data())).mean() > 0.9
     np.testing.assert_array_equal(

@@ -81,7 +81,7 @@ def test_against_a_clone_with_its_weights_set(network, mode):
         if mode == "recalibrated":
             values = [v.value for v in clone.trainable_variables]
             others = [v.value for v in clone.non_trainable_variables]
-            new = bn.recompute(clone, values, others, [x for x, _ in moment_batches])
+            new = bn.recompute(clone, values, others, moment_batches)
             for variable, value in zip(clone.non_trainable_variables, new, strict=True):
                 variable.assign(value)
         clone.layers[4].rate = 0.0

@@ -111,7 +111,7 @@ def test_statistics_of_each_replicas_own_are_evaluated_as_they_are_saved(tmp_pat
     assembly, step = evaluation.open_checkpoint(config, tmp_path, make_strategy("one_device"))
     run = records.load_run(tmp_path)
     rows = list(evaluation.evaluate(assembly, step))
-    assert [row["weights"] for row in rows] == ["raw", "ema", "two_point"]
+    assert [row["weights"] for row in rows] == ["raw", "raw", "ema", "two_point"]
     for row in rows:
         recorded = run.rows("eval", weights=row["weights"], split="test")
         (recorded,) = [r for r in recorded if r["batch_norm"] == row["batch_norm"]]

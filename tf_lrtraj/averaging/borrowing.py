@@ -104,7 +104,10 @@ class Loan:
         if self._lent is None:
             return
         optimizer, steps = self._steps
-        if getattr(self._model, "optimizer", None) is optimizer and steps_made(self._model) != steps:
+        if (
+            getattr(self._model, "optimizer", None) is optimizer
+            and steps_made(self._model) != steps
+        ):
             raise RuntimeError(
                 f"The optimizer made steps while the model held {self._what}. They moved the "
                 "borrowed weights and are lost; the model has its own weights back, but its "

@@ -127,7 +127,9 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         ModelAverages.__init__(self)
         settings.check_names(averages)
         # Durations wait for the `fit` that says how long an epoch is.
-        self._unresolved = {name: k for name, k in averages.items() if settings.has_durations(k)}
+        self._unresolved: dict[str, Any] = {
+            name: kernel for name, kernel in averages.items() if settings.has_durations(kernel)
+        }
         self.averages = settings.check_averages(averages, but=self._unresolved)
         if isinstance(batch_norm, str):
             batch_norm = {name: batch_norm for name in averages}
@@ -147,10 +149,9 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         self.validation_steps = settings.check_count(
             validation_steps, "validation_steps", optional=True
         )
-        self.batch_norm_data = bn.check_data(batch_norm_data, batches=self.batch_norm_batches)
-        self.validation_data = bn.check_data(
-            validation_data, "validation_data", self.validation_steps, limit="validation_steps"
-        )
+        self.batch_norm_data, self.validation_data = batch_norm_data, validation_data
+        # Whether data end is asked when training begins: their limits may still be set.
+        self._check_data(self.batch_norm_batches or 1, self.validation_steps or 1)
         self.batch_norm_call = settings.check_function(batch_norm_call, "batch_norm_call")
         self.variables = settings.check_function(variables, "variables")
         self.on_non_finite = settings.check_choice(
@@ -170,6 +171,11 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         self._left: Standing | None = None
         self._loaded_iterations: int | None = None
         self._carried: dict[str, Any] | None = None
+
+    def _check_data(self, batches: int | None, steps: int | None) -> None:
+        """Refuses data that cannot be read again or do not end."""
+        bn.check_data(self.batch_norm_data, batches=batches)
+        bn.check_data(self.validation_data, "validation_data", steps, limit="validation_steps")
 
     # Where the trajectory begins --------------------------------------------------------------
 
@@ -228,8 +234,8 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         self._resolve()
         if self.num_updates:
             self._check_model()
-        for name, policy in self.batch_norm.items():
-            bn.check_model(model, policy, f"batch_norm[{name!r}]", self.batch_norm_call)
+        self._check_data(self.batch_norm_batches, self.validation_steps)
+        bn.check_model(model, self.batch_norm.values())
         beside = callbacks_beside(self)
         evaluated = list(self.averages) if self.validation_data is not None else []
         check_order(self, beside, [f"val_{name}_" for name in evaluated])
@@ -510,8 +516,8 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         if backup is None or stored is None:
             where = "no BackupAndRestore is in `callbacks`" if backup is None else backup.folder
             raise ValueError(
-                f"The model was restored at iteration {steps_made(model)}, and WeightAveraging has no "
-                f"state that goes with it ({where}). It must train with BackupAndRestore from the "
+                f"The model was restored at iteration {steps_made(model)}, and WeightAveraging has "
+                f"no state that goes with it ({where}). It must train with BackupAndRestore from the "
                 "start for its averages to be restored too. To average from here on instead, "
                 "load the weights before `fit`."
             )
@@ -551,7 +557,8 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
     def __setstate__(self, kept: Mapping[str, Any]) -> None:
         keras.callbacks.Callback.__init__(self)
         ModelAverages.__init__(self)
-        vars(self).update(kept)
+        for name, value in kept.items():
+            setattr(self, name, value)
         self._backup = self._counter = self._at_set_model = self._left = None
         self._begun = False
         self.num_updates = 0  # until the model is there

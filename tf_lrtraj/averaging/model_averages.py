@@ -363,11 +363,10 @@ class ModelAverages:
                     f"variance of {entry.layer.name!r} falls to {lowest:.3g}. Choose "
                     "batch_norm='recompute' for it."
                 )
-        return [
-            (v, keras.ops.cast(average[id(v)], v.dtype))
-            for v in self._statistics()
-            if id(v) in average
-        ]
+        model = self.model
+        old = backend.values(model.non_trainable_variables)
+        known = [average.get(id(v), v) for v in self._statistics()]
+        return _differences(model, old, bn.put_averaged(model, old, known))
 
     def _recomputed(self, who: str, changes: Values) -> Values:
         """(variable, value) of statistics recomputed where the model holds other weights."""
@@ -380,6 +379,7 @@ class ModelAverages:
                 "statistics. Set it, for example `averaging.batch_norm_data = x_train[:4096]`, "
                 "or choose batch_norm='average' before training."
             )
+        bn.check_data(self.batch_norm_data, batches=self.batch_norm_batches)
         known = {id(v): value for v, value in changes}
         trainable, old = (
             [known.get(id(v), value) for v, value in zip(vs, backend.values(vs), strict=True)]
@@ -392,11 +392,7 @@ class ModelAverages:
             batch_size=self.batch_size,
             batches=self.batch_norm_batches,
         )
-        return [
-            (v, after)
-            for v, before, after in zip(model.non_trainable_variables, old, new, strict=True)
-            if after is not before
-        ]
+        return _differences(model, old, new)
 
     # Lending ----------------------------------------------------------------------------------
 
@@ -534,6 +530,12 @@ def _wide(variable: Any) -> Any:
     """A variable's value in the dtype that averages of it have."""
     value = backend.values([variable])[0]
     return keras.ops.copy(keras.ops.cast(value, buffer_dtype(variable.dtype)))
+
+
+def _differences(model: Any, old: Sequence[Any], new: Sequence[Any]) -> Values:
+    """(variable, value) of the non-trainable variables whose values were replaced."""
+    triples = zip(model.non_trainable_variables, old, new, strict=True)
+    return [(variable, after) for variable, before, after in triples if after is not before]
 
 
 def _as_numpy(array: Any) -> np.ndarray:

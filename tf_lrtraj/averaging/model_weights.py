@@ -94,8 +94,8 @@ class ModelWeights:
         if not self.statistics:
             return trainable, others
         if policy == "recompute":
-            batches = bn.input_batches(self._data, self._batch_size)
-            return trainable, self._recompute(trainable, others, batches)
+            new = self._recompute(trainable, others, self._data, batch_size=self._batch_size)
+            return trainable, new
         given = arrays[len(variables) :]
         pairs = list(zip(given[::2], given[1::2], strict=True))
         return trainable, bn.replace(others, self.statistics, pairs)

@@ -7,8 +7,10 @@ Examples:
   lrtraj-evaluate --workdir=runs/digits_demo --weights=swa --batch_norm=copy
   lrtraj-evaluate --workdir=runs/digits_demo --step=900 --json=rows.jsonl
 
-The last one shows what averaged weights do with the batch-norm statistics of
-other weights.  A damaged checkpoint is passed over for the one before it.
+The third shows what averaged weights do with the batch-norm statistics of
+other weights.  Raw weights are shown with recomputed statistics, as averages have
+them, and with the running ones that training kept.  A damaged checkpoint is passed
+over for the one before it.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ def run() -> None:
         "batch_norm",
         None,
         ["recompute", "average", "copy"],
-        "batch-norm policy; by default the run's own, and running statistics for raw weights",
+        "batch-norm policy; by default the run's own; raw weights also have running ones",
     )
     flags.DEFINE_integer("limit", None, "only so many images", lower_bound=1)
     flags.DEFINE_string("data_dir", None, "where the data lies, if it moved")

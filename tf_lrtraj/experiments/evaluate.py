@@ -55,6 +55,9 @@ def evaluate(
 ) -> Iterator[dict[str, Any]]:
     """Evaluates weights of a restored run, one row each (as in `metrics.jsonl`).
 
+    The raw weights of a model with batch norm have two where statistics are recomputed:
+    with recomputed and with running ones.
+
     Args:
         assembly: with a checkpoint restored.
         step: of that checkpoint.
@@ -82,8 +85,8 @@ def evaluate(
             "batch-norm policy 'average' needs statistics that were averaged during the run; "
             "this run did not keep them. Choose 'recompute' or 'copy'."
         )
-    for name in names:
-        policy = "running" if name == RAW and batch_norm != "recompute" else batch_norm
+    default = assembly.config["batch_norm"]["policy"]
+    for name, policy in evaluator.candidates(names, default, batch_norm):
         weights = evaluator.weights(name, step, policy)
         result = evaluator.evaluate(weights, assembly.eval_batches(split, limit))
         yield {

@@ -461,14 +461,8 @@ def evaluate_all(assembly: Assembly, step: int, log: RunLog) -> None:
     splits: list[tuple[str, int | None]] = [(assembly.eval_split, None)]
     if config["evaluate"]["train_examples"]:
         splits.append(("train", config["evaluate"]["train_examples"]))
-    candidates: list[tuple[str, str | None]] = [(RAW, None)]
-    if evaluator.has_batch_norm and config["batch_norm"]["policy"] == "recompute":
-        # Running statistics lag behind weights that move fast.  The raw weights with
-        # recomputed ones, as the averages have them, are the fair comparison: they come
-        # first in the record, so tables and figures compare with them.
-        candidates.insert(0, (RAW, "recompute"))
-    candidates += [(name, None) for name in assembly.plan.averages]
-    for name, policy in candidates:
+    names = [RAW, *assembly.plan.averages]
+    for name, policy in evaluator.candidates(names, config["batch_norm"]["policy"]):
         with assembly.doing(f"batch norm of {name}"):
             weights = evaluator.weights(name, step, policy)
         for split, limit in splits:

@@ -100,7 +100,7 @@ class Surface:
                 "`batch_norm='recalibrated'` needs `moment_batches`, some training batches to "
                 f"measure statistics on. Received: moment_batches={moment_batches!r}"
             )
-        self._recompute = bn.Recompute(model)
+        self._recompute = bn.Recompute(model, call=bn.call_on_inputs)
         self._calibrated: tuple[Point, ...] = ()  # the last one calibrated: before, after
         self._evaluate = backend.compiled(self._evaluate_batch)
         self._along = backend.compiled(self._evaluate_moved)
@@ -160,7 +160,7 @@ class Surface:
         if not self.calibration_passes:
             return point
         if not any(point is known for known in self._calibrated):
-            inputs = (batch[0] for batch in self._moment_batches)
+            inputs = [(batch[0],) for batch in self._moment_batches]
             self._calibrated = (point, Point(point.trainable, self._recompute(*point, inputs)))
         return self._calibrated[1]
 

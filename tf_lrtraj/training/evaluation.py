@@ -182,6 +182,30 @@ class Evaluator:
             return f"recompute({self._num_moment_batches} batches)"
         return policy
 
+    def candidates(
+        self, names: Iterable[str], default: str, policy: str | None = None
+    ) -> list[tuple[str, str | None]]:
+        """(weights, batch-norm policy) of everything to evaluate, in turn.
+
+        Running statistics lag behind weights that move fast.  The raw weights with recomputed
+        ones, as averages have them, are the fair comparison: they come first in a record, so
+        tables and figures compare with them.
+
+        Args:
+            names: "raw" and names of averages.
+            default: the run's policy.
+            policy: one to use instead of the configured ones; None for those.
+        """
+        found: list[tuple[str, str | None]] = []
+        for name in names:
+            if name != RAW:
+                found.append((name, policy))
+                continue
+            if self.has_batch_norm and (policy or default) == "recompute":
+                found.append((RAW, "recompute"))
+            found.append((RAW, "running"))
+        return found
+
     @property
     def has_batch_norm(self) -> bool:
         return bool(self._statistics)

@@ -1,0 +1,180 @@
+"""Which variables of a model are running statistics, and putting others in their place."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+POLICIES = ("recompute", "average", "copy")
+
+
+def check_policy(policy: str, name: str = "batch_norm") -> str:
+    """Returns `policy` if it is known, or raises an error that lists the known ones."""
+    if not isinstance(policy, str) or policy not in POLICIES:
+        raise ValueError(f"`{name}` must be one of {list(POLICIES)}. Received: {name}={policy!r}")
+    return policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Where one batch-norm layer keeps its running statistics.
+
+    `mean`, `variance` and `stddev` are positions in `model.non_trainable_variables`;
+    `stddev` is None but for batch renormalisation, which keeps √(variance + epsilon) too.
+    """
+
+    layer: Any
+    mean: int
+    variance: int
+    stddev: int | None = None
+
+
+def layers_of(model: Any) -> Iterator[Any]:
+    """Every layer inside a model, nested ones included."""
+    yield from model._flatten_layers(include_self=False, recursive=True)
+
+
+def find_statistics(model: Any, *, frozen: bool = False) -> list[Statistics]:
+    """The batch-norm layers of a model, nested ones included.
+
+    Args:
+        model: a built Keras model.
+        frozen: also list layers with `trainable=False`; they always normalise by
+            their stored statistics, which no policy changes.
+    """
+    positions = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
+    found = []
+    for layer in layers_of(model):
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        # A layer that the model never calls has no variables.
+        if layer.built and (layer.trainable or frozen):
+            stddev = getattr(layer, "moving_stddev", None)
+            found.append(
+                Statistics(
+                    layer,
+                    positions[id(layer.moving_mean)],
+                    positions[id(layer.moving_variance)],
+                    None if stddev is None else positions[id(stddev)],
+                )
+            )
+    return found
+
+
+def replace(
+    non_trainable: Sequence[Any],
+    statistics: Sequence[Statistics],
+    moments: Sequence[tuple[Any, Any] | None],
+) -> list[Any]:
+    """Non-trainable values with the given (mean, variance) put into each layer's place.
+
+    A layer whose entry is None keeps its own.
+    """
+    replaced = list(non_trainable)
+    for entry, pair in zip(statistics, moments, strict=True):
+        if pair is None:
+            continue
+        layer, (mean, variance) = entry.layer, pair
+        replaced[entry.mean] = ops.cast(mean, layer.moving_mean.dtype)
+        replaced[entry.variance] = ops.cast(variance, layer.moving_variance.dtype)
+        if entry.stddev is not None:
+            deviation = ops.sqrt(replaced[entry.variance] + layer.epsilon)
+            replaced[entry.stddev] = ops.cast(deviation, layer.moving_stddev.dtype)
+    return replaced
+
+
+# Other layers with running statistics ---------------------------------------------------------
+
+
+def other_statistics(model: Any) -> list[tuple[Any, Any]]:
+    """(layer, variable) of what trainable layers but batch norm may keep running statistics in.
+
+    They are the floating-point variables that gradients do not train: statistics of
+    other kinds of normalisation, code books, the state of a `JaxLayer`.  The states of
+    recurrent layers belong to the sequence that is being read, and are left out.
+    """
+    owners: dict[int, Any] = {}
+    states: set[int] = set()
+    for layer in (model, *layers_of(model)):
+        for variable in layer.non_trainable_variables:
+            owners[id(variable)] = layer  # the innermost comes last
+        if getattr(layer, "stateful", False):
+            states |= {id(state) for state in keras.tree.flatten(getattr(layer, "states", None))}
+    found = []
+    for variable in model.non_trainable_variables:
+        layer = owners.get(id(variable), model)
+        if (
+            layer.trainable
+            and not isinstance(layer, keras.layers.BatchNormalization)
+            and keras.backend.is_float_dtype(variable.dtype)
+            and id(variable) not in states
+        ):
+            found.append((layer, variable))
+    return found
+
+
+def averaged_variables(model: Any) -> list[Any]:
+    """The running statistics that the policy "average" averages beside the weights.
+
+    Mean and variance of each batch-norm layer in turn, in the order of
+    `find_statistics`, then those of other layers (`other_statistics`).
+    """
+    pairs = [(e.layer.moving_mean, e.layer.moving_variance) for e in find_statistics(model)]
+    others = [variable for _, variable in other_statistics(model)]
+    return [*(variable for pair in pairs for variable in pair), *others]
+
+
+def put_averaged(model: Any, non_trainable: Sequence[Any], averages: Sequence[Any]) -> list[Any]:
+    """Non-trainable values with averages of `averaged_variables(model)` in their place."""
+    statistics = find_statistics(model)
+    count = 2 * len(statistics)
+    pairs = list(zip(averages[:count:2], averages[1:count:2], strict=True))
+    replaced = replace(non_trainable, statistics, pairs)
+    positions = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
+    for (_, variable), average in zip(other_statistics(model), averages[count:], strict=True):
+        replaced[positions[id(variable)]] = ops.cast(average, variable.dtype)
+    return replaced
+
+
+# What cannot be measured or averaged ----------------------------------------------------------
+
+
+def torch_modules(model: Any) -> list[Any]:
+    """The layers of a model that wrap a torch module."""
+    wrapper = getattr(keras.layers, "TorchModuleWrapper", None)
+    if keras.backend.backend() != "torch" or wrapper is None:
+        return []
+    return [layer for layer in layers_of(model) if isinstance(layer, wrapper)]
+
+
+def check_model(model: Any, policies: Iterable[str]) -> None:
+    """Refuses a model some of whose running statistics no policy in use can serve.
+
+    torch modules keep theirs in buffers that are no variables of the model.
+
+    Args:
+        model: a Keras model.
+        policies: those in use.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    wanted = sorted(set(policies) - {"copy"})
+    if not wanted:
+        return
+    for layer in torch_modules(model):
+        base = sys.modules["torch"].nn.modules.batchnorm._NormBase
+        for name, module in layer.module.named_modules():
+            if isinstance(module, base) and module.running_mean is not None:
+                where = f"{type(module).__name__} {name!r}".replace(" ''", "")
+                raise ValueError(
+                    f"batch_norm={wanted[0]!r} cannot serve {where} in the layer {layer.name!r}: a "
+                    "torch module keeps its running statistics out of Keras' sight. Use "
+                    "keras.layers.BatchNormalization, or batch_norm='copy' for the raw weights' "
+                    "statistics."
+                )
