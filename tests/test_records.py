@@ -105,7 +105,7 @@ ROWS = [_eval(0, loss=math.nan), _eval(10, note="é\u2028\n"), _eval(20, loss=np
 
 
 def _same(left, right):
-    return json.dumps(records.files.encode(left)) == json.dumps(records.files.encode(right))
+    return json.dumps(records.encode(left)) == json.dumps(records.encode(right))
 
 
 def test_rows_cut_at_any_byte_read_as_the_whole_rows_before_the_cut(tmp_path):
@@ -129,12 +129,68 @@ def test_rows_cut_at_any_byte_read_as_the_whole_rows_before_the_cut(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"7" * 6000, "a whole number of 6000 digits is out of range"),
+        (b"-" + b"7" * 400, "a whole number of 400 digits"),
+        (b"18446744073709551616", "a whole number of 20 digits"),
+        (b'{"loss": 1e999}', "the number 1e999 is out of range"),
+        (b"-1" + b"0" * 400 + b".5", "out of range"),
+        (b"[" * 150 + b"]" * 150, "nested more than 100 levels deep"),
+        (b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested"),
+        (b"[Infinity]", "bare constant Infinity"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_no_array_and_no_stack_holds_is_refused_by_name(tmp_path, text, reason):
+    path = tmp_path / "a.json"
+    path.write_bytes(text)
+    with pytest.raises(records.RecordError, match=reason) as caught:
+        records.read_json(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < len(str(path)) + 200
+
+
+def _nested(depth):
+    return 0 if not depth else [_nested(depth - 1)]
+
+
+@pytest.mark.parametrize("value", [2**64 - 1, -(2**63), 1.7e308, _nested(100)])
+def test_what_arrays_hold_is_written_and_read(tmp_path, value):
+    records.write_json(tmp_path / "a.json", value)
+    assert records.read_json(tmp_path / "a.json") == value
+
+
+@pytest.mark.parametrize("value", [2**64, -(10**400), _nested(101), {"a": _nested(100)}])
+def test_what_could_not_be_read_is_not_written(tmp_path, value):
+    with pytest.raises(TypeError, match="a record may"):
+        records.write_json(tmp_path / "a.json", value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [
+        ("/w/run/.run.json.12.tmp", "/w/run"),
+        ("/w/run/.step_000000004.12.tmp/progress.json", "/w/run"),
+        ("/w/run/checkpoints/step_000000004/progress.json", None),
+        ("/tmp/scratch/model.weights.h5", None),  # another disk, which may be the full one
+        ("assets", "/w/run"),
+        (None, "/w/run"),
+    ],
+)
+def test_errors_name_what_a_user_knows(named, shown):
+    with pytest.raises(OSError) as caught, records.naming("/w/run"):
+        raise OSError(28, "No space left on device", *([] if named is None else [named]))
+    assert caught.value.filename == (shown or named)
+
+
+@pytest.mark.parametrize(
     ("line", "reason"),
     [
         (b'{"step": 1, "loss"', "Expecting"),
-        (b"[1]", "must be a JSON object, not list"),
-        (b'{"loss": 1}', "whole number as its step, not None"),
-        (b'{"step": true}', "not True"),
+        (b"[1]", r"must be a JSON object. Received: \[1\]"),
+        (b'{"loss": 1}', "`step` is missing"),
+        (b'{"step": true}', "`step` must be a whole number. Received: True"),
         (b'{"step": 1, "loss": NaN}', "NaN is not strict JSON"),
         (b"", "Expecting value"),
     ],
@@ -390,10 +446,11 @@ def test_a_run_without_rows_or_schedule_has_an_empty_record(workdir):
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        ([], r"run\.json must hold a JSON object"),
-        ({"format": 2, "status": "done"}, r"run\.json has format 2"),
-        ({"format": 1, "status": "fine"}, "Received: status='fine'"),
-        ({"format": 1, "status": "done", "averages": ["ema"]}, "`averages` must map names"),
+        ([], r"run\.json: it must be a JSON object"),
+        ({"format": 2, "status": "done"}, r"run\.json: `format` must be 1\. Received: 2"),
+        ({"format": 1, "status": "fine"}, "Received: 'fine'"),
+        ({"format": 1, "status": "done", "averages": ["ema"]}, "`averages` must be a JSON object"),
+        ({"format": 1, "status": "done", "averages": {"ema": 5}}, "`averages.ema` must be a JSON"),
     ],
 )
 def test_a_run_json_that_cannot_be_right_is_an_error(workdir, run, reason):
@@ -425,7 +482,7 @@ def test_rows_and_series_select_by_kind_weights_and_split(workdir):
             _eval(5, split="train", loss=0.9),
             _eval(10, loss=math.nan),
             _eval(10, "ema", loss=None, batch_norm="copy"),
-            {"kind": "probe", "step": 12, "weights": ["odd"]},
+            {"kind": "probe", "step": 12, "weights": "odd"},
         ],
     )
     run = records.load_run(workdir)

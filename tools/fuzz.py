@@ -149,7 +149,7 @@ def _done(output: pathlib.Path, asked: dict[str, Any]) -> dict[str, Any]:
     """The targets that a stopped run of the same inputs, by the same code, was through with."""
     if not (output / "partial.json").exists():
         return {}
-    partial = records.read_json(output / "partial.json")
+    partial = records.read_json(output / "partial.json", dict[str, Any])
     return partial["targets"] if partial.get("asked") == asked else {}
 
 

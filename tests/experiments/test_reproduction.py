@@ -250,8 +250,8 @@ class Moments:
             self.tick()
             begin(this, batch, logs)
 
-        for module in ("records.files", "records.arrays", "records", "averaging.snapshots"):
-            patch.setattr(f"tf_lrtraj.{module}.write_atomically", wrote, raising=False)
+        for module in ("records.strict_json", "records.rows", "records.arrays", "records.run"):
+            patch.setattr(f"tf_lrtraj.{module}.write_atomically", wrote)
         patch.setattr("tf_lrtraj.experiments.reproduction.states.write_atomically", wrote)
         patch.setattr(trainer._Rates, "on_train_batch_begin", began)
 

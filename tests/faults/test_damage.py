@@ -126,6 +126,59 @@ def test_rows_damaged_before_every_checkpoint_are_refused_by_name(stopped):
     assert code == 2 and str(path) in errors and "other rows than were written" in errors
 
 
+def replace_by_a_copy(path):
+    shutil.copyfile(path, path.with_name("edited"))
+    os.replace(path.with_name("edited"), path)
+
+
+def replace_by_a_link(path):
+    path.rename(path.with_name("moved"))
+    path.symlink_to("elsewhere")
+    path.with_name("elsewhere").write_bytes(b"")
+
+
+def cut_in_place(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("what", "said", "kept"),
+    [
+        (replace_by_a_copy, "replaced", "metrics.jsonl.kept"),
+        (replace_by_a_link, "replaced", "metrics.jsonl.kept"),
+        (remove, "deleted", "metrics.jsonl"),
+        (cut_in_place, "changed", None),
+    ],
+)
+def test_rows_taken_away_while_they_are_written_are_noticed_and_kept(
+    what, said, kept, tmp_path, whole, monkeypatch
+):
+    workdir, real = tmp_path / "run", toy.evaluate_all
+    rows = []
+
+    def evaluate(assembly, step, log):
+        real(assembly, step, log)
+        if step == 6:
+            rows.append((workdir / "metrics.jsonl").read_bytes())
+            what(*[workdir / "metrics.jsonl", random.Random(0)][: what.__code__.co_argcount])
+
+    monkeypatch.setattr(toy, "evaluate_all", evaluate)
+    code, errors = toy.run(workdir)
+    monkeypatch.undo()
+    assert code == 1 and errors.count("\n") == 1, errors
+    assert f"{workdir}/metrics.jsonl: another program {said} it while" in errors
+    assert "the same command again" in errors
+    assert records.read_json(workdir / "run.json")["status"] == "interrupted"
+    if kept is None:
+        (workdir / "metrics.jsonl").write_bytes(rows[0])
+    else:
+        assert (workdir / kept).read_bytes().startswith(rows[0])
+        os.replace(workdir / kept, workdir / "metrics.jsonl")
+    for name in ("elsewhere", "moved"):
+        (workdir / name).unlink(missing_ok=True)
+    goes_on(workdir, whole)
+
+
 def test_damaged_times_and_events_stop_nothing(stopped, whole):
     timing = stopped / "timing.jsonl"
     timing.write_bytes(b"?" + timing.read_bytes()[1:])

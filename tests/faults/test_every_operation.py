@@ -4,11 +4,14 @@ By default a sample of the operations; `-m long` tries all of them.
 """
 
 import os
+import re
+import shutil
 import signal
 
 import pytest
 import toy
 
+OLD_CHECKPOINT = re.compile(r"before replace .*/checkpoints/(step_\d+)$")
 KINDS = ("cut", "full", "full once", "term")
 
 
@@ -52,7 +55,11 @@ def check(folder, at, half, kind, whole):
         assert errors.count("\n") == 1 and "No space left on device. Make room" in errors, where
         assert str(folder / "run") in errors and ".tmp" not in errors, where
     assert toy.run(folder / "run")[0] == 0, where
-    assert not toy.differences(toy.contents(folder / "run"), whole), where
+    left = toy.differences(toy.contents(folder / "run"), whole)
+    if kind == "full once" and (old := OLD_CHECKPOINT.match(struck)):
+        # One that could not be deleted does no harm; the next checkpoint would have taken it along.
+        left = [name for name in left if f"{old[1]}/" not in name]
+    assert not left, where
     assert not [path for path in (folder / "run").rglob("*") if ".tmp" in path.name], where
     return struck
 
@@ -73,5 +80,11 @@ def test_a_fault_at_some_operations(kind, whole, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_at_every_operation(kind, half, whole, tmp_path):
     contents, count = whole
+    wrong = []
     for at in range(1, count + 1):
-        check(tmp_path / str(at), at, half, kind, contents)
+        try:
+            check(tmp_path / str(at), at, half, kind, contents)
+        except AssertionError as error:
+            wrong.append(str(error))
+        shutil.rmtree(tmp_path / str(at))
+    assert not wrong, "\n\n".join(wrong)

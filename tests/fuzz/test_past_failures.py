@@ -143,6 +143,18 @@ def snapshots(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("step", [1, 10**20, -(10**400)])
+def test_a_step_without_a_snapshot_is_refused_with_the_nearest(snapshots, step):
+    from tf_lrtraj.averaging.post_hoc import snapshot_weights
+
+    (snapshots / "step_000000001.snap").unlink()
+    found = Snapshots(snapshots)
+    with pytest.raises(RecordError, match=r"nearest are \[0, 2\]"):
+        found.path(step)
+    with pytest.raises(ValueError, match=r"near it are \[0, 2\]"):
+        snapshot_weights(found.steps, kernels.Uniform(), step)
+
+
 @pytest.mark.parametrize("name", ["step_99999999999999999999.snap", "step_١١١١١١١١١.snap"])
 def test_files_that_only_look_like_snapshots_are_none(snapshots, name):
     (snapshots / name).write_bytes(b"x")

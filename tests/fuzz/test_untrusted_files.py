@@ -8,8 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from fuzzing import judge
 
 from tf_lrtraj import records
+from tf_lrtraj.records import archives
 from tf_lrtraj.records.archives import load_arrays
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "tf_lrtraj"
@@ -114,6 +116,49 @@ def test_a_bomb_is_refused_before_it_goes_off():
     assert len(bomb) < 10_000
     with pytest.raises(ValueError, match="more than"):
         load_arrays(bomb, largest=1 << 20)
+
+
+def test_an_archive_without_a_limit_of_its_own_is_bounded_by_its_size(monkeypatch):
+    header = {"descr": "|u1", "fortran_order": False, "shape": (1 << 24,)}
+    bomb = _archive("a.npy", header, bytes(1 << 24))
+    assert len(bomb) < 20_000
+    assert load_arrays(bomb, largest=None)["a"].size == 1 << 24  # no more than others may take
+    monkeypatch.setattr(archives, "LARGEST", 1 << 22)
+    with pytest.raises(ValueError, match="unpack to 16,777"):
+        load_arrays(bomb, largest=None)
+    random = np.random.default_rng(0).integers(256, size=1 << 24, dtype=np.uint8)
+    fine = _archive("a.npy", header, random.tobytes())
+    np.testing.assert_array_equal(load_arrays(fine, largest=None)["a"], random)
+
+
+@pytest.mark.parametrize(
+    ("member", "size", "said"),
+    [
+        ("config.json", archives.LARGEST_TEXT + 1, r"its config\.json has"),
+        ("model.weights.h5", 1 << 28, "unpack to"),
+        ("assets/none", 1 << 28, "unpack to"),
+    ],
+)
+def test_a_model_that_unpacks_to_far_more_than_its_size_is_not_unpacked(
+    member, size, said, tmp_path, monkeypatch
+):
+    from tf_lrtraj.averaging.borrowing import load_model
+
+    if size == 1 << 28:
+        monkeypatch.setattr(archives, "LARGEST", 1 << 24)
+    path = tmp_path / "model.keras"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(member, "w") as file,
+    ):
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+        file.write(b"x")
+    assert path.stat().st_size < 2_000_000
+    most = judge.most_memory()
+    with pytest.raises(ValueError, match=f"cannot be loaded: .*{said}"):
+        load_model(path)
+    assert judge.most_memory() - most < 50 << 20
 
 
 def test_a_layer_of_code_is_not_loaded(tmp_path):

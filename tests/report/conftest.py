@@ -63,7 +63,7 @@ def _run_json(title, total, **extra):
         "total_steps": total,
         "batch_size": 64,
         "steps_per_epoch": 23,
-        "dataset": {"name": "digits", "num_examples": 1437},
+        "dataset": {"name": "digits", "num_examples": {"train": 1437}},
         "model": {"name": "resnet8_cifar", "parameters": 78042},
         "averages": {},
         "batch_norm": {},

@@ -1,6 +1,7 @@
 """The page: self-contained, escaped, the same each time, and drawn in every state of a run."""
 
 import html.parser
+import math
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from tf_lrtraj import records, report
+from tf_lrtraj.report import drawing
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -95,6 +97,34 @@ def test_the_same_records_give_the_same_page(workdir, page, tmp_path):
     assert written == tmp_path / "other.html" and written.read_text(encoding="utf-8") == page
 
 
+@pytest.mark.parametrize(("count", "splits"), [(60, 1), (2, 40)])
+def test_more_than_figures_can_show_stands_in_the_tables_and_is_said(
+    count, splits, make_workdir, monkeypatch
+):
+    averages = {f"a{i}": {"kernel": "Exponential", "decay": 0.9} for i in range(count)}
+    folder = make_workdir(matched=(), averages=averages)
+    common = {"kind": "eval", "batch_norm": "none", "loss": 1.0, "accuracy": 0.5, "examples": 9}
+    rows = [
+        {**common, "step": 1200, "split": f"s{s}", "weights": w}
+        for s in range(splits)
+        for w in ("raw", *averages)
+    ]
+    (folder / "metrics.jsonl").unlink()
+    records.append_rows(folder / "metrics.jsonl", rows)
+    drawn = []
+    monkeypatch.setattr(drawing, "to_svg", lambda figure: drawn.append(figure) or "<svg/>")
+    words = Page(report.render_report(records.load_run(folder))).words()
+    assert len(drawn) < 60
+    assert all(len(figure.axes[0].lines) <= 32 for figure in drawn)
+    for name in (f"a{count - 1}", f"s{splits - 1}"):
+        assert name in words
+    if count == 60:
+        assert "Figures show the first 30 of 61 sets of weights." in words
+        assert "Figures show the first 30 of 60 averages." in words
+    else:
+        assert "Figures show the first 10 of 40 splits." in words
+
+
 def test_hostile_text_is_shown_and_not_run(make_workdir):
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac{ {{ 7*7 }} \ud800"
     folder = make_workdir(
@@ -105,11 +135,9 @@ def test_hostile_text_is_shown_and_not_run(make_workdir):
         status="diverged",
         strategy=evil,
         versions={evil: evil},
-        model={"name": evil, "parameters": evil},
-        dataset=[evil],
-        steps_per_epoch=evil,
-        resumed_at=[evil],
-        seed=None,
+        model={"name": evil, "parameters": 7},
+        dataset={"name": evil, "num_examples": {evil: 3}},
+        steps_per_epoch=math.nan,
         surprise={"field": evil},
         averages={
             "ema": {"kernel": "Exponential", "decay": 0.99},
@@ -123,8 +151,8 @@ def test_hostile_text_is_shown_and_not_run(make_workdir):
         folder / "metrics.jsonl",
         [
             {**common, "split": evil, "weights": evil, "batch_norm": evil},
-            {**common, "split": "test", "weights": "_$x$", "batch_norm": [evil]},
-            {**common, "split": "test", "weights": evil, "loss": evil, "examples": "many"},
+            {**common, "split": "test", "weights": "_$x$", "batch_norm": evil},
+            {**common, "split": "test", "weights": evil, "loss": None, "examples": None},
             {"kind": evil, "step": 1200},
         ],
     )

@@ -517,8 +517,8 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
             where = "no BackupAndRestore is in `callbacks`" if backup is None else backup.folder
             raise ValueError(
                 f"The model was restored at iteration {steps_made(model)}, and WeightAveraging has "
-                f"no state that goes with it ({where}). It must train with BackupAndRestore from the "
-                "start for its averages to be restored too. To average from here on instead, "
+                f"no state that goes with it ({where}). It must train with BackupAndRestore from "
+                "the start for its averages to be restored too. To average from here on instead, "
                 "load the weights before `fit`."
             )
         if self.num_updates:

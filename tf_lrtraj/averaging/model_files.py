@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -9,7 +10,8 @@ import tempfile
 import uuid
 from typing import Any
 
-from tf_lrtraj.records import naming, sync, temporary_path
+from tf_lrtraj.records import naming, open_file, sync, temporary_path
+from tf_lrtraj.records.archives import check_archive
 
 # What Keras reads through TensorFlow's file systems.
 _REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
@@ -66,13 +68,15 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     """Loads a `.keras` file without trust: no code that is stored in it is run.
 
     Raises:
-        ValueError: if it cannot be loaded, or asks for code of its own (a `Lambda` layer).
-        OSError: if it cannot be read.
+        ValueError: if it cannot be loaded, unpacks to far more than its own size, or asks for
+            code of its own (a `Lambda` layer).
+        OSError: if it cannot be read, or is no regular file.
     """
     import keras
 
-    open(path, "rb").close()
+    open_file(path).close()  # what the system says of it is an error of the system
     try:
+        check_archive(path)
         return keras.saving.load_model(path, safe_mode=True)
     except Exception as error:  # zipfile, h5py, JSON and layers raise many kinds on damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -106,5 +110,7 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
             sync(temporary)  # before the name stands for it
             os.replace(temporary, target)
             sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

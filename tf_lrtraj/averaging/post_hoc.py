@@ -146,9 +146,9 @@ def snapshot_weights(
     steps = _ascending(steps)
     last = int(steps[-1]) if last is None else last
     if last not in steps:
-        near = steps[np.argsort(np.abs(steps - last))[:3]]
+        near = sorted(steps.tolist(), key=lambda step: abs(step - last))[:3]  # of any size
         raise ValueError(
-            f"`last` must be the step of a snapshot; near it are {sorted(near.tolist())}. "
+            f"`last` must be the step of a snapshot; near it are {sorted(near)}. "
             f"Received: last={last!r}"
         )
     if per not in ("update", "snapshot"):

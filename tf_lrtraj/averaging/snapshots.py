@@ -25,11 +25,20 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from tf_lrtraj.records import RecordError, naming, read_json, temporary_path, write_json
+from tf_lrtraj.records import (
+    Count,
+    RecordError,
+    naming,
+    open_file,
+    read_json,
+    temporary_path,
+    write_json,
+)
+from tf_lrtraj.records.strict_json import parse
 
 FORMAT = 1
 INDEX = "index.json"
@@ -41,8 +50,34 @@ _MAGIC = b"LRTSNAP1"
 _NAME = re.compile(r"step_([0-9]{9,15})\.snap")
 _LENGTH = struct.Struct("<I")
 _INTEGERS: dict[str, np.dtype[Any]] = {"int16": np.dtype("<i2"), "int8": np.dtype("i1")}
+_MOST_AXES = 32  # of a variable; NumPy has no more than 64
 # Types a model may hold its weights in; the 16-bit ones are read as float32.
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+class _Variable(TypedDict):
+    name: str
+    shape: list[Count]
+    dtype: Literal["float32", "float64", "float16", "bfloat16"]
+    role: Literal["trainable", "statistic"]
+
+
+class _Index(TypedDict):
+    """`index.json`."""
+
+    format: Literal[1]
+    encoding: Literal["exact", "int16", "int8"]
+    every: int
+    start: int
+    limit: int | None
+    when_full: str
+    variables: list[_Variable]
+
+
+class _Header(TypedDict):
+    step: Count
+    crc32: Count
+    scales: list[float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +259,7 @@ class SnapshotWriter:
         }
         path = self.folder / INDEX
         if path.exists():
-            found = _without_names(read_json(path))
+            found = _without_names(read_json(path, _Index))
             differs = [k for k, v in _without_names(index).items() if found.get(k) != v]
             if differs:
                 raise RecordError(
@@ -269,7 +304,8 @@ class SnapshotWriter:
                     os.fsync(file.fileno())
                 os.replace(temporary, final)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise
         self._prune(step)
 
@@ -307,14 +343,9 @@ class SnapshotWriter:
             leftover.unlink(missing_ok=True)
 
 
-def _without_names(index: Any) -> dict[str, Any]:
+def _without_names(index: Mapping[str, Any]) -> dict[str, Any]:
     """An index without the variables' names, which depend on what else a process has built."""
-    if not isinstance(index, dict) or not isinstance(index.get("variables"), list):
-        return {}
-    bare = [
-        {k: v for k, v in entry.items() if k != "name"} if isinstance(entry, dict) else entry
-        for entry in index["variables"]
-    ]
+    bare = [{k: v for k, v in entry.items() if k != "name"} for entry in index["variables"]]
     return {**index, "variables": bare}
 
 
@@ -344,24 +375,17 @@ class Snapshots:
         if not self.folder.is_dir():
             raise RecordError(f"there is no folder of snapshots {self.folder}")
         path = self.folder / INDEX
-        index = read_json(path)
+        index = read_json(path, _Index)
+        self.encoding: str = index["encoding"]
         try:
-            if index["format"] != FORMAT:
-                raise RecordError(
-                    f"{path}: format {index['format']!r} cannot be read by this version, "
-                    f"which reads format {FORMAT}"
-                )
-            self.encoding = check_encoding(index["encoding"])
             self.timetable = Timetable(
                 *(index[key] for key in ("every", "start", "limit", "when_full"))
             )
-            self.variables = [_spec(entry) for entry in index["variables"]]
-            if not self.variables:
-                raise ValueError("no variables")
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, RecordError):
-                raise
-            raise RecordError(f"{path} is damaged: {error!r}") from None
+        except ValueError as error:
+            raise RecordError(f"{path} is damaged: {error}") from None
+        self.variables = [_spec(entry, path) for entry in index["variables"]]
+        if not self.variables:
+            raise RecordError(f"{path} is damaged: it names no variables")
         self.steps = np.array(_steps(self.folder), np.int64)
         if not self.steps.size:
             raise RecordError(f"{self.folder} holds no snapshots yet")
@@ -391,17 +415,16 @@ class Snapshots:
             RecordError: if there is no snapshot of that step; the nearest ones are named.
         """
         if step not in self.steps:
-            near = self.steps[np.argsort(np.abs(self.steps - step))[:3]]
+            near = sorted(self.steps.tolist(), key=lambda other: abs(other - step))[:3]
             raise RecordError(
-                f"{self.folder} holds no snapshot of step {step}; the nearest are "
-                f"{sorted(near.tolist())}"
+                f"{self.folder} holds no snapshot of step {step}; the nearest are {sorted(near)}"
             )
         return self.folder / f"step_{step:09d}.snap"
 
     def _open(self, step: int) -> tuple[Any, dict[str, Any]]:
         path = self.path(step)
         try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115  # closed by the callers
+            file = open_file(path, buffering=0)  # closed by the callers
         except OSError as error:
             raise RecordError(f"{path} cannot be read: {error.strerror}") from None
         try:
@@ -414,17 +437,19 @@ class Snapshots:
             if size != expected:
                 raise RecordError(f"{path} is damaged: it has {size} bytes instead of {expected}")
             try:
-                header = json.loads(file.read(length))
+                header = parse(file.read(length), _Header)
                 scales = header["scales"]
                 wrong = len(scales) != len(self.variables) or header["step"] != step
                 for spec, scale in zip(self.variables, scales, strict=False):
-                    if spec.stored_dtype(self.encoding).kind == "i":
-                        wrong |= not (isinstance(scale, float) and 0.0 < scale < math.inf)
+                    stored = spec.stored_dtype(self.encoding)
+                    if stored.kind == "i":
+                        largest = float(np.finfo(spec.read_dtype).max) / np.iinfo(stored).max
+                        wrong |= scale is None or not 0.0 < scale <= largest
                     else:
                         wrong |= scale is not None
-                if wrong or not isinstance(header["crc32"], int):
+                if wrong:
                     raise ValueError
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except ValueError:
                 raise RecordError(f"{path} is damaged: its header cannot be read") from None
         except BaseException:
             file.close()
@@ -490,10 +515,7 @@ class Snapshots:
         return max((0.5 * scale for scale in header["scales"] if scale is not None), default=0.0)
 
 
-def _spec(entry: Mapping[str, Any]) -> VariableSpec:
-    shape = tuple(entry["shape"])
-    if not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"shape {entry['shape']!r}")
-    if entry["dtype"] not in _DTYPES or entry["role"] not in ROLES:
-        raise ValueError(f"variable {dict(entry)!r}")
-    return VariableSpec(str(entry["name"]), shape, entry["dtype"], entry["role"])
+def _spec(entry: Mapping[str, Any], path: pathlib.Path) -> VariableSpec:
+    if len(entry["shape"]) > _MOST_AXES:
+        raise RecordError(f"{path} is damaged: {entry['name']!r} has {len(entry['shape'])} axes")
+    return VariableSpec(entry["name"], tuple(entry["shape"]), entry["dtype"], entry["role"])

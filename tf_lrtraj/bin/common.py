@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from tf_lrtraj.bin import configuration
+from tf_lrtraj.bin import configuration, terminal
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.training.host_memory import keep_freed_memory
 from tf_lrtraj.training.progress import program_name, stage
@@ -76,7 +76,7 @@ def run_app(main: Callable[[list[str]], Any]) -> None:
             stream.reconfigure(errors="backslashreplace")
     _teach_help(main)
     keep_freed_memory()
-    with clean_errors():
+    with terminal.escaped_output(), clean_errors():
         _check_environment(sys.argv[1:])
         argv = [sys.argv[0], *configuration.with_paths(sys.argv[1:])]
         app.run(main, argv=argv, flags_parser=configuration.parse)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import io
 import math
 import os
 import pathlib
@@ -18,6 +19,7 @@ import numpy as np
 
 from tf_lrtraj import kernels, rates
 from tf_lrtraj.experiments.texts import by_order, call
+from tf_lrtraj.records.files import LARGEST, open_file
 
 LONGEST = 20_000_000  # updates; several arrays of that many numbers are made
 MOST_CURVATURES = 100_000
@@ -155,7 +157,12 @@ def _csv_name(text: str) -> tuple[str, str | None] | None:
 
 def _column(file: str, column: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """All columns of a CSV file that hold numbers, and the wanted one (the only one by default)."""
-    with open(file, newline="", encoding="utf-8-sig") as handle:
+    with (
+        open_file(file) as content,
+        io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as handle,
+    ):
+        if os.fstat(content.fileno()).st_size > LARGEST:
+            raise ValueError(f"{file} must have at most {LARGEST:,} bytes")
         try:
             rows = [row for row in csv.reader(handle) if row]
         except csv.Error as error:

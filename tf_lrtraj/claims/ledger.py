@@ -31,7 +31,7 @@ from tf_lrtraj.claims.records_reader import NotRun, Records
 from tf_lrtraj.claims.statistics import Interval
 from tf_lrtraj.claims.verdicts import INCONCLUSIVE, NOT_RUN, REPRODUCED, VERDICTS, Claim, Judgement
 from tf_lrtraj.records import RecordError, write_atomically
-from tf_lrtraj.records.files import encode
+from tf_lrtraj.records.strict_json import encode
 
 FORMAT = 1
 LEDGER = "ledger.json"

@@ -14,12 +14,13 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
 from tf_lrtraj.claims.layout import AXES, PROBES_OF, SEEDS_OF
-from tf_lrtraj.records import ArrayRecord, RecordError, read_json
+from tf_lrtraj.records import ArrayRecord, Count, RecordError, problem, read_json
+from tf_lrtraj.records.shapes import Within
 
 # What has grown beyond this has overflowed, and its square would.
 _LARGEST = 1e100
@@ -39,6 +40,41 @@ class NotRun(Exception):
         super().__init__(", ".join(self.names))
 
 
+_Seeds = Annotated[int, Within(0, 10_000)]
+
+
+class _Probes(TypedDict, total=False):
+    steps: list[Count]
+    trip_steps: list[Count]
+
+
+class _Seeded(TypedDict, total=False):
+    seeds: _Seeds
+
+
+class ReproductionConfig(TypedDict, total=False):
+    """What the readers of a reproduction need of its `config.json`."""
+
+    name: str
+    command: str
+    seeds: _Seeds
+    probe_seeds: _Seeds
+    pairs: _Seeded
+    speed: _Seeded
+    probes: _Probes
+    burn_in: Count
+    window: Count
+    data: dict[str, Any]
+    model: dict[str, Any]
+
+
+class _MeasuredFile(TypedDict, total=False):
+    task: str
+    seed: int
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
 class Measured:
     """One file of a task: settings, rows and arrays, each checked as it is read.
 
@@ -49,19 +85,13 @@ class Measured:
 
     def __init__(self, name: str, content: Any) -> None:
         self.name = name
-        self._content: dict[str, Any] = content if isinstance(content, dict) else {}
-        about, rows = self._content.get("about", {}), self._content.get("rows", [])
-        if (
-            not isinstance(content, dict)
-            or not isinstance(about, dict)
-            or not isinstance(rows, list)
-            or not all(isinstance(row, dict) for row in rows)
-        ):
-            raise RecordError(f"{name} is not a measured record (about, rows, arrays).")
-        self.about: dict[str, Any] = about
-        self.rows: list[dict[str, Any]] = rows
-        seed = content.get("seed")
-        self.seed = seed if isinstance(seed, int) else -1
+        wrong = problem(content, _MeasuredFile)
+        if wrong is not None:
+            raise RecordError(f"{name} is not a measured record: {wrong}.")
+        self._content: dict[str, Any] = content
+        self.about: dict[str, Any] = content.get("about", {})
+        self.rows: list[dict[str, Any]] = content.get("rows", [])
+        self.seed: int = content.get("seed", -1)
 
     def select(self, **wanted: Any) -> list[dict[str, Any]]:
         """The rows in which every named field has the value given (or one of a tuple's)."""
@@ -241,19 +271,16 @@ class Records:
         self._read: dict[tuple[str, ...], tuple[Any, ...]] = {}
         self.config: dict[str, Any] = {}
         if (self.folder / "config.json").exists():
-            config = self._json("config.json")
-            if not isinstance(config, dict):
-                raise RecordError("config.json is not a configuration.")
-            self.config = config
+            self.config = self._json("config.json", ReproductionConfig)
 
     @property
     def scale(self) -> str:
         """The name of the configuration."""
-        return str(self.config.get("name", "unknown"))
+        return self.config.get("name", "unknown")
 
-    def _json(self, name: str) -> Any:
+    def _json(self, name: str, shape: Any = Any) -> Any:
         try:
-            return read_json(self.folder / name)
+            return read_json(self.folder / name, shape)
         except RecordError as error:
             raise RecordError(str(error).replace(str(self.folder / name), name)) from None
 
@@ -261,12 +288,10 @@ class Records:
         """Seeds that the configuration says a task is run on."""
         found: Any = self.config
         for key in SEEDS_OF.get(task, ("one",)):
-            found = found.get(key) if isinstance(found, dict) else None
-        most = self.config.get("seeds")
-        counts = [n for n in (found, most) if isinstance(n, int) and not isinstance(n, bool)]
-        if task not in SEEDS_OF or found is None or not counts:
+            found = found.get(key, {})
+        if task not in SEEDS_OF or found == {}:
             return (0,)
-        return tuple(range(max(min(counts), 1)))
+        return tuple(range(max(min(found, self.config.get("seeds", found)), 1)))
 
     def missing(self, task: str) -> list[str]:
         """Files of a task that ought to be there and are not."""
@@ -289,13 +314,13 @@ class Records:
     def _points(self, task: str) -> int:
         """Steps at which a task probes, as far as the configuration tells."""
         settings = self.config.get("probes")
-        if not isinstance(settings, dict) or task not in ("line", "gradients", "side_trip"):
+        if settings is None or task not in ("line", "gradients", "side_trip"):
             return 1
         named = settings.get("trip_steps" if task == "side_trip" else "steps")
-        if isinstance(named, list) and named:
+        if named:
             return len(named)
         burn_in, window = self.config.get("burn_in"), self.config.get("window")
-        if not isinstance(burn_in, int) or not isinstance(window, int):
+        if burn_in is None or window is None:
             return 1
         end = burn_in + window
         return 2 if task == "side_trip" else len({end // 2, burn_in, end})

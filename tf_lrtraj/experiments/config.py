@@ -43,7 +43,7 @@ from tf_lrtraj.experiments.settings import (
     one_of,
     optional,
 )
-from tf_lrtraj.records.files import encode
+from tf_lrtraj.records.strict_json import encode
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 DTYPES = ("float32", "mixed_bfloat16")

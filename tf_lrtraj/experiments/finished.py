@@ -10,18 +10,12 @@ from typing import Any
 from tf_lrtraj import records, report
 from tf_lrtraj.experiments.config import validate
 
-__all__ = ["finished_report", "is_done", "read_run"]
-
-
-def read_run(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """What an earlier start left in `run.json`; empty where there is none."""
-    path = pathlib.Path(workdir) / records.RUN
-    return records.read_json(path) if path.exists() else {}
+__all__ = ["finished_report", "is_done"]
 
 
 def is_done(workdir: str | os.PathLike[str]) -> bool:
     """Whether the run of a workdir has ended as it should."""
-    return read_run(workdir).get("status") == "done"
+    return records.read_run(workdir).get("status") == "done"
 
 
 def finished_report(

@@ -31,7 +31,7 @@ from tf_lrtraj.experiments.assembly import (
 )
 from tf_lrtraj.experiments.config import ConfigError, Plan, resolve, validate
 from tf_lrtraj.experiments.description import describe
-from tf_lrtraj.experiments.finished import is_done, read_run
+from tf_lrtraj.experiments.finished import is_done
 from tf_lrtraj.experiments.limits import check_run, machine_memory
 from tf_lrtraj.experiments.probing import during
 from tf_lrtraj.records import RAW
@@ -293,7 +293,7 @@ def train_one(
     description = describe(assembly, strategy_name, matched_to)
 
     def begin() -> dict[str, Any]:
-        previous = read_run(workdir)
+        previous = records.read_run(workdir)
         forked_at = previous.get("forked_at", 0)
         if fork is not None and not checkpointer.steps():
             forked_at = _take_over(*fork, checkpointer, workdir, assembly)
@@ -408,7 +408,7 @@ def _take_over(
     groups = {name: group for name, group in checkpointer.variables.items() if group}
     other = Checkpointer(source / CHECKPOINTS, groups, writer=False)
     try:
-        _, progress = other.restore(step)
+        _, progress = other.restore(step, loop.progress_problem)
     except (FileNotFoundError, CheckpointError):
         return 0
     if checkpointer.writer:

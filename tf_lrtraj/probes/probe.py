@@ -19,7 +19,8 @@ from tqdm import tqdm
 from tf_lrtraj import backend
 from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.records.files import decode, encode
+from tf_lrtraj.records.shapes import decode
+from tf_lrtraj.records.strict_json import encode
 
 _SAVE_EVERY = 5.0  # seconds; what an interruption may lose, beside the piece at work
 

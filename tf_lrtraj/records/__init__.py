@@ -20,20 +20,23 @@ Example:
 from tf_lrtraj.records.arrays import ArrayRecord
 from tf_lrtraj.records.files import (
     FULL,
-    MetricsWriter,
     RecordError,
-    append_rows,
-    damage_before,
-    encode,
-    keep_until,
     naming,
-    read_json,
-    read_rows,
+    open_file,
+    read_bytes,
     remove_leftovers,
     sync,
     temporary_path,
     write_atomically,
-    write_json,
+)
+from tf_lrtraj.records.rows import (
+    Mark,
+    MetricsWriter,
+    Row,
+    append_rows,
+    damage_before,
+    keep_until,
+    read_rows,
 )
 from tf_lrtraj.records.run import (
     CONFIG,
@@ -43,7 +46,6 @@ from tf_lrtraj.records.run import (
     RAW,
     RUN,
     SCHEDULE,
-    STATUSES,
     TIMING,
     RunRecord,
     check_average_name,
@@ -52,9 +54,12 @@ from tf_lrtraj.records.run import (
     matched_dir,
     only_writer,
     prepare_workdir,
+    read_run,
     read_schedule,
     write_schedule,
 )
+from tf_lrtraj.records.shapes import Count, conform, problem
+from tf_lrtraj.records.strict_json import encode, read_json, write_json
 
 # In messages and tracebacks it has the name under which users import it.
 RecordError.__module__ = __name__
@@ -68,15 +73,18 @@ __all__ = [
     "RAW",
     "RUN",
     "SCHEDULE",
-    "STATUSES",
     "TIMING",
     "ArrayRecord",
+    "Count",
+    "Mark",
     "MetricsWriter",
     "RecordError",
+    "Row",
     "RunRecord",
     "append_rows",
     "check_average_name",
     "check_workdir_matches",
+    "conform",
     "damage_before",
     "encode",
     "keep_until",
@@ -84,9 +92,13 @@ __all__ = [
     "matched_dir",
     "naming",
     "only_writer",
+    "open_file",
     "prepare_workdir",
+    "problem",
+    "read_bytes",
     "read_json",
     "read_rows",
+    "read_run",
     "read_schedule",
     "remove_leftovers",
     "sync",

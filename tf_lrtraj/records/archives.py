@@ -1,7 +1,8 @@
-"""Files of named arrays (`.npz`) as anybody may have written them, read without trust.
+"""Archives as anybody may have written them, read without trust: `.npz` and `.keras` files.
 
-Nothing is unpickled, and no more memory is taken than the file's own bytes account for: what a
-header promises is held against what the archive holds before any array is made.
+Nothing is unpickled, and no more memory is taken than the file's own bytes account for: what the
+members of an archive unpack to is bounded by the size of the file, and what the header of an
+array promises is held against what the archive holds before any array is made.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ from typing import Any
 
 import numpy as np
 
-# Uncompressed bytes of a record; far beyond any that this package writes.
-LARGEST = 1 << 29
+from tf_lrtraj.records.files import LARGEST, open_file
+
+# An archive may unpack to LARGEST bytes, or to so many times its own size if that is more; of
+# compressed arrays only those that hold little else than zeros reach it.
+MOST_EXPANSION = 200
+# Bytes of a text in an archive, such as the configuration of a model.
+LARGEST_TEXT = 1 << 26
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -30,10 +36,11 @@ def load_arrays(
 
     Args:
         source: its path, or its content.
-        largest: refuse archives whose arrays take more bytes than this; None for no limit.
+        largest: refuse archives whose arrays take more bytes than this; None for `LARGEST`, or
+            `MOST_EXPANSION` times the size of the file if that is more.
 
     Raises:
-        OSError: if the file cannot be read.
+        OSError: if the file cannot be read, or is no regular file.
         ValueError: if it is no such file, damaged, too large, or holds objects, which only
             unpickling, and so running code of the file's author, could bring back.
 
@@ -42,12 +49,13 @@ def load_arrays(
     >>> load_arrays(content.getvalue())
     {'a': array([0, 1, 2])}
     """
-    file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with file, zipfile.ZipFile(file) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            total = sum(info.file_size for info in members)
-            if largest is not None and total > largest:
+            if largest is None:
+                _check_expansion(archive, members)
+            elif (total := sum(info.file_size for info in members)) > largest:
                 raise ValueError(f"its arrays take {total:,} bytes, more than {largest:,}")
             return {
                 info.filename.removesuffix(".npy"): _read(archive, info, largest)
@@ -57,6 +65,44 @@ def load_arrays(
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise many kinds on damaged bytes
         raise ValueError(f"{error or type(error).__name__}") from None
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Makes sure that an archive can be unpacked within memory, before anything opens it.
+
+    Args:
+        path: of a `.keras` file, or any other zip archive of texts and arrays.
+
+    Raises:
+        OSError: if the file cannot be read, or is no regular file.
+        ValueError: if it is no archive, or its members unpack to more than `LARGEST` bytes and
+            `MOST_EXPANSION` times its size, or a text in it to more than `LARGEST_TEXT` bytes.
+    """
+    with open_file(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                _check_expansion(archive, members)
+        except OSError:
+            raise
+        except Exception as error:  # as in `load_arrays`
+            raise ValueError(f"{error or type(error).__name__}") from None
+    for info in members:
+        if info.filename.endswith(".json") and info.file_size > LARGEST_TEXT:
+            raise ValueError(
+                f"its {info.filename} has {info.file_size:,} bytes, more than {LARGEST_TEXT:,}"
+            )
+
+
+def _check_expansion(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
+    assert archive.fp is not None
+    size = archive.fp.seek(0, os.SEEK_END)
+    total = sum(info.file_size for info in members)
+    most = max(MOST_EXPANSION * size, LARGEST)
+    if total > most:
+        raise ValueError(
+            f"its {size:,} bytes unpack to {total:,}, more than the {most:,} that are read"
+        )
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, largest: int | None) -> np.ndarray:

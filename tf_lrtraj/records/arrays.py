@@ -21,22 +21,26 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from tf_lrtraj.records.archives import load_arrays
-from tf_lrtraj.records.files import (
-    PathLike,
-    RecordError,
-    decode,
-    encode,
-    read_bytes,
-    write_atomically,
-)
+from tf_lrtraj.records.files import PathLike, RecordError, read_bytes, write_atomically
+from tf_lrtraj.records.shapes import decode
+from tf_lrtraj.records.strict_json import encode, parse
 
 FORMAT = 1
 _ABOUT = "about.json"
+
+
+class About(TypedDict):
+    """What stands beside the arrays, in JSON."""
+
+    format: Literal[1]
+    kind: str
+    dims: dict[str, list[str]]
+    about: dict[str, Any]
 
 
 @dataclasses.dataclass
@@ -137,11 +141,7 @@ class ArrayRecord:
         data = read_bytes(path)
         try:
             arrays = load_arrays(data)
-            about = decode(json.loads(arrays.pop(_ABOUT).tobytes()))
-            if about["format"] != FORMAT:
-                raise ValueError(f"format {about['format']}")
-            if not isinstance(about["kind"], str) or not isinstance(about["about"], dict):
-                raise ValueError("kind or about")
+            about = parse(arrays.pop(_ABOUT).tobytes(), About)
             coordinates, values = _under("coordinate/", arrays), _under("value/", arrays)
             for name, axes in about["dims"].items():  # before memory is taken for them
                 if values[name].size != math.prod(len(coordinates[axis]) for axis in axes):
@@ -149,9 +149,11 @@ class ArrayRecord:
             record = cls.empty(about["kind"], coordinates, about["dims"], about["about"])
             for name, value in record.values.items():
                 value[...] = values[name].reshape(value.shape)
-        except Exception:  # what a stranger wrote can be wrong in many ways
+        except Exception as error:  # what a stranger wrote can be wrong in many ways
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise RecordError(
-                f"{os.fspath(path)} is not a record of measured arrays. The file is damaged."
+                f"{os.fspath(path)} is not a record of measured arrays ({reason}). The file is "
+                "damaged."
             ) from None
         return record
 

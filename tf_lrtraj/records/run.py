@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -18,17 +19,17 @@ import numpy as np
 from tf_lrtraj.records.archives import load_arrays
 from tf_lrtraj.records.files import (
     FULL,
-    NON_FINITE,
     PathLike,
     RecordError,
-    encode,
     naming,
     read_bytes,
-    read_json,
-    read_rows,
     temporary_path,
     write_atomically,
 )
+from tf_lrtraj.records.rows import read_rows
+from tf_lrtraj.records.run_shapes import MetricsRow, Run, TimingRow
+from tf_lrtraj.records.shapes import NON_FINITE
+from tf_lrtraj.records.strict_json import encode, read_json
 
 try:
     import fcntl
@@ -37,7 +38,6 @@ except ImportError:  # Windows
 
 FORMAT = 1
 RAW = "raw"  # the name of the weights themselves, beside the averages' names
-STATUSES = ("incomplete", "done", "diverged", "interrupted")
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -45,6 +45,10 @@ METRICS = "metrics.jsonl"
 SCHEDULE = "schedule.npz"
 TIMING = "timing.jsonl"
 MATCHED = "matched"
+
+# Bytes of the rates of the longest run that a configuration may ask for, and more.
+_LARGEST_SCHEDULE = 1 << 30
+_ROW_FIELDS = ("kind", "weights", "split")
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._+=-]{0,62}[A-Za-z0-9_+=-])?")
 
@@ -74,7 +78,7 @@ def read_schedule(path: PathLike) -> np.ndarray:
     """
     data = read_bytes(path)
     try:
-        rates = np.asarray(load_arrays(data)["learning_rates"], dtype=np.float64)
+        rates = np.asarray(load_arrays(data, _LARGEST_SCHEDULE)["learning_rates"], dtype=np.float64)
         if rates.ndim != 1:
             raise ValueError(f"learning_rates has shape {rates.shape}")
     except (ValueError, KeyError, TypeError):
@@ -199,13 +203,12 @@ def check_workdir_matches(
 
     Raises:
         RecordError: if its `config.json` differs; the keys and both values are named.
+        TypeError: if `config` holds what no record can.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
         return
-    stored = read_json(path)
-    if not isinstance(stored, dict):
-        raise RecordError(f"{path} does not hold a configuration. Choose another --workdir.")
+    stored = read_json(path, dict[str, Any])
     if complete is not None:
         with contextlib.suppress(ValueError):
             stored = complete(stored)
@@ -256,29 +259,31 @@ class RunRecord:
         self, kind: str | None = None, weights: str | None = None, split: str | None = None
     ) -> list[dict[str, Any]]:
         """Rows whose fields equal the values asked for; None asks for nothing."""
-        wanted = {
-            key: value
-            for key, value in (("kind", kind), ("weights", weights), ("split", split))
-            if value is not None
-        }
-        return [
-            row
-            for row in self.all_rows
-            if all(key in row and row[key] == value for key, value in wanted.items())
-        ]
+        return self._rows_by_fields.get((kind, weights, split), [])
+
+    @functools.cached_property
+    def _rows_by_fields(self) -> dict[tuple[str | None, ...], list[dict[str, Any]]]:
+        """(kind, weights, split), each or None for any → rows; looked up thousands of times."""
+        found: dict[tuple[str | None, ...], list[dict[str, Any]]] = {(None, None, None): []}
+        for row in self.all_rows:
+            values = [(None,) if row.get(k) is None else (None, row[k]) for k in _ROW_FIELDS]
+            for key in itertools.product(*values):
+                found.setdefault(key, []).append(row)
+        return found
 
     def weights_names(self) -> list[str]:
         """Names of the weights that were evaluated: raw first, then as in `averages`."""
-        seen = dict.fromkeys(
-            row["weights"] for row in self.rows("eval") if isinstance(row.get("weights"), str)
-        )
-        known = [RAW, *self.averages]
+        return list(self._weights_names)
+
+    @functools.cached_property
+    def _weights_names(self) -> list[str]:
+        seen = dict.fromkeys(row["weights"] for row in self.rows("eval") if "weights" in row)
+        known = dict.fromkeys([RAW, *self.averages])
         return [name for name in known if name in seen] + [n for n in seen if n not in known]
 
     def splits(self) -> list[str]:
         """Names of the splits that were evaluated, in the order met."""
-        splits = [row.get("split") for row in self.rows("eval")]
-        return list(dict.fromkeys(split for split in splits if isinstance(split, str)))
+        return list(dict.fromkeys(row["split"] for row in self.rows("eval") if "split" in row))
 
     def series(
         self,
@@ -295,7 +300,7 @@ class RunRecord:
         Returns:
             ([K] int64 steps, strictly rising, [K] float64 values); K = 0 where none were made.
         """
-        rows = [row for row in self.rows("eval", weights, split) if _is_number(row.get(metric))]
+        rows = [row for row in self.rows("eval", weights, split) if row.get(metric) is not None]
         if rows and batch_norm is None:
             batch_norm = rows[0].get("batch_norm")
         points = {
@@ -312,7 +317,7 @@ class RunRecord:
         points = {
             row["step"]: float(row[metric])
             for row in self.rows("train")
-            if _is_number(row.get(metric))
+            if row.get(metric) is not None
         }
         steps = sorted(points)
         return (
@@ -340,7 +345,7 @@ class RunRecord:
     def timing(self) -> list[dict[str, Any]]:
         """Wall-clock rows; empty where none were written."""
         path = self.workdir / TIMING
-        return read_rows(path) if path.exists() else []
+        return read_rows(path, TimingRow) if path.exists() else []
 
     def matched_dirs(self) -> dict[str, pathlib.Path]:
         """{average: workdir of its matched run} of the matched runs that were started.
@@ -359,7 +364,7 @@ class RunRecord:
             and path.resolve().is_relative_to(root)
         }
         known = [name for name in self.averages if name in found]
-        return {name: found[name] for name in [*known, *(n for n in found if n not in known)]}
+        return {name: found[name] for name in dict.fromkeys([*known, *found])}
 
     def matched(self) -> dict[str, RunRecord]:
         """{average: record of its matched run}.
@@ -370,8 +375,15 @@ class RunRecord:
         return {name: load_run(path) for name, path in self.matched_dirs().items()}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def read_run(workdir: PathLike) -> dict[str, Any]:
+    """What `run.json` of a workdir says; empty where there is none.
+
+    Raises:
+        RecordError: if it is damaged, or of a format that this version cannot read.
+    """
+    path = pathlib.Path(workdir) / RUN
+    found: dict[str, Any] = read_json(path, Run) if path.exists() else {}
+    return found
 
 
 def load_run(workdir: PathLike) -> RunRecord:
@@ -384,23 +396,7 @@ def load_run(workdir: PathLike) -> RunRecord:
     if not (path / RUN).is_file():
         what = "is not a folder" if not path.is_dir() else f"holds no {RUN}"
         raise RecordError(f"{path} {what}, so it is not the workdir of a run.")
-    run, config = read_json(path / RUN), read_json(path / CONFIG)
-    for name, value in ((RUN, run), (CONFIG, config)):
-        if not isinstance(value, dict):
-            raise RecordError(f"{path / name} must hold a JSON object.")
-    if run.get("format") != FORMAT:
-        raise RecordError(
-            f"{path / RUN} has format {run.get('format')!r}; this version reads format {FORMAT}."
-        )
-    if run.get("status") not in STATUSES:
-        raise RecordError(
-            f"{path / RUN}: `status` must be one of {list(STATUSES)}. "
-            f"Received: status={run.get('status')!r}"
-        )
-    averages = run.get("averages")
-    if averages is not None and not (
-        isinstance(averages, dict) and all(isinstance(item, dict) for item in averages.values())
-    ):
-        raise RecordError(f"{path / RUN}: `averages` must map names to kernel configurations.")
+    run, config = read_run(path), read_json(path / CONFIG, dict[str, Any])
     metrics = path / METRICS
-    return RunRecord(path, config, run, read_rows(metrics) if metrics.exists() else [])
+    rows = read_rows(metrics, MetricsRow) if metrics.exists() else []
+    return RunRecord(path, config, run, rows)

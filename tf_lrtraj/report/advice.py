@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
 from tf_lrtraj import records
+from tf_lrtraj.records import Count
 from tf_lrtraj.records.archives import load_arrays
 from tf_lrtraj.report.drawing import GREY, UNDRAWN, reason, style, title, to_svg
 
@@ -23,7 +24,38 @@ if TYPE_CHECKING:
 
 __all__ = ["draw", "figure", "read_advice"]
 
-FORMAT = 1
+
+class _Snapshots(TypedDict):
+    every: Count
+
+
+class _Prediction(TypedDict):
+    averages: Count
+
+
+class _Average(TypedDict):
+    name: str
+    family: str
+    role: str
+    mean_age_updates: float
+    predicted: float
+    low: float
+    high: float
+
+
+class _Advice(TypedDict):
+    """`advice.json`, as far as the figure needs it."""
+
+    format: Literal[1]
+    recommended: str
+    sets: list[str]
+    snapshots: _Snapshots
+    averages: list[_Average]
+    accuracy_of_prediction: _Prediction
+    level: float
+    raw_loss: float
+
+
 _COLOURS = {
     "ema": "#0072B2",
     "swa": "#D55E00",
@@ -49,9 +81,7 @@ def read_advice(folder: str | os.PathLike[str]) -> dict[str, Any]:
         RecordError: if it is missing, damaged or of another format.
     """
     folder = pathlib.Path(folder)
-    record = records.read_json(folder / "advice.json")
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise records.RecordError(f"{folder / 'advice.json'} is no advice this version can read.")
+    record = records.read_json(folder / "advice.json", _Advice)
     try:
         found: dict[str, Any] = dict(load_arrays(folder / "advice.npz"))
     except (OSError, ValueError) as error:

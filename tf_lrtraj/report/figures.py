@@ -9,6 +9,7 @@ can tell apart); a matched run has its average's colour, dashed.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, and text needs none of
     from matplotlib.figure import Figure
 
 __all__ = [
+    "MOST_LINES",
     "colours",
     "cumulative_weights",
     "curves",
@@ -35,6 +37,7 @@ __all__ = [
 _MATCHED_DASHES = (4.0, 2.0)
 _METRICS = {"accuracy": "accuracy, %", "loss": "loss, nats"}
 _LARGEST = 1e30  # beyond it a value says "diverged", and arithmetic on axes would overflow
+MOST_LINES = 30  # weights of a figure; more are neither told apart nor drawn in time
 _MAX_POINTS = 4000  # of a drawn line; a page should not grow with the length of a run
 
 
@@ -195,16 +198,15 @@ def _step_axis(axes: Axes, record: RunRecord, total: int) -> None:
     axes.set_xlim(0, max(total, 1))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    steps, label = record.run.get("steps_per_epoch"), "step"
-    if isinstance(steps, (int, float)) and not isinstance(steps, bool) and steps >= 1:
+    steps, label = record.run.get("steps_per_epoch", 0.0), "step"
+    if 1 <= steps < math.inf:
         label = f"step (1 epoch = {f'{steps:,.0f}' if steps >= 100 else f'{steps:.3g}'} steps)"
     axes.set_xlabel(label, parse_math=False)
 
 
 def _total(record: RunRecord, lines: Sequence[Line]) -> int:
-    total = record.run.get("total_steps")
     last = max((int(line.steps[-1]) for line in lines if line.steps.size), default=0)
-    return max(last, total if isinstance(total, int) else 0)
+    return max(last, record.run.get("total_steps", 0))
 
 
 def _metric_panel(
@@ -253,7 +255,7 @@ def curves(
     palette: Mapping[str, str],
     size: tuple[float, float] = (5.4, 3.5),
 ) -> Figure | None:
-    """A metric of the raw weights and of every average against steps.
+    """A metric of the raw weights and of averages (`MOST_LINES` in all) against steps.
 
     Args:
         metric: "accuracy" or "loss".
@@ -264,7 +266,7 @@ def curves(
         A figure, or None where the metric was never recorded on this split.
     """
     lines = []
-    for name in record.weights_names():
+    for name in record.weights_names()[:MOST_LINES]:
         steps, values = record.series(metric, name, split)
         lines.append(Line(name, steps, values, palette[name], width=1.2 if name == RAW else 1.7))
     return _metric_panel(record, lines, metric, size, _clean(split))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -34,7 +35,8 @@ _STATUS_NOTES = {
     "diverged": "The run diverged: the records end there.",
     "interrupted": "The run was stopped before its last step.",
 }
-_MAX_KERNEL_STEPS = 20_000_000  # an array of that many weights is made for each kernel
+_MOST_SPLITS = 10  # whose curves are drawn
+_MOST_KERNEL_STEPS = 20_000_000  # arrays of that many weights are made, one kernel at a time
 _VERSIONS = ("tf_lrtraj", "tensorflow", "keras", "backend", "numpy", "python")
 
 
@@ -58,10 +60,8 @@ def _picture(figure: Figure | None, alt: str) -> list[Picture]:
     return [Picture(f"data:image/svg+xml;base64,{data}", alt, width, height)]
 
 
-def _kernel_text(config: Any) -> str:
+def _kernel_text(config: Mapping[str, Any]) -> str:
     """`{"kernel": "Exponential", "decay": 0.9}` → `Exponential(decay=0.9)`."""
-    if not isinstance(config, Mapping):
-        return str(config)
     arguments = [
         f"{key}={value if len(str(value)) < 40 else '…'}"
         for key, value in config.items()
@@ -70,9 +70,18 @@ def _kernel_text(config: Any) -> str:
     return f"{config.get('kernel', '?')}({', '.join(arguments)})"
 
 
+def _left_out(count: int, most: int, what: str) -> list[str]:
+    """A sentence where figures leave out what the tables hold."""
+    return [f"Figures show the first {most} of {count:,} {what}."] if count > most else []
+
+
+def _first(items: Mapping[str, Any], most: int = figures.MOST_LINES) -> dict[str, Any]:
+    return dict(itertools.islice(items.items(), most))
+
+
 def _kernels(record: RunRecord) -> tuple[dict[str, kernels.Kernel], list[str]]:
     built, problems = {}, []
-    for name, config in record.averages.items():
+    for name, config in _first(record.averages).items():
         try:
             built[name] = kernels.from_config(config)
         except (ValueError, TypeError) as error:
@@ -86,11 +95,6 @@ def _count(value: Any) -> str:
     return f"{value:,.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
-def _part(run: Mapping[str, Any], key: str, field: str) -> Any:
-    part = run.get(key)
-    return part.get(field) if isinstance(part, Mapping) else None
-
-
 def _schedule(record: RunRecord) -> tuple[np.ndarray | None, list[str]]:
     try:
         return record.schedule(), []
@@ -102,22 +106,21 @@ def _setting(record: RunRecord, rates: np.ndarray | None) -> str:
     """One line on what was trained: model, data, steps, batch."""
     run = record.run
     parts = []
-    if (model := _part(run, "model", "name")) is not None:
-        size = _part(run, "model", "parameters")
-        parts.append(f"{model} ({_count(size)} parameters)" if size is not None else str(model))
-    if (data := _part(run, "dataset", "name")) is not None:
-        size = _part(run, "dataset", "num_examples")
-        if isinstance(size, Mapping):
-            size = size.get("train")
-        parts.append(f"{data} ({_count(size)} training images)" if size is not None else str(data))
-    total, per_epoch = run.get("total_steps"), run.get("steps_per_epoch")
-    if isinstance(total, int):
+    model, data = run.get("model", {}), run.get("dataset", {})
+    if (name := model.get("name")) is not None:
+        size = model.get("parameters")
+        parts.append(f"{name} ({size:,} parameters)" if size is not None else name)
+    if (name := data.get("name")) is not None:
+        size = data.get("num_examples", {}).get("train")
+        parts.append(f"{name} ({size:,} training images)" if size is not None else name)
+    total, per_epoch = run.get("total_steps"), run.get("steps_per_epoch", 0.0)
+    if total is not None:
         text = f"{total:,} steps"
-        if isinstance(per_epoch, (int, float)) and per_epoch > 0:
+        if per_epoch > 0:
             text += f" ({total / per_epoch:,.3g} epochs)"
         parts.append(text)
     if run.get("batch_size") is not None:
-        parts.append(f"batch {_count(run['batch_size'])}")
+        parts.append(f"batch {run['batch_size']:,}")
     if rates is not None and rates.size and np.isfinite(rates).all():
         low, high = float(rates.min()), float(rates.max())
         parts.append(f"rate {high:g}, constant" if low == high else f"rate {low:.3g} to {high:.3g}")
@@ -141,13 +144,11 @@ def _speed(record: RunRecord) -> str | None:
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     run = record.run
-    versions = run.get("versions")
-    versions = versions if isinstance(versions, Mapping) else {}
+    versions = run.get("versions", {})
     named = [key for key in _VERSIONS if key in versions]
     replicas = run.get("num_replicas")
     strategy = run.get("strategy")
     matched_to = run.get("matched_to")
-    resumed = run.get("resumed_at")
     facts = [
         ("Status", record.status + (f": {run['message']}" if run.get("message") else "")),
         ("Started", run.get("created")),
@@ -162,12 +163,12 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
                 for key in [*named, *sorted(key for key in versions if key not in named)]
             ),
         ),
-        ("Resumed at steps", ", ".join(map(str, resumed)) if isinstance(resumed, list) else None),
+        ("Resumed at steps", ", ".join(map(str, run.get("resumed_at", [])))),
         (
             "Matched to",
-            f"{matched_to.get('average')}, {_kernel_text(matched_to.get('kernel'))}, curvature "
+            f"{matched_to.get('average')}, {_kernel_text(matched_to.get('kernel', {}))}, curvature "
             f"{matched_to.get('curvature')}, momentum {matched_to.get('momentum')}"
-            if isinstance(matched_to, Mapping)
+            if matched_to is not None
             else None,
         ),
     ]
@@ -200,7 +201,7 @@ def _pairs(
     sections: list[dict[str, Any]] = []
     problems: list[str] = []
     compared = numbers.pairs(record, split, matched)
-    for name, other in matched.items():
+    for name, other in _first(matched).items():
         pictures = []
         for metric in ("accuracy", "loss"):
             panel = figures.pair_curves(record, other, name, metric, split, palette)
@@ -210,16 +211,15 @@ def _pairs(
         if rate is not None:
             panel = figures.rates(record, own, {name: rate}, palette)
             pictures += _picture(panel, f"rate of this run and of the matched run of {name}")
-        matched_to = other.run.get("matched_to")
         sections.append(
             {
                 "name": name,
-                "kernel": _kernel_text(record.averages.get(name, "")),
+                "kernel": _kernel_text(record.averages[name]) if name in record.averages else "",
                 "pair": compared[name],
                 "status": other.status,
                 "same_seed": record.run.get("seed") == other.run.get("seed"),
                 "message": other.run.get("message"),
-                "matched_to": matched_to if isinstance(matched_to, Mapping) else {},
+                "matched_to": other.run.get("matched_to") or {},
                 "pictures": pictures,
             }
         )
@@ -231,12 +231,14 @@ def _kernel_pictures(
 ) -> tuple[list[Picture], list[Picture], list[str]]:
     """(the weights of each kernel, their cumulative sums together, problems)."""
     built, problems = _kernels(record)
-    steps = record.run.get("total_steps")
-    steps = steps if isinstance(steps, int) and steps > 0 else record.last_step()
+    steps = record.run.get("total_steps") or record.last_step()
     each: list[Picture] = []
     together: list[Picture] = []
-    if steps > _MAX_KERNEL_STEPS:
-        problems.append(f"Weights of the averages are not drawn: {steps:,} steps are too many.")
+    if steps * len(built) > _MOST_KERNEL_STEPS:
+        problems.append(
+            f"Weights of the averages are not drawn: {len(built)} over {steps:,} steps are more "
+            f"than {_MOST_KERNEL_STEPS:,} numbers."
+        )
     elif built and steps:
         for name, kernel in built.items():
             panel = figures.kernel_weights(name, kernel, steps, palette[name])
@@ -297,6 +299,10 @@ def render_report(record: RunRecord) -> str:
         (group.title, group.findings, _picture(group.figure, group.title)) for group in groups
     ]
     all_problems = [*problems, *rate_problems, *pair_problems, *kernel_problems]
+    all_problems += _left_out(len(record.weights_names()), figures.MOST_LINES, "sets of weights")
+    all_problems += _left_out(len(record.averages), figures.MOST_LINES, "averages")
+    all_problems += _left_out(len(matched), figures.MOST_LINES, "matched runs")
+    all_problems += _left_out(len(splits), _MOST_SPLITS, "splits")
     all_problems += [group.problem for group in groups if group.problem]
     tables = [(name, _table(numbers.final_rows(record, name, matched), palette)) for name in splits]
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates")
@@ -324,7 +330,9 @@ def render_report(record: RunRecord) -> str:
         ],
         split=split,
         tables=tables,
-        split_figures=[(name, _split_figures(record, name, palette)) for name in splits],
+        split_figures=[
+            (name, _split_figures(record, name, palette)) for name in splits[:_MOST_SPLITS]
+        ],
         training=training,
         pairs=pair_sections,
         rates=rates,
@@ -383,7 +391,7 @@ def write_figures(workdir: str | os.PathLike[str], folder: str | os.PathLike[str
     palette = figures.colours(record, *matched)
     split = numbers.main_split(record)
     drawn = {m: figures.curves(record, m, split, palette) for m in ("accuracy", "loss")}
-    for name, other in matched.items():
+    for name, other in _first(matched).items():
         for metric in ("accuracy", "loss"):
             panel = figures.pair_curves(record, other, name, metric, split, palette)
             drawn[f"{name}_{metric}"] = panel

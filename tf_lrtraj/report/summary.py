@@ -134,13 +134,12 @@ def main_split(record: RunRecord) -> str:
 
 
 def _total_steps(record: RunRecord) -> int:
-    total = record.run.get("total_steps")
-    return total if isinstance(total, int) and total > 0 else record.last_step()
+    return record.run.get("total_steps") or record.last_step()
 
 
 def _value(row: Mapping[str, Any] | None, metric: str) -> float | None:
     value = None if row is None else row.get(metric)
-    return float(value) if isinstance(value, (int, float)) else None
+    return None if value is None else float(value)
 
 
 def _row(
@@ -157,13 +156,12 @@ def _row(
     best_step = max(accuracies, key=lambda key: (accuracies[key], -key), default=None)
     late = [value for key, value in accuracies.items() if key > (1 - LATE) * step]
     accuracy, loss = _value(last, "accuracy"), _value(last, "loss")
-    examples = last.get("examples")
     return FinalRow(
         weights=weights,
         matched=matched,
         batch_norm=str(last.get("batch_norm", "not recorded")),
         step=step,
-        examples=examples if isinstance(examples, int) and examples > 0 else None,
+        examples=last.get("examples") or None,
         accuracy=accuracy,
         loss=loss,
         accuracy_vs_raw=_difference(accuracy, _value(baseline, "accuracy")),
@@ -258,13 +256,12 @@ def pairs(record: RunRecord, split: str, matched: Mapping[str, RunRecord]) -> di
         there = {row["step"]: row for row in reversed(other.rows("eval", RAW, split))}
         step = max(here.keys() & there.keys(), default=None)
         ours, theirs = (None, None) if step is None else (here[step], there[step])
-        examples = None if ours is None else ours.get("examples")
         values = [_value(row, key) for key in ("accuracy", "loss") for row in (ours, theirs)]
         result[name] = Pair(
             average=name,
             step=step,
             at_end=step is not None and step == _total_steps(record),
-            examples=examples if isinstance(examples, int) else None,
+            examples=None if ours is None else ours.get("examples"),
             average_accuracy=values[0],
             matched_accuracy=values[1],
             average_loss=values[2],

@@ -55,10 +55,7 @@ def read_record(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
         record: dict[str, Any] = dict(load_arrays(folder / f"{name}.npz"))
     except (OSError, ValueError) as error:
         raise records.RecordError(f"{folder / name}.npz cannot be read: {error}") from None
-    rest = records.read_json(folder / f"{name}.json")
-    if not isinstance(rest, dict):
-        raise records.RecordError(f"{folder / name}.json must hold a JSON object.")
-    return record | rest
+    return record | records.read_json(folder / f"{name}.json", dict[str, Any])
 
 
 def draw(folder: str | os.PathLike[str]) -> list[pathlib.Path]:

@@ -46,7 +46,7 @@ def closed_form_schedule(
 
     Args:
         kernel: a plain `Exponential`, `Uniform` or `Window` (both with `every=1`) or `TwoPoint`,
-            without an `end` before `num_steps`.
+            which has not ended after `num_steps`.
         learning_rate: the constant base rate.
         num_steps: T.
         curvature: the curvature at which the equality is exact.
@@ -68,7 +68,8 @@ def closed_form_schedule(
     contraction = 1.0 - rate * curvature
 
     ratio: np.ndarray = np.ones(num_steps)
-    if kernel.end is not None and kernel.end < num_steps:
+    end = getattr(kernel, "end", None)  # what is no kernel is refused below
+    if end is not None and end < num_steps:
         raise ValueError(
             f"`kernel` must not end before the run of {num_steps} updates. Received: {kernel!r}"
         )

@@ -14,18 +14,43 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import tensorflow as tf
 from absl import logging
 
-from tf_lrtraj.records import RecordError, naming, read_json, sync, temporary_path, write_json
+from tf_lrtraj.records import (
+    Count,
+    RecordError,
+    naming,
+    open_file,
+    read_json,
+    sync,
+    temporary_path,
+    write_json,
+)
 from tf_lrtraj.training.disk import as_os_errors
 
 _NAME = re.compile(r"step_([0-9]{9,15})")
 _MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
 _EXTRA = "extra"
+
+
+class _File(TypedDict):
+    bytes: Count
+    sha256: str
+
+
+class _ProgressBase(TypedDict):
+    step: Count
+    shapes: dict[str, list[list[Count]]]
+
+
+class Progress(_ProgressBase, total=False):
+    """`progress.json`, besides what the caller of `save` gave."""
+
+    extra: bool
 
 
 class CheckpointError(ValueError):
@@ -119,8 +144,7 @@ class Checkpointer:
 
     def _is_extra(self, step: int) -> bool:
         with contextlib.suppress(RecordError):
-            progress = read_json(self.path(step) / _PROGRESS)
-            return isinstance(progress, dict) and bool(progress.get(_EXTRA))
+            return bool(_read_progress(self.path(step)).get(_EXTRA))
         return False
 
     def _delete(self, step: int) -> None:
@@ -144,9 +168,7 @@ class Checkpointer:
         """
         problems: list[str] = []
         for step in reversed(self.steps()):
-            problem = _damage(self.path(step))
-            if problem is None:
-                problem = check(read_json(self.path(step) / _PROGRESS))
+            problem = self._problem(step, check)
             if problem is None:
                 return step, problems
             problems.append(problem)
@@ -157,6 +179,10 @@ class Checkpointer:
                 + f". Delete {self.directory} to start again from step 0."
             )
         raise FileNotFoundError(f"no checkpoint in {self.directory}")
+
+    def _problem(self, step: int, check: Callable[[dict[str, Any]], str | None]) -> str | None:
+        damage = _damage(self.path(step))
+        return damage or check(_read_progress(self.path(step)))
 
     def restore(
         self,
@@ -192,15 +218,11 @@ class Checkpointer:
                 raise FileNotFoundError(
                     f"no checkpoint of step {step} in {self.directory}; steps: {self.steps()}"
                 )
-            damage = _damage(self.path(step))
+            damage = self._problem(step, check)
             if damage is not None:
                 raise CheckpointError(f"{damage}. Choose one of the steps {self.steps()}.")
-        progress = read_json(self.path(step) / _PROGRESS)
-        stored = progress.pop("shapes", None) if isinstance(progress, dict) else None
-        if not isinstance(stored, dict):
-            raise CheckpointError(
-                f"the checkpoint {self.path(step)} does not say which variables it holds"
-            )
+        progress = _read_progress(self.path(step))
+        stored = progress.pop("shapes")
         wrong = [name for name in self._shapes if self._shapes[name] != stored.get(name)]
         if wrong:
             raise CheckpointError(
@@ -228,7 +250,7 @@ def _manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()
             if hasattr(hashlib, "file_digest")
@@ -246,22 +268,31 @@ def _sha256_by_blocks(file: Any) -> str:  # Python 3.10 has no hashlib.file_dige
 def _damage(folder: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        manifest = read_json(folder / _MANIFEST)
-        for name in (_PROGRESS, "variables.index"):  # what is not listed is not checked
-            if name not in manifest:
-                return f"checkpoint {folder} is damaged: {_MANIFEST} does not list {name}"
-        for name, entry in manifest.items():
-            path = folder / pathlib.PurePath(name).name
-            if not path.is_file():
-                return f"checkpoint {folder} is damaged: {name} is missing"
-            size = path.stat().st_size
-            if size != entry["bytes"]:
-                return (
-                    f"checkpoint {folder} is damaged: {name} has {size} bytes instead of "
-                    f"{entry['bytes']}"
-                )
-            if _sha256(path) != entry["sha256"]:
-                return f"checkpoint {folder} is damaged: {name} has another SHA-256 than recorded"
-    except (RecordError, OSError, KeyError, TypeError, AttributeError) as error:
-        return f"checkpoint {folder} is damaged: {error}"
+        problem = _damaged_file(folder, read_json(folder / _MANIFEST, dict[str, _File]))
+        if problem is None and f"step_{_read_progress(folder)['step']:09d}" != folder.name:
+            problem = f"{_PROGRESS} is of another step"
+    except (RecordError, OSError) as error:
+        problem = str(error)
+    return None if problem is None else f"checkpoint {folder} is damaged: {problem}"
+
+
+def _damaged_file(folder: pathlib.Path, manifest: Mapping[str, Any]) -> str | None:
+    # What is not listed is not checked, and TensorFlow reads every file of variables.
+    for name in {_PROGRESS, "variables.index", *(p.name for p in folder.glob("variables*"))}:
+        if name not in manifest:
+            return f"{_MANIFEST} does not list {name}"
+    for name, entry in manifest.items():
+        path = folder / pathlib.PurePath(name).name
+        if not path.is_file():
+            return f"{name} is missing, or no file"
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"{name} has {size} bytes instead of {entry['bytes']}"
+        if _sha256(path) != entry["sha256"]:
+            return f"{name} has another SHA-256 than recorded"
     return None
+
+
+def _read_progress(folder: pathlib.Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(folder / _PROGRESS, Progress)
+    return found

@@ -7,13 +7,13 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tensorflow as tf
 
 from tf_lrtraj.averaging.snapshots import Timetable
-from tf_lrtraj.records import damage_before, keep_until
+from tf_lrtraj.records import Mark, damage_before, keep_until, problem
 from tf_lrtraj.training.checkpoints import Checkpointer
 from tf_lrtraj.training.log import RunLog
 from tf_lrtraj.training.progress import Progress
@@ -233,6 +233,24 @@ class Window:
         return {"losses": list(self._losses), "accuracies": list(self._accuracies)}
 
 
+class _Window(TypedDict):
+    losses: list[float]
+    accuracies: list[float]
+
+
+class _Progress(TypedDict):
+    """What a checkpoint of `run` holds beside the variables."""
+
+    window: _Window
+    rows: Mark | None
+
+
+def progress_problem(progress: dict[str, Any]) -> str | None:
+    """What is wrong with going on from a checkpoint whose record this is, or None."""
+    wrong = problem(progress, _Progress)
+    return wrong and f"the checkpoint of step {progress['step']} is damaged: {wrong}"
+
+
 def resume(checkpointer: Checkpointer, rows: pathlib.Path | None = None) -> tuple[int, Window]:
     """Restores the newest intact checkpoint if there is one.
 
@@ -250,7 +268,10 @@ def resume(checkpointer: Checkpointer, rows: pathlib.Path | None = None) -> tupl
     """
 
     def check(progress: dict[str, Any]) -> str | None:
-        mark = progress.get("rows")
+        wrong = progress_problem(progress)
+        if wrong is not None:
+            return wrong
+        mark = progress["rows"]
         return damage_before(rows, mark) if rows is not None and mark is not None else None
 
     try:
@@ -259,6 +280,6 @@ def resume(checkpointer: Checkpointer, rows: pathlib.Path | None = None) -> tupl
         if rows is not None:
             rows.unlink(missing_ok=True)
         return 0, Window()
-    if rows is not None and progress.get("rows") is not None:
+    if rows is not None and progress["rows"] is not None:
         keep_until(rows, progress["rows"])
     return step, Window(**progress["window"])

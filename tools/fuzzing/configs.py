@@ -126,7 +126,7 @@ WORKDIRS = Target(
         lambda pair: tuple(p if isinstance(p, dict) else {"a": p} for p in pair)
     ),
     _matches,
-    (records.RecordError,),
+    (records.RecordError, TypeError),
     share=0.5,
 )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -33,6 +35,7 @@ from tf_lrtraj import kernels, records
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.records import ArrayRecord, MetricsWriter, RecordError
 from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.records.files import LARGEST
 
 _TEMPLATES: dict[str, pathlib.Path] = {}
 
@@ -77,26 +80,35 @@ def reading(folder: pathlib.Path, read: Callable[[], Any], refusals: Any) -> Any
 
 # --- Spoiling a folder ----------------------------------------------------------------------
 
-_LINK = ["../outside", "/etc/hostname", "/", ".", "no/where"]
+_LINK = ["../outside", "/etc/hostname", "/", ".", "no/where", "/dev/zero", "pipe"]
 BYTES = st.tuples(st.just("bytes"), damage())
 TREE = st.tuples(st.just("tree"), edits())
 ARRAYS = st.tuples(st.just("arrays"), ARRAY_EDITS)
-FATE = st.sampled_from(
-    [("gone", None), ("empty", None), ("folder", None), *(("link", to) for to in _LINK)]
-)
+_FATES = ("gone", "empty", "folder", "pipe", "socket", "huge")
+FATE = st.sampled_from([*((kind, None) for kind in _FATES), *(("link", to) for to in _LINK)])
 
 
 def spoil(path: pathlib.Path, how: tuple[str, Any]) -> None:
     """Does one thing to one file."""
     kind, what = how
-    if kind in ("gone", "folder", "link"):
+    if kind in ("gone", "folder", "link", "pipe", "socket"):
         path.unlink()
         if kind == "folder":
             path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            os.mknod(path, stat.S_IFSOCK | 0o600)
         elif kind == "link":
             path.symlink_to(what)
+            if what == "pipe" and not path.with_name(what).exists():
+                os.mkfifo(path.with_name(what))
+    elif kind == "huge":
+        os.truncate(path, 1 << 42)  # takes no room on the disk
     elif kind == "empty":
         path.write_bytes(b"")
+    elif path.stat().st_size > LARGEST:
+        return  # made so before
     elif kind == "bytes":
         path.write_bytes(damaged(path.read_bytes(), what))
     else:

@@ -122,12 +122,33 @@ TEXTS = st.one_of(
 )
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
 # What JSON can hold.
-PLAIN = st.recursive(
+_SHALLOW = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=3)
     ),
     max_leaves=6,
+)
+
+
+def nested(depth: int, key: str | None = None) -> Any:
+    """A list in a list in a list …, or a dict in a dict."""
+    value: Any = 0
+    for _ in range(depth):
+        value = [value] if key is None else {key: value}
+    return value
+
+
+def mostly(sound: Any, odd: Any, every: int = 10) -> Any:
+    """The first strategy, and once in `every` times the second."""
+    # `one_of` would draw evenly from all that both consist of.
+    return st.integers(1, every).flatmap(lambda place: odd if place == every else sound)
+
+
+PLAIN = mostly(
+    _SHALLOW,
+    st.builds(nested, st.sampled_from([30, 99, 101, 300]), st.sampled_from([None, "a"])),
+    25,
 )
 # What Python can hold besides.
 ODD = st.one_of(
@@ -162,20 +183,6 @@ ODD = st.one_of(
         ),
     ),
 )
-
-
-def nested(depth: int) -> Any:
-    """A list in a list in a list …"""
-    value: Any = 0
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def mostly(sound: Any, odd: Any, every: int = 10) -> Any:
-    """The first strategy, and once in `every` times the second."""
-    # `one_of` would draw evenly from all that both consist of.
-    return st.integers(1, every).flatmap(lambda place: odd if place == every else sound)
 
 
 # --- Structures -----------------------------------------------------------------------------
@@ -289,6 +296,10 @@ _TOKENS += [
     b"PK\x03\x04",
     b"\xef\xbb\xbf",
     b"9" * 30,
+    b"7" * 5000,
+    b"\\u001b[2J",
+    b"\x1b]0;x\x07",
+    b"\xe2\x80\xae",
     b"\xed\xa0\x80",
     b"step",
     b"0",

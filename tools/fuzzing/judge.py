@@ -23,6 +23,8 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase
 
+from tf_lrtraj.records import files as records
+
 SECONDS = 20  # of processor time; more counts as a hang
 MEMORY = 500 * 2**20  # bytes an input may add to the most the process ever held
 
@@ -102,14 +104,20 @@ def bounded_memory(extra: int = 3 * MEMORY) -> Iterator[None]:
 
 
 def content(folder: pathlib.Path) -> dict[str, Any]:
-    """Everything in a folder: path → bytes, or what a link says, or None for a folder."""
+    """Everything in a folder: path → bytes, or what a link says, or None for what is no file.
+
+    Of a file too large to be read its size is given.
+    """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             found[name] = path.readlink()
         else:
-            found[name] = path.read_bytes() if path.is_file() else None
+            size = path.stat().st_size
+            found[name] = None
+            if path.is_file():
+                found[name] = path.read_bytes() if size <= records.LARGEST else size
     return found
 
 

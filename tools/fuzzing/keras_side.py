@@ -35,7 +35,7 @@ from fuzzing.values import KERNELS, RATES
 from fuzzing.values import spoilt as spoilt_value
 from tf_lrtraj import kernels, records
 from tf_lrtraj.experiments.settings import ConfigError
-from tf_lrtraj.records import RecordError
+from tf_lrtraj.records import RecordError, archives
 
 # --- Constructors ---------------------------------------------------------------------------
 
@@ -178,6 +178,11 @@ def _model_bytes(lambda_layer: bool = False) -> bytes:
     return (path / "model.keras").read_bytes()
 
 
+@functools.cache
+def _zeros() -> bytes:
+    return bytes(archives.LARGEST_TEXT + 1)
+
+
 def _rezipped(data: bytes, how: tuple[str, Any]) -> bytes:
     """The archive with one member changed, added under another path, or the whole damaged."""
     kind, what = how
@@ -192,7 +197,9 @@ def _rezipped(data: bytes, how: tuple[str, Any]) -> bytes:
                 content = json.dumps(tree[0] if isinstance(tree, list) and tree else tree).encode()
             if kind == "weights" and info.filename.endswith(".h5"):
                 content = damaged(content, what)
-            if kind != "gone" or info.filename != what:
+            if kind == "bomb" and info.filename == what:
+                new.writestr(what, _zeros(), zipfile.ZIP_DEFLATED, compresslevel=1)
+            elif kind != "gone" or info.filename != what:
                 new.writestr(info, content)
         if kind == "extra":
             new.writestr(what, b"outside")
@@ -249,6 +256,7 @@ MODELS = Target(
             st.tuples(st.just("tree"), edits(most=2)),
             st.tuples(st.just("weights"), damage(2)),
             st.tuples(st.just("gone"), st.sampled_from(_MEMBERS)),
+            st.tuples(st.just("bomb"), st.just("config.json")),
             st.tuples(st.just("extra"), st.sampled_from(_EXTRA)),
         ),
     ),

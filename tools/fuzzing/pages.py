@@ -252,7 +252,8 @@ def _edit_about(path: pathlib.Path, changes: Any) -> None:
         return
     about = edited(record.about, changes)
     record.about = about if isinstance(about, dict) else {}
-    record.write(path)
+    with contextlib.suppress(TypeError):  # what no record can hold
+        record.write(path)
 
 
 _ABOUT = st.tuples(st.just("about"), edits(most=2))

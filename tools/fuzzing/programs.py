@@ -84,9 +84,12 @@ def run_program(name: str, arguments: list[str], folder: pathlib.Path) -> None:
         os.chdir(home)
     after = judge.content(folder)
     judge.leftovers(after)
+    text = err.getvalue()
+    odd = {c for c in out.getvalue() + text if not (c.isprintable() or c in "\n\t\xa0")}
+    if odd:
+        raise Fault(f"characters that steer a terminal are printed: {sorted(odd)!r}")
     if code in (0, None):
         return
-    text = err.getvalue()
     if code not in CODES:
         raise Fault(f"exit code {code!r}: {text[-500:]}")
     said = [line for line in text.splitlines() if line.startswith(f"lrtraj-{name}: error: ")]

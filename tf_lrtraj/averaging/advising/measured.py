@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.averaging.snapshots import Snapshots
-from tf_lrtraj.records import MetricsWriter, read_rows
+from tf_lrtraj.records import MetricsWriter, Row, read_rows
 
 __all__ = ["MeasuredLosses", "Measurement"]
 
@@ -42,6 +42,13 @@ class Measurement:
     function: Callable[[list[np.ndarray]], float | Mapping[str, float]]
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     images: int = 0
+
+
+class _MeasuredRow(Row):
+    key: str
+    set: str
+    seconds: float
+    loss: float
 
 
 class MeasuredLosses:
@@ -71,7 +78,7 @@ class MeasuredLosses:
         self._known: dict[str, dict[str, Any]] = {}
         self._recent: OrderedDict[int, list[np.ndarray]] = OrderedDict()
         if self._path is not None and self._path.exists():
-            self._known = {row["key"]: row for row in read_rows(self._path) if "key" in row}
+            self._known = {row["key"]: row for row in read_rows(self._path, _MeasuredRow)}
 
     def _key(self, weights: np.ndarray) -> str:
         used = [

@@ -132,7 +132,7 @@ class Bench:
 
     def read(self, task: str, seed: int) -> dict[str, Any]:
         """What `store` wrote."""
-        found: dict[str, Any] = records.read_json(self.record_path(task, seed))
+        found: dict[str, Any] = records.read_json(self.record_path(task, seed), dict[str, Any])
         return found
 
     def store(

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import keras
 import numpy as np
@@ -92,12 +92,19 @@ def describe_plan(
     return "\n".join(lines)
 
 
+class _Run(TypedDict, total=False):
+    created: str
+    versions: dict[str, str]
+    done: dict[str, list[int]]
+    seconds: dict[str, dict[str, float]]
+
+
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`run.json` of a workdir; empty where there is none."""
     path = pathlib.Path(folder) / records.RUN
     if not path.exists():
         return {}
-    found: dict[str, Any] = records.read_json(path)
+    found: dict[str, Any] = records.read_json(path, _Run)
     return found
 
 

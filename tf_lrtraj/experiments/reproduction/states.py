@@ -12,7 +12,6 @@ import numpy as np
 
 from tf_lrtraj.records import RecordError, write_atomically
 from tf_lrtraj.records.archives import load_arrays
-from tf_lrtraj.records.files import read_bytes
 
 __all__ = ["read_arrays", "write_arrays"]
 
@@ -34,11 +33,12 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         RecordError: if the file is missing or damaged.
     """
-    data = read_bytes(path)
     try:
-        arrays = load_arrays(data, largest=None)
+        arrays = load_arrays(path, largest=None)
         if int(arrays.pop(_SUM)) != _checksum(arrays):
             raise ValueError("checksum")
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
         raise RecordError(
             f"{path} does not hold the state of a run: the file is damaged. Delete it, and the "

@@ -16,8 +16,9 @@ from tf_lrtraj.claims.verdicts import (
     VERDICTS,
     shown,
 )
+from tf_lrtraj.records import problem
 from tf_lrtraj.report.reproduction.plates import of_claim
-from tf_lrtraj.report.reproduction.reading import Source
+from tf_lrtraj.report.reproduction.reading import ClaimEntry, Source
 
 __all__ = ["GROUPS", "SIGNS", "Entry", "command", "counts", "entries", "sentence"]
 
@@ -102,7 +103,7 @@ def entries(source: Source) -> list[Entry]:
     """The claims in the ledger's order; one that is not as it should be is a problem."""
     found = []
     for number, item in enumerate(source.ledger["claims"]):
-        if isinstance(item, Mapping) and item.get("id") and item.get("verdict") in VERDICTS:
+        if problem(item, ClaimEntry) is None and item["id"] and item["verdict"] in VERDICTS:
             found.append(_entry(item, command(source)))
         else:
             source.problems.append(f"ledger.json: claim number {number + 1} is not a claim.")
@@ -117,11 +118,9 @@ def counts(claims: Sequence[Entry]) -> list[tuple[str, str, str, int]]:
 
 def _entry(item: Mapping[str, Any], redo: str) -> Entry:
     def text(key: str) -> str:
-        value = item.get(key)
-        return "" if value is None else str(value)
+        return item.get(key) or ""
 
     name = text("id")
-    notes = item.get("notes") or ()
     return Entry(
         id=name,
         sentence=text("sentence"),
@@ -131,9 +130,9 @@ def _entry(item: Mapping[str, Any], redo: str) -> Entry:
         argument=text("argument"),
         verdict=text("verdict"),
         statistic=text("statistic"),
-        numbers=tuple(_numbers(item.get("numbers"))),
+        numbers=tuple(_numbers(item.get("numbers") or {})),
         reason=text("reason"),
-        notes=(str(notes),) if isinstance(notes, str) else tuple(map(str, notes)),
+        notes=tuple(item.get("notes") or ()),
         figures=of_claim(name),
         command=f"{redo} --claims={name}",
     )
@@ -141,13 +140,11 @@ def _entry(item: Mapping[str, Any], redo: str) -> Entry:
 
 def command(source: Source) -> str:
     """What redoes this reproduction, as its configuration says."""
-    told = str(source.config.get("command") or "lrtraj-reproduce --config=…")
+    told: str = source.config.get("command") or "lrtraj-reproduce --config=…"
     return told if "--workdir" in told else f"{told} --workdir=…"
 
 
-def _numbers(found: Any) -> list[tuple[str, str]]:
-    if not isinstance(found, Mapping):
-        return []
+def _numbers(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     told = []
     for name, value in found.items():
         interval = _interval(value)

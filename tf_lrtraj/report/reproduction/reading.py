@@ -8,15 +8,52 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, TypedDict
 
-from tf_lrtraj.claims.records_reader import Measured
-from tf_lrtraj.records import ArrayRecord, RecordError, read_json
+from tf_lrtraj.claims.records_reader import Measured, ReproductionConfig
+from tf_lrtraj.records import ArrayRecord, Count, RecordError, problem, read_json
 
 __all__ = ["Source"]
 
 _SEED = re.compile(r"seed(\d+)")
 _STEP = re.compile(r"-\d+$")
+
+
+class _LedgerBase(TypedDict):
+    claims: list[Any]  # one that is not as it should be must not hide the others
+
+
+class _Ledger(_LedgerBase, total=False):
+    scale: str
+    counts: dict[str, int]
+
+
+class _ClaimBase(TypedDict):
+    id: str
+    verdict: str
+
+
+class ClaimEntry(_ClaimBase, total=False):
+    """A claim in `ledger.json`."""
+
+    sentence: str | None
+    source: str | None
+    experiment: str | None
+    threshold: str | None
+    argument: str | None
+    statistic: str | None
+    reason: str | None
+    notes: list[str] | None
+    numbers: dict[str, Any] | None
+
+
+class _Run(TypedDict, total=False):
+    status: str
+    message: str | None
+    seconds: dict[str, dict[str, float]]
+    versions: dict[str, str]
+    keras_backend: str
+    processors: Count | None
 
 
 class Source:
@@ -42,8 +79,8 @@ class Source:
         self.problems: list[str] = []
         self.undrawn: set[str] = set()
         self.ledger: dict[str, Any] = self._ledger()
-        self.config = self._optional("config.json")
-        self.run = self._optional("run.json")
+        self.config = self._optional("config.json", ReproductionConfig)
+        self.run = self._optional("run.json", _Run)
         self.tasks: dict[str, dict[int, dict[str, Any]]] = {}
         for path in _files(self.folder / "measured", ".json"):
             self._measured(path)
@@ -65,7 +102,7 @@ class Source:
     def number(self, claim: str, name: str) -> float | None:
         """A number of the ledger's; None where the claim has none of that name."""
         for entry in self.ledger["claims"]:
-            if isinstance(entry, dict) and entry.get("id") == claim:
+            if problem(entry, ClaimEntry) is None and entry["id"] == claim:
                 found = (entry.get("numbers") or {}).get(name)
                 value = found.get("value") if isinstance(found, dict) else None
                 return float(value) if isinstance(value, (int, float)) else None
@@ -74,21 +111,16 @@ class Source:
     # Reading ------------------------------------------------------------------------------
 
     def _ledger(self) -> dict[str, Any]:
-        found = read_json(self.folder / "ledger.json")
-        if not isinstance(found, dict) or not isinstance(found.get("claims"), list):
-            raise RecordError(f"{self.folder / 'ledger.json'} is no ledger of claims.")
+        found: dict[str, Any] = read_json(self.folder / "ledger.json", _Ledger)
         return found
 
-    def _optional(self, name: str) -> dict[str, Any]:
+    def _optional(self, name: str, shape: Any) -> dict[str, Any]:
         if not (self.folder / name).exists():
             return {}
         try:
-            found = read_json(self.folder / name)
+            found: dict[str, Any] = read_json(self.folder / name, shape)
         except RecordError as error:
             self._problem(error)
-            return {}
-        if not isinstance(found, dict):
-            self.problems.append(f"{name} is not a JSON object. The file is damaged.")
             return {}
         return found
 

@@ -12,7 +12,7 @@ __all__ = ["facts", "scale", "state"]
 
 def scale(source: Source) -> str:
     """The name of the configuration."""
-    return str(source.config.get("name") or source.ledger.get("scale") or "reproduction")
+    return source.config.get("name") or source.ledger.get("scale") or "reproduction"
 
 
 def facts(source: Source) -> list[tuple[str, str]]:
@@ -70,13 +70,8 @@ def _joined(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = config.get(key)
-    return found if isinstance(found, Mapping) else {}
-
-
 def _data(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    chosen = _part(config, "data")
+    chosen = config.get("data", {})
     return _joined(
         str(chosen.get("name") or ""),
         _said(about, "num_train", "{:,} training images"),
@@ -85,7 +80,7 @@ def _data(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
 
 
 def _model(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    chosen = _part(config, "model")
+    chosen = config.get("model", {})
     name = f"ResNet-{chosen['depth']}" if "depth" in chosen else str(chosen.get("name") or "")
     return _joined(
         name,
@@ -108,20 +103,14 @@ def _seeds(source: Source) -> str:
 
 
 def _cost(run: Mapping[str, Any]) -> str:
-    seconds = _total(run.get("seconds"))
+    seconds = sum(sum(of_seeds.values()) for of_seeds in run.get("seconds", {}).values())
     if seconds <= 0.0:
         return ""
     return f"{seconds / 60:,.0f} minutes" if seconds >= 90 else f"{seconds:,.0f} seconds"
 
 
-def _total(value: Any) -> float:
-    if isinstance(value, Mapping):
-        return sum(map(_total, value.values()))
-    return float(value) if isinstance(value, (int, float)) and value > 0 else 0.0
-
-
 def _machine(run: Mapping[str, Any]) -> str:
-    versions = _part(run, "versions")
+    versions = run.get("versions", {})
     parts = [f"{name} {version}" for name, version in versions.items()]
     return _joined(
         f"Keras on {run['keras_backend']}" if run.get("keras_backend") else "",

@@ -1,0 +1,83 @@
+"""The shapes of a run's JSON files, as docs/records.md describes them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+from tf_lrtraj.records.rows import Row
+from tf_lrtraj.records.shapes import Count
+
+
+class _RunBase(TypedDict):
+    format: Literal[1]
+    status: Literal["incomplete", "done", "diverged", "interrupted"]
+
+
+class MatchedTo(TypedDict, total=False):
+    """The average that a matched run should end like."""
+
+    average: str
+    kernel: dict[str, Any]
+    curvature: float
+    momentum: float
+
+
+class TrainedModel(TypedDict, total=False):
+    """The model of a run."""
+
+    name: str
+    parameters: Count
+
+
+class TrainedOn(TypedDict, total=False):
+    """The data of a run."""
+
+    name: str
+    num_examples: dict[str, Count]
+    num_classes: Count
+
+
+class Run(_RunBase, total=False):
+    """`run.json`; see docs/records.md."""
+
+    name: str
+    command: str
+    created: str
+    versions: dict[str, str]
+    seed: int
+    threads: dict[str, int | None]
+    strategy: str
+    num_replicas: Count
+    total_steps: Count
+    batch_size: Count
+    steps_per_epoch: float
+    dataset: TrainedOn
+    model: TrainedModel
+    averages: dict[str, dict[str, Any]] | None
+    average_bytes: dict[str, Any]
+    batch_norm: dict[str, str]
+    matched_to: MatchedTo | None
+    message: str | None
+    resumed_at: list[Count]
+    forked_at: Count
+
+
+class MetricsRow(Row, total=False):
+    """A row of `metrics.jsonl`."""
+
+    kind: str
+    epoch: float
+    split: str
+    weights: str
+    batch_norm: str | None
+    loss: float | None
+    accuracy: float | None
+    learning_rate: float | None
+    examples: Count | None
+
+
+class TimingRow(Row, total=False):
+    """A row of `timing.jsonl`."""
+
+    seconds: float
+    images_per_second: float

@@ -1,0 +1,128 @@
+"""Strict JSON: NumPy values and non-finite floats too, within bounds that every reader can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.records.files import LARGEST, PathLike, RecordError, read_bytes, write_atomically
+from tf_lrtraj.records.shapes import DEEPEST, ShapeError, conform
+
+_LARGEST_INTEGER = 2**64  # of either sign; beyond it no array holds a number
+
+
+def encode(value: Any, depth: int = 0) -> Any:
+    """`value` in terms of strict JSON: NumPy values, tuples, paths and non-finite floats too.
+
+    Raises:
+        TypeError: for what `read_json` could not give back: other kinds of values, integers beyond
+            64 bits, and more than `DEEPEST` levels of lists and dicts inside each other.
+    """
+    if isinstance(value, (Mapping, list, tuple)) and depth >= DEEPEST:
+        raise TypeError(f"a record may be nested {DEEPEST} levels deep. Received: a deeper one")
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return encode(value.tolist(), depth)
+    if isinstance(value, int):
+        if abs(value) >= _LARGEST_INTEGER:
+            raise TypeError(
+                f"a record may hold integers of at most 64 bits. Received: one of "
+                f"{value.bit_length()} bits"
+            )
+        return int(value)
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(key): encode(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item, depth + 1) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(
+        "a record may hold None, booleans, numbers, text, arrays, lists and dicts. "
+        f"Received: {value!r} of type {type(value).__name__}"
+    )
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"the bare constant {name} is not strict JSON")
+
+
+def _integer(text: str) -> int:
+    # The length first: Python refuses thousands of digits in other words.
+    if len(text) > 21 or abs(value := int(text)) >= _LARGEST_INTEGER:
+        raise ValueError(f"a whole number of {len(text.lstrip('-'))} digits is out of range")
+    return value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return value
+
+
+def parse(text: bytes, shape: Any = Any) -> Any:
+    """The value of strict JSON, in the shape that `conform` takes.
+
+    Raises:
+        ValueError: for anything else: text that is not UTF-8 or no JSON, numbers that no float or
+            64-bit integer holds, nesting that is too deep, or another shape.
+    """
+    try:
+        value = json.loads(
+            text.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            parse_float=_float,
+        )
+        return conform(value, shape)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def write_json(path: PathLike, obj: Any) -> None:
+    """Writes `obj` as strict, indented JSON, atomically.
+
+    NumPy scalars and arrays become numbers and lists; non-finite floats become
+    the strings "NaN", "Infinity" and "-Infinity", which `read_json` turns back.
+
+    Raises:
+        TypeError: if `obj` holds something JSON has no form for (the value is named).
+        OSError: if the folder cannot be written.
+    """
+    write_atomically(path, json.dumps(encode(obj), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike, shape: Any = Any, largest: int = LARGEST) -> Any:
+    """Reads what `write_json` wrote.
+
+    Args:
+        path: of the file.
+        shape: what the record must look like, as `tf_lrtraj.records.shapes.conform` takes it.
+        largest: bytes; a file that has more is not read.
+
+    Raises:
+        RecordError: if the file is missing, no regular file, not strict JSON (the line is named),
+            or of another shape (the entry is named).
+    """
+    data = read_bytes(path, largest)
+    try:
+        return parse(data, shape)
+    except json.JSONDecodeError as error:
+        reason = f"line {error.lineno}, column {error.colno}: {error.msg}"
+    except ShapeError as error:
+        raise RecordError(
+            f"{os.fspath(path)}: {error}. The file is damaged, or of another version."
+        ) from None
+    except ValueError as error:
+        reason = str(error)
+    raise RecordError(f"{os.fspath(path)} is not valid JSON ({reason}). The file is damaged.")
