@@ -1,5 +1,6 @@
 """The README's code runs as it stands."""
 
+import json
 import pathlib
 import re
 
@@ -37,3 +38,14 @@ def test_the_lines_for_a_keras_user_run(tmp_path, monkeypatch):
     with averaging.borrowed("swa"):
         expected = model.predict(x, verbose=0)
     np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_counts_of_verdicts_are_those_of_the_committed_ledger():
+    root = README.parent
+    ledger = json.loads((root / "results/reproduction_cifar10_cpu/ledger.json").read_text("utf-8"))
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    verdicts = [claim["verdict"] for claim in ledger["claims"]]
+    stated = re.search(r"(\d+) are reproduced, (\d+) are not and (\d+) are inconclusive", text)
+    names = ("reproduced", "not reproduced", "inconclusive")
+    assert [int(n) for n in stated.groups()] == [verdicts.count(name) for name in names]
+    assert sum(map(int, stated.groups())) == len(verdicts) == 25

@@ -149,6 +149,13 @@ class UpdateCounter:
         self._first_step = max([before, *self._last.counts.values()])
         self._moves = 0
 
+    def start_epoch(self) -> None:
+        """Takes the counts as they are; to be called when an epoch begins.
+
+        Where data end before Keras knew they would, TensorFlow counts a step that is not made.
+        """
+        self._last = Standing(self._counts(), self._last.bits)
+
     def standing(self) -> Standing:
         """Where the training stands now."""
         self._optimizers = optimizers_of(self.model)

@@ -252,7 +252,7 @@ def test_evaluating_every_average_changes_nothing(trained):
     before = everything(trained.model)
     state = numpy(averaging.state.variables)
     results = averaging.evaluate((INPUTS, LABELS))
-    assert list(results) == ["raw", *KERNELS]
+    assert list(results) == ["raw", "raw_running", *KERNELS]
     assert_same(before, everything(trained.model))
     for old, new in zip(state, numpy(averaging.state.variables), strict=True):
         assert old.tobytes() == new.tobytes()

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from tf_lrtraj import WeightAveraging, backend, kernels
+from tf_lrtraj import backend
 from tf_lrtraj.averaging import borrowing, interrupts
 from tf_lrtraj.averaging.borrowing import holder_of
 
@@ -20,17 +20,31 @@ def bits(model):
     return [a.tobytes() for a in backend.to_numpy(backend.values(model.variables))]
 
 
+class Lender:
+    """Lends a small model ones in place of its weights."""
+
+    def __init__(self):
+        layers = [keras.layers.Dense(1), keras.layers.BatchNormalization()]
+        self.model = keras.Sequential([keras.Input((3,)), *layers])
+        self.model.compile("sgd", "mse")
+        self.model.fit(X, X[:, :1], batch_size=8, verbose=0)
+
+    def borrowed(self, name="ema"):
+        return borrowing.lend(self.model, f"the average {name!r}", lambda: self.values(name))
+
+    def values(self, name):
+        if name != "ema":
+            raise KeyError(f"must be one of ['ema']. Received: {name!r}")
+        variables = [*self.model.trainable_variables, self.model.layers[1].moving_mean]
+        return [(v, keras.ops.ones(v.shape)) for v in variables]
+
+
 @pytest.fixture(scope="module")
 def lender():
-    keras.utils.set_random_seed(0)
-    layers = [keras.layers.Dense(2), keras.layers.BatchNormalization(), keras.layers.Dense(1)]
-    model = keras.Sequential([keras.Input((3,)), *layers])
-    model.compile("sgd", "mse")
-    averaging = WeightAveraging({"ema": kernels.Exponential(0.5)}, batch_norm="average")
-    model.fit(X, X[:, :1], batch_size=8, verbose=0, callbacks=[averaging])
-    with averaging.borrowed("ema"):  # whatever is made at the first use
+    found = Lender()
+    with found.borrowed():  # whatever is made at the first use
         pass
-    return model, averaging
+    return found.model, found
 
 
 class Strikes:

@@ -352,12 +352,12 @@ def trained():
 
 def test_quantizing_a_lent_model_is_refused():
     model, averaging = trained()
-    before = numpy_of(model.variables)
+    before, own = numpy_of(model.variables), model.quantize
     with averaging.borrowed("ema"), pytest.raises(RuntimeError, match="before quantizing"):
         model.quantize("int8")
     for one, other in zip(before, numpy_of(model.variables), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert callable(model.quantize) and "quantize" not in vars(model)
+    assert model.quantize is own
 
 
 def test_variables_replaced_in_the_block_are_noticed():
@@ -406,7 +406,7 @@ def test_averaged_variances_below_zero_are_refused_with_the_number():
         pass
 
 
-@pytest.mark.parametrize("model", [object(), 3, np.ones(3), keras.optimizers.SGD(0.1)])
+@pytest.mark.parametrize("model", [object(), 3, np.ones(3), keras.layers])
 def test_what_is_no_model_of_keras_is_refused(model):
     with pytest.raises(
         ValueError, match=r"WeightAveraging needs a model of Keras 3 .* Received: a"

@@ -140,7 +140,7 @@ class Functional(Net):
         trainable, rest, slots, metrics = state
 
         def loss(trainable):
-            found, new = self.stateless_call(trainable, rest, data[0], training=True)
+            found, new = self.stateless_call(trainable, rest, data[0])
             return ops.mean((found - data[1]) ** 2), new
 
         (value, new), found = jax.value_and_grad(loss, has_aux=True)(trainable)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -16,16 +15,15 @@ from tf_lrtraj.weight_updates import steps_made
 # Variables and the values they are to hold.
 Values = Sequence[tuple[Any, Any]]
 
-# Which models hold other weights than their own.
-_loans: weakref.WeakKeyDictionary[Any, Loan] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()  # a handler of signals may ask while the same thread holds it
+# id of each model that holds other weights than its own → who put them there.  Setting a default
+# and deleting are single operations, so threads need no lock, which an exception could leave taken.
+_loans: dict[int, Loan] = {}
 
 
 def holder_of(model: Any) -> str | None:
     """What a model holds in place of its own weights, and who put it there; None if nothing."""
-    with _lock:
-        loan = _loans.get(model)
-        return None if loan is None else loan.holder
+    loan = _loans.get(id(model))
+    return None if loan is None else loan.holder
 
 
 class Loan:
@@ -57,15 +55,13 @@ class Loan:
             RuntimeError: if it is lent already, by this thread or another.
         """
         self._steps = getattr(self._model, "optimizer", None), steps_made(self._model)
-        with _lock:
-            loan = _loans.get(self._model)
-            if loan is not None:
-                raise RuntimeError(
-                    f"The model already holds {loan.holder}, so it cannot take {self._what} "
-                    f"(thread {self._thread!r}). A model is lent to one at a time: leave that "
-                    "`with` block first."
-                )
-            _loans[self._model] = self
+        loan = _loans.setdefault(id(self._model), self)
+        if loan is not self:
+            raise RuntimeError(
+                f"The model already holds {loan.holder}, so it cannot take {self._what} "
+                f"(thread {self._thread!r}). A model is lent to one at a time: leave that "
+                "`with` block first."
+            )
         self._signals.install()
         # `fit` and `train_on_batch` both ask for the training function before they move a weight.
         for name, why in (
@@ -141,9 +137,8 @@ class Loan:
             else:
                 setattr(self._model, name, own)
         self._refused = {}
-        with _lock:
-            if _loans.get(self._model) is self:
-                del _loans[self._model]
+        if _loans.get(id(self._model)) is self:
+            del _loans[id(self._model)]
         self._signals.remove()
 
 

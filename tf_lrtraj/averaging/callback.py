@@ -271,6 +271,8 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._begin()
+        assert self._counter is not None
+        self._counter.start_epoch()
 
     def _begin(self) -> None:
         """Takes up the averages where the model stands, once per `fit`.

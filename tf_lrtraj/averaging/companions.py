@@ -9,7 +9,7 @@ in step with `keras.callbacks.BackupAndRestore`, which knows only the model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,34 +24,37 @@ def callbacks_beside(callback: Any) -> list[Any]:
     there is no list (a custom loop that calls the hooks itself).
     """
     frame = inspect.currentframe()
-    # Whoever forwards hooks is on the way to the list, whether or not it holds `callback`.
-    callers: list[Any] = [callback]
     try:
         while frame is not None:
             owner = frame.f_locals.get("self")
             if isinstance(owner, keras.callbacks.CallbackList):
-                if not any(member is caller for member in owner.callbacks for caller in callers):
-                    return []
-                return list(_spread(owner.callbacks, callback, callers))
-            if isinstance(owner, keras.callbacks.Callback):
-                callers.append(owner)
+                called = _called_member(owner.callbacks, frame.f_locals, callback)
+                return [] if called is None else list(_spread(owner.callbacks, callback, called))
             frame = frame.f_back
         return []
     finally:
-        del frame, callers  # frames keep everything in them alive
+        del frame  # frames keep everything in them alive
 
 
-def _spread(members: Sequence[Any], callback: Any, callers: Sequence[Any]) -> Iterator[Any]:
+def _called_member(members: Sequence[Any], names: Mapping[str, Any], callback: Any) -> Any:
+    """The member that the list is calling: `callback`, or whoever forwards hooks to it."""
+    if any(member is callback for member in members):
+        return callback
+    # The variable of the list's loop over its members, whatever its name is.
+    calls = (m for m in members for value in names.values() if value is m)
+    return next(calls, None)
+
+
+def _spread(members: Sequence[Any], callback: Any, called: Any) -> Iterator[Any]:
     listed = {id(member) for member in members}
     for member in members:
         yield member
         if member is callback:
             continue
-        forwards = any(member is caller for caller in callers)
         # What is in the list itself is called from there, wherever else it is known.
         held = [one for one in _held(member, {id(member)}) if id(one) not in listed]
-        held = [one for one in held if forwards or one is not callback]
-        if forwards and not any(one is callback for one in held):
+        held = [one for one in held if member is called or one is not callback]
+        if member is called and not any(one is callback for one in held):
             yield callback  # hidden where this cannot look, but called from there
         yield from held
 

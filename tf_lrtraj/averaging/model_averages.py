@@ -55,6 +55,7 @@ class ModelAverages:
         self.num_updates = 0
         self.skipped = 0
         self._averaged = []
+        self._with_statistics = False
         self._update: Any = None
         self._update_from: Any = None
         self._seen_versions: list[Any] = []
@@ -78,7 +79,8 @@ class ModelAverages:
         model = self._require_model()
         self._refuse_borrowed("be averaged")
         self.num_updates = self.skipped = 0
-        if self.state is not None and self._unchanged():
+        wanted = [id(v) for v in self._wanted(self._needs_statistics())]
+        if self.state is not None and wanted == [id(v) for v in self._averaged]:
             self.state.start()
         else:
             self._build(model)
@@ -109,16 +111,12 @@ class ModelAverages:
         wanted = self.variables
         return [v for v in self.model.trainable_variables if wanted is None or wanted(v)]
 
-    def _statistics(self) -> list[Any]:
-        """The running statistics that are averaged with the weights."""
-        if "average" not in self.batch_norm.values():
-            return []
-        return bn.averaged_variables(self.model)
+    def _wanted(self, with_statistics: bool) -> list[Any]:
+        """The variables to average now: weights, and running statistics if they are followed."""
+        return [*self._chosen(), *(bn.averaged_variables(self.model) if with_statistics else ())]
 
-    def _unchanged(self) -> bool:
-        """Whether the averages are of the very variables that would be averaged now."""
-        now = [id(v) for v in [*self._chosen(), *self._statistics()]]
-        return now == [id(v) for v in self._averaged]
+    def _needs_statistics(self) -> bool:
+        return "average" in self.batch_norm.values()
 
     def _build(self, model: Any) -> None:
         check_built(model, type(self).__name__)
@@ -137,7 +135,8 @@ class ModelAverages:
                 "(for example `averaging.batch_norm_data = x_train[:4096]`).",
                 stacklevel=4,
             )
-        self._set_state([*chosen, *self._statistics()])
+        self._with_statistics = self._needs_statistics()
+        self._set_state(self._wanted(self._with_statistics))
 
     def _set_state(self, averaged: list[Any], state: AverageState | None = None) -> None:
         model = self.model
@@ -159,7 +158,7 @@ class ModelAverages:
         state = self._require_state()
         self._check_model()
         known = {id(variable) for variable in self._averaged}
-        new = [v for v in [*self._chosen(), *self._statistics()] if id(v) not in known]
+        new = [v for v in self._wanted(self._with_statistics) if id(v) not in known]
         if not new:
             return
         warnings.warn(
@@ -340,7 +339,8 @@ class ModelAverages:
     def _values(self, name: str) -> Values:
         """(variable, value) of everything that differs where the model holds an average."""
         average = self._average(name)
-        statistics = {id(v) for v in self._statistics()}
+        # The policy may have changed since the averages began.
+        statistics = {id(v) for v in bn.averaged_variables(self.model)}
         changes = [
             (v, keras.ops.cast(average[id(v)], v.dtype))
             for v in self._averaged
@@ -365,7 +365,7 @@ class ModelAverages:
                 )
         model = self.model
         old = backend.values(model.non_trainable_variables)
-        known = [average.get(id(v), v) for v in self._statistics()]
+        known = [average.get(id(v), v) for v in bn.averaged_variables(model)]
         return _differences(model, old, bn.put_averaged(model, old, known))
 
     def _recomputed(self, who: str, changes: Values) -> Values:
@@ -491,7 +491,8 @@ class ModelAverages:
         restore_metrics = backend.backup(model.metrics_variables)
         try:
             for name in names:
-                with self._shown(name):
+                # Reading data may draw from the streams that shuffle the training's.
+                with backend.random_streams_kept(), self._shown(name):
                     results[name] = model.evaluate(**options)
         finally:
             restore_metrics()

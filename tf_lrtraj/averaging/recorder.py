@@ -150,6 +150,8 @@ class SnapshotRecorder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
+        if self._counter is not None:
+            self._counter.start_epoch()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._snapshots is not None:

@@ -105,6 +105,10 @@ class ProbeRecorder(keras.callbacks.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._surface, self._begun = None, False
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self._counter is not None:
+            self._counter.start_epoch()
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._begun:
             return

@@ -36,26 +36,37 @@ def _metric(name: str) -> str:
     return "accuracy" if name in _ACCURACY else name
 
 
-def evaluations(found: Mapping[str, float], averages: Iterable[str]) -> dict[str, dict[str, float]]:
-    """{weights: {metric: value}} of the evaluations of an epoch, the raw weights first.
+def evaluations(
+    found: Mapping[str, float], averages: Iterable[str]
+) -> list[tuple[str, bool, dict[str, float]]]:
+    """(weights, whether they are named, {metric: value}) of the evaluations of an epoch.
+
+    The raw weights come first: as `val_raw_<metric>`, which `WeightAveraging` logs where it
+    recomputes batch-norm statistics, and as `val_<metric>`, which Keras logs.
 
     Args:
         found: what `numbers` returns.
         averages: names of averages, whose metrics are called `val_<name>_<metric>`.
 
-    >>> evaluations({"loss": 3.0, "val_loss": 2.0, "val_ema_acc": 0.5}, ["ema"])
-    {'raw': {'loss': 2.0}, 'ema': {'accuracy': 0.5}}
+    >>> found = {"loss": 3.0, "val_loss": 2.0, "val_ema_acc": 0.5, "val_raw_loss": 1.0}
+    >>> for row in evaluations(found, ["ema"]):
+    ...     print(row)
+    ('raw', True, {'loss': 1.0})
+    ('raw', False, {'loss': 2.0})
+    ('ema', True, {'accuracy': 0.5})
     """
-    names = sorted(averages, key=len, reverse=True)  # "ema_slow" before "ema"
-    result: dict[str, dict[str, float]] = {}
+    names = sorted([*averages, RAW], key=len, reverse=True)  # "ema_slow" before "ema"
+    result: dict[tuple[str, bool], dict[str, float]] = {}
     for key, value in found.items():
         if not key.startswith("val_"):
             continue
         metric = key.removeprefix("val_")
-        name = next((n for n in names if metric.startswith(f"{n}_")), RAW)
-        metric = metric if name == RAW else metric.removeprefix(f"{name}_")
-        result.setdefault(name, {})[_metric(metric)] = value
-    return dict(sorted(result.items(), key=lambda item: item[0] != RAW))
+        name = next((n for n in names if metric.startswith(f"{n}_")), None)
+        metric = metric if name is None else metric.removeprefix(f"{name}_")
+        row = result.setdefault((name or RAW, name is not None), {})
+        row[_metric(metric)] = value
+    ordered = sorted(result.items(), key=lambda item: (item[0][0] != RAW, not item[0][1]))
+    return [(name, named, metrics) for (name, named), metrics in ordered]
 
 
 class Window:

@@ -182,8 +182,9 @@ class RunRecorder(keras.callbacks.Callback):
         if self.every is None and "loss" in training:
             run.train_row(step, self._epoch, run.rates.before(step), training)
         names = [] if self._averaging is None else list(self._averaging.averages)
-        for weights, metrics in evaluations(found, names).items():
-            row = {"split": self.split, "weights": weights, "batch_norm": self._policy(weights)}
+        for weights, named, metrics in evaluations(found, names):
+            policy = "recompute" if weights == RAW and named else self._policy(weights)
+            row = {"split": self.split, "weights": weights, "batch_norm": policy}
             if self.examples is not None:
                 metrics = {**metrics, "examples": self.examples}
             run.eval_row(step, self._epoch, {**row, **metrics})
