@@ -60,14 +60,17 @@ def test_rows_are_what_fit_says(tmp_path):
     assert run.status == "done" and run.run["total_steps"] == 3 * STEPS
     assert run.weights_names() == ["raw", "ema", "ema_slow"]
     assert list(run.averages) == ["ema", "ema_slow"]
-    for weights, prefix in (("raw", ""), ("ema", "ema_"), ("ema_slow", "ema_slow_")):
+    # As in `lrtraj-train`, raw weights come with recomputed statistics first, then with running.
+    for weights, prefix in (("raw", "raw_"), ("ema", "ema_"), ("ema_slow", "ema_slow_")):
         for metric in ("loss", "accuracy"):
             steps, values = run.series(metric, weights, "validation")
             assert steps.tolist() == [4, 8, 12]
             np.testing.assert_array_equal(values, history[f"val_{prefix}{metric}"])
     np.testing.assert_array_equal(run.train_series("loss")[1], history["loss"])
     assert {row["batch_norm"] for row in run.rows("eval", "ema")} == {"recompute"}
-    assert {row["batch_norm"] for row in run.rows("eval", "raw")} == {"running"}
+    raw = run.rows("eval", "raw")
+    assert [row["batch_norm"] for row in raw] == ["recompute", "running"] * 3
+    assert [row["loss"] for row in raw[1::2]] == history["val_loss"]
     assert [row["epoch"] for row in run.rows("train")] == [1.0, 2.0, 3.0]
     assert [row["step"] for row in run.timing()] == [4, 8, 12]
 

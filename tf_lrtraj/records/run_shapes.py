@@ -44,13 +44,13 @@ class Run(_RunBase, total=False):
     command: str
     created: str
     versions: dict[str, str]
-    seed: int
+    seed: int | None  # runs of Keras' `fit` need not know it, nor what is None below
     threads: dict[str, int | None]
-    strategy: str
+    strategy: str | None
     num_replicas: Count
-    total_steps: Count
-    batch_size: Count
-    steps_per_epoch: float
+    total_steps: Count | None
+    batch_size: Count | None
+    steps_per_epoch: float | None
     dataset: TrainedOn
     model: TrainedModel
     averages: dict[str, dict[str, Any]] | None

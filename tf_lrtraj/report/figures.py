@@ -206,7 +206,7 @@ def _step_axis(axes: Axes, record: RunRecord, total: int) -> None:
 
 def _total(record: RunRecord, lines: Sequence[Line]) -> int:
     last = max((int(line.steps[-1]) for line in lines if line.steps.size), default=0)
-    return max(last, record.run.get("total_steps", 0))
+    return max(last, record.run.get("total_steps") or 0)
 
 
 def _metric_panel(

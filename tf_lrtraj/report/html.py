@@ -113,7 +113,7 @@ def _setting(record: RunRecord, rates: np.ndarray | None) -> str:
     if (name := data.get("name")) is not None:
         size = data.get("num_examples", {}).get("train")
         parts.append(f"{name} ({size:,} training images)" if size is not None else name)
-    total, per_epoch = run.get("total_steps"), run.get("steps_per_epoch", 0.0)
+    total, per_epoch = run.get("total_steps"), run.get("steps_per_epoch") or 0.0
     if total is not None:
         text = f"{total:,} steps"
         if per_epoch > 0:
