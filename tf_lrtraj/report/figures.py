@@ -198,7 +198,7 @@ def _step_axis(axes: Axes, record: RunRecord, total: int) -> None:
     axes.set_xlim(0, max(total, 1))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    steps, label = record.run.get("steps_per_epoch", 0.0), "step"
+    steps, label = record.run.get("steps_per_epoch") or 0.0, "step"
     if 1 <= steps < math.inf:
         label = f"step (1 epoch = {f'{steps:,.0f}' if steps >= 100 else f'{steps:.3g}'} steps)"
     axes.set_xlabel(label, parse_math=False)
