@@ -173,7 +173,8 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         self._carried: dict[str, Any] | None = None
 
     def _check_data(self, batches: int | None, steps: int | None) -> None:
-        """Refuses data that cannot be read again or do not end."""
+        """Refuses data that cannot be read again, do not end, or do not fit together."""
+        settings.check_lengths(self.validation_data, "validation_data")
         bn.check_data(self.batch_norm_data, batches=batches)
         bn.check_data(self.validation_data, "validation_data", steps, limit="validation_steps")
 
@@ -199,6 +200,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
             self.start()
 
     def start(self) -> None:
+        self._refuse_durations()
         super().start()
         self._left = None if self._counter is None else self._counter.standing()
         self._loaded_iterations = None
@@ -215,13 +217,12 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
 
     reset.__doc__ = ModelAverages.reset.__doc__
 
-    def _require_state(self) -> Any:
-        if self._unresolved and self.state is None:
+    def _refuse_durations(self) -> None:
+        if self._unresolved:
             raise RuntimeError(
                 f"The averages {sorted(self._unresolved)} are in epochs or percent of a `fit`, and "
                 "none has begun. Give numbers of updates for a loop of your own."
             )
-        return super()._require_state()
 
     # Training ---------------------------------------------------------------------------------
 
@@ -292,6 +293,8 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         moved = stepped or not now.same_weights(before)
         if not (moved and self._restore(model, stepped)):
             self._go_on(now)
+        if self._recomputes_raw() and not backend.is_distributed(self.batch_norm_data):
+            self._recomputed("The training", [], batches=1)  # what is wrong shows now
         counter.restart()
         self._left = counter.standing()
         self._warn_of_averages_that_never_begin()
@@ -374,6 +377,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
             )
 
     def update(self, weights: Any = None) -> bool:
+        self._refuse_durations()
         averaged = super().update(weights)
         if self._counter is not None and weights is None:
             self._left = None

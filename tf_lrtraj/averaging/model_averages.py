@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -221,7 +222,7 @@ class ModelAverages:
         if self.state is None:
             raise RuntimeError(
                 "The averages have not begun: the model had no weights when `set_model` was "
-                "called. Call `start()` once it has them, before the first step."
+                "called, or `reset` was. Call `start()` once it has them, before the first step."
             )
         self._check_model()
         given = None if weights is None else self._given(weights)
@@ -368,8 +369,14 @@ class ModelAverages:
         known = [average.get(id(v), v) for v in bn.averaged_variables(model)]
         return _differences(model, old, bn.put_averaged(model, old, known))
 
-    def _recomputed(self, who: str, changes: Values) -> Values:
-        """(variable, value) of statistics recomputed where the model holds other weights."""
+    def _recomputed(self, who: str, changes: Values, batches: int | None = None) -> Values:
+        """(variable, value) of statistics recomputed where the model holds other weights.
+
+        Args:
+            who: needs them, for an error.
+            changes: the weights, where they differ from the model's own.
+            batches: use this many in place of `batch_norm_batches`.
+        """
         model = self.model
         if not bn.find_statistics(model):
             return []
@@ -385,14 +392,29 @@ class ModelAverages:
             [known.get(id(v), value) for v, value in zip(vs, backend.values(vs), strict=True)]
             for vs in (model.trainable_variables, model.non_trainable_variables)
         )
-        new = self._recompute(
-            trainable,
-            old,
-            self.batch_norm_data,
-            batch_size=self.batch_size,
-            batches=self.batch_norm_batches,
-        )
-        return _differences(model, old, new)
+        try:
+            new = self._recompute(
+                trainable,
+                old,
+                self.batch_norm_data,
+                batch_size=self.batch_size,
+                batches=self.batch_norm_batches if batches is None else batches,
+            )
+        except Exception as error:  # Keras and its backends raise many kinds, of many lines
+            if "batch_norm" in str(error) or "atch-norm" in str(error):
+                raise
+            raise ValueError(
+                "`batch_norm_data` cannot be run through the model in training mode: "
+                f"{_reason(error)}"
+            ) from error
+        changed = _differences(model, old, new)
+        if not backend.all_finite([value for _, value in changed]):
+            warnings.warn(
+                f"The statistics that {who[0].lower()}{who[1:]} gets from `batch_norm_data` are "
+                "not finite.",
+                stacklevel=6,
+            )
+        return changed
 
     # Lending ----------------------------------------------------------------------------------
 
@@ -531,6 +553,14 @@ def _wide(variable: Any) -> Any:
     """A variable's value in the dtype that averages of it have."""
     value = backend.values([variable])[0]
     return keras.ops.copy(keras.ops.cast(value, buffer_dtype(variable.dtype)))
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line: Keras writes where it came from before and after."""
+    text = re.sub("\x1b\\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Exception encountered when")]
+    return lines[0] if lines else type(error).__name__
 
 
 def _differences(model: Any, old: Sequence[Any], new: Sequence[Any]) -> Values:

@@ -123,6 +123,26 @@ def check_choice(value: Any, allowed: tuple[str, ...], name: str) -> str:
     return value
 
 
+def check_lengths(data: Any, name: str) -> None:
+    """Raises ValueError for inputs and targets that are not of one length.
+
+    >>> check_lengths(([[0.0], [1.0]], [1]), "validation_data")
+    >>> import numpy as np
+    >>> check_lengths((np.zeros((2, 1)), np.zeros(3)), "validation_data")
+    Traceback (most recent call last):
+    ...
+    ValueError: `validation_data` must hold as many inputs as targets. Received: lengths [2, 3]
+    """
+    if not isinstance(data, (tuple, list)):
+        return
+    shapes = [getattr(part, "shape", None) for part in data]
+    lengths = [shape[0] for shape in shapes if isinstance(shape, tuple) and shape]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"`{name}` must hold as many inputs as targets. Received: lengths {lengths}"
+        )
+
+
 def check_function(value: Any, name: str) -> Callable[..., Any] | None:
     """Returns a function or None, or raises ValueError."""
     if value is not None and not callable(value):
