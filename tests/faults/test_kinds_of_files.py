@@ -8,7 +8,7 @@ import pytest
 import toy
 
 from tf_lrtraj import records, report
-from tf_lrtraj.averaging.borrowing import load_model
+from tf_lrtraj.averaging.model_files import load_model
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.bin import tables
 from tf_lrtraj.experiments.average import read_arrays

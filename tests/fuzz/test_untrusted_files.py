@@ -142,7 +142,7 @@ def test_an_archive_without_a_limit_of_its_own_is_bounded_by_its_size(monkeypatc
 def test_a_model_that_unpacks_to_far_more_than_its_size_is_not_unpacked(
     member, size, said, tmp_path, monkeypatch
 ):
-    from tf_lrtraj.averaging.borrowing import load_model
+    from tf_lrtraj.averaging.model_files import load_model
 
     if size == 1 << 28:
         monkeypatch.setattr(archives, "LARGEST", 1 << 24)
@@ -164,7 +164,7 @@ def test_a_model_that_unpacks_to_far_more_than_its_size_is_not_unpacked(
 def test_a_layer_of_code_is_not_loaded(tmp_path):
     import keras
 
-    from tf_lrtraj.averaging.borrowing import load_model
+    from tf_lrtraj.averaging.model_files import load_model
 
     path = tmp_path / "model.keras"
     keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x + 1)]).save(path)
@@ -175,7 +175,7 @@ def test_a_layer_of_code_is_not_loaded(tmp_path):
 def test_a_member_outside_of_the_archive_is_not_written(tmp_path):
     import keras
 
-    from tf_lrtraj.averaging.borrowing import load_model
+    from tf_lrtraj.averaging.model_files import load_model
 
     inner = tmp_path / "inner"
     inner.mkdir()
