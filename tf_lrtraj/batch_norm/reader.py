@@ -351,6 +351,14 @@ def _through(
     model: Any, entry: str, given: dict[str, Any], receive: Receive, batches: int | None
 ) -> None:
     """Reads data by the model's own `evaluate` or `predict`, with its compiled step replaced."""
+    strategy = backend.strategy_of(model)
+    if strategy is not None and strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            "Batch-norm statistics cannot be recomputed for a model whose class replaces `fit` on "
+            f"{strategy.num_replicas_in_sync} replicas: give `batch_norm_data` as "
+            "`strategy.experimental_distribute_dataset(…)` of prepared data, or choose "
+            "batch_norm='average'."
+        )
     options = {**given, "verbose": 0} | ({} if batches is None else {"steps": batches})
     if entry == "predict":
         options = {k: v for k, v in options.items() if k not in ("y", "sample_weight")}
