@@ -204,6 +204,11 @@ class UpdateCounter:
             warnings.warn(message, stacklevel=4)
 
     @property
+    def is_known(self) -> bool:
+        """Whether `step` is known from the model alone, also in a process that goes on."""
+        return not self._own_step or any(self._last.counts.values())
+
+    @property
     def step(self) -> int:
         """The number of the optimizer step that the training has reached.
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tf_lrtraj import WeightAveraging, backend, kernels
-from tf_lrtraj.averaging import save_model
+from tf_lrtraj import RunRecorder, WeightAveraging, backend, kernels, probes
+from tf_lrtraj.averaging import SnapshotRecorder, Snapshots, save_model
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(48, 6)).astype(np.float32)
@@ -213,6 +213,14 @@ def test_large_numbers_are_finite():
     averaging.set_model(model)
     model.set_weights([np.full(w.shape, 3e38, np.float32) for w in model.get_weights()])
     assert averaging.update()
+
+
+def test_no_snapshot_is_taken_of_weights_that_are_not_finite(tmp_path):
+    x = X.copy()
+    x[41] = np.nan  # the last batch of six
+    with pytest.warns(UserWarning, match="at step 6 are not finite: no snapshot"):
+        network().fit(x, Y, callbacks=[SnapshotRecorder(tmp_path, every=2)], **FIT)
+    assert Snapshots(tmp_path).steps.tolist() == [0, 2, 4]
 
 
 @pytest.mark.parametrize("option", ["skip", "stop", "ignore"])
@@ -427,6 +435,27 @@ def test_places_that_cannot_be_written_are_refused_at_once(path, message):
     with pytest.raises(ValueError, match=message) as error:
         WeightAveraging(AVERAGES, validation_data=(X, Y), save_best={"ema": path})
     assert "save_best['ema']" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        SnapshotRecorder,
+        Snapshots,
+        RunRecorder,
+        lambda folder: probes.ProbeRecorder(folder, {}, every=1),
+        lambda folder: trained()[1].save_state(f"{folder}/state.npz"),
+        lambda folder: trained()[1].load_state(f"{folder}/state.npz"),
+    ],
+    ids=["SnapshotRecorder", "Snapshots", "RunRecorder", "ProbeRecorder", "save", "load"],
+)
+def test_folders_in_buckets_are_refused_and_no_folder_of_that_name_is_made(
+    make, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"must be on a local file system.* Received: .*gs://here"):
+        make("gs://here/there")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(backend.name() != "tensorflow", reason="TensorFlow's file systems")

@@ -226,6 +226,13 @@ def test_weights_have_moved_where_something_moved_them(kind, updates, message, t
     last = snapshots.read(int(snapshots.steps[-1]))
     np.testing.assert_array_equal(last[0], numpy_of(model.trainable_variables)[0])
     assert len(list((tmp_path / "probes").iterdir())) == 1 + each * updates // 6
+    again = SnapshotRecorder(tmp_path / "snapshots", every=2)
+    fresh = kind()
+    fresh.compile(loss="mse")
+    if message == UNKNOWN:  # nothing says that these are not snapshots of this very training
+        with pytest.raises(ValueError, match=r"no optimizer counts .* another folder"):
+            fresh.fit(X, Y, callbacks=[again], **FIT)
+        assert Snapshots(tmp_path / "snapshots").steps.tolist() == snapshots.steps.tolist()
     told = [str(w.message) for w in recwarn if "WeightAveraging" in str(w.message)]
     assert len(told) == (message is not None) and all(message in text for text in told)
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import backend
-from tf_lrtraj.averaging.model_files import is_remote
-from tf_lrtraj.records import write_atomically
+from tf_lrtraj.records import scheme_of, write_atomically
 from tf_lrtraj.records.archives import load_arrays
 
 
@@ -50,7 +49,7 @@ class Backup:
 
     def __init__(self, keras_backup: Any) -> None:
         folder = str(keras_backup.backup_dir)
-        if is_remote(folder):
+        if scheme_of(folder) is not None:
             raise ValueError(
                 "The averages can be saved beside BackupAndRestore on a local file system only. "
                 f"Received: backup_dir={folder!r}"

@@ -23,7 +23,7 @@ from tf_lrtraj.averaging.companions import callbacks_beside, check_order
 from tf_lrtraj.averaging.model_averages import ModelAverages, split
 from tf_lrtraj.durations import resolve_durations
 from tf_lrtraj.kernels import Kernel
-from tf_lrtraj.records import RAW, write_atomically
+from tf_lrtraj.records import RAW, local_path, write_atomically
 from tf_lrtraj.records.archives import load_arrays
 from tf_lrtraj.weight_updates import (
     Standing,
@@ -429,7 +429,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Writes every buffer and the update count to an `.npz` file, whole or not at all."""
-        settings.check_local(path)
+        local_path(path, "path")
         write_atomically(path, to_npz(self._state_arrays()))
 
     def _state_arrays(self) -> dict[str, Any]:
@@ -455,7 +455,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
                 is damaged.
             OSError: if it cannot be read.
         """
-        settings.check_local(path)
+        local_path(path, "path")
         try:
             stored = load_arrays(path, largest=None)
         except ValueError as error:

@@ -5,21 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import re
 import tempfile
 import uuid
 from typing import Any
 
-from tf_lrtraj.records import naming, open_file, sync, temporary_path
+from tf_lrtraj.records import naming, open_file, scheme_of, sync, temporary_path
 from tf_lrtraj.records.archives import check_archive
-
-# What Keras reads through TensorFlow's file systems.
-_REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
-
-
-def is_remote(path: Any) -> bool:
-    """Whether a path names a bucket or another file system by a scheme (`gs://…`)."""
-    return isinstance(path, str) and _REMOTE.match(path) is not None
 
 
 def check_model_path(path: str | os.PathLike[str], name: str = "path") -> str | pathlib.Path:
@@ -36,7 +27,7 @@ def check_model_path(path: str | os.PathLike[str], name: str = "path") -> str | 
         raise ValueError(f"`{name}` must be a path that ends in '.keras'. Received: {path!r}")
     if not os.fspath(path).endswith(".keras"):
         raise ValueError(f"`{name}` must end in '.keras'. Received: {os.fspath(path)!r}")
-    if not is_remote(path):
+    if scheme_of(path) is None:
         return pathlib.Path(path)
     _check_reachable(str(path), name)
     return str(path)
@@ -45,16 +36,14 @@ def check_model_path(path: str | os.PathLike[str], name: str = "path") -> str | 
 def _check_reachable(path: str, name: str) -> None:
     import tensorflow as tf
 
-    match = _REMOTE.match(path)
-    assert match is not None
     schemes = sorted(scheme for scheme in tf.io.gfile.get_registered_schemes() if scheme)
-    if match.group(1) not in schemes:
+    if scheme_of(path) not in schemes:
         raise ValueError(
             f"`{name}` must be a local path or begin with one of {[f'{s}://' for s in schemes]}. "
             f"Received: {path!r}"
         )
     try:
-        found = tf.io.gfile.isdir(match.group(0))
+        found = tf.io.gfile.isdir("/".join(path.split("/")[:3]))
         reason = "it does not exist, or may not be read"
     except tf.errors.OpError as error:
         found, reason = False, str(error).splitlines()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from tf_lrtraj.averaging.snapshots import (
     check_encoding,
     snapshot_bytes,
 )
+from tf_lrtraj.records import local_path
 from tf_lrtraj.weight_updates import UpdateCounter, check_trainable
 
 
@@ -79,6 +81,10 @@ class ModelSnapshots:
         """Writes the model's current values as the snapshot of `step`."""
         self.writer.write(step, self._values())
 
+    def is_finite(self) -> bool:
+        """Whether every number that a snapshot would hold now is finite."""
+        return backend.all_finite(backend.values([variable for variable, _ in self._recorded]))
+
     def _values(self) -> Iterator[np.ndarray]:
         for variable, _ in self._recorded:  # one at a time: a single copy on the host
             yield backend.to_numpy(backend.values([variable]))[0]
@@ -136,7 +142,7 @@ class SnapshotRecorder(keras.callbacks.Callback):
         when_full: str = "thin",
     ) -> None:
         super().__init__()
-        self.folder = pathlib.Path(folder)
+        self.folder = local_path(folder, "folder")
         self.timetable = Timetable(every, start, limit, when_full)
         self.encoding = check_encoding(encoding)
         self._snapshots: ModelSnapshots | None = None
@@ -166,6 +172,13 @@ class SnapshotRecorder(keras.callbacks.Callback):
         step = self._counter.step
         total = self._total_steps(step)
         self._snapshots = ModelSnapshots(model, self.folder, self.timetable, self.encoding, total)
+        later = [one for one in self._snapshots.writer.steps() if one > step]
+        if later and not self._counter.is_known:
+            raise ValueError(
+                f"`folder` holds snapshots up to step {later[-1]}, and no optimizer counts the "
+                "steps of this model, so that they may be of this training or of another. Give "
+                f"another folder. Received: folder={str(self.folder)!r}"
+            )
         self._snapshots.writer.forget_after(step)
         self._take(step)
 
@@ -185,6 +198,13 @@ class SnapshotRecorder(keras.callbacks.Callback):
             self._take(self._counter.step)
 
     def _take(self, step: int) -> None:
-        if self.timetable.due(step):
-            assert self._snapshots is not None
+        if not self.timetable.due(step):
+            return
+        assert self._snapshots is not None
+        if self._snapshots.is_finite():
             self._snapshots.write(step)
+        else:
+            warnings.warn(
+                f"The weights at step {step} are not finite: no snapshot of them is taken.",
+                stacklevel=3,
+            )

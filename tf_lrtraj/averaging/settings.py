@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from tf_lrtraj.averaging.model_files import check_model_path, is_remote
+from tf_lrtraj.averaging.model_files import check_model_path
 from tf_lrtraj.durations import resolve_durations
 from tf_lrtraj.kernels import Kernel, from_config
 from tf_lrtraj.records import check_average_name
@@ -148,12 +147,3 @@ def check_function(value: Any, name: str) -> Callable[..., Any] | None:
     if value is not None and not callable(value):
         raise ValueError(f"`{name}` must be a function or None. Received: {name}={value!r}")
     return value
-
-
-def check_local(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError for a path on a remote file system."""
-    if is_remote(path):
-        raise ValueError(
-            "`path` must be on a local file system; copy the file with tf.io.gfile.copy. "
-            f"Received: path={path!r}"
-        )

@@ -32,6 +32,7 @@ import numpy as np
 from tf_lrtraj.records import (
     Count,
     RecordError,
+    local_path,
     naming,
     open_file,
     read_json,
@@ -239,7 +240,7 @@ class SnapshotWriter:
         timetable: Timetable,
         encoding: str = "exact",
     ) -> None:
-        self.folder = pathlib.Path(folder)
+        self.folder = local_path(folder, "folder")
         self.variables = list(variables)
         self.timetable = timetable
         self.encoding = check_encoding(encoding)
@@ -371,7 +372,7 @@ class Snapshots:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = pathlib.Path(folder)
+        self.folder = local_path(folder, "folder")
         if not self.folder.is_dir():
             raise RecordError(f"there is no folder of snapshots {self.folder}")
         path = self.folder / INDEX

@@ -11,7 +11,7 @@ import keras
 
 from tf_lrtraj.probes.probe import Probe, measure
 from tf_lrtraj.probes.surface import Surface
-from tf_lrtraj.records import check_average_name
+from tf_lrtraj.records import check_average_name, local_path
 from tf_lrtraj.weight_updates import UpdateCounter, check_trainable
 
 
@@ -86,7 +86,7 @@ class ProbeRecorder(keras.callbacks.Callback):
             check_average_name(name, "a probe")
             if not callable(build):
                 raise ValueError(f"`probes[{name!r}]` must be a function. Received: {build!r}")
-        self.folder = pathlib.Path(folder)
+        self.folder = local_path(folder, "folder")
         self.probes = dict(probes)
         self.every, self.start = every, start
         self._options: dict[str, Any] = {

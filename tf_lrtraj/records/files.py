@@ -72,6 +72,33 @@ def _alive_elsewhere(number: int) -> bool:
     return True
 
 
+# A path on another file system than this machine's: `gs://bucket/…`.
+_REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
+
+
+def scheme_of(path: object) -> str | None:
+    """The scheme of a remote path; None for a local one.
+
+    >>> scheme_of("gs://bucket/runs"), scheme_of("runs/one")
+    ('gs', None)
+    """
+    match = _REMOTE.match(path) if isinstance(path, str) else None
+    return None if match is None else match.group(1)
+
+
+def local_path(path: PathLike, name: str) -> pathlib.Path:
+    """Returns a path of this machine's file systems, or raises ValueError that names it.
+
+    `pathlib` would make a folder "gs:" of a bucket.
+    """
+    if scheme_of(path) is not None:
+        raise ValueError(
+            f"`{name}` must be on a local file system; copy it with tf.io.gfile.copy, or mount the "
+            f"bucket. Received: {name}={path!r}"
+        )
+    return pathlib.Path(path)
+
+
 @contextlib.contextmanager
 def naming(path: PathLike) -> Iterator[None]:
     """Errors of the system inside name `path`, where they name nothing that a user knows.

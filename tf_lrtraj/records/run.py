@@ -21,6 +21,7 @@ from tf_lrtraj.records.files import (
     FULL,
     PathLike,
     RecordError,
+    local_path,
     naming,
     read_bytes,
     temporary_path,
@@ -129,7 +130,10 @@ def prepare_workdir(workdir: PathLike) -> pathlib.Path:
         RecordError: if it cannot be made or written (the reason and the remedy are named).
         OSError: if the disk is full; it names the folder.
     """
-    path = pathlib.Path(workdir)
+    try:
+        path = local_path(workdir, "workdir")
+    except ValueError as error:
+        raise RecordError(str(error)) from None
     probe = temporary_path(path / "write-test")
     try:
         with naming(path):

@@ -110,7 +110,7 @@ class RunRecorder(keras.callbacks.Callback):
             self.config = records.encode({} if config is None else dict(config))
         except (TypeError, ValueError) as error:
             raise ValueError(f"`config` must hold what JSON can: {error}") from None
-        self.workdir = pathlib.Path(workdir)
+        self.workdir = records.local_path(workdir, "workdir")
         self.name = name or self.workdir.resolve().name
         self.every, self.split, self.seed = every, split, seed
         self.batch_size, self.data, self.examples = batch_size, data, examples
