@@ -63,6 +63,7 @@ class HeldSignals:
             for number, handler in self._previous.items():
                 if signal.getsignal(number) == self._handle:
                     signal.signal(number, handler)
+        self.holding = False  # for what this thread could not give back
         while self._waiting:
             number, frame = self._waiting.pop(0)
             self._previous[number](number, frame)
