@@ -22,6 +22,8 @@ import keras
 import ml_dtypes  # noqa: F401  (so that NumPy knows bfloat16)
 import numpy as np
 
+from tf_lrtraj import memory
+
 # XLA makes one pass over the weights where TensorFlow makes one per operation, but compiling
 # takes it some 50 ms per variable and average.  What fits into a cache gains nothing.
 XLA_FROM = 1 << 20
@@ -369,13 +371,13 @@ def free_memory() -> int | None:
 
         if keras.ops.zeros(1).device.type == "cuda":
             return int(torch.cuda.mem_get_info()[0])
-        return _free_memory_of_the_host() if keras.ops.zeros(1).device.type == "cpu" else None
+        return memory.free() if keras.ops.zeros(1).device.type == "cpu" else None
     if name() == "jax":
         import jax
 
         device = jax.local_devices()[0]
         if device.platform == "cpu":
-            return _free_memory_of_the_host()
+            return memory.free()
         known = device.memory_stats() or {}
         # Weights may be spread over all the devices.
         free = known.get("bytes_limit", 0) - known.get("bytes_in_use", 0)
@@ -383,22 +385,7 @@ def free_memory() -> int | None:
     import tensorflow as tf
 
     on_host = not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
-    return _free_memory_of_the_host() if on_host else None
-
-
-def _free_memory_of_the_host() -> int | None:
-    """The smaller of what the system and the control group of this process have left."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        with open("/proc/meminfo", encoding="ascii") as file:
-            line = next(line for line in file if line.startswith("MemAvailable:"))
-        found.append(1024 * int(line.split()[1]))
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            limit = int(file.read())
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
-            found.append(limit - int(file.read()))
-    return min(found, default=None)
+    return memory.free() if on_host else None
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from tf_lrtraj import kernels
+from tf_lrtraj import kernels, memory
 from tf_lrtraj.experiments import train
 from tf_lrtraj.experiments.assembly import assemble, load_dataset
 from tf_lrtraj.experiments.config import ConfigError, default_config, resolve, validate
-from tf_lrtraj.experiments.limits import check_counts, check_run, machine_memory, needs
+from tf_lrtraj.experiments.limits import check_counts, check_run, needs
 from tf_lrtraj.models import Size, resnet_size
 from tf_lrtraj.training.strategies import make_strategy
 
@@ -115,8 +115,8 @@ def test_shipped_configurations_fit(path):
 
 
 def test_the_program_compares_with_the_machine(monkeypatch, tmp_path):
-    assert machine_memory() > GB
-    monkeypatch.setattr(train, "machine_memory", lambda: 10**6)
-    with pytest.raises(ConfigError, match=r"and the machine has 1 MB"):
+    assert memory.total() > GB
+    monkeypatch.setattr(memory, "total", lambda: 10**6)
+    with pytest.raises(ConfigError, match=r"and the machine has 1.0 MB"):
         train.prepare(default_config(), tmp_path / "run", make_strategy("one_device"))
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_lrtraj import backend
+from tf_lrtraj import backend, memory
 from tf_lrtraj.kernels import Kernel, LagKernel
 
 # How the running average of a recursive kernel is stored:
@@ -60,12 +60,13 @@ def check_memory(variables: Sequence[Any], kernels: Mapping[str, Kernel], precis
     if free is None or sum(needed.values()) <= free:
         return
     name = max(needed, key=lambda key: needed[key])
+    weights = sum(int(np.prod(v.shape)) for v in variables)
+    whole, left, largest = map(memory.describe, (sum(needed.values()), free, needed[name]))
     raise ValueError(
-        f"`averages` would keep {_size(sum(needed.values()))}, and {_size(free)} of memory are "
-        f"free. The largest is {name!r}: {kernels[name]!r} keeps {kernels[name].copies:,} copies "
-        f"of {sum(int(np.prod(v.shape)) for v in variables):,} weights, "
-        f"{_size(needed[name])}. Choose a kernel that keeps fewer, or write snapshots to "
-        "disk (SnapshotRecorder) and average those."
+        f"`averages` would keep {whole}, and {left} of memory are free. The largest is {name!r}: "
+        f"{kernels[name]!r} keeps {kernels[name].copies:,} copies of {weights:,} weights, {largest}. "
+        "Choose a kernel that keeps fewer, or write snapshots to disk (SnapshotRecorder) and "
+        "average those."
     )
 
 
@@ -78,21 +79,14 @@ def bytes_needed(variables: Sequence[Any], kernel: Kernel, precision: str) -> in
     )
 
 
-def _size(count: int) -> str:
-    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
-        if count >= scale:
-            return f"{count / scale:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} kB"
-
-
 def describe_bytes(cost: Mapping[str, int]) -> str:
     """What averages hold, in words.
 
     >>> describe_bytes({"ema": 4_200_000, "swa": 3_000})
     'averages keep 4.2 MB: ema 4.2 MB, swa 3.0 kB'
     """
-    each = ", ".join(f"{name} {_size(size)}" for name, size in cost.items())
-    return f"averages keep {_size(sum(cost.values()))}: {each}"
+    each = ", ".join(f"{name} {memory.describe(size)}" for name, size in cost.items())
+    return f"averages keep {memory.describe(sum(cost.values()))}: {each}"
 
 
 def new_buffer(name: str, like: Any, precision: str, rows: int | None = None) -> Any:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tf_lrtraj import memory
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.kernels import Kernel
 
 if TYPE_CHECKING:
     from tf_lrtraj.models import Size
 
-__all__ = ["ABSURD", "check_counts", "check_memory", "check_run", "machine_memory", "needs"]
+__all__ = ["ABSURD", "check_counts", "check_memory", "check_run", "needs"]
 
 ABSURD = 10**13  # bytes; no device of today has so many
 _FLOAT = 4  # bytes
@@ -104,10 +102,13 @@ def check_memory(
     largest = "weights" if alone else max(wanted, key=lambda part: wanted[part])
     group, _, name = largest.partition(".")
     key = f"{keys[group]}.{name}" if name else keys[group]
-    there = "no device has so much" if available is None else f"the machine has {_shown(available)}"
+    there = "no device has so much"
+    if available is not None:
+        there = f"the machine has {memory.describe(available)}"
     raise ConfigError(
-        f"`{key}` asks for too much memory: the run takes about {_shown(total)} or more, of which "
-        f"{_shown(replicas * wanted[largest])} for this, and {there}. Choose a smaller one."
+        f"`{key}` asks for too much memory: the run takes about {memory.describe(total)} or more, "
+        f"of which {memory.describe(replicas * wanted[largest])} for this, and {there}. "
+        "Choose a smaller one."
     )
 
 
@@ -153,24 +154,3 @@ def check_run(
         "eval_batch_size": "config.evaluate.batch_size",
     }
     check_memory(wanted, keys, replicas, available)
-
-
-def machine_memory() -> int | None:
-    """Bytes of memory this process may use: the machine's, or its container's; None if unknown."""
-    found = []
-    with contextlib.suppress(ValueError, OSError, AttributeError):
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in (
-        "/sys/fs/cgroup/memory.max",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-    ):
-        with contextlib.suppress(ValueError, OSError):  # "max", or another system
-            found.append(int(pathlib.Path(path).read_text()))
-    return min((size for size in found if size > 0), default=None)
-
-
-def _shown(size: int) -> str:
-    for unit, factor in (("TB", 1e12), ("GB", 1e9)):
-        if size >= factor:
-            return f"{size / factor:,.1f} {unit}"
-    return f"{size / 1e6:,.0f} MB"

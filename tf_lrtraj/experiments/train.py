@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 import tf_lrtraj
-from tf_lrtraj import records, report, theory
+from tf_lrtraj import memory, records, report, theory
 from tf_lrtraj.averaging import borrow, save_model
 from tf_lrtraj.averaging.recorder import ModelSnapshots
 from tf_lrtraj.experiments.assembly import (
@@ -32,7 +32,7 @@ from tf_lrtraj.experiments.assembly import (
 from tf_lrtraj.experiments.config import ConfigError, Plan, resolve, validate
 from tf_lrtraj.experiments.description import describe
 from tf_lrtraj.experiments.finished import is_done
-from tf_lrtraj.experiments.limits import check_run, machine_memory
+from tf_lrtraj.experiments.limits import check_run
 from tf_lrtraj.experiments.probing import during
 from tf_lrtraj.records import RAW
 from tf_lrtraj.training import loop
@@ -94,7 +94,7 @@ def _check_memory(
     config: dict[str, Any], plan: Plan, dataset: Any, strategy: Any, workers: Workers
 ) -> None:
     """Refuses what cannot fit into memory: the machine's, where its processors train."""
-    replicas, available = strategy.num_replicas_in_sync // workers.count, machine_memory()
+    replicas, available = strategy.num_replicas_in_sync // workers.count, memory.total()
     on_processors = {"CPU"} == {d.device_type for d in tf.config.list_logical_devices()}
     if not on_processors:  # how much a device has is not known here
         available = None
