@@ -64,8 +64,8 @@ def check_memory(variables: Sequence[Any], kernels: Mapping[str, Kernel], precis
     whole, left, largest = map(memory.describe, (sum(needed.values()), free, needed[name]))
     raise ValueError(
         f"`averages` would keep {whole}, and {left} of memory are free. The largest is {name!r}: "
-        f"{kernels[name]!r} keeps {kernels[name].copies:,} copies of {weights:,} weights, {largest}. "
-        "Choose a kernel that keeps fewer, or write snapshots to disk (SnapshotRecorder) and "
+        f"{kernels[name]!r} keeps {kernels[name].copies:,} copies of {weights:,} weights, "
+        f"{largest}. Choose a kernel that keeps fewer, or write snapshots to disk (SnapshotRecorder) and "
         "average those."
     )
 
