@@ -65,8 +65,8 @@ def check_memory(variables: Sequence[Any], kernels: Mapping[str, Kernel], precis
     raise ValueError(
         f"`averages` would keep {whole}, and {left} of memory are free. The largest is {name!r}: "
         f"{kernels[name]!r} keeps {kernels[name].copies:,} copies of {weights:,} weights, "
-        f"{largest}. Choose a kernel that keeps fewer, or write snapshots to disk (SnapshotRecorder) and "
-        "average those."
+        f"{largest}. Choose a kernel that keeps fewer, or write snapshots to disk "
+        "(SnapshotRecorder) and average those."
     )
 
 
