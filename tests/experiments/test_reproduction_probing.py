@@ -99,10 +99,9 @@ class Count:
 
             return call
 
-        def recomputed(this, trainable, non_trainable, inputs):
-            inputs = list(inputs)
-            self.images += sum(map(len, inputs))
-            return recompute(this, trainable, non_trainable, inputs)
+        def recomputed(this, trainable, non_trainable, data):
+            self.images += sum(len(keras.tree.flatten(batch)[0]) for batch in data)
+            return recompute(this, trainable, non_trainable, data)
 
         patch.setattr(surface, "seconds_per_pass", lambda *_: 1.0)
         patch.setattr(

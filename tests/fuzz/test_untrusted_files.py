@@ -52,7 +52,7 @@ def _dangers(source):
         if name in CALLS or name.rpartition(".")[2] in CALLS - {"compile"}:
             found.append(f"calls {name}")
         if name.endswith("load_model") and not (
-            name == "load_model"
+            name in ("load_model", "model_files.load_model")
             or ast.unparse(options.get("safe_mode", ast.Constant(None))) == "True"
         ):
             found.append(f"calls {name} without safe_mode=True")
