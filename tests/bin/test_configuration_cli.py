@@ -70,12 +70,16 @@ def test_overrides_name_the_entry_and_the_known_ones(program, tmp_path, name, ov
         ("    config.data = 'digits'\n", ".py, line 6: "),
         ("    raise RuntimeError('first\\nsecond')\n", ".py, line 6: RuntimeError: first\n"),
         ("\n\ndel get_config\n\n\ndef other():\n", "must define a function get_config()"),
+        ("    '''never closed\n", "cannot be read: unterminated triple-quoted"),
     ],
 )
-def test_files_name_the_entry_or_the_line(program, tmp_path, source, expected):
-    path = tmp_path / f"c{zlib.crc32(source.encode())}.py"  # a name of its own, as modules are kept
+@pytest.mark.parametrize("overrides", [[], ["--config.seed=1"]], ids=len)
+def test_files_name_the_entry_or_the_line(program, tmp_path, source, expected, overrides):
+    # A name of its own, as modules are kept.
+    path = tmp_path / f"c{zlib.crc32(repr((source, overrides)).encode())}.py"
     path.write_text(f"{START}    config = default_config()\n{source}    return config\n")
-    code, _, error = program("lrtraj-train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    flags = [f"--config={path}", f"--workdir={tmp_path / 'run'}", *overrides]
+    code, _, error = program("lrtraj-train", *flags)
     assert code == common.USAGE
     assert expected in error
     assert error.count("\n") == 1

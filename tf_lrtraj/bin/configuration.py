@@ -139,7 +139,10 @@ def _check_overrides(argv: Sequence[str]) -> None:
         raise ConfigError(
             f"--config=FILE must come before what changes it. Received: {given[0].group(0)}"
         )
-    config = flags.FLAGS["config"].parser.parse(files[-1])
+    try:
+        config = flags.FLAGS["config"].parser.parse(files[-1])
+    except (Exception, SystemExit):
+        return  # the file fails by itself, which is the error at hand
     for match in given:
         _check_override(config, match.group(1), (match.group(2) or "=")[1:])
 
