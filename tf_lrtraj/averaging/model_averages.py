@@ -48,7 +48,7 @@ class ModelAverages:
     variables: Callable[[Any], bool] | None
     on_non_finite: str
 
-    # Where averages that are not those of `model` any more come from; see `_check_model`.
+    # The variables that `state` averages, in the order of its buffers.
     _averaged: list[Any]
 
     def __init__(self) -> None:
@@ -571,6 +571,3 @@ def _differences(model: Any, old: Sequence[Any], new: Sequence[Any]) -> Values:
 
 def _as_numpy(array: Any) -> np.ndarray:
     return backend.to_numpy([array])[0]
-
-
-__all__: Sequence[str] = ["ModelAverages", "split"]
