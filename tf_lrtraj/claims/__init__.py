@@ -14,6 +14,7 @@ tf_lrtraj.records.RecordError: no/such/folder is not a folder, so it holds no re
 from tf_lrtraj.claims.ledger import (
     CLAIMS,
     LEDGER,
+    Study,
     chosen,
     judge,
     ledger_bytes,
@@ -22,7 +23,7 @@ from tf_lrtraj.claims.ledger import (
     write_ledger,
 )
 from tf_lrtraj.claims.page import claims_page
-from tf_lrtraj.claims.records_reader import Measured, NotRun, Probed, Records
+from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Probed, Records
 from tf_lrtraj.claims.verdicts import VERDICTS, Claim, Judgement
 
 __all__ = [
@@ -32,9 +33,10 @@ __all__ = [
     "Claim",
     "Judgement",
     "Measured",
-    "NotRun",
+    "NotMeasured",
     "Probed",
     "Records",
+    "Study",
     "chosen",
     "claims_page",
     "judge",

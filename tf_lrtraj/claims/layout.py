@@ -1,16 +1,25 @@
-"""Which task of a reproduction leaves which records, on which seeds, over which axes."""
+"""Which task of a reproduction leaves which records, on which seeds, over which axes.
+
+A task that is not named here leaves `measured/TASK/seed*.json` for every seed of the run.
+"""
 
 from __future__ import annotations
 
-# Task → entry of the configuration with its number of seeds; a task that is not named has one.
-_OF_ALL = (
-    *("base", "levels", "averages", "equivalent", "lower_rates", "many_points", "decays"),
-    *("sweep", "budget", "rates", "displacement", "shell"),
-)
-_PROBING = ("line", "side_trip", "basin", "gradients", "one_step_lines", "width", "ensemble")
+from collections.abc import Mapping
+from typing import Any
+
+# Tasks that are made once, whatever the number of seeds.
+ONCE = ("two_time_scales", "single_runs", "cost", "independent")
+# Task → entry of the configuration with its number of seeds.
 SEEDS_OF: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_OF_ALL, ("seeds",)),
-    **dict.fromkeys((*_PROBING, "one_step"), ("probe_seeds",)),
+    **dict.fromkeys(ONCE, ()),
+    **dict.fromkeys(
+        (
+            *("line", "side_trip", "basin", "gradients", "one_step_lines", "width", "ensemble"),
+            "one_step",
+        ),
+        ("probe_seeds",),
+    ),
     "pairs": ("pairs", "seeds"),
     "speed": ("speed", "seeds"),
 }
@@ -61,3 +70,28 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "ensemble_difference_exponent_se": (),
     },
 }
+
+
+def records_of(task: str) -> tuple[str, ...]:
+    """Patterns of the files that a task leaves, in the workdir."""
+    probes = PROBES_OF.get(task)
+    if probes is None:
+        return (f"measured/{task}/seed*.json",)
+    return tuple(f"probes/seed*/{pattern}.npz" for pattern in probes)
+
+
+def seeds_of(task: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The seeds that a configuration says a task is run on.
+
+    >>> seeds_of("base", {"seeds": 3}), seeds_of("cost", {"seeds": 3})
+    ((0, 1, 2), (0,))
+    """
+    path = SEEDS_OF.get(task, ("seeds",))
+    if not path:
+        return (0,)
+    found: Any = config
+    for key in path:
+        found = found.get(key, {}) if isinstance(found, Mapping) else {}
+    if not isinstance(found, int):
+        return (0,)
+    return tuple(range(max(min(found, config.get("seeds", found)), 0)))

@@ -8,6 +8,7 @@ digits, no time, path or version in it.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import math
 import os
@@ -15,43 +16,30 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tf_lrtraj.claims import (
-    basin,
-    equivalence,
-    minibatch,
-    one_step,
-    optimum,
-    prediction,
-    several_points,
-    swa,
-    time_scales,
-    trajectory,
-)
-from tf_lrtraj.claims.records_reader import NotRun, Records
+from tf_lrtraj.claims.layout import ONCE
+from tf_lrtraj.claims.records_reader import NotMeasured, Records
 from tf_lrtraj.claims.statistics import Interval
-from tf_lrtraj.claims.verdicts import INCONCLUSIVE, NOT_RUN, REPRODUCED, VERDICTS, Claim, Judgement
+from tf_lrtraj.claims.verdicts import (
+    INCONCLUSIVE,
+    NOT_JUDGED,
+    NOT_MEASURED,
+    NOT_RUN,
+    VERDICTS,
+    Claim,
+    Judgement,
+)
 from tf_lrtraj.records import RecordError, write_atomically
 from tf_lrtraj.records.strict_json import encode
 
-FORMAT = 1
+FORMAT = 2
 LEDGER = "ledger.json"
 DIGITS = 6  # significant, of every number in the ledger
-_MODULES = (
-    minibatch,
-    one_step,
-    basin,
-    trajectory,
-    equivalence,
-    several_points,
-    prediction,
-    time_scales,
-    swa,
-    optimum,
-)
+# One module for each group of claims; its CLAIMS are the claims.
+_MODULES: tuple[Any, ...] = ()
 
 
 def _place(claim: Claim) -> tuple[int, int]:
-    return "BAS".index(claim.id[0]), int(claim.id[1:])
+    return "BASO".index(claim.id[0]), int(claim.id[1:])
 
 
 CLAIMS: tuple[Claim, ...] = tuple(
@@ -80,22 +68,69 @@ def chosen(ids: Iterable[str]) -> tuple[Claim, ...]:
 
 def judge(claim: Claim, records: Records) -> Judgement:
     """What the records say of a claim; never a pass where one is missing or damaged."""
+    if not records.judges(claim.id):
+        return Judgement(NOT_RUN, f"The scale {records.scale} does not measure this claim.")
     lacking = records.lacking(claim.needs)
     try:
         if lacking:
-            raise NotRun(lacking)
-        return claim.judge(records)
-    except NotRun as error:
-        reason = f"Not run: {', '.join(error.names)} missing."
-        return Judgement(NOT_RUN, "", {}, reason)
+            raise NotMeasured.files(lacking)
+        _check_seeds(claim, records)
+        found = claim.judge(records)
+    except NotMeasured as error:
+        return Judgement(NOT_MEASURED, error.reason)
     except RecordError as error:
-        reason = f"A record cannot be used: {error}"
-        return Judgement(INCONCLUSIVE, "", {}, reason)
+        return Judgement(INCONCLUSIVE, f"A record cannot be used: {error}")
     except (ValueError, LookupError, TypeError, ArithmeticError) as error:
         # Each part is of the right form, and together they are not (lengths that differ, say).
         said = f"{type(error).__name__}: {error}"
         reason = f"The records ({', '.join(claim.records)}) do not fit together: {said}"
-        return Judgement(INCONCLUSIVE, "", {}, reason)
+        return Judgement(INCONCLUSIVE, reason)
+    if not records.judged:
+        reason = "A smoke test: numbers and figures, no verdicts."
+        return dataclasses.replace(found, verdict=NOT_JUDGED, reason=reason)
+    return found
+
+
+def _check_seeds(claim: Claim, records: Records) -> None:
+    """A smoke test may have one seed; numbers of one seed decide nothing about networks."""
+    for task in claim.needs:
+        count = len(records.expected_seeds(task))
+        if records.judged and task not in ONCE and count < claim.seeds:
+            raise NotMeasured(
+                f"{count} seed of {task}, where {claim.seeds} or more are needed: seeds are the "
+                "unit of a sentence about networks."
+            )
+
+
+class Study:
+    """A reproduction's records with what they say of every claim.
+
+    Args:
+        folder: its workdir.
+        claims: those to judge.
+
+    Attributes:
+        records: the reader of its files.
+        judgements: claim → `Judgement`, in the ledger's order.
+
+    Raises:
+        RecordError: if there is no such folder, or its configuration is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], claims: Sequence[Claim] = CLAIMS) -> None:
+        self.records = Records(folder)
+        self.judgements = {claim: judge(claim, self.records) for claim in claims}
+
+    def ledger(self) -> dict[str, Any]:
+        """The verdicts as plain data; see `make_ledger`."""
+        entries = [_entry(claim, found, self.records) for claim, found in self.judgements.items()]
+        counts = collections.Counter(entry["verdict"] for entry in entries)
+        return {
+            "format": FORMAT,
+            "scale": self.records.scale,
+            "claims": entries,
+            "counts": {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]},
+        }
 
 
 def make_ledger(folder: str | os.PathLike[str], claims: Sequence[Claim] = CLAIMS) -> dict[str, Any]:
@@ -107,47 +142,58 @@ def make_ledger(folder: str | os.PathLike[str], claims: Sequence[Claim] = CLAIMS
 
     Returns:
         `format`, `scale` (the configuration's name), `claims` (a list of dicts, in order) and
-        `counts` (verdict → number of claims).  A record that is damaged, of another shape or
-        not finite makes the claims that need it "inconclusive", with the file and what is
-        wrong with it as the reason: one bad file must not hide every other verdict.
+        `counts` (verdict → number of claims).  Each claim has its `parts`, dicts of `name`,
+        `what`, `value`, `low`, `high`, `wanted` (`low` and `high`, None for no bound) and
+        `verdict`; its `conditions`, the same with `met`; and `numbers`, which decide nothing.
+        A record that is damaged, of another shape or not finite makes the claims that need it
+        "inconclusive", with the file and what is wrong with it as the reason: one bad file must
+        not hide every other verdict.
 
     Raises:
         RecordError: if there is no such folder, or its configuration is damaged.
     """
-    records = Records(folder)
-    entries = [_entry(claim, judge(claim, records), records) for claim in claims]
-    counts = collections.Counter(entry["verdict"] for entry in entries)
-    return {
-        "format": FORMAT,
-        "scale": records.scale,
-        "claims": entries,
-        "counts": {verdict: counts.get(verdict, 0) for verdict in VERDICTS},
-    }
+    return Study(folder, claims).ledger()
 
 
 def _entry(claim: Claim, found: Judgement, records: Records) -> dict[str, Any]:
     command = records.config.get("command", "lrtraj-reproduce")
+    judged = found.verdict != NOT_JUDGED
     return {
         "id": claim.id,
+        "title": claim.title,
         "sentence": claim.sentence,
         "source": claim.source,
         "experiment": claim.experiment,
         "needs": list(claim.needs),
         "records": list(claim.records),
-        "threshold": claim.threshold,
         "argument": claim.argument,
         "verdict": found.verdict,
-        "statistic": found.statistic,
-        "numbers": {name: _interval(value) for name, value in found.numbers.items()},
+        "parts": [
+            {
+                **_number(part.name, part.what, part.interval),
+                "wanted": {"low": part.wanted.low, "high": part.wanted.high},
+                "verdict": part.verdict if judged else NOT_JUDGED,
+            }
+            for part in found.parts
+        ],
+        "conditions": [
+            {
+                **_number(condition.name, condition.what, condition.interval),
+                "wanted": {"low": condition.low, "high": condition.high},
+                "met": condition.is_met,
+            }
+            for condition in found.conditions
+        ],
+        "numbers": [_number(told.name, told.what, told.interval) for told in found.numbers],
         "reason": found.reason,
         "notes": list(found.notes),
-        "figures": [claim.id],
         "command": f"{command} --claims={claim.id}",
     }
 
 
-def _interval(found: Interval) -> dict[str, float]:
-    return {name: rounded(value) for name, value in found._asdict().items()}
+def _number(name: str, what: str, found: Interval) -> dict[str, Any]:
+    ends = {key: rounded(value) for key, value in found._asdict().items()}
+    return {"name": name, "what": what, **ends}
 
 
 def rounded(value: float) -> float:
@@ -181,14 +227,13 @@ def write_ledger(folder: str | os.PathLike[str], claims: Sequence[Claim] = CLAIM
 
 
 def ledger_text(ledger: Mapping[str, Any], width: int = 110) -> str:
-    """A ledger as a table for a terminal: claim, verdict, and what decided it."""
-    lines = [f"{'claim':<6}{'verdict':<23}what decided it"]
+    """A ledger as a table for a terminal: claim, verdict, title, and why."""
+    lines = [f"{'claim':<6}{'verdict':<23}what is claimed, and why the verdict"]
     room = max(width - 29, 30)
     for entry in ledger["claims"]:
-        passed = entry["verdict"] == REPRODUCED
-        rows = _wrapped(entry["statistic" if passed else "reason"].split(), room)
-        lines.append(f"{entry['id']:<6}{entry['verdict']:<23}{rows[0]}")
-        lines += [" " * 29 + row for row in rows[1:]]
+        title, *more = _wrapped(entry["title"].split(), room)
+        lines.append(f"{entry['id']:<6}{entry['verdict']:<23}{title}")
+        lines += [" " * 29 + row for row in [*more, *_wrapped(entry["reason"].split(), room)]]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in ledger["counts"].items() if count)
     return "\n".join([*lines, f"scale {ledger['scale']}: {counts}"])
 

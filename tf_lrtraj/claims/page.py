@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.ledger import CLAIMS
-from tf_lrtraj.claims.verdicts import Claim
+from tf_lrtraj.claims.verdicts import Claim, bounds_shown
 
 
 def claims_page(claims: Sequence[Claim] = CLAIMS) -> str:
@@ -15,12 +15,18 @@ def claims_page(claims: Sequence[Claim] = CLAIMS) -> str:
     for claim in claims:
         reads = [f"`{name}`" for name in claim.records]
         lines += [
-            f"## {claim.id}. {claim.sentence}",
+            f"## {claim.id}. {claim.title}",
+            "",
+            claim.sentence,
             "",
             f"- Source: {claim.source}",
             f"- Measured: {claim.experiment}",
             f"- Records: {', '.join(reads)}",
-            f"- Threshold: {claim.threshold}",
+            "- Wanted:",
+            *(
+                f"  - {wanted.what}: {bounds_shown(wanted.low, wanted.high)}"
+                for wanted in claim.wanted
+            ),
             f"- Why: {claim.argument}",
             "",
         ]
@@ -39,14 +45,16 @@ This page is made from the texts in `tf_lrtraj.claims`; a test keeps it in step 
     python -c "import tf_lrtraj.claims as c; print(c.claims_page(), end='')" > docs/claims.md
 
 Thresholds were set and argued before any run was looked at. A part of a claim holds only if its
-whole interval (95 %, Student's over three seeds or more, otherwise over blocks, batches or
-iterates within runs) lies on the right side of its threshold, and fails only if the whole
-interval lies on the wrong side. A claim is *reproduced* if all parts hold, *not reproduced* if
+whole interval (95 %, Student's over seeds wherever the sentence is about networks; 90 % for a
+claim of equality, which is two one-sided tests at 5 %) lies on the right side of its threshold.
+It fails only if the whole interval lies on the wrong side, at the level that Holm's method sets
+for all parts of the claim together. A claim is *reproduced* if all parts hold, *not reproduced* if
 one fails, *inconclusive* otherwise. It is inconclusive too if a condition of the measurement is
-not met: claims about a stationary state (B4, B7, B8, B9, A2, A3) are not judged on runs that
-still drift, though what was measured is told. A missing record gives *not run at this scale*; one
-that is damaged, of another shape or not finite gives *inconclusive* with the file's name. What is
-compared on one run's own images, without any draw, is exact and has no interval.
+not met: claims about a stationary state are not judged on runs that still drift, though what was
+measured is shown. *Not measured*: the records lack what the claim needs, and the reason says what.
+*Not run at this scale*: the configuration is not there for the claim. A record that is damaged, of
+another shape or not finite gives *inconclusive* with the file's name. A smoke test gives numbers
+and no verdict.
 """
 
 _STATIONARITY = """## When a run counts as stationary

@@ -1,6 +1,6 @@
 """Reading the records of a reproduction: measured rows and arrays, and probes.
 
-What is absent raises `NotRun`, which the ledger turns into "not run at this scale".  What is
+What is absent raises `NotMeasured`, which the ledger turns into "not measured".  What is
 damaged, of another shape or not finite raises `RecordError` that names the file, and is
 never a pass.  Files are named by their place in the folder, so that a ledger does not
 depend on where the folder is.
@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
-from tf_lrtraj.claims.layout import AXES, PROBES_OF, SEEDS_OF
+from tf_lrtraj.claims.layout import AXES, PROBES_OF, seeds_of
 from tf_lrtraj.records import ArrayRecord, Count, RecordError, problem, read_json
 from tf_lrtraj.records.shapes import Within
 
@@ -28,16 +28,23 @@ _SEED = re.compile(r"seed(\d+)")
 _STEP = re.compile(r"-(\d+)$")
 
 
-class NotRun(Exception):
-    """Records that a claim needs are absent.
+class NotMeasured(Exception):
+    """What a claim needs is not in the records.
 
     Attributes:
-        names: of the files or patterns that are missing.
+        reason: what is missing, in a sentence.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = tuple(names)
-        super().__init__(", ".join(self.names))
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+    @classmethod
+    def files(cls, names: Iterable[str]) -> NotMeasured:
+        """Of files, or patterns of their names, that are missing."""
+        first, *more = names
+        rest = f" and {len(more)} more" if more else ""
+        return cls(f"{first}{rest} missing.")
 
 
 _Seeds = Annotated[int, Within(0, 10_000)]
@@ -59,6 +66,10 @@ class ReproductionConfig(TypedDict, total=False):
     command: str
     seeds: _Seeds
     probe_seeds: _Seeds
+    claims: list[str]
+    judged: bool
+    power: list[dict[str, Any]]
+    pilot: str | None
     pairs: _Seeded
     speed: _Seeded
     probes: _Probes
@@ -286,12 +297,17 @@ class Records:
 
     def expected_seeds(self, task: str) -> tuple[int, ...]:
         """Seeds that the configuration says a task is run on."""
-        found: Any = self.config
-        for key in SEEDS_OF.get(task, ("one",)):
-            found = found.get(key, {})
-        if task not in SEEDS_OF or found == {}:
-            return (0,)
-        return tuple(range(max(min(found, self.config.get("seeds", found)), 1)))
+        return seeds_of(task, self.config)
+
+    def judges(self, claim: str) -> bool:
+        """Whether the scale is there for a claim; every one is, where the scale names none."""
+        named = self.config.get("claims")
+        return not named or claim in named
+
+    @property
+    def judged(self) -> bool:
+        """Whether the scale gives verdicts; a smoke test gives numbers only."""
+        return bool(self.config.get("judged", True))
 
     def missing(self, task: str) -> list[str]:
         """Files of a task that ought to be there and are not."""
@@ -339,14 +355,14 @@ class Records:
         """The files of a task, in the order of seeds: all that are there.
 
         Raises:
-            NotRun: if one is missing.
+            NotMeasured: if one is missing.
             RecordError: if one is damaged or of another task.
         """
         if (task,) in self._read:
             return self._read[(task,)]
         missing = self.missing(task)
         if missing:
-            raise NotRun(missing)
+            raise NotMeasured.files(missing)
         found = []
         for seed in self._seeds(self.folder / "measured" / task, ".json"):
             name = f"measured/{task}/seed{seed}.json"
@@ -367,18 +383,18 @@ class Records:
         """A seed's file of a task.
 
         Raises:
-            NotRun: if it is missing.
+            NotMeasured: if it is missing.
         """
         for record in self.measured(task):
             if record.seed == seed:
                 return record
-        raise NotRun([f"measured/{task}/seed{seed}.json"])
+        raise NotMeasured.files([f"measured/{task}/seed{seed}.json"])
 
     def probes(self, pattern: str, kind: str) -> tuple[Probed, ...]:
         """Probe records whose name fits a pattern ("line-*"), by step and then by seed.
 
         Raises:
-            NotRun: if there is none.
+            NotMeasured: if there is none.
             RecordError: if one is damaged or of another kind.
         """
         if (pattern, kind) in self._read:
@@ -396,7 +412,7 @@ class Records:
                     raise RecordError(str(error).replace(str(path), name)) from None
                 found.append(Probed(name, seed, record).expect(kind))
         if not found:
-            raise NotRun([f"probes/seed0/{pattern}.npz"])
+            raise NotMeasured.files([f"probes/seed0/{pattern}.npz"])
         found.sort(key=lambda probe: (probe.step, probe.seed))
         self._read[(pattern, kind)] = tuple(found)
         return self._read[(pattern, kind)]

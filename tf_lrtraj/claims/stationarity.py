@@ -28,13 +28,13 @@ import numpy as np
 from tf_lrtraj.claims.records_reader import Measured, Records
 from tf_lrtraj.claims.statistics import (
     Estimate,
-    combine,
     exponent,
     line,
+    over_seeds,
     series_mean,
     trend,
 )
-from tf_lrtraj.claims.verdicts import Condition, as_interval, number, percent, shown
+from tf_lrtraj.claims.verdicts import Condition, as_interval
 from tf_lrtraj.records import RecordError
 
 # A loss that has levelled off may change by a tenth of itself over the window.  Rates that
@@ -149,7 +149,7 @@ def pooled(drifts: Sequence[Estimate]) -> Estimate:
     that of the runs' own noise, of which there are many more blocks than seeds.
     """
     if any(not math.isfinite(drift.error) for drift in drifts):
-        return combine(drifts)
+        return over_seeds(drifts)
     count = len(drifts)
     error = math.sqrt(sum(drift.error**2 for drift in drifts)) / count
     value = sum(drift.value for drift in drifts) / count
@@ -157,31 +157,34 @@ def pooled(drifts: Sequence[Estimate]) -> Estimate:
     return Estimate(value, error, dof, f"{count} runs, {drifts[0].of} each")
 
 
-def _condition(name: str, what: str, drift: Estimate, limit: float) -> Condition:
-    met = settled(drift, limit)
-    text = (
-        f"{what} changes by {shown(percent(drift))} % over the window "
-        f"({'within' if met else 'not within'} the {number(100 * limit)} % allowed)"
+def drift_condition(name: str, what: str, drift: Estimate, limit: float) -> Condition:
+    """A condition on a relative change, in per cent."""
+    return Condition(
+        name,
+        f"change of {what} over the window, %",
+        drift.scaled(100.0),
+        -100.0 * limit,
+        100.0 * limit,
+        met=settled(drift, limit),
     )
-    return Condition(met, text, {name: as_interval(drift)})
 
 
 def batch_loss_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
     """Whether the mini-batch loss of the base runs has levelled off."""
     drift = pooled([batch_loss_drift(record) for record in records.measured("base")])
-    return _condition("batch_loss_drift", "the mini-batch loss", drift, limit)
+    return drift_condition("batch_loss_drift", "the mini-batch loss", drift, limit)
 
 
 def level_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
     """Whether the full training loss of single iterates of the base runs has levelled off."""
     drift = pooled([level_drift(record) for record in records.measured("levels")])
-    return _condition("level_drift", "the full training loss of single iterates", drift, limit)
+    return drift_condition("level_drift", "the full training loss of single iterates", drift, limit)
 
 
 def norm_condition(records: Records, limit: float = NORM_LIMIT) -> Condition:
     """Whether the squared norm of the weights has levelled off."""
     drift = pooled([norm_drift(record) for record in records.measured("base")])
-    return _condition("norm_drift", "the squared norm of the weights", drift, limit)
+    return drift_condition("norm_drift", "the squared norm of the weights", drift, limit)
 
 
 def stationary(records: Records, effect: float | None = None) -> list[Condition]:
@@ -204,10 +207,11 @@ def stationary(records: Records, effect: float | None = None) -> list[Condition]
 
 def levelled_displacement(records: Records) -> Condition:
     """Whether squared displacement has stopped growing with lag."""
-    growth = combine([displacement_growth(r) for r in records.measured("displacement")])
-    met = growth.value < GROWTH_LIMIT
-    text = (
-        f"squared displacement grows as lag to the power {shown(growth)} at long lags "
-        f"({'below' if met else 'not below'} {GROWTH_LIMIT:g})"
+    growth = over_seeds([displacement_growth(r) for r in records.measured("displacement")])
+    return Condition(
+        "displacement_growth",
+        "power of the lag by which squared displacement grows at long lags",
+        growth,
+        high=GROWTH_LIMIT,
+        met=growth.value < GROWTH_LIMIT,
     )
-    return Condition(met, text, {"displacement_growth": as_interval(growth)})

@@ -1,8 +1,8 @@
-"""Intervals that verdicts rest on: means over seeds, blocks of a run, shares, medians.
+"""Intervals that verdicts rest on: means over seeds, blocks of a run, shares, medians, ratios.
 
 Plain NumPy and SciPy.  An `Estimate` is a number with its standard error and degrees of
-freedom; `Estimate.interval` is Student's.  What cannot be told has an infinite interval,
-which clears no threshold.
+freedom; `Estimate.interval` is Student's.  `Share`, `Median` and `PairedRatio` have intervals of
+their own.  What cannot be told has an infinite interval, which clears no threshold.
 
 >>> [round(x, 3) for x in mean_of([1.0, 2.0, 3.0]).interval()]
 [2.0, -0.484, 4.484]
@@ -82,28 +82,21 @@ def mean_of(values: Any, of: str = "seeds") -> Estimate:
     return Estimate(float(found.mean()), error, count - 1.0, f"{count} {of}")
 
 
-def combine(estimates: Sequence[Estimate], unit: str = "seeds") -> Estimate:
-    """The mean over seeds of what each seed's run says.
+def over_seeds(found: Sequence[Estimate | float]) -> Estimate:
+    """The mean over seeds of what each seed's run says, its error from their scatter.
 
-    With three seeds or more the error is that of their scatter, which holds whatever made it.
-    With fewer, it is that within the runs if every run knows its own; then what differs
-    between seeds is not in it, and `of` says so.
+    Seeds are the unit of every sentence about networks: what one run's batches or iterates
+    scatter by says nothing of another network.  One seed has no interval.
 
     Raises:
-        ValueError: for no estimate.
+        ValueError: for none.
+
+    >>> over_seeds([Estimate(1.0, 0.01), Estimate(2.0, 0.01), 3.0]).value
+    2.0
     """
-    if not estimates:
-        raise ValueError("`estimates` must hold at least one. Received: none")
-    count = len(estimates)
-    if count >= 3:
-        return mean_of([e.value for e in estimates], unit)
-    errors = np.array([e.error for e in estimates])
-    value = float(np.mean([e.value for e in estimates]))
-    if np.isfinite(errors).all():
-        dof = float(sum(e.dof for e in estimates))
-        of = estimates[0].of if count == 1 else f"{count} {unit}, {estimates[0].of} each"
-        return Estimate(value, float(np.sqrt(np.sum(errors**2))) / count, dof, of)
-    return mean_of([e.value for e in estimates], unit)
+    if not found:
+        raise ValueError("`found` must hold at least one number. Received: none")
+    return mean_of([one.value if isinstance(one, Estimate) else one for one in found], "seeds")
 
 
 def crossed(values: Any, of: str = "batches") -> Estimate:
@@ -140,42 +133,106 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
     return Estimate(first.value - second.value, error, min(first.dof, second.dof), first.of)
 
 
-def share(count: int, total: int, level: float = LEVEL) -> Interval:
-    """A share of independent trials with Wilson's interval.
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A share of independent trials, with Wilson's interval.
 
-    >>> [round(x, 4) for x in share(9, 10)]
+    >>> [round(x, 4) for x in Share(9, 10).interval()]
     [0.9, 0.5958, 0.9821]
     """
-    if total < 1:
-        return Interval(math.nan, -math.inf, math.inf)
-    z2 = student(math.inf, level) ** 2
-    p = count / total
-    middle = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = math.sqrt(z2 * (p * (1 - p) / total + z2 / (4 * total**2))) / (1 + z2 / total)
-    # At 0 and at `total` the ends are exact; rounding must not push them beyond.
-    return Interval(p, 0.0 if count == 0 else middle - half, 1.0 if p == 1.0 else middle + half)
+
+    count: int
+    total: int
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        if self.total < 1:
+            return Interval(math.nan, -math.inf, math.inf)
+        z2 = student(math.inf, level) ** 2
+        p, total = self.count / self.total, self.total
+        middle = (p + z2 / (2 * total)) / (1 + z2 / total)
+        half = math.sqrt(z2 * (p * (1 - p) / total + z2 / (4 * total**2))) / (1 + z2 / total)
+        # At 0 and at `total` the ends are exact; rounding must not push them beyond.
+        low = 0.0 if self.count == 0 else middle - half
+        return Interval(p, low, 1.0 if self.count == total else middle + half)
 
 
-def median_of(values: Any, level: float = LEVEL) -> Interval:
+class Median:
     """The median and its interval from order statistics, whatever the distribution.
 
     Fewer than six numbers give no 95 % interval.
 
-    >>> median_of([3.0, 1.0, 2.0, 6.0, 5.0, 4.0])
+    Args:
+        values: independent numbers.
+
+    >>> Median([3.0, 1.0, 2.0, 6.0, 5.0, 4.0]).interval()
     Interval(value=3.5, low=1.0, high=6.0)
     """
-    found = np.sort(np.asarray(values, np.float64).ravel())
-    count = found.size
-    if not count:
-        return Interval(math.nan, -math.inf, math.inf)
-    # The largest rank with P(Binomial(count, 1/2) < rank) <= (1 - level) / 2.
-    rank = int(stats.binom.ppf(0.5 * (1.0 - level), count, 0.5))
-    while rank > 0 and stats.binom.cdf(rank - 1, count, 0.5) > 0.5 * (1.0 - level):
-        rank -= 1
-    middle = float(np.median(found))
-    if rank < 1:
-        return Interval(middle, -math.inf, math.inf)
-    return Interval(middle, float(found[rank - 1]), float(found[count - rank]))
+
+    def __init__(self, values: Any) -> None:
+        self._sorted = np.sort(np.asarray(values, np.float64).ravel())
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        found, count = self._sorted, self._sorted.size
+        if not count:
+            return Interval(math.nan, -math.inf, math.inf)
+        # The largest rank with P(Binomial(count, 1/2) < rank) <= (1 - level) / 2.
+        rank = int(stats.binom.ppf(0.5 * (1.0 - level), count, 0.5))
+        while rank > 0 and stats.binom.cdf(rank - 1, count, 0.5) > 0.5 * (1.0 - level):
+            rank -= 1
+        middle = float(np.median(found))
+        if rank < 1:
+            return Interval(middle, -math.inf, math.inf)
+        return Interval(middle, float(found[rank - 1]), float(found[count - rank]))
+
+
+class PairedRatio:
+    """A ratio of two means over the same seeds, with Fieller's interval.
+
+    Fieller (Journal of the Royal Statistical Society B 16, 1954): the interval holds every r for
+    which the mean of `above` - r `below` is not resolved from 0 by Student's test.  It is the
+    whole line where the mean of `below` itself is not resolved from 0.
+
+    Args:
+        above: [n] numbers, one a seed.
+        below: [n] numbers of the same seeds.
+
+    Raises:
+        ValueError: if their lengths differ, or there is none.
+
+    >>> [round(x, 3) for x in PairedRatio([1.0, 2.1, 2.9], [2.0, 4.0, 6.0]).interval()]
+    [0.5, 0.449, 0.576]
+    """
+
+    def __init__(self, above: Any, below: Any) -> None:
+        self._above, self._below = (
+            np.asarray(values, np.float64).ravel() for values in (above, below)
+        )
+        if self._above.size != self._below.size or not self._above.size:
+            raise ValueError(
+                "`above` and `below` must be of one length, at least 1. "
+                f"Received: lengths {self._above.size} and {self._below.size}"
+            )
+
+    @property
+    def value(self) -> float:
+        below = float(self._below.mean())
+        return float(self._above.mean()) / below if below else math.nan
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        a, b, n = self._above, self._below, self._above.size
+        everything = Interval(self.value, -math.inf, math.inf)
+        if n < 2 or not math.isfinite(self.value):
+            return everything
+        t2 = student(n - 1.0, level) ** 2 / n
+        covariance = np.cov(a, b, ddof=1)
+        # mean(a - r b)² = t² var(a - r b) / n, a quadratic in r.
+        square = float(b.mean() ** 2 - t2 * covariance[1, 1])
+        middle = float(a.mean() * b.mean() - t2 * covariance[0, 1])
+        rest = float(a.mean() ** 2 - t2 * covariance[0, 0])
+        if square <= 0.0:
+            return everything
+        root = math.sqrt(max(middle**2 - square * rest, 0.0))
+        return Interval(self.value, (middle - root) / square, (middle + root) / square)
 
 
 def block_numbers(count: int, blocks: int = BLOCKS) -> np.ndarray:

@@ -1,10 +1,16 @@
-"""Claims, judgements, and how the parts of a claim make its verdict.
+"""Claims, what is wanted of their parts, and how the parts make a verdict.
 
 The rule is one for all claims.  A part holds only if its whole interval lies on the right
-side of a threshold that stands in the code; it fails only if the whole interval lies on
-the wrong side; anything else is undecided.  A claim is reproduced if all its parts hold,
-not reproduced if one fails, inconclusive otherwise, and inconclusive too if a condition of
-the measurement (a run that must be stationary, say) is not met.
+side of a threshold that stands in the code.  It fails only if the whole interval lies on the
+wrong side, at a level that Holm's method sets for all parts of the claim together: with many
+parts, one of them lies on the wrong side by chance.  Anything else is undecided.  A claim is
+reproduced if all its parts hold, not reproduced if one fails, inconclusive otherwise, and
+inconclusive too if a condition of the measurement (a run that must be stationary, say) is not met.
+
+>>> gain = Wanted("gain", "training loss below that of single iterates, %", low=1.0)
+>>> part = gain.judge(Interval(3.0, 2.0, 4.0))
+>>> part.verdict, conclude([part]).verdict
+('reproduced', 'reproduced')
 """
 
 from __future__ import annotations
@@ -12,18 +18,191 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from tf_lrtraj.claims.layout import PROBES_OF
-from tf_lrtraj.claims.statistics import Estimate, Interval
+from tf_lrtraj.claims.layout import records_of
+from tf_lrtraj.claims.statistics import LEVEL, TOST, Interval
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
 INCONCLUSIVE = "inconclusive"
+NOT_MEASURED = "not measured"
 NOT_RUN = "not run at this scale"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN)
+NOT_JUDGED = "not judged"  # a smoke test shows numbers and no verdicts
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED, NOT_RUN, NOT_JUDGED)
 
-Numbers = dict[str, Interval]
+
+class Found(Protocol):
+    """A number that knows its interval at any level, as those of `statistics` do."""
+
+    def interval(self, level: float = LEVEL) -> Interval: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fixed:
+    """A number whose interval does not depend on the level: exact, or given."""
+
+    given: Interval
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        return self.given
+
+
+def as_found(value: Found | Interval | float) -> Found:
+    """What a part can be judged by; a bare number is exact."""
+    if isinstance(value, Interval):
+        return _Fixed(value)
+    if isinstance(value, (int, float)):
+        return _Fixed(Interval(float(value), float(value), float(value)))
+    return value
+
+
+def as_interval(value: Found | Interval | float, level: float = LEVEL) -> Interval:
+    """The interval of whatever was found."""
+    return as_found(value).interval(level)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is wanted of one number: that its interval lies above `low` and below `high`.
+
+    Attributes:
+        name: of the number.
+        what: what it is, without its value: "own loss after 4 steps over that at the start".
+        low: the lower threshold; None for none.
+        high: the upper threshold; None for none.
+        level: of the interval that must lie inside: `TOST` for a claim of equality (two
+            one-sided tests at 5 %), otherwise `LEVEL`.
+        fails_low: below this the part fails; `low` where it is None.
+        fails_high: above this the part fails; `high` where it is None.
+    """
+
+    name: str
+    what: str
+    low: float | None = None
+    high: float | None = None
+    level: float = LEVEL
+    fails_low: float | None = None
+    fails_high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.low is None and self.high is None:
+            raise ValueError(f"`low` or `high` of {self.name!r} must be given. Received: neither")
+
+    def judge(self, found: Found | Interval | float, at: str = "") -> Part:
+        """The part of a measured number.
+
+        Args:
+            found: the number.
+            at: where it was measured ("step 8000"), which goes into name and text.
+        """
+        return Part(self, as_found(found), at)
+
+    def holds(self, interval: Interval) -> bool:
+        low, high = _bounds(self.low, self.high)
+        return low < interval.low and interval.high < high
+
+    def fails(self, interval: Interval) -> bool:
+        low, high = _bounds(
+            self.low if self.fails_low is None else self.fails_low,
+            self.high if self.fails_high is None else self.fails_high,
+        )
+        return interval.high < low or interval.low > high
+
+
+def _bounds(low: float | None, high: float | None) -> tuple[float, float]:
+    return -math.inf if low is None else low, math.inf if high is None else high
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One number of a claim, with what is wanted of it.
+
+    Attributes:
+        wanted: the thresholds.
+        found: what was measured.
+        at: where.
+        failed: whether it fails although all parts of its claim are tried, by Holm's method;
+            `conclude` fills it in.  None: judged alone.
+    """
+
+    wanted: Wanted
+    found: Found
+    at: str = ""
+    failed: bool | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.wanted.name}_{self.at.replace(' ', '_')}" if self.at else self.wanted.name
+
+    @property
+    def what(self) -> str:
+        return f"{self.at}: {self.wanted.what}" if self.at else self.wanted.what
+
+    @property
+    def interval(self) -> Interval:
+        """As it is shown: at the level of what is wanted."""
+        return self.found.interval(self.wanted.level)
+
+    def fails_at(self, level: float) -> bool:
+        """Whether the whole interval of that level lies on the wrong side."""
+        interval = self.found.interval(level)
+        return not math.isnan(interval.value) and self.wanted.fails(interval)
+
+    @property
+    def verdict(self) -> str:
+        interval = self.interval
+        if math.isnan(interval.value):
+            return INCONCLUSIVE
+        if self.wanted.holds(interval):
+            return REPRODUCED
+        failed = self.fails_at(LEVEL) if self.failed is None else self.failed
+        return NOT_REPRODUCED if failed else INCONCLUSIVE
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """A number that stands beside the parts and decides nothing."""
+
+    name: str
+    what: str
+    found: Found | Interval | float
+
+    @property
+    def interval(self) -> Interval:
+        return as_interval(self.found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What must be true of a measurement before it can decide a claim.
+
+    Attributes:
+        name: of its number.
+        what: what it is, without its value.
+        found: what was measured.
+        low: its lower limit; None for none.
+        high: its upper limit; None for none.
+        met: whether it is; from the limits where it is not given.
+    """
+
+    name: str
+    what: str
+    found: Found | Interval | float
+    low: float | None = None
+    high: float | None = None
+    met: bool | None = None
+
+    @property
+    def interval(self) -> Interval:
+        return as_interval(self.found)
+
+    @property
+    def is_met(self) -> bool:
+        if self.met is not None:
+            return self.met
+        low, high = _bounds(self.low, self.high)
+        return low < self.interval.low and self.interval.high < high
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +211,32 @@ class Judgement:
 
     Attributes:
         verdict: one of `VERDICTS`.
-        statistic: what was measured, in words and numbers.
-        numbers: name → value and ends of its interval (equal to it where it has none).
-        reason: why the verdict, in a sentence.
-        notes: what a reader should know beside it.
+        reason: why, in one line.
+        parts: what was measured and what was wanted.
+        conditions: of the measurement.
+        numbers: others that a reader should know.
+        notes: sentences that a reader should know.
+        drawn: arrays and numbers that the claim's figure draws; not in the ledger.
     """
 
     verdict: str
-    statistic: str
-    numbers: Numbers
     reason: str
+    parts: tuple[Part, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    numbers: tuple[Told, ...] = ()
     notes: tuple[str, ...] = ()
+    drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def part(self, name: str) -> Part:
+        """The part of that name.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise KeyError(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,149 +245,110 @@ class Claim:
 
     Attributes:
         id: "B1" and so on.
+        title: what it says, in at most 12 words.
         sentence: what is claimed.
         source: who claims it.
         needs: tasks whose records the judge reads.
         experiment: how it is measured.
-        threshold: what the interval must clear, in words.
-        argument: why this threshold; settled before any run was looked at.
+        wanted: the parts that its judge gives, each at one place or several.
+        argument: why these thresholds; settled before any run was looked at.
         judge: the records → `Judgement`.
+        seeds: the least number of seeds that can say anything; 1 where the sentence is not
+            about networks.
     """
 
     id: str
+    title: str
     sentence: str
     source: str
     needs: tuple[str, ...]
     experiment: str
-    threshold: str
+    wanted: tuple[Wanted, ...]
     argument: str
     judge: Callable[[Any], Judgement]
+    seeds: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.title.split()) <= 12:
+            raise ValueError(f"`title` must have 1 to 12 words. Received: {self.title!r}")
 
     @property
     def records(self) -> tuple[str, ...]:
         """The files that it reads, as patterns in the workdir."""
-        found: list[str] = []
-        for task in self.needs:
-            patterns = PROBES_OF.get(task)
-            if patterns is None:
-                found.append(f"measured/{task}/seed*.json")
-            else:
-                found += [f"probes/seed*/{pattern}.npz" for pattern in patterns]
-        return tuple(found)
+        return tuple(pattern for task in self.needs for pattern in records_of(task))
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One thing that must hold.
+def holm(parts: Sequence[Part], level: float = LEVEL) -> list[bool]:
+    """Which parts fail, so that any fails by chance with at most probability 1 - `level`.
 
-    Attributes:
-        name: of its number.
-        interval: what was measured.
-        verdict: of this part alone.
-        text: what was measured and what was wanted, in words.
+    Holm's step-down method (Scandinavian Journal of Statistics 6, 1979), by intervals: of m
+    parts, one fails if it does at level 1 - (1 - level) / m; then the rest are tried as m - 1.
+
+    >>> far = Wanted("x", "x", low=1.0).judge(0.0)
+    >>> holm([far, far])
+    [True, True]
     """
-
-    name: str
-    interval: Interval
-    verdict: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """What must be true of a measurement before it can decide a claim."""
-
-    met: bool
-    text: str
-    numbers: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
-
-
-def as_interval(found: Estimate | Interval | float, level: float | None = None) -> Interval:
-    """An interval of whatever was found; a bare number is exact."""
-    if isinstance(found, Interval):
-        return found
-    if isinstance(found, Estimate):
-        return found.interval() if level is None else found.interval(level)
-    return Interval(float(found), float(found), float(found))
-
-
-def above(name: str, found: Estimate | Interval | float, threshold: float, what: str) -> Part:
-    """A part that holds if its interval lies above a threshold."""
-    interval = as_interval(found)
-    verdict = _side(interval.low > threshold, interval.high < threshold, interval)
-    text = f"{what} {shown(interval)} (wanted: above {number(threshold)})"
-    return Part(name, interval, verdict, text)
-
-
-def below(name: str, found: Estimate | Interval | float, threshold: float, what: str) -> Part:
-    """A part that holds if its interval lies below a threshold."""
-    interval = as_interval(found)
-    verdict = _side(interval.high < threshold, interval.low > threshold, interval)
-    text = f"{what} {shown(interval)} (wanted: below {number(threshold)})"
-    return Part(name, interval, verdict, text)
-
-
-def within(
-    name: str,
-    found: Estimate | Interval,
-    low: float,
-    high: float,
-    what: str,
-    level: float | None = None,
-) -> Part:
-    """A part that holds if its interval lies between two thresholds.
-
-    With `level` (0.9 for two one-sided tests at 5 %) that interval is the one to lie inside;
-    it fails only if the whole 95 % interval lies outside.
-    """
-    inner = as_interval(found, level)
-    outer = as_interval(found)
-    outside = outer.high < low or outer.low > high
-    verdict = _side(low < inner.low and inner.high < high, outside, inner)
-    wanted = f"wanted: within {number(low)} to {number(high)}"
-    return Part(name, inner, verdict, f"{what} {shown(inner)} ({wanted})")
-
-
-def _side(holds: bool, fails: bool, interval: Interval) -> str:
-    if math.isnan(interval.value):
-        return INCONCLUSIVE
-    return REPRODUCED if holds else NOT_REPRODUCED if fails else INCONCLUSIVE
+    failed = [False] * len(parts)
+    while True:
+        left = [i for i, found in enumerate(failed) if not found]
+        if not left:
+            return failed
+        strict = 1.0 - (1.0 - level) / len(left)
+        more = [i for i in left if parts[i].fails_at(strict)]
+        if not more:
+            return failed
+        for i in more:
+            failed[i] = True
 
 
 def conclude(
     parts: Sequence[Part],
     *,
     conditions: Sequence[Condition] = (),
+    numbers: Sequence[Told] = (),
     notes: Sequence[str] = (),
-    numbers: Mapping[str, Interval | Estimate | float] | None = None,
+    drawn: Mapping[str, Any] | None = None,
 ) -> Judgement:
     """The verdict of a claim whose parts must all hold.
 
     Raises:
-        ValueError: for no part, which would decide nothing.
+        ValueError: for no part, which would decide nothing, or two of one name.
     """
     if not parts:
         raise ValueError("`parts` must hold at least one. Received: none")
-    found: Numbers = {part.name: part.interval for part in parts}
-    for condition in conditions:
-        found.update(condition.numbers)
-    found |= {name: as_interval(value) for name, value in (numbers or {}).items()}
-    statistic = "; ".join(part.text for part in parts)
-    failing = [part.text for part in parts if part.verdict == NOT_REPRODUCED]
-    undecided = [part.text for part in parts if part.verdict != REPRODUCED]
-    unmet = [condition.text for condition in conditions if not condition.met]
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`parts` must differ in their names. Received: {names}")
+    judged = [
+        dataclasses.replace(part, failed=failed)
+        for part, failed in zip(parts, holm(parts), strict=True)
+    ]
+    unmet = [condition.what for condition in conditions if not condition.is_met]
+    of = {v: [p.what for p in judged if p.verdict == v] for v in (NOT_REPRODUCED, INCONCLUSIVE)}
     if unmet:
-        verdict, reason = INCONCLUSIVE, f"The condition is not met: {'; '.join(unmet)}."
-    elif failing:
-        verdict, reason = NOT_REPRODUCED, f"Fails: {'; '.join(failing)}."
-    elif undecided:
-        verdict, reason = INCONCLUSIVE, f"Not decided: {'; '.join(undecided)}."
+        verdict, reason = INCONCLUSIVE, _reason("A condition is not met", unmet)
+    elif of[NOT_REPRODUCED]:
+        verdict, reason = NOT_REPRODUCED, _reason("Fails", of[NOT_REPRODUCED])
+    elif of[INCONCLUSIVE]:
+        verdict, reason = INCONCLUSIVE, _reason("Not decided", of[INCONCLUSIVE])
     else:
         verdict = REPRODUCED
-        count = "The part" if len(parts) == 1 else f"All {len(parts)} parts"
-        reason = f"{count} clear{'s its' if len(parts) == 1 else ' their'} threshold."
-    met = tuple(condition.text for condition in conditions if condition.met)
-    return Judgement(verdict, statistic, found, reason, (*met, *notes))
+        reason = "The part holds." if len(judged) == 1 else f"All {len(judged)} parts hold."
+    return Judgement(
+        verdict,
+        reason,
+        tuple(judged),
+        tuple(conditions),
+        tuple(numbers),
+        tuple(notes),
+        drawn or {},
+    )
+
+
+def _reason(begin: str, what: Sequence[str]) -> str:
+    """One line: the first, and how many more."""
+    more = f", and {len(what) - 1} more" if len(what) > 1 else ""
+    return f"{begin}: {what[0]}{more}."
 
 
 # Texts ----------------------------------------------------------------------------------------
@@ -212,7 +367,7 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def shown(found: Interval | Estimate | float) -> str:
+def shown(found: Found | Interval | float) -> str:
     """A number with its interval.
 
     >>> shown(Interval(1.0, 0.5, 1.5))
@@ -226,7 +381,40 @@ def shown(found: Interval | Estimate | float) -> str:
     return f"{number(interval.value)} [{number(interval.low)}, {number(interval.high)}]"
 
 
-def percent(found: Interval | Estimate) -> Interval:
-    """The same in per cent."""
-    interval = as_interval(found)
-    return Interval(*(100.0 * x for x in interval))
+def bounds_shown(low: float | None, high: float | None) -> str:
+    """What is wanted of a number, in words.
+
+    >>> bounds_shown(0.5, None), bounds_shown(None, 1.0), bounds_shown(0.5, 1.0)
+    ('above 0.5', 'below 1', '0.5 to 1')
+    """
+    if low is None:
+        return f"below {number(math.inf if high is None else high)}"
+    return f"above {number(low)}" if high is None else f"{number(low)} to {number(high)}"
+
+
+__all__ = [
+    "INCONCLUSIVE",
+    "LEVEL",
+    "NOT_JUDGED",
+    "NOT_MEASURED",
+    "NOT_REPRODUCED",
+    "NOT_RUN",
+    "REPRODUCED",
+    "TOST",
+    "VERDICTS",
+    "Claim",
+    "Condition",
+    "Found",
+    "Interval",
+    "Judgement",
+    "Part",
+    "Told",
+    "Wanted",
+    "as_found",
+    "as_interval",
+    "bounds_shown",
+    "conclude",
+    "holm",
+    "number",
+    "shown",
+]

@@ -12,9 +12,10 @@ from tf_lrtraj.averaging import Ensemble
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.experiments.reproduction import iterates, runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.task import Sizes, Task, base_run
 from tf_lrtraj.experiments.reproduction.trainer import arrays_of
 
-__all__ = ["budget", "conventional_rates", "cyclical_rates", "independent"]
+__all__ = ["TASKS", "budget", "conventional_rates", "cyclical_rates", "independent"]
 
 
 def conventional_rates(config: Mapping[str, Any]) -> np.ndarray:
@@ -124,3 +125,31 @@ def _ensemble(
             }
         )
     return rows
+
+
+def _steps(config: Mapping[str, Any]) -> dict[str, int]:
+    total = runs.total_steps(config)
+    more = {"conventional": total - total // 2, "cyclical": int(config["window"])}
+    return base_run(config) | more
+
+
+def _images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    cycles = config["window"] // config["cycle"]["length"]
+    return float((2 * cycles + 3) * sizes.some)
+
+
+def _independent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    return float(config["seeds"] * sizes.some)
+
+
+TASKS = (
+    Task("budget", budget, "SWA, FGE and conventional training", steps=_steps, images=_images),
+    Task(
+        "independent",
+        independent,
+        "ensemble of independent runs",
+        after=("budget",),
+        images=_independent_images,
+        across=True,
+    ),
+)

@@ -19,10 +19,11 @@ import numpy as np
 from tf_lrtraj import probes
 from tf_lrtraj.experiments.reproduction import runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.task import Task
 from tf_lrtraj.probes.flat_vectors import RunningMean, joined, square_distance
 from tf_lrtraj.theory.weight_space import squared_distances
 
-__all__ = ["Directions", "displacement", "effective_directions", "shell"]
+__all__ = ["TASKS", "Directions", "displacement", "effective_directions", "shell"]
 
 
 def displacement(bench: Bench, seed: int) -> None:
@@ -32,6 +33,7 @@ def displacement(bench: Bench, seed: int) -> None:
     that length do not overlap), and the same with prefix `filters_` between filters divided by
     their norms (mean over filters of 2 - 2 cos), which is what counts before batch norm.
     """
+    runs.base(bench, seed)
     settings, snapshots = bench.config["displacement"], bench.snapshots(seed)
     steps = snapshots.steps
     spacing = int(np.diff(steps).min())
@@ -132,6 +134,7 @@ def shell(bench: Bench, seed: int) -> None:
     The centre is the mean of the window's snapshots.  `about.predicted_cv` is the coefficient of
     variation of the squared distance that the number of effective directions predicts.
     """
+    runs.base(bench, seed)
     snapshots = bench.snapshots(seed)
     steps, count = snapshots.steps, snapshots.num_trainable
     mean = RunningMean()
@@ -180,3 +183,9 @@ def _known_losses(bench: Bench, seed: int) -> dict[str, float]:
         for row in bench.read("averages", seed)["rows"]
         if row.get("set") == "train" and row.get("policy", "recompute") == "recompute"
     }
+
+
+TASKS = (
+    Task("displacement", displacement, "displacement against lag"),
+    Task("shell", shell, "distances to the centre", after=("averages",)),
+)

@@ -16,10 +16,11 @@ from tf_lrtraj.averaging.advising.plan import Effort
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.experiments.reproduction import runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.task import Sizes, Task, base_run
 from tf_lrtraj.experiments.reproduction.trainer import arrays_of
 from tf_lrtraj.theory import SpectrumEstimate, estimate_spectrum
 
-__all__ = ["averages", "cost", "estimate", "levels", "many_points", "spaced", "sweep"]
+__all__ = ["TASKS", "averages", "cost", "estimate", "levels", "many_points", "spaced", "sweep"]
 
 ALL = ("train", "test")
 PART = ("train_part", "test")
@@ -213,3 +214,43 @@ def cost(bench: Bench, seed: int, repeats: int = 7, steps: int = 20) -> None:
     extra = sum(array.nbytes for array in backend.to_numpy(averaging.state.variables))
     about = {"weights_bytes": weights, "extra_bytes": extra, "steps": steps}
     bench.store("cost", seed, (), about, step_seconds=step_seconds, update_seconds=update_seconds)
+
+
+def _levels_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    return float(config["evaluate"]["levels"] * sizes.all)
+
+
+def _averages_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    return float((1 + len(config["averages"])) * (sizes.all + 2 * sizes.test))
+
+
+def _sweep_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    sweep = config["sweep"]
+    count = sweep["singles"] + 2 * sweep["lags"] * sweep["pairs"] + sweep["verify"]
+    part = min(config["evaluate"]["part"], sizes.test)
+    return float(count * (sizes.part + part + 2 * sizes.moments))
+
+
+def _many_points_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    many = config["many_points"]
+    gaps = sum(gap % config["every"] == 0 for gap in many["gaps"])
+    return float(many["ends"] * (1 + gaps * len(many["points"])) * sizes.some)
+
+
+def _cost_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    return base_run(config) | {"cost": 160}
+
+
+TASKS = (
+    Task("levels", levels, "losses of single iterates over the window", images=_levels_images),
+    Task("averages", averages, "the averages at the end", images=_averages_images),
+    Task("sweep", sweep, "predicted and measured losses of many averages", images=_sweep_images),
+    Task(
+        "many_points",
+        many_points,
+        "averages of n points",
+        after=("sweep",),
+        images=_many_points_images,
+    ),
+    Task("cost", cost, "time and memory of an average", steps=_cost_steps),
+)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj import probes
-from tf_lrtraj.experiments.reproduction import points
+from tf_lrtraj.experiments.reproduction import points, runs, trajectories
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.probe_settings import images_of
+from tf_lrtraj.experiments.reproduction.task import Task
 from tf_lrtraj.probes.flat_vectors import joined
 
-__all__ = ["gradients", "line", "one_step_lines"]
+__all__ = ["TASKS", "gradients", "line", "one_step_lines"]
 
 _ONE_STEP = 0x6F6E
 
@@ -20,6 +22,7 @@ def line(bench: Bench, seed: int) -> None:
     The same batches at every step.  `held_out` are test images, `others` training images of
     which no step is made.
     """
+    runs.base(bench, seed)
     settings = bench.config["probes"]
     batches, others = points.drawn(bench, (settings["batches"], settings["held_out"]), [seed, 1])
     held_out = bench.batches("test", settings["held_out"], seed)
@@ -52,6 +55,7 @@ def one_step_lines(bench: Bench, seed: int) -> None:
     already at a lower rate: the own batch's large gain, times its share of the training images,
     is missing.)  Rates run to twice the run's own, which is among them, as its half is.
     """
+    trajectories.one_step_run(bench, seed)
     settings = bench.config["one_step"]
     rate = bench.config["learning_rate"] / (1.0 - bench.config["momentum"])
     size, per_rate = bench.config["batch_size"], settings["points"]
@@ -90,6 +94,7 @@ def gradients(bench: Bench, seed: int) -> None:
     Directions, where they are not of length 0: `from_start`, the displacement since the
     window's first snapshot, and `from_previous`, since the snapshot before.
     """
+    runs.base(bench, seed)
     snapshots = bench.snapshots(seed)
     steps = snapshots.steps.tolist()
     count = snapshots.num_trainable
@@ -126,3 +131,16 @@ def _measure(
         tell=bench.tell,
         about=about | {f"{group}_set": value for group, value in sets.items()},
     )
+
+
+TASKS = (
+    Task("line", line, "losses along one step", images=images_of("line")),
+    Task("gradients", gradients, "alignment of gradients", images=images_of("gradients")),
+    Task(
+        "one_step_lines",
+        one_step_lines,
+        "steps of the run without momentum on other batches",
+        steps=trajectories.one_step_steps,
+        images=images_of("one_step_lines"),
+    ),
+)

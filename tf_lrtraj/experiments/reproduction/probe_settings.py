@@ -10,14 +10,14 @@ serves its plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
 from tf_lrtraj.experiments.settings import Check, integer, is_integer, is_number, number, optional
 
-__all__ = ["PROBE_CHECKS", "PROBE_DEFAULTS", "costs"]
+__all__ = ["PROBE_CHECKS", "PROBE_DEFAULTS", "costs", "images_of"]
 
 # Sizes for the digits (ResNet-8 of width 8, 8x8 images): a minute or two of one core for a seed.
 PROBE_DEFAULTS: dict[str, Any] = {
@@ -183,3 +183,12 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
         "width": float(places * (2 * width["images"] + moments)),
         "ensemble": float((len(SCALES) * members["members"] + 1) * (members["images"] + moments)),
     }
+
+
+def images_of(task: str) -> Callable[[Mapping[str, Any], Any], float]:
+    """The cost of one of these tasks, as a `Task` wants it."""
+
+    def images(config: Mapping[str, Any], sizes: Any) -> float:
+        return costs(config)[task]
+
+    return images

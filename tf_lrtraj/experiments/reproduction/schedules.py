@@ -11,10 +11,11 @@ from tf_lrtraj import kernels, rates, theory
 from tf_lrtraj.averaging.post_hoc import combine, snapshot_weights
 from tf_lrtraj.experiments.reproduction import iterates, runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.task import Sizes, Task, base_run
 from tf_lrtraj.experiments.reproduction.trainer import arrays_of
 from tf_lrtraj.theory import SpectrumEstimate
 
-__all__ = ["DECAYS", "EQUIVALENCES", "decay_rates", "decays", "equivalent", "lower_rates"]
+__all__ = ["DECAYS", "EQUIVALENCES", "TASKS", "decay_rates", "decays", "equivalent", "lower_rates"]
 
 EQUIVALENCES = ("curvature_free", "curvature", "spectrum")
 DECAYS = ("cosine", "linear", "one_minus_sqrt")
@@ -201,3 +202,61 @@ def lower_rates(bench: Bench, seed: int) -> None:
             label = {"points": points, "learning_rate": config["learning_rate"] / points}
             rows += [{**label, "step": step, **row} for row in scored]
     bench.store("lower_rates", seed, rows)
+
+
+def _tail(config: Mapping[str, Any]) -> int:
+    return runs.total_steps(config) - runs.fork_step(config)
+
+
+def _equivalent_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    count = len(config["averages"]) * len(EQUIVALENCES)
+    return base_run(config) | {"equivalent": count * _tail(config)}
+
+
+def _equivalent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    averages = len(config["averages"])
+    whole = averages * (len(EQUIVALENCES) + 1) + 1
+    return float(whole * sizes.all + 2 * averages * sizes.some)
+
+
+def _decays_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    return base_run(config) | {"decays": len(DECAYS) * _tail(config)}
+
+
+def _decays_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    return float(2 * len(DECAYS) * sizes.all)
+
+
+def _lower_rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    points = config["many_points"]["points"]
+    return base_run(config) | {f"rate-{1.0 / n:g}": int(config["window"]) for n in points}
+
+
+def _lower_rates_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    return float(config["late_iterates"] * len(config["many_points"]["points"]) * sizes.some)
+
+
+TASKS = (
+    Task(
+        "equivalent",
+        equivalent,
+        "runs under equivalent schedules",
+        after=("sweep", "averages"),
+        steps=_equivalent_steps,
+        images=_equivalent_images,
+    ),
+    Task(
+        "decays",
+        decays,
+        "decays, trained and emulated",
+        steps=_decays_steps,
+        images=_decays_images,
+    ),
+    Task(
+        "lower_rates",
+        lower_rates,
+        "runs at lower constant rates",
+        steps=_lower_rates_steps,
+        images=_lower_rates_images,
+    ),
+)

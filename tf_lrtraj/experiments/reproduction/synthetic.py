@@ -8,8 +8,9 @@ import numpy as np
 
 from tf_lrtraj.experiments import synthetic
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.task import Task, no_runs
 
-__all__ = ["single_runs", "two_time_scales"]
+__all__ = ["TASKS", "single_runs", "two_time_scales"]
 
 
 def _store(bench: Bench, name: str, seed: int) -> None:
@@ -28,3 +29,9 @@ def two_time_scales(bench: Bench, seed: int) -> None:
 def single_runs(bench: Bench, seed: int) -> None:
     """Theory, Monte Carlo and averaged SGD on the quadratic model."""
     _store(bench, "single_runs", seed)
+
+
+TASKS = (
+    Task("two_time_scales", two_time_scales, "synthetic model of two time scales", steps=no_runs),
+    Task("single_runs", single_runs, "synthetic model against theory", steps=no_runs),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.experiments.reproduction import iterates, runs, schedules
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.task import Sizes, Task, base_run
 from tf_lrtraj.experiments.reproduction.trainer import arrays_of
 from tf_lrtraj.theory import mean_squared_displacement
 
-__all__ = ["base", "one_step", "pairs", "rates", "speed"]
+__all__ = ["TASKS", "base", "one_step", "pairs", "rates", "speed"]
 
 
 def _vector(bench: Bench, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -206,3 +207,45 @@ def _places(early: Snapshots, number: int) -> list[int]:
     """`number` steps of snapshots, evenly over them, the last included."""
     indices = np.round(np.arange(1, number + 1) * (len(early) - 1) / number).astype(int)
     return [int(step) for step in early.steps[indices]]
+
+
+def _with_rates(config: Mapping[str, Any], factors: Sequence[float]) -> dict[str, int]:
+    """The base run and those at other constant rates over the window."""
+    others = {f"rate-{f:g}": int(config["window"]) for f in factors if f != 1.0}
+    return base_run(config) | others
+
+
+def _rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    return _with_rates(config, config["rates"])
+
+
+def _pairs_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    return _with_rates(config, [config["pairs"]["factor"]]) | {"pairs": 3 * config["window"]}
+
+
+def one_step_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    """Of tasks that read the run without momentum."""
+    return base_run(config) | {"one_step": config["window"]}
+
+
+def _speed_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    return base_run(config) | {"speed": config["speed"]["steps"]}
+
+
+def _speed_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    return 3.0 * config["speed"]["places"] * sizes.some
+
+
+TASKS = (
+    Task("base", base, "the run at constant rate"),
+    Task("rates", rates, "distances at several constant rates", steps=_rates_steps),
+    Task("pairs", pairs, "distances between two trajectories", steps=_pairs_steps),
+    Task("one_step", one_step, "a run without momentum", steps=one_step_steps),
+    Task(
+        "speed",
+        speed,
+        "early losses at a large and a small rate",
+        steps=_speed_steps,
+        images=_speed_images,
+    ),
+)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import probes
-from tf_lrtraj.experiments.reproduction import points
+from tf_lrtraj.experiments.reproduction import points, runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.probe_settings import images_of
+from tf_lrtraj.experiments.reproduction.task import Task
 from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.records import ArrayRecord, RecordError
 
-__all__ = ["basin", "side_trip"]
+__all__ = ["TASKS", "basin", "side_trip"]
 
 
 def side_trip(bench: Bench, seed: int) -> None:
@@ -21,6 +23,7 @@ def side_trip(bench: Bench, seed: int) -> None:
 
     `held_out` are test images, `others` training images that no trip steps on.
     """
+    runs.base(bench, seed)
     sets = _Sets(bench, seed)
     for step in sets.starts:
         about = sets.about | {"step": step, "held_out_set": "test", "others_set": "train"}
@@ -41,6 +44,7 @@ def basin(bench: Bench, seed: int) -> None:
     `held_out` are test images.  `about["segments"]` says of every pair what it
     connects: "ends" of trips on one batch, an end "to_main", or two points of the "main" run.
     """
+    runs.base(bench, seed)
     sets = _Sets(bench, seed)
     trips = {step: _trip(bench, seed, sets, step, keep_ends=True) for step in sets.starts}
     numbers = range(len(sets.batches))
@@ -164,3 +168,15 @@ def _rate(bench: Bench, seed: int, step: int) -> float:
     if not 0.0 < rate < np.inf:
         raise RecordError(f"{path.name} has no best rate for side trips. Received: {best.tolist()}")
     return rate
+
+
+TASKS = (
+    Task(
+        "side_trip",
+        side_trip,
+        "trips on one batch",
+        after=("line",),
+        images=images_of("side_trip"),
+    ),
+    Task("basin", basin, "barriers between ends", after=("side_trip",), images=images_of("basin")),
+)

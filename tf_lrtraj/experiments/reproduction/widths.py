@@ -10,9 +10,11 @@ import numpy as np
 from tf_lrtraj import probes
 from tf_lrtraj.experiments.reproduction import points, runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.probe_settings import images_of
+from tf_lrtraj.experiments.reproduction.task import Task
 from tf_lrtraj.probes.flat_vectors import joined, square_distance
 
-__all__ = ["ensemble", "width"]
+__all__ = ["TASKS", "ensemble", "width"]
 
 
 def width(bench: Bench, seed: int) -> None:
@@ -21,6 +23,7 @@ def width(bench: Bench, seed: int) -> None:
     The points are `sgd`, the base run's last snapshot, and `swa`, the average of that name.
     Losses on training images, and on test images as `held_out`.
     """
+    runs.base(bench, seed)
     settings, snapshots = bench.config["width"], bench.snapshots(seed)
     last = int(snapshots.steps[-1])
     ends = {
@@ -63,6 +66,7 @@ def ensemble(bench: Bench, seed: int) -> None:
     The members are the last snapshot and those 1, 2, 4, … snapshots before it, so that
     pairs lie at growing distances; all of them are drawn towards their mean as well.
     """
+    runs.base(bench, seed)
     settings, snapshots = bench.config["ensemble"], bench.snapshots(seed)
     back = [0, *(2**i for i in range(settings["members"] - 1))]
     steps = [int(snapshots.steps[-1 - k]) for k in reversed(back) if k < len(snapshots)]
@@ -80,3 +84,9 @@ def ensemble(bench: Bench, seed: int) -> None:
         tell=bench.tell,
         about={"run": "base", "run_seed": seed, "steps": steps, "batches_set": "test"},
     )
+
+
+TASKS = (
+    Task("width", width, "random rays and the segment to SWA", images=images_of("width")),
+    Task("ensemble", ensemble, "ensembles against averages", images=images_of("ensemble")),
+)

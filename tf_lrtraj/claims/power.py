@@ -1,0 +1,100 @@
+"""What a configuration can decide, told before it runs: effect, scatter, sample size, half-width.
+
+A configuration carries the rows, frozen with its sizes, as its entry `power`; thresholds and
+levels are the claims' own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tf_lrtraj.claims.ledger import CLAIMS
+from tf_lrtraj.claims.statistics import student
+from tf_lrtraj.claims.verdicts import Claim, Interval, Wanted
+
+__all__ = ["Planned", "planned"]
+
+_NEEDED = ("claim", "part", "expected", "scatter", "count")
+_FREE = ("of",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What is expected of a part of a claim.
+
+    Attributes:
+        claim: its id.
+        wanted: what is wanted of the part.
+        expected: the value that the pilot, or the theory, lets expect.
+        scatter: standard deviation of one unit, from the pilot.
+        count: number of units.
+        of: the unit.
+
+    >>> share = Wanted("share", "share of the decay's gain", low=0.7, high=1.1)
+    >>> row = Planned("A1", share, expected=0.85, scatter=0.03, count=3)
+    >>> round(row.half_width, 3), row.decidable
+    (0.075, True)
+    """
+
+    claim: str
+    wanted: Wanted
+    expected: float
+    scatter: float
+    count: int
+    of: str = "seeds"
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval that the run will have, if its scatter is the pilot's."""
+        if self.count < 2:
+            return math.inf
+        return student(self.count - 1.0, self.wanted.level) * self.scatter / math.sqrt(self.count)
+
+    @property
+    def decidable(self) -> bool:
+        """Whether a run whose value is the expected one clears the thresholds, or fails them."""
+        low, high = self.expected - self.half_width, self.expected + self.half_width
+        found = Interval(self.expected, low, high)
+        return self.wanted.holds(found) or self.wanted.fails(found)
+
+
+def planned(rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim] = CLAIMS) -> list[Planned]:
+    """The rows of a configuration's `power`.
+
+    Raises:
+        ValueError: naming the row and what is wrong with it.
+
+    >>> planned([{"claim": "A1"}])
+    Traceback (most recent call last):
+    ...
+    ValueError: `power[0]` must have claim, part, expected, scatter, count, and may have of. \
+Received: {'claim': 'A1'}
+    """
+    wanted = {(claim.id, one.name): one for claim in claims for one in claim.wanted}
+    found = []
+    for i, row in enumerate(rows):
+        if set(row) - set(_FREE) != set(_NEEDED):
+            raise ValueError(
+                f"`power[{i}]` must have {', '.join(_NEEDED)}, and may have {', '.join(_FREE)}. "
+                f"Received: {dict(row)!r}"
+            )
+        place = row["claim"], row["part"]
+        if place not in wanted:
+            parts = [name for claim, name in wanted if claim == row["claim"]]
+            raise ValueError(
+                f"`power[{i}]` must name a claim and a part of it ({', '.join(parts) or 'none'}). "
+                f"Received: {place}"
+            )
+        numbers = row["expected"], row["scatter"], row["count"]
+        if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
+            raise ValueError(f"`power[{i}]` must hold finite numbers. Received: {numbers}")
+        if row["scatter"] < 0.0 or row["count"] < 1:
+            raise ValueError(
+                f"`power[{i}]` must have a scatter of 0 or more and a count of 1 or more. "
+                f"Received: {numbers[1:]}"
+            )
+        found.append(Planned(row["claim"], wanted[place], *numbers, row.get("of", "seeds")))
+    return found
