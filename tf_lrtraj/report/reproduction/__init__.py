@@ -1,4 +1,4 @@
-"""The page of a reproduction, from its records and its ledger; TensorFlow is never imported."""
+"""The page of a reproduction, made from its records; no framework is imported."""
 
 from tf_lrtraj.report.reproduction.page import markdown_page, write_page
 
