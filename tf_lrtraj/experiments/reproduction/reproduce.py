@@ -25,8 +25,9 @@ from tf_lrtraj.experiments.reproduction.problem import Problem
 from tf_lrtraj.experiments.reproduction.trainer import Diverged
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.models import resnet_size
+from tf_lrtraj.report.reproduction import write_results
 
-__all__ = ["Interrupted", "describe_plan", "judge", "needed_tasks", "prepare", "run"]
+__all__ = ["Interrupted", "describe_plan", "needed_tasks", "prepare", "run"]
 
 
 class Interrupted(RuntimeError):
@@ -118,7 +119,7 @@ def run(
     needed: Collection[str] | None = None,
     tell: Callable[[str], None] = print,
     progress: bool = True,
-) -> pathlib.Path:
+) -> claims.Study:
     """Makes what is missing and judges what there is.
 
     Args:
@@ -129,7 +130,7 @@ def run(
         progress: show progress bars where there is a terminal.
 
     Returns:
-        The path of the report.
+        The records with what they say of every claim; ledger and page are written.
 
     Raises:
         records.RecordError: if the workdir cannot be written.
@@ -181,8 +182,8 @@ def run(
     finally:
         records.write_json(folder / records.RUN, {**state, "status": status, "message": message})
         if status != "interrupted":  # who stops it wants it to stop; figures take a while
-            path = judge(folder)
-    return path
+            study = write_results(folder)
+    return study
 
 
 def _time_left(seconds: float, made: float, ahead: float) -> str:
@@ -224,15 +225,6 @@ def _check_sizes(config: Mapping[str, Any], problem: Problem) -> None:
         "eval_batch_size": "config.evaluate.batch_size",
     }
     limits.check_memory(wanted, keys, 1, None)
-
-
-def judge(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes `ledger.json` and the report from the records there are; returns the report."""
-    from tf_lrtraj.report import reproduction as page
-
-    claims.write_ledger(folder)
-    path: pathlib.Path = page.write_page(folder)
-    return path
 
 
 _KEPT = ("done", "seconds", "created", "keras_backend", "versions")

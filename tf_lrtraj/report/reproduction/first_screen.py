@@ -39,7 +39,19 @@ GROUPS = {
 }
 # Claims that the first screen tells of, the most telling first → what is said, with the value of
 # the part (or the number) of that name in place of {NAME}.
-HEADS: dict[str, str] = {"B4": "After a run without momentum one more step stops helping held-out images at {gain} times the rate and helps most at {best} times it", "B1": "x {gain}", "O1": "y {gain}", "A1": "The average keeps {same} of the gain", "O2": "{gain}", "A6": "zz {gain}"}
+HEADS: dict[str, str] = {
+    "B4": "After a run without momentum one more step stops helping held-out images at "
+    "{zero_crossing} times the run's rate, and helps most at {best_rate} times it",
+    "B1": "",
+    "O1": "",
+    "A1": "",
+    "O2": "",
+    "A6": "",
+    "S1": "",
+    "S4": "",
+    "S6": "",
+    "S8": "",
+}
 _SENTENCES, _FIGURES = 4, 6
 
 
@@ -94,7 +106,9 @@ def _sentence(claim: Claim, found: Judgement) -> Text:
         return (f"“{claim.title}” {why} (", Link(claim.id, claim.id), ").")
     told = _filled(HEADS[claim.id], found)
     begin: tuple[str | Link, ...] = (told or f"“{claim.title}”", " (", Link(claim.id, claim.id))
-    return (*begin, ").") if found.verdict == NOT_JUDGED else (*begin, ": ", Mark(found.verdict), ").")
+    return (
+        (*begin, ").") if found.verdict == NOT_JUDGED else (*begin, ": ", Mark(found.verdict), ").")
+    )
 
 
 def _filled(template: str, found: Judgement) -> str:
@@ -110,17 +124,16 @@ def _filled(template: str, found: Judgement) -> str:
 
 
 _LEGEND: tuple[Text, ...] = (
-    "A claim has a letter and a number: B, mini-batch losses and trajectories, and A, averaging and "
-    "schedules (Sandler et al. 2023); S, SWA and FGE (Izmailov et al. 2018, Garipov et al. 2018); "
-    "O, found here.",
-    "A number stands with its interval: 1.02 [0.94, 1.1]. It is Student's 95 % interval over seeds, "
-    "unless the part says otherwise; 90 % for a claim of equality, which is two one-sided tests at 5 %.",
+    "B: mini-batch losses and trajectories, and A: averaging and schedules (Sandler et al. 2023). "
+    "S: SWA and FGE (Izmailov et al. 2018, Garipov et al. 2018). O: found here.",
+    "A number stands with its interval: 1.02 [0.94, 1.1]. It is Student's 95 % interval over seeds "
+    "unless the part says otherwise. A claim of equality has 90 %: two one-sided tests at 5 %.",
     "Thresholds were set before the run.",
     (Mark(REPRODUCED), ": the whole interval of every part lies on the wanted side."),
     (
         Mark(VERDICTS[1]),
-        ": the whole interval of a part lies on the other side, at the level that Holm's method sets "
-        "for all parts of the claim together.",
+        ": the whole interval of a part lies on the other side, at the level that Holm's method "
+        "sets for all parts of the claim together.",
     ),
     (Mark(INCONCLUSIVE), ": an interval holds a threshold, or a condition is not met."),
     (Mark(NOT_MEASURED), ": the records lack what the claim needs; its section says what."),

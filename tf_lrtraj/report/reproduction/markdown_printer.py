@@ -68,32 +68,28 @@ class _Printer:
             case Table():
                 return self._table(block)
             case Strip(title, cells):
-                told = [f"{Mark(v).sign} [{name}](#{self._anchor(name)})" for name, _, v in cells]
-                return _broken(f"{_escaped(title)}: {', '.join(told)}")
+                marks = [f"{Mark(v).sign} [{name}](#{self._anchor(name)})" for name, _, v in cells]
+                return _broken(f"{_escaped(title)}: {', '.join(marks)}")
             case Figure(name, alt, caption):
-                return [*_broken(f"![{_escaped(alt)}]({self._way(name)})"), "", *_broken(
-                    _escaped(caption)
-                )]  # fmt: skip
+                return [*self._image(name, alt), "", *_broken(_escaped(caption))]
             case Gallery(shown):
-                told = [f"![{_escaped(one.alt)}]({self._way(one.name)})" for one, _ in shown]
-                return [line for one in told for line in [*_broken(one), ""]][:-1]
+                images = [self._image(one.name, one.alt) for one, _ in shown]
+                return [line for image in images for line in [*image, ""]][:-1]
             case Section(blocks):
                 return [line for one in blocks for line in [*self._block(one), ""]][:-1]
             case Fold(summary, blocks):
                 inner = [line for one in blocks for line in ["", *self._block(one)]]
-                told = f"<details><summary>{_escaped(summary)}</summary>"
-                return [told, *inner, "", "</details>"]
+                begin = f"<details><summary>{_escaped(summary)}</summary>"
+                return [begin, *inner, "", "</details>"]
 
     def _table(self, table: Table) -> list[str]:
         rows = [[self._text(text) for text in row] for row in table.rows]
         lines = [f"| {' | '.join(row)} |" for row in [[*map(_escaped, table.heads)], *rows]]
         if max(map(len, lines)) <= LONGEST:
             return [lines[0], "|---" * len(table.heads) + "|", *lines[1:]]
-        told = [
-            f"{row[0]}: " + "; ".join(f"{h} {t}" for h, t in zip(table.heads[1:], row[1:]))
-            for row in rows
-        ]
-        return [line for one in told for line in _broken(one, "- ", "  ")]
+        told = (zip(table.heads, row, strict=True) for row in rows)
+        items = ["; ".join(f"{_escaped(head)}: {text}" for head, text in row) for row in told]
+        return [line for item in items for line in _broken(item, "- ", "  ")]
 
     def _wrapped(self, text: Text, first: str = "", rest: str = "") -> list[str]:
         return _broken(self._text(text), first, rest)
@@ -114,8 +110,8 @@ class _Printer:
     def _anchor(self, name: str) -> str:
         return self._anchors.get(name, _slug(name))
 
-    def _way(self, name: str) -> str:
-        return f"{self._figures}/{name}.svg"
+    def _image(self, name: str, alt: str) -> list[str]:
+        return _broken(f"![{_escaped(alt)}]({self._figures}/{name}.svg)")
 
 
 def _headings(blocks: Sequence[Block]) -> Iterator[Heading]:

@@ -7,10 +7,11 @@ forbids scripts and anything from outside.
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from tf_lrtraj.claims import Study
+from tf_lrtraj.claims import Study, write_ledger
 from tf_lrtraj.records import write_atomically
 from tf_lrtraj.report.drawing import UNDRAWN, reason, style, to_svg
 from tf_lrtraj.report.reproduction import html_printer, markdown_printer, run_table, svg
@@ -20,10 +21,28 @@ from tf_lrtraj.report.reproduction.claim_section import section
 from tf_lrtraj.report.reproduction.first_screen import first_screen, grouped
 from tf_lrtraj.report.reproduction.registry import FIGURES
 
-__all__ = ["markdown_page", "write_page"]
+__all__ = ["PAGE", "markdown_page", "write_page", "write_results"]
 
 PAGE, FOLDER = "report.html", "figures"
 Figures = Mapping[str, ClaimFigure]
+
+
+def write_results(folder: str | os.PathLike[str]) -> Study:
+    """Judges the records in a folder once; writes `ledger.json`, the page and its figures.
+
+    Raises:
+        RecordError: if there is no such folder, or its configuration is damaged.
+        OSError: if the files cannot be written.
+
+    >>> write_results("no/such/folder")
+    Traceback (most recent call last):
+    ...
+    tf_lrtraj.records.RecordError: no/such/folder is not a folder, so it holds no records.
+    """
+    study = Study(folder)
+    write_ledger(study)
+    write_page(study)
+    return study
 
 
 def write_page(study: Study, figures: Figures = FIGURES) -> pathlib.Path:
@@ -101,8 +120,8 @@ def _made(
         yield Paragraph(problem, notice=True)
     yield Heading(2, "What was run", "run")
     yield Paragraph(
-        "The settings of the papers' own figures (rates, batch sizes, starting points) are not known "
-        "to us. These are our choice."
+        "The settings of the papers' own figures (rates, batch sizes, starting points) are not "
+        "known to us. These are our choice."
     )
     yield run_table.facts(study, run)
     yield Heading(2, "What the run can decide", "power")

@@ -10,7 +10,7 @@ from tf_lrtraj import claims
 from tf_lrtraj.claims.power import planned
 from tf_lrtraj.claims.verdicts import bounds_shown, number
 from tf_lrtraj.records import Count, RecordError, read_json
-from tf_lrtraj.report.reproduction.blocks import Block, Link, Paragraph, Table
+from tf_lrtraj.report.reproduction.blocks import Block, Fold, Link, Paragraph, Table
 
 __all__ = ["RunState", "facts", "power"]
 
@@ -74,11 +74,10 @@ def power(study: claims.Study) -> list[Block]:
     try:
         plans = planned(rows, tuple(study.judgements))
         table = Table(
-            ("Claim", "Part", "Wanted", "Expected", "Scatter", "Units", "Half-width", "Decidable"),
+            ("Claim and part", "Wanted", "Expected", "Scatter", "Units", "Half-width", "Decidable"),
             [
                 (
-                    Link(plan.claim, plan.claim),
-                    plan.wanted.what,
+                    (Link(plan.claim, plan.claim), f": {plan.wanted.what}"),
                     bounds_shown(plan.wanted.low, plan.wanted.high),
                     number(plan.expected),
                     number(plan.scatter),
@@ -97,7 +96,12 @@ def power(study: claims.Study) -> list[Block]:
         "half the width of the interval that follows. A part is decidable if the expected value "
         "with that interval lies wholly on one side of its thresholds."
     )
-    return [Paragraph(told + (f" The scatter comes from: {pilot}" if pilot else "")), table]
+    decidable = sum(plan.decidable for plan in plans)
+    return [
+        Paragraph(told + (f" The scatter comes from: {pilot}" if pilot else "")),
+        Paragraph(f"{decidable} of {len(plans)} parts are decidable."),
+        Fold("Expected value and half-width of each part", [table]),
+    ]
 
 
 def _of_base(study: claims.Study) -> Mapping[str, Any]:
@@ -146,5 +150,7 @@ def _number(about: Mapping[str, Any], key: str) -> str:
 
 
 def _minutes(run: Mapping[str, Any]) -> str:
-    seconds = math.fsum(x for of_seeds in run.get("seconds", {}).values() for x in of_seeds.values())
+    seconds = math.fsum(
+        x for of_seeds in run.get("seconds", {}).values() for x in of_seeds.values()
+    )
     return f"{seconds / 60:,.0f}" if 30.0 <= seconds < 1e15 else ""
