@@ -87,8 +87,8 @@ def _counts(study: Study) -> str:
         for verdict in VERDICTS
         if counts[verdict]
     ]
-    *most, last = told
-    return f"Of {len(study.judgements)} claims {', '.join(most)}{' and ' if most else ''}{last}."
+    listed = " and ".join(filter(None, [", ".join(told[:-1]), *told[-1:]]))
+    return f"Of {len(study.judgements)} claims {listed}."
 
 
 def _sentences(study: Study) -> list[Text]:
