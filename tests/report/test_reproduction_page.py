@@ -182,7 +182,6 @@ def test_it_opens_with_what_was_found(page):
         "and 1 is not run at this scale. "
         "After a run without momentum one more step stops helping held-out images at 0.98 times "
         "the run's rate, and helps most at 0.5 times it ( B4 : ✓ reproduced ). "
-        "“What B1 says” ( B1 : ✗ not reproduced ). "
         "“What A1 says” ( A1 : ? inconclusive ). "
         "“What O1 says” was not measured ( O1 )."
     )
@@ -190,8 +189,9 @@ def test_it_opens_with_what_was_found(page):
 
 def test_a_sentence_without_its_number_names_the_claim():
     part = v.conclude([ZERO.judge(seeds(1.0)), ZERO.judge(seeds(2.0), at="step 9")])
-    assert _filled("at {zero_crossing}", part) == "at 1"
-    assert _filled("at {zero_crossing_step_9}", part) == "at 2"
+    assert _filled("at {zero_crossing:percent} %", part) == "at 100 %"
+    assert _filled("at {zero_crossing_step_9:factor}, {zero_crossing}", part) == "at 7.39, 1"
+    assert _filled("{zero_crossing:below} %", part) == "-172 %"
     assert _filled("at {other}", part) == ""
 
 
@@ -429,8 +429,10 @@ def test_every_claim_has_a_figure():
 
 @pytest.mark.parametrize("one", [c for c in claims.CLAIMS if c.id in HEADS], ids=lambda c: c.id)
 def test_sentences_name_parts_of_their_claims(one):
-    names = {name for _, name, *_ in string.Formatter().parse(HEADS[one.id]) if name}
-    assert names and names <= {wanted.name for wanted in one.wanted}
+    names = [name for _, name, *_ in string.Formatter().parse(HEADS[one.id]) if name]
+    assert names
+    for name in names:
+        assert any(f"{name}_".startswith(f"{wanted.name}_") for wanted in one.wanted), name
 
 
 def test_ledger_and_page_are_written_from_one_judging(tmp_path, monkeypatch):

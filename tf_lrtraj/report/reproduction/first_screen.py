@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from tf_lrtraj.claims import VERDICTS, Claim, Judgement, Study
 from tf_lrtraj.claims.verdicts import (
@@ -38,19 +38,33 @@ GROUPS = {
     "O": "Found here",
 }
 # Claims that the first screen tells of, the most telling first → what is said, with the value of
-# the part (or the number) of that name in place of {NAME}.
-HEADS: dict[str, str] = {
+# the part of that name in place of {NAME}, or what `_SAID` makes of it in place of {NAME:HOW}.
+HEADS = {
     "B4": "After a run without momentum one more step stops helping held-out images at "
     "{zero_crossing} times the run's rate, and helps most at {best_rate} times it",
-    "B1": "",
-    "O1": "",
-    "A1": "",
-    "O2": "",
-    "A6": "",
-    "S1": "",
-    "S4": "",
-    "S6": "",
-    "S8": "",
+    "O1": "Averages of 2, 4 and 8 distant points have the loss of a rate that is {divisor_2}, "
+    "{divisor_4} and {divisor_8} times smaller",
+    "A1": "Of what a run under the equivalent schedule takes off the training loss, EMA takes "
+    "{share_ema:percent} % and SWA {share_swa:percent} %",
+    "A6": "An average's loss lies {network_lower:below} % below that of the iterates, and a small "
+    "rate takes {network_speed:factor} times as many steps to reach the same loss",
+    "O2": "At equal training loss the test loss of averages less that of runs at lower rates is "
+    "{difference_low_rates}, and less that of decayed runs {difference_decays}",
+    "S1": "SWA's test accuracy less that of a conventional run of equal budget is "
+    "{swa_gain_constant_rate} points at a constant rate and {swa_gain_cyclical_rate} points at a "
+    "cyclical one",
+    "S4": "The test error is 5 points up at {wider:factor} times the distance from SWA as from the "
+    "end of a conventional run",
+    "S6": "The test accuracy of an FGE ensemble less its mean member's is {over_members} points, "
+    "and less a conventional run's {over_run} points",
+}
+# Claims whose figures stand first, as many as are drawn and have room.
+_SHOWN = ("B4", "B1", "O1", "A1", "O2", "A6", "S1", "S4", "S6", "S8")
+_SAID: dict[str, Callable[[float], float]] = {
+    "": float,
+    "percent": lambda value: 100.0 * value,
+    "factor": math.exp,  # of a logarithm
+    "below": lambda value: -100.0 * math.expm1(value),  # %, of the logarithm of a ratio
 }
 _SENTENCES, _FIGURES = 4, 6
 
@@ -68,7 +82,7 @@ def first_screen(study: Study, figures: Mapping[str, Figure]) -> Iterator[Block]
         share = f" ({verdicts.count(REPRODUCED)} of {len(found)} reproduced)"
         yield Strip(title + (share if study.records.judged else ""), found)
     titles = {claim.id: claim.title for claim in study.judgements}
-    shown = [(figures[name], f"{name}. {titles[name]}") for name in HEADS if name in figures]
+    shown = [(figures[name], f"{name}. {titles[name]}") for name in _SHOWN if name in figures]
     if shown:
         yield Gallery(shown[:_FIGURES])
     yield Fold("How to read this page", [Items(_LEGEND)])
@@ -113,14 +127,16 @@ def _sentence(claim: Claim, found: Judgement) -> Text:
 
 def _filled(template: str, found: Judgement) -> str:
     """The sentence with its numbers; empty where one is not there."""
-    values: dict[str, float] = {told.name: told.interval.value for told in found.numbers}
-    # Of a part at several places, the first.
-    values |= {part.wanted.name: part.interval.value for part in reversed(found.parts)}
-    values |= {part.name: part.interval.value for part in found.parts}
-    names = [name for _, name, *_ in string.Formatter().parse(template) if name]
-    if not all(math.isfinite(values.get(name, math.nan)) for name in names):
-        return ""
-    return template.format(**{name: number(values[name]) for name in names})
+    values = {part.name: part.interval.value for part in found.parts}
+    told = ""
+    for text, name, how, _ in string.Formatter().parse(template):
+        told += text
+        if name is not None:
+            value = _SAID[how or ""](values.get(name, math.nan))
+            if not math.isfinite(value):
+                return ""
+            told += number(value)
+    return told
 
 
 _LEGEND: tuple[Text, ...] = (
