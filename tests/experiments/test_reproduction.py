@@ -48,7 +48,7 @@ def make(folder, needed=None, page=False):
     config = reproduce.prepare(tiny(), folder)
     with pytest.MonkeyPatch.context() as patch:
         if not page:
-            patch.setattr("tf_lrtraj.report.reproduction.write_page", lambda folder: folder)
+            patch.setattr("tf_lrtraj.report.reproduction.page.write_page", lambda study: None)
         return reproduce.run(config, folder, needed, tell=str, progress=False)
 
 
@@ -114,7 +114,7 @@ def test_the_ledger_needs_no_states(whole, tmp_path):
     """What is committed is enough to judge again, to the byte."""
     kept = tmp_path / "kept"
     shutil.copytree(whole, kept, ignore=shutil.ignore_patterns("state", "ledger.json"))
-    claims.write_ledger(kept)
+    claims.write_ledger(claims.Study(kept))
     assert (kept / "ledger.json").read_bytes() == (whole / "ledger.json").read_bytes()
 
 

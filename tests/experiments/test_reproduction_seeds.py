@@ -38,7 +38,7 @@ def scale(monkeypatch, tmp_path):
     small = problem.Problem(*images, *images, 10)
     monkeypatch.setattr(plans, "TASKS", tasks)
     monkeypatch.setattr(benches, "load_problem", lambda config: small)
-    monkeypatch.setattr(reproduce, "judge", lambda folder: folder / "report.html")
+    monkeypatch.setattr(reproduce, "write_results", lambda folder: folder / "report.html")
     plain = reproduce.prepare(config, tmp_path)
 
     def run(**given):

@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
             return common.OK
         # Flushed: whoever follows a log wants to see where the work is.
         tell = functools.partial(print, flush=True)
-        path = reproduce.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
+        study = reproduce.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
     except RecordError as error:
         common.fail(str(error))
     except OSError as error:
@@ -115,13 +115,13 @@ def main(argv: Sequence[str]) -> int:
         # At once: stopped in the midst of work, JAX may crash while Python shuts down, and the exit
         # code would be lost.  Everything is on disk.
         os._exit(common.RESUMABLE)
-    if path is None:
+    if study is None:
         print(
             f"{given.workdir}: the records of seed {given.only_seed} are there; once those of "
             "every seed are, the command without --only_seed makes what reads all, and the page"
         )
         return common.OK
-    _show(pathlib.Path(given.workdir), path)
+    _show(study)
     return common.OK
 
 
@@ -149,33 +149,33 @@ def _dry(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | Non
 
 def _report(workdir: pathlib.Path) -> int:
     """Judges and draws what is there; needs no Keras."""
-    from tf_lrtraj import claims, records
-    from tf_lrtraj.report import reproduction as page
+    from tf_lrtraj import records
+    from tf_lrtraj.report import reproduction as pages
 
     try:
         records.read_json(workdir / records.CONFIG)
-        claims.write_ledger(workdir)
-        path = page.write_page(workdir)
+        study = pages.write_results(workdir)
     except records.RecordError as error:
         common.fail(f"--workdir: {error}")
     except OSError as error:
         common.fail(f"--workdir={workdir}: {error}")
-    _show(workdir, path)
+    _show(study)
     return common.OK
 
 
-def _show(workdir: pathlib.Path, path: Any) -> None:
-    """The table of verdicts on the terminal, and with --page as a document."""
+def _show(study: Any) -> None:
+    """Prints the table of verdicts, and with --page writes the page as a document."""
     from tf_lrtraj import claims, records
     from tf_lrtraj.report import reproduction as pages
 
-    print(claims.ledger_text(records.read_json(workdir / "ledger.json")))
-    print(path)
+    folder = study.records.folder
+    print(claims.ledger_text(study.ledger()))
+    print(folder / pages.PAGE)
     if flags.FLAGS.page:
         page = pathlib.Path(flags.FLAGS.page)
-        way = os.path.relpath(workdir, page.parent)
+        way = os.path.relpath(folder, page.parent)
         try:
-            records.write_atomically(page, pages.markdown_page(workdir, way))
+            records.write_atomically(page, pages.markdown_page(study, way))
         except OSError as error:
             common.fail(f"--page={page}: {error.strerror}")
         print(page)

@@ -1,8 +1,8 @@
 """The ledger: every claim with its verdict, made from the records of a reproduction alone.
 
-`make_ledger` reads a workdir and gives plain data; `write_ledger` writes it as `ledger.json`,
+`Study` reads a workdir and judges every claim once; `write_ledger` writes `ledger.json` from it,
 byte by byte the same for equal records: keys sorted, numbers rounded to six significant
-digits, no time, path or version in it.
+digits, no time, path or version in it.  The page of a reproduction is made from the same study.
 """
 
 from __future__ import annotations
@@ -214,15 +214,14 @@ def ledger_bytes(ledger: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
-def write_ledger(folder: str | os.PathLike[str], claims: Sequence[Claim] = CLAIMS) -> pathlib.Path:
+def write_ledger(study: Study) -> pathlib.Path:
     """Writes `ledger.json` into the workdir, whole or not at all; returns its path.
 
     Raises:
-        RecordError: as `make_ledger`.
         OSError: if the folder cannot be written.
     """
-    path = pathlib.Path(folder) / LEDGER
-    write_atomically(path, ledger_bytes(make_ledger(folder, claims)))
+    path = study.records.folder / LEDGER
+    write_atomically(path, ledger_bytes(study.ledger()))
     return path
 
 

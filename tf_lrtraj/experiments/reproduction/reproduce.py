@@ -25,8 +25,9 @@ from tf_lrtraj.experiments.reproduction.problem import Problem
 from tf_lrtraj.experiments.reproduction.trainer import Diverged
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.models import resnet_size
+from tf_lrtraj.report.reproduction import write_results
 
-__all__ = ["Interrupted", "describe_plan", "judge", "needed_tasks", "prepare", "run"]
+__all__ = ["Interrupted", "describe_plan", "needed_tasks", "prepare", "run"]
 
 
 class Interrupted(RuntimeError):
@@ -127,7 +128,7 @@ def run(
     tell: Callable[[str], None] = print,
     progress: bool = True,
     only_seed: int | None = None,
-) -> pathlib.Path | None:
+) -> claims.Study | None:
     """Makes what is missing and judges what there is.
 
     Args:
@@ -140,7 +141,8 @@ def run(
             different seeds may share a workdir.
 
     Returns:
-        The path of the report; None with `only_seed`.
+        The records with what they say of every claim; ledger and page are written.  None with
+        `only_seed`.
 
     Raises:
         ConfigError: for a seed that the configuration does not have.
@@ -170,7 +172,7 @@ def _run(
     tell: Callable[[str], None],
     progress: bool,
     only_seed: int | None,
-) -> pathlib.Path | None:
+) -> claims.Study | None:
     bench = Bench(config, folder, tell, progress)
     sizes = (len(bench.problem.x_train), len(bench.problem.x_test))  # nothing is written without
     _check_sizes(config, bench.problem)
@@ -179,7 +181,7 @@ def _run(
     done = _done(read_run(folder))
     tasks = plans.plan(config, needed, only_seed)
     left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
-    status, message, path = "interrupted", None, None
+    status, message, study = "interrupted", None, None
     try:
         with _stopping_cleanly() as asked:
             tell(describe_plan(config, folder, needed, *sizes, only_seed))
@@ -216,8 +218,8 @@ def _run(
         _note(config, folder, status=status, message=message)
         # Who stops it wants it to stop, and figures take a while; of one seed they say little.
         if status != "interrupted" and only_seed is None:
-            path = judge(folder)
-    return path
+            study = write_results(folder)
+    return study
 
 
 def _note(
@@ -278,15 +280,6 @@ def _check_sizes(config: Mapping[str, Any], problem: Problem) -> None:
         "eval_batch_size": "config.evaluate.batch_size",
     }
     limits.check_memory(wanted, keys, 1, None)
-
-
-def judge(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes `ledger.json` and the report from the records there are; returns the report."""
-    from tf_lrtraj.report import reproduction as page
-
-    claims.write_ledger(folder)
-    path: pathlib.Path = page.write_page(folder)
-    return path
 
 
 _KEPT = ("done", "seconds", "created", "keras_backend", "versions")
