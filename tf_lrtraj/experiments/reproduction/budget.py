@@ -45,14 +45,16 @@ __all__ = [
     "independent",
     "swa_constant",
     "times",
+    "trade_off_images",
     "trade_off_points",
+    "trade_off_steps",
     "training_steps",
 ]
 
 SETS = ("train_part", "test")
 COLLECTED = "collected"
 _CONVENTIONAL_END = 0.01  # of the base rate
-_DECAY = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the budget whose states are kept
+_DECAY = np.linspace(0.5, 1.0, 11)  # shares of the budget whose states are kept
 
 
 class Times(NamedTuple):
@@ -257,22 +259,29 @@ def average(
 def trade_off_points(bench: Bench, seed: int) -> list[tuple[str, str, list[np.ndarray]]]:
     """(family, label, trainable weights) of points that trade training loss for test loss.
 
-    "average": SWA of the first 1, 2, 4, … and of all models collected, of both kinds;
-    "rate": what SWA's constant-rate run collected, at the ends of cycles; "decay": the
-    conventional run from the beginning of its decay to the end.
+    "average": SWA of the first 2, 4, … and of all models collected, of both kinds; "decay": the
+    conventional run from the beginning of its decay to the end, whose training losses reach from
+    above those of the averages to below.  (Iterates at SWA's rate are not: theirs are all above.)
     """
     count = len(bench.model.trainable_variables)
     found: list[tuple[str, str, list[np.ndarray]]] = []
     for kind in RUNS:
-        most = len(collected(bench, seed, kind)[1])
-        counts = sorted({2**k for k in range(most.bit_length()) if 2**k <= most} | {most})
-        means = average(bench, seed, kind, counts)
-        found += [("average", f"{kind} of {n}", means[n][:count]) for n in counts]
-    at, snapshots = _times(bench), collected(bench, seed, "swa_constant")[0]
-    found += [("rate", f"step {step}", snapshots.read(step)[:count]) for step in at.ends]
+        means = average(bench, seed, kind, _doubling(len(collected(bench, seed, kind)[1])))
+        found += [("average", f"{kind} of {n}", arrays[:count]) for n, arrays in means.items()]
     run = conventional(bench, seed)
-    found += [("decay", f"step {step}", arrays_of(run.state(step))[:count]) for step in at.decay]
-    return found
+    return found + [
+        ("decay", f"step {step}", arrays_of(run.state(step))[:count])
+        for step in _times(bench).decay
+    ]
+
+
+def _doubling(most: int) -> list[int]:
+    """2, 4, 8, …, and `most`.
+
+    >>> _doubling(9), _doubling(4)
+    ([2, 4, 8, 9], [2, 4])
+    """
+    return sorted({2**k for k in range(1, most.bit_length()) if 2**k <= most} | {most})
 
 
 # Tasks ----------------------------------------------------------------------------------------
@@ -367,6 +376,16 @@ def training_steps(config: Mapping[str, Any]) -> dict[str, int]:
         "swa_constant": round((1.0 - 0.5 * start) * total),
         "cyclical": round((1.0 - start) * total),
     }
+
+
+trade_off_steps = training_steps  # of the runs that `trade_off_points` reads
+
+
+def trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    """Images of scoring `trade_off_points`."""
+    at = times(config, sizes.train)
+    models = (len(at.ends), (at.total - at.start) // at.every)
+    return float((sum(len(_doubling(n)) for n in models) + len(at.decay)) * sizes.some)
 
 
 def _images(config: Mapping[str, Any], sizes: Sizes) -> float:

@@ -21,8 +21,18 @@ from tf_lrtraj.experiments.reproduction.task import Sizes, Task
 
 __all__ = ["TASKS", "images", "plan", "training_steps"]
 
-_MODULES = (synthetic, trajectories, iterates, schedules, geometry, budget)
-_MODULES += (lines, trips, widths, average_cost)
+_MODULES = (
+    synthetic,
+    trajectories,
+    iterates,
+    schedules,
+    geometry,
+    budget,
+    lines,
+    trips,
+    widths,
+    average_cost,
+)
 
 
 def _in_order(tasks: Sequence[Task]) -> tuple[Task, ...]:
