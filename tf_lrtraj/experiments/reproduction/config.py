@@ -19,7 +19,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from tf_lrtraj import kernels, records
+from tf_lrtraj import claims, kernels, records
+from tf_lrtraj.claims import power
 from tf_lrtraj.experiments.reproduction.probe_settings import PROBE_CHECKS, PROBE_DEFAULTS
 from tf_lrtraj.experiments.settings import (
     TEXT,
@@ -54,6 +55,12 @@ def default_config() -> ml_collections.ConfigDict:
             "name": "digits",  # of the scale
             "command": "lrtraj-reproduce --config=configs/reproduce_digits.py",  # shown on the page
             "runs_here": True,  # False: a scale that is described and was not run
+            "claims": (),  # ids of those that the scale is there for; (): all
+            "judged": False,  # whether there are verdicts; a smoke test has numbers only
+            # What can be decided, told before the run: claim, part, expected value, scatter of
+            # a unit in the pilot, count of units; see tf_lrtraj.claims.power.
+            "power": (),
+            "pilot": config_dict.placeholder(str),  # the run that the scatter comes from
             "data": {
                 "name": "digits",  # "digits" (embedded) or a TensorFlow Datasets name
                 "dir": config_dict.placeholder(str),  # where TFDS data lies; None: its default
@@ -128,6 +135,7 @@ def full_size_config() -> ml_collections.ConfigDict:
     """ResNet-34 on 32×32 images, the size of the papers' CIFAR figures; for an accelerator."""
     config = default_config()
     config.runs_here = False
+    config.judged = True
     config.model.depth = 34
     config.model.width = 64
     config.batch_size = 128
@@ -177,10 +185,16 @@ def _ascending(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and list(value) == sorted(set(value))
 
 
+_LIST: Check = ("a list", lambda value: isinstance(value, (list, tuple)))
+
 _CHECKS: dict[str, Check] = {
     "name": TEXT,
     "command": TEXT,
     "runs_here": TRUTH,
+    "claims": _LIST,
+    "judged": TRUTH,
+    "power": _LIST,
+    "pilot": optional(TEXT),
     "data.name": TEXT,
     "data.dir": optional(TEXT),
     "data.file": optional(TEXT),
@@ -245,6 +259,11 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
     """
     plain = merge(default_config().to_dict(), as_dict(config), free=_FREE)
     check_all(plain, _CHECKS)
+    try:
+        claims.chosen(plain["claims"])
+        power.planned(plain["power"])
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config: {error}") from None
     for name, entry in plain["averages"].items():
         try:
             records.check_average_name(name)
