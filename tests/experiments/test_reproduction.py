@@ -324,7 +324,7 @@ def test_ten_interruptions_end_with_the_same_ledger(whole, tmp_path, monkeypatch
         ({"many_points": {"gaps": (3,)}}, "with a multiple of config.every, 10. Received"),
         ({"many_points": {"gaps": (200,)}}, "so short that 8 points fit into config.window, 400"),
         ({"rates": (0.5, -1)}, "`config.rates` must be a list of positive numbers"),
-        ({"cycle": {"length": 500}}, "`config.cycle.length` must be at most config.window, 400"),
+        ({"budget": {"low": 0.5}}, "`config.budget.low` must be below config.budget.swa_rate, 0.5"),
     ],
 )
 def test_a_bad_configuration_is_refused(change, message):

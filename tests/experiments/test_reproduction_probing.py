@@ -10,6 +10,7 @@ import pytest
 
 from tf_lrtraj import batch_norm, probes, records
 from tf_lrtraj.experiments.reproduction import (
+    budget,
     geometry,
     lines,
     points,
@@ -44,7 +45,7 @@ def tiny_config():
     config.batch_size, config.momentum = 16, 0.3
     config.burn_in, config.window, config.every, config.horizon = 24, 16, 2, 8
     config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
-    config.cycle.length = 4
+    config.budget.update(every=2, cycle=2)
     config.speed.steps = 12
     config.evaluate.batch_norm_images = 64
     config.averages = {"swa": {"kernel": "Uniform"}}
@@ -62,8 +63,8 @@ def tiny_config():
     )
     config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
     config.displacement.lags = 4
-    config.width.update(images=40, size=20, rays=2, num=3, reach=3.0, positions=3)
-    config.ensemble.update(members=3, images=40, size=20)
+    config.width.update(images=40, size=20, rays=2, num=3, positions=3)
+    config.ensemble.update(members=2, images=40, size=20)
     return config
 
 
@@ -78,6 +79,7 @@ def bench(tmp_path_factory):
     bench.problem = some(bench.problem)
     runs.base(bench, 0)
     trajectories.one_step_run(bench, 0)
+    budget.cyclical(bench, 0)
     return bench
 
 
@@ -481,33 +483,40 @@ def test_width_and_segment(bench, measured):
     assert width.coordinates["point"].tolist() == ["sgd", "swa"]
     assert segment.coordinates["pair"].tolist() == ["sgd to swa"]
     assert width.about["batch_norm"] == segment.about["batch_norm"] == "recalibrated"
-    length = segment.values["length"].item()
-    np.testing.assert_allclose(width.coordinates["distance"], [0, 1.5 * length, 3 * length])
+    assert width.about["ray_kind"] == "filter" and width.about["batches_set"] == "test"
+    np.testing.assert_allclose(width.coordinates["distance"], [0, 0.05, 0.08**0.5, 1.6])
     places = segment.coordinates["position"].tolist()
     assert places == [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
-    for prefix in ("", "held_out_"):
-        at = segment.values[f"{prefix}loss"][0, 0]
-        for number, place in ((0, 0.0), (1, 1.0)):
-            start = width.values[f"{prefix}loss"][number, 0, 0]
-            np.testing.assert_allclose(start, at[places.index(place)], rtol=1e-5)
+    at = segment.values["held_out_accuracy"][0, 0]
+    for number, place in ((0, 0.0), (1, 1.0)):
+        start = width.values["accuracy"][number, 0, 0]
+        np.testing.assert_allclose(start, at[places.index(place)], rtol=1e-5)
 
 
 def test_width_is_measured_as_averages_are_scored(bench, measured):
     other = Bench(bench.config, bench.folder, str, progress=False)
     other.model, test = bench.model, bench.problem.images("test", 0)
     other.problem = dataclasses.replace(bench.problem, x_test=test[0][:40], y_test=test[1][:40])
-    row = other.scorer.score(runs.averages(bench, 0)["swa"], ["test"])[0]
-    found = read(bench, "width").values["held_out_loss"][1, 0, 0].mean()
+    snapshots = bench.snapshots(0, "swa_constant", "collected")
+    assert snapshots.steps.tolist() == [32, 34, 36, 38, 40]
+    count = snapshots.num_trainable
+    arrays = zip(*(snapshots.read(step)[:count] for step in (34, 36, 38, 40)), strict=True)
+    row = other.scorer.score([np.mean(a, axis=0) for a in arrays], ["test"])[0]
+    found = read(bench, "width").values["loss"][1, 0, 0].mean()
     np.testing.assert_allclose(found, row["loss"], rtol=1e-5)
 
 
-def test_ensemble_members_lie_at_growing_distances(bench, measured):
+def test_ensemble_members_are_ends_of_cycles(bench, measured):
     record = read(bench, "ensemble")
-    assert record.coordinates["member"].tolist() == ["36", "38", "40"]
-    assert record.about["steps"] == [36, 38, 40]
-    walk = vectors(bench)
+    assert record.coordinates["member"].tolist() == ["36", "40"]
+    assert record.about["steps"] == [36, 40] and record.about["run"] == "cyclical"
+    snapshots = bench.snapshots(0, "cyclical", "collected")
+    one, other = (
+        np.concatenate([a.ravel() for a in snapshots.read(step)[: snapshots.num_trainable]])
+        for step in (36, 40)
+    )
     np.testing.assert_allclose(
-        record.values["distance"][0, 2], np.linalg.norm(walk[36] - walk[40]), rtol=1e-5
+        record.values["distance"][0, 1], np.linalg.norm(one - other), rtol=1e-5
     )
     assert record.values["ensemble_difference"].shape == (4, 2)
 

@@ -55,7 +55,7 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "held_out_loss": ("pair", "layer", "position", "held_out"),
         "held_out_accuracy": ("pair", "layer", "position", "held_out"),
     },
-    "width": {"held_out_accuracy": ("point", "ray", "distance", "held_out")},
+    "width": {"accuracy": ("point", "ray", "distance", "batch")},
     "gradients": {
         name: ("layer",)
         for what in ("share", "pair_cosine", "rest_cosine")

@@ -81,7 +81,7 @@ def default_config() -> ml_collections.ConfigDict:
             "momentum": 0.9,
             "weight_decay": 1e-2,  # L2 on all trainable weights
             "burn_in": 1200,
-            "window": 400,  # a third of burn_in: SWA's last quarter of the budget
+            "window": 400,
             "every": 10,  # updates between snapshots in the window
             "segment": 500,  # updates between saved states: what an interruption may cost
             "log_every": 20,
@@ -110,7 +110,19 @@ def default_config() -> ml_collections.ConfigDict:
             # distances, and measured for about `verify` averages.
             "sweep": {"singles": 16, "lags": 6, "pairs": 4, "verify": 24},
             "pairs": {"seeds": 1, "factor": 0.25},  # the other rate, times the base rate
-            "cycle": {"length": 50, "low": 0.1},  # of cyclical SWA and FGE; low times the rate
+            # SWA, FGE and a conventional run, each of `steps` updates from scratch.
+            "budget": {
+                "steps": config_dict.placeholder(int),  # None: burn_in + window
+                # From so much of the budget on models are collected, rounded to whole cycles.
+                "swa_start": 0.75,
+                "swa_rate": 0.5,  # SWA's constant rate and the highest of a cycle, times the rate
+                "low": 0.01,  # at the end of a cycle, times the rate
+                # Updates between models that SWA at constant rate collects; None: an epoch.
+                "every": config_dict.placeholder(int),
+                "cycle": 1,  # length of a cycle, times `every`
+            },
+            # Time and memory of an average: beside the scale's network, on one of this size.
+            "cost": {"depth": 8, "width": 16, "repeats": 5, "steps": 4},
             # From scratch: iterates and averages at the rate, against `factor` times the rate.
             "speed": {"seeds": 1, "steps": 400, "places": 8, "factor": 0.125},
             "probe_seeds": 1,  # of probes that take a point apart, and of the run without momentum
@@ -145,7 +157,8 @@ def full_size_config() -> ml_collections.ConfigDict:
     config.evaluate.batch_norm_images = 10000
     config.many_points.gaps = (100, 400, 1400)
     config.sweep.singles = 24
-    config.cycle.length = 1000
+    config.budget.cycle = 2
+    config.cost.update(depth=34, width=64, repeats=7, steps=20)
     config.speed.steps = 6000
     config.one_step.iterates = 16
     config.width.update(images=5000, size=500)
@@ -219,8 +232,16 @@ _CHECKS: dict[str, Check] = {
     "sweep.verify": integer(1),
     "pairs.seeds": integer(0),
     "pairs.factor": _POSITIVE,
-    "cycle.length": integer(2),
-    "cycle.low": number(0, 1),
+    "budget.steps": optional(integer(16)),
+    "budget.swa_start": number(0, 1),
+    "budget.swa_rate": _POSITIVE,
+    "budget.low": number(0, 1),
+    "budget.every": optional(integer(1)),
+    "budget.cycle": integer(1),
+    "cost.depth": integer(8),
+    "cost.width": integer(1),
+    "cost.repeats": integer(3),
+    "cost.steps": integer(1),
     "speed.seeds": integer(0),
     "speed.steps": integer(12),
     "speed.places": integer(1),
@@ -297,8 +318,11 @@ def _check_lengths(plain: Mapping[str, Any]) -> None:
         longest <= window,
         f"so short that {max(many['points'])} points fit into config.window, {window}",
     )
-    cycle = plain["cycle"]["length"]
-    need("cycle.length", cycle, cycle <= window, f"at most config.window, {window}")
+    width = plain["width"]
+    need("width.high", width["high"], width["high"] > width["low"], "above config.width.low")
+    budget = plain["budget"]
+    low, high = budget["low"], budget["swa_rate"]
+    need("budget.low", low, low < high, f"below config.budget.swa_rate, {high}")
     steps = plain["speed"]["steps"]
     need("speed.steps", steps, steps <= burn_in, f"at most config.burn_in, {burn_in}")
     rates = [1.0 / points for points in many["points"]]

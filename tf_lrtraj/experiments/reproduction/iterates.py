@@ -1,26 +1,23 @@
-"""Scores of iterates and of averages of them: levels, averages, many points, the sweep, costs."""
+"""Scores of iterates and of averages of them: levels, averages, many points, the sweep."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import backend, kernels
-from tf_lrtraj.averaging import WeightAveraging
 from tf_lrtraj.averaging.advising.advisor import advise
 from tf_lrtraj.averaging.advising.measured import Measurement
 from tf_lrtraj.averaging.advising.plan import Effort
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.experiments.reproduction import runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
-from tf_lrtraj.experiments.reproduction.task import Sizes, Task, base_run
+from tf_lrtraj.experiments.reproduction.task import Sizes, Task
 from tf_lrtraj.experiments.reproduction.trainer import arrays_of
 from tf_lrtraj.theory import SpectrumEstimate, estimate_spectrum
 
-__all__ = ["TASKS", "averages", "cost", "estimate", "levels", "many_points", "spaced", "sweep"]
+__all__ = ["TASKS", "averages", "estimate", "levels", "many_points", "spaced", "sweep"]
 
 ALL = ("train", "test")
 PART = ("train_part", "test")
@@ -185,37 +182,6 @@ def estimate(bench: Bench, seed: int) -> SpectrumEstimate:
     )
 
 
-def cost(bench: Bench, seed: int, repeats: int = 7, steps: int = 20) -> None:
-    """Time of an update of SWA against a training step, in turn; and what SWA keeps in memory."""
-    run = runs.base(bench, seed)
-    trainer, model, config = bench.trainer, bench.model, bench.config
-    trainer.compile(config["momentum"])
-    first = run.last
-    trainer.put(run.state(), first)
-    rates = np.full(steps, config["learning_rate"])
-    averaging = WeightAveraging({"swa": kernels.Uniform()}, batch_norm="copy")
-    averaging.set_model(model)
-    trainer.steps(first, rates, seed)
-    averaging.update()
-    step_seconds, update_seconds = [], []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        trainer.steps(first, rates, seed)
-        step_seconds.append((time.perf_counter() - begin) / steps)
-        begin = time.perf_counter()
-        for _ in range(steps):
-            averaging.update()
-        averaging.get_average("swa")  # waits for what is still under way
-        update_seconds.append((time.perf_counter() - begin) / steps)
-    assert averaging.state is not None
-    weights = sum(
-        array.nbytes for array in backend.to_numpy(backend.values(model.trainable_variables))
-    )
-    extra = sum(array.nbytes for array in backend.to_numpy(averaging.state.variables))
-    about = {"weights_bytes": weights, "extra_bytes": extra, "steps": steps}
-    bench.store("cost", seed, (), about, step_seconds=step_seconds, update_seconds=update_seconds)
-
-
 def _levels_images(config: Mapping[str, Any], sizes: Sizes) -> float:
     return float(config["evaluate"]["levels"] * sizes.all)
 
@@ -237,10 +203,6 @@ def _many_points_images(config: Mapping[str, Any], sizes: Sizes) -> float:
     return float(many["ends"] * (1 + gaps * len(many["points"])) * sizes.some)
 
 
-def _cost_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"cost": 160}
-
-
 TASKS = (
     Task("levels", levels, "losses of single iterates over the window", images=_levels_images),
     Task("averages", averages, "the averages at the end", images=_averages_images),
@@ -252,5 +214,4 @@ TASKS = (
         after=("sweep",),
         images=_many_points_images,
     ),
-    Task("cost", cost, "time and memory of an average", steps=_cost_steps),
 )
