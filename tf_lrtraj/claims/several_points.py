@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,9 @@ BELOW = Wanted("below", "loss below half-way up to the run at twice the rate λ/
 ABOVE = Wanted("above", "loss above half-way down to the run at half the rate λ/n, %", low=0.0)
 # A9.
 RECOMPUTED = Wanted(
-    "over_recomputed", "test accuracy above single iterates', statistics recomputed, points", low=0.0
+    "over_recomputed",
+    "test accuracy above single iterates', statistics recomputed, points",
+    low=0.0,
 )
 RUNNING = Wanted(
     "over_running", "test accuracy above single iterates', running statistics, points", low=0.0
@@ -105,7 +108,8 @@ def _rate(records: Records, divisor: int) -> np.ndarray:
             rows = record.values("loss", points=1, set="train_part")
         if records.judged and rows.size < ITERATES:
             raise NotMeasured(
-                f"{rows.size} iterates of the rate λ/{divisor}, where {ITERATES} or more are needed."
+                f"{rows.size} iterates at the rate λ/{divisor}, where {ITERATES} or more are "
+                "needed."
             )
         found.append(float(rows.mean()))
     return np.array(found)
@@ -226,7 +230,11 @@ def judge_a9(records: Records) -> Judgement:
     ]
     numbers = [
         Told("loss_gain", "test loss above single iterates', recomputed", _mean(loss[:, -1])),
-        Told("over_decays", "test accuracy above that of trained decays, points", _mean(np.array(decayed))),
+        Told(
+            "over_decays",
+            "test accuracy above that of trained decays, points",
+            _mean(np.array(decayed)),
+        ),
     ]
     drawn = {"gaps": np.array(gaps), "accuracy": accuracy, "loss": loss}
     return conclude(parts, numbers=numbers, drawn=drawn)
@@ -271,7 +279,7 @@ def _equivalent(losses: np.ndarray, loss: float) -> float:
 
     The line goes on at its ends.
     """
-    for k, (high, low) in enumerate(zip(losses[:-1], losses[1:], strict=True)):
+    for k, (high, low) in enumerate(itertools.pairwise(losses)):
         inside = low <= loss <= high or (k == 0 and loss > high)
         if inside or k == len(losses) - 2:
             return float(k + (high - loss) / (high - low)) if high > low else np.nan
@@ -304,7 +312,7 @@ CLAIMS = (
     ),
     Claim(
         "A3",
-        "Averages of n points far apart act like a rate n times smaller",
+        "n points far apart act like a rate n times smaller",
         "Averages of n iterates far apart have the loss of a run at the rate λ/n.",
         SOURCE,
         _NEEDS,
@@ -320,8 +328,8 @@ CLAIMS = (
         "baseline.",
         SOURCE,
         ("many_points", "decays"),
-        "Test accuracy of means of two iterates at the largest gap less that of the later one, with "
-        "batch-norm statistics recomputed as for the mean, and as training left them.",
+        "Test accuracy of means of two iterates at the largest gap less that of the later one, "
+        "with its batch-norm statistics recomputed as for the mean, and as training left them.",
         (RECOMPUTED, RUNNING),
         "Significantly is a word about error, not size: above 0 at 95 % over seeds. Recomputed "
         "statistics alone improve a single iterate, so both baselines must be beaten.",
@@ -329,7 +337,7 @@ CLAIMS = (
     ),
     Claim(
         "O1",
-        "The floor moves with the rate: n points act like λ/2.1, λ/3.0, λ/3.6",
+        "Averages of 2, 4, 8 points act like λ/2.1, λ/3.0, λ/3.6",
         "Averages of 2, 4 and 8 points act like the rates λ/2.1, λ/3.0 and λ/3.6, and loss is "
         "nearly linear in the logarithm of the rate.",
         "found here, registered before this run",

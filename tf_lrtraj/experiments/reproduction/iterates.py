@@ -113,9 +113,7 @@ def many_points(bench: Bench, seed: int) -> None:
     )
 
 
-def _predicted(
-    bench: Bench, seed: int, pairs: Sequence[tuple[int, int]]
-) -> list[dict[str, float]]:
+def _predicted(bench: Bench, seed: int, pairs: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
     """Loss of n points by the quadratic identity, from the mean single loss and the gap curve."""
     curve = estimate(bench, seed).gaps
     single = bench.read("sweep", seed)["about"]["mean_single_loss"][PART[0]]

@@ -132,7 +132,9 @@ def averages(bench: Bench, seed: int, end: int | None = None) -> dict[str, list[
         end: of the horizon; the base run's end by default.
     """
     run = base(bench, seed)
-    stored = read_arrays(run.folder / _averages_name(bench.config, run.last if end is None else end))
+    stored = read_arrays(
+        run.folder / _averages_name(bench.config, run.last if end is None else end)
+    )
     found = {}
     for name in bench.config["averages"]:
         count = sum(key.startswith(f"{name}/") for key in stored)

@@ -133,9 +133,7 @@ def equivalent(bench: Bench, seed: int) -> None:
     bench.store("equivalent", seed, rows, about, along=along)
 
 
-def _scored(
-    bench: Bench, weights: Any, sets: Sequence[str], **label: Any
-) -> list[dict[str, Any]]:
+def _scored(bench: Bench, weights: Any, sets: Sequence[str], **label: Any) -> list[dict[str, Any]]:
     """Rows of a state's or an array's scores, batch norm recomputed."""
     arrays = arrays_of(weights) if isinstance(weights, Mapping) else weights
     count = len(bench.model.trainable_variables)
@@ -256,7 +254,9 @@ def decays(bench: Bench, seed: int) -> None:
         for place in np.linspace(0, len(kept) - 1, config["raw_iterates"]).round().astype(int):
             step = int(kept[place])
             weights = snapshots.read(step)
-            rows += _scored(bench, weights, iterates.ALL, decay="none", of="raw", end=end, step=step)
+            rows += _scored(
+                bench, weights, iterates.ALL, decay="none", of="raw", end=end, step=step
+            )
     bench.store("decays", seed, rows, {"snapshot_every": config["horizon_every"]})
 
 
