@@ -249,7 +249,7 @@ def slim(content):
 
 
 def floor(folder, spoil=lambda folder: None):
-    """Loss linear in the logarithm of the rate, and n points as O1 says: A3 and O1 cannot both hold."""
+    """Loss linear in log rate, and n points as O1 says: A3 and O1 cannot both hold."""
     acts = {1: 1.0, 2: 2.1, 4: 3.0, 8: 3.6}
 
     def change(content):

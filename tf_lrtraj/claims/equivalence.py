@@ -265,7 +265,7 @@ class LargestGap:
 def judge_a8(records: Records) -> Judgement:
     """Gaps between runs and averages along the last horizon, by both equivalences."""
     found = records.measured("equivalent")
-    names = list(dict.fromkeys(row.get("average") for row in found[0].table("along")))
+    names = list(dict.fromkeys(str(row.get("average")) for row in found[0].table("along")))
     if not names:
         raise NotMeasured("The runs were not followed along the horizon.")
     parts, numbers, conditions = [], [], []
@@ -324,7 +324,7 @@ def _curves(record: Measured, name: str, kind: str) -> Mapping[str, np.ndarray]:
         for row in record.table("along")
         if (row.get("average"), row.get("equivalence")) == (name, kind)
     ]
-    curves = {}
+    curves: dict[str, np.ndarray] = {}
     for of in ("run", "average"):
         chosen = sorted(
             (record.number(row, "step"), record.number(row, "loss"))

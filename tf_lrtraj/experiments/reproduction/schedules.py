@@ -382,13 +382,13 @@ def _lower_rates_images(config: Mapping[str, Any], sizes: Sizes) -> float:
 def _trade_off_steps(config: Mapping[str, Any]) -> dict[str, int]:
     if config["trade_off"]["of"] == "window":
         return _decays_steps(config) | _lower_rates_steps(config)
-    return budget.trade_off_steps(config)
+    return dict(budget.TASKS[0].steps(config))
 
 
 def _trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
     if config["trade_off"]["of"] == "window":
         return float(len(DECAYS) * config["trade_off"]["places"] * sizes.some)
-    return budget.trade_off_images(config, sizes)
+    return budget.TASKS[0].images(config, sizes)
 
 
 TASKS = (
