@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tf_lrtraj.claims import optimum, swa
+from tf_lrtraj.claims import equivalence, optimum, prediction, several_points, swa, trade_off
 from tf_lrtraj.claims.layout import ONCE
 from tf_lrtraj.claims.records_reader import NotMeasured, Records
 from tf_lrtraj.claims.statistics import Interval
@@ -39,6 +39,10 @@ DIGITS = 6  # significant, of every number in the ledger
 _MODULES: tuple[Any, ...] = (
     optimum,
     swa,
+    equivalence,
+    several_points,
+    prediction,
+    trade_off,
 )
 
 

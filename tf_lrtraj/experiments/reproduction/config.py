@@ -89,6 +89,13 @@ def default_config() -> ml_collections.ConfigDict:
             # below cover them, and schedules act there.
             "horizon": 200,
             "horizon_every": 1,  # keep only every so many of them; emulations then interpolate
+            # Horizons, evenly over the window: the last ends with it.  Averages and schedules are
+            # compared at each, of which a seed's mean is taken.
+            "places": 1,
+            "raw_iterates": 3,  # of each horizon, whose mean loss is the level without averaging
+            # Of the last horizon: places along it where averages are compared with the runs under
+            # their two equivalent schedules, and the names of these averages; (): all.
+            "along": {"places": 4, "averages": ()},
             "averages": {
                 "ema": {"kernel": "Exponential", "decay": 0.97},
                 "swa": {"kernel": "Uniform"},
@@ -102,6 +109,9 @@ def default_config() -> ml_collections.ConfigDict:
             },
             # Averages of n points `gap` updates apart, ending at `ends` places of the window.
             "many_points": {"points": (2, 4, 8), "gaps": (10, 20, 50), "ends": 3},
+            # Test against training loss of averages, low rates and decays: of the runs from this
+            # window ("window"), or of those on equal budgets ("budget"); and places on each decay.
+            "trade_off": {"of": "window", "places": 3},
             "late_iterates": 6,  # of runs at other rates, evaluated over their last quarter
             # Runs at other constant rates, times the base rate.  Those of 1/n for n in
             # many_points.points are made as well.
@@ -148,6 +158,10 @@ def full_size_config() -> ml_collections.ConfigDict:
     config.log_every = 100
     config.horizon = 2000
     config.horizon_every = 10
+    config.places = 2
+    config.raw_iterates = 10
+    config.along.update(places=10, averages=("ema", "swa"))
+    config.trade_off.places = 5
     config.averages = {
         "ema": {"kernel": "Exponential", "decay": 0.998},
         "swa": {"kernel": "Uniform"},
@@ -156,9 +170,11 @@ def full_size_config() -> ml_collections.ConfigDict:
     config.evaluate.part = 10000
     config.evaluate.batch_norm_images = 10000
     config.many_points.gaps = (100, 400, 1400)
-    config.sweep.singles = 24
     config.budget.cycle = 2
     config.cost.update(depth=34, width=64, repeats=7, steps=20)
+    config.many_points.ends = 20
+    config.late_iterates = 20
+    config.sweep.update(singles=24, pairs=34)  # 204 pairs
     config.speed.steps = 6000
     config.one_step.iterates = 16
     config.width.update(images=5000, size=500)
@@ -217,6 +233,11 @@ _CHECKS: dict[str, Check] = {
     "log_every": integer(1),
     "horizon": integer(8),
     "horizon_every": integer(1),
+    "places": integer(1),
+    "raw_iterates": integer(1),
+    "along.places": integer(1),
+    "trade_off.of": one_of(("window", "budget")),
+    "trade_off.places": integer(2),
     "evaluate.batch_size": integer(1),
     "evaluate.part": integer(1),
     "evaluate.batch_norm_images": integer(2),
@@ -306,6 +327,26 @@ def _check_lengths(plain: Mapping[str, Any]) -> None:
     )
     kept = plain["horizon_every"]
     need("horizon_every", kept, horizon % kept == 0, f"a divisor of config.horizon, {horizon}")
+    stretch, places = horizon + -(-early // kept) * kept, plain["places"]
+    need(
+        "places",
+        places,
+        places == 1 or stretch <= window // places,
+        f"so few that stretches of {stretch} updates do not overlap in the window, {window}",
+    )
+    along = plain["along"]
+    need(
+        "along.averages",
+        along["averages"],
+        set(along["averages"]) <= set(plain["averages"]),
+        f"among the names of config.averages, {sorted(plain['averages'])}",
+    )
+    need(
+        "along.places",
+        along["places"],
+        along["places"] * kept <= horizon,
+        f"at most the number of iterates kept of the horizon, {horizon // kept}",
+    )
     many = plain["many_points"]
     usable = [gap for gap in many["gaps"] if gap % every == 0]
     need(
