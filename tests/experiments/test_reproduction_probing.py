@@ -46,6 +46,8 @@ def tiny_config():
     config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
     config.cycle.length = 4
     config.speed.steps = 12
+    config.pairs.steps, config.start.steps = 8, (0, 1, 3, 10)
+    config.shell.update(places=2, steps=3)
     config.evaluate.batch_norm_images = 64
     config.averages = {"swa": {"kernel": "Uniform"}}
     config.probes.update(
