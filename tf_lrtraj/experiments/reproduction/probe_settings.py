@@ -193,7 +193,6 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
         "gradients": float(points * probe["gradients"] * GRADIENT_PASSES * batch),
         "one_step_lines": float(one["iterates"] * one["batches"] * step * batch),
         "displacement": 0.0,
-        "shell": 0.0,
         "width": float(places * (2 * width["images"] + moments)),
         "ensemble": float((len(SCALES) * members["members"] + 1) * (members["images"] + moments)),
     }
