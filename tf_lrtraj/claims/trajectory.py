@@ -391,12 +391,12 @@ def judge_b13(records: Records) -> Judgement:
                 for rate in rates
             ]
         )
-    losses, theory, drift = (np.array(x) for x in (measured, predicted, drifts))
+    found, theory, drift = (np.array(x) for x in (measured, predicted, drifts))
     parts = [
-        FALLS.judge(over_seeds(list(np.log(losses[:, i] / losses[:, i - 1]))), f"rate {rate:g}")
+        FALLS.judge(over_seeds(list(np.log(found[:, i] / found[:, i - 1]))), f"rate {rate:g}")
         for i, rate in enumerate(rates[1:], start=1)
     ]
-    fall, foreseen = losses[:, :1] - losses, theory[:, :1] - theory
+    fall, foreseen = found[:, :1] - found, theory[:, :1] - theory
     parts += [
         EXPLAINED.judge(PairedRatio(foreseen[:, i], fall[:, i]), f"rate {rate:g}")
         for i, rate in enumerate(rates[1:], start=1)
@@ -415,7 +415,7 @@ def judge_b13(records: Records) -> Judgement:
     return conclude(
         parts,
         conditions=conditions,
-        drawn={"rates": np.array(rates), "measured": losses, "predicted": theory},
+        drawn={"rates": np.array(rates), "measured": found, "predicted": theory},
     )
 
 
