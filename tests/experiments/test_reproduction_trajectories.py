@@ -218,9 +218,9 @@ def test_speed_is_of_the_last_third(bench):
     early = bench.snapshots(0, which="early")
     arrays = [early.read(step) for step in (9, 10, 11, 12)]
     average = [np.mean([a[i] for a in arrays], axis=0) for i in range(len(arrays[0]))]
-    (expected,) = bench.scorer.score(average, ["test"])
+    (expected,) = bench.scorer.score(average, ["test_part"])
     (found,) = (
-        row for row in rows if (row["of"], row["step"], row["set"]) == ("average", 12, "test")
+        row for row in rows if (row["of"], row["step"], row["set"]) == ("average", 12, "test_part")
     )
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 

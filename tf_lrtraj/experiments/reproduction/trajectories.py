@@ -281,7 +281,7 @@ def speed(bench: Bench, seed: int) -> None:
             (config["learning_rate"], "average", average),
             (small, "raw", arrays_of(slow.state(step))),
         ):
-            scored = bench.scorer.score(arrays, iterates.PART)
+            scored = bench.scorer.score(arrays, iterates.SWEPT)
             rows += [{"learning_rate": rate, "of": of, "step": step, **row} for row in scored]
     bench.store("speed", seed, rows, {"window_share": 1 / 3})
 
@@ -308,7 +308,7 @@ def ema_times(bench: Bench, seed: int) -> None:
                 chosen[f"{time!r}"] = weights / weights.sum()
             for name, arrays in combine(snapshots, chosen, progress=False).items():
                 label = {"phase": phase, "time": float(name), "step": int(snapshots.steps[-1])}
-                rows += [{**label, **row} for row in bench.scorer.score(arrays, iterates.PART)]
+                rows += [{**label, **row} for row in bench.scorer.score(arrays, iterates.SWEPT)]
     bench.store("ema_times", seed, rows, {"per_decade": settings["per_decade"]})
 
 
@@ -346,7 +346,12 @@ def _start_images(config: Mapping[str, Any], sizes: Sizes) -> float:
 
 def _ema_times_images(config: Mapping[str, Any], sizes: Sizes) -> float:
     settings = config["ema_times"]
-    return 2.0 * (settings["decades"] * settings["per_decade"] + 2) * sizes.some
+    return 2.0 * (settings["decades"] * settings["per_decade"] + 2) * _swept(config, sizes)
+
+
+def _swept(config: Mapping[str, Any], sizes: Sizes) -> float:
+    """Images of a scoring on parts of the training and test images."""
+    return float(sizes.part + min(config["evaluate"]["part"], sizes.test) + sizes.moments)
 
 
 def one_step_steps(config: Mapping[str, Any]) -> dict[str, int]:
@@ -359,7 +364,7 @@ def _speed_steps(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _speed_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return 3.0 * config["speed"]["places"] * sizes.some
+    return 3.0 * config["speed"]["places"] * _swept(config, sizes)
 
 
 TASKS = (
