@@ -29,7 +29,9 @@ HALF_TIME = Wanted(
 )
 _POWER = (5 / 12, 7 / 12)
 DISTANCE = Wanted("distance", "power of the rate by which the distance grows", *_POWER)
-ANGLE = Wanted("angle", "the same of the angle, filters divided by their norms", *_POWER)
+ANGLE = Wanted(
+    "angle", "power of the rate by which the angle grows, filters over their norms", *_POWER
+)
 SCATTER = Wanted(
     "scatter", "coefficient of variation of iterates' squared distance from the centre", high=0.25
 )
@@ -41,7 +43,11 @@ INSIDE = Wanted(
 GROWS = Wanted(
     "grows_inside", "change of squared distance from a start inside, over the iterates' mean", 0.0
 )
-SHRINKS = Wanted("shrinks_outside", "the same from a start outside", high=0.0)
+SHRINKS = Wanted(
+    "shrinks_outside",
+    "change of squared distance from a start outside, over the iterates' mean",
+    high=0.0,
+)
 _TOGETHER = 0.5
 _RATIO = "squared distance on shared batches over that on independent ones"
 SHARED = Wanted("shared", f"{_RATIO}, at the end", high=_TOGETHER)
@@ -52,7 +58,7 @@ DEPENDS = Wanted(
     "depends_on_rate", "power of the rate by which it grows, at times in units of 1 / rate", 0.5
 )
 SMALL = Wanted("small_rate", f"{_RATIO}, at the small rate", high=_TOGETHER)
-LARGER = Wanted("larger", "the same at the large rate, over that at the small rate", low=1.0)
+LARGER = Wanted("larger", "that ratio at the large rate over that at the small rate", low=1.0)
 FALLS = Wanted("falls", "ln of the training loss over that at the next larger rate", high=0.0)
 EXPLAINED = Wanted(
     "explained",
@@ -72,7 +78,7 @@ def judge_b7(records: Records) -> Judgement:
     displaced, plateaus, halves, epochs, curves = [], [], [], [], []
     for record in records.measured("displacement"):
         base, pair = (records.of_seed(task, record.seed) for task in ("base", "pairs"))
-        steps, squares = _pair(pair, "independent", pair_rates(pair)[1])
+        steps, squares = _pair(pair, "independent", _pair_rates(pair)[1])
         late = steps >= 0.75 * steps[-1]
         plateau = float(squares[late].mean())
         lags, moved = record.same_length("lags", "mean_squared")
@@ -253,7 +259,7 @@ def judge_b9(records: Records) -> Judgement:
 # B10 and O4 -----------------------------------------------------------------------------------
 
 
-def pair_rates(record: Measured) -> tuple[float, float]:
+def _pair_rates(record: Measured) -> tuple[float, float]:
     """The small and the large rate of pairs of runs."""
     rates = sorted(set(record.values("learning_rate", batches="independent").tolist()))
     if len(rates) != 2 or rates[0] <= 0.0:
@@ -282,12 +288,12 @@ class _Pairs:
         found = records.measured("pairs")
         if not all(record.has("switch") for record in found):
             raise NotMeasured("Pairs did not go over to shared batches from independent ones.")
-        self.small, self.large = pair_rates(found[0])
+        self.small, self.large = _pair_rates(found[0])
         self.ends: dict[tuple[str, float], list[float]] = {}
         self.changes: dict[float, list[float]] = {}
         self.growths, self.powers, self.curves = [], [], []
         for record in found:
-            if pair_rates(record) != (self.small, self.large):
+            if _pair_rates(record) != (self.small, self.large):
                 raise RecordError(f"{record.name} has other rates than other seeds.")
             curves = {}
             switch = record.setting("switch")
