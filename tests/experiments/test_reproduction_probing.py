@@ -33,7 +33,6 @@ TASKS = {
     "gradients": lines.gradients,
     "one_step_lines": lines.one_step_lines,
     "displacement": geometry.displacement,
-    "shell": geometry.shell,
     "width": widths.width,
     "ensemble": widths.ensemble,
 }
@@ -47,6 +46,8 @@ def tiny_config():
     config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
     config.budget.update(every=2, cycle=2)
     config.speed.steps = 12
+    config.pairs.steps, config.start.steps = 8, (0, 1, 3, 10)
+    config.shell.update(places=2, steps=3)
     config.evaluate.batch_norm_images = 64
     config.averages = {"swa": {"kernel": "Uniform"}}
     config.probes.update(
@@ -419,62 +420,6 @@ def test_displacement(bench, measured):
     assert np.isfinite(record["standard_error"]).all()
 
 
-def test_shell(bench, measured):
-    record, walk = bench.read("shell", 0), np.stack(list(vectors(bench).values()))
-    away = walk - walk.mean(0)
-    np.testing.assert_allclose(record["squared_distance"], (away**2).sum(1), rtol=1e-6)
-    products = [away[i] @ away[j] for i in range(9) for j in range(9) if j - i >= 2]
-    variation = np.sqrt(2.0 * np.var(products)) / np.mean((away**2).sum(1))
-    np.testing.assert_allclose(record["about"]["predicted_cv"], variation, rtol=1e-4)
-    rows = {row["average"]: row for row in record["rows"]}
-    assert list(rows) == ["raw", "swa"] and "loss" not in rows["swa"]
-    np.testing.assert_allclose(rows["raw"]["squared_distance"], (away[-1] ** 2).sum(), rtol=1e-6)
-    swa = np.concatenate([a.ravel() for a in runs.averages(bench, 0)["swa"][: _trainable(bench)]])
-    np.testing.assert_allclose(
-        rows["swa"]["squared_distance"], ((swa - walk.mean(0)) ** 2).sum(), rtol=1e-5
-    )
-
-
-def test_shell_tells_losses_that_are_known(bench, measured, tmp_path):
-    other = Bench(bench.config, tmp_path, str, progress=False)
-    (tmp_path / "state").symlink_to(bench.folder / "state")
-    other.problem, other.model = bench.problem, bench.model
-    row = {"average": "swa", "set": "train", "policy": "recompute", "loss": 0.25}
-    other.store("averages", 0, [row, row | {"set": "test", "loss": 1.0}])
-    geometry.shell(other, 0)
-    rows = {row["average"]: row for row in other.read("shell", 0)["rows"]}
-    assert rows["swa"]["loss"] == 0.25 and "loss" not in rows["raw"]
-
-
-def _trainable(bench):
-    return len(bench.model.trainable_variables)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5])
-def test_effective_directions_of_a_stationary_walk(correlation):
-    rng = np.random.default_rng(5)
-    deviations = np.geomspace(1.0, 0.1, 60)
-    found = []
-    for _ in range(20):
-        state, walk = rng.normal(size=60), []
-        for _ in range(120):
-            state = correlation * state + np.sqrt(1 - correlation**2) * rng.normal(size=60)
-            walk.append(state * deviations)
-        away = np.array(walk) - np.mean(walk, axis=0)
-        between = ((away[:, None] - away) ** 2).sum(-1)
-        found.append(geometry.effective_directions((away**2).sum(1), between))
-    variances = deviations**2
-    exact = variances.sum() ** 2 / (variances**2).sum()
-    assert np.mean([f.trace for f in found]) == pytest.approx(variances.sum(), rel=0.03)
-    assert np.mean([f.effective for f in found]) == pytest.approx(exact, rel=0.06)
-    assert found[0].variation == pytest.approx(np.sqrt(2.0 / found[0].effective))
-
-
-def test_effective_directions_need_four_iterates():
-    with pytest.raises(ValueError, match=r"at least 4 iterates .*Received: shapes \(3,\)"):
-        geometry.effective_directions(np.ones(3), np.ones((3, 3)))
-
-
 # Widths and ensembles -------------------------------------------------------------------------
 
 
@@ -522,5 +467,4 @@ def test_ensemble_members_are_ends_of_cycles(bench, measured):
 
 
 def test_records_are_plain(bench, measured):
-    for name in ("displacement", "shell"):
-        assert records.read_json(bench.record_path(name, 0))["task"] == name
+    assert records.read_json(bench.record_path("displacement", 0))["task"] == "displacement"

@@ -22,6 +22,9 @@ def get_config():
     config.budget.update(every=2, cycle=2)
     config.cost.update(depth=8, width=2, repeats=3, steps=1)
     config.speed.update(steps=12, places=2)
+    config.pairs.steps, config.start.steps = 8, (0, 1, 3, 10)
+    config.ema_times.update(decades=1, per_decade=2)
+    config.shell.update(places=2, steps=3)
     config.probes.update(
         batches=3,
         held_out=2,

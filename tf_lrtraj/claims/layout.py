@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Tasks that are made once, whatever the number of seeds.
-ONCE = ("two_time_scales", "single_runs", "cost", "independent")
+ONCE = ("two_time_scales", "single_runs", "averaging_length", "cost", "independent")
 # Task → entry of the configuration with its number of seeds.
 SEEDS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ONCE, ()),
@@ -22,6 +22,7 @@ SEEDS_OF: dict[str, tuple[str, ...]] = {
     ),
     "pairs": ("pairs", "seeds"),
     "speed": ("speed", "seeds"),
+    "ema_times": ("speed", "seeds"),
 }
 # Task that leaves probe records → patterns of their names.
 PROBES_OF = {

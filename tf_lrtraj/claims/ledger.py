@@ -16,7 +16,16 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tf_lrtraj.claims import equivalence, optimum, prediction, several_points, swa, trade_off
+from tf_lrtraj.claims import (
+    equivalence,
+    optimum,
+    prediction,
+    several_points,
+    swa,
+    time_scales,
+    trade_off,
+    trajectory,
+)
 from tf_lrtraj.claims.layout import ONCE
 from tf_lrtraj.claims.records_reader import NotMeasured, Records
 from tf_lrtraj.claims.statistics import Interval
@@ -43,6 +52,8 @@ _MODULES: tuple[Any, ...] = (
     several_points,
     prediction,
     trade_off,
+    trajectory,
+    time_scales,
 )
 
 

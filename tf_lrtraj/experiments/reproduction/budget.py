@@ -328,11 +328,6 @@ def budget(bench: Bench, seed: int) -> None:
     bench.store("budget", seed, rows, about, optimizer_rates=used, collected=ends)
 
 
-def trade_off_points(bench: Bench, seed: int) -> list[tuple[str, str, list[np.ndarray]]]:
-    """(family, label, weights) of points that trade training loss for test loss."""
-    raise NotImplementedError  # on the branch of budgets
-
-
 def independent(bench: Bench, seed: int) -> None:
     """The ensemble of the conventional runs of all seeds, which costs as many budgets."""
     members = [

@@ -115,11 +115,10 @@ def default_config() -> ml_collections.ConfigDict:
             "late_iterates": 6,  # of runs at other rates, evaluated over their last quarter
             # Runs at other constant rates, times the base rate.  Those of 1/n for n in
             # many_points.points are made as well.
-            "rates": (2.0, 0.5, 0.25),
+            "rates": (0.5, 0.25, 0.125),
             # Losses predicted from `singles` iterates and `pairs` pairs at each of `lags`
             # distances, and measured for about `verify` averages.
             "sweep": {"singles": 16, "lags": 6, "pairs": 4, "verify": 24},
-            "pairs": {"seeds": 1, "factor": 0.25},  # the other rate, times the base rate
             # SWA, FGE and a conventional run, each of `steps` updates from scratch.
             "budget": {
                 "steps": config_dict.placeholder(int),  # None: burn_in + window
@@ -133,8 +132,16 @@ def default_config() -> ml_collections.ConfigDict:
             },
             # Time and memory of an average: beside the scale's network, on one of this size.
             "cost": {"depth": 8, "width": 16, "repeats": 5, "steps": 4},
+            # Two runs from the burn-in's end, at the base rate and at `factor` times it: on
+            # independent batches for `steps`, and on shared ones from half-way on.
+            "pairs": {"seeds": 1, "factor": 0.125, "steps": 160},
             # From scratch: iterates and averages at the rate, against `factor` times the rate.
             "speed": {"seeds": 1, "steps": 400, "places": 8, "factor": 0.125},
+            # Steps of the base run, and of a second one on independent batches, at which
+            # gradients of `batches` batches and the distance of the two are measured.
+            "start": {"steps": (0, 1, 3, 10, 30, 100), "batches": 6},
+            # EMAs of the early iterates of `speed` and of the window's, by their time.
+            "ema_times": {"decades": 3, "per_decade": 4},
             "probe_seeds": 1,  # of probes that take a point apart, and of the run without momentum
             **copy.deepcopy(PROBE_DEFAULTS),
         }
@@ -175,7 +182,10 @@ def full_size_config() -> ml_collections.ConfigDict:
     config.many_points.ends = 20
     config.late_iterates = 20
     config.sweep.update(singles=24, pairs=34)  # 204 pairs
+    config.pairs.steps = 1600  # 4 epochs
     config.speed.steps = 6000
+    config.start.steps = (0, 1, 3, 10, 30, 100, 300)
+    config.shell.steps = 30
     config.one_step.iterates = 16
     config.width.update(images=5000, size=500)
     config.ensemble.update(images=5000, size=500)
@@ -190,6 +200,12 @@ _COUNTS: Check = (
 _GAPS: Check = (
     "different positive integers, ascending",
     lambda value: _ascending(value) and all(is_integer(v) and v >= 1 for v in value),
+)
+_STARTS: Check = (
+    "0 and other integers, ascending",
+    lambda value: (
+        _ascending(value) and len(value) > 2 and value[0] == 0 and all(map(is_integer, value))
+    ),
 )
 _RATES: Check = (
     "a list of positive numbers",
@@ -263,10 +279,15 @@ _CHECKS: dict[str, Check] = {
     "cost.width": integer(1),
     "cost.repeats": integer(3),
     "cost.steps": integer(1),
+    "pairs.steps": integer(4),
     "speed.seeds": integer(0),
     "speed.steps": integer(12),
     "speed.places": integer(1),
     "speed.factor": _POSITIVE,
+    "start.steps": _STARTS,
+    "start.batches": integer(2),
+    "ema_times.decades": integer(1),
+    "ema_times.per_decade": integer(1),
     "probe_seeds": integer(0),
     **PROBE_CHECKS,
 }
@@ -366,6 +387,15 @@ def _check_lengths(plain: Mapping[str, Any]) -> None:
     need("budget.low", low, low < high, f"below config.budget.swa_rate, {high}")
     steps = plain["speed"]["steps"]
     need("speed.steps", steps, steps <= burn_in, f"at most config.burn_in, {burn_in}")
+    steps = max(plain["start"]["steps"])
+    need("start.steps", plain["start"]["steps"], steps <= burn_in, f"at most burn_in, {burn_in}")
+    steps = plain["pairs"]["steps"]
+    need(
+        "pairs.steps",
+        steps,
+        steps <= window and steps % (2 * every) == 0,
+        f"a multiple of twice config.every, {every}, and at most config.window, {window}",
+    )
     rates = [1.0 / points for points in many["points"]]
     factor = plain["pairs"]["factor"]
     need(

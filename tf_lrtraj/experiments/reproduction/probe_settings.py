@@ -61,7 +61,9 @@ PROBE_DEFAULTS: dict[str, Any] = {
         "lags": 16,  # evenly spaced in the logarithm
         "longest": 0.25,  # longest lag, as a share of the window
     },
-    "shell": {"memory": 1 << 31},  # bytes of snapshots held for the spectrum; thinned to fit
+    # Averages over `places` stretches of the window, each seen from the mean of the window's
+    # other half; and runs of `steps` updates that start there at `scales` times an iterate's place.
+    "shell": {"places": 4, "scales": (0.5, 1.0, 1.5), "steps": 20},
     # The end of the conventional run and SWA: rays of normalised filters, and the segment between
     # them.  Batch norm recomputed at every point, on the images that evaluations recompute it on.
     "width": {
@@ -135,7 +137,19 @@ PROBE_CHECKS: dict[str, Check] = {
     ),
     "displacement.lags": integer(3),
     "displacement.longest": _above(0, 1),
-    "shell.memory": integer(1 << 20, below=1 << 50),
+    "shell.places": (
+        "an even integer of at least 2",
+        lambda value: is_integer(value) and value >= 2 and value % 2 == 0,
+    ),
+    "shell.scales": (
+        "positive numbers, one below 1 and one above",
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and all(is_number(scale) and scale > 0 for scale in value)
+            and min(value, default=1) < 1 < max(value, default=1)
+        ),
+    ),
+    "shell.steps": integer(1),
     "width.images": integer(2),
     "width.size": integer(2),
     "width.rays": integer(2),
@@ -184,7 +198,6 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
         "gradients": float(points * probe["gradients"] * GRADIENT_PASSES * batch),
         "one_step_lines": float(one["iterates"] * one["batches"] * step * batch),
         "displacement": 0.0,
-        "shell": 0.0,
         "width": float(rays + segment_places * (2 * width["images"] + moments)),
         "ensemble": float((len(SCALES) * members["members"] + 1) * (members["images"] + moments)),
     }

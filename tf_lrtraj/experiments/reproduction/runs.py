@@ -84,7 +84,7 @@ def base(bench: Bench, seed: int) -> Run:
         config["momentum"],
         seed,
         lambda: bench.initial(seed),
-        keep=(total // 2, burn_in, *forks.values(), *stretches),
+        keep=(total // 2, burn_in, *forks.values(), *stretches, *config["start"]["steps"]),
         segment=config["segment"],
         snapshots=tuple(kept),
         log_every=config["log_every"],
@@ -150,6 +150,7 @@ def fork(
     rates: Any,
     *,
     state: int | None = None,
+    of: str = "base",
     momentum: float | None = None,
     order: int | None = None,
     keep: tuple[int, ...] = (),
@@ -161,8 +162,9 @@ def fork(
         name: of its folder.
         at: the step it starts from (and whose batch it takes first).
         rates: [n] rates of its steps.
-        state: the step of the base run whose state it starts with; `at` by default.  At
+        state: the step of the other run whose state it starts with; `at` by default.  At
             step 0 it starts as the base run does.
+        of: the name of that run, which must have been made.
         momentum: the base run's by default.  With another the velocity starts at 0.
         order: seed of the order of batches; the base run's by default.
         keep: steps whose states are kept.
@@ -177,7 +179,7 @@ def fork(
     def start() -> dict[str, np.ndarray]:
         if source == 0:
             return bench.initial(seed)
-        found = read_arrays(bench.state_folder("base", seed) / state_name(source))
+        found = read_arrays(bench.state_folder(of, seed) / state_name(source))
         if momentum != config["momentum"]:
             found = {key: a for key, a in found.items() if not key.startswith("velocity/")}
         return found
