@@ -280,6 +280,16 @@ def _check_lengths(plain: Mapping[str, Any]) -> None:
     )
     cycle = plain["cycle"]["length"]
     need("cycle.length", cycle, cycle <= window, f"at most config.window, {window}")
+    reach = plain["reach"]
+    need(
+        "reach.steps", reach["steps"], reach["steps"] <= burn_in, f"at most {burn_in}, the burn-in"
+    )
+    need(
+        "reach.divisor",
+        reach["divisor"],
+        reach["divisor"] <= plain["model"]["width"],
+        "at most config.model.width",
+    )
     steps = plain["speed"]["steps"]
     need("speed.steps", steps, steps <= burn_in, f"at most config.burn_in, {burn_in}")
     rates = [1.0 / points for points in many["points"]]

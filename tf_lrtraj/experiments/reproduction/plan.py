@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tf_lrtraj.experiments.reproduction import (
+    batch_sizes,
     budget,
     geometry,
     iterates,
@@ -20,7 +21,18 @@ from tf_lrtraj.experiments.reproduction.task import Sizes, Task
 
 __all__ = ["TASKS", "images", "plan", "training_steps"]
 
-_MODULES = (synthetic, trajectories, iterates, schedules, geometry, budget, lines, trips, widths)
+_MODULES = (
+    synthetic,
+    trajectories,
+    iterates,
+    schedules,
+    geometry,
+    budget,
+    lines,
+    trips,
+    batch_sizes,
+    widths,
+)
 
 
 def _in_order(tasks: Sequence[Task]) -> tuple[Task, ...]:

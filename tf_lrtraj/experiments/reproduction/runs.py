@@ -59,7 +59,7 @@ def base(bench: Bench, seed: int) -> Run:
         config["momentum"],
         seed,
         lambda: bench.initial(seed),
-        keep=(total // 2, burn_in, fork, begin),
+        keep=(config["reach"]["steps"], total // 2, burn_in, fork, begin),
         segment=config["segment"],
         snapshots=tuple(kept),
         log_every=config["log_every"],
