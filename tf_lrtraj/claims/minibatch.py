@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -72,8 +73,9 @@ class Collected:
 
 def images_per_weight(records: Records) -> Told:
     """Of a training batch: what reach, trips and alignment hang on."""
-    base = records.one("base")
-    found = base.setting("batch_size") / base.setting("num_weights")
+    record = records.one("reach")
+    weights = record.values("weights", network="wide")[0]
+    found = float(record.setting("batch_size") / weights)
     return Told("images_per_weight", "images in a batch over weights of the network", found)
 
 
@@ -125,7 +127,7 @@ def _scaled(probe: Probed) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def _line(probe: Probed) -> dict[str, np.ndarray]:
+def _line(probe: Probed) -> dict[str, Any]:
     """Losses along the steps of one record: [rate, batch] of each set of batches."""
     best = float(np.median(probe.array("best_rate", finite=False)[0]))
     rates = np.asarray(probe.coordinate("rate"), np.float64)
@@ -311,7 +313,7 @@ def judge_b11(records: Records) -> Judgement:
         "seeds": collected.seeds,
         "sizes": sizes,
         "share": by_size,
-        "batch_size": records.one("base").setting("batch_size"),
+        "batch_size": records.one("reach").setting("batch_size"),
     }
     return conclude(collected.parts, numbers=numbers, drawn=drawn)
 
@@ -391,7 +393,7 @@ CLAIMS = (
         "In repeated steps on one fixed batch its loss is near 0 after about 3 steps of 9; "
         "held-out loss starts equal, then rises.",
         SOURCE,
-        ("side_trip", "reach", "base"),
+        ("side_trip", "reach"),
         "side trips of 9 steps on each of several batches from two or more points of the base run; "
         "beside them shorter trips on batches of several sizes",
         (LEFT, EQUAL, RISE),
@@ -411,7 +413,7 @@ CLAIMS = (
         "Mini-batch gradients are weakly aligned with each other and with the full gradient, all "
         "along the trajectory.",
         SOURCE,
-        ("gradients", "reach", "base"),
+        ("gradients", "reach"),
         "all inner products of the gradients of many batches at several points of the base run; "
         "the ratio of expectations for each seed, and the same for batches of several sizes",
         (ALIGNED,),

@@ -59,7 +59,12 @@ def reach(bench: Bench, seed: int) -> None:
         for size in bench.config["reach"]["sizes"]:
             found = _steps_of(of, seed, arrays, size, more=step == end)
             rows.append({**place, "size": size, **found})
-    about = {"steps": steps, "end": end, "trip_steps": REACH_TRIP}
+    about = {
+        "steps": steps,
+        "end": end,
+        "trip_steps": REACH_TRIP,
+        "batch_size": bench.config["batch_size"],
+    }
     bench.store("reach", seed, rows, about)
 
 
