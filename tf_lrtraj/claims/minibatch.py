@@ -132,7 +132,7 @@ def _line(probe: Probed) -> dict[str, Any]:
     best = float(np.median(probe.array("best_rate", finite=False)[0]))
     rates = np.asarray(probe.coordinate("rate"), np.float64)
     inside = rates <= 2.5 * best
-    curves = {
+    curves: dict[str, Any] = {
         name: probe.array(name, finite=False)[inside]
         for name in ("train", "held_out", "others")
         if name in probe.record.values

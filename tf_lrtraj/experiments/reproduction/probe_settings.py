@@ -240,7 +240,7 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
     convexity, reach = config["convexity"], config["reach"]
     segments = len(iterate_pairs(config["window"] // config["every"] + 1, convexity))
     # At three places, and trips and gradients at one of them.
-    steps = 3 * (GRADIENT_PASSES + 1 + 1 + probe["rates"])
+    steps = 3 * (GRADIENT_PASSES + 1 + probe["rates"])
     steps += GRADIENT_PASSES + (REACH_TRIP + 1) * (GRADIENT_PASSES + 1)
     moments = config["evaluate"]["batch_norm_images"]
     places = 2 * (1 + width["rays"] * (width["num"] - 1)) + 3 * width["positions"] - 2
