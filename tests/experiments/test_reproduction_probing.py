@@ -10,6 +10,7 @@ import pytest
 
 from tf_lrtraj import batch_norm, probes, records
 from tf_lrtraj.experiments.reproduction import (
+    batch_sizes,
     budget,
     geometry,
     lines,
@@ -22,7 +23,7 @@ from tf_lrtraj.experiments.reproduction import (
 )
 from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.experiments.reproduction.config import default_config, validate
-from tf_lrtraj.experiments.reproduction.problem import Batches, Problem
+from tf_lrtraj.experiments.reproduction.problem import Batches, Problem, crop_and_flip
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.records import ArrayRecord, RecordError
 
@@ -32,6 +33,8 @@ TASKS = {
     "basin": trips.basin,
     "gradients": lines.gradients,
     "one_step_lines": lines.one_step_lines,
+    "convexity": lines.convexity,
+    "reach": batch_sizes.reach,
     "displacement": geometry.displacement,
     "width": widths.width,
     "ensemble": widths.ensemble,
@@ -53,6 +56,7 @@ def tiny_config():
     config.probes.update(
         batches=3,
         held_out=2,
+        others=3,
         low=0.05,
         high=20.0,
         rates=9,
@@ -62,6 +66,8 @@ def tiny_config():
         trip_batches=1,
         basin_positions=3,
     )
+    config.convexity.update(distances=2, pairs=2, positions=5, batches=2)
+    config.reach.update(steps=16, sizes=(4, 16), images=32)
     config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
     config.displacement.lags = 4
     config.width.update(images=40, size=20, rays=2, num=3, positions=3)
@@ -78,7 +84,8 @@ def some(problem):
 def bench(tmp_path_factory):
     bench = Bench(validate(tiny_config()), tmp_path_factory.mktemp("w"), str, progress=False)
     bench.problem = some(bench.problem)
-    runs.base(bench, 0)
+    for seed in (0, 1):  # B6's control reads the next seed's run
+        runs.base(bench, seed)
     trajectories.one_step_run(bench, 0)
     budget.cyclical(bench, 0)
     return bench
@@ -169,6 +176,8 @@ def test_costs_are_the_images_that_were_counted(bench, measured):
         ("probes", "trip_quantile", 1.5),
         ("probes", "basin_level", 0.0),
         ("one_step", "points", 3),
+        ("reach", "sizes", (8, 4)),
+        ("reach", "divisor", 3),
         ("displacement", "longest", 1.5),
     ],
 )
@@ -250,11 +259,11 @@ def test_line_records(bench, measured):
     assert record.complete and record.kind == "line" and record.about["step"] == 24
     assert (record.about["held_out_set"], record.about["others_set"]) == ("test", "train")
     assert record.values["train"].shape[1] == 3
-    assert record.values["others_each"].shape[1:] == (3, 2)
+    assert record.values["others_each"].shape[1:] == (3, 3)
     same = {read(bench, f"line-{s:09d}").about["batches"] for s in (20, 24, 40)}
     assert len(same) == 1
 
-    batches, others = points.drawn(bench, (3, 2), [0, 1])
+    batches, others = points.drawn(bench, (3, 3), [0, 1])
     weights = points.weights_at(bench, 0, 24)
     batch = points.taken(bench, batches)[1]
     _, gradient = bench.surface.gradient(bench.surface.point(weights), batch)
@@ -328,12 +337,14 @@ def test_side_trips_share_their_batches(bench, measured):
 def test_basin_connects_the_ends_of_trips(bench, measured):
     record = read(bench, "basin")
     own, losses = record.about["own"], record.values["loss"][:, 0]
-    assert own == 3 and losses.shape == (3 + 6 + 1, 3, 5)
+    assert own == 3 and losses.shape == (3 + 6 + 1 + 3 + 3 + 1, 3, 6)
     ends = {s: read(bench, f"side_trip-{s:09d}").values for s in (24, 40)}
     kinds = []
     for pair, segment in enumerate(record.about["segments"]):
         (first, second), i = segment["steps"], segment["batch"]
         kinds.append(segment["kind"])
+        if segment["kind"].startswith("control"):
+            continue
         if segment["kind"] == "main":
             name = f"main-{first} to main-{second}"
             assert i is None
@@ -349,9 +360,105 @@ def test_basin_connects_the_ends_of_trips(bench, measured):
                     losses[pair, place, own:], ends[step]["others_loss"][i, at], rtol=1e-4
                 )
         assert record.coordinates["pair"][pair] == name
-    assert kinds == ["ends"] * 3 + ["to_main"] * 6 + ["main"]
+    assert kinds[:10] == ["ends"] * 3 + ["to_main"] * 6 + ["main"]
+    assert kinds[10:] == ["control_ends"] * 3 + ["control_to_main"] * 3 + ["control_main"]
     starts = np.mean([ends[s]["train_loss"][:, 0].mean() for s in (24, 40)])
     np.testing.assert_allclose(record.about["level"], 0.05 * starts, rtol=1e-4)
+
+
+def test_controls_of_basins_end_in_another_seeds_run(bench, measured):
+    record = read(bench, "basin")
+    assert record.coordinates["pair"][-1] == "main-40 to other-main-40"
+    batch = points.taken(bench, [Batches(bench.problem, 16, 0, 0, 100).rows(39)])[0]
+    other = points.weights_at(bench, 1, 40)
+    np.testing.assert_allclose(
+        record.values["loss"][-1, 0, -1, 1], loss_at(bench, other, batch), rtol=1e-4
+    )
+    rate = float(np.quantile(read(bench, "line-000000040").values["best_rate"][0], 0.25))
+    point = bench.surface.point(other)
+    for _ in range(3):
+        gradient = bench.surface.gradient(point, batch)[1]
+        point = bench.surface.moved(point, gradient, rate)
+    np.testing.assert_allclose(
+        record.values["loss"][11, 0, -1, 1], bench.surface.loss(point, batch), rtol=1e-3
+    )
+
+
+def test_one_seed_has_no_control(bench, tmp_path):
+    alone = Bench({**bench.config, "seeds": 1}, tmp_path, str, progress=False)
+    (tmp_path / "state").symlink_to(bench.folder / "state")
+    alone.problem, alone.model, alone.surface = bench.problem, bench.model, bench.surface
+    lines.line(alone, 0)
+    trips.basin(alone, 0)
+    kinds = {segment["kind"] for segment in read(alone, "basin").about["segments"]}
+    assert kinds == {"ends", "to_main", "main"}
+
+
+# Batch sizes and convexity ----------------------------------------------------------------------
+
+
+def test_reach_of_both_networks(bench, measured):
+    record = bench.read("reach", 0)
+    places = [(r["network"], r["step"], r["size"]) for r in record["rows"]]
+    assert places == [
+        (*place, size) for place in (("wide", 16), ("narrow", 16), ("wide", 40)) for size in (4, 16)
+    ]
+    for network, of in (("wide", bench), ("narrow", bench.narrow)):
+        row = next(r for r in record["rows"] if r["network"] == network and r["size"] == 16)
+        count = sum(int(np.prod(v.shape)) for v in of.model.trainable_variables)
+        assert row["weights"] == count
+        path = bench.state_folder({"wide": "base"}.get(network, network), 0) / "state-000000016.npz"
+        with np.load(path) as state:
+            weights = [state[f"weights/{i}"] for i in range(len(of.model.trainable_variables))]
+        (rows,) = points.drawn(bench, (4,), [0, 16, 5], size=16)
+        grid = probes.rate_grid(0.05, 20.0, 9)
+        lowest = []
+        for batch in points.taken(bench, rows):
+            gradient = of.surface.gradient(of.surface.point(weights), batch)[1]
+            curve = []
+            for rate in grid:
+                moved = [w - rate * np.asarray(g) for w, g in zip(weights, gradient, strict=True)]
+                curve.append(loss_at(of, moved, batch))
+            lowest.append(min(curve))
+        # The minimum is refined by a parabola, so it lies a little lower.
+        assert 0.9 * np.mean(lowest) < row["lowest"] < 1.0001 * np.mean(lowest)
+    assert bench.narrow.model.count_params() < bench.model.count_params()
+    assert all(r["left"] > 0.0 and r["share"] <= 1.0 for r in record["rows"] if r["step"] == 40)
+
+
+def test_convexity_is_measured_between_iterates(bench, measured):
+    record = read(bench, "convexity")
+    assert record.coordinates["pair"].tolist() == ["24 to 26", "38 to 40", "24 to 40"]
+    (rows,) = points.drawn(bench, (2,), [0, 6])
+    batch = points.taken(bench, rows)[1]
+    first, last = (points.weights_at(bench, 0, step) for step in (24, 40))
+    middle = [0.75 * a + 0.25 * b for a, b in zip(first, last, strict=True)]
+    np.testing.assert_allclose(
+        record.values["loss"][2, 0, 1, 1], loss_at(bench, middle, batch), rtol=1e-4
+    )
+
+
+def test_a_trained_network_is_the_run_with_its_rate_lowered(bench, measured):
+    lines.trained(bench, 0)
+    record = bench.read("trained", 0)
+    run = runs.fork(bench, 0, "trained", 24, 0.1 * np.linspace(1.0, 0.0, 17)[:-1])
+    weights = [run.state()[f"weights/{i}"] for i in range(len(bench.model.trainable_variables))]
+    batches, _ = points.drawn(bench, (3, 3), [0, 1])
+    losses = [loss_at(bench, weights, batch) for batch in points.taken(bench, batches)]
+    np.testing.assert_allclose(record["batch_loss"], losses, rtol=1e-4)
+
+
+def test_steps_are_made_of_batches_as_training_sees_them(bench):
+    problem = dataclasses.replace(bench.problem, augmentation="crop_flip")
+    augmented = types.SimpleNamespace(problem=problem)
+    rows = [np.arange(8)]
+    ((plain, labels),) = points.taken(augmented, rows)
+    ((moved, same),) = points.taken(augmented, rows, np.random.default_rng(0))
+    np.testing.assert_array_equal(plain, problem.x_train[:8])
+    np.testing.assert_array_equal(labels, same)
+    wanted = crop_and_flip(plain, np.random.default_rng(0))
+    np.testing.assert_array_equal(moved, wanted)
+    assert not np.array_equal(moved, plain)
 
 
 def test_interrupted_is_uninterrupted(bench, measured, tmp_path, monkeypatch):

@@ -36,6 +36,8 @@ def get_config():
         trip_batches=1,
         basin_positions=3,
     )
+    config.convexity.update(distances=2, pairs=1, positions=5, batches=2)
+    config.reach.update(steps=12, sizes=(4, 16), images=16)
     config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
     config.displacement.lags = 4
     config.width.update(images=100, size=100, rays=2, num=3, positions=3)

@@ -16,7 +16,7 @@ SEEDS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
             *("line", "side_trip", "basin", "gradients", "one_step_lines", "width", "ensemble"),
-            "one_step",
+            *("one_step", "trained", "convexity", "reach"),
         ),
         ("probe_seeds",),
     ),
@@ -29,6 +29,7 @@ PROBES_OF = {
     "line": ("line-*",),
     "side_trip": ("side_trip-*",),
     "basin": ("basin",),
+    "convexity": ("convexity",),
     "gradients": ("gradients-*",),
     "one_step_lines": ("one_step-*",),
     "width": ("width", "sgd_to_swa"),
@@ -38,13 +39,13 @@ PROBES_OF = {
 AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "line": {
         "train": ("rate", "batch"),
+        "best_rate": ("curve", "batch"),
+        "gain": ("curve", "batch"),
+        "held_out": ("rate", "batch"),
+        "others": ("rate", "batch"),
         "held_out_each": ("rate", "batch", "held"),
         "others_each": ("rate", "batch", "other"),
         "fit_error": ("degree", "window", "batch"),
-        "mean_best_rate": ("curve",),
-        "mean_best_rate_se": ("curve",),
-        "mean_gain": ("curve",),
-        "mean_gain_se": ("curve",),
     },
     "side_trip": {
         "train_loss": ("trip", "step"),

@@ -17,9 +17,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tf_lrtraj.claims import (
+    basin,
+    convexity,
     equivalence,
+    minibatch,
+    one_step,
     optimum,
     prediction,
+    reach,
     several_points,
     swa,
     time_scales,
@@ -54,6 +59,11 @@ _MODULES: tuple[Any, ...] = (
     trade_off,
     trajectory,
     time_scales,
+    minibatch,
+    one_step,
+    basin,
+    convexity,
+    reach,
 )
 
 

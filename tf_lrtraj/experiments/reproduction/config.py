@@ -385,6 +385,16 @@ def _check_lengths(plain: Mapping[str, Any]) -> None:
     budget = plain["budget"]
     low, high = budget["low"], budget["swa_rate"]
     need("budget.low", low, low < high, f"below config.budget.swa_rate, {high}")
+    reach = plain["reach"]
+    need(
+        "reach.steps", reach["steps"], reach["steps"] <= burn_in, f"at most {burn_in}, the burn-in"
+    )
+    need(
+        "reach.divisor",
+        reach["divisor"],
+        reach["divisor"] <= plain["model"]["width"],
+        "at most config.model.width",
+    )
     steps = plain["speed"]["steps"]
     need("speed.steps", steps, steps <= burn_in, f"at most config.burn_in, {burn_in}")
     steps = max(plain["start"]["steps"])

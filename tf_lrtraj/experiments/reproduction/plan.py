@@ -7,6 +7,7 @@ from typing import Any
 
 from tf_lrtraj.experiments.reproduction import (
     average_cost,
+    batch_sizes,
     budget,
     geometry,
     iterates,
@@ -30,6 +31,7 @@ _MODULES = (
     budget,
     lines,
     trips,
+    batch_sizes,
     widths,
     average_cost,
 )

@@ -84,7 +84,10 @@ def base(bench: Bench, seed: int) -> Run:
         config["momentum"],
         seed,
         lambda: bench.initial(seed),
-        keep=(total // 2, burn_in, *forks.values(), *stretches, *config["start"]["steps"]),
+        keep=(
+            *(config["reach"]["steps"], total // 2, burn_in),
+            *(*forks.values(), *stretches, *config["start"]["steps"]),
+        ),
         segment=config["segment"],
         snapshots=tuple(kept),
         log_every=config["log_every"],
