@@ -53,4 +53,22 @@ def get_config():
         "swa": {"kernel": "Uniform"},
         "two_point": {"kernel": "TwoPoint", "gap": 260},
     }
+    config.places = 2
+    config.raw_iterates = 10
+    config.along = {"places": 10, "averages": ("ema", "swa")}
+    config.evaluate.update(part=4000, batch_norm_images=1500, levels=6)
+    config.many_points = {"points": (2, 4, 8), "gaps": (20, 100, 480), "ends": 20}
+    config.late_iterates = 20
+    config.trade_off.places = 3
+    config.rates = (0.5, 0.25, 0.125)
+    config.sweep.update(singles=20, lags=8, pairs=25, verify=16)  # 200 pairs
+    config.pairs.steps = 1560  # 4 epochs
+    config.speed.steps = 3900  # 10 epochs
+    config.start.update(steps=(0, 1, 3, 10, 30, 100, 300), batches=16)
+    config.shell.steps = 40
+    config.probes.update(batches=32, held_out=4, others=2, gradients=32)
+    config.one_step.update(iterates=16)
+    config.convexity.update(pairs=4, batches=8)
+    config.reach.update(steps=1560, sizes=(32, 64, 128, 256, 512), images=2048)
+    config.cost.update(depth=34, width=64, repeats=7, steps=10)
     return config

@@ -75,7 +75,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "file": config_dict.placeholder(str),
             },
             "model": {"depth": 8, "width": 8, "stem": "cifar"},
-            "seeds": 3,  # initial weights and data order
+            "seeds": 2,  # initial weights and data order
             "batch_size": 16,
             "learning_rate": 0.1,
             "momentum": 0.9,
@@ -134,15 +134,15 @@ def default_config() -> ml_collections.ConfigDict:
             "cost": {"depth": 8, "width": 16, "repeats": 5, "steps": 4},
             # Two runs from the burn-in's end, at the base rate and at `factor` times it: on
             # independent batches for `steps`, and on shared ones from half-way on.
-            "pairs": {"seeds": 1, "factor": 0.125, "steps": 160},
+            "pairs": {"seeds": 2, "factor": 0.125, "steps": 160},
             # From scratch: iterates and averages at the rate, against `factor` times the rate.
-            "speed": {"seeds": 1, "steps": 400, "places": 8, "factor": 0.125},
+            "speed": {"seeds": 2, "steps": 400, "places": 8, "factor": 0.125},
             # Steps of the base run, and of a second one on independent batches, at which
             # gradients of `batches` batches and the distance of the two are measured.
             "start": {"steps": (0, 1, 3, 10, 30, 100), "batches": 6},
             # EMAs of the early iterates of `speed` and of the window's, by their time.
             "ema_times": {"decades": 3, "per_decade": 4},
-            "probe_seeds": 1,  # of probes that take a point apart, and of the run without momentum
+            "probe_seeds": 2,  # of probes that take a point apart, and of the run without momentum
             **copy.deepcopy(PROBE_DEFAULTS),
         }
     )
@@ -153,6 +153,7 @@ def full_size_config() -> ml_collections.ConfigDict:
     config = default_config()
     config.runs_here = False
     config.judged = True
+    config.seeds = config.probe_seeds = config.pairs.seeds = config.speed.seeds = 3
     config.model.depth = 34
     config.model.width = 64
     config.batch_size = 128
