@@ -139,6 +139,9 @@ def full_size_config() -> ml_collections.ConfigDict:
     config.sweep.singles = 24
     config.cycle.length = 1000
     config.speed.steps = 6000
+    config.probes.update(batches=32, held_out=8, low=0.02, gradients=32)
+    config.convexity.update(distances=4, pairs=4, batches=8)
+    config.reach.update(steps=4000, sizes=(8, 32, 128, 512), images=512)
     config.one_step.iterates = 16
     config.width.update(images=5000, size=500)
     config.ensemble.update(images=5000, size=500)
