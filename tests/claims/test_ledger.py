@@ -1,4 +1,4 @@
-"""The ledger as a whole: order, counts, bytes, texts."""
+"""The ledger as a whole: order, counts, bytes, texts, and what becomes of judges that fail."""
 
 import json
 import pathlib
@@ -7,37 +7,140 @@ import shutil
 import pytest
 
 from tf_lrtraj import claims
-from tf_lrtraj.records import RecordError, read_json, write_json
+from tf_lrtraj.claims import verdicts as v
+from tf_lrtraj.claims.statistics import over_seeds
+from tf_lrtraj.records import RecordError, write_json
 
 ROOT = pathlib.Path(__file__).parents[2]
-IDS = [f"B{i}" for i in range(1, 12)] + [f"A{i}" for i in range(1, 8)]
-IDS += [f"S{i}" for i in range(1, 8)]
+IDS = [claim.id for claim in claims.CLAIMS]
+GAIN = v.Wanted("gain", "gain of something", low=1.0)
 
 
-@pytest.fixture(scope="module")
-def ledger(kept_records):
-    return claims.make_ledger(kept_records)
+def a_claim(judge, **fields):
+    """A claim made by hand; it reads a record of two seeds."""
+    texts = {"title": "Something is gained", "sentence": "Something is gained."}
+    texts |= {"source": "a test", "experiment": "a run", "argument": "As the word says."}
+    return claims.Claim(
+        **{"id": "B1", "needs": ("things",), "wanted": (GAIN,), "judge": judge, **texts, **fields}
+    )
 
 
-def test_every_claim_stands_in_order(ledger):
-    assert [claim.id for claim in claims.CLAIMS] == IDS
-    assert [entry["id"] for entry in ledger["claims"]] == IDS
+def gained(records):
+    found = [record.value("gain") for record in records.measured("things")]
+    return v.conclude([GAIN.judge(over_seeds(found))], numbers=[v.Told("n", "seeds", len(found))])
 
 
-def test_good_records_reproduce_every_claim(ledger):
-    verdicts = {entry["id"]: (entry["verdict"], entry["reason"]) for entry in ledger["claims"]}
-    assert {key: text for key, text in verdicts.items() if text[0] != "reproduced"} == {}
-    assert ledger["counts"]["reproduced"] == len(IDS)
+@pytest.fixture
+def things(tmp_path):
+    folder = tmp_path / "W"
+    (folder / "measured" / "things").mkdir(parents=True)
+    write_json(folder / "config.json", {"name": "small", "seeds": 2})
+    for seed, gain in enumerate((2.0, 2.0 + 1e-7)):
+        content = {"task": "things", "seed": seed, "rows": [{"gain": gain}]}
+        write_json(folder / "measured" / "things" / f"seed{seed}.json", content)
+    return folder
 
 
-def test_equal_records_give_equal_bytes(kept_records, tmp_path):
-    elsewhere = shutil.copytree(kept_records, tmp_path / "another" / "place")
-    first = claims.write_ledger(elsewhere).read_bytes()
+def judged(folder, claim):
+    return claims.make_ledger(folder, [claim])["claims"][0]
+
+
+def test_a_claim_with_its_verdict(things):
+    entry = judged(things, a_claim(gained))
+    assert entry["verdict"] == "reproduced" and entry["reason"] == "The part holds."
+    (part,) = entry["parts"]
+    assert part["wanted"] == {"low": 1.0, "high": None} and part["verdict"] == "reproduced"
+    assert part["value"] == 2.0  # to six digits
+    assert entry["numbers"] == [{"name": "n", "what": "seeds", "value": 2, "low": 2, "high": 2}]
+    assert entry["command"] == "lrtraj-reproduce --claims=B1"
+    assert entry["records"] == ["measured/things/seed*.json"]
+
+
+def test_equal_records_give_equal_bytes(things, tmp_path):
+    study = claims.Study(things, [a_claim(gained)])
+    first = claims.write_ledger(study).read_bytes()
+    elsewhere = shutil.copytree(things, tmp_path / "another" / "place")
     (elsewhere / "run.json").write_text('{"status": "done", "seconds": 7}')
-    assert claims.write_ledger(elsewhere).read_bytes() == first
-    assert first == claims.ledger_bytes(claims.make_ledger(kept_records))
+    path = elsewhere / "measured" / "things" / "seed1.json"
+    path.write_text(path.read_text().replace("2.0000001", "2.00000010001"))
+    assert claims.ledger_bytes(claims.make_ledger(elsewhere, [a_claim(gained)])) == first
     assert str(tmp_path) not in first.decode()
-    assert json.loads(first) == json.loads(json.dumps(read_json(elsewhere / "ledger.json")))
+    assert json.loads(first) == json.loads(json.dumps(study.ledger()))
+
+
+@pytest.mark.parametrize(
+    ("raised", "verdict", "said"),
+    [
+        (
+            claims.NotMeasured("The records have no lag."),
+            "not measured",
+            "The records have no lag.",
+        ),
+        (RecordError("x is damaged"), "inconclusive", "A record cannot be used: x is damaged"),
+        (ValueError("2 and 3"), "inconclusive", "do not fit together: ValueError: 2 and 3"),
+        (ZeroDivisionError("0"), "inconclusive", "do not fit together: ZeroDivisionError"),
+        (KeyError("rate"), "inconclusive", "do not fit together: KeyError"),
+    ],
+)
+def test_a_judge_that_cannot_judge(things, raised, verdict, said):
+    def fails(records):
+        raise raised
+
+    entry = judged(things, a_claim(fails))
+    assert entry["verdict"] == verdict and said in entry["reason"]
+    assert entry["parts"] == entry["conditions"] == entry["numbers"] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "verdict", "said"),
+    [
+        ({"seeds": 3}, "not measured", "measured/things/seed2.json missing."),
+        ({"seeds": 4}, "not measured", "measured/things/seed2.json and 1 more missing."),
+        ({"seeds": 1}, "not measured", "1 seed of things, where 2 or more are needed"),
+        ({"seeds": 1, "judged": False}, "not judged", "A smoke test"),
+        ({"judged": False}, "not judged", "A smoke test"),
+        ({"claims": ["A1"]}, "not run at this scale", "The scale small does not measure"),
+        ({"claims": ["A1", "B1"]}, "reproduced", "The part holds."),
+    ],
+)
+def test_what_a_configuration_says(things, config, verdict, said):
+    write_json(things / "config.json", {"name": "small", "seeds": 2, **config})
+    entry = judged(things, a_claim(gained))
+    assert entry["verdict"] == verdict and said in entry["reason"]
+    if verdict == "not judged":
+        assert [part["verdict"] for part in entry["parts"]] == ["not judged"]
+
+
+def test_one_seed_is_enough_where_a_claim_says_so(things):
+    write_json(things / "config.json", {"seeds": 1})
+    assert judged(things, a_claim(gained, seeds=1))["verdict"] == "reproduced"
+
+
+def test_a_damaged_configuration_is_an_error(things):
+    (things / "config.json").write_text("{")
+    with pytest.raises(RecordError, match=r"config\.json"):
+        claims.make_ledger(things)
+
+
+def test_the_table_on_a_terminal(things):
+    some = [a_claim(gained), a_claim(lambda records: records.measured("none"), id="A1")]
+    text = claims.ledger_text(claims.make_ledger(things, some), width=80)
+    first, *rows, last = text.splitlines()
+    assert first.startswith("claim ") and max(map(len, rows)) <= 80
+    assert rows[0].split() == ["B1", "reproduced", "Something", "is", "gained"]
+    assert rows[2].startswith("A1    not measured           ")
+    assert last == "scale small: 1 reproduced, 1 not measured"
+
+
+def test_numbers_are_rounded_and_finite_or_said_not_to_be(kept_records):
+    for entry in claims.make_ledger(kept_records)["claims"]:
+        for number in [*entry["parts"], *entry["conditions"], *entry["numbers"]]:
+            found = [number[key] for key in ("low", "value", "high")]
+            assert all(value == float(f"{value:.6g}") for value in found), (entry["id"], number)
+            assert found == sorted(found), (entry["id"], number)
+
+
+# The claims that there are --------------------------------------------------------------------
 
 
 def test_the_page_is_in_step():
@@ -45,48 +148,18 @@ def test_the_page_is_in_step():
     assert page == claims.claims_page()
 
 
-def test_the_table_tells_every_claim(ledger):
-    text = claims.ledger_text(ledger)
-    assert all(f"\n{key} " in text for key in IDS)
-    assert "25 reproduced" in text.splitlines()[-1]
+def test_claims_stand_in_order_and_unknown_ones_are_named():
+    place = {letter: i for i, letter in enumerate("BASO")}
+    assert sorted(set(IDS), key=lambda name: (place[name[0]], int(name[1:]))) == IDS
+    with pytest.raises(ValueError, match="Received: B99"):
+        claims.chosen(["B99"])
 
 
-def test_unknown_claims_are_named():
-    with pytest.raises(ValueError, match="Received: B12"):
-        claims.chosen(["A1", "B12"])
-
-
-def test_a_damaged_configuration_is_an_error(folder):
-    (folder / "config.json").write_text("{")
-    with pytest.raises(RecordError, match=r"config\.json"):
-        claims.make_ledger(folder)
-
-
-def test_one_seed_too_few_is_not_run(folder):
-    config = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**config, "seeds": 4})
-    found = claims.make_ledger(folder, claims.chosen(["A1"]))["claims"][0]
-    assert found["verdict"] == "not run at this scale"
-    assert "measured/equivalent/seed3.json" in found["reason"]
-
-
-def test_the_table_tells_why_not(folder):
-    (folder / "measured" / "cost" / "seed0.json").unlink()
-    (folder / "measured" / "rates" / "seed1.json").write_text("{")
-    text = claims.ledger_text(claims.make_ledger(folder), width=200)
-    assert "S3    not run at this scale  Not run: measured/cost/seed0.json missing." in text
-    assert "B8    inconclusive           A record cannot be used: measured/rates/seed1.json" in text
-
-
-def test_every_claim_argues_its_threshold():
-    for claim in claims.CLAIMS:
-        assert len(claim.argument) > 60 and len(claim.threshold) > 30
-        assert claim.sentence.endswith(".") and claim.source and claim.experiment
-
-
-def test_numbers_are_rounded_and_finite_or_said_not_to_be(ledger):
-    for entry in ledger["claims"]:
-        for name, interval in entry["numbers"].items():
-            assert set(interval) == {"value", "low", "high"}, name
-            assert all(value == float(f"{value:.6g}") for value in interval.values())
-            assert interval["low"] <= interval["value"] <= interval["high"], (entry["id"], name)
+@pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: claim.id)
+def test_every_claim_tells_what_decides_it(claim):
+    assert claim.sentence.endswith(".") and not claim.title.endswith(".")
+    assert claim.source and claim.experiment and len(claim.argument) > 60
+    names = [wanted.name for wanted in claim.wanted]
+    assert names and len(set(names)) == len(names)
+    for wanted in claim.wanted:  # a line of a table, without its value
+        assert 5 < len(wanted.what) <= 150, wanted.what

@@ -11,6 +11,7 @@ import pytest
 from tf_lrtraj import batch_norm, probes, records
 from tf_lrtraj.experiments.reproduction import (
     batch_sizes,
+    budget,
     geometry,
     lines,
     points,
@@ -35,7 +36,6 @@ TASKS = {
     "convexity": lines.convexity,
     "reach": batch_sizes.reach,
     "displacement": geometry.displacement,
-    "shell": geometry.shell,
     "width": widths.width,
     "ensemble": widths.ensemble,
 }
@@ -47,8 +47,10 @@ def tiny_config():
     config.batch_size, config.momentum = 16, 0.3
     config.burn_in, config.window, config.every, config.horizon = 24, 16, 2, 8
     config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
-    config.cycle.length = 4
+    config.budget.update(every=2, cycle=2)
     config.speed.steps = 12
+    config.pairs.steps, config.start.steps = 8, (0, 1, 3, 10)
+    config.shell.update(places=2, steps=3)
     config.evaluate.batch_norm_images = 64
     config.averages = {"swa": {"kernel": "Uniform"}}
     config.probes.update(
@@ -68,8 +70,8 @@ def tiny_config():
     config.reach.update(steps=16, sizes=(4, 16), images=32)
     config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
     config.displacement.lags = 4
-    config.width.update(images=40, size=20, rays=2, num=3, reach=3.0, positions=3)
-    config.ensemble.update(members=3, images=40, size=20)
+    config.width.update(images=40, size=20, rays=2, num=3, positions=3)
+    config.ensemble.update(members=2, images=40, size=20)
     return config
 
 
@@ -85,6 +87,7 @@ def bench(tmp_path_factory):
     for seed in (0, 1):  # B6's control reads the next seed's run
         runs.base(bench, seed)
     trajectories.one_step_run(bench, 0)
+    budget.cyclical(bench, 0)
     return bench
 
 
@@ -381,16 +384,6 @@ def test_controls_of_basins_end_in_another_seeds_run(bench, measured):
     )
 
 
-def test_one_seed_has_no_control(bench, tmp_path):
-    alone = Bench({**bench.config, "seeds": 1}, tmp_path, str, progress=False)
-    (tmp_path / "state").symlink_to(bench.folder / "state")
-    alone.problem, alone.model, alone.surface = bench.problem, bench.model, bench.surface
-    lines.line(alone, 0)
-    trips.basin(alone, 0)
-    kinds = {segment["kind"] for segment in read(alone, "basin").about["segments"]}
-    assert kinds == {"ends", "to_main", "main"}
-
-
 # Batch sizes and convexity ----------------------------------------------------------------------
 
 
@@ -524,62 +517,6 @@ def test_displacement(bench, measured):
     assert np.isfinite(record["standard_error"]).all()
 
 
-def test_shell(bench, measured):
-    record, walk = bench.read("shell", 0), np.stack(list(vectors(bench).values()))
-    away = walk - walk.mean(0)
-    np.testing.assert_allclose(record["squared_distance"], (away**2).sum(1), rtol=1e-6)
-    products = [away[i] @ away[j] for i in range(9) for j in range(9) if j - i >= 2]
-    variation = np.sqrt(2.0 * np.var(products)) / np.mean((away**2).sum(1))
-    np.testing.assert_allclose(record["about"]["predicted_cv"], variation, rtol=1e-4)
-    rows = {row["average"]: row for row in record["rows"]}
-    assert list(rows) == ["raw", "swa"] and "loss" not in rows["swa"]
-    np.testing.assert_allclose(rows["raw"]["squared_distance"], (away[-1] ** 2).sum(), rtol=1e-6)
-    swa = np.concatenate([a.ravel() for a in runs.averages(bench, 0)["swa"][: _trainable(bench)]])
-    np.testing.assert_allclose(
-        rows["swa"]["squared_distance"], ((swa - walk.mean(0)) ** 2).sum(), rtol=1e-5
-    )
-
-
-def test_shell_tells_losses_that_are_known(bench, measured, tmp_path):
-    other = Bench(bench.config, tmp_path, str, progress=False)
-    (tmp_path / "state").symlink_to(bench.folder / "state")
-    other.problem, other.model = bench.problem, bench.model
-    row = {"average": "swa", "set": "train", "policy": "recompute", "loss": 0.25}
-    other.store("averages", 0, [row, row | {"set": "test", "loss": 1.0}])
-    geometry.shell(other, 0)
-    rows = {row["average"]: row for row in other.read("shell", 0)["rows"]}
-    assert rows["swa"]["loss"] == 0.25 and "loss" not in rows["raw"]
-
-
-def _trainable(bench):
-    return len(bench.model.trainable_variables)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5])
-def test_effective_directions_of_a_stationary_walk(correlation):
-    rng = np.random.default_rng(5)
-    deviations = np.geomspace(1.0, 0.1, 60)
-    found = []
-    for _ in range(20):
-        state, walk = rng.normal(size=60), []
-        for _ in range(120):
-            state = correlation * state + np.sqrt(1 - correlation**2) * rng.normal(size=60)
-            walk.append(state * deviations)
-        away = np.array(walk) - np.mean(walk, axis=0)
-        between = ((away[:, None] - away) ** 2).sum(-1)
-        found.append(geometry.effective_directions((away**2).sum(1), between))
-    variances = deviations**2
-    exact = variances.sum() ** 2 / (variances**2).sum()
-    assert np.mean([f.trace for f in found]) == pytest.approx(variances.sum(), rel=0.03)
-    assert np.mean([f.effective for f in found]) == pytest.approx(exact, rel=0.06)
-    assert found[0].variation == pytest.approx(np.sqrt(2.0 / found[0].effective))
-
-
-def test_effective_directions_need_four_iterates():
-    with pytest.raises(ValueError, match=r"at least 4 iterates .*Received: shapes \(3,\)"):
-        geometry.effective_directions(np.ones(3), np.ones((3, 3)))
-
-
 # Widths and ensembles -------------------------------------------------------------------------
 
 
@@ -588,37 +525,43 @@ def test_width_and_segment(bench, measured):
     assert width.coordinates["point"].tolist() == ["sgd", "swa"]
     assert segment.coordinates["pair"].tolist() == ["sgd to swa"]
     assert width.about["batch_norm"] == segment.about["batch_norm"] == "recalibrated"
-    length = segment.values["length"].item()
-    np.testing.assert_allclose(width.coordinates["distance"], [0, 1.5 * length, 3 * length])
+    assert width.about["ray_kind"] == "filter" and width.about["batches_set"] == "test"
+    np.testing.assert_allclose(width.coordinates["distance"], [0, 0.05, 0.08**0.5, 1.6])
     places = segment.coordinates["position"].tolist()
     assert places == [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
-    for prefix in ("", "held_out_"):
-        at = segment.values[f"{prefix}loss"][0, 0]
-        for number, place in ((0, 0.0), (1, 1.0)):
-            start = width.values[f"{prefix}loss"][number, 0, 0]
-            np.testing.assert_allclose(start, at[places.index(place)], rtol=1e-5)
+    at = segment.values["held_out_accuracy"][0, 0]
+    for number, place in ((0, 0.0), (1, 1.0)):
+        start = width.values["accuracy"][number, 0, 0]
+        np.testing.assert_allclose(start, at[places.index(place)], rtol=1e-5)
 
 
 def test_width_is_measured_as_averages_are_scored(bench, measured):
     other = Bench(bench.config, bench.folder, str, progress=False)
     other.model, test = bench.model, bench.problem.images("test", 0)
     other.problem = dataclasses.replace(bench.problem, x_test=test[0][:40], y_test=test[1][:40])
-    row = other.scorer.score(runs.averages(bench, 0)["swa"], ["test"])[0]
-    found = read(bench, "width").values["held_out_loss"][1, 0, 0].mean()
+    snapshots = bench.snapshots(0, "swa_constant", "collected")
+    assert snapshots.steps.tolist() == [32, 34, 36, 38, 40]
+    count = snapshots.num_trainable
+    arrays = zip(*(snapshots.read(step)[:count] for step in (34, 36, 38, 40)), strict=True)
+    row = other.scorer.score([np.mean(a, axis=0) for a in arrays], ["test"])[0]
+    found = read(bench, "width").values["loss"][1, 0, 0].mean()
     np.testing.assert_allclose(found, row["loss"], rtol=1e-5)
 
 
-def test_ensemble_members_lie_at_growing_distances(bench, measured):
+def test_ensemble_members_are_ends_of_cycles(bench, measured):
     record = read(bench, "ensemble")
-    assert record.coordinates["member"].tolist() == ["36", "38", "40"]
-    assert record.about["steps"] == [36, 38, 40]
-    walk = vectors(bench)
+    assert record.coordinates["member"].tolist() == ["36", "40"]
+    assert record.about["steps"] == [36, 40] and record.about["run"] == "cyclical"
+    snapshots = bench.snapshots(0, "cyclical", "collected")
+    one, other = (
+        np.concatenate([a.ravel() for a in snapshots.read(step)[: snapshots.num_trainable]])
+        for step in (36, 40)
+    )
     np.testing.assert_allclose(
-        record.values["distance"][0, 2], np.linalg.norm(walk[36] - walk[40]), rtol=1e-5
+        record.values["distance"][0, 1], np.linalg.norm(one - other), rtol=1e-5
     )
     assert record.values["ensemble_difference"].shape == (4, 2)
 
 
 def test_records_are_plain(bench, measured):
-    for name in ("displacement", "shell"):
-        assert records.read_json(bench.record_path(name, 0))["task"] == name
+    assert records.read_json(bench.record_path("displacement", 0))["task"] == "displacement"

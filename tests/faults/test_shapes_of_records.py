@@ -20,7 +20,7 @@ from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, 
 from tf_lrtraj.experiments.reproduction import reproduce
 from tf_lrtraj.records import ArrayRecord, RecordError
 from tf_lrtraj.report import advice, drawing
-from tf_lrtraj.report.reproduction import entries, reading, setting
+from tf_lrtraj.report.reproduction import markdown_page
 from tf_lrtraj.training import checkpoints, loop
 
 RESULTS = pathlib.Path(__file__).parents[2] / "results"
@@ -163,22 +163,28 @@ def read_advice(folder):
 
 
 def write_reproduction(folder):
-    for name in ("config.json", "run.json", "ledger.json", "measured/levels/seed0.json"):
+    for name in ("config.json", "run.json", "measured/base/seed0.json", _MEASURED):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(RESULTS / "reproduction_digits" / name, folder / name)
-    ledger = json.loads((folder / "ledger.json").read_text())
-    (folder / "ledger.json").write_text(json.dumps({**ledger, "claims": ledger["claims"][:2]}))
+    base = records.read_json(folder / "measured/base/seed0.json")
+    series = {name: found for name, found in base.items() if not isinstance(found, list)}
+    records.write_json(folder / "measured/base/seed0.json", series)
+    known = claims.CLAIMS[0]
+    row = {"claim": known.id, "part": known.wanted[0].name, "expected": 1, "scatter": 1, "count": 3}
+    config = records.read_json(folder / "config.json")
+    records.write_json(folder / "config.json", {**config, "power": [row], "pilot": "a run"})
+
+
+_MEASURED = "measured/levels/seed0.json"
+_CONCERNED = [claim for claim in claims.CLAIMS if "levels" in claim.needs][:2]
 
 
 def read_page(folder):
-    source = reading.Source(folder)
-    entries.entries(source), setting.facts(source), setting.scale(source), setting.state(source)
-    source.number("B1", "misfit_degree_3_step_1200")
+    assert markdown_page(claims.Study(folder, _CONCERNED)).startswith(b"# ")
 
 
 def read_claims(folder):
-    chosen = [claim for claim in claims.CLAIMS if "levels" in claim.needs][:2]
-    claims.ledger_bytes(claims.make_ledger(folder, chosen))
+    claims.ledger_bytes(claims.make_ledger(folder, _CONCERNED))
 
 
 def read_state(folder):
@@ -220,12 +226,12 @@ FILES = {
     "index of snapshots": ("index.json", write_snapshots, read_index, 1, 0.6),
     "header of a snapshot": ("step_000000002.json", write_snapshots, read_header, 1, 0.5),
     "advice": ("advice.json", write_advice, read_advice, 43, 0.1),
-    "ledger": ("ledger.json", write_reproduction, read_page, 1, 0.0),
     "configuration of a reproduction": ("config.json", write_reproduction, read_page, 1, 0.0),
-    "claims from a configuration": ("config.json", write_reproduction, read_claims, 7, 0.05),
-    "claims from a measured file": (
-        "measured/levels/seed0.json", write_reproduction, read_claims, 1, 0.0,
+    "base run of a reproduction": (
+        "measured/base/seed0.json", write_reproduction, read_page, 1, 0.0,
     ),
+    "claims from a configuration": ("config.json", write_reproduction, read_claims, 7, 0.05),
+    "claims from a measured file": (_MEASURED, write_reproduction, read_claims, 1, 0.0),
     "run.json of a reproduction": ("run.json", write_reproduction, read_state, 1, 0.1),
     "run.json on a page": ("run.json", write_reproduction, read_page, 1, 0.0),
     "measured losses": ("m.jsonl", write_losses, read_losses, 1, 0.3),

@@ -347,21 +347,3 @@ def test_a_checkpoint_whose_manifest_lists_nothing_is_damaged(tmp_path):
     records.write_json(tmp_path / "step_000000020" / "manifest.json", {})
     restorer = checkpoints.Checkpointer(tmp_path, {"model": keras_side._variables()}, writer=False)
     assert restorer.restore()[0] == 10
-
-
-def test_records_that_do_not_fit_together_decide_nothing():
-    from tf_lrtraj import claims
-    from tf_lrtraj.claims import ledger
-    from tf_lrtraj.claims.verdicts import INCONCLUSIVE
-
-    class Records:
-        def lacking(self, needs):
-            return []
-
-    def judge_(found):
-        return dict(zip([1], [1, 2], strict=True))
-
-    claim = claims.CLAIMS[0]
-    spoilt = type(claim)(**{**vars(claim), "judge": judge_})
-    found = ledger.judge(spoilt, Records())
-    assert found.verdict == INCONCLUSIVE and "do not fit together: ValueError" in found.reason

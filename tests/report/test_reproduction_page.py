@@ -1,360 +1,413 @@
-"""The page of a reproduction: what stands on it, from records and a ledger alone."""
+"""The page of a reproduction: what stands on it, from claims and records made by hand."""
 
-import html
 import html.parser
-import importlib.util
-import json
 import pathlib
 import re
 import shutil
+import string
 import subprocess
 import sys
 
 import pytest
 
 from tf_lrtraj import claims, records
-from tf_lrtraj.claims.statistics import Interval
-from tf_lrtraj.claims.verdicts import shown
-from tf_lrtraj.report.reproduction import markdown_page, write_page
-from tf_lrtraj.report.reproduction.entries import Entry
-from tf_lrtraj.report.reproduction.plates import PLATES
+from tf_lrtraj.claims import verdicts as v
+from tf_lrtraj.claims.statistics import TOST, over_seeds
+from tf_lrtraj.report import drawing
+from tf_lrtraj.report.reproduction import (
+    html_printer,
+    markdown_page,
+    markdown_printer,
+    write_page,
+    write_results,
+)
+from tf_lrtraj.report.reproduction.blocks import Code, Figure, Heading, Paragraph, Table
+from tf_lrtraj.report.reproduction.claim_figure import ClaimFigure
+from tf_lrtraj.report.reproduction.first_screen import HEADS, _filled
+from tf_lrtraj.report.reproduction.registry import FIGURES
 
-SIGNS = {
-    "reproduced": "✓",
-    "not reproduced": "✗",
-    "inconclusive": "?",
-    "not run at this scale": "–",
+ROOT = pathlib.Path(__file__).parents[2]
+EVIL = '<script>alert("1")</script> & "more" `|` $x$'
+ZERO = v.Wanted("zero_crossing", "rate at which the gain is gone", low=0.75, high=1.25)
+BEST = v.Wanted("best_rate", "best rate", low=0.375, high=0.625)
+SAME = v.Wanted("same", "run less average, % of the gain", low=-1.0, high=1.0, level=TOST)
+
+
+def seeds(value):
+    return over_seeds([value - 0.01, value, value + 0.01])
+
+
+def decided(zero, best=0.5, drift=1.0):
+    def judge(records):
+        condition = v.Condition("drift", "change of the loss, %", seeds(drift), -10.0, 10.0)
+        parts = [ZERO.judge(seeds(zero)), BEST.judge(seeds(best), at="step 80")]
+        parts.append(SAME.judge(seeds(0.3)))
+        told = [v.Told("batches", "number of batches", 32.0)]
+        notes = ["The rate is the run's."]
+        return v.conclude(parts, conditions=[condition], numbers=told, notes=notes)
+
+    return judge
+
+
+def missing(records):
+    raise claims.NotMeasured("The records have no rates.")
+
+
+def claim(name, judge, **fields):
+    texts = {
+        "title": f"What {name} says",
+        "sentence": f"Claim {name} says so.",
+        "source": "A paper",
+    }
+    texts |= {"experiment": f"A run for {name}.", "argument": "As its words mean."}
+    known = {"needs": (), "wanted": (ZERO, BEST, SAME), "judge": judge, **texts}
+    return claims.Claim(name, **{**known, **fields})
+
+
+CLAIMS = (
+    claim("B1", decided(2.0)),
+    claim("B4", decided(0.98)),
+    claim("A1", decided(1.0, drift=30.0)),
+    claim("A4", decided(1.0)),
+    claim("S1", decided(1.0)),
+    claim("O1", missing),
+)
+VERDICTS = {
+    "B1": ("✗", "not reproduced", "no"),
+    "B4": ("✓", "reproduced", "yes"),
+    "A1": ("?", "inconclusive", "open"),
+    "A4": ("✓", "reproduced", "yes"),
+    "S1": ("–", "not run at this scale", "none"),
+    "O1": ("○", "not measured", "blank"),
 }
-# Few, because drawing takes most of the time: A1, A4, S7 and the run itself.
-KEPT = ("base", "levels", "averages", "equivalent", "decays")
 
 
-def build(folder):
-    path = pathlib.Path(__file__).parents[1] / "claims" / "claim_records.py"
-    spec = importlib.util.spec_from_file_location("claim_records", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.build(folder)
+def drawn(judgement):
+    figure, (axes,) = drawing.panels(1, 1, 3.0, 2.0)
+    axes.plot([0, 1], [0.0, judgement.part("zero_crossing").interval.value])
+    return figure
+
+
+def undrawable(judgement):
+    return judgement.drawn["curve"]
+
+
+DRAWN = {
+    name: ClaimFigure(f"Curve of {name}", "Lines are seeds.", undrawable if name == "A4" else drawn)
+    for name in VERDICTS
+}
+POWER = [
+    {"claim": "B4", "part": "zero_crossing", "expected": 1.0, "scatter": 0.05, "count": 3},
+    {"claim": "B4", "part": "best_rate", "expected": 0.5, "scatter": 0.5, "count": 4, "of": "runs"},
+]
+CONFIG = {
+    "name": "small",
+    "command": "lrtraj-reproduce --config=small",
+    "seeds": 3,
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+    "data": {"name": "digits"},
+    "model": {"depth": 8, "width": 8},
+    "claims": ["B1", "B4", "A1", "A4", "O1"],
+    "power": POWER,
+    "pilot": "two runs of one epoch.",
+}
+RUN = {"status": "done", "keras_backend": "jax", "seconds": {"base": {"0": 90.0, "1": 60.0}}}
 
 
 class Page(html.parser.HTMLParser):
-    """Tags with their attributes, the text of each table row, and all of the text."""
+    """Tags with their attributes, and all of the text; tags must close in order."""
+
+    VOID = ("meta", "br", "img", "link")
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.rows, self.words = [], [], []
+        self.tags, self.words, self.open = [], [], []
         self.feed(text)
         self.close()
+        assert not self.open
+        self.text = " ".join(" ".join(self.words).replace("\u00a0", " ").split())
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
+        if tag not in self.VOID:
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
-        if tag == "table":
-            self.rows.append([])
+        assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words.append(data)
-        if self.rows:
-            self.rows[-1].append(data)
-
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def row(self, name):
-        """The row of a claim in the table of verdicts, which comes first."""
-        found = [" ".join(" ".join(row).split()) for row in self.rows]
-        return next(row for row in found if row.split(" ")[0] == name)
+        if "style" not in self.open:
+            self.words.append(data)
 
     def values(self, attribute):
         return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Records of every claim; the ledger is made from them."""
-    folder = build(tmp_path_factory.mktemp("reproduction") / "records")
-    claims.write_ledger(folder)
-    return folder
+def study(folder, some=CLAIMS, run=RUN, **config):
+    folder.mkdir(exist_ok=True)
+    records.write_json(folder / "config.json", {**CONFIG, **config})
+    records.write_json(folder / "run.json", run)
+    return claims.Study(folder, some)
 
 
 @pytest.fixture(scope="module")
-def kept(whole, tmp_path_factory):
-    """A folder in which most claims were not run; not to be changed."""
-    folder = tmp_path_factory.mktemp("part") / "W"
-    shutil.copytree(whole, folder)
-    shutil.rmtree(folder / "probes")
-    for path in (folder / "measured").iterdir():
-        if path.name not in KEPT:
-            shutil.rmtree(path)
-    # A verdict of every kind, whatever the claims make of these records.
-    claims.write_ledger(folder)
-    change(folder, "A4", verdict="not reproduced")
-    change(folder, "S7", verdict="inconclusive")
-    return folder
+def made(tmp_path_factory):
+    return study(tmp_path_factory.mktemp("page") / "W")
 
 
 @pytest.fixture(scope="module")
-def page(kept):
-    return write_page(kept).read_text(encoding="utf-8")
+def page(made):
+    return write_page(made, DRAWN).read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def folder(kept, tmp_path):
-    """The records of the levels only, to spoil: little is drawn."""
-    copy = shutil.copytree(kept, tmp_path / "W")
-    for path in (copy / "measured").iterdir():
-        if path.name not in ("levels", "decays"):
-            shutil.rmtree(path)
-    return copy
+@pytest.fixture(scope="module")
+def document(made, page):
+    return markdown_page(made, "../results/small", DRAWN).decode()
 
 
-def ledger(folder):
-    return records.read_json(folder / "ledger.json")
+def section(page, name):
+    found = page[page.index(f'<h3 id="{name}"') :]
+    return found[: found.index("</section>")]
 
 
-def change(folder, name, **fields):
-    content = ledger(folder)
-    (entry,) = (entry for entry in content["claims"] if entry["id"] == name)
-    entry.update(fields)
-    records.write_json(folder / "ledger.json", content)
+# The first screen -----------------------------------------------------------------------------
 
 
-def drawn(text):
-    """The page in words, numbers and units as they were before they were kept on one line."""
-    return Page(text).text().replace("\u00a0", " ")
-
-
-# What stands on it ----------------------------------------------------------------------------
-
-
-def test_it_opens_with_every_claim_in_the_ledgers_order(page, kept):
-    names = [entry["id"] for entry in ledger(kept)["claims"]]
-    assert len(names) == 25
-    table = page[: page.index('id="setting"')]
-    assert re.findall(r'<th scope="row"><a href="#(\w+)"', table) == names
-    assert "<figure" not in table
-
-
-def test_every_verdict_is_a_word_and_a_sign(page, kept):
-    found = Page(page)
-    verdicts = {entry["id"]: entry["verdict"] for entry in ledger(kept)["claims"]}
-    assert set(verdicts.values()) == set(SIGNS)
-    for name, verdict in verdicts.items():
-        assert found.row(name).startswith(f"{name} {SIGNS[verdict]} {verdict} "), name
-        section = page[page.index(f'id="{name}"') :]
-        first = section[: section.index("</p>")]
-        assert re.search(rf"{re.escape(SIGNS[verdict])}</span> {verdict}</span>", first), name
-
-
-def test_the_tally_counts_verdicts(page, kept):
-    verdicts = [entry["verdict"] for entry in ledger(kept)["claims"]]
-    head = drawn(page[: page.index("</header>")])
-    for verdict, sign in SIGNS.items():
-        assert f"{sign} {verdicts.count(verdict)} {verdict}" in head
-
-
-def test_numbers_are_the_ledgers(page, kept):
-    entry = next(entry for entry in ledger(kept)["claims"] if entry["id"] == "A1")
-    assert entry["verdict"] == "reproduced" and len(entry["numbers"]) > 10
-    section = drawn(page[page.index('<section class="claim" id="A1"') :].split("</section>")[0])
-    for name, value in entry["numbers"].items():
-        told = shown(Interval(value["value"], value["low"], value["high"]))
-        assert f"{name.replace('_', ' ')} {told}" in section, name
-    for part in entry["statistic"].split("; "):
-        assert part.split(": ")[1] in section
-    assert entry["argument"] in section and entry["source"] in section
-    assert (
-        "lrtraj-reproduce --config=configs/reproduce_digits.py --workdir=… --claims=A1" in section
+def test_it_opens_with_what_was_found(page):
+    top = Page(page[page.index("<main>") + 6 : page.index('<div class="strip">')]).text
+    assert top == (
+        "Reproduction at the scale small "
+        "Of 6 claims 2 are reproduced, 1 is not reproduced, 1 is inconclusive, 1 is not measured "
+        "and 1 is not run at this scale. "
+        "After a run without momentum one more step stops helping held-out images at 0.98 times "
+        "the run's rate, and helps most at 0.5 times it ( B4 : ✓ reproduced ). "
+        "“What A1 says” ( A1 : ? inconclusive ). "
+        "“What O1 says” was not measured ( O1 )."
     )
 
 
-def test_the_setting_is_told(page):
-    words = drawn(page)
-    assert "constant 0.1, momentum 0.9, weight decay 0.002, batches of 32" in words
-    assert "1,437 training images, 360 test images" in words
-    assert "1,200 of burn-in, a window of 400" in words
-    assert "Seeds 3" in words
-    assert "not known to us; these are our choice" in words
+def test_a_sentence_without_its_number_names_the_claim():
+    part = v.conclude([ZERO.judge(seeds(1.0)), ZERO.judge(seeds(2.0), at="step 9")])
+    assert _filled("at {zero_crossing:percent} %", part) == "at 100 %"
+    assert _filled("at {zero_crossing_step_9:factor}, {zero_crossing}", part) == "at 7.39, 1"
+    assert _filled("{zero_crossing:below} %", part) == "-172 %"
+    assert _filled("at {other}", part) == ""
 
 
-def test_a_reproduction_that_was_stopped_says_so(folder):
-    shutil.rmtree(folder / "measured")
-    for status, message in (("interrupted", "stopped by a signal"), ("done", None)):
-        records.write_json(folder / "run.json", {"status": status, "message": message})
-        text = write_page(folder).read_text(encoding="utf-8")
-        told = "Not all of it was made (interrupted: stopped by a signal)"
-        assert (told in text) == (told in markdown_page(folder)) == (status != "done")
+def test_there_is_a_cell_for_every_claim(page):
+    strips = Page(page[page.index('<div class="strip">') : page.index('<div class="gallery">')])
+    cells = [a for tag, a in strips.tags if tag == "a"]
+    assert [cell["href"][1:] for cell in cells] == list(VERDICTS)
+    for cell, (name, (_, verdict, kind)) in zip(cells, VERDICTS.items(), strict=True):
+        assert cell["class"] == f"cell {kind}"
+        assert cell["aria-label"] == cell["title"] == f"{name}, {verdict}: What {name} says"
+    assert "Averaging and schedules (1 of 2 reproduced) ? A1 ✓ A4" in strips.text
 
 
-def test_stationarity_is_told_before_the_claims(folder):
-    shutil.rmtree(folder / "measured")
-    told = {"statistic": "power 0.1 [0, 0.2]; half 0.05", "notes": ["the loss changes by 1 %"]}
-    told["reason"] = "All 2 parts hold; ema='ema'"
-    change(folder, "B7", verdict="reproduced", **told)
-    text = write_page(folder).read_text(encoding="utf-8")
-    section = drawn(text[text.index('id="stationarity"') :].split("<h2>")[0])
-    for part in (
-        "Power 0.1 [0, 0.2].",
-        "Half 0.05.",
-        "The loss changes by 1 %.",
-        "EMA='ema'.",
-        "✓ reproduced",
-    ):
-        assert part in section
+def test_head_figures_are_drawn_once(page):
+    gallery = page[page.index('<div class="gallery">') : page.index("<details>")]
+    assert re.findall(r'<use href="#svg-(\w+)"', gallery) == ["B4", "B1", "A1"]
+    assert page.count('id="svg-B4"') == 1 and "<path" not in gallery
+    assert gallery.count("viewBox=") == 3
 
 
-def test_the_setting_comes_from_the_configuration_if_nothing_was_run(folder):
-    shutil.rmtree(folder / "measured")
-    assert "constant 0.1, momentum 0.9" in drawn(write_page(folder).read_text(encoding="utf-8"))
+def test_a_smoke_test_says_so_and_gives_no_verdicts(tmp_path):
+    found = study(tmp_path, judged=False, claims=[])
+    text = write_page(found, DRAWN).read_text(encoding="utf-8")
+    told = Page(text[text.index("<main>") + 6 : text.index("</details>") + 10]).text
+    assert "small This is a smoke test: it shows that everything runs." in told
+    assert "Of 6 claims 1 is not measured and 5 are not judged." in told
+    assert "at 0.98 times the run's rate, and helps most at 0.5 times it ( B4 )." in told
+    rest = text[: text.index("How to read")] + text[text.index('id="run"') :]
+    marks = set(re.findall(r'class="mark (\w+)"', rest))
+    assert marks == {"plain", "blank"}
+    assert "0.98 [0.955, 1]" in Page(section(text, "B4")).text
+    assert "> This is a smoke test" in markdown_page(found, ".", DRAWN).decode()
 
 
-def test_what_was_not_run_says_so_in_its_place(page):
-    words = Page(page)
-    assert "measured/sweep/seed0.json" in words.row("A5")
-    section = page[page.index('<section class="claim" id="A5"') :].split("</section>")[0]
-    assert "Figure: not run at this scale." in section
-    assert "<svg" not in section
-    assert "<svg" in page[page.index('<section class="claim" id="A4"') :].split("</section>")[0]
+# Sections -------------------------------------------------------------------------------------
 
 
-def test_every_link_has_its_target_and_every_id_is_its_own(page):
+def test_a_section_tells_all_of_a_claim(page):
+    found = Page(section(page, "B4")).text
+    assert found.startswith("B4. What B4 says Claim B4 says so. ✓ reproduced . All 3 parts hold.")
+    assert "Lines are seeds. Part Measured Wanted Verdict" in found
+    assert "rate at which the gain is gone 0.98 [0.955, 1] 0.75 to 1.25 ✓ holds" in found
+    assert "step 80: best rate 0.5 [0.475, 0.525] 0.375 to 0.625 ✓ holds" in found
+    assert "run less average, % of the gain 0.3 [0.283, 0.317] (90 %) -1 to 1 ✓ holds" in found
+    assert "change of the loss, % 1 [0.975, 1.02] -10 to 10 ✓ met" in found
+    assert "Claimed by: A paper Measured: A run for B4. Thresholds: As its words mean." in found
+    assert "lrtraj-reproduce --config=small --workdir=… --claims=B4" in found
+    assert "The rate is the run's." in found and "number of batches 32" in found
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("B1", "✗ not reproduced . Fails: rate at which the gain is gone."),
+        ("B1", "2 [1.98, 2.02] 0.75 to 1.25 ✗ fails"),
+        ("A1", "? inconclusive . A condition is not met: change of the loss, %."),
+        ("A1", "30 [30, 30] -10 to 10 ✗ not met"),
+        ("O1", "○ not measured . The records have no rates."),
+        ("S1", "– not run at this scale . The scale small does not measure this claim."),
+        ("A4", "The figure could not be drawn from these records."),
+    ],
+)
+def test_a_section_says_what_is_not(page, name, words):
+    found = section(page, name)
+    assert words in Page(found).text
+    assert ("<figure" in found) == (name in ("B1", "A1"))
+
+
+def test_no_line_of_a_table_has_two_intervals(page, document):
+    rows = [Page(f"<tr>{row}</tr>").text for row in re.findall(r"<tr>(.*?)</tr>", page)]
+    assert len(rows) > 20
+    lines = [line for line in document.splitlines() if line.startswith("|")]
+    for row in [*rows, *(line.replace("\\", "") for line in lines)]:
+        assert len(re.findall(r"\[[^\]#]*, ", row)) <= 1, row
+
+
+# What was run ---------------------------------------------------------------------------------
+
+
+def test_the_tables_about_the_run(page):
+    text = Page(page).text
+    for row in ("Network ResNet-8", "Momentum 0.9", "Duration, minutes 2", "Keras backend jax"):
+        assert row in text
+    assert "The scatter comes from: two runs of one epoch. 1 of 2 parts are decidable." in text
+    assert "B4 : rate at which the gain is gone 0.75 to 1.25 1 0.05 3 seeds 0.124 yes" in text
+    assert "B4 : best rate 0.375 to 0.625 0.5 0.5 4 runs 0.796 no" in text
+
+
+@pytest.mark.parametrize(
+    ("power", "words"),
+    [
+        ([{"claim": "B4"}], "is damaged: `power[0]` must have claim, part, expected"),
+        ([{**POWER[0], "claim": []}], "is damaged: unhashable"),
+        ([], "The configuration has no table of what it can decide."),
+    ],
+)
+def test_what_the_run_can_decide_may_be_damaged(tmp_path, power, words):
+    assert words in markdown_page(study(tmp_path, power=power)).decode().replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (
+            {"status": "interrupted", "message": "stopped"},
+            "is not complete (interrupted: stopped).",
+        ),
+        ({"status": "incomplete"}, "The run is not complete (incomplete)."),
+        ({"status": 3}, "run.json"),
+        ({"status": "done"}, ""),
+    ],
+)
+def test_a_run_that_is_not_whole_says_so(tmp_path, run, words):
+    text = markdown_page(study(tmp_path, run=run)).decode()
+    notices = [line for line in text.splitlines() if line.startswith("> ")]
+    assert bool(notices) == bool(words) and words in " ".join(notices)
+    assert str(tmp_path) not in text
+
+
+# The page as a file ---------------------------------------------------------------------------
+
+
+def test_it_is_sound_and_self_contained(page, made):
     found = Page(page)
     ids = found.values("id")
     assert len(ids) == len(set(ids))
-    inside = [link for link in found.values("href") if link.startswith("#")]
-    assert len(inside) == 29  # 25 claims, 4 figures
-    assert {link[1:] for link in inside} <= set(ids)
-    assert {link[1:] for link in found.values("xlink:href") if link[0] == "#"} <= set(ids)
-
-
-def test_it_is_self_contained(page, kept):
-    found = Page(page)
+    links = [*found.values("src"), *found.values("href"), *found.values("xlink:href")]
+    assert {link[1:] for link in links} <= set(ids) and all(link[0] == "#" for link in links)
     assert not [tag for tag, _ in found.tags if tag in ("script", "link", "iframe", "object")]
     assert [a["content"] for t, a in found.tags if t == "meta" and "http-equiv" in a] == [
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     ]
-    links = [*found.values("src"), *found.values("href"), *found.values("xlink:href")]
-    assert all(link.startswith(("#", "data:")) for link in links)
-    assert str(kept) not in page
-    assert len(page) < 700_000  # four figures
+    assert str(made.records.folder) not in page
 
 
-def test_figures_lie_beside_it(page, kept):
-    names = {path.stem for path in (kept / "figures").iterdir()}
-    assert names == {"base", "A1", "A1_levels", "A4", "S7"}
-    assert set(re.findall(r'<figure id="figure-(\w+)"', page)) == names
-    for name in names:
-        text = (kept / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        assert text.startswith("<svg ") and text.endswith("</svg>\n")
+def test_equal_records_give_equal_bytes(tmp_path, page, document):
+    again = study(tmp_path)
+    assert write_page(again, DRAWN).read_text(encoding="utf-8") == page
+    assert markdown_page(again, "../results/small", DRAWN).decode() == document
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert names == {"B1", "B4", "A1"}
+    write_page(study(tmp_path, claims=["B4"]), DRAWN)  # the others' records are gone
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["B4.svg"]
 
 
-def test_equal_records_give_equal_bytes(folder):
-    once = write_page(folder).read_bytes()
-    figures = {path: path.read_bytes() for path in sorted((folder / "figures").iterdir())}
-    shutil.rmtree(folder / "figures")
-    assert write_page(folder).read_bytes() == once
-    assert {path: path.read_bytes() for path in sorted((folder / "figures").iterdir())} == figures
+def test_what_cannot_be_drawn_is_said(page):
+    assert "The figure of A4 could not be drawn (KeyError: &#x27;curve&#x27;)." in page
 
 
-def test_a_figure_goes_when_its_records_are_gone(folder):
-    write_page(folder)
-    assert (folder / "figures" / "A4.svg").exists()
-    shutil.rmtree(folder / "measured" / "decays")
-    text = write_page(folder).read_text(encoding="utf-8")
-    assert not (folder / "figures" / "A4.svg").exists()
-    assert 'id="figure-A4"' not in text
+def test_text_is_escaped(tmp_path):
+    def judge(records):
+        wanted = v.Wanted("x", EVIL, low=0.0)
+        condition = v.Condition("y", EVIL, 1.0, 0.0)
+        told = [v.Told("z", EVIL, 1.0)]
+        return v.conclude([wanted.judge(1.0)], conditions=[condition], numbers=told, notes=[EVIL])
+
+    texts = dict.fromkeys(("sentence", "source", "experiment", "argument"), EVIL)
+    some = [claim("B1", judge, title=EVIL, **texts)]
+    run = {"status": EVIL, "message": EVIL, "keras_backend": EVIL, "versions": {EVIL: EVIL}}
+    found = study(tmp_path, some, run, name=EVIL, command=EVIL, pilot=EVIL, data={"name": EVIL})
+    figures = {"B1": ClaimFigure(EVIL, EVIL, lambda judgement: drawing.panels(1, 1, 3, 2)[0])}
+    text = write_page(found, figures).read_text(encoding="utf-8")
+    assert "<script" not in text and Page(text).text.count(EVIL) >= 15
+    outside = re.sub("`[^`]*`", "", markdown_page(found, ".", figures).decode())
+    assert "<script" not in outside and not re.search(r"(?<!\\)\$", outside)
 
 
-# What is wrong --------------------------------------------------------------------------------
-
-
-def test_text_of_records_is_escaped(folder):
-    shutil.rmtree(folder / "measured")
-    evil = '<script>alert("1")</script> & "more" `|`'
-    change(folder, "B1", sentence=evil, notes=[evil], statistic=evil, reason=evil, source=evil)
-    config = {**records.read_json(folder / "config.json"), "name": evil, "command": evil}
-    records.write_json(folder / "config.json", config)
-    text = write_page(folder).read_text(encoding="utf-8")
-    assert "<script" not in text
-    assert text.count("&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; ") >= 7
-    assert evil in Page(text).row("B1")
-    table = markdown_page(folder)
-    outside = re.sub("`[^`]*`", "", table)  # Markdown escapes what is code
-    assert "<script" not in outside and "&lt;script&gt;" in outside
-
-
-def test_a_damaged_record_is_named_and_costs_its_figure_only(folder):
-    path = folder / "measured" / "decays" / "seed1.json"
-    path.write_text(path.read_text()[:50])
-    other = folder / "measured" / "levels" / "seed0.json"
-    other.write_text('{"about": 3, "rows": []}')
-    text = write_page(folder).read_text(encoding="utf-8")
-    notices = re.findall(r'<p class="notice">(.*?)</p>', text)
-    assert len(notices) == 2
-    assert notices[0].startswith("measured/decays/seed1.json is not valid JSON")
-    assert notices[1].startswith("measured/levels/seed0.json is not a measured record")
-    assert 'id="figure-A4"' in text and 'id="figure-base"' in text  # of the other seeds
-
-
-def test_a_record_without_what_a_figure_needs(folder):
-    for path in (folder / "measured" / "decays").iterdir():
-        content = records.read_json(path)
-        content["rows"] = [{**row, "loss": "high"} for row in content["rows"]]
-        records.write_json(path, content)
-    text = write_page(folder).read_text(encoding="utf-8")
-    assert "The figure &#39;A4&#39; could not be drawn from its records (ValueError" in text
-    assert "Figure: could not be drawn from its records." in text
-
-
-def test_a_damaged_probe_is_named(folder):
-    shutil.rmtree(folder / "measured")
-    (folder / "probes" / "seed0").mkdir(parents=True)
-    (folder / "probes" / "seed0" / "line-000000010.npz").write_bytes(b"nothing")
-    text = write_page(folder).read_text(encoding="utf-8")
-    assert "probes/seed0/line-000000010.npz is not a record of measured arrays" in text
-    assert "<svg" not in text
-
-
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"claims": 3}'])
-def test_a_ledger_that_cannot_be_read_is_named(folder, content):
-    path = folder / "ledger.json"
-    path.unlink()
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(records.RecordError, match=r"ledger\.json"):
-        write_page(folder)
-
-
-def test_a_verdict_that_is_none_is_no_verdict(folder):
-    shutil.rmtree(folder / "measured")
-    change(folder, "B2", verdict="surely true")
-    text = write_page(folder).read_text(encoding="utf-8")
-    assert "claim number 2 is not a claim" in text and "surely true" not in text
-
-
-def test_a_number_without_an_interval_says_so(folder):
-    shutil.rmtree(folder / "measured")
-    change(folder, "B1", numbers={"a_b": {"value": 1.5, "low": "-Infinity", "high": "Infinity"}})
-    assert "a b 1.5 [no interval]" in drawn(write_page(folder).read_text(encoding="utf-8"))
+def test_the_configuration_may_hold_anything(tmp_path):
+    odd = {"learning_rate": 2**60, "momentum": "high", "batch_size": True, "model": {"depth": []}}
+    text = markdown_page(study(tmp_path, **odd, data={"name": None, "image_size": {}})).decode()
+    assert "Learning rate" not in text and "Momentum" not in text
 
 
 # Markdown -------------------------------------------------------------------------------------
 
 
-def test_the_same_table_in_markdown(page, kept):
-    text = markdown_page(kept, "../results/digits")
-    entries = ledger(kept)["claims"]
-    table = [line for line in text.splitlines() if line.startswith("| [")]
-    assert len(table) == len(entries)
-    for line, entry in zip(table, entries, strict=True):
-        assert line.startswith(f"| [{entry['id']}](#{entry['id'].lower()}) | ")
-        assert f"| {SIGNS[entry['verdict']]} {entry['verdict']} |" in line
-        assert len(re.findall(r"(?<!\\)\|", line)) == 6
-    assert "[A1](../results/digits/figures/A1.svg)" in text
-    assert re.search(r"## A5\n\n\*\*– not run at this scale\.\*\* ", text)
+def test_markdown_says_the_same(page, document):
+    assert max(map(len, document.splitlines())) <= markdown_printer.LONGEST
+    plain = re.sub(r"\]\([^)]*\)|[\\`*|!\[\]]|</?\w+>|^[-#>]+ ", " ", document, flags=re.MULTILINE)
+    words = set(plain.split())
+    told = re.sub(r"[\[\]]", " ", Page(page[page.index("<main>") + 6 :].split("</main>")[0]).text)
+    numbers = {word for word in told.split() if any(c.isdigit() for c in word)}
+    assert numbers - {f"{name}." for name in VERDICTS} <= words
+    for name in VERDICTS:
+        assert f"\n### {name}\n\n**What {name} says**\n" in document
+        assert f"[{name}](#{name.lower()})" in document
+    assert "![Curve of B4](../results/small/figures/B4.svg)" in document
+    assert "figures/A4.svg" not in document
+
+
+def test_a_table_with_a_long_row_is_a_list():
+    table = Table(("Part", "Measured"), [("word " * 90, "1 [0, 2]")])
+    lines = markdown_printer.printed([table], "f").splitlines()
+    assert lines[0].startswith("- Part: word word") and "|" not in "".join(lines)
+    assert max(map(len, lines)) <= markdown_printer.WIDTH
+    assert "Measured: 1 \\[0, 2\\]" in " ".join(lines)
+
+
+def test_lines_begin_nothing_by_accident():
+    for start in ("- 3", "# of", "+ 1", "1. and", "= 4"):
+        text = "x" * (markdown_printer.WIDTH - 1) + f" {start} b"
+        second = markdown_printer.printed([Paragraph(text)], "f").splitlines()[1]
+        assert re.match(r"\d*\\[-#+.=] ", second), second
+    assert markdown_printer.printed([Paragraph(Code("a `b`\n c"))], "f") == "`a b c`\n"
+    assert markdown_printer.printed([Paragraph("a|b <c> [d] *e*")], "f") == (
+        r"a\|b &lt;c&gt; \[d\] \*e\*" + "\n"
+    )
+
+
+def test_blocks_in_html():
+    blocks = [Heading(3, "B1", "B1", "A <b>"), Paragraph("50 % & more", notice=True)]
+    assert html_printer.printed(blocks, {}) == (
+        '<h3 id="B1">B1. A &lt;b&gt;</h3>\n<p class="notice">50\u00a0% &amp; more</p>\n'
+    )
+    figure = Figure("B1", "alt", "below")
+    assert "<svg/>" in html_printer.printed([figure], {"B1": "<svg/>"})
 
 
 # All of it ------------------------------------------------------------------------------------
@@ -363,71 +416,40 @@ def test_the_same_table_in_markdown(page, kept):
 def test_it_needs_no_framework():
     code = (
         "import sys, tf_lrtraj.report.reproduction\n"
-        "print([m for m in ('tensorflow', 'keras', 'jax', 'torch') if m in sys.modules])"
+        "names = ('tensorflow', 'keras', 'jax', 'torch', 'matplotlib')\n"
+        "print([m for m in names if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_every_claim_has_a_figure():
-    names = {claim.id for claim in claims.CLAIMS}
-    assert {name.partition("_")[0] for name in PLATES} == names | {"base"}
+    assert set(FIGURES) == {claim.id for claim in claims.CLAIMS}
 
 
-@pytest.mark.long
-def test_a_whole_reproduction_is_drawn(whole):
-    text = write_page(whole).read_text(encoding="utf-8")
-    names = {path.stem for path in (whole / "figures").iterdir()}
-    # The records of the synthetic experiments, made for verdicts, hold no curves.
-    assert names >= set(PLATES) - {"A6_model", "A7", "B5"}
-    assert json.dumps(ledger(whole)).count('"verdict": "reproduced"') == 25
-    assert len(text) < 3_000_000
+@pytest.mark.parametrize("one", [c for c in claims.CLAIMS if c.id in HEADS], ids=lambda c: c.id)
+def test_sentences_name_parts_of_their_claims(one):
+    names = [name for _, name, *_ in string.Formatter().parse(HEADS[one.id]) if name]
+    assert names
+    for name in names:
+        assert any(f"{name}_".startswith(f"{wanted.name}_") for wanted in one.wanted), name
 
 
-def test_the_table_shows_what_decided_first():
-    """Of several parts, those the reason names stand before those that passed."""
-    entry = Entry(
-        id="B9",
-        sentence="s",
-        source="",
-        experiment="",
-        threshold="",
-        argument="",
-        verdict="not reproduced",
-        statistic="one 1 (wanted: below 2); two 5 (wanted: below 2); three 1 (wanted: below 2)",
-        numbers=(),
-        reason="Fails: two 5 (wanted: below 2).",
-        notes=(),
-        figures=(),
-        command="",
-    )
-    assert [part.split()[0] for part in entry.decisive] == ["two", "one", "three"]
+def test_ledger_and_page_are_written_from_one_judging(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "results/reproduction_digits/measured/base", tmp_path / "measured/base")
+    shutil.copy(ROOT / "results/reproduction_digits/config.json", tmp_path)
+    judged = []
+    monkeypatch.setattr("tf_lrtraj.claims.ledger.judge", lambda c, _: judged.append(c) or _NONE)
+    write_results(tmp_path)
+    assert judged == list(claims.CLAIMS)
+    assert (tmp_path / "report.html").exists() and (tmp_path / "ledger.json").exists()
+
+
+_NONE = claims.Judgement("not measured", "Nothing is.")
 
 
 @pytest.mark.parametrize("scale", ["cifar10_cpu", "digits"])
 def test_committed_documents_are_what_the_records_give(scale):
-    root = pathlib.Path(__file__).parents[2]
-    folder = root / "results" / f"reproduction_{scale}"
-    document = (root / "docs" / f"reproduction_{scale}.md").read_text(encoding="utf-8")
-    assert markdown_page(folder, f"../results/reproduction_{scale}") == document
-    for term in ("B and a number", "95 % interval", "wanted: below 1", "? inconclusive*"):
-        assert term in document
-
-
-def test_a_number_that_surprises_stands_beside_its_reason(page):
-    folder = pathlib.Path(__file__).parents[2] / "results" / "reproduction_cifar10_cpu"
-    (row,) = [line for line in markdown_page(folder).splitlines() if line.startswith("| [S1]")]
-    # Three seeds of 8,000 updates of 64 of 50,000 images.
-    assert "-4.3 " in row and "the budget is short, 10.2 epochs" in row
-    rows = [
-        row
-        for seed in range(3)
-        for row in records.read_json(folder / f"measured/budget/seed{seed}.json")["rows"]
-        if row["set"] == "train_part"
-    ]
-    means = [
-        100 * sum(r["accuracy"] for r in rows if r["method"] == method) / 3
-        for method in ("swa_constant", "conventional")
-    ]
-    assert "{:.3g} against {:.3g} %".format(*means) in row
-    assert "How to read the table" in page and "Sandler et al. 2023" in page
+    folder = ROOT / "results" / f"reproduction_{scale}"
+    document = (ROOT / "docs" / f"reproduction_{scale}.md").read_bytes()
+    assert markdown_page(claims.Study(folder), f"../results/reproduction_{scale}") == document

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Tasks that are made once, whatever the number of seeds.
-ONCE = ("two_time_scales", "single_runs", "cost", "independent")
+ONCE = ("two_time_scales", "single_runs", "averaging_length", "cost", "independent")
 # Task → entry of the configuration with its number of seeds.
 SEEDS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ONCE, ()),
@@ -22,6 +22,7 @@ SEEDS_OF: dict[str, tuple[str, ...]] = {
     ),
     "pairs": ("pairs", "seeds"),
     "speed": ("speed", "seeds"),
+    "ema_times": ("speed", "seeds"),
 }
 # Task that leaves probe records → patterns of their names.
 PROBES_OF = {
@@ -56,7 +57,7 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "held_out_loss": ("pair", "layer", "position", "held_out"),
         "held_out_accuracy": ("pair", "layer", "position", "held_out"),
     },
-    "width": {"held_out_accuracy": ("point", "ray", "distance", "held_out")},
+    "width": {"accuracy": ("point", "ray", "distance", "batch")},
     "gradients": {
         name: ("layer",)
         for what in ("share", "pair_cosine", "rest_cosine")

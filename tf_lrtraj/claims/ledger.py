@@ -1,8 +1,8 @@
 """The ledger: every claim with its verdict, made from the records of a reproduction alone.
 
-`make_ledger` reads a workdir and gives plain data; `write_ledger` writes it as `ledger.json`,
+`Study` reads a workdir and judges every claim once; `write_ledger` writes `ledger.json` from it,
 byte by byte the same for equal records: keys sorted, numbers rounded to six significant
-digits, no time, path or version in it.
+digits, no time, path or version in it.  The page of a reproduction is made from the same study.
 """
 
 from __future__ import annotations
@@ -16,7 +16,21 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tf_lrtraj.claims import basin, convexity, minibatch, one_step, reach
+from tf_lrtraj.claims import (
+    basin,
+    convexity,
+    equivalence,
+    minibatch,
+    one_step,
+    optimum,
+    prediction,
+    reach,
+    several_points,
+    swa,
+    time_scales,
+    trade_off,
+    trajectory,
+)
 from tf_lrtraj.claims.layout import ONCE
 from tf_lrtraj.claims.records_reader import NotMeasured, Records
 from tf_lrtraj.claims.statistics import Interval
@@ -37,6 +51,14 @@ LEDGER = "ledger.json"
 DIGITS = 6  # significant, of every number in the ledger
 # One module for each group of claims; its CLAIMS are the claims.
 _MODULES: tuple[Any, ...] = (
+    optimum,
+    swa,
+    equivalence,
+    several_points,
+    prediction,
+    trade_off,
+    trajectory,
+    time_scales,
     minibatch,
     one_step,
     basin,
@@ -221,15 +243,14 @@ def ledger_bytes(ledger: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
-def write_ledger(folder: str | os.PathLike[str], claims: Sequence[Claim] = CLAIMS) -> pathlib.Path:
+def write_ledger(study: Study) -> pathlib.Path:
     """Writes `ledger.json` into the workdir, whole or not at all; returns its path.
 
     Raises:
-        RecordError: as `make_ledger`.
         OSError: if the folder cannot be written.
     """
-    path = pathlib.Path(folder) / LEDGER
-    write_atomically(path, ledger_bytes(make_ledger(folder, claims)))
+    path = study.records.folder / LEDGER
+    write_atomically(path, ledger_bytes(study.ledger()))
     return path
 
 

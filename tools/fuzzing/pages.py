@@ -372,7 +372,7 @@ def _links(folder: pathlib.Path, name: str) -> pathlib.Path:
         if path.is_file() and part.parts[0] in ("measured", "probes"):
             (work / part).parent.mkdir(parents=True, exist_ok=True)
             (work / part).symlink_to(path)
-    for other in ("config.json", "run.json", "ledger.json", name):
+    for other in ("config.json", "run.json", name):
         (work / other).unlink(missing_ok=True)
         shutil.copyfile(_REPRODUCTION / other, work / other)
     return work
@@ -411,23 +411,22 @@ CLAIMS = Target(
 
 
 def _page(given: Any, folder: pathlib.Path) -> None:
+    from tf_lrtraj import claims
     from tf_lrtraj.report.reproduction import page
 
     place, changes, other, more = given
     name = _TASKS[place % len(_TASKS)]
-    work = folder / "work"
-    for part in ("config.json", "run.json", "ledger.json", name):
-        (work / part).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_REPRODUCTION / part, work / part)
+    work = _links(folder, name)
     for how in changes:
         if (work / name).is_file() and not (work / name).is_symlink():
             spoil(work / name, how)
     spoil(work / other, more)
     before = judge.content(work)
     try:
+        study = claims.Study(work, _of_task(name)[:2])
         with mock.patch.object(page, "to_svg", lambda figure: _FLAT):
-            text = page.write_page(work).read_text("utf-8")
-            page.markdown_page(work)
+            text = page.write_page(study).read_text("utf-8")
+        page.markdown_page(study)
     except RecordError:
         judge.unchanged(before, judge.content(work))
         raise
@@ -440,7 +439,7 @@ PAGE = Target(
     st.tuples(
         st.integers(0, 10**4),
         st.lists(st.one_of(_HTML_TREE, TREE, ARRAYS), max_size=1),
-        st.sampled_from(["config.json", "run.json", "ledger.json", "ledger.json"]),
+        st.sampled_from(["config.json", "run.json"]),
         mostly(st.one_of(_HTML_TREE, _HTML_TREE, BYTES), FATE, 15),
     ),
     _page,

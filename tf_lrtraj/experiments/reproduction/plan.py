@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tf_lrtraj.experiments.reproduction import (
+    average_cost,
     batch_sizes,
     budget,
     geometry,
@@ -32,6 +33,7 @@ _MODULES = (
     trips,
     batch_sizes,
     widths,
+    average_cost,
 )
 
 

@@ -87,20 +87,25 @@ PROBE_DEFAULTS: dict[str, Any] = {
         "lags": 16,  # evenly spaced in the logarithm
         "longest": 0.25,  # longest lag, as a share of the window
     },
-    "shell": {"memory": 1 << 31},  # bytes of snapshots held for the spectrum; thinned to fit
-    # The last iterate and SWA: random rays, and the segment between them.  Batch norm
-    # recomputed at every point, on the images that evaluations recompute it on.
+    # Averages over `places` stretches of the window, each seen from the mean of the window's
+    # other half; and runs of `steps` updates that start there at `scales` times an iterate's place.
+    "shell": {"places": 4, "scales": (0.5, 1.0, 1.5), "steps": 20},
+    # The end of the conventional run and SWA: rays of normalised filters, and the segment between
+    # them.  Batch norm recomputed at every point, on the images that evaluations recompute it on.
     "width": {
-        "images": 500,  # training images, and at most as many test images
+        "images": 500,  # at most so many test images, and, on the segment, training images
         "size": 100,  # in a batch of them
-        "rays": 6,
-        "num": 5,  # distances along a ray, 0 and `reach` among them
-        "reach": 6.0,  # in lengths of the segment between the two points
-        "positions": 9,  # on the segment; it goes on for its length at both ends
+        "rays": 4,
+        # Distances along a ray, in norms of the kernels: 0, and `num` from `low` to `high`,
+        # even in the logarithm.  The test error must rise by 5 points on the way.
+        "low": 0.05,
+        "high": 1.6,
+        "num": 11,
+        "positions": 5,  # on the segment; it goes on for its length at both ends
     },
-    # Predictions of snapshots, of their ensemble and of their mean; batch norm recomputed.
+    # Predictions of cycle ends, of their ensemble and of their mean; batch norm recomputed.
     "ensemble": {
-        "members": 5,  # the last snapshot, and those 1, 2, 4, … before it
+        "members": 5,  # the last so many
         "images": 500,  # at most so many test images
         "size": 100,  # in a batch of them
     },
@@ -170,12 +175,25 @@ PROBE_CHECKS: dict[str, Check] = {
     "reach.images": integer(4),
     "displacement.lags": integer(3),
     "displacement.longest": _above(0, 1),
-    "shell.memory": integer(1 << 20, below=1 << 50),
+    "shell.places": (
+        "an even integer of at least 2",
+        lambda value: is_integer(value) and value >= 2 and value % 2 == 0,
+    ),
+    "shell.scales": (
+        "positive numbers, one below 1 and one above",
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and all(is_number(scale) and scale > 0 for scale in value)
+            and min(value, default=1) < 1 < max(value, default=1)
+        ),
+    ),
+    "shell.steps": integer(1),
     "width.images": integer(2),
     "width.size": integer(2),
     "width.rays": integer(2),
+    "width.low": _POSITIVE,
+    "width.high": _POSITIVE,
     "width.num": integer(2),
-    "width.reach": _POSITIVE,
     "width.positions": integer(3),
     "ensemble.members": integer(2),
     "ensemble.images": integer(2),
@@ -243,7 +261,8 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
     steps = 3 * (GRADIENT_PASSES + 1 + probe["rates"])
     steps += GRADIENT_PASSES + (REACH_TRIP + 1) * (GRADIENT_PASSES + 1)
     moments = config["evaluate"]["batch_norm_images"]
-    places = 2 * (1 + width["rays"] * (width["num"] - 1)) + 3 * width["positions"] - 2
+    rays = 2 * (1 + width["rays"] * width["num"]) * (width["images"] + moments)
+    segment_places = 3 * width["positions"] - 2
     return {
         "line": float(points * probe["batches"] * line * batch),
         "side_trip": float(starts * trips * trip * batch),
@@ -253,8 +272,7 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
         "convexity": float(segments * convexity["positions"] * convexity["batches"] * batch),
         "reach": float(steps * sum(batches_of(size, reach) * size for size in reach["sizes"])),
         "displacement": 0.0,
-        "shell": 0.0,
-        "width": float(places * (2 * width["images"] + moments)),
+        "width": float(rays + segment_places * (2 * width["images"] + moments)),
         "ensemble": float((len(SCALES) * members["members"] + 1) * (members["images"] + moments)),
     }
 

@@ -1,5 +1,5 @@
-"""The page of a reproduction, from its records and its ledger; TensorFlow is never imported."""
+"""The page of a reproduction, made from its records; no framework is imported."""
 
-from tf_lrtraj.report.reproduction.page import markdown_page, write_page
+from tf_lrtraj.report.reproduction.page import PAGE, markdown_page, write_page, write_results
 
-__all__ = ["markdown_page", "write_page"]
+__all__ = ["PAGE", "markdown_page", "write_page", "write_results"]

@@ -1,190 +1,152 @@
-"""The page of a reproduction: the table of verdicts first, then what stands behind each.
+"""The page of a reproduction: what was found first, then each claim with what stands behind it.
 
-Everything is drawn from the records and the ledger in the folder; the same records give
-the same page, to the byte.  Text is escaped, figures are embedded, and the page's own policy
+One structure of blocks is made from a study and printed twice, as HTML and as Markdown.  The same
+records give the same bytes.  Text is escaped, figures are embedded, and the page's own policy
 forbids scripts and anything from outside.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import html
 import os
 import pathlib
-import re
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from tf_lrtraj.claims import Study, write_ledger
 from tf_lrtraj.records import write_atomically
-from tf_lrtraj.report.drawing import to_svg
-from tf_lrtraj.report.reproduction import setting, svg
-from tf_lrtraj.report.reproduction.entries import GROUPS, Entry, command, counts, entries, sentence
-from tf_lrtraj.report.reproduction.legend import LEGEND, reasons
-from tf_lrtraj.report.reproduction.plates import PLATES, SETTLED, STATIONARITY, draw
-from tf_lrtraj.report.reproduction.reading import Source
+from tf_lrtraj.report.drawing import UNDRAWN, reason, style, to_svg
+from tf_lrtraj.report.reproduction import html_printer, markdown_printer, run_table, svg
+from tf_lrtraj.report.reproduction.blocks import Block, Figure, Heading, Paragraph
+from tf_lrtraj.report.reproduction.claim_figure import ClaimFigure
+from tf_lrtraj.report.reproduction.claim_section import section
+from tf_lrtraj.report.reproduction.first_screen import first_screen, grouped
+from tf_lrtraj.report.reproduction.registry import FIGURES
 
-__all__ = ["markdown_page", "write_page"]
+__all__ = ["PAGE", "markdown_page", "write_page", "write_results"]
 
-_BRIEF = 2  # parts of what was measured that stand in a table
-PAGE, FIGURES = "report.html", "figures"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """A figure: its file's text, and its element of the page."""
-
-    name: str
-    alt: str
-    caption: str
-    svg: str
-    element: str
+PAGE, FOLDER = "report.html", "figures"
+Figures = Mapping[str, ClaimFigure]
 
 
-def write_page(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes `report.html` and `figures/*.svg` from the records and `ledger.json`.
+def write_results(folder: str | os.PathLike[str]) -> Study:
+    """Judges the records in a folder once; writes `ledger.json`, the page and its figures.
+
+    Raises:
+        RecordError: if there is no such folder, or its configuration is damaged.
+        OSError: if the files cannot be written.
+
+    >>> write_results("no/such/folder")
+    Traceback (most recent call last):
+    ...
+    tf_lrtraj.records.RecordError: no/such/folder is not a folder, so it holds no records.
+    """
+    study = Study(folder)
+    write_ledger(study)
+    write_page(study)
+    return study
+
+
+def write_page(study: Study, figures: Figures = FIGURES) -> pathlib.Path:
+    """Writes `report.html` and `figures/*.svg` into the study's folder.
 
     Args:
-        folder: of the reproduction.
+        study: records and judgements of a reproduction.
+        figures: id of a claim → its figure.
 
     Returns:
         The path of the page.
 
     Raises:
-        RecordError: if there is no ledger, or it is damaged.
         OSError: if the files cannot be written.
-
-    >>> write_page("no/such/folder")
-    Traceback (most recent call last):
-    ...
-    tf_lrtraj.records.RecordError: no/such/folder is not a folder, so it holds no reproduction.
     """
     import jinja2
 
-    source = Source(folder)
-    claims = entries(source)
-    figures = _figures(source)
-    target = source.folder / FIGURES
+    drawn, problems = _drawn(study, figures)
+    target = study.records.folder / FOLDER
     target.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        write_atomically(target / f"{name}.svg", f"{figure.svg}\n")
-    for name in sorted(PLATES.keys() - figures.keys()):
-        # A figure of records that are gone must not stand beside a page without it.
-        (target / f"{name}.svg").unlink(missing_ok=True)
+    for name, text in drawn.items():
+        write_atomically(target / f"{name}.svg", f"{text}\n")
+    for path in target.glob("*.svg"):
+        # A figure of records that are gone must not lie beside a page without it.
+        if path.stem not in drawn:
+            path.unlink()
+    elements = {name: svg.inline(text, name, figures[name].alt) for name, text in drawn.items()}
+    blocks = _blocks(study, figures, elements, problems)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parents[1] / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(unbroken=_unbroken, sentence=sentence)
     page = environment.get_template("reproduction.html.j2").render(
-        scale=setting.scale(source),
-        claims=claims,
-        legend=LEGEND,
-        reasons=reasons(source, claims),
-        command=command(source),
-        counts=counts(claims),
-        groups=_groups(claims),
-        facts=setting.facts(source),
-        stationarity=[figures[name] for name in STATIONARITY if name in figures],
-        settled=next((claim for claim in claims if claim.id == SETTLED), None),
-        figures=figures,
-        undrawn=source.undrawn,
-        problems=[*filter(None, [setting.state(source)]), *source.problems],
+        title=_title(study), body=html_printer.printed(blocks, elements)
     )
-    path = source.folder / PAGE
+    path = study.records.folder / PAGE
     # A lone surrogate, legal in JSON text, has no form in UTF-8.
     write_atomically(path, page.encode("utf-8", "replace"))
     return path
 
 
-def markdown_page(folder: str | os.PathLike[str], results: str = ".") -> str:
-    """The table of verdicts and a paragraph for each claim, in Markdown.
+def markdown_page(study: Study, results: str = ".", figures: Figures = FIGURES) -> bytes:
+    """The same page as Markdown.
 
     Args:
-        folder: of the reproduction; its figures are those that `write_page` wrote.
-        results: the way from the document to that folder, for links to figures.
-
-    Raises:
-        RecordError: as `write_page`.
+        study: records and judgements of a reproduction.
+        results: the way from the document to the study's folder, whose figures `write_page` wrote.
+        figures: id of a claim → its figure.
     """
-    source = Source(folder)
-    claims = entries(source)
-    there = {path.stem for path in (source.folder / FIGURES).glob("*.svg")}
-    why = reasons(source, claims)
-    told = ", ".join(f"{count} {verdict}" for verdict, _, _, count in counts(claims))
-    lines = [f"# The reproduction at the scale {_code(setting.scale(source))}", "", f"{told}.", ""]
-    lines += [*(f"- *{_cell(term)}*: {_cell(text)}" for term, text in LEGEND), ""]
-    lines += ["| id | claim | measured | verdict | figure |", "|---|---|---|---|---|"]
-    for claim in claims:
-        lines.append(
-            f"| [{claim.id}](#{claim.id.lower()}) | {_cell(claim.sentence)} "
-            f"| {_cell('; '.join(claim.decisive[:_BRIEF]) or claim.reason)}"
-            f"{_because(why.get(claim.id))} "
-            f"| {claim.sign} {claim.verdict} | {_links(claim, there, results)} |"
-        )
-    lines += ["", *(f"- {_cell(name)}: {_cell(text)}" for name, text in setting.facts(source)), ""]
-    for problem in filter(None, [setting.state(source), *source.problems]):
-        lines += [f"> {_cell(problem)}", ""]
-    for claim in claims:
-        lines += [f"## {claim.id}", "", f"**{claim.sign} {claim.verdict}.** {_paragraph(claim)}"]
-        lines += ["", _code(claim.command), ""]
-    return "\n".join(lines)
+    there = {path.stem for path in (study.records.folder / FOLDER).glob("*.svg")}
+    text = markdown_printer.printed(_blocks(study, figures, there), f"{results}/{FOLDER}")
+    return text.encode("utf-8", "replace")
 
 
-# Parts ----------------------------------------------------------------------------------------
+def _title(study: Study) -> str:
+    return f"Reproduction at the scale {study.records.scale}"
 
 
-def _figures(source: Source) -> dict[str, Shown]:
-    found = {}
-    for name in PLATES:
-        plate = draw(source, name)
-        if plate is None:
+def _blocks(
+    study: Study, figures: Figures, drawn: Collection[str], problems: Sequence[str] = ()
+) -> list[Block]:
+    return list(_made(study, figures, drawn, problems))
+
+
+def _made(
+    study: Study, figures: Figures, drawn: Collection[str], problems: Sequence[str]
+) -> Iterator[Block]:
+    shown = {name: Figure(name, one.alt, one.caption) for name, one in figures.items()}
+    run = run_table.RunState(study)
+    yield Heading(1, _title(study), "top")
+    yield from first_screen(study, {name: one for name, one in shown.items() if name in drawn})
+    for problem in filter(None, [run.problem, *problems]):
+        yield Paragraph(problem, notice=True)
+    yield Heading(2, "What was run", "run")
+    yield Paragraph(
+        "The settings of the papers' own figures (rates, batch sizes, starting points) are not "
+        "known to us. These are our choice."
+    )
+    yield run_table.facts(study, run)
+    yield Heading(2, "What the run can decide", "power")
+    yield from run_table.power(study)
+    for title, members in grouped(study).items():
+        yield Heading(2, title, f"group-{members[0].id[0]}")
+        for claim in members:
+            yield section(study, claim, shown.get(claim.id), drawn)
+    yield Paragraph(
+        "Made by tf_lrtraj from the records in this folder alone. lrtraj-reproduce --report_only "
+        "makes it again."
+    )
+
+
+def _drawn(study: Study, figures: Figures) -> tuple[dict[str, str], list[str]]:
+    """(claim → SVG text, sentences on what could not be drawn)."""
+    found, problems = {}, []
+    for claim, judgement in study.judgements.items():
+        if claim.id not in figures or not judgement.parts:
             continue
-        text = svg.compact(to_svg(plate.figure))
-        element = svg.inline(text, name, plate.alt)
-        found[name] = Shown(name, plate.alt, plate.caption, text, element)
-    return found
-
-
-def _groups(claims: list[Entry]) -> list[tuple[str, list[Entry]]]:
-    named = [(title, [c for c in claims if c.id.startswith(k)]) for k, title in GROUPS.items()]
-    rest = [c for c in claims if not c.id.startswith(tuple(GROUPS))]
-    return [(title, of) for title, of in [*named, ("Others", rest)] if of]
-
-
-def _unbroken(text: Any) -> str:
-    """A number and its unit stay on one line."""
-    return str(text).replace(" %", "\u00a0%")
-
-
-def _cell(text: str) -> str:
-    """Text inside a Markdown table: no bars, no lines, no tags."""
-    return re.sub(r"([|*_`\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-def _code(text: str) -> str:
-    """Text as code, in which Markdown leaves everything as it is but a backtick."""
-    return f"`{' '.join(text.replace('`', ' ').split())}`"
-
-
-def _links(claim: Entry, there: set[str], results: str) -> str:
-    names = [name for name in claim.figures if name in there]
-    return ", ".join(f"[{name}]({results}/{FIGURES}/{name}.svg)" for name in names) or "–"
-
-
-def _because(reason: str | None) -> str:
-    return f"; {_cell(reason)}" if reason else ""
-
-
-def _paragraph(claim: Entry) -> str:
-    parts = [
-        claim.sentence,
-        claim.experiment,
-        f"Threshold: {claim.threshold}" if claim.threshold else "",
-        f"Measured: {claim.statistic}" if claim.statistic else "",
-        claim.reason,
-        *claim.notes,
-    ]
-    return _cell(" ".join(map(sentence, filter(None, parts))))
+        try:
+            with style():
+                figure = figures[claim.id].draw(judgement)
+            if figure is not None:
+                found[claim.id] = svg.compact(to_svg(figure))
+        except UNDRAWN as error:
+            problems.append(f"The figure of {claim.id} could not be drawn ({reason(error)}).")
+    return found, problems

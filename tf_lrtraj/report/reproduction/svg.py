@@ -39,11 +39,11 @@ def inline(text: str, name: str, alt: str) -> str:
 
     Args:
         text: of the figure.
-        name: goes before its ids, which must be unique on the page.
+        name: goes before its ids, which must be unique on the page; all of it is svg-NAME.
         alt: what it shows, for those who do not see it.
 
-    >>> inline('<svg a="1"><g id="b"/><use href="#b"/><g id="c"/></svg>', "one", "A & b")
-    '<svg role="img" aria-label="A &amp; b" a="1"><g id="one-b"/><use href="#one-b"/><g/></svg>'
+    >>> inline('<svg a="1"><g id="b"/><use href="#b"/></svg>', "B1", "1 & 2")  # doctest: +ELLIPSIS
+    '<svg role="img" aria-label="1 &amp; 2" a="1"><g id="svg-B1"><g id="B1-b"/>...</g></svg>'
     """
     text = _STYLE.sub("", text)
     ids = set(_ID.findall(text))
@@ -59,4 +59,6 @@ def inline(text: str, name: str, alt: str) -> str:
     attributes = f'role="img" aria-label="{html.escape(alt, quote=True)}"'
     if width := _WIDTH.search(text):
         attributes += f' style="--w:{width.group(1)}"'  # its own width, for narrow screens
-    return text.replace("<svg ", f"<svg {attributes} ", 1)
+    head, body = text.split(">", 1)
+    inner = body.removesuffix("</svg>")
+    return f'{head.replace("<svg", f"<svg {attributes}", 1)}><g id="svg-{name}">{inner}</g></svg>'

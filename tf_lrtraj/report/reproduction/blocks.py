@@ -1,0 +1,162 @@
+"""What the page of a reproduction is made of, whatever it is printed as.
+
+`html_printer` and `markdown_printer` print the same blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from tf_lrtraj.claims.verdicts import (
+    INCONCLUSIVE,
+    NOT_JUDGED,
+    NOT_MEASURED,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+)
+
+__all__ = [
+    "Block",
+    "Code",
+    "Figure",
+    "Fold",
+    "Gallery",
+    "Heading",
+    "Items",
+    "Link",
+    "Mark",
+    "Paragraph",
+    "Section",
+    "Strip",
+    "Table",
+    "Text",
+]
+
+# Verdict → (sign beside the word, for those who cannot tell colours apart; class of the style).
+_SIGNS = {
+    REPRODUCED: ("✓", "yes"),
+    NOT_REPRODUCED: ("✗", "no"),
+    INCONCLUSIVE: ("?", "open"),
+    NOT_MEASURED: ("○", "blank"),
+    NOT_RUN: ("–", "none"),
+    NOT_JUDGED: ("•", "plain"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A verdict: a sign and a word; `word` is another than the verdict's own."""
+
+    verdict: str
+    word: str = ""
+
+    @property
+    def sign(self) -> str:
+        return _SIGNS[self.verdict][0]
+
+    @property
+    def kind(self) -> str:
+        return _SIGNS[self.verdict][1]
+
+    @property
+    def said(self) -> str:
+        return self.word or self.verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """To the section or heading with the id `to`."""
+
+    text: str
+    to: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Text to be typed."""
+
+    text: str
+
+
+Piece = str | Mark | Link | Code
+Text = Piece | tuple[Piece, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heading:
+    """Of level 1 to 3; links lead to its `id`.
+
+    A heading with a `title` has a short name as its text, and what it is about beside it.
+    """
+
+    level: int
+    text: str
+    id: str
+    title: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Paragraph:
+    """A paragraph; `notice`: one that must not be missed."""
+
+    text: Text
+    notice: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A list."""
+
+    items: Sequence[Text]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows under their heads; the first entry of a row names it."""
+
+    heads: tuple[str, ...]
+    rows: Sequence[tuple[Text, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """A cell for each claim of a group: (id, title, verdict)."""
+
+    title: str
+    cells: Sequence[tuple[str, str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """The figure of a claim, `figures/NAME.svg`."""
+
+    name: str
+    alt: str
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Figures that stand elsewhere on the page, small and side by side, with their titles."""
+
+    figures: Sequence[tuple[Figure, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Blocks about one thing; the first is its heading."""
+
+    blocks: Sequence[Block]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """Blocks that open on demand, below a summary."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block = Heading | Paragraph | Items | Table | Strip | Figure | Gallery | Section | Fold
