@@ -84,6 +84,17 @@ def test_barriers_are_heights_over_the_line_between_the_ends():
     assert basin._barrier(curves * [1.0, -1.0]) == pytest.approx(0.25)  # a valley is none
 
 
+def test_without_a_control_nothing_is_told_of_basins(folder):
+    def alone(record):
+        for segment in record.about["segments"]:
+            segment["kind"] = segment["kind"].replace("control_", "no_")
+
+    study_records.edit_probe(folder, "basin", alone)
+    for key in ("B6", "B12"):
+        found = entry(folder, key)
+        assert found["verdict"] == "not measured" and "control" in found["reason"]
+
+
 @pytest.mark.parametrize(
     ("function", "concave"),
     [

@@ -384,16 +384,6 @@ def test_controls_of_basins_end_in_another_seeds_run(bench, measured):
     )
 
 
-def test_one_seed_has_no_control(bench, tmp_path):
-    alone = Bench({**bench.config, "seeds": 1}, tmp_path, str, progress=False)
-    (tmp_path / "state").symlink_to(bench.folder / "state")
-    alone.problem, alone.model, alone.surface = bench.problem, bench.model, bench.surface
-    lines.line(alone, 0)
-    trips.basin(alone, 0)
-    kinds = {segment["kind"] for segment in read(alone, "basin").about["segments"]}
-    assert kinds == {"ends", "to_main", "main"}
-
-
 # Batch sizes and convexity ----------------------------------------------------------------------
 
 

@@ -185,6 +185,9 @@ def full_size_config() -> ml_collections.ConfigDict:
     config.sweep.update(singles=24, pairs=34)  # 204 pairs
     config.pairs.steps = 1600  # 4 epochs
     config.speed.steps = 6000
+    config.probes.update(batches=32, held_out=8, low=0.02, gradients=32)
+    config.convexity.update(distances=4, pairs=4, batches=8)
+    config.reach.update(steps=4000, sizes=(8, 32, 128, 512), images=512)
     config.start.steps = (0, 1, 3, 10, 30, 100, 300)
     config.shell.steps = 30
     config.one_step.iterates = 16

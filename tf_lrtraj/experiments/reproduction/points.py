@@ -118,7 +118,7 @@ def drawn(
     if sum(counts) * size > len(rows):
         raise ValueError(
             f"{sum(counts)} batches of {size} training images are more than there are to draw "
-            f"from, {len(rows)}: lower the numbers of batches in `config.probes`."
+            f"from, {len(rows)}: lower the numbers of batches, or their size, in the configuration."
         )
     order = iter(
         np.random.default_rng(seed).permutation(rows)[: sum(counts) * size].reshape(-1, size)

@@ -11,7 +11,6 @@ from tf_lrtraj.claims.verdicts import Judgement, Part, bounds_shown
 from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, PALETTE, panels, style, title
 from tf_lrtraj.report.probes.bands import label_ends
 from tf_lrtraj.report.reproduction.claim_figure import ClaimFigure
-from tf_lrtraj.report.reproduction.marks import plain_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,6 +93,16 @@ def _room(panel: Axes, part: Part) -> None:
     low, high = min(low, *bounds), max(high, *bounds)
     more = 0.12 * (high - low)
     panel.set_ylim(low - more if min(bounds) <= low else low, high + more)
+
+
+def _log(panel: Axes) -> None:
+    """A log scale with plain numbers on it."""
+    from matplotlib import ticker
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _limit_note(figure: Figure) -> None:
@@ -203,7 +212,7 @@ def _misfits(panel: Axes, judgement: Judgement) -> None:
     for degree, color in colors.items():
         panel.plot([], [], "o", color=color, label=f"degree {degree}", markersize=5)
     panel.plot(0.0, 1.5 * (judgement.parts[0].wanted.high or 1.0), alpha=0.0)  # room
-    plain_log(panel, "y")
+    _log(panel)
     _wanted(panel, judgement.parts[0])
     panel.set_xlim(-0.6, len(steps) - 0.4)
     panel.set_xticks(range(len(steps)), [f"step {step:,}" for step in steps])
@@ -291,7 +300,9 @@ def _b4(judgement: Judgement) -> Figure | None:
         top = min(1.05 * height, -1.6 * depth) if depth < 0.0 else 1.05 * height or 1.0
         bottom = 1.75 * depth if depth < 0.0 else -0.2 * top
         panel.set_ylim(bottom, top)
-        panel.set_xlim(0.0, float(rate[-1]))
+        lowest = np.min([drawn[name].mean(axis=0) for name, *_ in curves], axis=0)
+        last = max(float(rate[lowest <= top][-1]), 1.4)  # beyond, all curves have left the panel
+        panel.set_xlim(0.0, min(last, float(rate[-1])))
         panel.axhline(0.0, color="black", linewidth=0.9)
         for part, model, text in zip(
             judgement.parts, (1.0, 0.5), ("gain gone", "best rate"), strict=True
@@ -456,7 +467,7 @@ def _b12(judgement: Judgement) -> Figure | None:
                 label=f"{distance:,} updates",
             )
         left.plot(*drawn["apart"], color=ORANGE, linewidth=1.6, label="two seeds")
-        plain_log(left, "y")
+        _log(left)
         left.set_xlim(0.0, 1.0)
         left.set_xticks([0.0, 0.5, 1.0], ["first", "½", "second"])
         left.set_ylabel("loss / loss at the first")
