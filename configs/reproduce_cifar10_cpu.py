@@ -41,7 +41,6 @@ def get_config():
     config.evaluate.batch_norm_images = 2000
     config.many_points.gaps = (10, 50, 250)
     config.sweep.singles = 20
-    config.cycle.length = 250
     config.speed.steps = 1440
     config.one_step.iterates = 16
     config.width.update(images=2000, size=250)

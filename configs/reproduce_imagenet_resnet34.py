@@ -43,7 +43,6 @@ def get_config():
     config.evaluate.update(batch_size=250, part=5000, batch_norm_images=5000)
     config.many_points.gaps = (1000, 4000, 11000)
     config.sweep.singles = 24
-    config.cycle.length = 10000
     config.speed.steps = 48000
     config.probes.update(batches=8, held_out=4, gradients=12)
     config.one_step.update(batches=6, held_out=4, others=4)

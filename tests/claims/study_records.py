@@ -9,6 +9,7 @@ writes them; probe records have the kinds, coordinates and values of the real pr
     PROBES   name of a probe record → make(random, seed) → `ArrayRecord`
     FALSE    (claim, how the name of a failing part begins, spoil(folder)): the sentence is false
     FEW      (claim, spoil(folder)): too little data to tell
+    TRUE     claim → make(folder): the sentence is true, where it contradicts another; may be absent
 """
 
 import importlib

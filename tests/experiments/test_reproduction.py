@@ -201,15 +201,17 @@ def test_a_set_too_large_for_memory_is_streamed(tmp_path):
     assert log[0][1] == pytest.approx(float(loss), rel=1e-5)
 
 
-@pytest.mark.parametrize("equivalence", schedules.EQUIVALENCES)
-def test_equivalent_rates_begin_at_the_base_rate_and_stay_below_it(equivalence):
+def test_equivalent_rates_begin_at_the_base_rate_and_stay_below_it():
     config = validate(default_config())
     found = theory.estimate_spectrum([1, 2, 4, 8, 16], [0.02, 0.03, 0.05, 0.06, 0.07], 41, 10, 1.0)
-    for kernel in config["averages"].values():
-        rates = schedules.equivalent_rates(config, kernels.from_config(kernel), equivalence, found)
-        assert len(rates) == config["horizon"] + lead(config["momentum"])
-        assert rates[0] == pytest.approx(0.1, rel=1e-6)
-        assert rates.min() > -1e-9 and rates.max() < 0.1 * (1 + 1e-3)
+    for entry in config["averages"].values():
+        kernel = kernels.from_config(entry)
+        ends = schedules.curvature_free_rates(config, kernel, 1600)
+        along = schedules.loss_match_rates(config, kernel, found)
+        assert [len(ends), len(along)] == [config["horizon"] + lead(config["momentum"]), 200]
+        assert ends[0] == pytest.approx(0.1, rel=1e-6)
+        for rates in (ends, along):
+            assert rates.min() > -1e-9 and rates.max() < 0.1 * (1 + 1e-3)
 
 
 def test_a_scored_row_is_the_mean_over_images(whole):
@@ -324,7 +326,7 @@ def test_ten_interruptions_end_with_the_same_ledger(whole, tmp_path, monkeypatch
         ({"many_points": {"gaps": (3,)}}, "with a multiple of config.every, 10. Received"),
         ({"many_points": {"gaps": (200,)}}, "so short that 8 points fit into config.window, 400"),
         ({"rates": (0.5, -1)}, "`config.rates` must be a list of positive numbers"),
-        ({"cycle": {"length": 500}}, "`config.cycle.length` must be at most config.window, 400"),
+        ({"budget": {"low": 0.5}}, "`config.budget.low` must be below config.budget.swa_rate, 0.5"),
     ],
 )
 def test_a_bad_configuration_is_refused(change, message):

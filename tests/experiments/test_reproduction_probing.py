@@ -10,6 +10,8 @@ import pytest
 
 from tf_lrtraj import batch_norm, probes, records
 from tf_lrtraj.experiments.reproduction import (
+    batch_sizes,
+    budget,
     geometry,
     lines,
     points,
@@ -21,7 +23,7 @@ from tf_lrtraj.experiments.reproduction import (
 )
 from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.experiments.reproduction.config import default_config, validate
-from tf_lrtraj.experiments.reproduction.problem import Batches, Problem
+from tf_lrtraj.experiments.reproduction.problem import Batches, Problem, crop_and_flip
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.records import ArrayRecord, RecordError
 
@@ -31,8 +33,9 @@ TASKS = {
     "basin": trips.basin,
     "gradients": lines.gradients,
     "one_step_lines": lines.one_step_lines,
+    "convexity": lines.convexity,
+    "reach": batch_sizes.reach,
     "displacement": geometry.displacement,
-    "shell": geometry.shell,
     "width": widths.width,
     "ensemble": widths.ensemble,
 }
@@ -44,13 +47,16 @@ def tiny_config():
     config.batch_size, config.momentum = 16, 0.3
     config.burn_in, config.window, config.every, config.horizon = 24, 16, 2, 8
     config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
-    config.cycle.length = 4
+    config.budget.update(every=2, cycle=2)
     config.speed.steps = 12
+    config.pairs.steps, config.start.steps = 8, (0, 1, 3, 10)
+    config.shell.update(places=2, steps=3)
     config.evaluate.batch_norm_images = 64
     config.averages = {"swa": {"kernel": "Uniform"}}
     config.probes.update(
         batches=3,
         held_out=2,
+        others=3,
         low=0.05,
         high=20.0,
         rates=9,
@@ -60,10 +66,12 @@ def tiny_config():
         trip_batches=1,
         basin_positions=3,
     )
+    config.convexity.update(distances=2, pairs=2, positions=5, batches=2)
+    config.reach.update(steps=16, sizes=(4, 16), images=32)
     config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
     config.displacement.lags = 4
-    config.width.update(images=40, size=20, rays=2, num=3, reach=3.0, positions=3)
-    config.ensemble.update(members=3, images=40, size=20)
+    config.width.update(images=40, size=20, rays=2, num=3, positions=3)
+    config.ensemble.update(members=2, images=40, size=20)
     return config
 
 
@@ -76,8 +84,10 @@ def some(problem):
 def bench(tmp_path_factory):
     bench = Bench(validate(tiny_config()), tmp_path_factory.mktemp("w"), str, progress=False)
     bench.problem = some(bench.problem)
-    runs.base(bench, 0)
+    for seed in (0, 1):  # B6's control reads the next seed's run
+        runs.base(bench, seed)
     trajectories.one_step_run(bench, 0)
+    budget.cyclical(bench, 0)
     return bench
 
 
@@ -166,6 +176,8 @@ def test_costs_are_the_images_that_were_counted(bench, measured):
         ("probes", "trip_quantile", 1.5),
         ("probes", "basin_level", 0.0),
         ("one_step", "points", 3),
+        ("reach", "sizes", (8, 4)),
+        ("reach", "divisor", 3),
         ("displacement", "longest", 1.5),
     ],
 )
@@ -247,11 +259,11 @@ def test_line_records(bench, measured):
     assert record.complete and record.kind == "line" and record.about["step"] == 24
     assert (record.about["held_out_set"], record.about["others_set"]) == ("test", "train")
     assert record.values["train"].shape[1] == 3
-    assert record.values["others_each"].shape[1:] == (3, 2)
+    assert record.values["others_each"].shape[1:] == (3, 3)
     same = {read(bench, f"line-{s:09d}").about["batches"] for s in (20, 24, 40)}
     assert len(same) == 1
 
-    batches, others = points.drawn(bench, (3, 2), [0, 1])
+    batches, others = points.drawn(bench, (3, 3), [0, 1])
     weights = points.weights_at(bench, 0, 24)
     batch = points.taken(bench, batches)[1]
     _, gradient = bench.surface.gradient(bench.surface.point(weights), batch)
@@ -325,12 +337,14 @@ def test_side_trips_share_their_batches(bench, measured):
 def test_basin_connects_the_ends_of_trips(bench, measured):
     record = read(bench, "basin")
     own, losses = record.about["own"], record.values["loss"][:, 0]
-    assert own == 3 and losses.shape == (3 + 6 + 1, 3, 5)
+    assert own == 3 and losses.shape == (3 + 6 + 1 + 3 + 3 + 1, 3, 6)
     ends = {s: read(bench, f"side_trip-{s:09d}").values for s in (24, 40)}
     kinds = []
     for pair, segment in enumerate(record.about["segments"]):
         (first, second), i = segment["steps"], segment["batch"]
         kinds.append(segment["kind"])
+        if segment["kind"].startswith("control"):
+            continue
         if segment["kind"] == "main":
             name = f"main-{first} to main-{second}"
             assert i is None
@@ -346,9 +360,105 @@ def test_basin_connects_the_ends_of_trips(bench, measured):
                     losses[pair, place, own:], ends[step]["others_loss"][i, at], rtol=1e-4
                 )
         assert record.coordinates["pair"][pair] == name
-    assert kinds == ["ends"] * 3 + ["to_main"] * 6 + ["main"]
+    assert kinds[:10] == ["ends"] * 3 + ["to_main"] * 6 + ["main"]
+    assert kinds[10:] == ["control_ends"] * 3 + ["control_to_main"] * 3 + ["control_main"]
     starts = np.mean([ends[s]["train_loss"][:, 0].mean() for s in (24, 40)])
     np.testing.assert_allclose(record.about["level"], 0.05 * starts, rtol=1e-4)
+
+
+def test_controls_of_basins_end_in_another_seeds_run(bench, measured):
+    record = read(bench, "basin")
+    assert record.coordinates["pair"][-1] == "main-40 to other-main-40"
+    batch = points.taken(bench, [Batches(bench.problem, 16, 0, 0, 100).rows(39)])[0]
+    other = points.weights_at(bench, 1, 40)
+    np.testing.assert_allclose(
+        record.values["loss"][-1, 0, -1, 1], loss_at(bench, other, batch), rtol=1e-4
+    )
+    rate = float(np.quantile(read(bench, "line-000000040").values["best_rate"][0], 0.25))
+    point = bench.surface.point(other)
+    for _ in range(3):
+        gradient = bench.surface.gradient(point, batch)[1]
+        point = bench.surface.moved(point, gradient, rate)
+    np.testing.assert_allclose(
+        record.values["loss"][11, 0, -1, 1], bench.surface.loss(point, batch), rtol=1e-3
+    )
+
+
+def test_one_seed_has_no_control(bench, tmp_path):
+    alone = Bench({**bench.config, "seeds": 1}, tmp_path, str, progress=False)
+    (tmp_path / "state").symlink_to(bench.folder / "state")
+    alone.problem, alone.model, alone.surface = bench.problem, bench.model, bench.surface
+    lines.line(alone, 0)
+    trips.basin(alone, 0)
+    kinds = {segment["kind"] for segment in read(alone, "basin").about["segments"]}
+    assert kinds == {"ends", "to_main", "main"}
+
+
+# Batch sizes and convexity ----------------------------------------------------------------------
+
+
+def test_reach_of_both_networks(bench, measured):
+    record = bench.read("reach", 0)
+    places = [(r["network"], r["step"], r["size"]) for r in record["rows"]]
+    assert places == [
+        (*place, size) for place in (("wide", 16), ("narrow", 16), ("wide", 40)) for size in (4, 16)
+    ]
+    for network, of in (("wide", bench), ("narrow", bench.narrow)):
+        row = next(r for r in record["rows"] if r["network"] == network and r["size"] == 16)
+        count = sum(int(np.prod(v.shape)) for v in of.model.trainable_variables)
+        assert row["weights"] == count
+        path = bench.state_folder({"wide": "base"}.get(network, network), 0) / "state-000000016.npz"
+        with np.load(path) as state:
+            weights = [state[f"weights/{i}"] for i in range(len(of.model.trainable_variables))]
+        (rows,) = points.drawn(bench, (4,), [0, 16, 5], size=16)
+        grid = probes.rate_grid(0.05, 20.0, 9)
+        lowest = []
+        for batch in points.taken(bench, rows):
+            gradient = of.surface.gradient(of.surface.point(weights), batch)[1]
+            curve = []
+            for rate in grid:
+                moved = [w - rate * np.asarray(g) for w, g in zip(weights, gradient, strict=True)]
+                curve.append(loss_at(of, moved, batch))
+            lowest.append(min(curve))
+        # The minimum is refined by a parabola, so it lies a little lower.
+        assert 0.9 * np.mean(lowest) < row["lowest"] < 1.0001 * np.mean(lowest)
+    assert bench.narrow.model.count_params() < bench.model.count_params()
+    assert all(r["left"] > 0.0 and r["share"] <= 1.0 for r in record["rows"] if r["step"] == 40)
+
+
+def test_convexity_is_measured_between_iterates(bench, measured):
+    record = read(bench, "convexity")
+    assert record.coordinates["pair"].tolist() == ["24 to 26", "38 to 40", "24 to 40"]
+    (rows,) = points.drawn(bench, (2,), [0, 6])
+    batch = points.taken(bench, rows)[1]
+    first, last = (points.weights_at(bench, 0, step) for step in (24, 40))
+    middle = [0.75 * a + 0.25 * b for a, b in zip(first, last, strict=True)]
+    np.testing.assert_allclose(
+        record.values["loss"][2, 0, 1, 1], loss_at(bench, middle, batch), rtol=1e-4
+    )
+
+
+def test_a_trained_network_is_the_run_with_its_rate_lowered(bench, measured):
+    lines.trained(bench, 0)
+    record = bench.read("trained", 0)
+    run = runs.fork(bench, 0, "trained", 24, 0.1 * np.linspace(1.0, 0.0, 17)[:-1])
+    weights = [run.state()[f"weights/{i}"] for i in range(len(bench.model.trainable_variables))]
+    batches, _ = points.drawn(bench, (3, 3), [0, 1])
+    losses = [loss_at(bench, weights, batch) for batch in points.taken(bench, batches)]
+    np.testing.assert_allclose(record["batch_loss"], losses, rtol=1e-4)
+
+
+def test_steps_are_made_of_batches_as_training_sees_them(bench):
+    problem = dataclasses.replace(bench.problem, augmentation="crop_flip")
+    augmented = types.SimpleNamespace(problem=problem)
+    rows = [np.arange(8)]
+    ((plain, labels),) = points.taken(augmented, rows)
+    ((moved, same),) = points.taken(augmented, rows, np.random.default_rng(0))
+    np.testing.assert_array_equal(plain, problem.x_train[:8])
+    np.testing.assert_array_equal(labels, same)
+    wanted = crop_and_flip(plain, np.random.default_rng(0))
+    np.testing.assert_array_equal(moved, wanted)
+    assert not np.array_equal(moved, plain)
 
 
 def test_interrupted_is_uninterrupted(bench, measured, tmp_path, monkeypatch):
@@ -417,62 +527,6 @@ def test_displacement(bench, measured):
     assert np.isfinite(record["standard_error"]).all()
 
 
-def test_shell(bench, measured):
-    record, walk = bench.read("shell", 0), np.stack(list(vectors(bench).values()))
-    away = walk - walk.mean(0)
-    np.testing.assert_allclose(record["squared_distance"], (away**2).sum(1), rtol=1e-6)
-    products = [away[i] @ away[j] for i in range(9) for j in range(9) if j - i >= 2]
-    variation = np.sqrt(2.0 * np.var(products)) / np.mean((away**2).sum(1))
-    np.testing.assert_allclose(record["about"]["predicted_cv"], variation, rtol=1e-4)
-    rows = {row["average"]: row for row in record["rows"]}
-    assert list(rows) == ["raw", "swa"] and "loss" not in rows["swa"]
-    np.testing.assert_allclose(rows["raw"]["squared_distance"], (away[-1] ** 2).sum(), rtol=1e-6)
-    swa = np.concatenate([a.ravel() for a in runs.averages(bench, 0)["swa"][: _trainable(bench)]])
-    np.testing.assert_allclose(
-        rows["swa"]["squared_distance"], ((swa - walk.mean(0)) ** 2).sum(), rtol=1e-5
-    )
-
-
-def test_shell_tells_losses_that_are_known(bench, measured, tmp_path):
-    other = Bench(bench.config, tmp_path, str, progress=False)
-    (tmp_path / "state").symlink_to(bench.folder / "state")
-    other.problem, other.model = bench.problem, bench.model
-    row = {"average": "swa", "set": "train", "policy": "recompute", "loss": 0.25}
-    other.store("averages", 0, [row, row | {"set": "test", "loss": 1.0}])
-    geometry.shell(other, 0)
-    rows = {row["average"]: row for row in other.read("shell", 0)["rows"]}
-    assert rows["swa"]["loss"] == 0.25 and "loss" not in rows["raw"]
-
-
-def _trainable(bench):
-    return len(bench.model.trainable_variables)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5])
-def test_effective_directions_of_a_stationary_walk(correlation):
-    rng = np.random.default_rng(5)
-    deviations = np.geomspace(1.0, 0.1, 60)
-    found = []
-    for _ in range(20):
-        state, walk = rng.normal(size=60), []
-        for _ in range(120):
-            state = correlation * state + np.sqrt(1 - correlation**2) * rng.normal(size=60)
-            walk.append(state * deviations)
-        away = np.array(walk) - np.mean(walk, axis=0)
-        between = ((away[:, None] - away) ** 2).sum(-1)
-        found.append(geometry.effective_directions((away**2).sum(1), between))
-    variances = deviations**2
-    exact = variances.sum() ** 2 / (variances**2).sum()
-    assert np.mean([f.trace for f in found]) == pytest.approx(variances.sum(), rel=0.03)
-    assert np.mean([f.effective for f in found]) == pytest.approx(exact, rel=0.06)
-    assert found[0].variation == pytest.approx(np.sqrt(2.0 / found[0].effective))
-
-
-def test_effective_directions_need_four_iterates():
-    with pytest.raises(ValueError, match=r"at least 4 iterates .*Received: shapes \(3,\)"):
-        geometry.effective_directions(np.ones(3), np.ones((3, 3)))
-
-
 # Widths and ensembles -------------------------------------------------------------------------
 
 
@@ -481,37 +535,43 @@ def test_width_and_segment(bench, measured):
     assert width.coordinates["point"].tolist() == ["sgd", "swa"]
     assert segment.coordinates["pair"].tolist() == ["sgd to swa"]
     assert width.about["batch_norm"] == segment.about["batch_norm"] == "recalibrated"
-    length = segment.values["length"].item()
-    np.testing.assert_allclose(width.coordinates["distance"], [0, 1.5 * length, 3 * length])
+    assert width.about["ray_kind"] == "filter" and width.about["batches_set"] == "test"
+    np.testing.assert_allclose(width.coordinates["distance"], [0, 0.05, 0.08**0.5, 1.6])
     places = segment.coordinates["position"].tolist()
     assert places == [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
-    for prefix in ("", "held_out_"):
-        at = segment.values[f"{prefix}loss"][0, 0]
-        for number, place in ((0, 0.0), (1, 1.0)):
-            start = width.values[f"{prefix}loss"][number, 0, 0]
-            np.testing.assert_allclose(start, at[places.index(place)], rtol=1e-5)
+    at = segment.values["held_out_accuracy"][0, 0]
+    for number, place in ((0, 0.0), (1, 1.0)):
+        start = width.values["accuracy"][number, 0, 0]
+        np.testing.assert_allclose(start, at[places.index(place)], rtol=1e-5)
 
 
 def test_width_is_measured_as_averages_are_scored(bench, measured):
     other = Bench(bench.config, bench.folder, str, progress=False)
     other.model, test = bench.model, bench.problem.images("test", 0)
     other.problem = dataclasses.replace(bench.problem, x_test=test[0][:40], y_test=test[1][:40])
-    row = other.scorer.score(runs.averages(bench, 0)["swa"], ["test"])[0]
-    found = read(bench, "width").values["held_out_loss"][1, 0, 0].mean()
+    snapshots = bench.snapshots(0, "swa_constant", "collected")
+    assert snapshots.steps.tolist() == [32, 34, 36, 38, 40]
+    count = snapshots.num_trainable
+    arrays = zip(*(snapshots.read(step)[:count] for step in (34, 36, 38, 40)), strict=True)
+    row = other.scorer.score([np.mean(a, axis=0) for a in arrays], ["test"])[0]
+    found = read(bench, "width").values["loss"][1, 0, 0].mean()
     np.testing.assert_allclose(found, row["loss"], rtol=1e-5)
 
 
-def test_ensemble_members_lie_at_growing_distances(bench, measured):
+def test_ensemble_members_are_ends_of_cycles(bench, measured):
     record = read(bench, "ensemble")
-    assert record.coordinates["member"].tolist() == ["36", "38", "40"]
-    assert record.about["steps"] == [36, 38, 40]
-    walk = vectors(bench)
+    assert record.coordinates["member"].tolist() == ["36", "40"]
+    assert record.about["steps"] == [36, 40] and record.about["run"] == "cyclical"
+    snapshots = bench.snapshots(0, "cyclical", "collected")
+    one, other = (
+        np.concatenate([a.ravel() for a in snapshots.read(step)[: snapshots.num_trainable]])
+        for step in (36, 40)
+    )
     np.testing.assert_allclose(
-        record.values["distance"][0, 2], np.linalg.norm(walk[36] - walk[40]), rtol=1e-5
+        record.values["distance"][0, 1], np.linalg.norm(one - other), rtol=1e-5
     )
     assert record.values["ensemble_difference"].shape == (4, 2)
 
 
 def test_records_are_plain(bench, measured):
-    for name in ("displacement", "shell"):
-        assert records.read_json(bench.record_path(name, 0))["task"] == name
+    assert records.read_json(bench.record_path("displacement", 0))["task"] == "displacement"

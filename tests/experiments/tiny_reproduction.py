@@ -19,8 +19,12 @@ def get_config():
     config.sweep.update(singles=4, lags=2, pairs=1, verify=4)
     config.pairs.factor = 0.5
     config.late_iterates = 3
-    config.cycle.length = 4
+    config.budget.update(every=2, cycle=2)
+    config.cost.update(depth=8, width=2, repeats=3, steps=1)
     config.speed.update(steps=12, places=2)
+    config.pairs.steps, config.start.steps = 8, (0, 1, 3, 10)
+    config.ema_times.update(decades=1, per_decade=2)
+    config.shell.update(places=2, steps=3)
     config.probes.update(
         batches=3,
         held_out=2,
@@ -32,8 +36,10 @@ def get_config():
         trip_batches=1,
         basin_positions=3,
     )
+    config.convexity.update(distances=2, pairs=1, positions=5, batches=2)
+    config.reach.update(steps=12, sizes=(4, 16), images=16)
     config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
     config.displacement.lags = 4
-    config.width.update(images=100, size=100, rays=2, num=3, reach=3.0, positions=3)
+    config.width.update(images=100, size=100, rays=2, num=3, positions=3)
     config.ensemble.update(members=3, images=100, size=100)
     return config

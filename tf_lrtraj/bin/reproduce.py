@@ -12,6 +12,12 @@ Examples:
   lrtraj-reproduce --config=reproduce_digits --workdir=runs/wide --claims=A1,B3 \
       --config.model.width=16
 
+  # A process for each core; then the command without --only_seed makes the page:
+  KERAS_BACKEND=torch lrtraj-reproduce --config=reproduce_cifar10_resnet20 \
+      --workdir=runs/resnet20 --config.data.dir=DIR --only_seed=0 &
+  KERAS_BACKEND=torch lrtraj-reproduce --config=reproduce_cifar10_resnet20 \
+      --workdir=runs/resnet20 --config.data.dir=DIR --only_seed=1
+
   # Verdicts and page again, from the records alone:
   lrtraj-reproduce --workdir=runs/reproduction --report_only --page=verdicts.md
 
@@ -39,6 +45,14 @@ from ml_collections import config_flags
 
 from tf_lrtraj.bin import common, configuration, outputs
 from tf_lrtraj.experiments.settings import as_dict
+
+# What libraries take their number of threads from.
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,19 +88,22 @@ def main(argv: Sequence[str]) -> int:
         print(f"{given.workdir}: the reproduction is done already")
         return _report(pathlib.Path(given.workdir))
     common.quiet_tensorflow()
+    if given.only_seed is not None:
+        for name in _THREADS:
+            os.environ.setdefault(name, "1")
     from tf_lrtraj.experiments.reproduction import reproduce
     from tf_lrtraj.experiments.reproduction.trainer import Diverged
     from tf_lrtraj.records import RecordError
 
     try:
-        needed = reproduce.needed_tasks(ids)
         config = reproduce.prepare(given.config, given.workdir)
+        needed = reproduce.needed_tasks(ids, config)
         if given.dry_run:
-            print(_dry(config, given.workdir, needed))
+            print(_dry(config, given.workdir, needed, given.only_seed))
             return common.OK
         # Flushed: whoever follows a log wants to see where the work is.
         tell = functools.partial(print, flush=True)
-        study = reproduce.run(config, given.workdir, needed, tell)
+        study = reproduce.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
     except RecordError as error:
         common.fail(str(error))
     except OSError as error:
@@ -98,6 +115,12 @@ def main(argv: Sequence[str]) -> int:
         # At once: stopped in the midst of work, JAX may crash while Python shuts down, and the exit
         # code would be lost.  Everything is on disk.
         os._exit(common.RESUMABLE)
+    if study is None:
+        print(
+            f"{given.workdir}: the records of seed {given.only_seed} are there; once those of "
+            "every seed are, the command without --only_seed makes what reads all, and the page"
+        )
+        return common.OK
     _show(study)
     return common.OK
 
@@ -115,13 +138,13 @@ def _is_done(given: Any, workdir: pathlib.Path) -> bool:
         common.fail(str(error))
 
 
-def _dry(config: dict[str, Any], workdir: str, needed: Any) -> str:
+def _dry(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | None) -> str:
     from tf_lrtraj.experiments.reproduction import reproduce
     from tf_lrtraj.experiments.reproduction.problem import load_problem
 
     problem = load_problem(config)
     sizes = (len(problem.x_train), len(problem.x_test))
-    return reproduce.describe_plan(config, workdir, needed, *sizes)
+    return reproduce.describe_plan(config, workdir, needed, *sizes, only_seed)
 
 
 def _report(workdir: pathlib.Path) -> int:
@@ -163,6 +186,13 @@ def run() -> None:
     config_flags.DEFINE_config_file("config", None, "Scale, e.g. configs/reproduce_digits.py")
     flags.DEFINE_string("workdir", None, "Folder for records, ledger and report.")
     flags.DEFINE_list("claims", [], "Only what these claims need, e.g. A1,B3.")
+    flags.DEFINE_integer(
+        "only_seed",
+        None,
+        "Make the records of this seed alone, on one thread. Processes with different seeds may "
+        "share a workdir; at the end the command without this flag makes the page.",
+        lower_bound=0,
+    )
     flags.DEFINE_bool("dry_run", False, "Print the plan and its cost, and run nothing.")
     flags.DEFINE_bool("report_only", False, "Judge and draw the records that are there.")
     flags.DEFINE_string("page", None, "Also write the page as Markdown to this file.")

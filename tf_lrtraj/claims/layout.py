@@ -9,25 +9,27 @@ from collections.abc import Mapping
 from typing import Any
 
 # Tasks that are made once, whatever the number of seeds.
-ONCE = ("two_time_scales", "single_runs", "cost", "independent")
+ONCE = ("two_time_scales", "single_runs", "averaging_length", "cost", "independent")
 # Task → entry of the configuration with its number of seeds.
 SEEDS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ONCE, ()),
     **dict.fromkeys(
         (
             *("line", "side_trip", "basin", "gradients", "one_step_lines", "width", "ensemble"),
-            "one_step",
+            *("one_step", "trained", "convexity", "reach"),
         ),
         ("probe_seeds",),
     ),
     "pairs": ("pairs", "seeds"),
     "speed": ("speed", "seeds"),
+    "ema_times": ("speed", "seeds"),
 }
 # Task that leaves probe records → patterns of their names.
 PROBES_OF = {
     "line": ("line-*",),
     "side_trip": ("side_trip-*",),
     "basin": ("basin",),
+    "convexity": ("convexity",),
     "gradients": ("gradients-*",),
     "one_step_lines": ("one_step-*",),
     "width": ("width", "sgd_to_swa"),
@@ -37,13 +39,13 @@ PROBES_OF = {
 AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "line": {
         "train": ("rate", "batch"),
+        "best_rate": ("curve", "batch"),
+        "gain": ("curve", "batch"),
+        "held_out": ("rate", "batch"),
+        "others": ("rate", "batch"),
         "held_out_each": ("rate", "batch", "held"),
         "others_each": ("rate", "batch", "other"),
         "fit_error": ("degree", "window", "batch"),
-        "mean_best_rate": ("curve",),
-        "mean_best_rate_se": ("curve",),
-        "mean_gain": ("curve",),
-        "mean_gain_se": ("curve",),
     },
     "side_trip": {
         "train_loss": ("trip", "step"),
@@ -55,7 +57,7 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "held_out_loss": ("pair", "layer", "position", "held_out"),
         "held_out_accuracy": ("pair", "layer", "position", "held_out"),
     },
-    "width": {"held_out_accuracy": ("point", "ray", "distance", "held_out")},
+    "width": {"accuracy": ("point", "ray", "distance", "batch")},
     "gradients": {
         name: ("layer",)
         for what in ("share", "pair_cosine", "rest_cosine")

@@ -16,6 +16,21 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tf_lrtraj.claims import (
+    basin,
+    convexity,
+    equivalence,
+    minibatch,
+    one_step,
+    optimum,
+    prediction,
+    reach,
+    several_points,
+    swa,
+    time_scales,
+    trade_off,
+    trajectory,
+)
 from tf_lrtraj.claims.layout import ONCE
 from tf_lrtraj.claims.records_reader import NotMeasured, Records
 from tf_lrtraj.claims.statistics import Interval
@@ -35,7 +50,21 @@ FORMAT = 2
 LEDGER = "ledger.json"
 DIGITS = 6  # significant, of every number in the ledger
 # One module for each group of claims; its CLAIMS are the claims.
-_MODULES: tuple[Any, ...] = ()
+_MODULES: tuple[Any, ...] = (
+    optimum,
+    swa,
+    equivalence,
+    several_points,
+    prediction,
+    trade_off,
+    trajectory,
+    time_scales,
+    minibatch,
+    one_step,
+    basin,
+    convexity,
+    reach,
+)
 
 
 def _place(claim: Claim) -> tuple[int, int]:

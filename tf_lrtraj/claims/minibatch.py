@@ -1,57 +1,82 @@
-"""Claims B1 to B6 and B11: losses and gradients of mini-batches at points of a trajectory."""
+"""Claims B1 to B3, B5 and B11: losses and gradients of mini-batches at points of a trajectory."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.claims.records_reader import NotRun, Probed, Records
-from tf_lrtraj.claims.statistics import (
-    Estimate,
-    combine,
-    crossed,
-    mean_of,
-    median_of,
-    ratio,
-)
-from tf_lrtraj.claims.verdicts import (
-    Claim,
-    Judgement,
-    Part,
-    above,
-    below,
-    conclude,
-    within,
-)
+from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
+from tf_lrtraj.claims.statistics import over_seeds
+from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
 
 SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 
-# B1.  A parabola y = 2u - u² over 0 ≤ u ≤ 2 has a standard deviation of √(4/45) = 0.298 of its
-# height.  A root-mean-square misfit of 6.7 % of the height then leaves 5 % of the variance
-# unexplained (R² = 0.95), the usual bar for "close to".
-FIT_ERROR = round(math.sqrt(0.05 * 4 / 45), 4)
-FIT_DEGREE, FIT_WINDOW = 2, 2.0
-# B3.  With no noise the two curves are one (ratios of 1).  A factor of 2 is what nobody needs a
-# test to see in a figure.
-CURVE_RATIO = 0.5
-# B5.  A tenth of where it began is "near 0" on the axis of a figure; "about 3" is 3 ± 1.
-NEAR_ZERO, TRIP_STEP = 0.1, 4
-# B5.  Held-out loss "starts equal": the two differ by less than a quarter, the sampling error of
-# a handful of batches of a hundred images.
-EQUAL_START = 0.25
-# B11.  Two batches' gradients of cosine 1/4 hold noise of three times the signal's power; the
-# cosine with the full gradient is then √(1/4) = 1/2, an angle of 60 degrees.
-ALIGNMENT = 0.25
+FIT_DEGREE, FIT_WINDOW = 2, 2.0  # the window in multiples of the best rate
+TRIP_STEP = 4  # "about 3 steps": 3 with a tolerance of one
+MISFIT = Wanted(
+    "misfit",
+    f"misfit of a parabola up to {FIT_WINDOW:g} times the best rate, % of the drop",
+    high=round(100.0 * math.sqrt(0.05 * 4 / 45), 2),
+)
+BELOW_TRAINED = Wanted(
+    "difference",
+    "lowest loss of a batch along its step less the trained network's on that batch",
+    high=0.0,
+)
+BEST_RATIO = Wanted(
+    "best_rate_ratio", "best rate for held-out batches over that for the own batch", high=0.5
+)
+GAIN_RATIO = Wanted("gain_ratio", "gain of held-out batches over that of the own batch", high=0.5)
+CHANGE = Wanted(
+    "change", "held-out loss at the own batch's best rate less that without a step", low=0.0
+)
+LEFT = Wanted(
+    "left", f"own loss after {TRIP_STEP} steps of a trip over that at its start", high=0.1
+)
+EQUAL = Wanted("start", "held-out over own loss at the start, less 1", low=-0.25, high=0.25)
+RISE = Wanted("rise", "held-out loss at the end of a trip less that at its start", low=0.0)
+ALIGNED = Wanted("share", "cosine of two batches' gradients, E<g,g'> / E|g|²", high=0.25)
 
 
-def by_step(found: tuple[Probed, ...]) -> dict[int, list[Probed]]:
-    """Records by the step at which they were taken; every one is judged."""
+def by_step(found: Iterable[Probed]) -> dict[int, list[Probed]]:
+    """Records by the step at which they were taken, each list in the order of seeds."""
     steps: dict[int, list[Probed]] = {}
     for probe in found:
         steps.setdefault(probe.step, []).append(probe)
     return steps
+
+
+class Collected:
+    """Parts of a claim over seeds, with each seed's number beside them for the figure."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.seeds: dict[str, list[float]] = {}
+
+    def add(self, wanted: Wanted, values: Iterable[float], at: str = "") -> None:
+        """The part of one number a seed."""
+        numbers = [float(value) for value in values]
+        self.parts.append(wanted.judge(over_seeds(numbers), at))
+        self.seeds[self.parts[-1].name] = numbers
+
+    def at_steps(
+        self, wanted: Wanted, found: Iterable[Probed], number: Callable[[Probed], float]
+    ) -> None:
+        """A part for every step at which there are records."""
+        for step, probes in by_step(found).items():
+            self.add(wanted, [number(probe) for probe in probes], at=f"step {step}")
+
+
+def images_per_weight(records: Records) -> Told:
+    """Of a training batch: what reach, trips and alignment hang on."""
+    record = records.one("reach")
+    weights = record.values("weights", network="wide")[0]
+    found = float(record.setting("batch_size") / weights)
+    return Told("images_per_weight", "images in a batch over weights of the network", found)
 
 
 # B1 -------------------------------------------------------------------------------------------
@@ -60,59 +85,105 @@ def by_step(found: tuple[Probed, ...]) -> dict[int, list[Probed]]:
 def judge_b1(records: Records) -> Judgement:
     """Misfit of parabolas to each batch's own curve."""
     found = records.probes("line-*", "line")
-    parts, numbers = [], {}
+    collected = Collected()
+    collected.at_steps(MISFIT, found, lambda probe: _misfit(probe, FIT_DEGREE))
+    numbers, misfits = [], {}
     for step, probes in by_step(found).items():
-        errors: dict[int, list[float]] = {degree: [] for degree in (2, 3, 4)}
-        for probe in probes:
-            window = probe.index("window", FIT_WINDOW)
-            for degree in errors:
-                if degree not in probe.coordinate("degree"):
-                    continue
-                row = probe.index("degree", degree)
-                # Infinite: the curve gained nothing, or its window was not measured.
-                errors[degree] += probe.array("fit_error", finite=False)[row, window].tolist()
-        middle = median_of(errors[FIT_DEGREE])
-        if not math.isfinite(middle.value):
-            raise RecordError(f"{probes[0].name}: half of the fits could not be made.")
-        what = f"step {step}: median misfit of a parabola, in units of the drop,"
-        parts.append(below(f"misfit_step_{step}", middle, FIT_ERROR, what))
+        for degree in (2, 3, 4):
+            misfits[step, degree] = [_misfit(probe, degree) for probe in probes]
         for degree in (3, 4):
-            if errors[degree]:
-                numbers[f"misfit_degree_{degree}_step_{step}"] = median_of(errors[degree])
-    notes = [
-        f"windows reach to {FIT_WINDOW:g} times each batch's best rate; intervals are those of "
-        "order statistics over batches"
-    ]
-    return conclude(parts, numbers=numbers, notes=notes)
+            name, what = f"misfit_degree_{degree}", f"the same of a polynomial of degree {degree}"
+            mean = over_seeds(misfits[step, degree])
+            numbers.append(Told(f"{name}_step_{step}", f"step {step}: {what}", mean))
+    last = max(by_step(found))
+    drawn = {
+        "misfits": misfits,
+        "curves": {step: [_scaled(p) for p in probes] for step, probes in by_step(found).items()},
+        "line": _line(next(probe for probe in found if probe.step == last)),
+        "step": last,
+    }
+    return conclude(collected.parts, numbers=numbers, drawn=drawn)
+
+
+def _misfit(probe: Probed, degree: int) -> float:
+    """The median over batches, in per cent of the drop."""
+    row, window = probe.index("degree", degree), probe.index("window", FIT_WINDOW)
+    # Infinite: the curve gained nothing, or its window was not measured.
+    middle = float(np.median(probe.array("fit_error", finite=False)[row, window]))
+    if not math.isfinite(middle):
+        raise RecordError(f"{probe.name}: half of the fits could not be made.")
+    return 100.0 * middle
+
+
+def _scaled(probe: Probed) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Curve of each batch: rates over its best one, changes of the loss over its drop."""
+    rates = np.asarray(probe.coordinate("rate"), np.float64)
+    losses = probe.array("train", finite=False)
+    best, gain = (probe.array(name, finite=False)[0] for name in ("best_rate", "gain"))
+    found = []
+    for i in np.flatnonzero((best > 0.0) & np.isfinite(best) & (gain > 0.0)):
+        inside = rates <= 1.15 * FIT_WINDOW * best[i]
+        found.append((rates[inside] / best[i], (losses[inside, i] - losses[0, i]) / gain[i]))
+    return found
+
+
+def _line(probe: Probed) -> dict[str, Any]:
+    """Losses along the steps of one record: [rate, batch] of each set of batches."""
+    best = float(np.median(probe.array("best_rate", finite=False)[0]))
+    rates = np.asarray(probe.coordinate("rate"), np.float64)
+    inside = rates <= 2.5 * best
+    curves: dict[str, Any] = {
+        name: probe.array(name, finite=False)[inside]
+        for name in ("train", "held_out", "others")
+        if name in probe.record.values
+    }
+    return {"rate": rates[inside], **curves}
 
 
 # B2 -------------------------------------------------------------------------------------------
 
 
 def judge_b2(records: Records) -> Judgement:
-    """Each batch's lowest loss along its step against the fully trained model's mean loss."""
+    """Each batch's lowest loss along its step, against the trained network's loss on it."""
     found = records.probes("line-*", "line")
-    trained = {
-        record.seed: record.value("loss", method="conventional", set="train_part")
-        for record in records.measured("budget")
+    trained = {record.seed: record.array("batch_loss") for record in records.measured("trained")}
+    for probe in found:
+        if probe.seed not in trained:
+            raise NotMeasured(f"No trained network of seed {probe.seed}.")
+
+    collected = Collected()
+    collected.at_steps(
+        BELOW_TRAINED,
+        found,
+        lambda probe: float(np.mean(_lowest(probe) - trained[probe.seed])),
+    )
+    steps = by_step(found)
+    drawn = {
+        "steps": list(steps),
+        "start": [
+            [float(p.array("train", finite=False)[0].mean()) for p in steps[s]] for s in steps
+        ],
+        "lowest": [[float(_lowest(probe).mean()) for probe in steps[step]] for step in steps],
+        "trained": [float(losses.mean()) for losses in trained.values()],
+        "seeds": collected.seeds,
     }
-    level = combine([Estimate(loss) for loss in trained.values()])
-    parts = []
-    for step, probes in by_step(found).items():
-        each = []
-        for probe in probes:
-            # A loss that overflowed is no minimum, so infinite ones may stand.
-            lowest = probe.array("train", finite=False).min(axis=0)
-            if not np.isfinite(lowest).all():
-                raise RecordError(f"{probe.name}: a batch has no finite loss.")
-            each.append(mean_of(lowest - trained.get(probe.seed, level.value), "batches"))
-        what = f"step {step}: lowest loss of the batch less the trained model's mean loss"
-        parts.append(below(f"difference_step_{step}", combine(each), 0.0, what))
-    notes = [
-        "the trained model is the conventional run at the end of its whole budget, batch norm "
-        "recomputed; a batch along its step is normalised by itself",
+    scores = [r.value("loss", set="train_part") for r in records.measured("trained")]
+    numbers = [
+        Told(
+            "trained_loss",
+            "training loss of the trained network, batch norm recomputed",
+            over_seeds(scores),
+        )
     ]
-    return conclude(parts, notes=notes, numbers={"trained_loss": level.value})
+    return conclude(collected.parts, numbers=numbers, drawn=drawn)
+
+
+def _lowest(probe: Probed) -> np.ndarray:
+    # A loss that overflowed is no minimum, so infinite ones may stand.
+    lowest = probe.array("train", finite=False).min(axis=0)
+    if not np.isfinite(lowest).all():
+        raise RecordError(f"{probe.name}: a batch has no finite loss.")
+    return np.asarray(lowest)
 
 
 # B3 -------------------------------------------------------------------------------------------
@@ -121,39 +192,42 @@ def judge_b2(records: Records) -> Judgement:
 def judge_b3(records: Records) -> Judgement:
     """Best rate and gain of held-out against own batch, and the loss at the own best rate."""
     found = records.probes("line-*", "line")
-    parts: list[Part] = []
+    collected = Collected()
+    collected.at_steps(BEST_RATIO, found, lambda probe: _paired(probe, "best_rate", "held_out"))
+    collected.at_steps(GAIN_RATIO, found, lambda probe: _paired(probe, "gain", "held_out"))
+    collected.at_steps(CHANGE, found, _change_at_best)
+    numbers = []
     for step, probes in by_step(found).items():
-        for name, what in (("best_rate", "best rate"), ("gain", "gain")):
-            ratios = []
-            for probe in probes:
-                pair = [_of_curve(probe, name, curve) for curve in ("held_out", "train")]
-                ratios.append(ratio(*pair))
-            text = f"step {step}: {what}, held-out over own batch,"
-            parts.append(below(f"{name}_ratio_step_{step}", combine(ratios), CURVE_RATIO, text))
-        text = f"step {step}: held-out loss at the own batch's best rate less that at 0"
-        changes = combine([_change_at_best(probe) for probe in probes])
-        parts.append(above(f"change_step_{step}", changes, 0.0, text))
-    return conclude(parts)
+        if all("others" in probe.record.values for probe in probes):
+            mean = over_seeds([_paired(probe, "best_rate", "others") for probe in probes])
+            what = f"step {step}: best rate for other training batches over that for the own batch"
+            numbers.append(Told(f"others_best_rate_ratio_step_{step}", what, mean))
+    return conclude(collected.parts, numbers=numbers, drawn={"seeds": collected.seeds})
 
 
-def _of_curve(probe: Probed, name: str, curve: str) -> Estimate:
-    row = probe.index("curve", curve)
-    value = probe.array(f"mean_{name}", finite=False)[row]
-    error = probe.array(f"mean_{name}_se", finite=False)[row]
-    if not math.isfinite(value):
-        raise RecordError(f"{probe.name}: mean_{name} of {curve!r} is not finite.")
-    batches = len(probe.coordinate("batch"))
-    return Estimate(float(value), float(error), batches - 1.0, "batches")
+def _paired(probe: Probed, name: str, curve: str) -> float:
+    """The mean over batches of a landmark of other batches over that of the step's own."""
+    values = probe.array(name, finite=False)
+    other, own = values[probe.index("curve", curve)], values[probe.index("curve", "train")]
+    if not (np.isfinite(values).all() and (own > 0.0).all()):
+        raise RecordError(f"{probe.name}: a batch has no {name} of its own.")
+    return float(np.mean(other / own))
 
 
-def _change_at_best(probe: Probed) -> Estimate:
-    rates = probe.coordinate("rate")
-    best = _of_curve(probe, "best_rate", "train").value
-    at = int(np.argmin(np.abs(rates - best)))
-    losses = probe.array("held_out_each", finite=False)[[0, at]]
-    if not np.isfinite(losses).all():
+def _change_at_best(probe: Probed) -> float:
+    """Mean change of the held-out loss, each step taken at the rate best for its own batch."""
+    rates = np.asarray(probe.coordinate("rate"), np.float64)
+    best = probe.array("best_rate", finite=False)[probe.index("curve", "train")]
+    losses = probe.array("held_out", finite=False)
+    changes = np.array(
+        [
+            np.interp(rate, rates, column) - column[0]
+            for rate, column in zip(best, losses.T, strict=True)
+        ]
+    )
+    if not np.isfinite(changes).all():
         raise RecordError(f"{probe.name}: held-out losses at the best rate are not finite.")
-    return crossed(losses[1] - losses[0])
+    return float(changes.mean())
 
 
 # B5 -------------------------------------------------------------------------------------------
@@ -162,37 +236,62 @@ def _change_at_best(probe: Probed) -> Estimate:
 def judge_b5(records: Records) -> Judgement:
     """Losses of a fixed batch and of held-out ones along side trips."""
     found = records.probes("side_trip-*", "side_trip")
-    steps = sorted({probe.step for probe in found})
+    steps = by_step(found)
     if len(steps) < 2:
-        raise NotRun(["probes/seed0/side_trip-*.npz of a second point"])
-    parts, numbers = [], {}
-    for step in steps:
-        probes = [probe for probe in found if probe.step == step]
-        left, early, equal, rises = [], [], [], []
-        for probe in probes:
-            own, other = probe.array("train_loss"), probe.array("held_out_loss")
-            last = own.shape[1] - 1
-            if last < TRIP_STEP:
-                raise RecordError(f"{probe.name} has trips of fewer than {TRIP_STEP} steps.")
-            start = float(own[:, 0].mean())
-            left.append(mean_of(own[:, TRIP_STEP] / own[:, 0], "trips"))
-            early.append(mean_of(own[:, 3] / own[:, 0], "trips"))
-            # Every trip starts at one point: the losses of other batches are the same for all.
-            held = mean_of(other[0, 0], "held-out batches").scaled(1.0 / start)
-            train = mean_of(own[:, 0], "trips").scaled(1.0 / start)
-            error = math.hypot(held.error, train.error)
-            dof = min(held.dof, train.dof)
-            equal.append(Estimate(held.value - 1.0, error, dof, "batches"))
-            rises.append(crossed(other[:, last] - other[:, 0]))
-        what = f"step {step}: own loss after {TRIP_STEP} steps over that at the start"
-        parts.append(below(f"left_step_{step}", combine(left), NEAR_ZERO, what))
-        numbers[f"left_after_3_step_{step}"] = combine(early).interval()
-        what = f"step {step}: held-out over own loss at the start, less 1,"
-        name = f"start_step_{step}"
-        parts.append(within(name, combine(equal), -EQUAL_START, EQUAL_START, what))
-        what = f"step {step}: held-out loss at the trip's end less that at its start"
-        parts.append(above(f"rise_step_{step}", combine(rises), 0.0, what))
-    return conclude(parts, numbers=numbers)
+        raise NotMeasured("Side trips from one point only, where two are needed.")
+    for probe in found:
+        if probe.array("train_loss").shape[1] <= TRIP_STEP:
+            raise RecordError(f"{probe.name} has trips of fewer than {TRIP_STEP} steps.")
+    collected = Collected()
+    collected.at_steps(LEFT, found, lambda probe: _left(probe, TRIP_STEP))
+    collected.at_steps(EQUAL, found, lambda probe: _start_ratio(probe, "held_out_loss") - 1.0)
+    collected.at_steps(RISE, found, _rise)
+    numbers = [images_per_weight(records)]
+    for step, probes in steps.items():
+        for name, what, number in (
+            ("left_after_3", "own loss after 3 steps over that at the start", _left_after_3),
+            ("others_start", "other training over own loss at the start, less 1", _others_start),
+        ):
+            mean = over_seeds([number(probe) for probe in probes])
+            numbers.append(Told(f"{name}_step_{step}", f"step {step}: {what}", mean))
+    sizes, by_size = reach_at_end(records, "left")
+    numbers += _told_by_size("left", sizes, by_size, LEFT.what)
+    drawn = {
+        "trips": {
+            step: [
+                {"own": p.array("train_loss"), "held_out": p.array("held_out_loss").mean(axis=-1)}
+                for p in probes
+            ]
+            for step, probes in steps.items()
+        },
+        "sizes": sizes,
+        "left": by_size,
+        "seeds": collected.seeds,
+    }
+    return conclude(collected.parts, numbers=numbers, drawn=drawn)
+
+
+def _left(probe: Probed, step: int) -> float:
+    own = probe.array("train_loss")
+    return float(np.mean(own[:, step] / own[:, 0]))
+
+
+def _left_after_3(probe: Probed) -> float:
+    return _left(probe, 3)
+
+
+def _start_ratio(probe: Probed, name: str) -> float:
+    # Every trip starts at one point: the losses of other batches are the same for all.
+    return float(probe.array(name)[0, 0].mean() / probe.array("train_loss")[:, 0].mean())
+
+
+def _others_start(probe: Probed) -> float:
+    return _start_ratio(probe, "others_loss") - 1.0
+
+
+def _rise(probe: Probed) -> float:
+    other = probe.array("held_out_loss")
+    return float(np.mean(other[:, -1] - other[:, 0]))
 
 
 # B11 ------------------------------------------------------------------------------------------
@@ -201,68 +300,88 @@ def judge_b5(records: Records) -> Judgement:
 def judge_b11(records: Records) -> Judgement:
     """Cosine of two batches' gradients as a ratio of expectations."""
     found = records.probes("gradients-*", "gradients")
-    parts, numbers = [], {}
+    collected = Collected()
+    collected.at_steps(ALIGNED, found, lambda probe: float(probe.array("share")[0]))
+    numbers = [images_per_weight(records)]
     for step, probes in by_step(found).items():
-        estimates: dict[str, list[Estimate]] = {}
-        for probe in probes:
-            batches = len(probe.coordinate("batch"))
-            for name in ("share", "pair_cosine", "rest_cosine"):
-                value = float(probe.array(name)[0])
-                error = float(probe.array(f"{name}_se", finite=False)[0])
-                one = Estimate(value, error, batches - 1.0, f"{batches} batches")
-                estimates.setdefault(name, []).append(one)
-        what = f"step {step}: E<g,g'> / E|g|² of two batches"
-        parts.append(below(f"share_step_{step}", combine(estimates["share"]), ALIGNMENT, what))
-        for name in ("pair_cosine", "rest_cosine"):
-            numbers[f"{name}_step_{step}"] = combine(estimates[name]).interval()
-    notes = [
-        "the cosine of a batch's gradient with the full one is the root of this share "
-        f"(wanted: below {math.sqrt(ALIGNMENT):g})",
+        cosines = over_seeds([float(probe.array("rest_cosine")[0]) for probe in probes])
+        what = f"step {step}: cosine of a batch's gradient with the mean of the others'"
+        numbers.append(Told(f"rest_cosine_step_{step}", what, cosines))
+    sizes, by_size = reach_at_end(records, "share")
+    numbers += _told_by_size("share", sizes, by_size, ALIGNED.what)
+    drawn = {
+        "seeds": collected.seeds,
+        "sizes": sizes,
+        "share": by_size,
+        "batch_size": records.one("reach").setting("batch_size"),
+    }
+    return conclude(collected.parts, numbers=numbers, drawn=drawn)
+
+
+def reach_at_end(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """([size] of batches, [seed, size] a number of theirs) at the end of the base run."""
+    found, sizes = [], np.zeros(0)
+    for record in records.measured("reach"):
+        at_end = {"network": "wide", "step": int(record.setting("end"))}
+        sizes = record.values("size", **at_end)
+        found.append(record.values(name, **at_end))
+    return sizes, np.array(found)
+
+
+def _told_by_size(name: str, sizes: np.ndarray, values: np.ndarray, what: str) -> list[Told]:
+    return [
+        Told(
+            f"{name}_size_{size:g}",
+            f"batches of {size:g}: {what}",
+            over_seeds(values[:, i].tolist()),
+        )
+        for i, size in enumerate(sizes)
     ]
-    return conclude(parts, numbers=numbers, notes=notes)
 
 
 CLAIMS = (
     Claim(
         "B1",
+        "A batch's loss along its own step is nearly a parabola",
         "The loss of a fixed training batch along its own gradient step, as a function of the "
         "rate, is smooth and close to a low-degree polynomial (a quadratic for ResNet).",
         SOURCE,
         ("line",),
-        "losses of several batches along their gradients at several points of the base run; "
-        "polynomials fitted to each curve",
-        f"at every point the median misfit of a parabola up to {FIT_WINDOW:g} times the best rate "
-        f"is below {100 * FIT_ERROR:.2g} % of the drop",
-        "Over that window a parabola of height 1 has a standard deviation of 0.298. A misfit of "
-        "0.067 leaves 5 % of its variance unexplained, R² = 0.95, which is what is usually asked "
-        "of a curve that is called close to another. The median, because the sentence is about "
-        "batches in general, not about every one.",
+        "losses of many batches along their gradients at several points of the base run, a "
+        "polynomial fitted to each curve; the median over batches of what it leaves, for each seed",
+        (MISFIT,),
+        "A parabola y = 2u - u² over 0 to 2 has a standard deviation of √(4/45) = 0.298 of its "
+        "height. A misfit of 6.67 % of the height leaves 5 % of that variance unexplained, R² = "
+        "0.95, which is what is usually asked of a curve that is called close to another. The "
+        "median, because the sentence is about batches in general, not about every one.",
         judge_b1,
     ),
     Claim(
         "B2",
+        "One large step takes a batch below the trained network's loss",
         "One step with a large enough rate takes the training batch below the average loss of "
         "the fully trained model.",
         SOURCE,
-        ("line", "budget"),
-        "lowest loss of each batch along its gradient, against the training loss at the end of "
-        "a conventional run",
-        "at every point the mean over batches of the difference is below 0",
-        "The sentence has its own threshold, the trained model's loss. The hardest trained model "
-        "at hand is taken: the conventional run at the end of its decay, not the noisy iterate "
-        "of the run that the points are taken from.",
+        ("line", "trained"),
+        "lowest loss of each batch along its gradient, less the loss of a fully trained network of "
+        "the same seed on the same batch, normalised by itself in both; the mean over batches",
+        (BELOW_TRAINED,),
+        "The sentence has its own threshold, the trained model's loss. The trained model is the "
+        "end of the base run with its rate lowered to 0 over the window, not one of the noisy "
+        "iterates that the steps are taken from. Pairing by batch leaves the mean as it is and "
+        "removes what batches differ by.",
         judge_b2,
     ),
     Claim(
         "B3",
+        "Held-out batches improve only for small rates, unlike the batch itself",
         "A held-out batch improves only for small rates; its curve and that of the batch "
         "stepped on differ dramatically.",
         SOURCE,
         ("line",),
-        "best rate and gain of held-out batches and of the batch stepped on, and the held-out "
-        "loss at the rate that is best for the batch stepped on",
-        f"at every point both ratios, held-out over own, are below {CURVE_RATIO:g}, and at the "
-        "own batch's best rate the held-out loss has risen",
+        "best rate and gain of test batches over those of the batch stepped on, for each step, and "
+        "the change of their loss at the rate best for that batch; means over the steps of a seed",
+        (BEST_RATIO, GAIN_RATIO, CHANGE),
         "Without noise the two curves are one and both ratios are 1. A factor of two is what "
         "nobody needs a test to see. That held-out loss is worse than without a step at the rate "
         "that is best for the batch itself is the sentence's first half without any threshold.",
@@ -270,34 +389,41 @@ CLAIMS = (
     ),
     Claim(
         "B5",
+        "Four steps on one batch leave little loss; held-out loss rises",
         "In repeated steps on one fixed batch its loss is near 0 after about 3 steps of 9; "
         "held-out loss starts equal, then rises.",
         SOURCE,
-        ("side_trip",),
-        "side trips of 9 steps on each of several batches from two or more points of the base run",
-        f"from every point the own loss after {TRIP_STEP} steps is below {NEAR_ZERO:g} of that at "
-        f"the start, own and held-out loss at the start differ by less than "
-        f"{100 * EQUAL_START:g} %, and the held-out loss at the end is above that at the start",
+        ("side_trip", "reach"),
+        "side trips of 9 steps on each of several batches from two or more points of the base run; "
+        "beside them shorter trips on batches of several sizes",
+        (LEFT, EQUAL, RISE),
         "A tenth of the starting height is where a curve looks like 0 on the axis of a figure; "
-        "'about 3' is taken as 3 with a tolerance of one step. Equal can only mean equal up to the "
-        "scatter of a few batches of a hundred images, about a tenth each way for own and "
-        "held-out batches; a quarter is wider than that and narrower than the gap between "
-        "training and test loss of an overfitted network, which is no equality.",
+        "'about 3' is taken as 3 with a tolerance of one step. What is left hangs on the images "
+        "in a batch per weight of the network: few images are fitted in a step or two, and with as "
+        "many as there are weights none is; so the first part says as much about the sizes as "
+        "about training, and shorter trips on other sizes stand beside it. Held-out means test "
+        "images. Equal can only mean equal up to the scatter of a few batches of a hundred "
+        "images, about a tenth each way; a quarter is wider than that and narrower than the gap "
+        "between training and test loss of an overfitted network, which is no equality.",
         judge_b5,
     ),
     Claim(
         "B11",
+        "Gradients of mini-batches are weakly aligned, all along the trajectory",
         "Mini-batch gradients are weakly aligned with each other and with the full gradient, all "
         "along the trajectory.",
         SOURCE,
-        ("gradients",),
-        "all inner products of the gradients of many batches at several points of the base run",
-        f"at every point the cosine of two batches' gradients, as a ratio of expectations, is "
-        f"below {ALIGNMENT:g}, so that with the full gradient below {math.sqrt(ALIGNMENT):g}",
+        ("gradients", "reach"),
+        "all inner products of the gradients of many batches at several points of the base run; "
+        "the ratio of expectations for each seed, and the same for batches of several sizes",
+        (ALIGNED,),
         "A cosine of 1/4 between batches means that a batch's gradient holds three times more "
-        "noise than signal, and an angle of 60 degrees with the full gradient: half-way between "
-        "along and across it in terms of its projection. A ratio of expectations is not biased "
-        "by the number of batches, as the cosine with their mean is.",
+        "noise than signal, and a cosine of √(1/4) = 1/2, an angle of 60 degrees, with the full "
+        "gradient: half-way between along and across it in terms of its projection. A ratio of "
+        "expectations is not biased by the number of batches, as the cosine with their mean is. "
+        "It hangs on the size of the batches as 1 / (1 + b/B), where b is the gradient noise "
+        "scale: a large enough batch is always well aligned. So the threshold judges the size "
+        "that the run is trained with, and other sizes stand beside it.",
         judge_b11,
     ),
 )

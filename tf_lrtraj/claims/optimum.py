@@ -4,59 +4,98 @@ from __future__ import annotations
 
 import numpy as np
 
-from tf_lrtraj.claims.records_reader import Probed, Records
-from tf_lrtraj.claims.statistics import Estimate, combine, mean_of
-from tf_lrtraj.claims.verdicts import (
-    Claim,
-    Judgement,
-    Numbers,
-    above,
-    as_interval,
-    conclude,
-    number,
-    within,
-)
+from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
+from tf_lrtraj.claims.statistics import over_seeds
+from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
 
 SOURCE = "Izmailov et al. 2018, arXiv 1803.05407"
 
+# S4.  The rise of the test error at which distances are compared, points.
+RISE = 5.0
 # S5.  Nearer to the power that is claimed than to its neighbours, 0, 1, 2 and 3.
 HALF = 0.5
 LINEAR, SQUARE = 1.0, 2.0
+
+WIDER = Wanted(
+    "wider",
+    f"logarithm of the distance at which the test error is {RISE:g} points up, at SWA over SGD",
+    low=0.0,
+)
+BETTER = Wanted("better", "test error at SGD less that at SWA, points", low=0.0)
+PAIRS = Wanted(
+    "pairs",
+    "power of the distance by which two members' predictions differ",
+    low=LINEAR - HALF,
+    high=LINEAR + HALF,
+)
+ENSEMBLE = Wanted(
+    "ensemble",
+    "power of the distance by which the ensemble's and the averaged weights' predictions differ",
+    low=SQUARE - HALF,
+    high=SQUARE + HALF,
+)
 
 
 # S4 -------------------------------------------------------------------------------------------
 
 
 def judge_s4(records: Records) -> Judgement:
-    """Rise of the test error along rays, and the test error at the two ends."""
-    rises, trains = [], []
-    for probe in records.probes("width", "width"):
-        sgd, swa = (probe.index("point", name) for name in ("sgd", "swa"))
-        errors = 100.0 * (1.0 - probe.array("held_out_accuracy").mean(axis=-1))
-        far = np.asarray(probe.coordinate("distance")) > 0.0
-        rise = (errors - errors[..., :1])[..., far].mean(axis=-1)
-        rises.append(mean_of(rise[sgd] - rise[swa], "rays"))
-    better: list[Estimate] = []
+    """The distance at which test error has risen, and the test error at the two ends."""
+    ratios, rises = [], []
+    probes = records.probes("width", "width")
+    distance = np.asarray(probes[0].coordinate("distance"), np.float64)
+    for probe in probes:
+        if probe.record.about.get("ray_kind") != "filter":
+            raise NotMeasured("Rays are not of normalised filters, so lengths cannot be compared.")
+        errors = 100.0 * (1.0 - probe.array("accuracy").mean(axis=-1))
+        rise = errors - errors[..., :1]
+        found = {
+            name: rise[probe.index("point", name)] for name in ("sgd", "swa")
+        }  # [ray, distance]
+        reached = {
+            name: np.array([risen(distance, ray) for ray in rays]) for name, rays in found.items()
+        }
+        if not all(np.isfinite(values).all() for values in reached.values()):
+            raise NotMeasured(f"{probe.name}: a test error does not rise by {RISE:g} points.")
+        ratios.append(float(np.mean(np.log(reached["swa"] / reached["sgd"]))))
+        rises.append([found[name].mean(axis=0) for name in ("sgd", "swa")])
+    better, trains, segments = [], [], []
+    position = np.zeros(0)
     for probe in records.probes("sgd_to_swa", "basin"):
         row, ends = _segment(probe)
-        errors = 100.0 * (1.0 - probe.array("held_out_accuracy")[row, 0])
-        better.append(mean_of(errors[ends[0]] - errors[ends[1]], "held-out batches"))
-        losses = probe.array("loss", finite=False)[row, 0]
-        trains.append(mean_of(losses[ends[1]] - losses[ends[0]], "training batches"))
-    parts = [
-        above(
-            "rise",
-            combine(rises),
-            0.0,
-            "mean rise of the test error along rays, SGD less SWA, points,",
-        ),
-        above("error", combine(better), 0.0, "test error at SGD less that at SWA, points,"),
-    ]
-    numbers: Numbers = {"train_loss_difference": combine(trains).interval()}
-    where = "above" if combine(trains).value > 0.0 else "not above"
-    notes = [f"training loss at SWA is {where} that at SGD (often slightly worse, says the source)"]
-    return conclude(parts, numbers=numbers, notes=notes)
+        errors = 100.0 * (1.0 - probe.array("held_out_accuracy")[row, 0].mean(axis=-1))
+        losses = probe.array("loss", finite=False)[row, 0].mean(axis=-1)
+        better.append(float(errors[ends[0]] - errors[ends[1]]))
+        trains.append(float(losses[ends[1]] - losses[ends[0]]))
+        position = np.asarray(probe.coordinate("position"), np.float64)
+        position = position if ends[0] < ends[1] else 1.0 - position
+        segments.append((errors, losses))
+    parts = [WIDER.judge(over_seeds(ratios)), BETTER.judge(over_seeds(better))]
+    drawn = {
+        "distance": distance,
+        "rise": np.array(rises),  # [seed, point, distance]
+        "position": position,
+        "errors": np.array([errors for errors, _ in segments]),
+        "losses": np.array([losses for _, losses in segments]),
+    }
+    told = Told("train_loss", "training loss at SWA less that at SGD", over_seeds(trains))
+    return conclude(parts, numbers=[told], drawn=drawn)
+
+
+def risen(distance: np.ndarray, rise: np.ndarray) -> float:
+    """The first distance at which a rise reaches `RISE`, by straight lines; infinite if never.
+
+    >>> risen(np.array([0.0, 1.0, 2.0]), np.array([0.0, 4.0, 6.0]))
+    1.5
+    """
+    above = np.flatnonzero(rise >= RISE)
+    if not above.size:
+        return float("inf")
+    after = int(above[0])
+    before = after - 1
+    share = (RISE - rise[before]) / (rise[after] - rise[before])
+    return float(distance[before] + share * (distance[after] - distance[before]))
 
 
 def _segment(probe: Probed) -> tuple[int, tuple[int, int]]:
@@ -77,67 +116,55 @@ def _segment(probe: Probed) -> tuple[int, tuple[int, int]]:
 def judge_s5(records: Records) -> Judgement:
     """Powers of the spread by which predictions differ."""
     found = records.probes("ensemble", "ensemble")
-    powers: dict[str, list[Estimate]] = {"pair": [], "ensemble": []}
-    ratios = []
-    for probe in found:
-        batches = len(probe.coordinate("batch"))
-        for name, estimates in powers.items():
-            value = float(probe.array(f"{name}_difference_exponent"))
-            error = float(probe.array(f"{name}_difference_exponent_se", finite=False))
-            estimates.append(Estimate(value, error, batches - 1.0, f"{batches} batches"))
-        ratios.append(
-            float(probe.array("mean_ensemble_difference")[0])
-            / float(probe.array("mean_pair_difference")[0])
-        )
+    if any(probe.record.about.get("run") == "base" for probe in found):
+        raise NotMeasured("The members are iterates at one constant rate, not ends of cycles.")
+    curves: dict[str, list[np.ndarray]] = {
+        name: [probe.array(name) for probe in found]
+        for name in ("spread", "mean_pair_difference", "mean_ensemble_difference")
+    }
+    spread, pair, ensemble = curves.values()
     parts = [
-        within(
-            "pair_exponent",
-            combine(powers["pair"]),
-            LINEAR - HALF,
-            LINEAR + HALF,
-            "two members' predictions differ as distance to the power",
-        ),
-        within(
-            "ensemble_exponent",
-            combine(powers["ensemble"]),
-            SQUARE - HALF,
-            SQUARE + HALF,
-            "ensemble and averaged weights differ as distance to the power",
-        ),
+        wanted.judge(over_seeds([float(p.array(f"{name}_difference_exponent")) for p in found]))
+        for wanted, name in ((PAIRS, "pair"), (ENSEMBLE, "ensemble"))
     ]
-    notes = [
-        f"the expansion says 1 and 2: {number(part.interval.value - said)} off"
-        for part, said in zip(parts, (LINEAR, SQUARE), strict=True)
+    ratios = [float(e[0] / p[0]) for p, e in zip(pair, ensemble, strict=True)]
+    numbers = [
+        Told(
+            "difference_ratio",
+            "ensemble's difference from averaged weights over that of two members, as collected",
+            over_seeds(ratios),
+        )
     ]
-    numbers: Numbers = {"difference_ratio": as_interval(float(np.mean(ratios)))}
-    return conclude(parts, numbers=numbers, notes=notes)
+    drawn = {"spread": spread, "pair": pair, "ensemble": ensemble}
+    return conclude(parts, numbers=numbers, drawn=drawn)
 
 
 CLAIMS = (
     Claim(
         "S4",
+        "SWA lies in a wider optimum than SGD",
         "SWA lies in a wider optimum than SGD: test error rises more slowly along random rays, "
         "and is lower at SWA on the segment from SGD to SWA.",
         SOURCE,
         ("width",),
-        "test error along random rays, the same for both, from the last iterate at "
-        "constant rate and from SWA, and along the segment between them",
-        "the interval over rays of the difference of mean rises, and over batches of the "
-        "difference of test errors at the ends, lies above 0",
-        "Both sentences have only signs. Error, not loss, as in the source; the mean over "
-        "distances takes the whole curve and no chosen height. That training loss is often "
-        "slightly worse at SWA is told, not judged, as 'often' needs many networks.",
+        "test error along rays of normalised filters, drawn alike, from the end of a conventional "
+        "run and from SWA of equal budget, and along the segment between them",
+        (WIDER, BETTER),
+        "Both sentences have only signs. Filters before batch norm have no scale of their own, so "
+        "distances are shares of each point's own norms; the distance at a fixed rise compares "
+        f"starts of different errors, and {RISE:g} points are well above sampling noise. That "
+        "training loss is often slightly worse at SWA is told, not judged.",
         judge_s4,
     ),
     Claim(
         "S5",
+        "Averaged weights approximate the ensemble to second order",
         "Averaged weights approximate the ensemble: its prediction differs from theirs by O(Δ²), "
         "those of members from each other by O(Δ).",
         SOURCE,
         ("ensemble",),
-        "predictions of members drawn towards their mean, at several scales",
-        f"the interval of the members' exponent lies within {LINEAR - HALF:g} to "
-        f"{LINEAR + HALF:g}, of the ensemble's within {SQUARE - HALF:g} to {SQUARE + HALF:g}",
+        "predictions of cycle ends drawn towards their mean, at several scales",
+        (PAIRS, ENSEMBLE),
         "An order is a whole number: the exponent must be nearer to it than to the next.",
         judge_s5,
     ),

@@ -2,77 +2,67 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, Records
-from tf_lrtraj.claims.statistics import Estimate, mean_of, median_of, share
-from tf_lrtraj.claims.verdicts import (
-    Claim,
-    Interval,
-    Judgement,
-    Numbers,
-    Part,
-    above,
-    as_interval,
-    below,
-    conclude,
-)
+from tf_lrtraj.claims.statistics import over_seeds
+from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
 
-# Half a per cent is what separates neighbours of a sweep, and half of the 1 % within which
-# losses count as equal: with it a predicted ranking is worth having.
-MEDIAN_ERROR = 0.5
-# A band may hold 10 points less often than it says: short of that it misleads.
-COVERAGE_SLACK = 0.10
-# The best weights: no more than 1 % above the best of the sweep, which is chosen with hindsight.
-BEST_SLACK = 1.0
 TRAINING, HELD_OUT = "train_part", "test_part"
 SETS = {TRAINING: "training", HELD_OUT: "held-out"}
+# Half a per cent is what separates neighbours of a sweep: with it a predicted ranking is worth
+# having.
+ERROR = Wanted("median_error", "median error of predicted losses, %", high=0.5)
+# The best weights: no more than 1 % above the best of the sweep, which is chosen with hindsight.
+BEST = Wanted(
+    "over_best",
+    "loss of the weights optimal on training images above the sweep's best, %",
+    high=1.0,
+)
+# A 90 % band may hold 10 points less often than it says: short of that it misleads.
+COVERAGE = Wanted("coverage", "share of averages inside their 90 % band", low=0.8)
 
 
 def judge_a5(records: Records) -> Judgement:
     """Errors of predictions, coverage of their bands, and the optimal average."""
     found = records.measured("sweep")
+    if any(record.setting("level") != 0.9 for record in found):
+        raise RecordError(f"{found[0].name}: bands must be of 90 %.")
     parts: list[Part] = []
-    numbers: Numbers = {}
-    inside = total = 0
+    numbers: list[Told] = []
+    drawn: dict[str, Any] = {}
+    inside: list[list[bool]] = [[] for _ in found]
     for on, name in SETS.items():
         errors, plain = [], []
-        for record in found:
+        drawn[name] = []
+        for i, record in enumerate(found):
             rows = _unseen(record, on)
-            measured = _column(record, rows, "measured")
-            predicted = _column(record, rows, "predicted")
-            errors.append(100.0 * np.abs(predicted / measured - 1.0))
+            columns = {
+                field: _column(record, rows, field)
+                for field in ("measured", "predicted", "low", "high")
+            }
+            measured = columns["measured"]
+            errors.append(100.0 * np.abs(columns["predicted"] / measured - 1.0))
+            inside[i] += ((columns["low"] <= measured) & (measured <= columns["high"])).tolist()
             if all("quadratic" in row for row in rows):
                 plain.append(100.0 * np.abs(_column(record, rows, "quadratic") / measured - 1.0))
-            low, high = _column(record, rows, "low"), _column(record, rows, "high")
-            inside += int(np.sum((low <= measured) & (measured <= high)))
-            total += len(rows)
-        text = f"{name} loss: median error of {sum(map(len, errors))} predicted averages, %,"
-        parts.append(below(f"median_error_{on}", _medians(errors), MEDIAN_ERROR, text))
-        numbers[f"worst_error_{on}"] = as_interval(float(np.concatenate(errors).max()))
+            drawn[name].append({**columns, "family": [str(row.get("family")) for row in rows]})
+        parts.append(ERROR.judge(over_seeds([float(np.median(one)) for one in errors]), name))
+        parts.append(BEST.judge(over_seeds(_over_best(found, on)), name))
+        worst = [float(one.max()) for one in errors]
+        numbers.append(Told(f"worst_error_{on}", f"{name}: worst error, %", over_seeds(worst)))
         if len(plain) == len(found):
-            numbers[f"median_error_uncalibrated_{on}"] = _medians(plain)
-        text = f"{name} loss: training's optimal average over the best of the sweep, %,"
-        parts.append(below(f"over_best_{on}", _over_best(found, on), BEST_SLACK, text))
-    level = found[0].setting("level")
-    text = f"share of averages inside their {100 * level:g} % band"
-    parts.append(above("coverage", share(inside, total), level - COVERAGE_SLACK, text))
+            what = f"{name}: median error without calibration, %"
+            medians = [float(np.median(one)) for one in plain]
+            numbers.append(Told(f"median_error_uncalibrated_{on}", what, over_seeds(medians)))
+    parts.append(COVERAGE.judge(over_seeds([float(np.mean(one)) for one in inside])))
     notes = [
-        f"{inside} of {total} inside; averages that calibrated the prediction, and the raw "
-        "iterate, whose loss was measured for it, do not count",
-        "averages of one run share its iterates, so intervals over averages are too narrow",
+        "Averages that calibrated the prediction, and the raw iterate, are not among those judged."
     ]
-    if len(found) == 1:
-        notes.append("one run: against the best of its sweep, on the same images, exact")
-    return conclude(parts, numbers=numbers, notes=notes)
-
-
-def _medians(errors: list[np.ndarray]) -> Interval:
-    """The median over averages: of each run, with three runs or more, otherwise of all."""
-    if len(errors) > 2:
-        return mean_of([float(np.median(one)) for one in errors]).interval()
-    return median_of(np.concatenate(errors))
+    return conclude(parts, numbers=numbers, notes=notes, drawn=drawn)
 
 
 def _unseen(record: Measured, on: str) -> list[dict[str, object]]:
@@ -95,8 +85,8 @@ def _column(record: Measured, rows: list[dict[str, object]], field: str) -> np.n
     return found
 
 
-def _over_best(found: tuple[Measured, ...], on: str) -> Estimate | float:
-    """By how many per cent the optimal average's loss lies above the lowest of the others.
+def _over_best(found: tuple[Measured, ...], on: str) -> list[float]:
+    """By how many per cent each seed's optimal average lies above the lowest of the others.
 
     The average is optimal by training losses, wherever it is measured.
     """
@@ -112,26 +102,25 @@ def _over_best(found: tuple[Measured, ...], on: str) -> Estimate | float:
         if not others or min(others) <= 0.0:
             raise RecordError(f"{record.name} has no average of {on} to compare with.")
         gaps.append(100.0 * (loss / min(others) - 1.0))
-    # One run: on the same images of one run the comparison is exact.
-    return mean_of(gaps) if len(gaps) > 1 else gaps[0]
+    return gaps
 
 
 CLAIMS = (
     Claim(
         "A5",
-        "From single losses and a few two-point averages the loss of every EMA, SWA and window "
-        "is predicted, and the best weights found.",
+        "Few two-point averages predict every average's loss and the best weights",
+        "From single losses and a few two-point averages the loss of every EMA, SWA and window is "
+        "predicted, and the best weights found.",
         "derived in docs/theory/prediction.md",
         ("sweep",),
-        "predicted and measured loss of a sweep of averages over the window of the base run, on "
-        "training and held-out images",
-        f"the median relative error is below {MEDIAN_ERROR:g} % on both; bands of 90 % hold at "
-        f"least {100 * (0.9 - COVERAGE_SLACK):g} %; the average that is optimal by "
-        f"training losses is at most {BEST_SLACK:g} % above the best of the sweep on both",
-        "Half a per cent is half of what this ledger calls the same loss, so predictions as good "
-        "rank averages as measurements would. A band that holds 10 points less than it says "
-        "misleads. The best of the sweep is picked with hindsight, so to come within 1 % of it "
-        "without having measured it is finding it.",
+        "Predicted and measured loss of a sweep of averages over the window of the base run, on "
+        "training and held-out images; each seed gives its median error, its coverage, and how far "
+        "the optimal average is above the best of its sweep.",
+        (ERROR, BEST, COVERAGE),
+        "Half a per cent is what separates neighbours of a sweep, so predictions as good rank "
+        "averages as measurements would. A band that holds 10 points less than it says misleads. "
+        "The best of the sweep is picked with hindsight, so to come within 1 % of it without "
+        "having measured it is finding it.",
         judge_a5,
     ),
 )

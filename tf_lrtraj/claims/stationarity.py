@@ -117,18 +117,6 @@ def displacement_growth(record: Measured) -> Estimate:
     return Estimate(slope.value, error, math.inf, "standard errors of the two end lags")
 
 
-def relaxation(record: Measured) -> float:
-    """The lag at which squared displacement has reached half its last value, over the last lag."""
-    lags, squares, _ = _displacement(record)
-    half = 0.5 * squares[-1]
-    after = int(np.argmax(squares >= half))
-    if after == 0:
-        return float(lags[0] / lags[-1])
-    low, high = squares[after - 1], squares[after]
-    share = (half - low) / (high - low)
-    return float((lags[after - 1] + share * (lags[after] - lags[after - 1])) / lags[-1])
-
-
 def _displacement(record: Measured) -> list[np.ndarray]:
     lags, squares = record.array("lags"), record.array("mean_squared")
     errors = record.array("standard_error", finite=False)  # none at lags too long for blocks

@@ -1,71 +1,129 @@
-"""Claims B7 to B10: the stationary state at constant rate, and how it is reached."""
+"""Claims B7 to B10, B13, B14 and O4: the stationary state, its size, and how runs part."""
 
 from __future__ import annotations
 
-import functools
 import math
+from typing import Any
 
 import numpy as np
 
 from tf_lrtraj.claims import stationarity
-from tf_lrtraj.claims.records_reader import Measured, NotRun, Records
-from tf_lrtraj.claims.statistics import (
-    Estimate,
-    block_numbers,
-    combine,
-    difference,
-    exponent,
-    jackknife,
-    mean_of,
-    series_mean,
-)
-from tf_lrtraj.claims.verdicts import (
-    Claim,
-    Condition,
-    Judgement,
-    above,
-    as_interval,
-    below,
-    conclude,
-    number,
-    within,
-)
+from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
+from tf_lrtraj.claims.statistics import Estimate, PairedRatio, exponent, over_seeds, trend
+from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
 
 SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
+OURS = "Found here, claimed by nobody"
 
-# B7.  "Quickly": half the plateau within a quarter of the longest lag.  A random walk is there at
-# a half, a steady drift at 0.71.
-HALF_TIME = 0.25
-# B8.  Nearer to 1/2 than to 1/3 or to 2/3.
-EXPONENT_LOW, EXPONENT_HIGH = 5 / 12, 7 / 12
-# B9.  The radius varies by half as much as its square: an eighth of itself, a thin shell.  A
-# Gaussian cloud does so from 32 directions of equal variance on.
-SHELL_CV = 0.25
-# B9.  A prediction from a spectrum known to a factor of a few is good within a factor of 2.
-CV_FACTOR = 2.0
+PLATEAU = Wanted(
+    "plateau",
+    "squared displacement over the squared distance of two independent runs of that age",
+    0.75,
+    1.25,
+)
+HALF_TIME = Wanted(
+    "half_time",
+    "lag at which half of that distance is reached, over the steps before the window",
+    high=0.1,
+)
+_POWER = (5 / 12, 7 / 12)
+DISTANCE = Wanted("distance", "power of the rate by which the distance grows", *_POWER)
+ANGLE = Wanted(
+    "angle", "power of the rate by which the angle grows, filters over their norms", *_POWER
+)
+SCATTER = Wanted(
+    "scatter", "coefficient of variation of iterates' squared distance from the centre", high=0.25
+)
+INSIDE = Wanted(
+    "inside",
+    "an average's squared distance plus two shell thicknesses, over the iterates' mean",
+    high=1.0,
+)
+GROWS = Wanted(
+    "grows_inside", "change of squared distance from a start inside, over the iterates' mean", 0.0
+)
+SHRINKS = Wanted(
+    "shrinks_outside",
+    "change of squared distance from a start outside, over the iterates' mean",
+    high=0.0,
+)
+_TOGETHER = 0.5
+_RATIO = "squared distance on shared batches over that on independent ones"
+SHARED = Wanted("shared", f"{_RATIO}, at the end", high=_TOGETHER)
+SETTLES = Wanted(
+    "settles", "power of time by which squared distance grows on independent batches", high=0.5
+)
+DEPENDS = Wanted(
+    "depends_on_rate", "power of the rate by which it grows, at times in units of 1 / rate", 0.5
+)
+SMALL = Wanted("small_rate", f"{_RATIO}, at the small rate", high=_TOGETHER)
+LARGER = Wanted("larger", "that ratio at the large rate over that at the small rate", low=1.0)
+FALLS = Wanted("falls", "ln of the training loss over that at the next larger rate", high=0.0)
+EXPLAINED = Wanted(
+    "explained",
+    "fall of the training loss from the base rate: predicted over measured",
+    math.sqrt(0.5),
+    math.sqrt(2.0),
+)
+ALIGNED = Wanted("aligned", "mean cosine of the gradients of two batches", low=0.1)
+PARTS = Wanted("parts", "power of steps by which the squared distance of two runs grows", low=0.5)
 
 
 # B7 -------------------------------------------------------------------------------------------
 
 
 def judge_b7(records: Records) -> Judgement:
-    """Growth of squared displacement at long lags, and how soon half of it is there."""
-    found = records.measured("displacement")
-    growth = combine([stationarity.displacement_growth(record) for record in found])
-    halves = [stationarity.relaxation(record) for record in found]
-    half = mean_of(halves) if len(halves) > 2 else Estimate(float(np.mean(halves)), 0.0)
-    parts = [
-        below(
-            "displacement_growth",
-            growth,
-            stationarity.GROWTH_LIMIT,
-            "squared displacement grows at long lags as lag to the power",
-        ),
-        below("half_time", half, HALF_TIME, "half of it is there at, over the longest lag,"),
-    ]
-    notes = ["the model: power 0 in a stationary state, 1 for a random walk, 2 for a drift"]
-    return conclude(parts, conditions=stationarity.stationary(records), notes=notes)
+    """Squared displacement against the distance of two runs that share nothing but a start."""
+    displaced, plateaus, halves, epochs, curves = [], [], [], [], []
+    for record in records.measured("displacement"):
+        base, pair = (records.of_seed(task, record.seed) for task in ("base", "pairs"))
+        steps, squares = _pair(pair, "independent", _pair_rates(pair)[1])
+        late = steps >= 0.75 * steps[-1]
+        plateau = float(squares[late].mean())
+        lags, moved = record.same_length("lags", "mean_squared")
+        if np.any(np.diff(lags) <= 0) or lags[0] <= 0 or np.any(moved <= 0):
+            raise RecordError(f"{record.name} must have ascending lags, squares above 0.")
+        lag = min(float(steps[late].mean()), float(lags[-1]))
+        displaced.append(float(np.interp(lag, lags, moved)))
+        plateaus.append(plateau)
+        half = _reached(np.append(0.0, lags), np.append(0.0, moved), 0.5 * plateau)
+        halves.append(half / base.setting("burn_in"))
+        per_epoch = base.setting("num_train") / base.setting("batch_size")
+        epochs.append(half / per_epoch)
+        curves.append(
+            {
+                "lags": lags / per_epoch,
+                "moved": moved,
+                "ages": steps / per_epoch,
+                "apart": squares,
+                "plateau": plateau,
+                "half": half / per_epoch,
+            }
+        )
+    growth = over_seeds(
+        [stationarity.displacement_growth(record) for record in records.measured("displacement")]
+    )
+    return conclude(
+        [PLATEAU.judge(PairedRatio(displaced, plateaus)), HALF_TIME.judge(over_seeds(halves))],
+        conditions=stationarity.stationary(records),
+        numbers=[
+            Told("half_time_epochs", "epochs until half of the distance", over_seeds(epochs)),
+            Told("growth", "power of the lag by which displacement grows at long lags", growth),
+        ],
+        drawn={"seeds": curves},
+    )
+
+
+def _reached(at: np.ndarray, values: np.ndarray, level: float) -> float:
+    """Where a curve first reaches a level, between its points; its end if it never does."""
+    after = int(np.argmax(values >= level))
+    if values[after] < level:
+        return float(at[-1])
+    if after == 0:
+        return float(at[0])
+    share = (level - values[after - 1]) / (values[after] - values[after - 1])
+    return float(at[after - 1] + share * (at[after] - at[after - 1]))
 
 
 # B8 -------------------------------------------------------------------------------------------
@@ -73,243 +131,457 @@ def judge_b7(records: Records) -> Judgement:
 
 def judge_b8(records: Records) -> Judgement:
     """Exponent of the distance from the iterates' centre against the rate."""
-    last, first, top = [], [], []
-    for record in records.measured("rates"):
-        slopes = []
-        for half in (2, 1):
-            rates = record.values("learning_rate", half=half)
-            squares = record.values("squared_distance", half=half)
+    kinds = {"distance": "squared_distance", "angle": "filters_squared_distance"}
+    powers: dict[tuple[str, int], list[float]] = {}
+    found = records.measured("rates")
+    rates = np.zeros(0)
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in kinds}
+    for record in found:
+        if not all("lag" in row for row in record.rows):
+            raise NotMeasured("Distances were taken at one lag for all rates.")
+        for half in (1, 2):
+            rates, lags = (record.values(k, half=half) for k in ("learning_rate", "lag"))
             if np.unique(rates).size < 3:
-                raise NotRun([f"{record.name} with three rates or more"])
-            if np.any(rates <= 0.0) or np.any(squares <= 0.0):
-                raise RecordError(f"{record.name}: rates and squared distances must be positive.")
-            slopes.append(exponent(rates, squares).scaled(0.5))
-            top.append(float(rates.max() / rates.min()))
-        last.append(slopes[0])
-        first.append(slopes[1])
-    power, before = combine(last), combine(first)
-    moved = abs(power.value - before.value)
-    # Half the width of the interval in which the exponent must lie.
-    limit = 0.5 * (EXPONENT_HIGH - EXPONENT_LOW)
-    halves = Condition(
-        moved < limit,
-        f"the exponent is {number(before.value)} from the first half of the runs and "
-        f"{number(power.value)} from the second ({'less' if moved < limit else 'not less'} than "
-        f"{number(limit)} apart)",
-        {"exponent_first_half": as_interval(before)},
-    )
-    part = within(
-        "exponent",
-        power,
-        EXPONENT_LOW,
-        EXPONENT_HIGH,
-        f"over rates {number(max(top))} times apart the distance goes as the rate to the power",
-    )
-    notes = [f"the model says 0.5 at small rates: {number(part.interval.value - 0.5)} off"]
-    conditions = [*stationarity.stationary(records), halves]
-    return conclude([part], conditions=conditions, notes=notes)
+                raise NotMeasured("Distances are known at fewer than three rates.")
+            times = rates * lags
+            if times.max() > 1.5 * times.min():
+                raise NotMeasured("Lags are not in proportion to 1 / rate.")
+            for name, field in kinds.items():
+                squares = record.values(field, half=half)
+                if np.any(rates <= 0.0) or np.any(squares <= 0.0):
+                    raise RecordError(f"{record.name}: rates and squares must be positive.")
+                power = 0.5 * exponent(rates, squares).value
+                powers.setdefault((name, half), []).append(power)
+                if half == 2:
+                    curves[name].append(np.sqrt(squares))
+    conditions = [
+        stationarity.batch_loss_condition(records),
+        stationarity.level_condition(records),
+        *_norms(found),
+    ]
+    limit = 0.5 * (_POWER[1] - _POWER[0])
+    for name in kinds:
+        first, last = (over_seeds(powers[name, half]) for half in (1, 2))
+        moved = last.value - first.value
+        what = f"power of the {name}: from the second half of the runs less from the first"
+        conditions.append(Condition(f"halves_{name}", what, moved, -limit, limit))
+    parts = [wanted.judge(over_seeds(powers[wanted.name, 2])) for wanted in (DISTANCE, ANGLE)]
+    return conclude(parts, conditions=conditions, drawn={"rates": rates, **curves})
+
+
+def _norms(found: tuple[Measured, ...]) -> list[Condition]:
+    """Whether the squared norm has levelled off, at every rate."""
+    drifts: dict[float, list[Estimate]] = {}
+    for record in found:
+        rows: dict[float, list[tuple[float, float]]] = {}
+        for row in record.table("norms"):
+            rate, step, square = (
+                record.number(row, key) for key in ("learning_rate", "step", "squared_norm")
+            )
+            rows.setdefault(rate, []).append((step, square))
+        if set(rows) != set(record.values("learning_rate")):
+            raise RecordError(f"{record.name} must have squared norms at every rate.")
+        for rate, points in rows.items():
+            steps, squares = np.array(points).T
+            drift = trend(steps, squares).scaled(1.0 / float(squares.mean()))
+            drifts.setdefault(rate, []).append(drift)
+    return [
+        stationarity.drift_condition(
+            f"norm_drift_{rate:g}",
+            f"the squared norm at rate {rate:g}, late",
+            stationarity.pooled(of_rate),
+            stationarity.NORM_LIMIT,
+        )
+        for rate, of_rate in sorted(drifts.items(), reverse=True)
+    ]
 
 
 # B9 -------------------------------------------------------------------------------------------
 
 
 def judge_b9(records: Records) -> Judgement:
-    """Scatter of the squared distance from the centre, and where averages are."""
-    shells = records.measured("shell")
-    scatters, ratios = [], []
-    inside: dict[str, list[Estimate]] = {}
-    for record in shells:
+    """Scatter of the distance from the centre, where averages are, and where steps lead."""
+    scatters, drawn = [], []
+    inside: dict[str, list[float]] = {"window": [], "two_point": []}
+    changes: dict[float, list[float]] = {}
+    for record in records.measured("shell"):
+        walks = record.select(of="walk")
+        if not walks:
+            raise NotMeasured("Averages were not seen from the other half of the window.")
         _, squares = record.same_length("steps", "squared_distance")
-        if squares.size < 8 or np.any(squares < 0.0) or squares.mean() <= 0.0:
-            raise RecordError(f"{record.name} needs 8 or more squared distances, not negative.")
-        blocks = block_numbers(squares.size)
-        scatter = jackknife(functools.partial(_scatter_of, squares), blocks)
+        if squares.size < 8 or np.any(squares <= 0.0):
+            raise RecordError(f"{record.name} needs 8 or more squared distances, above 0.")
+        halves = np.array_split(squares, 2)
+        scatter = float(np.mean([half.std(ddof=1) / half.mean() for half in halves]))
         scatters.append(scatter)
-        ratios.append(scatter.scaled(1.0 / record.setting("predicted_cv")))
-        for row in record.rows:
-            if row.get("average") == "raw":
-                continue
-            place = record.number(row, "squared_distance")
-            name = str(row.get("average"))
-            inside.setdefault(name, []).append(
-                jackknife(functools.partial(_outermost, squares, place), blocks)
+        places: dict[str, np.ndarray] = {}
+        for name, found in inside.items():
+            iterates = record.values("iterates", of=name)
+            places[name] = record.values("squared_distance", of=name) / iterates
+            found.append(float(places[name].mean()) + 2.0 * scatter)
+        for scale in sorted({record.number(row, "scale") for row in walks}):
+            before, after, iterates = (
+                record.values(key, of="walk", scale=scale)
+                for key in ("before", "after", "iterates")
             )
-    if not inside:
-        raise RecordError(f"{shells[0].name} has no average.")
+            changes.setdefault(scale, []).append(float(np.mean((after - before) / iterates)))
+        iterates = np.concatenate([half / half.mean() for half in halves])
+        drawn.append({"iterates": iterates, **places})
+    scales = sorted(changes)
+    if len({len(found) for found in changes.values()}) > 1 or not scales[0] < 1.0 < scales[-1]:
+        raise RecordError("measured/shell must have walks from inside and from outside.")
     parts = [
-        below("scatter", combine(scatters), SHELL_CV, "squared distance from the centre varies by"),
-        within(
-            "scatter_over_predicted",
-            combine(ratios),
-            1.0 / CV_FACTOR,
-            CV_FACTOR,
-            "that over what the spectrum predicts",
-        ),
+        SCATTER.judge(over_seeds(scatters)),
+        INSIDE.judge(over_seeds(inside["window"]), "averages of a stretch"),
+        INSIDE.judge(over_seeds(inside["two_point"]), "averages of two points"),
+        GROWS.judge(over_seeds(changes[scales[0]])),
+        SHRINKS.judge(over_seeds(changes[scales[-1]])),
     ]
-    for name, estimates in inside.items():
-        what = f"{name}: squared distance plus two shell thicknesses, over the iterates' mean,"
-        parts.append(below(f"{name}_inside", combine(estimates), 1.0, what))
-    for name, change in _losses_inside(records, list(inside)).items():
-        what = f"{name}: training loss relative to the iterates', less 1,"
-        parts.append(below(f"{name}_loss", change, 0.0, what))
-    conditions = [
-        *stationarity.stationary(records),
-        stationarity.levelled_displacement(records),
+    numbers = [
+        Told(
+            f"change_at_{scale:g}",
+            f"change of squared distance from a start at {scale:g} times an iterate's place",
+            over_seeds(changes[scale]),
+        )
+        for scale in scales[1:-1]
     ]
-    notes = ["the centre is the mean of the window, so an average over much of it is near it"]
-    return conclude(parts, conditions=conditions, notes=notes)
+    return conclude(
+        parts,
+        conditions=[
+            *stationarity.stationary(records),
+            stationarity.levelled_displacement(records),
+        ],
+        numbers=numbers,
+        drawn={"seeds": drawn, "scales": np.array(scales), "changes": changes},
+    )
 
 
-def _scatter_of(squares: np.ndarray, kept: np.ndarray) -> float:
-    return _scatter(squares[kept])
+# B10 and O4 -----------------------------------------------------------------------------------
 
 
-def _outermost(squares: np.ndarray, place: float, kept: np.ndarray) -> float:
-    """Place of an average in units of the mean square, moved out by two shell thicknesses."""
-    return place / float(squares[kept].mean()) + 2.0 * _scatter(squares[kept])
+def _pair_rates(record: Measured) -> tuple[float, float]:
+    """The small and the large rate of pairs of runs."""
+    rates = sorted(set(record.values("learning_rate", batches="independent").tolist()))
+    if len(rates) != 2 or rates[0] <= 0.0:
+        raise RecordError(f"{record.name} must have pairs at two rates above 0.")
+    return rates[0], rates[1]
 
 
-def _scatter(squares: np.ndarray) -> float:
-    return float(squares.std(ddof=1) / squares.mean())
+def _pair(record: Measured, batches: str, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """(steps since the fork, squared distances), ascending, without the common start."""
+    steps, squares = (
+        record.values(key, batches=batches, learning_rate=rate)
+        for key in ("step", "squared_distance")
+    )
+    order = np.argsort(steps)
+    steps, squares = steps[order], squares[order]
+    kept = steps > 0.0
+    if kept.sum() < 4 or np.any(squares[kept] <= 0.0):
+        raise RecordError(f"{record.name}: {batches} needs 4 or more distances, above 0 later.")
+    return steps[kept], squares[kept]
 
 
-def _losses_inside(records: Records, names: list[str]) -> dict[str, Estimate]:
-    """Relative loss of averages against the mean single iterate of the window."""
-    found: dict[str, list[Estimate]] = {name: [] for name in names}
-    for record in records.measured("averages"):
-        levels = records.of_seed("levels", record.seed)
-        iterates = mean_of(levels.values("loss", set="train"), "iterates")
-        for name in names:
-            loss = record.value("loss", average=name, set="train", policy="recompute")
-            error = loss * iterates.error / iterates.value**2
-            change = loss / iterates.value - 1.0
-            found[name].append(Estimate(change, error, iterates.dof, iterates.of))
-    return {name: combine(estimates) for name, estimates in found.items()}
+class _Pairs:
+    """Distances of all seeds' pairs: at the end, and what is drawn."""
 
+    def __init__(self, records: Records) -> None:
+        found = records.measured("pairs")
+        if not all(record.has("switch") for record in found):
+            raise NotMeasured("Pairs did not go over to shared batches from independent ones.")
+        self.small, self.large = _pair_rates(found[0])
+        self.ends: dict[tuple[str, float], list[float]] = {}
+        self.changes: dict[float, list[float]] = {}
+        self.growths, self.powers, self.curves = [], [], []
+        for record in found:
+            if _pair_rates(record) != (self.small, self.large):
+                raise RecordError(f"{record.name} has other rates than other seeds.")
+            curves = {}
+            switch = record.setting("switch")
+            for rate in (self.small, self.large):
+                steps, squares = curves["independent", rate] = _pair(record, "independent", rate)
+                shared = curves["shared", rate] = _pair(record, "shared", rate)
+                late = 0.25 * switch + 0.75 * steps[-1]
+                for name, (at, values) in (("independent", (steps, squares)), ("shared", shared)):
+                    self.ends.setdefault((name, rate), []).append(float(values[at >= late].mean()))
+                start = float(np.interp(switch, steps, squares))
+                self.changes.setdefault(rate, []).append(self.ends["shared", rate][-1] / start)
+            steps, squares = curves["independent", self.large]
+            later = steps >= 0.5 * steps[-1]
+            self.growths.append(exponent(steps[later], squares[later]).value)
+            slow_steps, slow = curves["independent", self.small]
+            late_steps = slow_steps[slow_steps >= 0.75 * slow_steps[-1]]
+            ratio = self.small / self.large
+            there = float(np.interp(late_steps * ratio, steps, squares).mean())
+            here = float(np.interp(late_steps, slow_steps, slow).mean())
+            self.powers.append(math.log(there / here) / -math.log(ratio))
+            self.curves.append({"switch": switch, "pairs": curves})
 
-# B10 ------------------------------------------------------------------------------------------
+    def ratio(self, rate: float) -> PairedRatio:
+        return PairedRatio(self.ends["shared", rate], self.ends["independent", rate])
+
+    def change(self, name: str, rate: float) -> Told:
+        what = f"rate {rate:g}: squared distance on shared batches at the end, over their first"
+        return Told(name, what, over_seeds(self.changes[rate]))
+
+    def drawn(self) -> dict[str, Any]:
+        return {"small": self.small, "large": self.large, "seeds": self.curves}
 
 
 def judge_b10(records: Records) -> Judgement:
     """Distance between two runs on the same batches, and on independent ones."""
-    shrinks: dict[float, list[Estimate]] = {}
-    settles: dict[float, list[Estimate]] = {}
-    plateaus: dict[float, list[Estimate]] = {}
-    for record in records.measured("pairs"):
-        for rate in sorted(set(record.values("learning_rate").tolist())):
-            steps, squares = _pair(record, "shared", rate)
-            if steps.size:
-                if squares[0] <= 0.0:
-                    raise RecordError(f"{record.name}: runs on shared batches start at one point.")
-                late = np.log(squares[3 * squares.size // 4 :])
-                end = series_mean(late, blocks=late.size)
-                start = float(np.log(squares[0]))
-                shrinks.setdefault(rate, []).append(
-                    Estimate(end.value - start, end.error, end.dof, end.of)
-                )
-            steps, squares = _pair(record, "independent", rate)
-            if steps.size:
-                half = squares.size // 2
-                steps, squares = steps[half:], squares[half:]
-                settles.setdefault(rate, []).append(_growth(steps, squares))
-                plateaus.setdefault(rate, []).append(series_mean(np.log(squares)))
-    missing = [name for name, kind in (("shared", shrinks), ("independent", plateaus)) if not kind]
-    if missing or len(plateaus) < 2:
-        wanted = missing or ["independent at two rates"]
-        raise NotRun([f"measured/pairs/seed0.json with batches {' and '.join(wanted)}"])
-    parts = []
-    for rate, changes in shrinks.items():
-        what = f"shared batches, rate {number(rate)}: ln of squared distance, end less start,"
-        parts.append(below(f"shared_{rate:g}", combine(changes), 0.0, what))
-    for rate, growths in settles.items():
-        what = f"independent batches, rate {number(rate)}: squared distance grows as time to"
-        limit = stationarity.GROWTH_LIMIT
-        parts.append(below(f"growth_{rate:g}", combine(growths), limit, what))
-    low, high = min(plateaus), max(plateaus)
-    gap = difference(combine(plateaus[high]), combine(plateaus[low]))
-    what = f"ln of squared distance at rate {number(high)} less that at {number(low)}"
-    parts.append(above("plateaus", gap, 0.0, what))
-    power = gap.value / math.log(high / low)
-    notes = [f"the model says that it goes as the rate to the power 1; here {number(power)}"]
-    return conclude(parts, notes=notes, numbers={"plateau_exponent": power})
+    pairs = _Pairs(records)
+    return conclude(
+        [
+            SHARED.judge(pairs.ratio(pairs.large)),
+            SETTLES.judge(over_seeds(pairs.growths)),
+            DEPENDS.judge(over_seeds(pairs.powers)),
+        ],
+        numbers=[pairs.change("change", pairs.large)],
+        drawn=pairs.drawn(),
+    )
 
 
-def _pair(record: Measured, batches: str, rate: float) -> tuple[np.ndarray, np.ndarray]:
-    rows = record.select(batches=batches, learning_rate=rate)
-    rows.sort(key=lambda row: record.number(row, "step"))
-    steps = np.array([record.number(row, "step") for row in rows])
-    squares = np.array([record.number(row, "squared_distance") for row in rows])
-    late = squares[squares.size // 2 :]
-    if rows and (len(rows) < 8 or np.any(squares < 0.0) or np.any(late <= 0.0)):
-        raise RecordError(f"{record.name}: {batches} needs 8 or more distances, positive later.")
-    return steps, squares
+def judge_o4(records: Records) -> Judgement:
+    """Distance between two runs on the same batches, at a small and at a large rate."""
+    pairs = _Pairs(records)
+    small, large = (
+        np.array(pairs.ends["shared", rate]) / np.array(pairs.ends["independent", rate])
+        for rate in (pairs.small, pairs.large)
+    )
+    return conclude(
+        [SMALL.judge(pairs.ratio(pairs.small)), LARGER.judge(PairedRatio(large, small))],
+        numbers=[
+            Told("large_rate", f"{_RATIO}, at the large rate", pairs.ratio(pairs.large)),
+            pairs.change("change_small", pairs.small),
+            pairs.change("change_large", pairs.large),
+        ],
+        drawn=pairs.drawn(),
+    )
 
 
-def _growth(steps: np.ndarray, squares: np.ndarray) -> Estimate:
-    """Power of time by which a squared distance grows, its error by blocks."""
+# B13 ------------------------------------------------------------------------------------------
 
-    def slope(kept: np.ndarray) -> float:
-        return exponent(steps[kept], squares[kept]).value
 
-    return jackknife(slope, block_numbers(steps.size, 5))
+def judge_b13(records: Records) -> Judgement:
+    """Stationary loss against rate: measured, and predicted from the base rate alone."""
+    measured, predicted, drifts = [], [], []
+    rates: list[float] = []
+    for record in records.measured("rates"):
+        excess = {
+            record.number(row, "learning_rate"): record.number(row, "excess")
+            for row in record.table("predicted")
+        }
+        if not excess:
+            raise NotMeasured("No excess loss was predicted for other rates.")
+        lower = records.of_seed("lower_rates", record.seed)
+        known = set(lower.values("learning_rate", set="train_part").tolist())
+        base = max(excess)
+        others = sorted((r for r in excess if r < base and _near(known, r)), reverse=True)
+        if len(others) < 2 or (rates and rates != [base, *others]):
+            raise NotMeasured("Losses are not known at two rates below the base rate, or more.")
+        rates = [base, *others]
+        losses = [record.setting("single_loss")]
+        losses += [
+            float(lower.values("loss", set="train_part", learning_rate=rate).mean())
+            for rate in others
+        ]
+        if min(losses) <= 0.0:
+            raise RecordError(f"{lower.name}: losses must be positive.")
+        measured.append(losses)
+        predicted.append([losses[0] - excess[base] + excess[rate] for rate in rates])
+        drifts.append(
+            [
+                record.value("batch_loss", learning_rate=rate, half=2)
+                / record.value("batch_loss", learning_rate=rate, half=1)
+                - 1.0
+                for rate in rates
+            ]
+        )
+    found, theory, drift = (np.array(x) for x in (measured, predicted, drifts))
+    parts = [
+        FALLS.judge(over_seeds(list(np.log(found[:, i] / found[:, i - 1]))), f"rate {rate:g}")
+        for i, rate in enumerate(rates[1:], start=1)
+    ]
+    fall, foreseen = found[:, :1] - found, theory[:, :1] - theory
+    parts += [
+        EXPLAINED.judge(PairedRatio(foreseen[:, i], fall[:, i]), f"rate {rate:g}")
+        for i, rate in enumerate(rates[1:], start=1)
+    ]
+    limit = 100.0 * stationarity.LOSS_LIMIT
+    conditions = [
+        Condition(
+            f"drift_{rate:g}",
+            f"change of the mini-batch loss between late halves of the run at rate {rate:g}, %",
+            100.0 * float(drift[:, i].mean()),
+            -limit,
+            limit,
+        )
+        for i, rate in enumerate(rates)
+    ]
+    return conclude(
+        parts,
+        conditions=conditions,
+        drawn={"rates": np.array(rates), "measured": found, "predicted": theory},
+    )
+
+
+def _near(known: set[float], rate: float) -> bool:
+    return any(math.isclose(rate, one, rel_tol=1e-9) for one in known)
+
+
+# B14 ------------------------------------------------------------------------------------------
+
+
+def judge_b14(records: Records) -> Judgement:
+    """Cosines of gradients in the first steps, and the distance of two runs from one start."""
+    found = records.measured("start")
+    last = {max(record.values("step")) for record in found}
+    tables = []
+    for record in found:
+        rows = sorted(record.rows, key=lambda row: record.number(row, "step"))
+        tables.append(rows[:-1])  # the last is from the burn-in's end
+    steps = [[record.number(r, "step") for r in t] for record, t in zip(found, tables, strict=True)]
+    if len(last) > 1 or any(one != steps[0] for one in steps) or len(steps[0]) < 3:
+        raise RecordError("measured/start must have the same three steps or more for all seeds.")
+    at = np.array(steps[0])
+
+    def field(name: str, first: int = 0) -> np.ndarray:
+        return np.array(
+            [
+                [record.number(row, name) for row in table[first:]]
+                for record, table in zip(found, tables, strict=True)
+            ]
+        )
+
+    cosines, apart = field("pair_cosine"), field("squared_distance", 1)
+    moved, to_start = field("squared_displacement", 1), field("cosine_to_start")
+    if np.any(apart <= 0.0) or np.any(moved <= 0.0):
+        raise RecordError("measured/start must have distances above 0 after the start.")
+    parts = [
+        ALIGNED.judge(over_seeds(list(cosines[:, i])), f"step {step:g}")
+        for i, step in enumerate(at)
+    ]
+    parts.append(PARTS.judge(over_seeds([exponent(at[1:], one).value for one in apart])))
+    late = [record.value("pair_cosine", step=max(last)) for record in found]
+    share = list(apart[:, -1] / (2.0 * moved[:, -1]))
+    return conclude(
+        parts,
+        numbers=[
+            Told("late_cosine", "mean cosine of gradients at the burn-in's end", over_seeds(late)),
+            Told("share", "squared distance over both squared displacements", over_seeds(share)),
+        ],
+        drawn={
+            "steps": at,
+            "cosines": cosines,
+            "to_start": to_start,
+            "to_displacement": field("cosine_to_displacement", 1),
+            "late": float(np.mean(late)),
+            "apart": apart,
+            "moved": moved,
+        },
+    )
 
 
 CLAIMS = (
     Claim(
         "B7",
+        "At constant rate the weights soon reach a quasi-stationary state",
         "At constant rate the weights reach a quasi-stationary state quickly.",
         SOURCE,
-        ("base", "levels", "displacement"),
-        "squared displacement of the weights against lag over the window of the base run, with "
-        "tests of its losses and norm",
-        f"squared displacement grows at long lags as lag to a power below "
-        f"{stationarity.GROWTH_LIMIT:g}, and half of it is there within {HALF_TIME:g} of the "
-        "longest lag; losses and norm must have levelled off",
-        "A stationary state has power 0, a random walk 1, a drift 2: below 1/2 the run is nearer "
-        "to the first. A random walk has half its displacement at half the longest lag, a drift at "
-        "0.71 of it: a quarter or less shows a time scale that is short against the window.",
+        ("base", "levels", "displacement", "pairs"),
+        "Squared displacement of the weights against lag over the window of the base run, beside "
+        "the squared distance of two runs from one state on independent batches.",
+        (PLATEAU, HALF_TIME),
+        "Displacement is compared at a lag equal to the age of the pair: in a stationary state "
+        "the two are equal, for a random walk their ratio is 1/2, and a drift that both runs share "
+        "raises it; a quarter off is half-way to the walk. Quickly: within a tenth of the steps "
+        "made before.",
         judge_b7,
     ),
     Claim(
         "B8",
+        "Distance to the minimum grows as the root of the rate",
         "The distance to the minimum grows as the square root of the rate.",
         SOURCE,
         ("rates", "base", "levels"),
-        "root mean square distance of iterates from their own centre in runs at several constant "
-        "rates from one state",
-        f"the interval of the fitted exponent lies within {EXPONENT_LOW:.3f} to "
-        f"{EXPONENT_HIGH:.3f}; halves of the runs must agree",
-        "The exponent must be nearer to 1/2 than to 1/3 or to 2/3, the nearest other simple "
-        "powers. The model itself lies a little above 1/2 where rate times curvature is not small.",
+        "Half of the mean squared displacement in runs at several constant rates from one state, "
+        "at lags in proportion to 1 / rate; of the weights, and of filters divided by their norms.",
+        (DISTANCE, ANGLE),
+        "The power must be nearer to 1/2 than to 1/3 or to 2/3, the nearest other simple powers. "
+        "Before batch norm only the angle counts, so it must obey too. The norm must have levelled "
+        "off at every rate, and both halves of the runs must agree.",
         judge_b8,
     ),
     Claim(
         "B9",
+        "Iterates lie on an ellipsoid's shell and averages inside it",
         "The trajectory runs on the shell of an ellipsoid; averages lie inside it.",
         SOURCE,
-        ("shell", "averages", "base", "levels", "displacement"),
-        "distances of iterates and of averages from the centre of the window, and their losses",
-        f"squared distances of iterates vary by less than {100 * SHELL_CV:g} % and as predicted "
-        f"within a factor of {CV_FACTOR:g}; each average lies two shell thicknesses inside and "
-        "has a lower loss than the iterates",
-        "A quarter of the square is an eighth of the radius: a shell, not a cloud; a Gaussian "
-        "cloud is so thin from 32 directions of equal variance on. Two standard deviations of the "
-        "iterates' own squared distance put an average clearly off the shell.",
+        ("shell", "base", "levels", "displacement"),
+        "Distances of iterates and of averages over stretches of the window from the mean of the "
+        "window's other half; and short runs from places nearer to it and further away.",
+        (SCATTER, INSIDE, GROWS, SHRINKS),
+        "A quarter of the square is an eighth of the radius: a shell, not a cloud. Two standard "
+        "deviations of the iterates' squared distance put an average clearly off it. Inside the "
+        "ellipsoid a step leads outwards and outside inwards: signs.",
         judge_b9,
     ),
     Claim(
         "B10",
+        "Shared batches bring two runs together; independent ones keep them apart",
         "The distance between two trajectories shrinks with time on shared batches, and settles "
         "at a value that depends on the rate on independent ones.",
         SOURCE,
         ("pairs",),
-        "pairs of runs from two states on the same batches, and from one state on independent "
-        "batches, at two rates",
-        f"shared: the interval of the change of ln squared distance lies below 0; independent: "
-        f"growth over the second half as time to a power below {stationarity.GROWTH_LIMIT:g}, and "
-        "a larger distance at the larger rate",
-        "Signs, where the sentence only has signs. Two independent random walks part as time to "
-        "the power 1: below 1/2 they are nearer to having settled.",
+        "Two runs from one state on independent batches, at two rates; from half-way on the second "
+        "is continued on the first's batches too.",
+        (SHARED, SETTLES, DEPENDS),
+        "In a quadratic model shared batches leave less than half of what independent ones do, in "
+        "every direction; where nothing pulls the runs together, a half. Two random walks part as "
+        "time to the power 1: below 1/2 they are nearer to having settled. The model's value goes "
+        "as the rate to the power 1: above 1/2 it is nearer to that than to no dependence.",
         judge_b10,
+    ),
+    Claim(
+        "B13",
+        "The rate sets how close to the minimum a run comes",
+        "A fixed rate comes only so close to the minimum: the stationary loss falls with the rate, "
+        "by what the quadratic model of the run at the base rate predicts.",
+        SOURCE,
+        ("rates", "lower_rates"),
+        "Training loss of late iterates of runs at constant rates from one state, and excess loss "
+        "by the quadratic model that pairs of iterates of the base run alone give.",
+        (FALLS, EXPLAINED),
+        "The first is a sign. A prediction must be nearer to what is measured than to twice or "
+        "half of it.",
+        judge_b13,
+    ),
+    Claim(
+        "B14",
+        "From the first step on gradients align and trajectories part",
+        "Gradients of different batches align, and trajectories diverge, from step 0 on.",
+        SOURCE,
+        ("start",),
+        "Gradients of several batches at the first steps from scratch, and a second run from the "
+        "same weights on independent batches.",
+        (ALIGNED, PARTS),
+        "A cosine of a tenth: a tenth of a batch's squared gradient is common to all batches; "
+        "chance gives one over the root of the number of weights. Runs that part as a random walk "
+        "have the power 1, those that keep their directions 2, and those that stay together 0.",
+        judge_b14,
+    ),
+    Claim(
+        "O4",
+        "Shared batches bring two runs together more at a smaller rate",
+        "On shared batches two runs come together at a small rate, and less so at a large one.",
+        OURS,
+        ("pairs",),
+        "As for B10: two runs that independent batches have driven apart, continued on the same "
+        "batches, at the base rate and at a fraction of it.",
+        (SMALL, LARGER),
+        "Together means what it means in B10: less than half of the squared distance that "
+        "independent batches lead to. The second is a sign, and a quadratic model has it the "
+        "other way: in as many steps a larger rate forgets more.",
+        judge_o4,
     ),
 )

@@ -151,34 +151,64 @@ def prepare_workdir(workdir: PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def only_writer(workdir: PathLike) -> Iterator[None]:
+def only_writer(workdir: PathLike, shared: bool = False) -> Iterator[None]:
     """While it lasts, no other process can hold `workdir` so.
 
     The folder itself is locked, not a file in it, so nothing is left behind; the system lets go
     of the lock when the process ends, however it ends.  Where the system or the file system
     knows no such locks nothing is checked.
 
+    Args:
+        workdir: the folder.
+        shared: let others hold it that share it too, as processes do of which each writes
+            files of its own.
+
     Raises:
         RecordError: if another process holds it.
         OSError: if there is no such folder.
     """
+    try:
+        with _locked(workdir, shared, wait=False):
+            yield
+    except _HeldByAnother:
+        raise RecordError(
+            f"another process is writing to workdir {pathlib.Path(workdir)}. "
+            "Wait until it ends, or choose another --workdir."
+        ) from None
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: PathLike) -> Iterator[None]:
+    """While it lasts, other processes that want the same wait: for reading and writing one file.
+
+    Raises:
+        OSError: if there is no such folder.
+    """
+    with _locked(folder, shared=False, wait=True):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: PathLike, shared: bool, wait: bool) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(workdir, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RecordError(
-                f"another process is writing to workdir {pathlib.Path(workdir)}. "
-                "Wait until it ends, or choose another --workdir."
-            ) from None
+            raise _HeldByAnother from None
         except OSError:
             pass
         yield
     finally:
         os.close(descriptor)
+
+
+class _HeldByAnother(Exception):
+    """A lock that another process has."""
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -74,6 +74,15 @@ class Bench:
     def scorer(self) -> Scorer:
         return Scorer(self.model, self.loss, self.problem, self.config["evaluate"])
 
+    @functools.cached_property
+    def narrow(self) -> Bench:
+        """The same problem with a narrower network, whose runs have names of their own."""
+        model = dict(self.config["model"])
+        model["width"] //= self.config["reach"]["divisor"]
+        found = Bench({**self.config, "model": model}, self.folder, self.tell, self.progress)
+        found.problem = self.problem
+        return found
+
     def initial(self, seed: int) -> dict[str, np.ndarray]:
         """The state before the first step; every seed has initial weights of its own."""
         model = build_model(self.config, self.problem, seed)

@@ -1,17 +1,14 @@
-r"""Tasks: how far the weights of the base run move, and the shell that they move on.
+"""Tasks: how far the weights of the base run move, and the shell that they move on.
 
-With weights :math:`\theta \sim N(m, S)` the squared distance from the centre has mean
-:math:`\operatorname{tr} S` and variance :math:`2\operatorname{tr} S^2`: with many *effective
-directions* :math:`n = (\operatorname{tr} S)^2 / \operatorname{tr} S^2` its coefficient of variation
-:math:`\sqrt{2/n}` is small, and iterates lie near an ellipsoid's surface.  Inner products
-of independent iterates, :math:`\langle\theta-m, \theta'-m\rangle`, have variance
-:math:`\operatorname{tr} S^2`, so how much *distances* vary is predicted from *products*
-of pairs that are far apart in time.
+With weights of covariance S about m, the squared distance from m has mean tr S and, where they
+are Gaussian, variance 2 tr S²: in many directions it varies little, and iterates lie near a
+surface.  Of the quadratic model E[‖θ' - m‖² - ‖θ - m‖²] for one step is positive inside an
+ellipsoid and negative outside.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +16,11 @@ import numpy as np
 from tf_lrtraj import probes
 from tf_lrtraj.experiments.reproduction import runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
-from tf_lrtraj.experiments.reproduction.task import Task
+from tf_lrtraj.experiments.reproduction.task import Task, base_run
+from tf_lrtraj.experiments.reproduction.trainer import Run, arrays_of
 from tf_lrtraj.probes.flat_vectors import RunningMean, joined, square_distance
-from tf_lrtraj.theory.weight_space import squared_distances
 
-__all__ = ["TASKS", "Directions", "displacement", "effective_directions", "shell"]
+__all__ = ["TASKS", "displacement", "shell"]
 
 
 def displacement(bench: Bench, seed: int) -> None:
@@ -73,119 +70,89 @@ def displacement(bench: Bench, seed: int) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Directions:
-    """How many directions the weights fluctuate in.
-
-    Attributes:
-        trace: tr S, the mean squared distance from the centre.
-        square_trace: tr S².
-    """
-
-    trace: float
-    square_trace: float
-
-    @property
-    def effective(self) -> float:
-        """(tr S)² / tr S²."""
-        return self.trace**2 / self.square_trace if self.square_trace > 0.0 else np.inf
-
-    @property
-    def variation(self) -> float:
-        """Coefficient of variation of the squared distance, for Gaussian weights."""
-        return float(np.sqrt(2.0 / self.effective))
-
-
-def effective_directions(to_centre: Any, distances: Any, apart: float = 0.25) -> Directions:
-    """From squared distances of iterates to their centre, and between each other.
-
-    Products of slow directions do not become independent within the window; their
-    covariance then adds to `square_trace`, which it can at most double.
-
-    Args:
-        to_centre: [K] squared distances to the mean of all iterates, K ≥ 4.
-        distances: [K, K] squared distances between iterates, in order and evenly spaced.
-        apart: pairs count that are at least this share of the trajectory apart.
-
-    Raises:
-        ValueError: for fewer iterates, or shapes that do not fit.
-
-    >>> corners = np.array([[1.0, 1], [-1, 1], [-1, -1], [1, -1]])  # distances do not vary
-    >>> between = ((corners[:, None] - corners) ** 2).sum(-1)
-    >>> round(effective_directions([2.0, 2, 2, 2], between).trace, 6)
-    2.0
-    """
-    to_centre, distances = np.asarray(to_centre, float), np.asarray(distances, float)
-    count = to_centre.size
-    if to_centre.ndim != 1 or count < 4 or distances.shape != (count, count):
-        raise ValueError(
-            "`to_centre` must be [K] of at least 4 iterates and `distances` [K, K]. "
-            f"Received: shapes {to_centre.shape} and {distances.shape}"
-        )
-    products = 0.5 * (to_centre[:, None] + to_centre - distances)
-    later = np.arange(count) - np.arange(count)[:, None] >= max(apart * (count - 1), 1.0)
-    far = products[later]
-    return Directions(float(to_centre.mean()), float(far.var()))
-
-
 def shell(bench: Bench, seed: int) -> None:
-    """Distances of iterates and averages from the centre of the window: `shell`.
+    """Where averages lie, and whether steps lead away from the centre or towards it: `shell`.
 
-    The centre is the mean of the window's snapshots.  `about.predicted_cv` is the coefficient of
-    variation of the squared distance that the number of effective directions predicts.
+    The window's snapshots, each half of them seen from the mean of the other: their own mean is
+    close to any average of them.  Arrays `steps` and `squared_distance` of all of them; rows of
+    the averages of `places` stretches ("window"), and of each stretch's first and last iterate
+    ("two_point"), beside the mean of the stretch's iterates; rows ("walk") of the squared distance
+    before and after some updates from c + s (θ - c), θ the stretch's last iterate.
     """
-    runs.base(bench, seed)
-    snapshots = bench.snapshots(seed)
-    steps, count = snapshots.steps, snapshots.num_trainable
-    mean = RunningMean()
-    for step in steps.tolist():
-        mean.add(joined(snapshots.read(step)[:count]))
-    every = max(-(-mean.value.size * 4 * len(steps) // bench.config["shell"]["memory"]), 1)
-    held: list[np.ndarray] = []
-    squared = np.empty(len(steps))
-    for k, step in enumerate(steps.tolist()):
-        vector = joined(snapshots.read(step)[:count])
-        squared[k] = square_distance(vector, mean.value)
-        if k % every == 0:
-            held.append(vector)
-    found = effective_directions(squared[::every], squared_distances(np.stack(held)))
-    known = _known_losses(bench, seed)
-    rows = []
-    weights = {"raw": snapshots.read(steps[-1]), **runs.averages(bench, seed)}
-    for name, arrays in weights.items():
-        row: dict[str, Any] = {"average": name}
-        row["squared_distance"] = square_distance(joined(arrays[:count]), mean.value)
-        if name in known:
-            row |= {"set": "train", "loss": known[name]}
-        rows.append(row)
-    bench.store(
-        "shell",
-        seed,
-        rows=rows,
-        about={
-            "run": "base",
-            "predicted_cv": found.variation,
-            "effective_directions": found.effective,
-            "num_weights": int(mean.value.size),
-            "snapshots_of_spectrum": len(held),
-        },
-        steps=steps,
-        squared_distance=squared,
-    )
+    run, config = runs.base(bench, seed), bench.config
+    settings, snapshots = config["shell"], bench.snapshots(seed)
+    count = snapshots.num_trainable
+    halves = np.array_split(snapshots.steps, 2)
+    means = []
+    for part in halves:
+        mean = RunningMean()
+        for step in part.tolist():
+            mean.add(joined(snapshots.read(step)[:count]))
+        means.append(mean.value)
+    squared: list[float] = []
+    rows: list[dict[str, Any]] = []
+    for half, part in enumerate(halves):
+        centre = means[1 - half]
+        for stretch in np.array_split(part, settings["places"] // 2):
+            average, ends = RunningMean(), RunningMean()
+            for step in stretch.tolist():
+                vector = joined(snapshots.read(step)[:count])
+                average.add(vector)
+                if step in (stretch[0], stretch[-1]):
+                    ends.add(vector)
+                squared.append(square_distance(vector, centre))
+            iterates = float(np.mean(squared[-len(stretch) :]))
+            for name, found in (("window", average), ("two_point", ends)):
+                rows.append(
+                    {
+                        "of": name,
+                        "from_step": int(stretch[0]),
+                        "to_step": int(stretch[-1]),
+                        "squared_distance": square_distance(found.value, centre),
+                        "iterates": iterates,
+                    }
+                )
+            for scale in settings["scales"]:
+                place = centre + scale * (vector - centre)
+                after = _walked(bench, seed, run, snapshots.read(int(stretch[-1])), place)
+                rows.append(
+                    {
+                        "of": "walk",
+                        "scale": scale,
+                        "to_step": int(stretch[-1]),
+                        "before": square_distance(place, centre),
+                        "after": square_distance(after, centre),
+                        "iterates": iterates,
+                    }
+                )
+    about = {"updates": settings["steps"], "num_weights": int(means[0].size)}
+    bench.store("shell", seed, rows, about, steps=snapshots.steps, squared_distance=squared)
 
 
-def _known_losses(bench: Bench, seed: int) -> dict[str, float]:
-    """Average → loss of the whole training set, where it has been measured."""
-    if not bench.record_path("averages", seed).exists():
-        return {}
-    return {
-        row["average"]: row["loss"]
-        for row in bench.read("averages", seed)["rows"]
-        if row.get("set") == "train" and row.get("policy", "recompute") == "recompute"
-    }
+def _walked(
+    bench: Bench, seed: int, run: Run, arrays: Sequence[np.ndarray], place: np.ndarray
+) -> np.ndarray:
+    """Where a few updates lead from a place, on batches of another order, without a velocity."""
+    trainer, config = bench.trainer, bench.config
+    count = len(bench.model.trainable_variables)
+    moved, low = [*arrays], 0
+    for i in range(count):
+        size = arrays[i].size
+        moved[i] = place[low : low + size].reshape(arrays[i].shape).astype(np.float32)
+        low += size
+    trainer.compile(run.momentum)
+    trainer.put({f"weights/{i}": array for i, array in enumerate(moved)}, run.last)
+    rates = np.full(config["shell"]["steps"], config["learning_rate"])
+    trainer.steps(run.last, rates, seed + runs.OTHER_ORDER)
+    return joined(arrays_of(trainer.take())[:count])
+
+
+def _shell_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    shell = config["shell"]
+    return base_run(config) | {"shell": shell["places"] * len(shell["scales"]) * shell["steps"]}
 
 
 TASKS = (
     Task("displacement", displacement, "displacement against lag"),
-    Task("shell", shell, "distances to the centre", after=("averages",)),
+    Task("shell", shell, "distances to the centre", steps=_shell_steps),
 )

@@ -1,26 +1,23 @@
-"""Scores of iterates and of averages of them: levels, averages, many points, the sweep, costs."""
+"""Scores of iterates and of averages of them: levels, averages, many points, the sweep."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import backend, kernels
-from tf_lrtraj.averaging import WeightAveraging
 from tf_lrtraj.averaging.advising.advisor import advise
 from tf_lrtraj.averaging.advising.measured import Measurement
 from tf_lrtraj.averaging.advising.plan import Effort
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.experiments.reproduction import runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
-from tf_lrtraj.experiments.reproduction.task import Sizes, Task, base_run
+from tf_lrtraj.experiments.reproduction.task import Sizes, Task
 from tf_lrtraj.experiments.reproduction.trainer import arrays_of
 from tf_lrtraj.theory import SpectrumEstimate, estimate_spectrum
 
-__all__ = ["TASKS", "averages", "cost", "estimate", "levels", "many_points", "spaced", "sweep"]
+__all__ = ["TASKS", "averages", "estimate", "levels", "many_points", "spaced", "sweep"]
 
 ALL = ("train", "test")
 PART = ("train_part", "test")
@@ -63,55 +60,67 @@ def averages(bench: Bench, seed: int) -> None:
     bench.store("averages", seed, rows, about)
 
 
-def many_points(bench: Bench, seed: int) -> None:
-    """Averages of n iterates `gap` updates apart, ending at a few places of the window."""
-    runs.base(bench, seed)
-    config, snapshots = bench.config, bench.snapshots(seed)
-    settings, steps = config["many_points"], snapshots.steps.tolist()
+def _far_points(config: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """(points, gap, end) of the averages of far points, and of single iterates (1, 0, end).
+
+    The largest gap at every end; for two points the others too, at every fourth end.
+    """
+    settings = config["many_points"]
     gaps = [gap for gap in settings["gaps"] if gap % config["every"] == 0]
     longest = (max(settings["points"]) - 1) * max(gaps)
     ends = spaced(config, settings["ends"], max(1.0 - longest / config["window"], 0.0))
-    wanted: dict[str, np.ndarray] = {}
-    meaning: dict[str, dict[str, int]] = {}
-    for end in ends:
-        for points, gap in [(1, 0), *((n, gap) for n in settings["points"] for gap in gaps)]:
-            places = [steps.index(end - k * gap) for k in range(points)]
-            weights = np.zeros(len(steps))
-            weights[places] = 1.0 / points
-            name = f"{points} {gap} {end}"
-            wanted[name] = weights
-            meaning[name] = {"points": points, "gap": gap, "end": end}
+    found = []
+    for i, end in enumerate(reversed(ends)):
+        found += [(1, 0, end), *((n, max(gaps), end) for n in settings["points"])]
+        if i % 4 == 0:
+            found += [(2, gap, end) for gap in gaps if gap != max(gaps)]
+    return found
+
+
+def many_points(bench: Bench, seed: int) -> None:
+    """Averages of n iterates `gap` updates apart, ending at places of the window."""
+    runs.base(bench, seed)
+    config, snapshots = bench.config, bench.snapshots(seed)
+    steps, wanted = snapshots.steps.tolist(), _far_points(config)
     rows: list[dict[str, Any]] = []
-    names = list(wanted)
-    with bench.bar(total=len(names), what="many points") as bar:
-        for low in range(0, len(names), 8):  # so many averages in memory at once
-            group = names[low : low + 8]
-            built = combine(snapshots, {n: wanted[n] for n in group}, progress=False)
-            for name in group:
-                scored = bench.scorer.score(built.pop(name), PART)
-                rows += [{**meaning[name], **row} for row in scored]
+    with bench.bar(total=len(wanted), what="many points") as bar:
+        for low in range(0, len(wanted), 8):  # so many averages in memory at once
+            group = wanted[low : low + 8]
+            weights = {}
+            for points, gap, end in group:
+                row = np.zeros(len(steps))
+                row[[steps.index(end - k * gap) for k in range(points)]] = 1.0 / points
+                weights[f"{points} {gap} {end}"] = row
+            built = combine(snapshots, weights, progress=False)
+            for points, gap, end in group:
+                meant = {"points": points, "gap": gap, "end": end}
+                arrays = built.pop(f"{points} {gap} {end}")
+                scored = bench.scorer.score(arrays, PART)
+                if points == 1:
+                    scored += bench.scorer.score(arrays, ["test"], "running")
+                rows += [{**meant, **row} for row in scored]
                 bar.update()
+    pairs = sorted({(n, gap) for n, gap, _ in wanted if n > 1})
     bench.store(
         "many_points",
         seed,
         rows,
         {"every": config["every"]},
-        predicted=_predicted(bench, seed, gaps),
+        predicted=_predicted(bench, seed, pairs),
     )
 
 
-def _predicted(bench: Bench, seed: int, gaps: Sequence[int]) -> list[dict[str, float]]:
+def _predicted(bench: Bench, seed: int, pairs: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
     """Loss of n points by the quadratic identity, from the mean single loss and the gap curve."""
-    config = bench.config
     curve = estimate(bench, seed).gaps
     single = bench.read("sweep", seed)["about"]["mean_single_loss"][PART[0]]
     rows = []
-    for points in config["many_points"]["points"]:
-        for gap in gaps:
-            places = np.arange(points) * (gap // config["every"])
-            lags = np.abs(places[:, None] - places[None, :])
-            loss = single - 2.0 * float(curve[lags].mean())
-            rows.append({"points": points, "gap": gap, "loss": loss})
+    for points, gap in pairs:
+        places = np.arange(points) * (gap // bench.config["every"])
+        lags = np.abs(places[:, None] - places[None, :])
+        rows.append(
+            {"points": points, "gap": gap, "loss": single - 2.0 * float(curve[lags].mean())}
+        )
     return rows
 
 
@@ -185,37 +194,6 @@ def estimate(bench: Bench, seed: int) -> SpectrumEstimate:
     )
 
 
-def cost(bench: Bench, seed: int, repeats: int = 7, steps: int = 20) -> None:
-    """Time of an update of SWA against a training step, in turn; and what SWA keeps in memory."""
-    run = runs.base(bench, seed)
-    trainer, model, config = bench.trainer, bench.model, bench.config
-    trainer.compile(config["momentum"])
-    first = run.last
-    trainer.put(run.state(), first)
-    rates = np.full(steps, config["learning_rate"])
-    averaging = WeightAveraging({"swa": kernels.Uniform()}, batch_norm="copy")
-    averaging.set_model(model)
-    trainer.steps(first, rates, seed)
-    averaging.update()
-    step_seconds, update_seconds = [], []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        trainer.steps(first, rates, seed)
-        step_seconds.append((time.perf_counter() - begin) / steps)
-        begin = time.perf_counter()
-        for _ in range(steps):
-            averaging.update()
-        averaging.get_average("swa")  # waits for what is still under way
-        update_seconds.append((time.perf_counter() - begin) / steps)
-    assert averaging.state is not None
-    weights = sum(
-        array.nbytes for array in backend.to_numpy(backend.values(model.trainable_variables))
-    )
-    extra = sum(array.nbytes for array in backend.to_numpy(averaging.state.variables))
-    about = {"weights_bytes": weights, "extra_bytes": extra, "steps": steps}
-    bench.store("cost", seed, (), about, step_seconds=step_seconds, update_seconds=update_seconds)
-
-
 def _levels_images(config: Mapping[str, Any], sizes: Sizes) -> float:
     return float(config["evaluate"]["levels"] * sizes.all)
 
@@ -232,13 +210,9 @@ def _sweep_images(config: Mapping[str, Any], sizes: Sizes) -> float:
 
 
 def _many_points_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    many = config["many_points"]
-    gaps = sum(gap % config["every"] == 0 for gap in many["gaps"])
-    return float(many["ends"] * (1 + gaps * len(many["points"])) * sizes.some)
-
-
-def _cost_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"cost": 160}
+    wanted = _far_points(config)
+    singles = sum(n == 1 for n, *_ in wanted)
+    return float(len(wanted) * sizes.some + singles * sizes.test)
 
 
 TASKS = (
@@ -252,5 +226,4 @@ TASKS = (
         after=("sweep",),
         images=_many_points_images,
     ),
-    Task("cost", cost, "time and memory of an average", steps=_cost_steps),
 )

@@ -1,17 +1,22 @@
-"""Tasks: the loss along one step of single batches, and how their gradients are aligned."""
+"""Tasks: losses of single batches along a step and between iterates, and their gradients."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from tf_lrtraj import probes
 from tf_lrtraj.experiments.reproduction import points, runs, trajectories
 from tf_lrtraj.experiments.reproduction.bench import Bench
-from tf_lrtraj.experiments.reproduction.probe_settings import images_of
-from tf_lrtraj.experiments.reproduction.task import Task
+from tf_lrtraj.experiments.reproduction.probe_settings import images_of, iterate_pairs
+from tf_lrtraj.experiments.reproduction.task import Sizes, Task, base_run
+from tf_lrtraj.experiments.reproduction.trainer import arrays_of
+from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.probes.flat_vectors import joined
 
-__all__ = ["TASKS", "gradients", "line", "one_step_lines"]
+__all__ = ["TASKS", "convexity", "gradients", "line", "one_step_lines", "trained"]
 
 _ONE_STEP = 0x6F6E
 
@@ -24,16 +29,16 @@ def line(bench: Bench, seed: int) -> None:
     """
     runs.base(bench, seed)
     settings = bench.config["probes"]
-    batches, others = points.drawn(bench, (settings["batches"], settings["held_out"]), [seed, 1])
+    batches, others = _batches(bench, seed)
     held_out = bench.batches("test", settings["held_out"], seed)
     rates = probes.rate_grid(settings["low"], settings["high"], settings["rates"])
     for step in points.probe_steps(bench, seed):
         probe = probes.Line(
             bench.surface,
             points.weights_at(bench, seed, step),
-            points.taken(bench, batches),
+            batches,
             held_out=held_out,
-            others=points.taken(bench, others),
+            others=others,
             rates=rates,
             bracket="each",
             extensions=1,
@@ -41,6 +46,50 @@ def line(bench: Bench, seed: int) -> None:
         )
         about = {"run": "base", "run_seed": seed, "step": step}
         _measure(bench, probe, f"line-{step:09d}", seed, about, held_out="test", others="train")
+
+
+def _batches(bench: Bench, seed: int) -> list[list[Batch]]:
+    """The batches that steps are made of, and others of which none is made."""
+    settings = bench.config["probes"]
+    drawn = points.drawn(bench, (settings["batches"], settings["others"]), [seed, 1])
+    return [points.taken(bench, rows) for rows in drawn]
+
+
+def trained(bench: Bench, seed: int) -> None:
+    """A fully trained network: the base run, its rate lowered to 0 over the window.
+
+    Its losses on the batches of `line`, each normalised by itself as there, and its scores.
+    """
+    config = bench.config
+    rates = config["learning_rate"] * _falling(config["window"])
+    run = runs.fork(bench, seed, "trained", config["burn_in"], rates)
+    weights = arrays_of(run.state())[: len(bench.model.trainable_variables)]
+    batches, _ = _batches(bench, seed)
+    losses, _ = bench.surface.evaluate(bench.surface.point(weights), batches)
+    rows = bench.scorer.score(weights, ("train_part", "test"))
+    bench.store("trained", seed, rows, {"step": run.last}, batch_loss=losses)
+
+
+def _falling(count: int) -> np.ndarray:
+    """[count] from 1 on a straight line to 0, which the step after the last would have."""
+    return 1.0 - np.arange(count) / count
+
+
+def convexity(bench: Bench, seed: int) -> None:
+    """Losses of fixed batches between iterates of the window: `convexity.npz`."""
+    runs.base(bench, seed)
+    settings, snapshots = bench.config["convexity"], bench.snapshots(seed)
+    steps = snapshots.steps.tolist()
+    pairs = [(str(steps[a]), str(steps[b])) for a, b in iterate_pairs(len(steps), settings)]
+    (rows,) = points.drawn(bench, (settings["batches"],), [seed, 6])
+    probe = probes.Segments(
+        bench.surface,
+        {name: snapshots.read(int(name)) for pair in pairs for name in pair},
+        points.taken(bench, rows),
+        pairs=pairs,
+        num=settings["positions"],
+    )
+    _measure(bench, probe, "convexity", seed, {"run": "base", "run_seed": seed})
 
 
 def one_step_lines(bench: Bench, seed: int) -> None:
@@ -51,9 +100,10 @@ def one_step_lines(bench: Bench, seed: int) -> None:
     the training images that it has not seen yet in its epoch.  The loss is measured on test
     images, `held_out`, and on `others`, training images drawn whatever the step's batch: their
     mean over draws is the loss of the whole training set, of which the step's own batch is
-    a part.  (Batches that share no image with the step's would gain less, and nothing
-    already at a lower rate: the own batch's large gain, times its share of the training images,
-    is missing.)  Rates run to twice the run's own, which is among them, as its half is.
+    a part.  (Batches that share no image with the step's would gain less, and nothing already at
+    a lower rate: the own batch's large gain, times its share of the training images, is missing.)
+    Training images are augmented as in training.  Rates run to twice the run's own, which is
+    among them, as its half is.
     """
     trajectories.one_step_run(bench, seed)
     settings = bench.config["one_step"]
@@ -71,9 +121,9 @@ def one_step_lines(bench: Bench, seed: int) -> None:
         probe = probes.Line(
             bench.surface,
             points.weights_at(bench, seed, step, "one_step"),
-            points.taken(bench, batches),
+            points.taken(bench, batches, rng),
             held_out=bench.batches("test", settings["held_out"], 1_000_003 * seed + step),
-            others=points.taken(bench, others),
+            others=points.taken(bench, others, rng),
             rates=rates,
             bracket="none",
             seed=seed,
@@ -133,8 +183,24 @@ def _measure(
     )
 
 
+def _trained_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    return base_run(config) | {"trained": int(config["window"])}
+
+
+def _trained_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    return float(config["probes"]["batches"] * config["batch_size"] + sizes.some)
+
+
 TASKS = (
     Task("line", line, "losses along one step", images=images_of("line")),
+    Task(
+        "trained",
+        trained,
+        "a fully trained network",
+        steps=_trained_steps,
+        images=_trained_images,
+    ),
+    Task("convexity", convexity, "losses between iterates", images=images_of("convexity")),
     Task("gradients", gradients, "alignment of gradients", images=images_of("gradients")),
     Task(
         "one_step_lines",

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tf_lrtraj.experiments.reproduction import (
+    average_cost,
+    batch_sizes,
     budget,
     geometry,
     iterates,
@@ -20,7 +22,19 @@ from tf_lrtraj.experiments.reproduction.task import Sizes, Task
 
 __all__ = ["TASKS", "images", "plan", "training_steps"]
 
-_MODULES = (synthetic, trajectories, iterates, schedules, geometry, budget, lines, trips, widths)
+_MODULES = (
+    synthetic,
+    trajectories,
+    iterates,
+    schedules,
+    geometry,
+    budget,
+    lines,
+    trips,
+    batch_sizes,
+    widths,
+    average_cost,
+)
 
 
 def _in_order(tasks: Sequence[Task]) -> tuple[Task, ...]:

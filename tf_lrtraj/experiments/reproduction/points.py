@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.experiments.reproduction.bench import Bench
-from tf_lrtraj.experiments.reproduction.problem import Batches
+from tf_lrtraj.experiments.reproduction.problem import Batches, crop_and_flip
 from tf_lrtraj.experiments.reproduction.states import read_arrays
 from tf_lrtraj.experiments.reproduction.trainer import arrays_of, state_name
 from tf_lrtraj.probes.batches import Batch
@@ -96,7 +96,11 @@ def unseen(bench: Bench, seed: int, step: int) -> np.ndarray:
 
 
 def drawn(
-    bench: Bench, counts: Sequence[int], seed: Sequence[int], without: Any = ()
+    bench: Bench,
+    counts: Sequence[int],
+    seed: Sequence[int],
+    without: Any = (),
+    size: int | None = None,
 ) -> list[list[np.ndarray]]:
     """For each of `counts` so many batches of training images, no image in two of them.
 
@@ -104,11 +108,12 @@ def drawn(
         counts: numbers of batches.
         seed: of the draw.
         without: images that are not to be among them.
+        size: images in a batch; those of a training batch by default.
 
     Raises:
         ValueError: if there are not so many images.
     """
-    size = bench.config["batch_size"]
+    size = size or bench.config["batch_size"]
     rows = np.setdiff1d(np.arange(len(bench.problem.x_train)), np.asarray(without, np.int64))
     if sum(counts) * size > len(rows):
         raise ValueError(
@@ -121,9 +126,15 @@ def drawn(
     return [[next(order) for _ in range(count)] for count in counts]
 
 
-def taken(bench: Bench, rows: Sequence[np.ndarray]) -> list[Batch]:
-    """The batches of these training images."""
-    return [(bench.problem.x_train[r], bench.problem.y_train[r]) for r in rows]
+def taken(
+    bench: Bench, rows: Sequence[np.ndarray], augment: np.random.Generator | None = None
+) -> list[Batch]:
+    """The batches of these training images, as training sees them if `augment` is given."""
+    problem = bench.problem
+    found = [(problem.x_train[r], problem.y_train[r]) for r in rows]
+    if augment is not None and problem.augmentation == "crop_flip":
+        return [(crop_and_flip(x, augment), y) for x, y in found]
+    return found
 
 
 def chunks(

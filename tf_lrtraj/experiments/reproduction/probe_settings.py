@@ -5,7 +5,7 @@ serves its plan.
 
 >>> from tf_lrtraj.experiments.reproduction import probe_settings
 >>> sorted(probe_settings.PROBE_DEFAULTS)
-['displacement', 'ensemble', 'one_step', 'probes', 'shell', 'width']
+['convexity', 'displacement', 'ensemble', 'one_step', 'probes', 'reach', 'shell', 'width']
 """
 
 from __future__ import annotations
@@ -13,11 +13,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import config_dict
 
 from tf_lrtraj.experiments.settings import Check, integer, is_integer, is_number, number, optional
 
-__all__ = ["PROBE_CHECKS", "PROBE_DEFAULTS", "costs", "images_of"]
+__all__ = [
+    "PROBE_CHECKS",
+    "PROBE_DEFAULTS",
+    "REACH_TRIP",
+    "batches_of",
+    "costs",
+    "images_of",
+    "iterate_pairs",
+]
+
+REACH_TRIP = 4  # steps of the side trips on batches of several sizes
 
 # Sizes for the digits (ResNet-8 of width 8, 8x8 images): a minute or two of one core for a seed.
 PROBE_DEFAULTS: dict[str, Any] = {
@@ -28,7 +39,8 @@ PROBE_DEFAULTS: dict[str, Any] = {
         # that are kept.  (): half-way through the run, and the window's first and last.
         "steps": (),
         "batches": 8,  # training batches, each stepped along its own gradient
-        "held_out": 4,  # test batches, and as many other training batches
+        "held_out": 4,  # test batches
+        "others": 2,  # training batches on which no step is made
         # Rates of the line: 0, and `rates` from `low` to `high`, even in the logarithm; it
         # goes on beyond `high` until the minimum of each batch is passed.
         "low": 0.05,
@@ -57,24 +69,43 @@ PROBE_DEFAULTS: dict[str, Any] = {
         "others": 6,  # training batches, likewise
         "points": 4,  # rates from one multiple of the run's rate to the next, up to twice it; even
     },
+    # Losses of fixed batches between iterates of the window.
+    "convexity": {
+        "distances": 3,  # between two iterates; evenly spaced in the logarithm, to the whole window
+        "pairs": 2,  # of iterates at each distance
+        "positions": 9,  # on each segment
+        "batches": 4,
+    },
+    # One step on batches of several sizes, and the same with a narrower network.
+    "reach": {
+        "divisor": 2,  # the narrower network's width is that of the model over this
+        "steps": 200,  # of its run; the base run is looked at after as many, and at its end
+        "sizes": (4, 16, 64),  # of batches; a span of at least `divisor` squared
+        "images": 64,  # in all batches of one size, of which there are four or more
+    },
     "displacement": {
         "lags": 16,  # evenly spaced in the logarithm
         "longest": 0.25,  # longest lag, as a share of the window
     },
-    "shell": {"memory": 1 << 31},  # bytes of snapshots held for the spectrum; thinned to fit
-    # The last iterate and SWA: random rays, and the segment between them.  Batch norm
-    # recomputed at every point, on the images that evaluations recompute it on.
+    # Averages over `places` stretches of the window, each seen from the mean of the window's
+    # other half; and runs of `steps` updates that start there at `scales` times an iterate's place.
+    "shell": {"places": 4, "scales": (0.5, 1.0, 1.5), "steps": 20},
+    # The end of the conventional run and SWA: rays of normalised filters, and the segment between
+    # them.  Batch norm recomputed at every point, on the images that evaluations recompute it on.
     "width": {
-        "images": 500,  # training images, and at most as many test images
+        "images": 500,  # at most so many test images, and, on the segment, training images
         "size": 100,  # in a batch of them
-        "rays": 6,
-        "num": 5,  # distances along a ray, 0 and `reach` among them
-        "reach": 6.0,  # in lengths of the segment between the two points
-        "positions": 9,  # on the segment; it goes on for its length at both ends
+        "rays": 4,
+        # Distances along a ray, in norms of the kernels: 0, and `num` from `low` to `high`,
+        # even in the logarithm.  The test error must rise by 5 points on the way.
+        "low": 0.05,
+        "high": 1.6,
+        "num": 11,
+        "positions": 5,  # on the segment; it goes on for its length at both ends
     },
-    # Predictions of snapshots, of their ensemble and of their mean; batch norm recomputed.
+    # Predictions of cycle ends, of their ensemble and of their mean; batch norm recomputed.
     "ensemble": {
-        "members": 5,  # the last snapshot, and those 1, 2, 4, … before it
+        "members": 5,  # the last so many
         "images": 500,  # at most so many test images
         "size": 100,  # in a batch of them
     },
@@ -107,6 +138,7 @@ PROBE_CHECKS: dict[str, Check] = {
     "probes.steps": _STEPS,
     "probes.batches": integer(2),
     "probes.held_out": integer(2),
+    "probes.others": integer(2),
     "probes.low": _POSITIVE,
     "probes.high": _POSITIVE,  # and above `low`, which rate_grid tells
     "probes.rates": integer(8),
@@ -130,19 +162,68 @@ PROBE_CHECKS: dict[str, Check] = {
         "an even integer of at least 2",
         lambda value: is_integer(value) and value >= 2 and value % 2 == 0,
     ),
+    "convexity.distances": integer(1),
+    "convexity.pairs": integer(1),
+    "convexity.positions": integer(5),
+    "convexity.batches": integer(2),
+    "reach.divisor": integer(2),
+    "reach.steps": integer(1),
+    "reach.sizes": (
+        "two or more different integers of at least 2, ascending",
+        lambda value: _STEPS[1](value) and len(value) >= 2 and value[0] >= 2,
+    ),
+    "reach.images": integer(4),
     "displacement.lags": integer(3),
     "displacement.longest": _above(0, 1),
-    "shell.memory": integer(1 << 20, below=1 << 50),
+    "shell.places": (
+        "an even integer of at least 2",
+        lambda value: is_integer(value) and value >= 2 and value % 2 == 0,
+    ),
+    "shell.scales": (
+        "positive numbers, one below 1 and one above",
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and all(is_number(scale) and scale > 0 for scale in value)
+            and min(value, default=1) < 1 < max(value, default=1)
+        ),
+    ),
+    "shell.steps": integer(1),
     "width.images": integer(2),
     "width.size": integer(2),
     "width.rays": integer(2),
+    "width.low": _POSITIVE,
+    "width.high": _POSITIVE,
     "width.num": integer(2),
-    "width.reach": _POSITIVE,
     "width.positions": integer(3),
     "ensemble.members": integer(2),
     "ensemble.images": integer(2),
     "ensemble.size": integer(2),
 }
+
+
+def iterate_pairs(count: int, settings: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Pairs of `count` iterates, by number: at each distance so many, evenly over them.
+
+    >>> iterate_pairs(9, {"distances": 3, "pairs": 2})
+    [(0, 1), (7, 8), (0, 3), (5, 8), (0, 8)]
+    """
+    apart = np.geomspace(1, count - 1, settings["distances"]).round().astype(int)
+    return [
+        (first, first + distance)
+        for distance in np.unique(apart).tolist()
+        for first in np.unique(
+            np.linspace(0, count - 1 - distance, settings["pairs"]).round().astype(int)
+        ).tolist()
+    ]
+
+
+def batches_of(size: int, settings: Mapping[str, Any]) -> int:
+    """Number of batches of a size, of which steps are made: four at least.
+
+    >>> [batches_of(size, {"images": 64}) for size in (4, 64)]
+    [16, 4]
+    """
+    return max(int(settings["images"]) // size, 4)
 
 
 def costs(config: Mapping[str, Any]) -> dict[str, float]:
@@ -163,24 +244,35 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
     points = len(probe["steps"]) or 3
     trips = starts + probe["trip_batches"]
     # The batch itself, test batches, and other training batches.
-    line = GRADIENT_PASSES + (1 + probe["rates"]) * (1 + 2 * probe["held_out"])
+    beside = probe["held_out"] + probe["others"]
+    line = GRADIENT_PASSES + (1 + probe["rates"]) * (1 + beside)
     step = GRADIENT_PASSES + (1 + 2 * one["points"]) * (1 + one["held_out"] + one["others"])
-    trip = (probe["trip_length"] + 1) * (GRADIENT_PASSES + 1 + 2 * probe["held_out"])
+    trip = (probe["trip_length"] + 1) * (GRADIENT_PASSES + 1 + beside)
     pairs = starts * (starts - 1) // 2 * (trips + 1) + starts * trips
-    segment = probe["basin_positions"] * (trips + 2 * probe["held_out"])
+    segment = probe["basin_positions"] * (trips + beside)
     # To the ends of all trips, and the trips' losses at their starts.
     walks = starts * trips * (probe["trip_length"] * GRADIENT_PASSES + 1)
+    if config["seeds"] > 1:  # trips from another seed's run, and segments there
+        walks += trips * probe["trip_length"] * GRADIENT_PASSES
+        pairs += 2 * trips + 1
+    convexity, reach = config["convexity"], config["reach"]
+    segments = len(iterate_pairs(config["window"] // config["every"] + 1, convexity))
+    # At three places, and trips and gradients at one of them.
+    steps = 3 * (GRADIENT_PASSES + 1 + probe["rates"])
+    steps += GRADIENT_PASSES + (REACH_TRIP + 1) * (GRADIENT_PASSES + 1)
     moments = config["evaluate"]["batch_norm_images"]
-    places = 2 * (1 + width["rays"] * (width["num"] - 1)) + 3 * width["positions"] - 2
+    rays = 2 * (1 + width["rays"] * width["num"]) * (width["images"] + moments)
+    segment_places = 3 * width["positions"] - 2
     return {
         "line": float(points * probe["batches"] * line * batch),
         "side_trip": float(starts * trips * trip * batch),
         "basin": float((walks + pairs * segment) * batch),
         "gradients": float(points * probe["gradients"] * GRADIENT_PASSES * batch),
         "one_step_lines": float(one["iterates"] * one["batches"] * step * batch),
+        "convexity": float(segments * convexity["positions"] * convexity["batches"] * batch),
+        "reach": float(steps * sum(batches_of(size, reach) * size for size in reach["sizes"])),
         "displacement": 0.0,
-        "shell": 0.0,
-        "width": float(places * (2 * width["images"] + moments)),
+        "width": float(rays + segment_places * (2 * width["images"] + moments)),
         "ensemble": float((len(SCALES) * members["members"] + 1) * (members["images"] + moments)),
     }
 

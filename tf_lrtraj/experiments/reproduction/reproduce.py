@@ -19,7 +19,7 @@ import tf_lrtraj
 from tf_lrtraj import backend, claims, kernels, records
 from tf_lrtraj.experiments import limits
 from tf_lrtraj.experiments.reproduction import plan as plans
-from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.bench import MEASURED, STATE, Bench
 from tf_lrtraj.experiments.reproduction.config import validate
 from tf_lrtraj.experiments.reproduction.problem import Problem
 from tf_lrtraj.experiments.reproduction.trainer import Diverged
@@ -34,12 +34,19 @@ class Interrupted(RuntimeError):
     """The reproduction was asked to stop; the same command goes on with it."""
 
 
-def needed_tasks(ids: Collection[str] | None) -> set[str] | None:
+def needed_tasks(
+    ids: Collection[str] | None, config: Mapping[str, Any] | None = None
+) -> set[str] | None:
     """Names of the tasks whose records these claims need; None for all.
+
+    Args:
+        ids: of claims; None for those that the scale is there for.
+        config: of the scale.
 
     Raises:
         ConfigError: for an id that no claim has.
     """
+    ids = ids or (config or {}).get("claims") or None
     if ids is None:
         return None
     try:
@@ -67,9 +74,10 @@ def describe_plan(
     needed: Collection[str] | None,
     num_train: int,
     num_test: int,
+    only_seed: int | None = None,
 ) -> str:
     """A table of the tasks, whether they are done, and the cost of what is left."""
-    tasks = plans.plan(config, needed)
+    tasks = plans.plan(config, needed, only_seed)
     done = _done(read_run(folder))
     lines = [f"{'task':<16}{'seeds':<10}{'done':<10}{'images':>14}  what"]
     for task in plans.TASKS:
@@ -119,7 +127,8 @@ def run(
     needed: Collection[str] | None = None,
     tell: Callable[[str], None] = print,
     progress: bool = True,
-) -> claims.Study:
+    only_seed: int | None = None,
+) -> claims.Study | None:
     """Makes what is missing and judges what there is.
 
     Args:
@@ -128,28 +137,54 @@ def run(
         needed: tasks to make, from `needed_tasks`; None for all.
         tell: told what goes on.
         progress: show progress bars where there is a terminal.
+        only_seed: make this seed's records alone, and neither ledger nor report.  Processes with
+            different seeds may share a workdir.
 
     Returns:
-        The records with what they say of every claim; ledger and page are written.
+        The records with what they say of every claim; ledger and page are written.  None with
+        `only_seed`.
 
     Raises:
-        records.RecordError: if the workdir cannot be written.
+        ConfigError: for a seed that the configuration does not have.
+        records.RecordError: if the workdir cannot be written, or another process writes to it.
         Diverged: when a training loss is not finite.
         Interrupted: after SIGTERM or SIGINT; what is finished is kept.
     """
+    if only_seed is not None and not 0 <= only_seed < config["seeds"]:
+        raise ConfigError(
+            f"`only_seed` must be at least 0 and below config.seeds, {config['seeds']}. "
+            f"Received: {only_seed}"
+        )
     folder = records.prepare_workdir(folder)
+    with contextlib.ExitStack() as held:
+        held.enter_context(records.only_writer(folder, shared=only_seed is not None))
+        if only_seed is not None:
+            own = folder / STATE / f"seed{only_seed}"
+            own.mkdir(parents=True, exist_ok=True)
+            held.enter_context(records.only_writer(own))
+        return _run(config, folder, needed, tell, progress, only_seed)
+
+
+def _run(
+    config: dict[str, Any],
+    folder: pathlib.Path,
+    needed: Collection[str] | None,
+    tell: Callable[[str], None],
+    progress: bool,
+    only_seed: int | None,
+) -> claims.Study | None:
     bench = Bench(config, folder, tell, progress)
     sizes = (len(bench.problem.x_train), len(bench.problem.x_test))  # nothing is written without
     _check_sizes(config, bench.problem)
+    (folder / MEASURED).mkdir(exist_ok=True)
     records.write_json(folder / records.CONFIG, config)
-    state = {**_describe(config), **{k: v for k, v in read_run(folder).items() if k in _KEPT}}
-    done = _done(state)
-    tasks = plans.plan(config, needed)
+    done = _done(read_run(folder))
+    tasks = plans.plan(config, needed, only_seed)
     left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
-    status, message = "interrupted", None
+    status, message, study = "interrupted", None, None
     try:
         with _stopping_cleanly() as asked:
-            tell(describe_plan(config, folder, needed, *sizes))
+            tell(describe_plan(config, folder, needed, *sizes, only_seed))
             begin = time.monotonic()
             total = plans.images(config, left, *sizes)
             for index, (task, seed) in enumerate(left):
@@ -160,14 +195,14 @@ def run(
                 )
                 started = time.monotonic()
                 task.run(bench, seed)
-                state["done"].setdefault(task.name, []).append(seed)
-                seconds = state["seconds"].setdefault(task.name, {})
-                seconds[str(seed)] = round(time.monotonic() - started, 1)
-                records.write_json(folder / records.RUN, {**state, "status": "incomplete"})
+                seconds = round(time.monotonic() - started, 1)
+                _note(config, folder, made=(task.name, seed, seconds), status="incomplete")
                 if asked.is_set():  # and something on the way has swallowed the exception
                     raise KeyboardInterrupt
-        everything = {(task.name, seed) for task, seed in plans.plan(config)}
-        status = "done" if everything <= _done(state) else "incomplete"
+        everything = {
+            (task.name, seed) for task, seed in plans.plan(config, needed_tasks(None, config))
+        }
+        status = "done" if everything <= _done(read_run(folder)) else "incomplete"
     except Diverged as error:
         status, message = "diverged", str(error)
         raise
@@ -180,10 +215,30 @@ def run(
         message = f"{type(error).__name__}: {error}"
         raise
     finally:
-        records.write_json(folder / records.RUN, {**state, "status": status, "message": message})
-        if status != "interrupted":  # who stops it wants it to stop; figures take a while
+        _note(config, folder, status=status, message=message)
+        # Who stops it wants it to stop, and figures take a while; of one seed they say little.
+        if status != "interrupted" and only_seed is None:
             study = write_results(folder)
     return study
+
+
+def _note(
+    config: Mapping[str, Any],
+    folder: pathlib.Path,
+    *,
+    status: str,
+    message: str | None = None,
+    made: tuple[str, int, float] | None = None,
+) -> None:
+    """Writes `run.json`, with a task that has been made, while other processes wait."""
+    with records.one_at_a_time(folder / MEASURED):
+        kept = {key: value for key, value in read_run(folder).items() if key in _KEPT}
+        state = {**_describe(config), **kept, "status": status, "message": message}
+        if made is not None:
+            name, seed, seconds = made
+            state["done"][name] = sorted({*state["done"].get(name, []), seed})
+            state["seconds"].setdefault(name, {})[str(seed)] = seconds
+        records.write_json(folder / records.RUN, state)
 
 
 def _time_left(seconds: float, made: float, ahead: float) -> str:

@@ -15,9 +15,8 @@ from tf_lrtraj.experiments.reproduction.config import lead
 from tf_lrtraj.experiments.reproduction.states import read_arrays, write_arrays
 from tf_lrtraj.experiments.reproduction.trainer import Run, state_name
 
-__all__ = ["averages", "base", "fork", "fork_step", "total_steps"]
+__all__ = ["averages", "base", "ends", "fork", "fork_step", "horizon_name", "total_steps"]
 
-AVERAGES = "averages.npz"
 OTHER_ORDER = 1000  # added to the seed: batches in another order
 
 
@@ -26,27 +25,53 @@ def total_steps(config: Mapping[str, Any]) -> int:
     return int(config["burn_in"] + config["window"])
 
 
-def fork_step(config: Mapping[str, Any]) -> int:
+def ends(config: Mapping[str, Any]) -> list[int]:
+    """Steps at which horizons end: `places` of them, evenly over the window, the last at its end.
+
+    >>> ends({"burn_in": 100, "window": 60, "places": 2})
+    [130, 160]
+    """
+    places = int(config["places"])
+    return [config["burn_in"] + config["window"] * (i + 1) // places for i in range(places)]
+
+
+def fork_step(config: Mapping[str, Any], end: int | None = None) -> int:
     """Where runs under an equivalent schedule leave the base run.
 
-    The averages begin `horizon` updates before the end; with momentum the schedule that
-    equals them differs from the base rate a little earlier, by powers of the momentum.
+    The averages begin `horizon` updates before `end`; with momentum the schedule that equals them
+    differs from the base rate a little earlier, by powers of the momentum.  The iterates that are
+    kept of a horizon begin here, so its end is one of them.
+
+    Args:
+        end: of the horizon; the base run's end by default.
     """
-    return total_steps(config) - int(config["horizon"]) - lead(config["momentum"])
+    end = total_steps(config) if end is None else end
+    every = int(config["horizon_every"])
+    return end - int(config["horizon"]) - -(-lead(config["momentum"]) // every) * every
+
+
+def horizon_name(config: Mapping[str, Any], end: int) -> str:
+    """The folder of the iterates of the horizon that ends there."""
+    return "horizon" if end == total_steps(config) else f"horizon-{end}"
+
+
+def _averages_name(config: Mapping[str, Any], end: int) -> str:
+    return "averages.npz" if end == total_steps(config) else f"averages-{end}.npz"
 
 
 def base(bench: Bench, seed: int) -> Run:
     """The run at constant rate from scratch, made if it is not there yet.
 
-    Keeps the states others fork from; iterates of the window and, every one, of the horizon;
-    and the averages over the horizon, as the callback makes them.
+    Keeps the states others fork from; iterates of the window and, every one, of each horizon;
+    and the averages over each horizon, as the callback makes them.
     """
     config = bench.config
     total, burn_in = total_steps(config), config["burn_in"]
-    fork, begin = fork_step(config), total - config["horizon"]
-    kept = [
-        ("window", config["every"], burn_in, total),
-        ("horizon", config["horizon_every"], fork, total),
+    stretches = {end - config["horizon"]: end for end in ends(config)}
+    forks = {end: fork_step(config, end) for end in stretches.values()}
+    kept = [("window", config["every"], burn_in, total)]
+    kept += [
+        (horizon_name(config, end), config["horizon_every"], at, end) for end, at in forks.items()
     ]
     speed = config["speed"]
     if seed < speed["seeds"]:
@@ -59,24 +84,27 @@ def base(bench: Bench, seed: int) -> Run:
         config["momentum"],
         seed,
         lambda: bench.initial(seed),
-        keep=(total // 2, burn_in, fork, begin),
+        keep=(
+            *(config["reach"]["steps"], total // 2, burn_in),
+            *(*forks.values(), *stretches, *config["start"]["steps"]),
+        ),
         segment=config["segment"],
         snapshots=tuple(kept),
         log_every=config["log_every"],
-        whole=(begin, total),
+        whole=tuple(stretches.items()),
     )
     averaging: list[WeightAveraging] = []
 
     def callbacks(low: int, high: int) -> Iterable[keras.callbacks.Callback]:
-        if low != begin:
+        if low not in stretches:
             return []
         chosen = {name: kernels.from_config(k) for name, k in config["averages"].items()}
         averaging[:] = [WeightAveraging(chosen, batch_norm="average")]
         return averaging
 
     def done(low: int, high: int) -> None:
-        if low == begin:
-            write_arrays(run.folder / AVERAGES, _arrays_of(averaging[0]))
+        if low in stretches:
+            write_arrays(run.folder / _averages_name(config, high), _arrays_of(averaging[0]))
 
     bench.finish(run, f"seed {seed}: constant rate", callbacks, done)
     return run
@@ -100,10 +128,16 @@ def _arrays_of(averaging: WeightAveraging) -> dict[str, np.ndarray]:
     return found
 
 
-def averages(bench: Bench, seed: int) -> dict[str, list[np.ndarray]]:
-    """name → arrays of the averages over the horizon, statistics averaged alike."""
+def averages(bench: Bench, seed: int, end: int | None = None) -> dict[str, list[np.ndarray]]:
+    """name → arrays of the averages over a horizon, statistics averaged alike.
+
+    Args:
+        end: of the horizon; the base run's end by default.
+    """
     run = base(bench, seed)
-    stored = read_arrays(run.folder / AVERAGES)
+    stored = read_arrays(
+        run.folder / _averages_name(bench.config, run.last if end is None else end)
+    )
     found = {}
     for name in bench.config["averages"]:
         count = sum(key.startswith(f"{name}/") for key in stored)
@@ -119,6 +153,7 @@ def fork(
     rates: Any,
     *,
     state: int | None = None,
+    of: str = "base",
     momentum: float | None = None,
     order: int | None = None,
     keep: tuple[int, ...] = (),
@@ -130,8 +165,9 @@ def fork(
         name: of its folder.
         at: the step it starts from (and whose batch it takes first).
         rates: [n] rates of its steps.
-        state: the step of the base run whose state it starts with; `at` by default.  At
+        state: the step of the other run whose state it starts with; `at` by default.  At
             step 0 it starts as the base run does.
+        of: the name of that run, which must have been made.
         momentum: the base run's by default.  With another the velocity starts at 0.
         order: seed of the order of batches; the base run's by default.
         keep: steps whose states are kept.
@@ -146,7 +182,7 @@ def fork(
     def start() -> dict[str, np.ndarray]:
         if source == 0:
             return bench.initial(seed)
-        found = read_arrays(bench.state_folder("base", seed) / state_name(source))
+        found = read_arrays(bench.state_folder(of, seed) / state_name(source))
         if momentum != config["momentum"]:
             found = {key: a for key, a in found.items() if not key.startswith("velocity/")}
         return found

@@ -1,68 +1,63 @@
-"""Averages against schedules: equivalent runs, emulated decays, and runs at lower rates."""
+"""Averages against schedules: equivalent runs, emulated decays, lower rates, and test loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tf_lrtraj import kernels, rates, theory
 from tf_lrtraj.averaging.post_hoc import combine, snapshot_weights
-from tf_lrtraj.experiments.reproduction import iterates, runs
+from tf_lrtraj.experiments.reproduction import budget, iterates, runs
 from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.experiments.reproduction.task import Sizes, Task, base_run
-from tf_lrtraj.experiments.reproduction.trainer import arrays_of
+from tf_lrtraj.experiments.reproduction.trainer import Run, arrays_of
 from tf_lrtraj.theory import SpectrumEstimate
 
-__all__ = ["DECAYS", "EQUIVALENCES", "TASKS", "decay_rates", "decays", "equivalent", "lower_rates"]
+__all__ = [
+    "DECAYS",
+    "EQUIVALENCES",
+    "TASKS",
+    "along_steps",
+    "curvature_free_rates",
+    "decay_rates",
+    "decays",
+    "emulated",
+    "equivalent",
+    "loss_match_rates",
+    "lower_rates",
+    "running",
+    "trade_off",
+]
 
-EQUIVALENCES = ("curvature_free", "curvature", "spectrum")
+# The curvature-free map, by which a run ends where the average does if gradients do not depend on
+# the weights; and the schedule whose expected loss is that of the average at every step.
+EQUIVALENCES = ("curvature_free", "loss_match")
 DECAYS = ("cosine", "linear", "one_minus_sqrt")
 
 
-def full_weights(config: Mapping[str, Any], kernel: kernels.Kernel) -> np.ndarray:
-    """[T+1] weights on all iterates of an average over the horizon."""
-    weights = np.zeros(runs.total_steps(config) + 1)
-    horizon = config["horizon"]
+def curvature_free_rates(config: Mapping[str, Any], kernel: kernels.Kernel, end: int) -> np.ndarray:
+    """[n] rates from `runs.fork_step` on of the run that should end where the average does."""
+    weights, horizon = np.zeros(end + 1), config["horizon"]
     weights[-horizon - 1 :] = kernel.weights(horizon)
-    return weights
+    found = theory.schedule_from_weights(weights, config["learning_rate"], 0.0, config["momentum"])
+    return found[runs.fork_step(config, end) :]
 
 
-def equivalent_rates(
-    config: Mapping[str, Any], kernel: kernels.Kernel, equivalence: str, found: SpectrumEstimate
+def loss_match_rates(
+    config: Mapping[str, Any], kernel: kernels.Kernel, found: SpectrumEstimate
 ) -> np.ndarray:
-    """[n] rates from `runs.fork_step` on of the run that should end where the average does.
+    """[horizon] rates of the run whose expected loss is the running average's at every step.
 
-    Raises:
-        ValueError: for an unknown equivalence.
+    They are of the effective rate and no momentum, as modes that are slow against it see it.
     """
-    base, momentum = config["learning_rate"], config["momentum"]
-    fork, horizon = runs.fork_step(config), config["horizon"]
-    if equivalence == "curvature_free":
-        return theory.schedule_from_weights(full_weights(config, kernel), base, 0.0, momentum)[
-            fork:
-        ]
-    # With curvature both take the effective rate and no momentum, as modes that are slow against
-    # it see it.  The path-wise answer with momentum exists too, but where a mode oscillates its
-    # rates swing far beyond the base rate and below 0.
-    effective = base / (1.0 - momentum)
+    horizon, rest = config["horizon"], 1.0 - config["momentum"]
+    base = config["learning_rate"] / rest
+    target = found.model.expected_loss_of_average(kernel, np.full(horizon, base), found.initial)
     weights = kernel.weights(horizon)
-    if equivalence == "curvature":
-        schedule = theory.schedule_from_weights(weights, effective, found.curvature)
-    elif equivalence == "spectrum":
-        target = found.model.expected_loss_of_average(
-            kernel, np.full(horizon, effective), found.initial
-        )
-        schedule = theory.best_schedule(
-            found.model, target, effective, found.initial, weights=weights
-        )
-    else:
-        raise ValueError(
-            f"`equivalence` must be one of {list(EQUIVALENCES)}. Received: {equivalence!r}"
-        )
-    lead = np.full(runs.total_steps(config) - horizon - fork, base)
-    return np.concatenate([lead, schedule * (1.0 - momentum)])
+    fitted = theory.best_schedule(found.model, target, base, found.initial, weights=weights)
+    return fitted * rest
 
 
 def predicted_excess(
@@ -77,45 +72,50 @@ def predicted_excess(
     return float(average), float(run)
 
 
-def equivalent(bench: Bench, seed: int) -> None:
-    """Each average against the runs under its three equivalent schedules, at the end and half-way.
+def along_steps(config: Mapping[str, Any]) -> list[int]:
+    """Places evenly along the last horizon, its end included; an iterate is kept of each."""
+    end, kept = runs.total_steps(config), config["horizon"] // config["horizon_every"]
+    places = config["along"]["places"]
+    before = [round(kept * i / places) for i in reversed(range(places))]
+    return [end - count * config["horizon_every"] for count in before]
 
-    A run half-way equals a partial average of the base run's iterates, by the inverse map.
+
+def equivalent(bench: Bench, seed: int) -> None:
+    """Each average against the run under its equivalent schedule, at the end of each horizon.
+
+    The averages of `config.along` are followed along the last horizon too, beside the run under
+    that schedule and the run that should match their loss.
     """
     config = bench.config
     found = iterates.estimate(bench, seed)
-    runs.base(bench, seed)
-    count = len(bench.model.trainable_variables)
-    fork, total = runs.fork_step(config), runs.total_steps(config)
-    half = total - config["horizon"] // 2
+    followed = config["along"]["averages"] or tuple(config["averages"])
     rows: list[dict[str, Any]] = []
+    along: list[dict[str, Any]] = []
     predicted = [{"average": "raw", "of": "raw", "excess": float(found.excess.sum())}]
-    for name, kernel_config in config["averages"].items():
-        kernel = kernels.from_config(kernel_config)
-        for equivalence in EQUIVALENCES:
-            schedule = equivalent_rates(config, kernel, equivalence, found)
-            run = runs.fork(
-                bench, seed, f"equivalent-{name}-{equivalence}", fork, schedule, keep=(half,)
-            )
-            label = {"average": name, "equivalence": equivalence}
-            named = {**label, "of": "run", "share": 1.0}
-            weights = arrays_of(run.state())[:count]
-            rows += [{**named, **row} for row in bench.scorer.score(weights, iterates.ALL)]
-            excess = predicted_excess(config, kernel, schedule, found)
-            for of, value in zip(("average", "run"), excess, strict=True):
-                predicted.append({**label, "of": of, "excess": value})
-            if equivalence == "curvature_free":
-                along = {**label, "share": 0.5}
-                weights = arrays_of(run.state(half))[:count]
-                scored = bench.scorer.score(weights, iterates.PART)
-                rows += [{**along, "of": "run", **row} for row in scored]
-                weights = emulated(bench, seed, schedule[: half - fork], half)[:count]
-                scored = bench.scorer.score(weights, iterates.PART)
-                rows += [{**along, "of": "average", **row} for row in scored]
-    for row in bench.read("averages", seed)["rows"]:
-        if row["policy"] == "recompute":
-            of = "raw" if row["average"] == "raw" else "average"
-            rows.append({**row, "equivalence": "none", "of": of, "share": 1.0})
+    for end in runs.ends(config):
+        for name, kernel_config in config["averages"].items():
+            kernel = kernels.from_config(kernel_config)
+            follow = end == runs.total_steps(config) and name in followed
+            schedules = {"curvature_free": curvature_free_rates(config, kernel, end)}
+            if follow:
+                schedules["loss_match"] = loss_match_rates(config, kernel, found)
+            for kind, schedule in schedules.items():
+                label = {"average": name, "equivalence": kind}
+                run = runs.fork(
+                    bench,
+                    seed,
+                    f"equivalent-{name}-{kind}-{end}",
+                    end - len(schedule),
+                    schedule,
+                    keep=tuple(along_steps(config)) if follow else (),
+                )
+                rows += _scored(bench, run.state(), iterates.ALL, **label, of="run", end=end)
+                if follow:
+                    along += _along(bench, seed, run, kernel, label)
+                    excess = predicted_excess(config, kernel, schedule, found)
+                    for of, value in zip(("average", "run"), excess, strict=True):
+                        predicted.append({**label, "of": of, "excess": value})
+        rows += _averages(bench, seed, end)
     about = {
         "estimates": {
             "curvature": found.curvature,
@@ -127,58 +127,140 @@ def equivalent(bench: Bench, seed: int) -> None:
         },
         "predicted": predicted,
         "kernels": config["averages"],
-        "fork": fork,
-        "half": half,
+        "begin": runs.total_steps(config) - config["horizon"],
+        "horizon": config["horizon"],
     }
-    bench.store("equivalent", seed, rows, about)
+    bench.store("equivalent", seed, rows, about, along=along)
 
 
-def emulated(bench: Bench, seed: int, schedule: np.ndarray, last: int) -> list[np.ndarray]:
-    """Where a run under `schedule` from the fork to step `last` ends, built from snapshots."""
-    config, snapshots = bench.config, bench.snapshots(seed, which="horizon")
-    base = np.full(last, config["learning_rate"])
-    whole = base.copy()
-    whole[-len(schedule) :] = schedule
-    weights = theory.weights_from_schedule(whole, base, 0.0, config["momentum"])
-    # What the inverse map puts before the fork is rounding: powers of the momentum.
-    early = weights[: snapshots.steps[0]].sum()
-    weights[: snapshots.steps[0]] = 0.0
-    weights[-1] += early
-    folded = snapshot_weights(snapshots.steps, weights, last)
-    return combine(snapshots, {"emulated": folded.weights}, progress=False)["emulated"]
+def _scored(bench: Bench, weights: Any, sets: Sequence[str], **label: Any) -> list[dict[str, Any]]:
+    """Rows of a state's or an array's scores, batch norm recomputed."""
+    arrays = arrays_of(weights) if isinstance(weights, Mapping) else weights
+    count = len(bench.model.trainable_variables)
+    return [{**label, **row} for row in bench.scorer.score(arrays[:count], sets)]
+
+
+def _averages(bench: Bench, seed: int, end: int) -> list[dict[str, Any]]:
+    """Rows of the averages over a horizon; those of the last are scored already."""
+    label = {"equivalence": "none", "of": "average", "end": end}
+    if end == runs.total_steps(bench.config):
+        known = bench.read("averages", seed)["rows"]
+        chosen = [r for r in known if r["policy"] == "recompute" and r["average"] != "raw"]
+        return [{**row, **label} for row in chosen]
+    found = runs.averages(bench, seed, end)
+    return [
+        row
+        for name, arrays in found.items()
+        for row in _scored(bench, arrays, iterates.ALL, average=name, **label)
+    ]
+
+
+def _along(
+    bench: Bench, seed: int, run: Run, kernel: kernels.Kernel, label: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of a run and of its averages along the last horizon."""
+    steps = along_steps(bench.config)
+    if label["equivalence"] == "curvature_free":
+        averages = emulated(bench, seed, run.rates, run.first, steps)
+    else:
+        averages = running(bench, seed, kernel, steps)
+    rows = []
+    for step in steps:
+        pair = {"run": run.state(step), "average": averages.pop(step)}
+        for of, weights in pair.items():
+            rows += _scored(bench, weights, iterates.PART[:1], **label, of=of, step=step)
+    return rows
+
+
+def emulated(
+    bench: Bench, seed: int, schedule: np.ndarray, first: int, steps: Sequence[int]
+) -> dict[int, list[np.ndarray]]:
+    """Where a run under `schedule` from step `first` on is at `steps`, built from snapshots.
+
+    They are those of the horizon that ends with the schedule.
+    """
+    config = bench.config
+    end = first + len(schedule)
+    snapshots = bench.snapshots(seed, which=runs.horizon_name(config, end))
+    base = np.full(end, config["learning_rate"])
+    whole = np.concatenate([base[:first], schedule])
+    wanted = {}
+    for step in steps:
+        weights = theory.weights_from_schedule(whole[:step], base[:step], 0.0, config["momentum"])
+        # What the inverse map puts before the snapshots is rounding: powers of the momentum.
+        early = weights[: snapshots.steps[0]].sum()
+        weights[: snapshots.steps[0]] = 0.0
+        weights[-1] += early
+        wanted[str(step)] = snapshot_weights(snapshots.steps, weights, step).weights
+    built = combine(snapshots, wanted, progress=False)
+    return {int(step): arrays for step, arrays in built.items()}
+
+
+def running(
+    bench: Bench, seed: int, kernel: kernels.Kernel, steps: Sequence[int]
+) -> dict[int, list[np.ndarray]]:
+    """The average over the last horizon as it stands at `steps`."""
+    config = bench.config
+    begin = runs.total_steps(config) - config["horizon"]
+    snapshots = bench.snapshots(seed, which="horizon")
+    wanted = {}
+    for step in steps:
+        weights = np.zeros(step + 1)
+        weights[begin:] = kernel.weights(step - begin)
+        wanted[str(step)] = snapshot_weights(snapshots.steps, weights, step).weights
+    built = combine(snapshots, wanted, progress=False)
+    return {int(step): arrays for step, arrays in built.items()}
 
 
 def decay_rates(config: Mapping[str, Any], name: str) -> np.ndarray:
-    """[n] rates from `runs.fork_step` on: constant, then a decay to 0 over the horizon."""
+    """[horizon] rates that fall to 0."""
     base, horizon = config["learning_rate"], config["horizon"]
     formulas = {
         "cosine": rates.Cosine(start=base, steps=horizon),
         "linear": rates.Linear(start=base, steps=horizon),
         "one_minus_sqrt": rates.OneMinusSqrt(start=base, hold=0, steps=horizon),
     }
-    lead = runs.total_steps(config) - horizon - runs.fork_step(config)
-    return np.concatenate([np.full(lead, base), rates.as_array(formulas[name], horizon)])
+    return rates.as_array(formulas[name], horizon)
+
+
+def _decay_run(bench: Bench, seed: int, name: str, end: int) -> Run:
+    schedule = decay_rates(bench.config, name)
+    first = end - len(schedule)
+    last = end == runs.total_steps(bench.config)
+    keep = tuple(first + count for count in _decay_places(bench.config)) if last else ()
+    return runs.fork(bench, seed, f"decay-{name}-{end}", first, schedule, keep=keep)
+
+
+def _decay_places(config: Mapping[str, Any]) -> list[int]:
+    """Steps since a decay's beginning at which its trade-off is scored, its end included."""
+    places = config["trade_off"]["places"]
+    return [round(config["horizon"] * i / places) for i in range(1, places + 1)]
 
 
 def decays(bench: Bench, seed: int) -> None:
-    """Decays that were trained against the same decays emulated from constant-rate iterates."""
-    config, count = bench.config, len(bench.model.trainable_variables)
+    """Decays that were trained, the same emulated from constant-rate iterates, and these."""
+    config = bench.config
     runs.base(bench, seed)
     rows: list[dict[str, Any]] = []
-    for name in DECAYS:
-        schedule = decay_rates(config, name)
-        run = runs.fork(bench, seed, f"decay-{name}", runs.fork_step(config), schedule)
-        found = {
-            "trained": arrays_of(run.state()),
-            "emulated": emulated(bench, seed, schedule, runs.total_steps(config)),
-        }
-        for of, arrays in found.items():
-            scored = bench.scorer.score(arrays[:count], iterates.ALL)
-            rows += [{"decay": name, "of": of, **row} for row in scored]
+    for end in runs.ends(config):
+        for name in DECAYS:
+            schedule = decay_rates(config, name)
+            run = _decay_run(bench, seed, name, end)
+            built = emulated(bench, seed, schedule, run.first, [end])
+            for of, weights in (("trained", run.state()), ("emulated", built[end])):
+                rows += _scored(bench, weights, iterates.ALL, decay=name, of=of, end=end)
+        snapshots = bench.snapshots(seed, which=runs.horizon_name(config, end))
+        kept = snapshots.steps[snapshots.steps >= end - config["horizon"]]
+        for place in np.linspace(0, len(kept) - 1, config["raw_iterates"]).round().astype(int):
+            step = int(kept[place])
+            weights = snapshots.read(step)
+            rows += _scored(
+                bench, weights, iterates.ALL, decay="none", of="raw", end=end, step=step
+            )
     bench.store("decays", seed, rows, {"snapshot_every": config["horizon_every"]})
 
 
-def lower_rate_run(bench: Bench, seed: int, factor: float) -> Any:
+def lower_rate_run(bench: Bench, seed: int, factor: float) -> Run:
     """A run at `factor` times the base rate, from the burn-in's end to the base run's end."""
     config = bench.config
     return runs.fork(
@@ -204,27 +286,88 @@ def lower_rates(bench: Bench, seed: int) -> None:
     bench.store("lower_rates", seed, rows)
 
 
-def _tail(config: Mapping[str, Any]) -> int:
-    return runs.total_steps(config) - runs.fork_step(config)
+# Test against training loss ---------------------------------------------------------------------
+
+
+def trade_off(bench: Bench, seed: int) -> None:
+    """Training and test loss of averages, of lower rates and of decays."""
+    if bench.config["trade_off"]["of"] == "window":
+        rows = _of_window(bench, seed)
+    else:
+        rows = [
+            row
+            for family, label, weights in budget.trade_off_points(bench, seed)
+            for row in _scored(bench, weights, iterates.PART, family=family, label=label)
+        ]
+    bench.store("trade_off", seed, rows)
+
+
+def _of_window(bench: Bench, seed: int) -> list[dict[str, Any]]:
+    """Averages of far points and single iterates, as they were scored, and states of decays."""
+    config, rows = bench.config, []
+    many = _made(bench, seed, "many_points", iterates.many_points)
+    gap = max(row["gap"] for row in many)
+    for row in many:
+        if row["policy"] != "recompute":
+            continue
+        if row["points"] == 1:
+            rows += [_labelled(row, "rate", "1"), _labelled(row, "decay", "0")]
+        elif row["gap"] == gap:
+            rows.append(_labelled(row, "average", f"{row['points']}"))
+    for row in _made(bench, seed, "lower_rates", lower_rates):
+        rows.append(_labelled(row, "rate", f"1/{row['points']}"))
+    for name in DECAYS:
+        run = _decay_run(bench, seed, name, runs.total_steps(config))
+        for i, count in enumerate(_decay_places(config), 1):
+            label = {"family": "decay", "label": f"{i}/{config['trade_off']['places']}"}
+            rows += _scored(bench, run.state(run.first + count), iterates.PART, **label)
+    return rows
+
+
+def _made(
+    bench: Bench, seed: int, task: str, make: Callable[[Bench, int], None]
+) -> list[dict[str, Any]]:
+    """The rows of a task, made if they are not there yet."""
+    if not bench.record_path(task, seed).exists():
+        make(bench, seed)
+    rows: list[dict[str, Any]] = bench.read(task, seed)["rows"]
+    return rows
+
+
+def _labelled(row: Mapping[str, Any], family: str, label: str) -> dict[str, Any]:
+    chosen = {key: row[key] for key in ("set", "loss", "accuracy")}
+    return {"family": family, "label": label, **chosen}
+
+
+# Costs ------------------------------------------------------------------------------------------
+
+
+def _followed(config: Mapping[str, Any]) -> int:
+    return len(config["along"]["averages"] or config["averages"])
 
 
 def _equivalent_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    count = len(config["averages"]) * len(EQUIVALENCES)
-    return base_run(config) | {"equivalent": count * _tail(config)}
+    steps, horizon = base_run(config), int(config["horizon"])
+    for end in runs.ends(config):
+        tail = end - runs.fork_step(config, end)
+        steps |= {f"equivalent-{name}-{end}": tail for name in config["averages"]}
+    return steps | {"loss_match": _followed(config) * horizon}
 
 
 def _equivalent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    averages = len(config["averages"])
-    whole = averages * (len(EQUIVALENCES) + 1) + 1
-    return float(whole * sizes.all + 2 * averages * sizes.some)
+    averages, places = len(config["averages"]), config["places"]
+    whole = averages * (2 * places - 1) + _followed(config)
+    along = 4 * _followed(config) * config["along"]["places"]
+    return float(whole * sizes.all + along * (sizes.some - sizes.test))
 
 
 def _decays_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"decays": len(DECAYS) * _tail(config)}
+    count = config["places"] * len(DECAYS)
+    return base_run(config) | {"decays": count * int(config["horizon"])}
 
 
 def _decays_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(2 * len(DECAYS) * sizes.all)
+    return float(config["places"] * (2 * len(DECAYS) + config["raw_iterates"]) * sizes.all)
 
 
 def _lower_rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
@@ -234,6 +377,18 @@ def _lower_rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
 
 def _lower_rates_images(config: Mapping[str, Any], sizes: Sizes) -> float:
     return float(config["late_iterates"] * len(config["many_points"]["points"]) * sizes.some)
+
+
+def _trade_off_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    if config["trade_off"]["of"] == "window":
+        return _decays_steps(config) | _lower_rates_steps(config)
+    return dict(budget.TASKS[0].steps(config))
+
+
+def _trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    if config["trade_off"]["of"] == "window":
+        return float(len(DECAYS) * config["trade_off"]["places"] * sizes.some)
+    return budget.TASKS[0].images(config, sizes)
 
 
 TASKS = (
@@ -258,5 +413,12 @@ TASKS = (
         "runs at lower constant rates",
         steps=_lower_rates_steps,
         images=_lower_rates_images,
+    ),
+    Task(
+        "trade_off",
+        trade_off,
+        "test against training loss",
+        steps=_trade_off_steps,
+        images=_trade_off_images,
     ),
 )

@@ -10,7 +10,7 @@ from tf_lrtraj.experiments import synthetic
 from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.experiments.reproduction.task import Task, no_runs
 
-__all__ = ["TASKS", "single_runs", "two_time_scales"]
+__all__ = ["TASKS", "averaging_length", "single_runs", "two_time_scales"]
 
 
 def _store(bench: Bench, name: str, seed: int) -> None:
@@ -31,7 +31,13 @@ def single_runs(bench: Bench, seed: int) -> None:
     _store(bench, "single_runs", seed)
 
 
+def averaging_length(bench: Bench, seed: int) -> None:
+    """Loss at the end of a run of the quadratic model against the length of an average."""
+    _store(bench, "averaging_length", seed)
+
+
 TASKS = (
     Task("two_time_scales", two_time_scales, "synthetic model of two time scales", steps=no_runs),
     Task("single_runs", single_runs, "synthetic model against theory", steps=no_runs),
+    Task("averaging_length", averaging_length, "synthetic averages by length", steps=no_runs),
 )

@@ -189,7 +189,8 @@ class Run:
         segment: at most so many steps between states.
         snapshots: (name of the folder, every, first step, last step) of iterates to keep.
         log_every: steps of an entry in the log of batch losses.
-        whole: (first, last) step of a stretch that is one segment whatever its length.
+        whole: (first, last) steps of stretches that are one segment whatever their length; they
+            do not overlap.
     """
 
     trainer: Trainer
@@ -203,7 +204,7 @@ class Run:
     segment: int = 1000
     snapshots: tuple[tuple[str, int, int, int], ...] = ()
     log_every: int = 50
-    whole: tuple[int, int] | None = None
+    whole: tuple[tuple[int, int], ...] = ()
 
     @property
     def last(self) -> int:
@@ -225,12 +226,12 @@ class Run:
         cuts = {self.first, self.last, *self.keep}
         cuts |= {step for _, _, low, high in self.snapshots for step in (low, high)}
         cuts = {step for step in cuts if self.first <= step <= self.last}
-        if self.whole is not None:
-            cuts |= set(self.whole)
-            cuts -= set(range(self.whole[0] + 1, self.whole[1]))
+        for low, high in self.whole:
+            cuts |= {low, high}
+            cuts -= set(range(low + 1, high))
         ordered, bounds = sorted(cuts), [self.first]
         for low, high in itertools.pairwise(ordered):
-            pieces = 1 if (low, high) == self.whole else math.ceil((high - low) / self.segment)
+            pieces = 1 if (low, high) in self.whole else math.ceil((high - low) / self.segment)
             bounds += [low + round((high - low) * (i + 1) / pieces) for i in range(pieces)]
         return bounds
 

@@ -43,6 +43,9 @@ def basin(bench: Bench, seed: int) -> None:
     trips, in order, and after them the other ones (`about["own"]` tells how many are the trips');
     `held_out` are test images.  `about["segments"]` says of every pair what it
     connects: "ends" of trips on one batch, an end "to_main", or two points of the "main" run.
+    With two or more seeds there are controls that ought to show barriers, `control_` before the
+    kind: the run of the next seed, at the last start, and trips from there on the same batches
+    are `other-main-<step>` and `other-trip-<step>-<batch>`.
     """
     runs.base(bench, seed)
     sets = _Sets(bench, seed)
@@ -64,6 +67,18 @@ def basin(bench: Bench, seed: int) -> None:
     ]
     ends = {_end(step, i): trips[step].end_point(i) for step in sets.starts for i in numbers}
     main = {_main(step): trips[step].origin for step in sets.starts}
+    pairs = [_names(segment) for segment in segments]
+    if bench.config["seeds"] > 1:
+        last = sets.starts[-1]
+        trip = _other_trip(bench, seed, sets, last)
+        ends |= {f"other-{_end(last, i)}": trip.end_point(i) for i in numbers}
+        main[f"other-{_main(last)}"] = trip.origin
+        for kind, batches in (("ends", numbers), ("to_main", numbers), ("main", (None,))):
+            for i in batches:
+                segment = {"kind": kind, "steps": [last, last], "batch": i}
+                first, second = _names(segment)
+                pairs.append((first, f"other-{second}"))
+                segments.append({**segment, "kind": f"control_{kind}"})
     share = bench.config["probes"]["basin_level"]
     at_starts = [
         bench.surface.evaluate(trips[step].origin, sets.batches)[0].mean() for step in sets.starts
@@ -73,7 +88,7 @@ def basin(bench: Bench, seed: int) -> None:
         {**main, **ends},
         [*sets.batches, *sets.others],
         held_out=sets.held_out,
-        pairs=[_names(segment) for segment in segments],
+        pairs=pairs,
         num=bench.config["probes"]["basin_positions"],
         level=share * float(np.mean(at_starts)),
     )
@@ -118,7 +133,7 @@ class _Sets:
         self.starts = points.trip_steps(bench, seed)
         seen = [points.just_seen(bench, seed, step) for step in self.starts]
         fresh, others = points.drawn(
-            bench, (settings["trip_batches"], settings["held_out"]), [seed, 4], np.concatenate(seen)
+            bench, (settings["trip_batches"], settings["others"]), [seed, 4], np.concatenate(seen)
         )
         self.batches = points.taken(bench, [*seen, *fresh])
         self.others = points.taken(bench, others)
@@ -133,12 +148,18 @@ class _Sets:
 
 
 def _trip(
-    bench: Bench, seed: int, sets: _Sets, step: int, keep_ends: bool = False
+    bench: Bench,
+    seed: int,
+    sets: _Sets,
+    step: int,
+    keep_ends: bool = False,
+    run_seed: int | None = None,
 ) -> probes.SideTrip:
+    """Trips of a seed, from a step of its own run or another seed's."""
     settings = bench.config["probes"]
     return probes.SideTrip(
         bench.surface,
-        points.weights_at(bench, seed, step),
+        points.weights_at(bench, seed if run_seed is None else run_seed, step),
         sets.batches,
         held_out=sets.held_out,
         others=sets.others,
@@ -146,6 +167,13 @@ def _trip(
         num_steps=settings["trip_length"],
         keep_ends=keep_ends,
     )
+
+
+def _other_trip(bench: Bench, seed: int, sets: _Sets, step: int) -> probes.SideTrip:
+    """The same batches and rate, from the next seed's run."""
+    other = (seed + 1) % bench.config["seeds"]
+    runs.base(bench, other)
+    return _trip(bench, seed, sets, step, keep_ends=True, run_seed=other)
 
 
 def _rate(bench: Bench, seed: int, step: int) -> float:
@@ -178,5 +206,12 @@ TASKS = (
         after=("line",),
         images=images_of("side_trip"),
     ),
-    Task("basin", basin, "barriers between ends", after=("side_trip",), images=images_of("basin")),
+    Task(
+        "basin",
+        basin,
+        "barriers between ends",
+        after=("side_trip",),
+        images=images_of("basin"),
+        across=True,
+    ),
 )

@@ -1,4 +1,4 @@
-"""Tasks: how wide the optima of SGD and SWA are, and averages against ensembles of snapshots.
+"""Tasks: how wide the optima of a conventional run and of SWA are, and SWA against an ensemble.
 
 Batch norm is recomputed at every point, as it is where averages are evaluated.
 """
@@ -8,85 +8,88 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj import probes
-from tf_lrtraj.experiments.reproduction import points, runs
+from tf_lrtraj.experiments.reproduction import points
 from tf_lrtraj.experiments.reproduction.bench import Bench
+from tf_lrtraj.experiments.reproduction.budget import (
+    average,
+    collected,
+    conventional,
+    training_steps,
+)
 from tf_lrtraj.experiments.reproduction.probe_settings import images_of
 from tf_lrtraj.experiments.reproduction.task import Task
-from tf_lrtraj.probes.flat_vectors import joined, square_distance
+from tf_lrtraj.experiments.reproduction.trainer import arrays_of
 
 __all__ = ["TASKS", "ensemble", "width"]
 
 
 def width(bench: Bench, seed: int) -> None:
-    """Losses along random rays and on the segment: `width.npz`, `sgd_to_swa.npz`.
+    """Test errors along rays, and losses on the segment: `width.npz`, `sgd_to_swa.npz`.
 
-    The points are `sgd`, the base run's last snapshot, and `swa`, the average of that name.
-    Losses on training images, and on test images as `held_out`.
+    The points are `sgd`, the end of the conventional run, and `swa`, the average of what the run
+    at SWA's constant rate collected.  Rays are of normalised filters (Li et al. 2018): their
+    distances are shares of the norm of the point's own kernels.
     """
-    runs.base(bench, seed)
-    settings, snapshots = bench.config["width"], bench.snapshots(seed)
-    last = int(snapshots.steps[-1])
-    ends = {
-        "sgd": points.weights_at(bench, seed, last),
-        "swa": runs.averages(bench, seed)["swa"],
-    }
-    count = snapshots.num_trainable
-    length = square_distance(*(joined(arrays[:count]) for arrays in ends.values())) ** 0.5
+    settings = bench.config["width"]
+    (swa,) = average(bench, seed, "swa_constant").values()
+    ends = {"sgd": arrays_of(conventional(bench, seed).state()), "swa": swa}
     surface = points.recalibrated(bench)
-    training, held_out = (
+    training, test = (
         points.chunks(bench.problem.images(name, 0), settings["size"], settings["images"])
         for name in ("train", "test")
     )
-    about = {"run": "base", "run_seed": seed, "step": last, "held_out_set": "test"}
     rays = probes.Width(
         surface,
         ends,
-        training,
-        held_out=held_out,
-        distances=np.linspace(0.0, settings["reach"] * length, settings["num"]).tolist(),
+        test,
+        distances=np.geomspace(settings["low"], settings["high"], settings["num"]).tolist(),
         num_rays=settings["rays"],
         seed=seed,
+        ray_kind="filter",
     )
     segment = probes.Segments(
-        surface, ends, training, held_out=held_out, num=settings["positions"], extend=1.0
+        surface, ends, training, held_out=test, num=settings["positions"], extend=1.0
     )
-    for name, probe in (("width", rays), ("sgd_to_swa", segment)):
+    for name, probe, sets in (
+        ("width", rays, {"batches_set": "test"}),
+        ("sgd_to_swa", segment, {"batches_set": "train", "held_out_set": "test"}),
+    ):
         probes.measure(
             probe,
             bench.probe_path(name, seed),
             progress=bench.progress,
             tell=bench.tell,
-            about={**about, "length": length},
+            about={"run_seed": seed, **sets},
         )
 
 
 def ensemble(bench: Bench, seed: int) -> None:
-    """Predictions of snapshots, of their ensemble and of their mean on test images: `ensemble.npz`.
+    """Predictions of cycle ends, of their ensemble and of their mean, on test images.
 
-    The members are the last snapshot and those 1, 2, 4, … snapshots before it, so that
-    pairs lie at growing distances; all of them are drawn towards their mean as well.
+    The members, in `ensemble.npz`, are the last models that the cyclical run collected; they are
+    drawn towards their mean as well.
     """
-    runs.base(bench, seed)
-    settings, snapshots = bench.config["ensemble"], bench.snapshots(seed)
-    back = [0, *(2**i for i in range(settings["members"] - 1))]
-    steps = [int(snapshots.steps[-1 - k]) for k in reversed(back) if k < len(snapshots)]
-    members = {str(step): points.weights_at(bench, seed, step) for step in steps}
-    images = bench.problem.images("test", 0)
+    settings = bench.config["ensemble"]
+    snapshots, steps = collected(bench, seed, "swa_cyclical")
+    steps = steps[-settings["members"] :]
     probe = probes.Ensembles(
         points.recalibrated(bench),
-        members,
-        points.chunks(images, settings["size"], settings["images"]),
+        {str(step): snapshots.read(step) for step in steps},
+        points.chunks(bench.problem.images("test", 0), settings["size"], settings["images"]),
     )
     probes.measure(
         probe,
         bench.probe_path("ensemble", seed),
         progress=bench.progress,
         tell=bench.tell,
-        about={"run": "base", "run_seed": seed, "steps": steps, "batches_set": "test"},
+        about={"run": "cyclical", "run_seed": seed, "steps": steps, "batches_set": "test"},
     )
 
 
-TASKS = (
-    Task("width", width, "random rays and the segment to SWA", images=images_of("width")),
-    Task("ensemble", ensemble, "ensembles against averages", images=images_of("ensemble")),
+TASKS = tuple(
+    Task(name, run, what, steps=training_steps, images=images_of(name))
+    for name, run, what in (
+        ("width", width, "random rays from SGD and SWA, and the segment between them"),
+        ("ensemble", ensemble, "ensembles against averages"),
+    )
 )

@@ -1,0 +1,50 @@
+"""What averaging weights does to test accuracy: half of CIFAR-100 with ResNet-14, for two CPU cores.
+
+Command:  for k in 0 1 2 3 4: OMP_NUM_THREADS=1 KERAS_BACKEND=torch nice lrtraj-reproduce \\
+              --config=configs/reproduce_cifar100_resnet14.py --workdir=runs/resnet14 \\
+              --config.data.dir=DIR --only_seed=k
+          and then the same without --only_seed.
+          (DIR: where tensorflow-datasets has cifar100; tools/prepare_data.py puts it there.)
+Machine:  2 CPU cores, one seed on each; stop and go on at any moment
+Runtime:  --dry_run tells the images; a core trains 450 to 830 a second
+Expected: results/reproduction_cifar100_resnet14, once it has been run
+Note:     the first 25,000 of CIFAR-100's training images, at 24 by 24 pixels, cropped and
+          flipped: few images for 100 classes, so that the network generalises worse than it fits.
+          A conventional run, SWA at constant and at cyclical rate and FGE by their authors'
+          procedure, 60 epochs each.  Sizes were fixed with the power table, before the run.
+"""
+
+import json
+import pathlib
+
+from tf_lrtraj.experiments.reproduction.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.name = "cifar100_resnet14"
+    config.command = "lrtraj-reproduce --config=configs/reproduce_cifar100_resnet14.py"
+    config.judged = True
+    config.claims = ("S1", "S2", "S4", "S5", "S6", "S7", "S8", "O2")
+    config.pilot = "the same configuration, shortened"
+    config.power = json.loads(
+        pathlib.Path(__file__).with_name("power_cifar100_resnet14.json").read_text()
+    )
+    config.data.name = "cifar100"
+    config.data.image_size = 24
+    config.data.augmentation = "crop_flip"
+    config.model.depth = 14
+    config.model.width = 16
+    config.batch_size = 128
+    config.learning_rate = 0.1
+    config.weight_decay = 5e-4
+    config.seeds = config.probe_seeds = 5
+    config.segment = 390
+    config.log_every = 39
+    config.evaluate.update(part=5000, batch_norm_images=2500)
+    config.trade_off.of = "budget"
+    config.budget.steps = 11700  # 60 epochs
+    config.budget.cycle = 3  # epochs
+    config.width.update(images=5000, size=500, rays=8)
+    config.ensemble.update(images=5000, size=500)
+    return config

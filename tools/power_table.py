@@ -1,0 +1,77 @@
+r"""Makes the power table of a scale from the records of a pilot: effect, scatter, sample size.
+
+  python tools/power_table.py --pilot=DIR --seeds=3 --out=configs/power_cifar10_resnet20.json
+
+Every part that the pilot's ledger has over two seeds or more becomes a row: the value found is
+what is expected, and the interval's half-width gives the scatter of one seed.  The scale's
+configuration reads the file; `tf_lrtraj.claims.power` says what half-width it lets expect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from typing import Any
+
+from tf_lrtraj import claims, records
+from tf_lrtraj.claims.layout import ONCE
+from tf_lrtraj.claims.statistics import student
+
+
+def rows(study: claims.Study, seeds: int) -> list[dict[str, Any]]:
+    """Rows of `config.power`, for so many seeds; one for each thing that is wanted.
+
+    Of a part that is judged at several places, the one with the largest scatter.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for claim, judgement in study.judgements.items():
+        if claim.seeds < 2 or all(task in ONCE for task in claim.needs):
+            continue
+        count = min(
+            len(study.records.expected_seeds(task)) for task in claim.needs if task not in ONCE
+        )
+        for part in judgement.parts:
+            value, low, high = part.interval
+            half = 0.5 * (high - low)
+            if count < 2 or not math.isfinite(half) or not math.isfinite(value):
+                continue
+            scatter = half * math.sqrt(count) / student(count - 1.0, part.wanted.level)
+            key = claim.id, part.wanted.name
+            if key not in found or scatter > found[key]["scatter"]:
+                numbers = {"expected": f"{value:.3g}", "scatter": f"{scatter:.3g}"}
+                found[key] = {
+                    "claim": claim.id,
+                    "part": part.wanted.name,
+                    **{name: float(text) for name, text in numbers.items()},
+                    "count": seeds,
+                }
+    return list(found.values())
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pilot", required=True, help="the workdir of the pilot")
+    parser.add_argument("--seeds", type=int, required=True, help="of the scale that is planned")
+    parser.add_argument("--out", required=True, help="the file to write")
+    given = parser.parse_args()
+    if given.seeds < 2:
+        parser.error(f"--seeds must be at least 2. Received: {given.seeds}")
+    try:
+        table = rows(claims.Study(given.pilot), given.seeds)
+    except records.RecordError as error:
+        print(f"--pilot: {error}", file=sys.stderr)
+        return 2
+    text = ",\n".join(f" {json.dumps(row)}" for row in table)
+    records.write_atomically(pathlib.Path(given.out), f"[\n{text}\n]\n")
+    print(f"{given.out}: {len(table)} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
