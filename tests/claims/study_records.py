@@ -38,6 +38,7 @@ CONFIG = {
     "pairs": {"seeds": SEEDS, "factor": 0.25},
     "speed": {"seeds": SEEDS, "factor": 0.125},
     "probe_seeds": SEEDS,
+    "one_step": {"iterates": 6},
     "probes": {"steps": [], "trip_steps": []},
 }
 _HERE = pathlib.Path(__file__).parent

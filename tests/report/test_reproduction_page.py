@@ -40,8 +40,8 @@ def seeds(value):
 def decided(zero, best=0.5, drift=1.0):
     def judge(records):
         condition = v.Condition("drift", "change of the loss, %", seeds(drift), -10.0, 10.0)
-        parts = [ZERO.judge(seeds(zero)), BEST.judge(seeds(best), at="step 80")]
-        parts.append(SAME.judge(seeds(0.3)))
+        parts = [ZERO.judge(seeds(zero)), BEST.judge(seeds(best))]
+        parts.append(SAME.judge(seeds(0.3), at="step 80"))
         told = [v.Told("batches", "number of batches", 32.0)]
         notes = ["The rate is the run's."]
         return v.conclude(parts, conditions=[condition], numbers=told, notes=notes)
@@ -234,8 +234,8 @@ def test_a_section_tells_all_of_a_claim(page):
     assert found.startswith("B4. What B4 says Claim B4 says so. ✓ reproduced . All 3 parts hold.")
     assert "Lines are seeds. Part Measured Wanted Verdict" in found
     assert "rate at which the gain is gone 0.98 [0.955, 1] 0.75 to 1.25 ✓ holds" in found
-    assert "step 80: best rate 0.5 [0.475, 0.525] 0.375 to 0.625 ✓ holds" in found
-    assert "run less average, % of the gain 0.3 [0.283, 0.317] (90 %) -1 to 1 ✓ holds" in found
+    assert "best rate 0.5 [0.475, 0.525] 0.375 to 0.625 ✓ holds" in found
+    assert "step 80: run less average, % of the gain 0.3 [0.283, 0.317] (90 %) -1 to 1 ✓ holds" in found
     assert "change of the loss, % 1 [0.975, 1.02] -10 to 10 ✓ met" in found
     assert "Claimed by: A paper Measured: A run for B4. Thresholds: As its words mean." in found
     assert "lrtraj-reproduce --config=small --workdir=… --claims=B4" in found

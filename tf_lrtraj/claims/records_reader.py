@@ -55,6 +55,10 @@ class _Probes(TypedDict, total=False):
     trip_steps: list[Count]
 
 
+class _OneStep(TypedDict, total=False):
+    iterates: Count
+
+
 class _Seeded(TypedDict, total=False):
     seeds: _Seeds
 
@@ -73,6 +77,7 @@ class ReproductionConfig(TypedDict, total=False):
     pairs: _Seeded
     speed: _Seeded
     probes: _Probes
+    one_step: _OneStep
     burn_in: Count
     window: Count
     data: dict[str, Any]
@@ -329,6 +334,8 @@ class Records:
 
     def _points(self, task: str) -> int:
         """Steps at which a task probes, as far as the configuration tells."""
+        if task == "one_step_lines":
+            return int(self.config.get("one_step", {}).get("iterates", 1))
         settings = self.config.get("probes")
         if settings is None or task not in ("line", "gradients", "side_trip"):
             return 1

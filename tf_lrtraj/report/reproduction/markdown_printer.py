@@ -68,7 +68,9 @@ class _Printer:
             case Table():
                 return self._table(block)
             case Strip(title, cells):
-                marks = [f"{Mark(v).sign} [{name}](#{self._anchor(name)})" for name, _, v in cells]
+                marks = [
+                    f"{Mark(v).sign}\u00a0[{name}](#{self._anchor(name)})" for name, _, v in cells
+                ]
                 return _broken(f"{_escaped(title)}: {', '.join(marks)}")
             case Figure(name, alt, caption):
                 return [*self._image(name, alt), "", *_broken(_escaped(caption))]
