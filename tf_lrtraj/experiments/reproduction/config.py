@@ -149,7 +149,7 @@ def full_size_config() -> ml_collections.ConfigDict:
     }
     config.evaluate.part = 10000
     config.evaluate.batch_norm_images = 10000
-    config.many_points.gaps = (100, 400, 1400)
+    config.many_points.gaps = (100, 300, 700)
     config.many_points.ends = 20
     config.late_iterates = 20
     config.sweep.update(singles=24, pairs=34)  # 204 pairs
@@ -318,6 +318,13 @@ def _check_lengths(plain: Mapping[str, Any]) -> None:
         many["gaps"],
         longest <= window,
         f"so short that {max(many['points'])} points fit into config.window, {window}",
+    )
+    room = (window - longest) // every + 1
+    need(
+        "many_points.ends",
+        many["ends"],
+        many["ends"] <= room,
+        f"at most {room}, the places of the window where the longest average can end",
     )
     cycle = plain["cycle"]["length"]
     need("cycle.length", cycle, cycle <= window, f"at most config.window, {window}")
