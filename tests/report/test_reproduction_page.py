@@ -235,7 +235,10 @@ def test_a_section_tells_all_of_a_claim(page):
     assert "Lines are seeds. Part Measured Wanted Verdict" in found
     assert "rate at which the gain is gone 0.98 [0.955, 1] 0.75 to 1.25 ✓ holds" in found
     assert "best rate 0.5 [0.475, 0.525] 0.375 to 0.625 ✓ holds" in found
-    assert "step 80: run less average, % of the gain 0.3 [0.283, 0.317] (90 %) -1 to 1 ✓ holds" in found
+    assert (
+        "step 80: run less average, % of the gain 0.3 [0.283, 0.317] (90 %) -1 to 1 ✓ holds"
+        in found
+    )
     assert "change of the loss, % 1 [0.975, 1.02] -10 to 10 ✓ met" in found
     assert "Claimed by: A paper Measured: A run for B4. Thresholds: As its words mean." in found
     assert "lrtraj-reproduce --config=small --workdir=… --claims=B4" in found
@@ -424,7 +427,8 @@ def test_it_needs_no_framework():
 
 
 def test_every_claim_has_a_figure():
-    assert set(FIGURES) == {claim.id for claim in claims.CLAIMS}
+    # S3, of memory and time, is told by its parts.
+    assert set(FIGURES) == {claim.id for claim in claims.CLAIMS} - {"S3"}
 
 
 @pytest.mark.parametrize("one", [c for c in claims.CLAIMS if c.id in HEADS], ids=lambda c: c.id)
