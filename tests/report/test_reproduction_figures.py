@@ -10,15 +10,15 @@ import pytest
 from tf_lrtraj import claims, records
 from tf_lrtraj.report.drawing import style, to_svg
 from tf_lrtraj.report.reproduction import svg
-from tf_lrtraj.report.reproduction.registry import FIGURES
+from tf_lrtraj.report.reproduction.registry import FIGURES, HEAD
 
-IDS = [claim.id for claim in claims.CLAIMS if claim.id in FIGURES]
+NAMES = list(FIGURES)
 
 
-def built(folder, seeds, **config):
+def built(folder, count, **config):
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "claims"))
     study_records = importlib.import_module("study_records")
-    study_records.build(folder, seeds)
+    study_records.build(folder, count)
     known = records.read_json(folder / "config.json")
     records.write_json(folder / "config.json", {**known, **config})
     found = claims.Study(folder).judgements
@@ -38,36 +38,34 @@ def of_one_seed(tmp_path_factory):
     return built(folder, 1, **one, probe_seeds=1, pairs=one, speed=one, judged=False)
 
 
-def draw(name, judgement):
+def draw(name, judgements):
     with style():
-        return FIGURES[name].draw(judgement)
+        return FIGURES[name].draw(judgements[name.removesuffix(HEAD)])
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_figure_can_be_read(judgements, name):
-    figure = draw(name, judgements[name])
+    figure = draw(name, judgements)
     width, height = figure.get_size_inches()
     assert width <= 10.0 and height <= 7.0
     panels = [axes for axes in figure.axes if axes.axison and axes.has_data()]
     assert 1 <= len(panels) <= 3
+    assert panels[0].get_ylabel() or panels[0].get_yticklabels()
     for axes in panels:
         assert axes.get_xlabel() or axes.get_xticklabels()
-        assert axes.get_ylabel() or axes.get_yticklabels()
-        low, high = axes.get_ylim()
-        assert low < high
     text = svg.compact(to_svg(figure))
     assert len(text) < 300_000
-    assert svg.compact(to_svg(draw(name, judgements[name]))) == text
+    assert svg.compact(to_svg(draw(name, judgements))) == text
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_figure_of_one_seed_is_drawn(of_one_seed, name):
-    judgement = of_one_seed[name]
+    judgement = of_one_seed[name.removesuffix(HEAD)]
     assert judgement.verdict == "not judged", judgement.reason
-    assert draw(name, judgement) is not None
+    assert draw(name, of_one_seed) is not None
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_words_of_a_figure_hold_no_measured_numbers(name):
     figure = FIGURES[name]
     assert 10 < len(figure.alt) <= 160 and 10 < len(figure.caption) <= 300

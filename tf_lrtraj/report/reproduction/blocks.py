@@ -130,7 +130,7 @@ class Strip:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """The figure of a claim, `figures/NAME.svg`."""
+    """A figure, `figures/NAME.svg`."""
 
     name: str
     alt: str
@@ -139,7 +139,7 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """Figures that stand elsewhere on the page, small and side by side, with their titles."""
+    """Figures of the first screen, small and side by side, with their titles."""
 
     figures: Sequence[tuple[Figure, str]]
 

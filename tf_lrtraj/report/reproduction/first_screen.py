@@ -28,6 +28,7 @@ from tf_lrtraj.report.reproduction.blocks import (
     Strip,
     Text,
 )
+from tf_lrtraj.report.reproduction.registry import HEAD
 
 __all__ = ["GROUPS", "HEADS", "first_screen", "grouped"]
 
@@ -70,7 +71,7 @@ _SENTENCES, _FIGURES = 4, 6
 
 
 def first_screen(study: Study, figures: Mapping[str, Figure]) -> Iterator[Block]:
-    """The blocks below the title; `figures`: claim → its figure, of those that are drawn."""
+    """The blocks below the title; `figures`: name → figure, of those that are drawn."""
     if not study.records.judged:
         told = "This is a smoke test: it shows that everything runs. It gives numbers, no verdicts."
         yield Paragraph(told, notice=True)
@@ -82,7 +83,11 @@ def first_screen(study: Study, figures: Mapping[str, Figure]) -> Iterator[Block]
         share = f" ({verdicts.count(REPRODUCED)} of {len(found)} reproduced)"
         yield Strip(title + (share if study.records.judged else ""), found)
     titles = {claim.id: claim.title for claim in study.judgements}
-    shown = [(figures[name], f"{name}. {titles[name]}") for name in _SHOWN if name in figures]
+    shown = [
+        (figures.get(f"{name}{HEAD}", figures[name]), f"{name}. {titles[name]}")
+        for name in _SHOWN
+        if name in figures
+    ]
     if shown:
         yield Gallery(shown[:_FIGURES])
     yield Fold("How to read this page", [Items(_LEGEND)])

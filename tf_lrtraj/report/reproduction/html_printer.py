@@ -22,6 +22,7 @@ from tf_lrtraj.report.reproduction.blocks import (
     Table,
     Text,
 )
+from tf_lrtraj.report.reproduction.registry import HEAD
 
 __all__ = ["printed"]
 
@@ -93,14 +94,15 @@ def _cell(name: str, title: str, verdict: str) -> str:
 
 
 def _small(figure: Figure, title: str, figures: Mapping[str, str]) -> str:
-    """The drawing stands once on the page; here it is referred to."""
-    name = _escaped(figure.name)
-    box = re.search(r'viewBox="[^"]*"', figures[figure.name])
-    return (
-        f'<a href="#{name}"><svg role="img" aria-label="{_escaped(figure.alt)}" '
-        f'{box.group() if box else ""}><use href="#svg-{name}"/></svg>'
-        f"<span>{_escaped(title)}</span></a>"
-    )
+    """A drawing that stands elsewhere on the page is referred to."""
+    name, drawing = _escaped(figure.name.removesuffix(HEAD)), figures[figure.name]
+    if not figure.name.endswith(HEAD):
+        box = re.search(r'viewBox="[^"]*"', drawing)
+        drawing = (
+            f'<svg role="img" aria-label="{_escaped(figure.alt)}" {box.group() if box else ""}>'
+            f'<use href="#svg-{name}"/></svg>'
+        )
+    return f'<a href="#{name}">{drawing}<span>{_escaped(title)}</span></a>'
 
 
 def _text(text: Text) -> str:

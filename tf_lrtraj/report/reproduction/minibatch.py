@@ -607,12 +607,11 @@ FIGURES = {
     ),
 }
 # For the head of the page: a claim's figure with less in it.
-HEADS = {
+HEADS: dict[str, ClaimFigure] = {
     "B1": ClaimFigure(
         FIGURES["B1"].alt,
         "Left: losses of one seed's batches along their own steps, and of images that no step is "
         "made on. Right: all batches in units of their best rate and drop.",
         _b1_head,
     ),
-    "B4": FIGURES["B4"],
 }

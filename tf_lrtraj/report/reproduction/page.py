@@ -19,7 +19,7 @@ from tf_lrtraj.report.reproduction.blocks import Block, Figure, Heading, Paragra
 from tf_lrtraj.report.reproduction.claim_figure import ClaimFigure
 from tf_lrtraj.report.reproduction.claim_section import section
 from tf_lrtraj.report.reproduction.first_screen import first_screen, grouped
-from tf_lrtraj.report.reproduction.registry import FIGURES
+from tf_lrtraj.report.reproduction.registry import FIGURES, HEAD
 
 __all__ = ["PAGE", "markdown_page", "write_page", "write_results"]
 
@@ -50,7 +50,7 @@ def write_page(study: Study, figures: Figures = FIGURES) -> pathlib.Path:
 
     Args:
         study: records and judgements of a reproduction.
-        figures: id of a claim → its figure.
+        figures: as those of `registry`.
 
     Returns:
         The path of the page.
@@ -92,7 +92,7 @@ def markdown_page(study: Study, results: str = ".", figures: Figures = FIGURES) 
     Args:
         study: records and judgements of a reproduction.
         results: the way from the document to the study's folder, whose figures `write_page` wrote.
-        figures: id of a claim → its figure.
+        figures: as those of `registry`.
     """
     there = {path.stem for path in (study.records.folder / FOLDER).glob("*.svg")}
     text = markdown_printer.printed(_blocks(study, figures, there), f"{results}/{FOLDER}")
@@ -137,16 +137,18 @@ def _made(
 
 
 def _drawn(study: Study, figures: Figures) -> tuple[dict[str, str], list[str]]:
-    """(claim → SVG text, sentences on what could not be drawn)."""
+    """(name → SVG text, sentences on what could not be drawn)."""
     found, problems = {}, []
-    for claim, judgement in study.judgements.items():
-        if claim.id not in figures or not judgement.parts:
+    judged = {claim.id: found for claim, found in study.judgements.items() if found.parts}
+    for name, one in figures.items():
+        judgement = judged.get(name.removesuffix(HEAD))
+        if judgement is None:
             continue
         try:
             with style():
-                figure = figures[claim.id].draw(judgement)
+                figure = one.draw(judgement)
             if figure is not None:
-                found[claim.id] = svg.compact(to_svg(figure))
+                found[name] = svg.compact(to_svg(figure))
         except UNDRAWN as error:
-            problems.append(f"The figure of {claim.id} could not be drawn ({reason(error)}).")
+            problems.append(f"The figure {name} could not be drawn ({reason(error)}).")
     return found, problems

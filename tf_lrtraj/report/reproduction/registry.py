@@ -1,24 +1,18 @@
-"""The figure of every claim, by the claim's id."""
+"""The figure of every claim by the claim's id, and of some a simpler one for the first screen."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-
+from tf_lrtraj.report.reproduction import minibatch, schedules, swa, trajectory
 from tf_lrtraj.report.reproduction.claim_figure import ClaimFigure
 
-__all__ = ["FIGURES"]
+__all__ = ["FIGURES", "HEAD"]
 
-_GROUPS = ("minibatch", "trajectory", "schedules", "swa")
+HEAD = "_head"  # what the name of a figure for the first screen ends with
 
-
-def _collected() -> dict[str, ClaimFigure]:
-    found: dict[str, ClaimFigure] = {}
-    for group in _GROUPS:
-        name = f"{__package__}.{group}"
-        if importlib.util.find_spec(name) is not None:
-            found |= importlib.import_module(name).FIGURES
-    return found
-
-
-FIGURES = _collected()
+FIGURES: dict[str, ClaimFigure] = {
+    **minibatch.FIGURES,
+    **trajectory.FIGURES,
+    **schedules.FIGURES,
+    **swa.FIGURES,
+    **{f"{name}{HEAD}": figure for name, figure in minibatch.HEADS.items()},
+}
