@@ -17,6 +17,8 @@ import numpy as np
 
 import tf_lrtraj
 from tf_lrtraj import backend, claims, kernels, records
+from tf_lrtraj.claims import power
+from tf_lrtraj.claims.verdicts import bounds_shown
 from tf_lrtraj.experiments import limits
 from tf_lrtraj.experiments.reproduction import plan as plans
 from tf_lrtraj.experiments.reproduction.bench import MEASURED, STATE, Bench
@@ -98,7 +100,26 @@ def describe_plan(
         f"steps of {config['batch_size']} images; {total:,.0f} images forward in all (a training "
         "step counts as three passes; the table shows evaluations and probes, and the base run)"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_power_lines(config)])
+
+
+def _power_lines(config: Mapping[str, Any]) -> list[str]:
+    """What the scale can decide, as far as its configuration says."""
+    rows = power.planned(config["power"])
+    if not rows:
+        return []
+    lines = [
+        "",
+        f"What it can decide, with the scatter of the pilot ({config['pilot']}):",
+        f"{'claim':<7}{'part':<24}{'expected':>10}{'±':>9}  {'wanted':<16}{'units':<10}decidable",
+    ]
+    for row in rows:
+        wanted = bounds_shown(row.wanted.low, row.wanted.high)
+        lines.append(
+            f"{row.claim:<7}{row.wanted.name:<24}{row.expected:>10.3g}{row.half_width:>9.2g}  "
+            f"{wanted:<16}{f'{row.count} {row.of}':<10}{'yes' if row.decidable else 'no'}"
+        )
+    return lines
 
 
 class _Run(TypedDict, total=False):
