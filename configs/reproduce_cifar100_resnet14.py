@@ -1,4 +1,4 @@
-"""What averaging weights does to test accuracy: half of CIFAR-100 with ResNet-14, for two CPU cores.
+"""What averaging does to test accuracy: half of CIFAR-100, ResNet-14, for two CPU cores.
 
 Command:  for k in 0 1 2 3 4: OMP_NUM_THREADS=1 KERAS_BACKEND=torch nice lrtraj-reproduce \\
               --config=configs/reproduce_cifar100_resnet14.py --workdir=runs/resnet14 \\
