@@ -20,6 +20,8 @@ def get_config():
     config = default_config()
     config.name = "cifar10_cpu"
     config.command = "lrtraj-reproduce --config=configs/reproduce_cifar10_cpu.py"
+    config.judged = True
+    config.seeds = 3
     config.data.name = "cifar10"
     config.data.image_size = 16
     config.model.width = 8

@@ -25,7 +25,8 @@ def get_config():
     config.model.width = 64
     config.model.stem = "imagenet"
     config.batch_size = 256
-    config.seeds = 3
+    config.judged = True
+    config.seeds = config.probe_seeds = config.pairs.seeds = config.speed.seeds = 3
     config.learning_rate = 0.1
     config.weight_decay = 5e-5
     config.burn_in = 240000  # 48 epochs
@@ -41,10 +42,17 @@ def get_config():
         "two_point": {"kernel": "TwoPoint", "gap": 15000},
     }
     config.evaluate.update(batch_size=250, part=5000, batch_norm_images=5000)
-    config.many_points.gaps = (1000, 4000, 11000)
-    config.sweep.singles = 24
+    config.places = 2
+    config.raw_iterates = 10
+    config.along = {"places": 10, "averages": ("ema", "swa")}
+    config.many_points = {"points": (2, 4, 8), "gaps": (1000, 4000, 8000), "ends": 20}
+    config.late_iterates = 20
+    config.sweep.update(singles=24, pairs=34)  # 204 pairs
+    config.pairs.steps = 8000
     config.speed.steps = 48000
-    config.probes.update(batches=8, held_out=4, gradients=12)
+    config.budget.cycle = 2
+    config.cost.update(depth=34, width=64, repeats=7, steps=20)
+    config.probes.update(batches=32, held_out=4, gradients=12)
     config.one_step.update(batches=6, held_out=4, others=4)
     config.width.update(images=2000, size=250)
     config.ensemble.update(images=2000, size=250)

@@ -301,6 +301,11 @@ INDEPENDENT = {"batches": "independent", "learning_rate": RATE}
 SHARED = {"batches": "shared", "learning_rate": RATE}
 FALSE = [
     ("B7", "plateau", spoil_rows("pairs", "squared_distance", 3.0, **INDEPENDENT)),
+    (
+        "B7",
+        "levels",
+        set_rows("pairs", "squared_distance", lambda r: 0.027 * r["step"], **INDEPENDENT),
+    ),
     ("B7", "half_time", content("displacement", slow)),
     ("B8", "distance", set_rows("rates", "squared_distance", lambda r: r["learning_rate"] ** 2)),
     (

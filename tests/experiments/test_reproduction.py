@@ -342,7 +342,8 @@ def test_unknown_claims_are_refused():
 
 def test_a_claim_needs_its_tasks_and_what_they_read():
     needed = reproduce.needed_tasks(["B6"])
-    names = [task.name for task, _ in plans.plan(validate(default_config()), needed)]
+    config = validate({**default_config().to_dict(), "probe_seeds": 1})
+    names = [task.name for task, _ in plans.plan(config, needed)]
     assert names == ["line", "side_trip", "basin"]
 
 
@@ -381,7 +382,7 @@ def test_a_diverging_run_is_recorded(tmp_path, monkeypatch):
         )
     run = records.read_json(tmp_path / "run.json")
     assert run["status"] == "diverged" and "training loss" in run["message"]
-    assert records.read_json(tmp_path / "ledger.json")["counts"]["reproduced"] == 0
+    assert "reproduced" not in records.read_json(tmp_path / "ledger.json")["counts"]
 
 
 def test_a_damaged_state_is_told(tmp_path):

@@ -24,6 +24,7 @@ from tf_lrtraj.experiments.reproduction import (
 from tf_lrtraj.experiments.reproduction.bench import Bench
 from tf_lrtraj.experiments.reproduction.config import default_config, validate
 from tf_lrtraj.experiments.reproduction.problem import Batches, Problem, crop_and_flip
+from tf_lrtraj.experiments.reproduction.trainer import Trainer
 from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.records import ArrayRecord, RecordError
 
@@ -414,6 +415,26 @@ def test_reach_of_both_networks(bench, measured):
         assert 0.9 * np.mean(lowest) < row["lowest"] < 1.0001 * np.mean(lowest)
     assert bench.narrow.model.count_params() < bench.model.count_params()
     assert all(r["left"] > 0.0 and r["share"] <= 1.0 for r in record["rows"] if r["step"] == 40)
+
+
+def test_the_narrow_run_goes_on_where_it_stopped(bench, measured, tmp_path, monkeypatch):
+    other = Bench({**bench.config, "segment": 4}, tmp_path, str, progress=False)
+    other.problem, steps, calls = bench.problem, Trainer.steps, []
+
+    def interrupted(*args):
+        calls.append(args[1])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return steps(*args)
+
+    monkeypatch.setattr(Trainer, "steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        batch_sizes.narrow_run(other, 0)
+    found = batch_sizes.narrow_run(other, 0).state()
+    assert calls == [0, 4, 8, 8, 12]
+    for name, array in batch_sizes.narrow_run(bench, 0).state().items():
+        if not name.startswith("log"):
+            np.testing.assert_array_equal(array, found[name])
 
 
 def test_convexity_is_measured_between_iterates(bench, measured):

@@ -27,6 +27,9 @@ HALF_TIME = Wanted(
     "lag at which half of that distance is reached, over the steps before the window",
     high=0.1,
 )
+LEVELS = Wanted(
+    "levels", "power of time by which the two runs part in the second half of theirs", high=0.5
+)
 _POWER = (5 / 12, 7 / 12)
 DISTANCE = Wanted("distance", "power of the rate by which the distance grows", *_POWER)
 ANGLE = Wanted(
@@ -75,12 +78,13 @@ PARTS = Wanted("parts", "power of steps by which the squared distance of two run
 
 def judge_b7(records: Records) -> Judgement:
     """Squared displacement against the distance of two runs that share nothing but a start."""
-    displaced, plateaus, halves, epochs, curves = [], [], [], [], []
+    displaced, plateaus, halves, epochs, powers, curves = [], [], [], [], [], []
     for record in records.measured("displacement"):
         base, pair = (records.of_seed(task, record.seed) for task in ("base", "pairs"))
         steps, squares = _pair(pair, "independent", _pair_rates(pair)[1])
         late = steps >= 0.75 * steps[-1]
         plateau = float(squares[late].mean())
+        powers.append(_later_power(steps, squares))
         lags, moved = record.same_length("lags", "mean_squared")
         if np.any(np.diff(lags) <= 0) or lags[0] <= 0 or np.any(moved <= 0):
             raise RecordError(f"{record.name} must have ascending lags, squares above 0.")
@@ -105,7 +109,11 @@ def judge_b7(records: Records) -> Judgement:
         [stationarity.displacement_growth(record) for record in records.measured("displacement")]
     )
     return conclude(
-        [PLATEAU.judge(PairedRatio(displaced, plateaus)), HALF_TIME.judge(over_seeds(halves))],
+        [
+            PLATEAU.judge(PairedRatio(displaced, plateaus)),
+            LEVELS.judge(over_seeds(powers)),
+            HALF_TIME.judge(over_seeds(halves)),
+        ],
         conditions=stationarity.stationary(records),
         numbers=[
             Told("half_time_epochs", "epochs until half of the distance", over_seeds(epochs)),
@@ -113,6 +121,12 @@ def judge_b7(records: Records) -> Judgement:
         ],
         drawn={"seeds": curves},
     )
+
+
+def _later_power(steps: np.ndarray, squares: np.ndarray) -> float:
+    """Power of time by which a squared distance grows over the second half of the time."""
+    later = steps >= 0.5 * steps[-1]
+    return exponent(steps[later], squares[later]).value
 
 
 def _reached(at: np.ndarray, values: np.ndarray, level: float) -> float:
@@ -306,8 +320,7 @@ class _Pairs:
                 start = float(np.interp(switch, steps, squares))
                 self.changes.setdefault(rate, []).append(self.ends["shared", rate][-1] / start)
             steps, squares = curves["independent", self.large]
-            later = steps >= 0.5 * steps[-1]
-            self.growths.append(exponent(steps[later], squares[later]).value)
+            self.growths.append(_later_power(steps, squares))
             slow_steps, slow = curves["independent", self.small]
             late_steps = slow_steps[slow_steps >= 0.75 * slow_steps[-1]]
             ratio = self.small / self.large
@@ -491,11 +504,11 @@ CLAIMS = (
         ("base", "levels", "displacement", "pairs"),
         "Squared displacement of the weights against lag over the window of the base run, beside "
         "the squared distance of two runs from one state on independent batches.",
-        (PLATEAU, HALF_TIME),
+        (PLATEAU, LEVELS, HALF_TIME),
         "Displacement is compared at a lag equal to the age of the pair: in a stationary state "
         "the two are equal, for a random walk their ratio is 1/2, and a drift that both runs share "
-        "raises it; a quarter off is half-way to the walk. Quickly: within a tenth of the steps "
-        "made before.",
+        "raises it; a quarter off is half-way to the walk. The pair itself must have levelled off: "
+        "walks part as time to the power 1. Quickly: within a tenth of the steps made before.",
         judge_b7,
     ),
     Claim(

@@ -177,9 +177,9 @@ def full_size_config() -> ml_collections.ConfigDict:
     }
     config.evaluate.part = 10000
     config.evaluate.batch_norm_images = 10000
-    config.many_points.gaps = (100, 400, 1400)
     config.budget.cycle = 2
     config.cost.update(depth=34, width=64, repeats=7, steps=20)
+    config.many_points.gaps = (100, 300, 700)
     config.many_points.ends = 20
     config.late_iterates = 20
     config.sweep.update(singles=24, pairs=34)  # 204 pairs
@@ -398,6 +398,13 @@ def _check_lengths(plain: Mapping[str, Any]) -> None:
         reach["divisor"],
         reach["divisor"] <= plain["model"]["width"],
         "at most config.model.width",
+    )
+    room = (window - longest) // every + 1
+    need(
+        "many_points.ends",
+        many["ends"],
+        many["ends"] <= room,
+        f"at most {room}, the places of the window where the longest average can end",
     )
     steps = plain["speed"]["steps"]
     need("speed.steps", steps, steps <= burn_in, f"at most config.burn_in, {burn_in}")

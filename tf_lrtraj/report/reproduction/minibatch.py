@@ -100,7 +100,7 @@ def _log(panel: Axes) -> None:
     from matplotlib import ticker
 
     panel.set_yscale("log")
-    panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
     panel.yaxis.set_major_formatter("{x:g}")
     panel.yaxis.set_minor_locator(ticker.NullLocator())
 
@@ -150,6 +150,11 @@ def _legend(figure: Figure, panel: Axes, columns: int = 3) -> None:
     )
 
 
+def _joined(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """Curves one after another, as one line with gaps: a much shorter file."""
+    return np.concatenate([part for curve in curves for part in (curve, [np.nan])])
+
+
 def _own_curves(panel: Axes, judgement: Judgement) -> None:
     """Losses of one seed's batches along their steps, and of other images."""
     line = judgement.drawn["line"]
@@ -159,7 +164,8 @@ def _own_curves(panel: Axes, judgement: Judgement) -> None:
             continue
         values = np.where(np.isfinite(line[name]), line[name], np.nan)
         if name == "train":
-            panel.plot(rates, values, color=color, linewidth=0.5, alpha=0.35)
+            thin = _joined([rates] * values.shape[1]), _joined(list(values.T))
+            panel.plot(*thin, color=color, linewidth=0.5, alpha=0.4)
         mean = values.mean(axis=1)
         panel.plot(rates, mean, color=color, linewidth=2.0)
         ends[label] = (color, mean)
@@ -178,8 +184,8 @@ def _scaled_curves(panel: Axes, judgement: Judgement) -> None:
     for place, curves in enumerate(judgement.drawn["curves"].values()):
         color = (BLUE, PALETTE[4], PALETTE[3], GREEN)[place % 4]
         for seed in curves:
-            for rates, losses in seed:
-                panel.plot(rates, losses, color=color, linewidth=0.5, alpha=0.3)
+            rates, losses = (_joined([curve[k] for curve in seed]) for k in range(2))
+            panel.plot(rates, losses, color=color, linewidth=0.5, alpha=0.4)
     u = np.linspace(0.0, 2.0, 80)
     panel.plot(u, u**2 - 2.0 * u, color="black", linewidth=1.6, linestyle=_DASHED)
     panel.annotate(
@@ -474,7 +480,8 @@ def _b12(judgement: Judgement) -> Figure | None:
         title(left, "Between two iterates")
         _legend(figure, left, columns=4)
         labels = []
-        for place, part in enumerate(judgement.parts):
+        count = len(judgement.parts)
+        for place, part in zip(range(count, 0, -1), judgement.parts, strict=True):
             color = BLUE if part.wanted.name == "line" else GREEN
             values = drawn["seeds"][part.name]
             right.plot(values, np.full(len(values), place), "o", color=color, alpha=0.5)
@@ -485,10 +492,10 @@ def _b12(judgement: Judgement) -> Figure | None:
             )  # fmt: skip
             labels.append(part.at if part.wanted.name == "line" else part.at.removesuffix(" apart"))
         controls = drawn["control"]
-        right.plot(controls, np.full(len(controls), len(labels)), "o", color=ORANGE)
+        right.plot(controls, np.zeros(len(controls)), "o", color=ORANGE)
         labels.append("two seeds")
-        right.set_yticks(range(len(labels)), labels, fontsize=8)
-        right.set_ylim(len(labels) - 0.5, -0.5)
+        right.set_yticks(range(count, -1, -1), labels, fontsize=8)
+        right.set_ylim(-0.5, count + 0.5)
         right.grid(axis="y", visible=False)
         low, high = right.get_xlim()
         right.set_xlim(min(low, -1.0), max(high, 1.3 * (judgement.parts[0].wanted.high or 0.0)))
@@ -536,7 +543,7 @@ def _o5(judgement: Judgement) -> Figure | None:
         below.set_xlim(min(low, -0.8), max(high, 1.2))
         _wanted(below, part, "x")
         below.set_xticks([0.0, 1.0], ["0: images per weight decide", "1: images alone decide"])
-        below.set_yticks([])
+        below.set_yticks([0.0], ["all sizes"])
         below.set_ylim(-1.0, 1.0)
         grid: Any = below.get_subplotspec()
         grid.get_gridspec().set_height_ratios([4.0, 1.0])
