@@ -77,6 +77,6 @@ def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
     assert done.returncode == OK, done.stderr
     ledger = json.loads((tmp_path / "ledger.json").read_text())
     verdicts = {entry["id"]: entry["verdict"] for entry in ledger["claims"]}
-    assert verdicts["S2"] == "reproduced"
-    assert verdicts["B1"] == "not run at this scale"
+    assert verdicts["S2"] == "not judged"
+    assert verdicts["B1"] == "not measured"
     assert "S2" in done.stdout and "report.html" in done.stdout
