@@ -45,5 +45,4 @@ def test_averages_and_schedules_on_this_backend(tmp_path):
     assert run["keras_backend"] == os.environ["KERAS_BACKEND"]
     ledger = claims.make_ledger(tmp_path / "w")
     verdicts = {entry["id"]: entry["verdict"] for entry in ledger["claims"]}
-    assert verdicts["S2"] == "reproduced"
-    assert all(verdicts[name] != "not run at this scale" for name in wanted.split(","))
+    assert {verdicts[name] for name in wanted.split(",")} == {"not judged"}

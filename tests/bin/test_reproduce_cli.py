@@ -53,7 +53,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     done = run(f"--config={TINY}", f"--workdir={tmp_path}", "--dry_run", "--claims=B1,A4")
     assert done.returncode == OK, done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()[1:-1]]
-    assert names == ["averages", "decays", "line"]
+    assert names == ["levels", "decays", "line"]
     assert "3 of 3 to do" in done.stdout
     assert not list(tmp_path.iterdir())
 
@@ -77,6 +77,6 @@ def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
     assert done.returncode == OK, done.stderr
     ledger = json.loads((tmp_path / "ledger.json").read_text())
     verdicts = {entry["id"]: entry["verdict"] for entry in ledger["claims"]}
-    assert verdicts["S2"] == "reproduced"
-    assert verdicts["B1"] == "not run at this scale"
+    assert verdicts["S2"] == "not judged"
+    assert verdicts["B1"] == "not measured"
     assert "S2" in done.stdout and "report.html" in done.stdout

@@ -5,7 +5,7 @@ Examples:
   # What would be done, and its cost:
   lrtraj-reproduce --config=reproduce_digits --workdir=runs/reproduction --dry_run
 
-  # Everything; a quarter of an hour:
+  # Everything on the embedded digits, a smoke test:
   lrtraj-reproduce --config=reproduce_digits --workdir=runs/reproduction
 
   # What two claims need, with another width:
@@ -21,11 +21,12 @@ Examples:
   # Verdicts and page again, from the records alone:
   lrtraj-reproduce --workdir=runs/reproduction --report_only --page=verdicts.md
 
-The configuration is a scale: reproduce_digits (the embedded digits, a quarter of an hour of
-processor time), reproduce_cifar10_cpu, reproduce_cifar10_resnet34, reproduce_cifar100_resnet34,
-reproduce_imagenet_resnet34.  The workdir is filled piece by piece; the same command goes on
-where it stopped.  It ends with report.html and ledger.json, and prints the table of verdicts.
-Runs on every Keras backend: set KERAS_BACKEND=jax or torch for another than TensorFlow.
+The configuration is a scale.  reproduce_digits is a smoke test: it gives numbers and no verdicts.
+reproduce_cifar10_resnet20 and reproduce_cifar100_resnet14 give verdicts on two CPU cores;
+reproduce_{cifar10,cifar100,imagenet}_resnet34 are for accelerators.  The workdir is filled piece by
+piece, and the same command goes on where it stopped.  It ends with ledger.json, the verdicts as
+data, and report.html, the page that shows them; it prints a table of the verdicts.  Every Keras
+backend will do: set KERAS_BACKEND=jax or torch for another than TensorFlow.
 
 Exit codes: 0 done, 1 failed, 2 mistake in flags or configuration, 3 a run diverged,
 75 interrupted, run the same command to go on.

@@ -28,6 +28,7 @@ SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 JUDGED = "curvature_free"  # the equivalence that judges A1; others are told
 MATCH = "loss_match"
 KINDS = {JUDGED: "weights", MATCH: "loss match"}
+_SAID = {"ema": "EMA", "swa": "SWA", "two_point": "two points", "one_minus_sqrt": "one minus root"}
 
 # With fixed curvature the mean of the last iterates has 1.00 to 1.09 of a linear decay's gain, so
 # what exact theory expects is inside; an average that misses a tenth of the gain is not.
@@ -61,6 +62,11 @@ CLOSER = Wanted(
 )
 
 Shares = dict[str, tuple[np.ndarray, np.ndarray]]  # name → [seeds] gains of the average, the run
+
+
+def _said(name: str) -> str:
+    """An average or a decay by its name in sentences."""
+    return _SAID.get(name, name.replace("_", " "))
 
 
 def _ends(record: Measured) -> list[Any]:
@@ -138,7 +144,7 @@ def _large_enough(records: Records, shares: Shares) -> list[Condition]:
     return [
         Condition(
             f"effect_{name}",
-            f"{name}: what the schedule takes off the loss of single iterates, %",
+            f"{_said(name)}: what the schedule takes off the loss of single iterates, %",
             over_seeds((100.0 * below / raw).tolist()),
             low=EFFECT,
         )
@@ -166,22 +172,22 @@ def judge_a1(records: Records) -> Judgement:
     for name in shares:
         gaps = [_gap(record, name, "loss", "train") for record in found]
         accuracies = [_gap(record, name, "accuracy", "test") for record in found]
-        what = f"{name}: training loss of the run above the average's, %"
+        what = f"{_said(name)}: training loss of the run above the average's, %"
         numbers.append(Told(f"gap_{name}", what, over_seeds(gaps)))
-        what = f"{name}: test accuracy of the run above the average's, points"
+        what = f"{_said(name)}: test accuracy of the run above the average's, points"
         numbers.append(Told(f"accuracy_gap_{name}", what, over_seeds(accuracies)))
     kinds = [k for k in found[0].known("equivalence") if k not in (None, "none", JUDGED)]
     for kind in kinds:
         for name, pair in _equivalent(records, kind).items():
-            what = f"{name}: the same share, for the run under {kind!r}"
+            what = f"{_said(name)}: the same share, for the run under {kind!r}"
             numbers.append(Told(f"share_{name}_{kind}", what, PairedRatio(*pair)))
     for name in shares:
         model = [_model_share(record, name) for record in found]
         if all(share is not None for share in model):
-            what = f"{name}: the share that the quadratic model expects"
+            what = f"{_said(name)}: the share that the quadratic model expects"
             numbers.append(Told(f"model_share_{name}", what, mean_of(model)))
     return conclude(
-        [SHARE.judge(PairedRatio(*pair), name) for name, pair in shares.items()],
+        [SHARE.judge(PairedRatio(*pair), _said(name)) for name, pair in shares.items()],
         conditions=_large_enough(records, shares),
         numbers=numbers,
         drawn={"averages": _drawn(shares), "decays": _drawn(_decays(records))},
@@ -224,10 +230,10 @@ def judge_a4(records: Records) -> Judgement:
                 ]
                 scale = both[1] if field == "loss" else 1.0
                 gaps.append(100.0 * float((both[0] - both[1]) / scale))
-            what = f"{name}: {on} {field} of the weights above that of the decay, {unit}"
+            what = f"{_said(name)}: {on} {field} of the weights above that of the decay, {unit}"
             numbers.append(Told(f"{field}_gap_{name}", what, over_seeds(gaps)))
     return conclude(
-        [EMULATED.judge(PairedRatio(*pair), name) for name, pair in shares.items()],
+        [EMULATED.judge(PairedRatio(*pair), _said(name)) for name, pair in shares.items()],
         conditions=_large_enough(records, shares),
         numbers=numbers,
         drawn={"decays": _drawn(shares)},
@@ -276,7 +282,7 @@ def judge_a8(records: Records) -> Judgement:
         conditions.append(
             Condition(
                 f"effect_{name}",
-                f"{name}: what the average takes off the loss of single iterates, %",
+                f"{_said(name)}: what the average takes off the loss of single iterates, %",
                 over_seeds((100.0 * gains / raw).tolist()),
                 low=EFFECT,
             )
@@ -289,11 +295,11 @@ def judge_a8(records: Records) -> Judgement:
             for kind, pair in curves.items()
         }
         for kind, gap in gaps.items():
-            parts.append(LARGEST.judge(LargestGap(gap), f"{name} {KINDS[kind]}"))
-            what = f"{name}: mean gap by {KINDS[kind]}, run above average, as a share"
+            parts.append(LARGEST.judge(LargestGap(gap), f"{_said(name)} {KINDS[kind]}"))
+            what = f"{_said(name)}: mean gap by {KINDS[kind]}, run above average, as a share"
             told = f"mean_gap_{name}_{kind}"
             numbers.append(Told(told, what, over_seeds(gap.mean(axis=1).tolist())))
-        parts.append(CLOSER.judge(mean_of(_closer(gaps[JUDGED], gaps[MATCH])), name))
+        parts.append(CLOSER.judge(mean_of(_closer(gaps[JUDGED], gaps[MATCH])), _said(name)))
         drawn[name] = {
             "steps": curves[JUDGED][0]["steps"] - found[0].setting("begin"),
             "gaps": {KINDS[kind]: gap for kind, gap in gaps.items()},

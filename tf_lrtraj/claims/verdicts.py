@@ -133,7 +133,11 @@ class Part:
 
     @property
     def name(self) -> str:
-        return f"{self.wanted.name}_{self.at.replace(' ', '_')}" if self.at else self.wanted.name
+        return (
+            f"{self.wanted.name}_{self.at.lower().replace(' ', '_')}"
+            if self.at
+            else self.wanted.name
+        )
 
     @property
     def what(self) -> str:
