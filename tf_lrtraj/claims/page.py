@@ -54,9 +54,9 @@ This page is made from the texts in `tf_lrtraj.claims`; a test keeps it in step 
     python -c "import tf_lrtraj.claims as c; print(c.claims_page(), end='')" > docs/claims.md
 
 Thresholds were set and argued before the runs that they are to judge, those of
-`reproduce_cifar10_resnet20` and `reproduce_cifar100_resnet14`. The older scale `cifar10_cpu`, whose
-records led to the repair of these claims, is judged by them too. A part of a claim holds only if its
-whole interval (95 %, Student's over seeds wherever the sentence is about networks; 90 % for a
+`reproduce_cifar10_resnet20` and `reproduce_cifar100_resnet14`. The older scale `cifar10_cpu`,
+whose records led to the repair of these claims, is judged by them too. A part of a claim holds only
+if its whole interval (95 %, Student's over seeds wherever the sentence is about networks; 90 % for a
 claim of equality, which is two one-sided tests at 5 %) lies on the right side of its threshold.
 It fails only if the whole interval lies on the wrong side, at the level that Holm's method sets
 for all parts of the claim together. A claim is *reproduced* if all parts hold, *not reproduced* if

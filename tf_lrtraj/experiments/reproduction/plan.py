@@ -43,7 +43,8 @@ def _in_order(tasks: Sequence[Task]) -> tuple[Task, ...]:
     Raises:
         ValueError: for a task that comes after an unknown one, or after itself.
     """
-    known, placed, left = {task.name for task in tasks}, [], list(tasks)
+    known, left = {task.name for task in tasks}, list(tasks)
+    placed: list[Task] = []
     while left:
         done = {task.name for task in placed}
         ready = next((task for task in left if done.issuperset(task.after)), None)
