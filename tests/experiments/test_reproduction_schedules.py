@@ -29,8 +29,9 @@ def config():
     found.sweep.update(singles=4, lags=2, pairs=1, verify=4)
     found.speed.update(seeds=0, steps=12, places=2)
     found.trade_off.places = 2
-    if "cycle" in found:
-        found.cycle.length = 4
+    found.reach.steps = 16
+    found.pairs.steps = 8
+    found.start.steps = (0, 1, 3)
     return found
 
 

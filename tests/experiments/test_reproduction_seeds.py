@@ -44,7 +44,7 @@ def scale(monkeypatch, tmp_path):
     def run(**given):
         return reproduce.run(plain, tmp_path, tell=str, progress=False, **given)
 
-    run.made, run.folder = made, tmp_path
+    run.made, run.folder, run.config = made, tmp_path, plain
     return run
 
 
@@ -70,6 +70,8 @@ def test_seeds_made_side_by_side_lose_nothing(scale, monkeypatch):
         note(*args, **given)
 
     monkeypatch.setattr(reproduce, "_note", together)
+    # Threads stand for processes, whose temporary files differ in their names.
+    records.write_json(scale.folder / "config.json", scale.config)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda seed: scale(only_seed=seed), range(2)))
     state = records.read_json(scale.folder / "run.json")

@@ -18,7 +18,6 @@ def tiny_config():
     config.batch_size, config.momentum = 16, 0.3
     config.burn_in, config.window, config.every, config.horizon = 24, 32, 2, 8
     config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
-    config.cycle.length = 4
     config.evaluate.update(part=100, batch_norm_images=100, levels=3, batch_size=100)
     config.averages = {"swa": {"kernel": "Uniform"}}
     config.sweep.update(singles=4, lags=2, pairs=1, verify=4)
@@ -26,6 +25,7 @@ def tiny_config():
     config.pairs.update(factor=0.5, steps=8)
     config.speed.update(steps=12, places=2)
     config.start.update(steps=(0, 1, 3, 10), batches=3)
+    config.reach.steps = 16
     config.ema_times.update(decades=1, per_decade=2)
     config.shell.update(places=4, steps=3)
     config.displacement.lags = 4

@@ -55,17 +55,17 @@ This page is made from the texts in `tf_lrtraj.claims`; a test keeps it in step 
 
 Thresholds were set and argued before the runs that they are to judge, those of
 `reproduce_cifar10_resnet20` and `reproduce_cifar100_resnet14`. The older scale `cifar10_cpu`,
-whose records led to the repair of these claims, is judged by them too. A part of a claim holds only
-if its whole interval (95 %, Student's over seeds wherever the sentence is about networks; 90 % for a
-claim of equality, which is two one-sided tests at 5 %) lies on the right side of its threshold.
-It fails only if the whole interval lies on the wrong side, at the level that Holm's method sets
-for all parts of the claim together. A claim is *reproduced* if all parts hold, *not reproduced* if
-one fails, *inconclusive* otherwise. It is inconclusive too if a condition of the measurement is
-not met: claims about a stationary state are not judged on runs that still drift, though what was
-measured is shown. *Not measured*: the records lack what the claim needs, and the reason says what.
-*Not run at this scale*: the configuration is not there for the claim. A record that is damaged, of
-another shape or not finite gives *inconclusive* with the file's name. A smoke test gives numbers
-and no verdict.
+whose records led to the repair of these claims, is judged by them too. A part of a claim holds
+only if its whole interval (95 %, Student's over seeds wherever the sentence is about networks; 90
+% for a claim of equality, which is two one-sided tests at 5 %) lies on the right side of its
+threshold. It fails only if the whole interval lies on the wrong side, at the level that Holm's
+method sets for all parts of the claim together. A claim is *reproduced* if all parts hold, *not
+reproduced* if one fails, *inconclusive* otherwise. It is inconclusive too if a condition of the
+measurement is not met: claims about a stationary state are not judged on runs that still drift,
+though what was measured is shown. *Not measured*: the records lack what the claim needs, and the
+reason says what. *Not run at this scale*: the configuration is not there for the claim. A record
+that is damaged, of another shape or not finite gives *inconclusive* with the file's name. A smoke
+test gives numbers and no verdict.
 """
 
 _STATIONARITY = """## When a run counts as stationary

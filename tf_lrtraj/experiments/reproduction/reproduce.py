@@ -198,7 +198,8 @@ def _run(
     sizes = (len(bench.problem.x_train), len(bench.problem.x_test))  # nothing is written without
     _check_sizes(config, bench.problem)
     (folder / MEASURED).mkdir(exist_ok=True)
-    records.write_json(folder / records.CONFIG, config)
+    if not (folder / records.CONFIG).exists():  # `prepare` has held one that is there against it
+        records.write_json(folder / records.CONFIG, config)
     done = _done(read_run(folder))
     tasks = plans.plan(config, needed, only_seed)
     left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
