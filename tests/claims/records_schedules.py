@@ -4,11 +4,8 @@ import numpy as np
 from study_records import (
     BURN_IN,
     END,
-    EVERY,
     EXCESS,
     FLOOR,
-    LOG,
-    MOMENTUM,
     RATE,
     WINDOW,
     around,
@@ -26,31 +23,6 @@ AVERAGES = {"raw": 0.50, "ema": 0.41, "swa": 0.39, "two_point": 0.40}
 DECAYS = {"cosine": 0.385, "linear": 0.39, "one_minus_sqrt": 0.38}
 GAPS = (10, 20, 50)
 POINTS = (2, 4, 8)
-
-
-def base(random, seed):
-    steps = np.arange(LOG, END + 1, LOG)
-    losses = at_rate(1) + 1.5 * np.exp(-steps / 150) + 0.01 * random.standard_normal(steps.size)
-    snapshots = np.arange(BURN_IN, END + 1, EVERY)
-    return {
-        "about": {
-            "learning_rate": RATE,
-            "momentum": MOMENTUM,
-            "weight_decay": 2e-3,
-            "batch_size": 32,
-            "burn_in": BURN_IN,
-            "window": WINDOW,
-            "horizon": HORIZON,
-            "every": EVERY,
-            "num_train": 1437,
-            "num_test": 360,
-            "num_weights": 78042,
-        },
-        "steps": steps,
-        "batch_loss": losses,
-        "snapshot_steps": snapshots,
-        "squared_norm": 200.0 + 0.5 * random.standard_normal(snapshots.size),
-    }
 
 
 def levels(random, seed):
@@ -204,7 +176,6 @@ def trade_off(random, seed):
 
 
 TASKS = {
-    "base": base,
     "levels": levels,
     "equivalent": equivalent,
     "decays": decays,

@@ -80,6 +80,7 @@ def build(folder, seeds=SEEDS):
     for group in groups():
         for task, make in group.TASKS.items():
             number += 1
+            assert not (folder / "measured" / task).exists(), f"two groups make {task}"
             (folder / "measured" / task).mkdir(parents=True, exist_ok=True)
             for seed in range(1 if task in ONCE else seeds):
                 content = {"task": task, "seed": seed, "about": {}, "rows": []}
