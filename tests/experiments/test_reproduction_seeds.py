@@ -60,26 +60,22 @@ def test_one_seed_after_the_other_then_what_reads_both(scale):
     assert records.read_json(scale.folder / "run.json")["status"] == "done"
 
 
-def test_seeds_made_side_by_side_lose_nothing(scale, monkeypatch):
-    both = threading.Barrier(2, timeout=60)
-    note = reproduce._note
+def test_notes_made_at_the_same_moment_are_all_kept(scale):
+    scale(only_seed=0)
+    both = threading.Barrier(2)
 
-    def together(*args, **given):
-        if given.get("made"):
-            both.wait()  # both write at the same moment
-        note(*args, **given)
+    def note(seed):
+        for number in range(20):
+            both.wait(timeout=60)
+            made = (f"task{number}", seed, 1.0)
+            reproduce._note(scale.config, scale.folder, status="incomplete", made=made)
 
-    monkeypatch.setattr(reproduce, "_note", together)
-    # Threads stand for processes, whose temporary files differ in their names.
-    records.write_json(scale.folder / "config.json", scale.config)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda seed: scale(only_seed=seed), range(2)))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # threads stand for processes
+        list(pool.map(note, range(2)))
     state = records.read_json(scale.folder / "run.json")
-    assert state["done"] == {"levels": [0, 1], "decays": [0, 1]}
-    assert {name: sorted(of) for name, of in state["seconds"].items()} == {
-        "levels": ["0", "1"],
-        "decays": ["0", "1"],
-    }
+    expected = {f"task{number}": [0, 1] for number in range(20)}
+    assert state["done"] == {"levels": [0], "decays": [0], **expected}
+    assert all(set(of) == {"0", "1"} for name, of in state["seconds"].items() if name in expected)
 
 
 def test_a_seed_at_work_is_left_alone(scale):

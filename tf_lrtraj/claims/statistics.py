@@ -199,8 +199,8 @@ class PairedRatio:
     Raises:
         ValueError: if their lengths differ, or there is none.
 
-    >>> [round(x, 3) for x in PairedRatio([1.0, 2.1, 2.9], [2.0, 4.0, 6.0]).interval()]
-    [0.5, 0.449, 0.576]
+    >>> [round(x, 3) for x in PairedRatio([1.0, 1.1, 0.95], [2.0, 2.1, 1.9]).interval()]
+    [0.508, 0.469, 0.54]
     """
 
     def __init__(self, above: Any, below: Any) -> None:
