@@ -26,7 +26,10 @@ def get_config():
     config.command = "lrtraj-reproduce --config=configs/reproduce_cifar100_resnet14.py"
     config.judged = True
     config.claims = ("S1", "S2", "S4", "S5", "S6", "S7", "S8", "O2")
-    config.pilot = "the same configuration, shortened"
+    config.pilot = (
+        "two seeds of this configuration with a budget of 8 epochs and cycles of one, where all "
+        "runs still descend; S4 and S5: the digits"
+    )
     config.power = json.loads(
         pathlib.Path(__file__).with_name("power_cifar100_resnet14.json").read_text()
     )

@@ -1,19 +1,20 @@
 r"""Makes the power table of a scale from the records of a pilot: effect, scatter, sample size.
 
-  python tools/power_table.py --pilot=DIR --seeds=3 --out=configs/power_cifar10_resnet20.json
+  python tools/power_table.py --pilot=DIR --seeds=3 --claims=S1,S4 --out=configs/power_NAME.json
 
-Every part that the pilot's ledger has over two seeds or more becomes a row: the value found is
-what is expected, and the interval's half-width gives the scatter of one seed.  The scale's
-configuration reads the file; `tf_lrtraj.claims.power` says what half-width it lets expect.
+Every part that the pilot's ledger has over two seeds or more becomes a row: the value found is what
+is expected, and the interval's half-width gives the scatter of one seed.  With several pilots the
+first that has a part gives it.  The scale's configuration reads the file; `tf_lrtraj.claims.power`
+says what half-width it lets expect.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
-import sys
 from typing import Any
 
 from tf_lrtraj import claims, records
@@ -56,17 +57,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pilot", required=True, help="the workdir of the pilot")
+    parser.add_argument(
+        "--pilot", required=True, action="append", help="the workdir of a pilot; may be repeated"
+    )
+    parser.add_argument("--claims", help="ids of the claims, with commas; by default all")
     parser.add_argument("--seeds", type=int, required=True, help="of the scale that is planned")
     parser.add_argument("--out", required=True, help="the file to write")
     given = parser.parse_args()
     if given.seeds < 2:
         parser.error(f"--seeds must be at least 2. Received: {given.seeds}")
     try:
-        table = rows(claims.Study(given.pilot), given.seeds)
+        wanted = claims.chosen(given.claims.split(",")) if given.claims else claims.CLAIMS
+        tables = [rows(claims.Study(pilot, wanted), given.seeds) for pilot in given.pilot]
     except records.RecordError as error:
-        print(f"--pilot: {error}", file=sys.stderr)
-        return 2
+        parser.error(f"--pilot: {error}")
+    except ValueError as error:
+        parser.error(f"--claims: {error}")
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in itertools.chain(*tables):
+        found.setdefault((row["claim"], row["part"]), row)
+    order = [(claim.id, one.name) for claim in wanted for one in claim.wanted]
+    table = [found[place] for place in order if place in found]
     text = ",\n".join(f" {json.dumps(row)}" for row in table)
     records.write_atomically(pathlib.Path(given.out), f"[\n{text}\n]\n")
     print(f"{given.out}: {len(table)} rows")

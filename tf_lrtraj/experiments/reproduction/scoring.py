@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,4 +77,7 @@ class Scorer:
                     "policy": policy,
                 }
             )
+        # On PyTorch, closures inside Keras hold the batches in cycles; Python, which counts objects
+        # and not bytes, would let them grow to gigabytes.
+        gc.collect()
         return rows
