@@ -31,7 +31,10 @@ def get_config():
         *(f"A{number}" for number in range(1, 11)),
         *("S3", "O1", "O2", "O4", "O5"),
     )
-    config.pilot = "the same configuration, shortened: see configs/pilot_cifar10_resnet20.py"
+    config.pilot = (
+        "two seeds of this configuration with ResNet-8 on 16 by 16 pixels, a burn-in of 6 epochs "
+        "and a window of 3; B4, B5, B6, B11, B12 and O5: the digits"
+    )
     config.power = json.loads(
         pathlib.Path(__file__).with_name("power_cifar10_resnet20.json").read_text()
     )
