@@ -35,18 +35,6 @@ def test_equal_numbers_have_an_exact_mean():
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
-@pytest.mark.parametrize("count", [0, 1, 7, 29, 30])
-def test_share_has_wilsons_interval(count, level):
-    expected = stats.binomtest(count, 30).proportion_ci(level, "wilson")
-    found = st.Share(count, 30).interval(level)
-    np.testing.assert_allclose(found, [count / 30, *expected], atol=1e-12)
-
-
-def test_a_share_of_nothing_is_not_known():
-    assert st.Share(0, 0).interval()[1:] == (-math.inf, math.inf)
-
-
-@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
 @pytest.mark.parametrize("count", [8, 20, 41])
 def test_median_interval_is_that_of_the_quantile_test(random, count, level):
     values = random.normal(size=count)
@@ -125,74 +113,17 @@ def test_blocks_respect_autocorrelation():
     for t in range(1, noise.shape[1]):
         series[:, t] = rho * series[:, t - 1] + noise[:, t]
     series = series[:, 200:]
-    covered = {"mean": 0, "trend": 0, "naive": 0}
+    covered = {"trend": 0, "naive": 0}
     for one in series:
         for name, found in (
-            ("mean", st.series_mean(one)),
             ("trend", st.trend(np.arange(length), one)),
             ("naive", st.mean_of(one)),
         ):
             _, low, high = found.interval()
             covered[name] += low <= 0.0 <= high
     # Blocks of 100 entries at a correlation time of 19 are nearly independent.
-    assert covered["mean"] / runs > 0.90
     assert covered["trend"] / runs > 0.90
     assert covered["naive"] / runs < 0.5
-
-
-def test_crossed_mean_by_analysis_of_variance(random):
-    """Variance components from expected mean squares, written out."""
-    n, m = 7, 5
-    table = random.normal(size=(n, 1)) + random.normal(size=m) + random.normal(size=(n, m))
-    found = st.crossed(table)
-    grand = table.mean()
-    of_rows = m * sum((table[i].mean() - grand) ** 2 for i in range(n)) / (n - 1)
-    of_columns = n * sum((table[:, j].mean() - grand) ** 2 for j in range(m)) / (m - 1)
-    rest = sum(
-        (table[i, j] - table[i].mean() - table[:, j].mean() + grand) ** 2
-        for i in range(n)
-        for j in range(m)
-    ) / ((n - 1) * (m - 1))
-    # E MS_rows = s² + m r², E MS_columns = s² + n c², Var(mean) = r²/n + c²/m + s²/(nm).
-    r2, c2 = (of_rows - rest) / m, (of_columns - rest) / n
-    expected = r2 / n + c2 / m + rest / (n * m)
-    assert found.error**2 == pytest.approx(expected, rel=1e-10)
-    assert found.dof == m - 1
-
-
-def test_crossed_mean_of_one_row_is_that_of_its_entries(random):
-    values = random.normal(size=(1, 8))
-    assert st.crossed(values) == st.mean_of(values, "batches")
-
-
-def test_jackknife_of_a_mean_is_its_standard_error(random):
-    values = random.normal(size=9)
-    found = st.jackknife(lambda kept: float(values[kept].mean()), np.arange(9))
-    assert found.value == pytest.approx(values.mean())
-    assert found.error == pytest.approx(stats.sem(values))
-
-
-def test_jackknife_leaves_out_whole_groups():
-    values = np.array([1.0, 1.0, 2.0, 2.0, 6.0, 6.0])
-    groups = np.array([0, 0, 1, 1, 2, 2])
-    found = st.jackknife(lambda kept: float(values[kept].mean()), groups)
-    assert found.error == pytest.approx(stats.sem([1.0, 2.0, 6.0]))
-    assert math.isnan(st.jackknife(lambda kept: 1.0, np.array([0, 1])).error)
-
-
-def test_ratio_against_monte_carlo():
-    random = np.random.default_rng(1)
-    found = st.ratio(st.Estimate(3.0, 0.1, 9.0), st.Estimate(2.0, 0.06, 5.0))
-    drawn = random.normal(3.0, 0.1, 400_000) / random.normal(2.0, 0.06, 400_000)
-    assert found.value == 1.5
-    assert found.error == pytest.approx(drawn.std(), rel=0.02)
-    assert found.dof == 5.0
-    assert math.isnan(st.ratio(st.Estimate(1.0), st.Estimate(0.0)).value)
-
-
-def test_difference_of_independent_means():
-    found = st.difference(st.Estimate(3.0, 0.3, 9.0), st.Estimate(2.0, 0.4, 5.0))
-    assert (found.value, found.error, found.dof) == (1.0, pytest.approx(0.5), 5.0)
 
 
 def test_seeds_are_judged_by_their_scatter_alone():

@@ -31,7 +31,6 @@ from tf_lrtraj.claims.statistics import (
     exponent,
     line,
     over_seeds,
-    series_mean,
     trend,
 )
 from tf_lrtraj.claims.verdicts import Condition, as_interval
@@ -78,11 +77,6 @@ def batch_loss_drift(record: Measured) -> Estimate:
     """Change of the mean mini-batch loss over the window, relative to its mean."""
     steps, losses = in_window(record)
     return trend(steps, losses).scaled(1.0 / float(losses.mean()))
-
-
-def batch_loss_level(record: Measured) -> Estimate:
-    """Mean mini-batch loss over the window, its error from block means."""
-    return series_mean(in_window(record)[1])
 
 
 def norm_drift(record: Measured) -> Estimate:

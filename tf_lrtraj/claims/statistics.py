@@ -1,8 +1,8 @@
-"""Intervals that verdicts rest on: means over seeds, blocks of a run, shares, medians, ratios.
+"""Intervals that verdicts rest on: means over seeds, blocks of a run, medians, ratios.
 
 Plain NumPy and SciPy.  An `Estimate` is a number with its standard error and degrees of
-freedom; `Estimate.interval` is Student's.  `Share`, `Median` and `PairedRatio` have intervals of
-their own.  What cannot be told has an infinite interval, which clears no threshold.
+freedom; `Estimate.interval` is Student's.  `Median` and `PairedRatio` have intervals of their
+own.  What cannot be told has an infinite interval, which clears no threshold.
 
 >>> [round(x, 3) for x in mean_of([1.0, 2.0, 3.0]).interval()]
 [2.0, -0.484, 4.484]
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,63 +99,6 @@ def over_seeds(found: Sequence[Estimate | float]) -> Estimate:
     return mean_of([one.value if isinstance(one, Estimate) else one for one in found], "seeds")
 
 
-def crossed(values: Any, of: str = "batches") -> Estimate:
-    """Mean of [n, m] numbers over two crossed factors, both drawn at random.
-
-    The variance of the mean is the rows' plus the columns' less the share of single
-    entries that both contain, never less than either; degrees of freedom are those of
-    the smaller factor.  A factor of one entry is held fixed.
-    """
-    table = np.asarray(values, np.float64)
-    n, m = table.shape
-    if min(n, m) < 2:
-        return mean_of(table, of)
-    rows, columns = table.mean(axis=1), table.mean(axis=0)
-    rest = table - rows[:, None] - columns[None] + table.mean()
-    of_rows, of_columns = rows.var(ddof=1) / n, columns.var(ddof=1) / m
-    both = float(np.sum(rest**2)) / ((n - 1) * (m - 1) * n * m)
-    variance = max(of_rows + of_columns - both, of_rows, of_columns)
-    return Estimate(float(table.mean()), math.sqrt(variance), min(n, m) - 1.0, f"{n} x {m} {of}")
-
-
-def ratio(above: Estimate, below: Estimate) -> Estimate:
-    """A quotient; its error by linearisation, the two taken as independent."""
-    if below.value == 0.0:
-        return Estimate(math.nan)
-    value = above.value / below.value
-    error = math.hypot(above.error, value * below.error) / abs(below.value)
-    return Estimate(value, error, min(above.dof, below.dof), above.of)
-
-
-def difference(first: Estimate, second: Estimate) -> Estimate:
-    """First minus second, taken as independent."""
-    error = math.hypot(first.error, second.error)
-    return Estimate(first.value - second.value, error, min(first.dof, second.dof), first.of)
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """A share of independent trials, with Wilson's interval.
-
-    >>> [round(x, 4) for x in Share(9, 10).interval()]
-    [0.9, 0.5958, 0.9821]
-    """
-
-    count: int
-    total: int
-
-    def interval(self, level: float = LEVEL) -> Interval:
-        if self.total < 1:
-            return Interval(math.nan, -math.inf, math.inf)
-        z2 = student(math.inf, level) ** 2
-        p, total = self.count / self.total, self.total
-        middle = (p + z2 / (2 * total)) / (1 + z2 / total)
-        half = math.sqrt(z2 * (p * (1 - p) / total + z2 / (4 * total**2))) / (1 + z2 / total)
-        # At 0 and at `total` the ends are exact; rounding must not push them beyond.
-        low = 0.0 if self.count == 0 else middle - half
-        return Interval(p, low, 1.0 if self.count == total else middle + half)
-
-
 class Median:
     """The median and its interval from order statistics, whatever the distribution.
 
@@ -238,33 +181,6 @@ class PairedRatio:
 def block_numbers(count: int, blocks: int = BLOCKS) -> np.ndarray:
     """[count] which of `blocks` contiguous blocks of nearly equal length each entry is in."""
     return np.arange(count) * min(blocks, count) // count
-
-
-def jackknife(
-    statistic: Callable[[np.ndarray], float], groups: np.ndarray, of: str = "blocks"
-) -> Estimate:
-    """A statistic of a series, its error by leaving out one group of entries at a time.
-
-    Args:
-        statistic: a mask of the entries kept → a number.
-        groups: [n] the group of each entry, from 0.
-    """
-    count = int(groups.max()) + 1
-    value = float(statistic(np.ones(groups.size, bool)))
-    if count < 3:
-        return Estimate(value, math.nan, 0.0, f"{count} {of}")
-    without = np.array([statistic(groups != i) for i in range(count)], np.float64)
-    spread = float(np.sum((without - without.mean()) ** 2))
-    return Estimate(value, math.sqrt((count - 1) / count * spread), count - 1.0, f"{count} {of}")
-
-
-def series_mean(values: Any, blocks: int = BLOCKS) -> Estimate:
-    """Mean of a stationary series, its error from the means of contiguous blocks."""
-    found = np.asarray(values, np.float64)
-    numbers = block_numbers(found.size, blocks)
-    means = [float(found[numbers == i].mean()) for i in range(int(numbers.max()) + 1)]
-    error = mean_of(means, "blocks")
-    return Estimate(float(found.mean()), error.error, error.dof, error.of)
 
 
 def trend(times: Any, values: Any, blocks: int = BLOCKS) -> Estimate:
