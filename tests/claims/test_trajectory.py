@@ -47,9 +47,10 @@ def test_b7_plateau_and_half_time(ledger, content):
         record = content("displacement", seed)
         lags, moved = record["lags"], record["mean_squared"]
         displaced.append(np.interp(140, lags, moved))
-        fine = np.linspace(0, 200, 200_001)
-        curve = np.interp(fine, [0, *lags], [0, *moved])
-        halves.append(fine[np.argmax(curve >= 0.5 * plateaus[-1])] / 1200)
+        lags, moved = [0, *lags], [0, *moved]
+        after = int(np.argmax(np.array(moved) >= 0.5 * plateaus[-1]))
+        (x0, x1), (y0, y1) = lags[after - 1 : after + 1], moved[after - 1 : after + 1]
+        halves.append((x0 + (0.5 * plateaus[-1] - y0) * (x1 - x0) / (y1 - y0)) / 1200)
     value = np.mean(displaced) / np.mean(plateaus)
     assert ledger["B7"]["plateau"]["value"] == pytest.approx(value, rel=1e-5)
     close(ledger["B7"]["half_time"], halves)
