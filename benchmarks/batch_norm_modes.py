@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lrtraj import records
-from tf_lrtraj.experiments.assembly import assemble, load_dataset
-from tf_lrtraj.experiments.config import default_config, validate
+from tf_lrtraj.runs.assembly import assemble, load_dataset
+from tf_lrtraj.runs.run_config import default_config, validate
 from tf_lrtraj.training.step import make_train_steps, per_example_loss
 from tf_lrtraj.training.strategies import make_strategy, split_cpu
 

@@ -9,7 +9,7 @@ Expected: not run yet.  The raw weights fluctuate at this rate, and SWA, EMA and
           two-point average should end clearly above them, near the matched run.
 """
 
-from tf_lrtraj.experiments.config import default_config
+from tf_lrtraj.runs.run_config import default_config
 
 
 def get_config():

@@ -9,7 +9,7 @@ Expected: every average beats the raw weights in test accuracy, by 1.2 to 1.8 po
           under the schedule equivalent to SWA ends near SWA.
 """
 
-from tf_lrtraj.experiments.config import default_config
+from tf_lrtraj.runs.run_config import default_config
 
 
 def get_config():

@@ -10,7 +10,7 @@ Note:     rate and augmentation were picked, after trying a few on this very tes
           set is fitted completely and averages gain nothing.  A demonstration, no evidence.
 """
 
-from tf_lrtraj.experiments.config import default_config
+from tf_lrtraj.runs.run_config import default_config
 
 
 def get_config():

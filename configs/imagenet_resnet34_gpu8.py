@@ -11,7 +11,7 @@ Expected: not run yet.  The usual step schedule brings this network to about 73.
           the run they average is still a tenth of its largest.
 """
 
-from tf_lrtraj.experiments.config import default_config
+from tf_lrtraj.runs.run_config import default_config
 
 
 def get_config():

@@ -17,7 +17,7 @@ Note:     the first 25,000 of CIFAR-100's training images, at 24 by 24 pixels, c
 import json
 import pathlib
 
-from tf_lrtraj.experiments.reproduction.config import default_config
+from tf_lrtraj.study.study_config import default_config
 
 
 def get_config():

@@ -8,7 +8,7 @@ Expected: not run by the project.
 Note:     lengths, rates and batches as for CIFAR-10 (reproduce_cifar10_resnet34).
 """
 
-from tf_lrtraj.experiments.reproduction.config import full_size_config
+from tf_lrtraj.study.study_config import full_size_config
 
 
 def get_config():

@@ -13,7 +13,7 @@ Note:     all 50,000 training images, at 16 by 16 pixels, without augmentation, 
           keep growing and nothing becomes stationary.
 """
 
-from tf_lrtraj.experiments.reproduction.config import default_config
+from tf_lrtraj.study.study_config import default_config
 
 
 def get_config():

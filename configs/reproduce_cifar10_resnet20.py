@@ -18,7 +18,7 @@ Note:     all 50,000 training images, at 24 by 24 pixels, cropped and flipped; R
 import json
 import pathlib
 
-from tf_lrtraj.experiments.reproduction.config import default_config
+from tf_lrtraj.study.study_config import default_config
 
 
 def get_config():

@@ -10,7 +10,7 @@ Expected: not run by the project.
 Note:     no learning rate or batch size of the papers' figures is known; these are ours.
 """
 
-from tf_lrtraj.experiments.reproduction.config import full_size_config
+from tf_lrtraj.study.study_config import full_size_config
 
 
 def get_config():

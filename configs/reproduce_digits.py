@@ -9,7 +9,7 @@ Note:     1,297 images of 8 by 8 pixels, a network of 20,000 weights and two see
           cifar10_resnet20 and cifar100_resnet14 are the evidence.
 """
 
-from tf_lrtraj.experiments.reproduction.config import default_config
+from tf_lrtraj.study.study_config import default_config
 
 
 def get_config():

@@ -10,7 +10,7 @@ Runtime:  not measured; --dry_run tells the cost
 Expected: not run by the project; the streamed path is tested on small data only.
 """
 
-from tf_lrtraj.experiments.reproduction.config import default_config
+from tf_lrtraj.study.study_config import default_config
 
 
 def get_config():

@@ -9,8 +9,8 @@ Expected: the EMA of a large constant rate reaches the small rate's loss in a sm
           to the minimum grows with an exponent near 1/2 in the rate (single_runs).
 """
 
-from tf_lrtraj.experiments import synthetic
+from tf_lrtraj.runs import synthetic_run
 
 
 def get_config():
-    return synthetic.default_config()
+    return synthetic_run.default_config()

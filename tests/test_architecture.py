@@ -2,7 +2,7 @@
 
 The floors, from the top, each importing only what lies below it:
 
-    bin → experiments → training → averaging, probes, schedules → theory → ground
+    bin → study → runs → training → averaging, probes, schedules → theory → ground
 
 and beside them `report` → `claims` → `records`.  Imports inside functions count
 too: a lazy import is still an arrow.
@@ -22,28 +22,29 @@ import tf_lrtraj
 PACKAGE = "tf_lrtraj"
 ROOT = pathlib.Path(tf_lrtraj.__file__).parent
 
-GROUND = {
-    *("kernels", "rates", "durations", "records", "memory"),
-    *("backend", "layer_calls", "weight_updates", "models", "data"),
+# One style of checks, of statistics and of random streams, for all rooms.
+BASE = {"values", "statistics", "seeds"}
+GROUND = BASE | {
+    *("kernels", "rates", "durations", "records", "memory", "specs"),
+    *("backend", "models", "data"),
 }
 RECORDS_SIDE = {"report", "claims"}
 # room -> rooms it may import.  A room not named here must be given its place first.
-ALLOWED = {room: set() for room in GROUND}
-ALLOWED["durations"] = {"kernels", "rates"}
-ALLOWED["backend"] = {"memory"}
-ALLOWED["weight_updates"] = {"backend"}
-ALLOWED["theory"] = {"kernels", "rates"}
-ALLOWED["batch_norm"] = {"backend", "layer_calls", "weight_updates"}
+ALLOWED = {room: set() for room in BASE} | {room: BASE for room in GROUND - BASE}
+ALLOWED["durations"] = BASE | {"kernels", "rates"}
+ALLOWED["backend"] = BASE | {"memory"}
+ALLOWED["theory"] = BASE | {"kernels", "rates"}
 ALLOWED["schedules"] = GROUND | {"theory"}
-ALLOWED["averaging"] = GROUND | {"theory", "batch_norm"}
+ALLOWED["averaging"] = GROUND | {"theory"}
 # A record of a probe draws itself, with the figure that a run's report shows.
-ALLOWED["probes"] = GROUND | {"theory", "batch_norm", "report"}
+ALLOWED["probes"] = GROUND | {"theory", "report"}
 ALLOWED["training"] = ALLOWED["averaging"] | {"schedules", "averaging", "probes"}
-ALLOWED["experiments"] = ALLOWED["training"] | {"training"} | RECORDS_SIDE
-ALLOWED["bin"] = ALLOWED["experiments"] | {"experiments"}
-ALLOWED["claims"] = {"records"}
+ALLOWED["runs"] = ALLOWED["training"] | {"training"} | RECORDS_SIDE
+ALLOWED["study"] = ALLOWED["runs"] | {"runs"}
+ALLOWED["bin"] = ALLOWED["study"] | {"study"}
+ALLOWED["claims"] = BASE | {"records", "specs"}
 # Kernels and rates are plain NumPy: a figure may draw a schedule from its config.
-ALLOWED["report"] = {"records", "claims", "kernels", "rates"}
+ALLOWED["report"] = BASE | {"records", "claims", "kernels", "rates", "specs"}
 # The package itself holds the version and loads every other name on first use.
 ALLOWED["registration"] = set()
 ALLOWED["__init__"] = {"registration"}
@@ -52,6 +53,8 @@ ALLOWED["__init__"] = {"registration"}
 PLAIN = {
     "__init__",
     "registration",
+    *BASE,
+    "specs",
     "kernels",
     "rates",
     "durations",
@@ -150,7 +153,8 @@ def test_no_arrow_runs_back_up():
         ("training", "from absl import logging, app", "flags live"),
         ("training", "import pickle", "pickled"),
         ("models", "from tf_lrtraj import kernels", "only"),
-        ("experiments", "from ml_collections import config_flags", "flags live"),
+        ("values", "from tf_lrtraj import kernels", "only"),
+        ("runs", "from ml_collections import config_flags", "flags live"),
         ("theory", "from tf_lrtraj import kernels, rates", None),
         ("theory", "from .equivalence import schedule_from_weights", None),
         ("theory", "from . import equivalence\nimport numpy", None),

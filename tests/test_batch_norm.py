@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 from tf_lrtraj import backend
-from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.backend import batch_norm as bn
 
 
 def network(momentum=0.9):

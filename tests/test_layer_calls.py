@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tf_lrtraj.layer_calls import intercepted
+from tf_lrtraj.backend.layer_calls import intercepted
 
 ONES = np.ones((2, 3), np.float32)
 

@@ -40,7 +40,7 @@ EVERY = {"log": 50, "evaluate": 500, "checkpoint": 250, "snapshot": 10, "probe":
 
 
 def get_config(steps: int = 20_000) -> Any:
-    from tf_lrtraj.experiments.config import default_config
+    from tf_lrtraj.runs.run_config import default_config
 
     config = default_config()
     config.name = "a long run"
@@ -82,7 +82,7 @@ def resident() -> int:
 
 def watch(workdir: pathlib.Path, steps: int) -> dict[str, Any]:
     """Makes the run; {name: samples} at every logged row."""
-    from tf_lrtraj.experiments import train
+    from tf_lrtraj.runs import train_run
     from tf_lrtraj.training.evaluation import Evaluator
     from tf_lrtraj.training.log import RunLog
     from tf_lrtraj.training.strategies import make_strategy
@@ -116,9 +116,9 @@ def watch(workdir: pathlib.Path, steps: int) -> dict[str, Any]:
 
     RunLog.train, Evaluator.__init__ = sampled, noted  # type: ignore[method-assign]
     try:
-        plain, dataset = train.prepare(get_config(steps), workdir)
+        plain, dataset = train_run.prepare(get_config(steps), workdir)
         strategy = make_strategy("one_device")
-        train.run(plain, dataset, workdir, strategy, "one_device", tell=lambda text: None)
+        train_run.run(plain, dataset, workdir, strategy, "one_device", tell=lambda text: None)
     finally:
         RunLog.train, Evaluator.__init__ = real, made  # type: ignore[method-assign]
     return samples

@@ -69,7 +69,7 @@ others() {
     case $backend in # what needs no more than Keras itself is tried on the quicker of the two
       jax)
         paths=(tests/averaging/test_{batch_norm_data,batch_norm_pass,borrowing,callback,contract,interrupts,lives,state,trainings,with_keras_parts}.py
-          tests/test_reproduction_without_tensorflow.py "${across_backends[@]:1}")
+          tests/study/test_study_without_tensorflow.py "${across_backends[@]:1}")
         ;;
       torch) paths=(tests/averaging tests/test_schedules.py tests/probes/test_probe_recorder.py) ;;
     esac

@@ -65,7 +65,7 @@ SHARES = {"time": 0.35, "write": 0.40, "inside": 0.25}  # of the kills by SIGKIL
 
 def get_config() -> Any:
     """The configuration: this file is what the program gets as --config."""
-    from tf_lrtraj.experiments.config import default_config
+    from tf_lrtraj.runs.run_config import default_config
 
     config = default_config()
     config.name = "a run to be killed"
@@ -419,9 +419,6 @@ def main() -> int:
 
     common.keep_freed_memory()
     print("importing TensorFlow", file=sys.stderr)
-    import tf_lrtraj.bin.train
-    import tf_lrtraj.experiments.train
-    import tf_lrtraj.report.figures  # noqa: F401
 
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:  # a fork would carry over their locks, and not them

@@ -7,11 +7,11 @@ import pytest
 
 from tf_lrtraj import records
 from tf_lrtraj.averaging.advising import advisor, measured, sweep
-from tf_lrtraj.averaging.advising import plan as advice_plan
+from tf_lrtraj.averaging.advising import measurement_plan as advice_plan
 from tf_lrtraj.averaging.advising.advisor import Effort, Measurement
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.report import advice as drawing
+from tf_lrtraj.report import advice_figure as drawing
 
 SIZE = 60
 SCALES = np.random.default_rng(9).uniform(0.2, 1.0, SIZE)

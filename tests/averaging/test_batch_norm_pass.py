@@ -10,7 +10,7 @@ import pytest
 from keras import layers, ops
 
 from tf_lrtraj import WeightAveraging, backend, kernels
-from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.backend import batch_norm as bn
 
 X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) * 2.0 + 1.0
 Y = np.random.default_rng(1).integers(0, 3, 40)

@@ -180,7 +180,7 @@ def assert_close(actual, expected, iterates, tolerance):
 
 
 def test_the_suite_has_every_kernel_and_every_policy():
-    from tf_lrtraj import batch_norm
+    from tf_lrtraj.backend import batch_norm
 
     assert {type(kernel) for kernel in KERNELS.values()} == set(kernels.KERNELS.values())
     assert set(POLICIES) == set(batch_norm.POLICIES)

@@ -14,7 +14,7 @@ import pytest
 from keras import ops
 
 from tf_lrtraj import WeightAveraging, backend, kernels
-from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.backend import batch_norm as bn
 
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(64, 6)) * 2 + 1).astype(np.float32)

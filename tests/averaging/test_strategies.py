@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import WeightAveraging, backend, kernels
-from tf_lrtraj import batch_norm as bn
 from tf_lrtraj.averaging import AverageState, SnapshotRecorder, Snapshots
+from tf_lrtraj.backend import batch_norm as bn
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("tf.distribute is TensorFlow's", allow_module_level=True)

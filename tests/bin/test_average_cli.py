@@ -9,7 +9,7 @@ from absl import flags
 from tf_lrtraj import kernels, records, theory
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.bin import average, common
-from tf_lrtraj.experiments import texts
+from tf_lrtraj.runs import kernel_parsing
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ TWO = ("--files", "{folder}/one.npz", "{folder}/two.npz")
     ],
 )
 def test_kernels_in_every_form(text, name, kernel):
-    assert texts.parse_average(text) == (name, kernel)
+    assert kernel_parsing.parse_average(text) == (name, kernel)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tf_lrtraj.bin import common
 
 CONFIGS = {"train": "digits_demo", "reproduce": "reproduce_digits", "synthetic": "synthetic"}
-START = "from tf_lrtraj.experiments.config import default_config\n\n\ndef get_config():\n"
+START = "from tf_lrtraj.runs.run_config import default_config\n\n\ndef get_config():\n"
 
 
 @pytest.mark.parametrize(

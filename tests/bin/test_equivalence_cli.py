@@ -11,7 +11,7 @@ import pytest
 
 from tf_lrtraj import kernels, rates, theory
 from tf_lrtraj.bin import tables
-from tf_lrtraj.experiments import texts
+from tf_lrtraj.runs import kernel_parsing
 
 # Many invocations in one process: starting Python costs more than the program does.
 DRIVER = textwrap.dedent("""
@@ -275,8 +275,8 @@ def test_rates_by_name_and_formula(text, expected):
 
 
 def test_custom_weights_and_spectra_from_files(tmp_path):
-    assert texts.parse_kernel("Custom([1.5, -0.5])") == kernels.Custom([1.5, -0.5])
-    assert texts.parse_kernel("Window(3, every=2)") == kernels.Window(3, every=2)
+    assert kernel_parsing.parse_kernel("Custom([1.5, -0.5])") == kernels.Custom([1.5, -0.5])
+    assert kernel_parsing.parse_kernel("Window(3, every=2)") == kernels.Window(3, every=2)
     spectrum = tmp_path / "spectrum.csv"
     spectrum.write_text("index,eigenvalue\n0,0.5\n1,0.25\n")
     np.testing.assert_array_equal(tables.parse_spectrum(f"{spectrum}:eigenvalue"), [0.5, 0.25])

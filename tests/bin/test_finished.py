@@ -7,8 +7,8 @@ import pytest
 
 from tf_lrtraj import kernels, records
 from tf_lrtraj.bin.configuration import known_configs
-from tf_lrtraj.experiments.config import default_config, validate
-from tf_lrtraj.experiments.finished import finished_report
+from tf_lrtraj.runs.finished_run import finished_report
+from tf_lrtraj.runs.run_config import default_config, validate
 
 SCRIPT = """
 import sys

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tf_lrtraj.experiments.config import default_config, validate
-from tf_lrtraj.experiments.probing.requests import OPTIONS, PROBES, check_request
+from tf_lrtraj.runs.probing.requests import OPTIONS, PROBES, check_request
+from tf_lrtraj.runs.run_config import default_config, validate
 
 
 def run(*args):

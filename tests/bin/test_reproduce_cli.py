@@ -11,7 +11,7 @@ import pytest
 
 from tf_lrtraj.bin.common import OK, RESUMABLE, USAGE
 
-TINY = pathlib.Path(__file__).parents[1] / "experiments" / "tiny_reproduction.py"
+TINY = pathlib.Path(__file__).parents[1] / "study" / "tiny_study.py"
 PROGRAM = [sys.executable, "-m", "tf_lrtraj.bin.reproduce"]
 
 

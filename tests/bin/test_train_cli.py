@@ -76,8 +76,8 @@ def test_a_workdir_that_cannot_be_made(train, tmp_path):
 
 
 def test_a_workdir_of_another_configuration(train, tmp_path):
-    from tf_lrtraj.experiments.config import default_config, validate
     from tf_lrtraj.records import write_json
+    from tf_lrtraj.runs.run_config import default_config, validate
 
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / "config.json", validate(default_config()))

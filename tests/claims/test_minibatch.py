@@ -10,7 +10,7 @@ from tf_lrtraj import claims
 from tf_lrtraj.claims import basin, convexity, one_step, reach
 from tf_lrtraj.records import ArrayRecord, read_json, write_json
 from tf_lrtraj.report.drawing import to_svg
-from tf_lrtraj.report.reproduction.minibatch import FIGURES, HEADS
+from tf_lrtraj.report.study.minibatch_figures import FIGURES, HEADS
 
 
 def entry(folder, key):

@@ -8,7 +8,7 @@ import pytest
 from tf_lrtraj import claims
 from tf_lrtraj.claims import layout
 from tf_lrtraj.records import ArrayRecord, read_json, write_json
-from tf_lrtraj.report.reproduction import markdown_page
+from tf_lrtraj.report.study import markdown_page
 
 NOT_MEASURED, OPEN = "not measured", "inconclusive"
 NEEDED = sorted({task for claim in claims.CLAIMS for task in claim.needs})
@@ -231,6 +231,6 @@ def test_claims_read_only_what_they_need(read):
 
 
 def test_claims_need_what_the_plan_makes():
-    from tf_lrtraj.experiments.reproduction import plan
+    from tf_lrtraj.study import task_plan
 
-    assert set(NEEDED) <= {task.name for task in plan.TASKS}
+    assert set(NEEDED) <= {task.name for task in task_plan.TASKS}

@@ -9,11 +9,11 @@ import study_records
 from scipy import optimize, stats
 
 from tf_lrtraj import claims
-from tf_lrtraj.claims import equivalence, several_points
+from tf_lrtraj.claims import averages_and_decays, several_points
 from tf_lrtraj.claims.statistics import LEVEL, TOST
 from tf_lrtraj.records import read_json
 from tf_lrtraj.report.drawing import to_svg
-from tf_lrtraj.report.reproduction.schedules import FIGURES
+from tf_lrtraj.report.study.schedule_figures import FIGURES
 
 FOLDER = study_records.pathlib.Path(__file__).parents[2] / "results" / "reproduction_cifar10_cpu"
 
@@ -98,7 +98,7 @@ def test_an_effect_too_small_decides_nothing(folder, key):
 def test_the_largest_gap_is_bounded_at_all_places():
     random = np.random.default_rng(3)
     gaps = np.array([0.1, -0.3, 0.05]) + 0.01 * random.standard_normal((3, 3))
-    found = equivalence.LargestGap(gaps).interval(TOST)
+    found = averages_and_decays.LargestGap(gaps).interval(TOST)
     each = [stats.ttest_1samp(g, 0.0).confidence_interval(TOST) for g in gaps.T]
     assert found.value == pytest.approx(-gaps[:, 1].mean())
     assert found.high == pytest.approx(-each[1].low)
@@ -108,8 +108,8 @@ def test_the_largest_gap_is_bounded_at_all_places():
 
 def test_a_loss_match_that_is_as_far_on_the_other_side_is_no_closer():
     away = np.full((3, 4), 0.2)
-    assert equivalence._closer(away, -away).tolist() == [0.0] * 3
-    assert equivalence._closer(away, 0.5 * away) == pytest.approx(0.1)
+    assert averages_and_decays._closer(away, -away).tolist() == [0.0] * 3
+    assert averages_and_decays._closer(away, 0.5 * away) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(("factor", "position"), [(1.25, 1.0), (1.0, 0.0), (0.875, -0.5)])
@@ -207,5 +207,5 @@ def test_every_claim_is_drawn(kept_records, key):
 
 
 def test_claims_of_this_group_have_figures():
-    modules = (equivalence, several_points)
+    modules = (averages_and_decays, several_points)
     assert {claim.id for module in modules for claim in module.CLAIMS} <= set(FIGURES)

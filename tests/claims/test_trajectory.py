@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tf_lrtraj import claims, kernels, theory
-from tf_lrtraj.claims import time_scales, trajectory
+from tf_lrtraj.claims import stationary_state, time_scales
 from tf_lrtraj.claims.records_reader import Records
 from tf_lrtraj.records import read_json
 
@@ -16,7 +16,7 @@ SEEDS = range(3)
 
 @pytest.fixture(scope="module")
 def ledger(kept_records):
-    chosen = [c.id for c in (*trajectory.CLAIMS, *time_scales.CLAIMS)]
+    chosen = [c.id for c in (*stationary_state.CLAIMS, *time_scales.CLAIMS)]
     entries = claims.make_ledger(kept_records, claims.chosen(chosen))["claims"]
     return {e["id"]: {p["name"]: p for p in (*e["parts"], *e["numbers"])} for e in entries}
 

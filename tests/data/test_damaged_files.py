@@ -203,8 +203,8 @@ def test_a_run_stops_with_one_line_and_goes_on_once_the_file_is_mended(
 ):
     from tf_lrtraj import records as run_records
     from tf_lrtraj.bin.common import FAILED, clean_errors
-    from tf_lrtraj.experiments import train
-    from tf_lrtraj.experiments.config import default_config
+    from tf_lrtraj.runs import train_run
+    from tf_lrtraj.runs.run_config import default_config
     from tf_lrtraj.training.strategies import make_strategy
 
     config = default_config()
@@ -227,8 +227,8 @@ def test_a_run_stops_with_one_line_and_goes_on_once_the_file_is_mended(
 
     def run(workdir):
         with clean_errors():
-            plain, dataset = train.prepare(config, workdir)
-            train.run(plain, dataset, workdir, make_strategy("one_device"), tell=lambda _: None)
+            plain, dataset = train_run.prepare(config, workdir)
+            train_run.run(plain, dataset, workdir, make_strategy("one_device"), tell=lambda _: None)
 
     run(tmp_path / "whole")
     path = file_of(folder, 1)

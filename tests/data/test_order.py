@@ -299,7 +299,7 @@ def test_input_pipelines_share_the_rows_out(hosts, replicas):
     """As `tf.distribute` describes itself to a pipeline, on TPU slices and on workers."""
     import tensorflow as tf
 
-    from tf_lrtraj.experiments.assembly import _shards
+    from tf_lrtraj.runs.assembly import _shards
 
     batch_size = 48 * replicas
     part, streams = batch_size // replicas, order.Streams(batch_size)

@@ -11,8 +11,8 @@ from tf_lrtraj import records, report
 from tf_lrtraj.averaging.model_files import load_model
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.bin import tables
-from tf_lrtraj.experiments.average import read_arrays
-from tf_lrtraj.experiments.reproduction import states
+from tf_lrtraj.runs.average_run import read_arrays
+from tf_lrtraj.study import state_files
 from tf_lrtraj.training.checkpoints import Checkpointer
 
 REFUSED = (records.RecordError, ValueError, OSError)
@@ -30,7 +30,7 @@ READERS = {
     "appended.jsonl": lambda path: records.append_rows(path, [{"step": 1}]),
     "schedule.npz": records.read_schedule,
     "record.npz": records.ArrayRecord.read,
-    "state.npz": states.read_arrays,
+    "state.npz": state_files.read_arrays,
     "data.npz": read_arrays,
     "model.keras": load_model,
     "rates.csv": lambda path: tables.parse_rates(str(path), None, 0.1, None),

@@ -17,10 +17,10 @@ import tensorflow as tf
 from tf_lrtraj import claims, records, report
 from tf_lrtraj.averaging.advising.measured import MeasuredLosses, Measurement
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
-from tf_lrtraj.experiments.reproduction import reproduce
 from tf_lrtraj.records import ArrayRecord, RecordError
-from tf_lrtraj.report import advice, drawing
-from tf_lrtraj.report.reproduction import markdown_page
+from tf_lrtraj.report import advice_figure, drawing
+from tf_lrtraj.report.study import markdown_page
+from tf_lrtraj.study import run_study
 from tf_lrtraj.training import checkpoints, loop
 
 RESULTS = pathlib.Path(__file__).parents[2] / "results"
@@ -158,8 +158,8 @@ def write_advice(folder):
 
 
 def read_advice(folder):
-    with mock.patch.object(advice, "to_svg", lambda figure: _FLAT):
-        advice.draw(folder)
+    with mock.patch.object(advice_figure, "to_svg", lambda figure: _FLAT):
+        advice_figure.draw(folder)
 
 
 def write_reproduction(folder):
@@ -188,7 +188,7 @@ def read_claims(folder):
 
 
 def read_state(folder):
-    reproduce._done(reproduce.read_run(folder))
+    run_study._done(run_study.read_run(folder))
 
 
 class Losses:

@@ -24,9 +24,9 @@ from tf_lrtraj import rates, records, report
 from tf_lrtraj.averaging import AverageState
 from tf_lrtraj.bin import common
 from tf_lrtraj.bin import train as program_module
-from tf_lrtraj.experiments import train
-from tf_lrtraj.experiments.assembly import Assembly
-from tf_lrtraj.experiments.config import default_config, resolve
+from tf_lrtraj.runs import train_run
+from tf_lrtraj.runs.assembly import Assembly
+from tf_lrtraj.runs.run_config import default_config, resolve
 from tf_lrtraj.training.evaluation import Result
 from tf_lrtraj.training.strategies import make_strategy
 
@@ -131,10 +131,10 @@ def write_report(workdir):
 def stubbed():
     """Inside, the training program trains the toy."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "assemble", assemble)
-        patch.setattr(train, "build_model", lambda *_: None)
-        patch.setattr(train, "_train_steps", train_steps)
-        patch.setattr(train, "evaluate_all", evaluate_all)
+        patch.setattr(train_run, "assemble", assemble)
+        patch.setattr(train_run, "build_model", lambda *_: None)
+        patch.setattr(train_run, "_train_steps", train_steps)
+        patch.setattr(train_run, "evaluate_all", evaluate_all)
         patch.setattr(report, "write_report", write_report)
         patch.setattr(report, "text_summary", lambda workdir: "")
         patch.setattr(common, "configure_threads", lambda *_: None)

@@ -12,12 +12,12 @@ from fuzzing import judge, programs
 from tf_lrtraj import kernels, rates, records, theory
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.durations import Duration
-from tf_lrtraj.experiments import config as training
-from tf_lrtraj.experiments import synthetic
-from tf_lrtraj.experiments.probing.requests import check_request
-from tf_lrtraj.experiments.reproduction import config as reproduction
-from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.records import ArrayRecord, RecordError
+from tf_lrtraj.runs import run_config as training
+from tf_lrtraj.runs import synthetic_run
+from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.runs.probing.requests import check_request
+from tf_lrtraj.study import study_config as reproduction
 
 BEYOND = 10**400  # an integer that no float holds
 
@@ -84,10 +84,10 @@ def test_digits_of_other_scripts_are_no_duration():
         (reproduction.validate, {"averages": None}, "config.averages"),
         (reproduction.validate, {"learning_rate": BEYOND}, "learning_rate"),
         (reproduction.validate, 7, "7"),
-        (synthetic.validate, None, "None"),
-        (synthetic.validate, {"averaging_length": {"rates": 5}}, "rates"),
-        (synthetic.validate, {"single_runs": {"rate": BEYOND}}, "single_runs.rate"),
-        (synthetic.validate, {"seed": 1, 5: 6, "x": 7}, "unknown"),
+        (synthetic_run.validate, None, "None"),
+        (synthetic_run.validate, {"averaging_length": {"rates": 5}}, "rates"),
+        (synthetic_run.validate, {"single_runs": {"rate": BEYOND}}, "single_runs.rate"),
+        (synthetic_run.validate, {"seed": 1, 5: 6, "x": 7}, "unknown"),
     ],
 )
 def test_configurations_are_refused_by_name(validate, given, named):
@@ -199,7 +199,7 @@ def test_an_index_without_variables_is_damaged(snapshots):
     "arrays", [{"x": np.array(1.0)}, {"x": np.zeros((0, 3))}, {"y": np.ones(1)}]
 )
 def test_data_without_examples_is_refused(tmp_path, arrays):
-    from tf_lrtraj.experiments.average import read_arrays
+    from tf_lrtraj.runs.average_run import read_arrays
 
     (tmp_path / "data.npz").write_bytes(_npz(**arrays))
     with pytest.raises(ConfigError, match=r"data\.npz"):
@@ -208,7 +208,7 @@ def test_data_without_examples_is_refused(tmp_path, arrays):
 
 @pytest.mark.parametrize("content", ["null", "[]", "{}", '{"large_rate": "x"}'])
 def test_a_synthetic_record_of_something_else_is_refused_and_nothing_drawn(tmp_path, content):
-    from tf_lrtraj.report import synthetic as report
+    from tf_lrtraj.report import synthetic_figures as report
 
     (tmp_path / "two_time_scales.json").write_text(content)
     (tmp_path / "two_time_scales.npz").write_bytes(_npz(a=np.ones(2)))

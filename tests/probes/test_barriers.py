@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj.probes import barriers
-from tf_lrtraj.probes.segments import own_batch_summary, positions, summary
+from tf_lrtraj.probes.basin import own_batch_summary, positions, summary
 from tf_lrtraj.probes.uncertainty import crossed_mean, mean_and_se, student
 from tf_lrtraj.records import ArrayRecord
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import probes
-from tf_lrtraj.probes.displacements import Distance, Separation
+from tf_lrtraj.probes.distance import Distance, Separation
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.theory import QuadraticModel
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from tf_lrtraj.probes.blocks import blocks
-from tf_lrtraj.probes.distances import DisplacementTracker
+from tf_lrtraj.probes.block_means import blocks
+from tf_lrtraj.probes.displacement_tracker import DisplacementTracker
 from tf_lrtraj.probes.filters import Filters
 from tf_lrtraj.probes.trajectory import check_lags, default_lags, earlier
 from tf_lrtraj.theory import QuadraticModel
@@ -239,7 +239,7 @@ def test_too_few_blocks_leave_the_error_unknown():
 
 def test_no_keras():
     code = (
-        "import sys, tf_lrtraj.probes.distances, tf_lrtraj.probes.sketches, "
+        "import sys, tf_lrtraj.probes.displacement_tracker, tf_lrtraj.probes.sketches, "
         "tf_lrtraj.probes.estimators, tf_lrtraj.probes.trajectory; "
         "assert not {'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)"
     )

@@ -7,7 +7,7 @@ from scipy import special
 
 from tf_lrtraj import probes
 from tf_lrtraj.probes import Surface, measure
-from tf_lrtraj.probes.ensembles import Ensembles, centred, softmax
+from tf_lrtraj.probes.ensemble import Ensembles, centred, softmax
 from tf_lrtraj.probes.exponents import exponents
 from tf_lrtraj.records import RecordError
 

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from tf_lrtraj import backend
-from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.probes import Mode, Surface, compare_modes
 from tf_lrtraj.probes.mode import as_in, random_layers
 

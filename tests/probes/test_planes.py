@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import probes
-from tf_lrtraj.probes.planes import Basis, Plane
+from tf_lrtraj.probes.plane import Basis, Plane
 from tf_lrtraj.probes.vectors import unflat
 
 

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from tf_lrtraj import probes
-from tf_lrtraj.experiments.probing.requests import PROBES
 from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.runs.probing.requests import PROBES
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "probes.md").read_text(encoding="utf-8")

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from tf_lrtraj import batch_norm as bn
 from tf_lrtraj import probes
-from tf_lrtraj.probes.segments import ALL
+from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.probes.basin import ALL
 from tf_lrtraj.records import RecordError
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import probes, theory
-from tf_lrtraj.probes.side_trips import SideTrip
+from tf_lrtraj.probes.side_trip import SideTrip
 
 RATE = 0.3
 

@@ -5,7 +5,7 @@ import pytest
 
 from tf_lrtraj import probes
 from tf_lrtraj.probes.directions import random_direction
-from tf_lrtraj.probes.widths import width
+from tf_lrtraj.probes.width import width
 
 
 def test_rays_in_a_quadratic_bowl(least_squares):

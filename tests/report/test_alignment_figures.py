@@ -5,7 +5,7 @@ import pytest
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import to_svg
-from tf_lrtraj.report.probes import distances, ensembles, gradients
+from tf_lrtraj.report.probe_figures import distance_figure, ensemble_figure, gradients_figure
 
 RNG = np.random.default_rng(0)
 ABOUT = {"batch_norm": "batch", "dropout": "none", "batch_sizes": [64, 64, 64, 64]}
@@ -83,7 +83,7 @@ def test_gradients_figure():
     found = gram_record(
         noise_scale=[512.0], noise_scale_se=[64.0], pair_cosine=[0.125], pair_cosine_se=[0.01]
     )
-    figure = gradients.draw(found)
+    figure = gradients_figure.draw(found)
     shown = texts(figure)
     assert "Noise scale 512 ± 64 examples" in shown and "two batches: 0.125 ± 0.010" in shown
     assert "batch norm by each batch" in shown
@@ -91,31 +91,31 @@ def test_gradients_figure():
     gram = found.values["gram"][0]
     cosine = gram[0, 1] / np.sqrt(gram[0, 0] * gram[1, 1])
     assert image[0, 1] == pytest.approx(cosine) and np.isnan(np.ma.filled(image, np.nan)[0, 0])
-    assert to_svg(gradients.draw(found)) == to_svg(gradients.draw(found))
+    assert to_svg(gradients_figure.draw(found)) == to_svg(gradients_figure.draw(found))
 
 
 def test_several_gradients_with_layers():
     given = [gram_record(("(all)", "first", "second")) for _ in range(2)]
-    figure = gradients.draw(given)
+    figure = gradients_figure.draw(given)
     assert len(figure.axes) == 2 * 4  # with a colour bar each
     assert "second" in texts(figure)
 
 
 def test_a_noise_scale_that_is_not_known():
-    figure = gradients.draw(gram_record(noise_scale=[np.inf], noise_scale_se=[np.inf]))
+    figure = gradients_figure.draw(gram_record(noise_scale=[np.inf], noise_scale_se=[np.inf]))
     assert "Mean gradient not told from 0" in texts(figure)
 
 
 def test_lagged_figure():
     error = np.array([np.inf, 0.01, np.inf])
     found = lagged_record(mean_cosine_se=error)
-    figure = gradients.draw(found)
+    figure = gradients_figure.draw(found)
     left = figure.axes[0]
     np.testing.assert_array_equal(left.lines[0].get_xdata(), [5, 10])  # not lag 0
     np.testing.assert_array_equal(left.lines[0].get_ydata(), found.values["mean_cosine"][1:])
     shown = texts(figure)
     assert "from sketches of 4,096 numbers" in shown and "the same batches" in shown
-    to_svg(gradients.draw(lagged_record((0, 5))))
+    to_svg(gradients_figure.draw(lagged_record((0, 5))))
 
 
 @pytest.mark.parametrize("filters", [False, True])
@@ -124,7 +124,7 @@ def test_distance_figure(filters):
         filters, mean_squared=[1.0, 3.0, 5.0], mean_squared_se=[0.1, 0.2, np.inf],
         squared_growth=0.25, squared_growth_se=0.05,
     )  # fmt: skip
-    figure = distances.draw(found)
+    figure = distance_figure.draw(found)
     assert len(figure.axes) == 2 + filters
     shown = texts(figure)
     assert "slope at large lags 0.25 ± 0.05" in shown and "random walk" in shown
@@ -136,7 +136,7 @@ def test_distance_figure(filters):
 
 def test_a_slope_that_is_not_known():
     found = distance_record(squared_growth=np.inf, squared_growth_se=np.inf)
-    assert "slope at large lags unknown" in texts(distances.draw(found))
+    assert "slope at large lags unknown" in texts(distance_figure.draw(found))
 
 
 @pytest.mark.parametrize("filters", [False, True])
@@ -147,7 +147,7 @@ def test_separation_figure(filters):
         "separation", {"step": np.arange(9)}, {name: ("step",) for name in names},
         {"batches": "shared"}, distance=np.geomspace(1, 1e-3, 9),
     )  # fmt: skip
-    figure = distances.draw(found)
+    figure = distance_figure.draw(found)
     assert "Distance of two runs, shared batches" in texts(figure)
     assert figure.axes[0].get_yscale() == "log" and len(figure.axes) == 2 + filters
 
@@ -159,9 +159,11 @@ def test_ensemble_figure(logits):
         pair_difference_exponent_se=0.02, ensemble_difference_exponent_se=np.inf,
         ensemble_difference_exponent=1.9,
     )  # fmt: skip
-    figure = ensembles.draw(found)
+    figure = ensemble_figure.draw(found)
     shown = texts(figure)
     assert "two members\npower 1.00 ± 0.02" in shown and "power 1.90" in shown
     assert "power 1.90 ±" not in shown
     assert ("logits" in shown) == logits and "Accuracy" in shown
-    assert "Accuracy" not in texts(ensembles.draw(ensemble_record(mean_ensemble_accuracy=np.inf)))
+    assert "Accuracy" not in texts(
+        ensemble_figure.draw(ensemble_record(mean_ensemble_accuracy=np.inf))
+    )

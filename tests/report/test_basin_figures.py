@@ -5,8 +5,13 @@ import pytest
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, to_svg
-from tf_lrtraj.report.probes import planes, segments, side_trips, widths
-from tf_lrtraj.report.probes.bands import band, number_with_error, over_batches, spread
+from tf_lrtraj.report.probe_figures import (
+    basin_figure,
+    plane_figure,
+    side_trip_figure,
+    width_figure,
+)
+from tf_lrtraj.report.probe_figures.bands import band, number_with_error, over_batches, spread
 
 ABOUT = {"batch_norm": "batch", "dropout": "none"}
 
@@ -57,7 +62,7 @@ def trip_record(scale=1.0, others=True):
 
 def test_side_trips_show_own_and_held_out_losses_beside_each_other():
     first, second = trip_record(), trip_record(0.5, others=False)
-    figure = side_trips.draw([first, second], titles=["early", "late"])
+    figure = side_trip_figure.draw([first, second], titles=["early", "late"])
     left, right = figure.axes
     (held_out,) = lines(left, ORANGE)
     np.testing.assert_array_equal(held_out.get_ydata(), first.values["held_out_mean"])
@@ -74,7 +79,7 @@ def test_side_trips_show_own_and_held_out_losses_beside_each_other():
 def test_the_step_of_a_record_names_its_panel():
     record = trip_record()
     record.about["step"] = 12_000
-    assert "From step 12,000; 2 trips, rate 0.5" in texts(side_trips.draw(record))
+    assert "From step 12,000; 2 trips, rate 0.5" in texts(side_trip_figure.draw(record))
 
 
 def segment_record(points, pairs, layers=("(all)",), held_out=True, barrier=0.5, low=0.0):
@@ -121,7 +126,7 @@ def segment_record(points, pairs, layers=("(all)",), held_out=True, barrier=0.5,
 
 def test_a_single_segment_with_its_errors_and_lopsidedness():
     record = segment_record(["SGD", "SWA"], [("SGD", "SWA")], low=-0.5)
-    figure = segments.draw(record)
+    figure = basin_figure.draw(record)
     assert len(figure.axes) == 3
     loss = figure.axes[0]
     curve = lines(loss, BLUE)[0]
@@ -135,7 +140,7 @@ def test_a_single_segment_with_its_errors_and_lopsidedness():
 def test_no_barrier_is_told_as_the_sag_of_the_middle():
     record = segment_record(["a", "b"], [("a", "b")], barrier=0.0)
     record.put("accuracy", slice(None), np.inf)
-    figure = segments.draw(record)
+    figure = basin_figure.draw(record)
     assert len(figure.axes) == 1  # no classes, no errors
     assert "one basin (at the middle -0.031 ± 0.004)" in texts(figure)
 
@@ -145,7 +150,7 @@ def test_a_matrix_of_barriers():
     record = segment_record(names, [("a", "b"), ("a", "c"), ("b", "c")])
     record.put("barrier", (1, 0), 0.0)
     record.put("verdict", (1, 0), 0.0)
-    figure = segments.draw(record)
+    figure = basin_figure.draw(record)
     assert len(figure.axes) == 4
     matrix = figure.axes[3]
     found = {tuple(int(x) for x in t.get_position()): t.get_text() for t in matrix.texts}
@@ -159,7 +164,7 @@ def test_few_of_many_pairs_are_listed_and_layers_too():
     names = [f"{side} {i}" for side in "ab" for i in range(4)]
     pairs = [(f"a {i}", f"b {i}") for i in range(4)]
     layers = ["(all)", "conv", "dense"]
-    figure = segments.draw(segment_record(names, pairs, layers, held_out=False))
+    figure = basin_figure.draw(segment_record(names, pairs, layers, held_out=False))
     shown = [axes for axes in figure.axes if axes.axison]
     assert len(shown) == 6
     assert [t.get_text() for t in shown[4].get_yticklabels()] == [
@@ -193,23 +198,23 @@ def test_a_plane_with_a_trajectory():
     fill(record, {"loss": losses[..., None], "held_out_loss": losses[..., None]})
     record.put("trajectory_residual", slice(None), [0.2, 0.7])
     record.put("loss", (0, 0), np.inf)
-    figure = planes.draw(record)
+    figure = plane_figure.draw(record)
     assert {"one", "two", "three", "loss, training batches"} <= set(texts(figure))
     left = figure.axes[0]
     dots = [c for c in left.collections if c.get_array() is not None and len(c.get_array()) == 2]
     np.testing.assert_array_equal(dots[0].get_array(), [0.2, 0.7])
-    assert to_svg(figure) == to_svg(planes.draw(record))
+    assert to_svg(figure) == to_svg(plane_figure.draw(record))
 
 
 def test_levels_of_contours_lie_close_at_the_bottom():
     rng = np.random.default_rng(0)
     losses = 1.0 + rng.exponential(size=500)
-    levels = planes.levels(losses)
+    levels = plane_figure.levels(losses)
     steps = np.diff(levels)
     assert levels[0] > losses.min()
     assert levels[-1] == pytest.approx(np.quantile(losses, 0.9))
     assert (np.diff(steps) > 0).all()
-    np.testing.assert_array_equal(planes.levels(np.full(4, 2.0)), [0.0, 1.0])
+    np.testing.assert_array_equal(plane_figure.levels(np.full(4, 2.0)), [0.0, 1.0])
 
 
 def width_record(held_out=True, rays=3):
@@ -244,11 +249,12 @@ def width_record(held_out=True, rays=3):
 
 def test_widths_of_two_points():
     record = width_record()
-    figure = widths.draw([record, width_record(held_out=False)])
+    figure = width_figure.draw([record, width_record(held_out=False)])
     assert len(figure.axes) == 6
     first = figure.axes[0]
     np.testing.assert_allclose(
-        lines(first, widths._COLOURS[0])[3].get_ydata(), record.values["loss"][0].mean((0, -1))
+        lines(first, width_figure._COLOURS[0])[3].get_ydata(),
+        record.values["loss"][0].mean((0, -1)),
     )
     assert {"SGD", "SWA", "SGD: +0.5 at 2.2 ± 0.1", "training batches, 3 rays"} <= set(
         texts(figure)
@@ -258,7 +264,7 @@ def test_widths_of_two_points():
 
 
 def test_bands_of_two_standard_errors():
-    figure = side_trips.draw(trip_record())
+    figure = side_trip_figure.draw(trip_record())
     axes = figure.axes[0]
     band(axes, [0, 1, 2], [1.0, np.inf, 3.0], [0.5, np.inf, np.nan], "black")
     assert np.isnan(lines(axes, "black")[-1].get_ydata()[1])
@@ -281,7 +287,7 @@ def test_numbers_have_the_digits_their_errors_leave():
     assert number_with_error(123.4, 21.0) == "123 ± 21"
 
 
-@pytest.mark.parametrize("draw", [segments.draw, planes.draw])
+@pytest.mark.parametrize("draw", [basin_figure.draw, plane_figure.draw])
 def test_records_of_something_else_are_refused(draw):
     with pytest.raises(ValueError, match="Received: kind='side_trip'"):
         draw(trip_record())

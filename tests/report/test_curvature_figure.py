@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.report.probes import curvature
+from tf_lrtraj.report.probe_figures import curvature_figure
 
 
 def record(step, check=True):
@@ -22,7 +22,7 @@ def record(step, check=True):
 
 
 def test_points_and_names():
-    figure = curvature.draw([record(1), record(5)])
+    figure = curvature_figure.draw([record(1), record(5)])
     left, right = figure.axes
     points = [line for line in left.lines if line.get_marker() == "o"]
     assert [len(line.get_xdata()) for line in points] == [4, 4]
@@ -32,11 +32,11 @@ def test_points_and_names():
 
 
 def test_without_products_there_is_no_diagonal():
-    figure = curvature.draw(record(2, check=False))
+    figure = curvature_figure.draw(record(2, check=False))
     assert "product" not in figure.axes[0].get_xlabel()
     assert len(figure.axes[1].get_legend().texts) == 2
 
 
 def test_nothing_to_draw():
     with pytest.raises(ValueError, match="at least one record"):
-        curvature.draw([])
+        curvature_figure.draw([])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.report.probes import gallery
-from tf_lrtraj.report.probes.sentences import _TELL, sentences
+from tf_lrtraj.report.probe_figures import gallery
+from tf_lrtraj.report.probe_figures.sentences import _TELL, sentences
 
 
 def test_kinds_with_sentences_are_kinds_with_figures():

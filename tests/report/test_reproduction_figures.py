@@ -9,8 +9,8 @@ import pytest
 
 from tf_lrtraj import claims, records
 from tf_lrtraj.report.drawing import style, to_svg
-from tf_lrtraj.report.reproduction import svg
-from tf_lrtraj.report.reproduction.registry import FIGURES, HEAD
+from tf_lrtraj.report.study import svg
+from tf_lrtraj.report.study.registry import FIGURES, HEAD
 
 NAMES = list(FIGURES)
 

@@ -14,17 +14,17 @@ from tf_lrtraj import claims, records
 from tf_lrtraj.claims import verdicts as v
 from tf_lrtraj.claims.statistics import TOST, over_seeds
 from tf_lrtraj.report import drawing
-from tf_lrtraj.report.reproduction import (
+from tf_lrtraj.report.study import (
     html_printer,
     markdown_page,
     markdown_printer,
     write_page,
     write_results,
 )
-from tf_lrtraj.report.reproduction.blocks import Code, Figure, Heading, Paragraph, Table
-from tf_lrtraj.report.reproduction.claim_figure import ClaimFigure
-from tf_lrtraj.report.reproduction.first_screen import HEADS, _filled
-from tf_lrtraj.report.reproduction.registry import FIGURES, HEAD
+from tf_lrtraj.report.study.claim_figure import ClaimFigure
+from tf_lrtraj.report.study.first_screen import HEADS, _filled
+from tf_lrtraj.report.study.page_blocks import Code, Figure, Heading, Paragraph, Table
+from tf_lrtraj.report.study.registry import FIGURES, HEAD
 
 ROOT = pathlib.Path(__file__).parents[2]
 EVIL = '<script>alert("1")</script> & "more" `|` $x$'
@@ -422,7 +422,7 @@ def test_blocks_in_html():
 
 def test_it_needs_no_framework():
     code = (
-        "import sys, tf_lrtraj.report.reproduction\n"
+        "import sys, tf_lrtraj.report.study\n"
         "names = ('tensorflow', 'keras', 'jax', 'torch', 'matplotlib')\n"
         "print([m for m in names if m in sys.modules])"
     )

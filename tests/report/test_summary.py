@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tf_lrtraj import records, report
-from tf_lrtraj.report import summary
+from tf_lrtraj.report import run_summary
 
 
 def _run(folder, rows, **run):
@@ -34,7 +34,7 @@ ROWS = [
 
 
 def test_final_rows_are_the_last_evaluations_against_raw_at_the_same_step(tmp_path):
-    raw, ema = summary.final_rows(_run(tmp_path, ROWS), "test")
+    raw, ema = run_summary.final_rows(_run(tmp_path, ROWS), "test")
     assert (raw.weights, raw.step, raw.accuracy, raw.loss) == ("raw", 100, 0.86, 0.40)
     assert raw.accuracy_vs_raw is None and raw.loss_vs_raw is None
     assert (raw.best_accuracy, raw.best_step) == (0.90, 80)
@@ -47,17 +47,17 @@ def test_final_rows_are_the_last_evaluations_against_raw_at_the_same_step(tmp_pa
 
 def test_a_run_killed_between_two_evaluations_is_compared_at_its_last_common_step(tmp_path):
     record = _run(tmp_path, ROWS[:-1], status="incomplete")
-    raw, ema = summary.final_rows(record, "test")
+    raw, ema = run_summary.final_rows(record, "test")
     assert (raw.step, ema.step) == (100, 80)
     assert ema.accuracy_vs_raw == pytest.approx(0.05)  # against 0.90 at step 80, not 0.86
-    first = summary.findings(record, "test")[0]
+    first = run_summary.findings(record, "test")[0]
     assert first.startswith("At step 80 of 100, ema has 95.0 % test accuracy")
     assert "raw weights have 90.0 % (+5.0 percentage points)" in first
 
 
 def test_averages_are_ranked_at_the_last_step_at_which_all_were_evaluated(tmp_path):
     rows = [*ROWS, (80, "swa", 0.96, 0.2)]  # killed before swa was evaluated at step 100
-    first = summary.findings(_run(tmp_path, rows, status="incomplete"), "test")[0]
+    first = run_summary.findings(_run(tmp_path, rows, status="incomplete"), "test")[0]
     assert first.startswith("At step 80 of 100, swa, the highest of 2 averages, has 96.0 %")
 
 
@@ -65,7 +65,7 @@ def test_each_batch_norm_policy_has_its_own_row(tmp_path):
     record = _run(tmp_path, ROWS)
     extra = dict(record.rows("eval", "ema")[-1], batch_norm="copy", accuracy=0.1)
     records.append_rows(tmp_path / "metrics.jsonl", [extra])
-    rows = summary.final_rows(records.load_run(tmp_path), "test")
+    rows = run_summary.final_rows(records.load_run(tmp_path), "test")
     assert [(row.weights, row.batch_norm, row.accuracy) for row in rows] == [
         ("raw", "running", 0.86),
         ("ema", "running", 0.92),
@@ -74,7 +74,7 @@ def test_each_batch_norm_policy_has_its_own_row(tmp_path):
 
 
 def test_findings_state_the_result_and_what_it_does_not_show(tmp_path):
-    first, caution = summary.findings(_run(tmp_path, ROWS), "test")
+    first, caution = run_summary.findings(_run(tmp_path, ROWS), "test")
     assert first == (
         "At the end, ema has 92.0 % test accuracy where the raw weights have 86.0 % "
         "(+6.0 percentage points). Its loss is 0.2500 against 0.4000."
@@ -87,7 +87,7 @@ def test_findings_state_the_result_and_what_it_does_not_show(tmp_path):
 
 def test_findings_do_not_flatter_an_average_that_lost(tmp_path):
     rows = [(100, "raw", 0.9, 0.3), (100, "ema", 0.875, 0.4)]
-    first = summary.findings(_run(tmp_path, rows), "test")[0]
+    first = run_summary.findings(_run(tmp_path, rows), "test")[0]
     assert first == (
         "At the end, no average is above the raw weights in test accuracy (90.0 %); "
         "ema has 87.5 % (−2.5 percentage points). Its loss is 0.4000 against 0.3000."
@@ -96,43 +96,43 @@ def test_findings_do_not_flatter_an_average_that_lost(tmp_path):
 
 def test_the_best_of_several_averages_is_called_that(tmp_path):
     rows = [*ROWS, (100, "swa", 0.91, 0.3), (100, "two", math.nan, math.nan)]
-    first = summary.findings(_run(tmp_path, rows), "test")[0]
+    first = run_summary.findings(_run(tmp_path, rows), "test")[0]
     assert first.startswith("At the end, ema, the highest of 2 averages, has 92.0 %")
     tie = [*ROWS, (100, "swa", 0.92, 0.3)]
-    first = summary.findings(_run(tmp_path / "tie", tie), "test")[0]
+    first = run_summary.findings(_run(tmp_path / "tie", tie), "test")[0]
     assert first.startswith("At the end, ema, the highest of 2 averages (with swa), has 92.0 %")
 
 
 @pytest.mark.parametrize("rows", [[], ROWS[:1]])
 def test_findings_without_an_average_say_so(tmp_path, rows):
-    (only,) = summary.findings(_run(tmp_path, rows), "test")
+    (only,) = run_summary.findings(_run(tmp_path, rows), "test")
     assert only == "No average has been evaluated beside the raw weights on the test split yet."
 
 
 def test_findings_of_a_run_that_keeps_no_average(tmp_path):
-    (only,) = summary.findings(_run(tmp_path, [(100, "raw", 0.9, 0.3)], averages={}), "test")
+    (only,) = run_summary.findings(_run(tmp_path, [(100, "raw", 0.9, 0.3)], averages={}), "test")
     assert only == "At the end, the weights have 90.0 % test accuracy. No averages were kept."
 
 
 def test_a_pair_is_compared_at_its_last_common_step(tmp_path):
     record = _run(tmp_path, ROWS)
     other = _run(tmp_path / "m", [(80, "raw", 0.9, 0.3), (100, "raw", 0.93, 0.2)], averages={})
-    pair = summary.pairs(record, "test", {"ema": other})["ema"]
+    pair = run_summary.pairs(record, "test", {"ema": other})["ema"]
     assert (pair.step, pair.at_end) == (100, True)
     assert pair.accuracy_difference == pytest.approx(0.01)
     assert pair.loss_difference == pytest.approx(-0.05)
-    sentence = summary.findings(record, "test", {"ema": other})[1]
+    sentence = run_summary.findings(record, "test", {"ema": other})[1]
     assert sentence == (
         "The run under the schedule equivalent to ema ends at 93.0 %, "
         "1.0 points above the average itself."
     )
     early = _run(tmp_path / "n", [(80, "raw", 0.95, 0.3)], averages={}, status="incomplete")
-    pair = summary.pairs(record, "test", {"ema": early})["ema"]
+    pair = run_summary.pairs(record, "test", {"ema": early})["ema"]
     assert (pair.step, pair.at_end) == (80, False)
-    sentence = summary.findings(record, "test", {"ema": early})[1]
+    sentence = run_summary.findings(record, "test", {"ema": early})[1]
     assert "is, at step 80, at 95.0 %, the same as the average itself." in sentence
     none = _run(tmp_path / "o", [(7, "raw", 0.95, 0.3)], averages={})
-    assert summary.pairs(record, "test", {"ema": none})["ema"].step is None
+    assert run_summary.pairs(record, "test", {"ema": none})["ema"].step is None
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_main_split(tmp_path, splits, expected):
     record = _run(tmp_path, [])
     rows = [{"kind": "eval", "step": 1, "split": split} for split in splits]
     records.append_rows(tmp_path / "metrics.jsonl", rows)
-    assert summary.main_split(records.load_run(record.workdir)) == expected
+    assert run_summary.main_split(records.load_run(record.workdir)) == expected
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_main_split(tmp_path, splits, expected):
     [(0.0, "0.0000"), (1e-5, "1.00e-05"), (-12.5, "−12.500"), (math.inf, "inf"), (math.nan, "nan")],
 )
 def test_numbers_as_text(value, text):
-    assert summary.number(value) == text
+    assert run_summary.number(value) == text
 
 
 def test_text_summary(workdir):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj.claims.ledger import Study
-from tf_lrtraj.report.reproduction.swa import FIGURES
+from tf_lrtraj.report.study.swa_figures import FIGURES
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "claims"))
 

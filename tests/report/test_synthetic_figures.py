@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import records
-from tf_lrtraj.report import drawing, synthetic
+from tf_lrtraj.report import drawing, synthetic_figures
 
 
 def two_time_scales_record():
@@ -37,7 +37,7 @@ def write(folder, name, record):
 
 def test_curves_and_marks_are_those_of_the_record():
     record = two_time_scales_record()
-    left, right = synthetic.two_time_scales(record).axes
+    left, right = synthetic_figures.two_time_scales(record).axes
     drawn = {line.get_label(): line for line in left.get_lines()}
     ema = drawn["rate 0.5, EMA of decay 0.98"]
     steps = ema.get_xdata()
@@ -50,17 +50,17 @@ def test_curves_and_marks_are_those_of_the_record():
 
 def test_only_records_that_are_there_are_drawn(tmp_path):
     write(tmp_path, "two_time_scales", two_time_scales_record())
-    assert synthetic.draw(tmp_path) == [tmp_path / "two_time_scales.svg"]
+    assert synthetic_figures.draw(tmp_path) == [tmp_path / "two_time_scales.svg"]
     first = (tmp_path / "two_time_scales.svg").read_text()
-    synthetic.draw(tmp_path)
+    synthetic_figures.draw(tmp_path)
     assert (tmp_path / "two_time_scales.svg").read_text() == first
     assert "<svg" in first and drawing.GREY in first
 
 
 def test_missing_and_damaged_records_are_named(tmp_path):
     with pytest.raises(records.RecordError, match="holds no record"):
-        synthetic.draw(tmp_path)
+        synthetic_figures.draw(tmp_path)
     write(tmp_path, "two_time_scales", two_time_scales_record())
     (tmp_path / "two_time_scales.npz").write_bytes(b"not an archive")
     with pytest.raises(records.RecordError, match=r"two_time_scales.npz cannot be read"):
-        synthetic.draw(tmp_path)
+        synthetic_figures.draw(tmp_path)

@@ -17,12 +17,12 @@ def main(workdir):
     from poisoned_digits import OPTIONS, poisoned
     from run_contents import scale_config
 
-    from tf_lrtraj.experiments import train
+    from tf_lrtraj.runs import train_run
     from tf_lrtraj.training import loop
 
-    plain, _ = train.prepare(scale_config(**OPTIONS), workdir, strategy)
+    plain, _ = train_run.prepare(scale_config(**OPTIONS), workdir, strategy)
     try:
-        train.run(plain, poisoned(), workdir, strategy, "multi_worker", tell=lambda text: None)
+        train_run.run(plain, poisoned(), workdir, strategy, "multi_worker", tell=lambda text: None)
     except loop.Diverged as error:
         print(json.dumps({"diverged": error.step, "message": str(error)}), flush=True)
         sys.exit(3)

@@ -13,8 +13,8 @@ from scale_config import get_config
 
 from tf_lrtraj import records
 from tf_lrtraj.averaging import Snapshots
-from tf_lrtraj.experiments import train
 from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.runs import train_run
 
 # For runs whose start-up should be short: no matched run, no probes, no models, no events.
 BARE = {"probes": {}, "save_models": False, "tensorboard": False, "matched.averages": ()}
@@ -32,8 +32,8 @@ def scale_config(**changes):
 
 
 def make(workdir, strategy, name, config):
-    plain, dataset = train.prepare(config, workdir, strategy)
-    return train.run(plain, dataset, workdir, strategy, name, tell=lambda text: None)
+    plain, dataset = train_run.prepare(config, workdir, strategy)
+    return train_run.run(plain, dataset, workdir, strategy, name, tell=lambda text: None)
 
 
 def checkpoint_steps(workdir):
@@ -73,7 +73,7 @@ def go_back(source, workdir, step):
 @contextlib.contextmanager
 def stopped_at(step, monkeypatch):
     """SIGTERM comes to this process while step `step` is evaluated."""
-    evaluate = train.evaluate_all
+    evaluate = train_run.evaluate_all
 
     def evaluate_and_stop(assembly, at, log):
         evaluate(assembly, at, log)
@@ -81,7 +81,7 @@ def stopped_at(step, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate_all", evaluate_and_stop)
+        patch.setattr(train_run, "evaluate_all", evaluate_and_stop)
         yield
 
 

@@ -4,7 +4,7 @@ A global batch of 48 splits evenly over 1, 2, 3 and 4 replicas; 500 test images 
 batches of 144 leave a last one of 68, and 100 training images one of 100.
 """
 
-from tf_lrtraj.experiments.config import default_config
+from tf_lrtraj.runs.run_config import default_config
 
 
 def get_config():

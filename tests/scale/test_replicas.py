@@ -17,10 +17,10 @@ from run_contents import (
 )
 
 from tf_lrtraj import records
-from tf_lrtraj.experiments import evaluate as evaluation
-from tf_lrtraj.experiments import train
-from tf_lrtraj.experiments.assembly import assemble, load_dataset
-from tf_lrtraj.experiments.config import ConfigError, read_config, validate
+from tf_lrtraj.runs import evaluate_run as evaluation
+from tf_lrtraj.runs import train_run
+from tf_lrtraj.runs.assembly import assemble, load_dataset
+from tf_lrtraj.runs.run_config import ConfigError, read_config, validate
 from tf_lrtraj.training import loop
 from tf_lrtraj.training.step import make_train_steps
 from tf_lrtraj.training.strategies import make_strategy
@@ -98,7 +98,7 @@ def test_checkpoints_move_between_strategies(one_device, first, second, tmp_path
 def test_a_batch_that_cannot_be_split_is_refused_before_anything_is_written(tmp_path):
     config = scale_config(**BARE, data__batch_size=50)
     with pytest.raises(ConfigError, match=r"multiple of the number of replicas, 4\. Received: 50"):
-        train.prepare(config, tmp_path / "run", mirrored(4))
+        train_run.prepare(config, tmp_path / "run", mirrored(4))
     assert not (tmp_path / "run").exists()
 
 
@@ -130,9 +130,9 @@ def test_nan_stops_the_run_at_its_step_and_no_checkpoint_holds_it(count, tmp_pat
     )
     assert 0 < step < 60
     strategy = make_strategy("one_device") if count == 1 else mirrored(count)
-    plain, _ = train.prepare(config, tmp_path, strategy)
+    plain, _ = train_run.prepare(config, tmp_path, strategy)
     with pytest.raises(loop.Diverged, match=f"loss became nan in step {step} ") as error:
-        train.run(plain, dataset, tmp_path, strategy, "mirrored", tell=lambda text: None)
+        train_run.run(plain, dataset, tmp_path, strategy, "mirrored", tell=lambda text: None)
     assert error.value.step == step
     assert records.load_run(tmp_path).status == "diverged"
     steps = checkpoint_steps(tmp_path)
@@ -143,7 +143,7 @@ def test_nan_stops_the_run_at_its_step_and_no_checkpoint_holds_it(count, tmp_pat
 
 def test_weights_that_overflow_under_a_finite_loss_are_not_saved(tmp_path, monkeypatch):
     config = scale_config(**{**BARE, "checkpoint.every": "1 steps", "evaluate.every": "never"})
-    make_steps = train.make_train_steps
+    make_steps = train_run.make_train_steps
 
     def overflowing(strategy, model, *args, **kwargs):
         run = make_steps(strategy, model, *args, **kwargs)
@@ -161,7 +161,7 @@ def test_weights_that_overflow_under_a_finite_loss_are_not_saved(tmp_path, monke
     def optimizer_steps(model, optimizer, *_):
         return optimizer.iterations.numpy()
 
-    monkeypatch.setattr(train, "make_train_steps", overflowing)
+    monkeypatch.setattr(train_run, "make_train_steps", overflowing)
     with pytest.raises(loop.Diverged, match="the model became NaN or infinite in step 4"):
         make(tmp_path, make_strategy("one_device"), "one_device", config)
     assert checkpoint_steps(tmp_path) == [3, 4]

@@ -20,7 +20,7 @@ from tf_lrtraj import (
     report,
     schedules,
 )
-from tf_lrtraj.weight_updates import steps_made
+from tf_lrtraj.backend.weight_updates import steps_made
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 4)).astype(np.float32)

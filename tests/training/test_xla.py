@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from tf_lrtraj import backend, kernels, rates
 from tf_lrtraj.averaging import AverageState
-from tf_lrtraj.experiments.assembly import Assembly, assemble, load_dataset
-from tf_lrtraj.experiments.config import default_config, validate
 from tf_lrtraj.models import resnet
+from tf_lrtraj.runs.assembly import Assembly, assemble, load_dataset
+from tf_lrtraj.runs.run_config import default_config, validate
 from tf_lrtraj.schedules import RateSchedule
 from tf_lrtraj.training.evaluation import Evaluator, averaged_statistics
 from tf_lrtraj.training.step import make_optimizer, make_replica_step

@@ -10,28 +10,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker, and a reader, sees
+    from tf_lrtraj.averaging.average_settings import check_averages
     from tf_lrtraj.averaging.borrowing import borrow
-    from tf_lrtraj.averaging.callback import WeightAveraging
-    from tf_lrtraj.averaging.ensembles import Ensemble, EnsembleResult
     from tf_lrtraj.averaging.model_files import save_model
     from tf_lrtraj.averaging.post_hoc import average_snapshots, snapshot_weights
+    from tf_lrtraj.averaging.prediction_ensemble import Ensemble, EnsembleResult
     from tf_lrtraj.averaging.recorder import SnapshotRecorder
-    from tf_lrtraj.averaging.settings import check_averages
     from tf_lrtraj.averaging.snapshots import Snapshots
     from tf_lrtraj.averaging.state import AverageState
     from tf_lrtraj.averaging.stored_averages import StoredAverage, combine_stored
+    from tf_lrtraj.averaging.weight_averaging import WeightAveraging
 
 _MODULES = {
     "AverageState": "state",
-    "Ensemble": "ensembles",
-    "EnsembleResult": "ensembles",
+    "Ensemble": "prediction_ensemble",
+    "EnsembleResult": "prediction_ensemble",
     "SnapshotRecorder": "recorder",
     "Snapshots": "snapshots",
     "StoredAverage": "stored_averages",
-    "WeightAveraging": "callback",
+    "WeightAveraging": "weight_averaging",
     "average_snapshots": "post_hoc",
     "borrow": "borrowing",
-    "check_averages": "settings",
+    "check_averages": "average_settings",
     "combine_stored": "stored_averages",
     "save_model": "model_files",
     "snapshot_weights": "post_hoc",

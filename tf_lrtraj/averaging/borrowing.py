@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.interrupts import HeldSignals
-from tf_lrtraj.weight_updates import steps_made
+from tf_lrtraj.backend.weight_updates import steps_made
 
 # Variables and the values they are to hold.
 Values = Sequence[tuple[Any, Any]]

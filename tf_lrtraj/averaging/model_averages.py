@@ -14,15 +14,15 @@ import keras
 import numpy as np
 
 from tf_lrtraj import backend
-from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.averaging.average_settings import RAW_RUNNING
 from tf_lrtraj.averaging.borrowing import Values, holder_of, lend
 from tf_lrtraj.averaging.buffers import buffer_dtype
 from tf_lrtraj.averaging.model_files import check_model_path, save_model
-from tf_lrtraj.averaging.settings import RAW_RUNNING
 from tf_lrtraj.averaging.state import AverageState
+from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.backend.weight_updates import check_built
 from tf_lrtraj.kernels import Kernel
 from tf_lrtraj.records import RAW
-from tf_lrtraj.weight_updates import check_built
 
 
 class ModelAverages:

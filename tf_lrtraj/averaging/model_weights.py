@@ -11,8 +11,8 @@ from typing import Any
 import keras
 
 from tf_lrtraj import backend
-from tf_lrtraj import batch_norm as bn
 from tf_lrtraj.averaging.model_files import save_model
+from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.records import naming, sync, temporary_path
 
 __all__ = ["ModelWeights", "save_weights"]

@@ -13,7 +13,6 @@ import keras
 import numpy as np
 
 from tf_lrtraj import backend
-from tf_lrtraj import batch_norm as bn
 from tf_lrtraj.averaging.snapshots import (
     SnapshotWriter,
     Timetable,
@@ -21,8 +20,9 @@ from tf_lrtraj.averaging.snapshots import (
     check_encoding,
     snapshot_bytes,
 )
+from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.backend.weight_updates import UpdateCounter, check_trainable
 from tf_lrtraj.records import local_path
-from tf_lrtraj.weight_updates import UpdateCounter, check_trainable
 
 
 def recorded_variables(model: Any) -> list[tuple[Any, str]]:

@@ -64,8 +64,8 @@ def main(argv: list[str]) -> None:
     options = flags.FLAGS
     if argv[1:] and not options.files:
         common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
-    from tf_lrtraj.experiments.settings import ConfigError
     from tf_lrtraj.records import RecordError
+    from tf_lrtraj.runs.config_checks import ConfigError
 
     if options.workdir:
         common.need_tensorflow()
@@ -122,7 +122,7 @@ def _check(options: Any) -> None:
 
 def _snapshots(options: Any) -> Any:
     from tf_lrtraj.averaging.snapshots import Snapshots
-    from tf_lrtraj.experiments.average import open_snapshots
+    from tf_lrtraj.runs.average_run import open_snapshots
 
     if options.snapshots:
         return Snapshots(options.snapshots)
@@ -135,7 +135,7 @@ def _config(options: Any) -> dict[str, Any] | None:
     """The run's configuration; None without a workdir."""
     if not options.workdir:
         return None
-    from tf_lrtraj.experiments.config import read_config
+    from tf_lrtraj.runs.run_config import read_config
 
     return read_config(options.workdir, options.data_dir)
 
@@ -145,7 +145,8 @@ def _config(options: Any) -> dict[str, Any] | None:
 
 def _target(options: Any, snapshots: Any, config: dict[str, Any] | None) -> Any:
     common.quiet_tensorflow()
-    from tf_lrtraj.experiments import average, average_files
+    from tf_lrtraj.runs import average_files
+    from tf_lrtraj.runs import average_run as average
 
     if config is not None:
         common.configure_threads(config["threads"], config["deterministic"])
@@ -248,8 +249,8 @@ def _advise(options: Any, snapshots: Any, config: dict[str, Any] | None) -> None
     import numpy as np
 
     from tf_lrtraj.averaging.advising import advisor
-    from tf_lrtraj.averaging.advising.plan import make_plan
-    from tf_lrtraj.report import advice as drawing
+    from tf_lrtraj.averaging.advising.measurement_plan import make_plan
+    from tf_lrtraj.report import advice_figure as drawing
 
     effort = advisor.Effort(
         singles=options.advise_singles,

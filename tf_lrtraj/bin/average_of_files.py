@@ -19,7 +19,7 @@ _OTHERS = (
 def check(options: Any, files: Sequence[str]) -> dict[str, np.ndarray]:
     """{name: weights of the files}, empty for a soup; mistakes show here, before any work."""
     from tf_lrtraj.averaging.weight_files import check_ending
-    from tf_lrtraj.experiments import average_files, texts
+    from tf_lrtraj.runs import average_files, kernel_parsing
 
     for name in _OTHERS:
         if getattr(options, name):
@@ -44,7 +44,7 @@ def check(options: Any, files: Sequence[str]) -> dict[str, np.ndarray]:
         return {}
     if not options.kernel:
         return {"uniform": np.full(len(files), 1.0 / len(files))}
-    name, kernel = texts.parse_average(options.kernel[0])
+    name, kernel = kernel_parsing.parse_average(options.kernel[0])
     tables.check_reach(kernel, len(files) - 1)
     return {name: kernel.weights(len(files) - 1)}
 
@@ -53,15 +53,17 @@ def run(options: Any, files: Sequence[str]) -> None:
     """Builds, evaluates and writes."""
     averages = check(options, files)
     common.quiet_tensorflow()
-    from tf_lrtraj.experiments import average, average_files
+    from tf_lrtraj.runs import average_files, average_run
 
     average_files.import_modules(options["import"].value)
-    statistics = average.read_arrays(options.batch_norm_data) if options.batch_norm_data else None
+    statistics = (
+        average_run.read_arrays(options.batch_norm_data) if options.batch_norm_data else None
+    )
     weight_files = average_files.WeightFiles(
         files,
         options.model,
         None if statistics is None else statistics[0],
-        average.read_arrays(options.data) if options.data else None,
+        average_run.read_arrays(options.data) if options.data else None,
     )
     if weight_files.model is None and options.output and not options.output.endswith(".npz"):
         raise ValueError("--model=FILE.keras is needed to write anything else than .npz")

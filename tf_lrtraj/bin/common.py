@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from tf_lrtraj.bin import configuration, terminal
-from tf_lrtraj.experiments.settings import ConfigError
+from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.training.host_memory import keep_freed_memory
 from tf_lrtraj.training.progress import program_name, stage
 

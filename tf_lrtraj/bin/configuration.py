@@ -20,7 +20,7 @@ import ml_collections
 from absl import flags
 
 from tf_lrtraj import kernels, rates
-from tf_lrtraj.experiments.settings import ConfigError, unknown_key
+from tf_lrtraj.runs.config_checks import ConfigError, unknown_key
 
 _TRACED = "Error whilst parsing config file:"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(=.*)?", re.DOTALL)

@@ -78,9 +78,9 @@ def _from_kernel(options: Any) -> int:
 
     from tf_lrtraj import theory
     from tf_lrtraj.bin import tables
-    from tf_lrtraj.experiments import texts
+    from tf_lrtraj.runs import kernel_parsing
 
-    kernel = texts.parse_kernel(options.kernel)
+    kernel = kernel_parsing.parse_kernel(options.kernel)
     base = _rates(options.base, options)
     tables.check_reach(kernel, base.size)
     weights = kernel.weights(base.size)

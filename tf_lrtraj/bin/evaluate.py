@@ -30,19 +30,21 @@ def main(argv: list[str]) -> None:
         outputs.check_place("--json", options.json)
     common.quiet_tensorflow()
     common.need_tensorflow()
-    from tf_lrtraj.experiments import evaluate
-    from tf_lrtraj.experiments.config import read_config
     from tf_lrtraj.records import RecordError, append_rows
+    from tf_lrtraj.runs import evaluate_run
+    from tf_lrtraj.runs.run_config import read_config
     from tf_lrtraj.training.checkpoints import CheckpointError
 
     try:
         config = read_config(options.workdir, options.data_dir)
         common.configure_threads(config["threads"], config["deterministic"])
         strategy = common.make_strategy_or_fail("one_device", 0, "")
-        assembly, step = evaluate.open_checkpoint(config, options.workdir, strategy, options.step)
+        assembly, step = evaluate_run.open_checkpoint(
+            config, options.workdir, strategy, options.step
+        )
         print(f"checkpoint of step {step}")
         print(f"{'weights':<16}{'split':<12}{'loss':>10}{'accuracy':>10}{'images':>9}  batch norm")
-        rows = evaluate.evaluate(
+        rows = evaluate_run.evaluate(
             assembly, step, options.weights, options.split, options.batch_norm, options.limit
         )
         for row in rows:

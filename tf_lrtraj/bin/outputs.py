@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from tf_lrtraj.experiments.settings import ConfigError
+from tf_lrtraj.runs.config_checks import ConfigError
 
 
 def check_place(flag: str, path: str) -> None:

@@ -46,14 +46,14 @@ from typing import Any
 from absl import flags
 
 from tf_lrtraj.bin import common
-from tf_lrtraj.experiments.probing.requests import OPTIONS, PROBES, check_request
+from tf_lrtraj.runs.probing.requests import OPTIONS, PROBES, check_request
 
 
 def main(argv: list[str]) -> None:
     if argv[1:]:
         common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
-    from tf_lrtraj.experiments.config import ConfigError, read_config
     from tf_lrtraj.records import RecordError
+    from tf_lrtraj.runs.run_config import ConfigError, read_config
 
     options = flags.FLAGS
     try:
@@ -80,9 +80,9 @@ def _measure(options: Any, request: dict[str, Any], config: dict[str, Any]) -> N
     common.quiet_tensorflow()
     common.need_tensorflow()
     common.configure_threads(config["threads"], config["deterministic"])
-    from tf_lrtraj.experiments.probing import command
+    from tf_lrtraj.runs.probing import probe_run
 
-    written = command.probe_run(
+    written = probe_run.probe_run(
         config,
         options.workdir,
         options.probe,

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     from tf_lrtraj import records, report
     from tf_lrtraj.bin.outputs import check_folder, check_place
-    from tf_lrtraj.report.probes import gallery
+    from tf_lrtraj.report.probe_figures import gallery
 
     workdir, output = flags.FLAGS.workdir, flags.FLAGS.output
     if len(argv) > 1:

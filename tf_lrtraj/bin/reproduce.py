@@ -45,7 +45,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tf_lrtraj.bin import common, configuration, outputs
-from tf_lrtraj.experiments.settings import as_dict
+from tf_lrtraj.runs.config_checks import as_dict
 
 # What libraries take their number of threads from.
 _THREADS = (
@@ -92,26 +92,26 @@ def main(argv: Sequence[str]) -> int:
     if given.only_seed is not None:
         for name in _THREADS:
             os.environ.setdefault(name, "1")
-    from tf_lrtraj.experiments.reproduction import reproduce
-    from tf_lrtraj.experiments.reproduction.trainer import Diverged
     from tf_lrtraj.records import RecordError
+    from tf_lrtraj.study import run_study
+    from tf_lrtraj.study.trainer import Diverged
 
     try:
-        config = reproduce.prepare(given.config, given.workdir)
-        needed = reproduce.needed_tasks(ids, config)
+        config = run_study.prepare(given.config, given.workdir)
+        needed = run_study.needed_tasks(ids, config)
         if given.dry_run:
             print(_dry(config, given.workdir, needed, given.only_seed))
             return common.OK
         # Flushed: whoever follows a log wants to see where the work is.
         tell = functools.partial(print, flush=True)
-        study = reproduce.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
+        study = run_study.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
     except RecordError as error:
         common.fail(str(error))
     except OSError as error:
         common.fail(f"--workdir={given.workdir}: {error}")
     except Diverged as error:
         common.fail(str(error), common.DIVERGED)
-    except reproduce.Interrupted as error:
+    except run_study.Interrupted as error:
         print(f"lrtraj-reproduce: {error}", file=sys.stderr, flush=True)
         # At once: stopped in the midst of work, JAX may crash while Python shuts down, and the exit
         # code would be lost.  Everything is on disk.
@@ -129,8 +129,8 @@ def main(argv: Sequence[str]) -> int:
 def _is_done(given: Any, workdir: pathlib.Path) -> bool:
     """Whether everything is there; mistakes in the configuration show here, without Keras."""
     from tf_lrtraj import records
-    from tf_lrtraj.experiments.finished import is_done
-    from tf_lrtraj.experiments.reproduction.config import validate
+    from tf_lrtraj.runs.finished_run import is_done
+    from tf_lrtraj.study.study_config import validate
 
     try:
         records.check_workdir_matches(workdir, validate(given), validate)
@@ -140,18 +140,18 @@ def _is_done(given: Any, workdir: pathlib.Path) -> bool:
 
 
 def _dry(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | None) -> str:
-    from tf_lrtraj.experiments.reproduction import reproduce
-    from tf_lrtraj.experiments.reproduction.problem import load_problem
+    from tf_lrtraj.study import run_study
+    from tf_lrtraj.study.problem import load_problem
 
     problem = load_problem(config)
     sizes = (len(problem.x_train), len(problem.x_test))
-    return reproduce.describe_plan(config, workdir, needed, *sizes, only_seed)
+    return run_study.describe_plan(config, workdir, needed, *sizes, only_seed)
 
 
 def _report(workdir: pathlib.Path) -> int:
     """Judges and draws what is there; needs no Keras."""
     from tf_lrtraj import records
-    from tf_lrtraj.report import reproduction as pages
+    from tf_lrtraj.report import study as pages
 
     try:
         records.read_json(workdir / records.CONFIG)
@@ -167,7 +167,7 @@ def _report(workdir: pathlib.Path) -> int:
 def _show(study: Any) -> None:
     """Prints the table of verdicts, and with --page writes the page as a document."""
     from tf_lrtraj import claims, records
-    from tf_lrtraj.report import reproduction as pages
+    from tf_lrtraj.report import study as pages
 
     folder = study.records.folder
     print(claims.ledger_text(study.ledger()))

@@ -12,7 +12,7 @@ from tf_lrtraj.bin import tables
 def requested(options: Any, snapshots: Any, config: dict[str, Any] | None) -> dict[str, Any]:
     """name → `SnapshotWeights`; mistakes show here, before anything is read."""
     from tf_lrtraj.averaging.post_hoc import snapshot_weights
-    from tf_lrtraj.experiments import texts
+    from tf_lrtraj.runs import kernel_parsing
 
     last = int(snapshots.steps[-1]) if options.last is None else options.last
     found: dict[str, Any] = {}
@@ -26,7 +26,7 @@ def requested(options: Any, snapshots: Any, config: dict[str, Any] | None) -> di
             raise ValueError(f"{name}: {error}") from None
 
     for text in options.kernel:
-        name, kernel = texts.parse_average(text)
+        name, kernel = kernel_parsing.parse_average(text)
         if options.per == "update":
             tables.check_reach(kernel, last)
         add(name, kernel, options.per)

@@ -21,8 +21,8 @@ from tf_lrtraj.bin import common, configuration
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
-    from tf_lrtraj.experiments import synthetic
-    from tf_lrtraj.report import synthetic as report
+    from tf_lrtraj.report import synthetic_figures as report
+    from tf_lrtraj.runs import synthetic_run
 
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     if len(argv) > 1:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     configuration.check_program(config, "synthetic")
     common.check_workdir(workdir)
     try:
-        synthetic.run(config, workdir)
+        synthetic_run.run(config, workdir)
         for path in report.draw(workdir):
             print(path)
     except OSError as error:

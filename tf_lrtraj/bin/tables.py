@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import kernels, rates
-from tf_lrtraj.experiments.texts import by_order, call
 from tf_lrtraj.records.files import LARGEST, open_file
+from tf_lrtraj.runs.kernel_parsing import by_order, call
 
 LONGEST = 20_000_000  # updates; several arrays of that many numbers are made
 MOST_CURVATURES = 100_000

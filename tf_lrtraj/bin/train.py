@@ -16,7 +16,7 @@ Examples:
   lrtraj-train --config=cifar10_resnet34 --workdir=runs/r34 --strategy=multi_worker
 
 `--config` takes a file, or the name of a configuration that comes with the
-package.  What every entry means stands in tf_lrtraj/experiments/config.py.
+package.  What every entry means stands in tf_lrtraj/runs/run_config.py.
 The same command run again goes on where the run stopped.
 
 Exit codes: 0 done; 1 the disk is full or a file cannot be read or written (mend what the
@@ -55,9 +55,8 @@ def main(argv: list[str]) -> None:
 
 def _train(options: Any) -> None:
     workdir = options.workdir
-    from tf_lrtraj.experiments import config as run_config
-    from tf_lrtraj.experiments import finished
     from tf_lrtraj.records import RecordError
+    from tf_lrtraj.runs import finished_run, run_config
 
     # What can be told before the slow import of TensorFlow is told there.
     configuration.check_program(options.config, "train")
@@ -65,7 +64,7 @@ def _train(options: Any) -> None:
     if options.strategy != "multi_worker":  # of several workers each must come to the meetings
         common.check_workdir(workdir)
         try:
-            path = finished.finished_report(plain, workdir)
+            path = finished_run.finished_report(plain, workdir)
         except RecordError as error:
             common.fail(str(error))
         if path is not None:
@@ -73,7 +72,7 @@ def _train(options: Any) -> None:
             _show(workdir, path)
             return
     common.quiet_tensorflow()
-    from tf_lrtraj.experiments import train
+    from tf_lrtraj.runs import train_run
     from tf_lrtraj.training import loop
     from tf_lrtraj.training.checkpoints import CheckpointError
     from tf_lrtraj.training.workers import Lost, Refused, losing
@@ -84,8 +83,8 @@ def _train(options: Any) -> None:
     )
     try:
         with losing(options.strategy == "multi_worker"):
-            plain, dataset = train.prepare(plain, workdir, strategy)
-            path = train.run(plain, dataset, workdir, strategy, options.strategy, tell=print)
+            plain, dataset = train_run.prepare(plain, workdir, strategy)
+            path = train_run.run(plain, dataset, workdir, strategy, options.strategy, tell=print)
     except (RecordError, CheckpointError, Refused) as error:
         common.fail(str(error))
     except loop.Diverged as error:

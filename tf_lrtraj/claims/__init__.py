@@ -11,6 +11,7 @@ Traceback (most recent call last):
 tf_lrtraj.records.RecordError: no/such/folder is not a folder, so it holds no records.
 """
 
+from tf_lrtraj.claims.claims_page import claims_page
 from tf_lrtraj.claims.ledger import (
     CLAIMS,
     LEDGER,
@@ -22,7 +23,6 @@ from tf_lrtraj.claims.ledger import (
     make_ledger,
     write_ledger,
 )
-from tf_lrtraj.claims.page import claims_page
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Probed, Records
 from tf_lrtraj.claims.verdicts import VERDICTS, Claim, Judgement
 

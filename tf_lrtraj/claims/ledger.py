@@ -17,19 +17,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tf_lrtraj.claims import (
+    average_prediction,
+    averages_and_decays,
     basin,
     convexity,
-    equivalence,
     minibatch,
     one_step,
     optimum,
-    prediction,
     reach,
     several_points,
+    stationary_state,
     swa,
     time_scales,
     trade_off,
-    trajectory,
 )
 from tf_lrtraj.claims.layout import ONCE
 from tf_lrtraj.claims.records_reader import NotMeasured, Records
@@ -53,11 +53,11 @@ DIGITS = 6  # significant, of every number in the ledger
 _MODULES: tuple[Any, ...] = (
     optimum,
     swa,
-    equivalence,
+    averages_and_decays,
     several_points,
-    prediction,
+    average_prediction,
     trade_off,
-    trajectory,
+    stationary_state,
     time_scales,
     minibatch,
     one_step,

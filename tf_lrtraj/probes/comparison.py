@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.probes.base import Probe, fingerprint, measure
 from tf_lrtraj.probes.batches import Batch, check_batches, size_of
 from tf_lrtraj.probes.mode import random_layers
-from tf_lrtraj.probes.probe import Probe, fingerprint, measure
 from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.probes.surface import Surface, check_model
 from tf_lrtraj.probes.uncertainty import mean_and_se

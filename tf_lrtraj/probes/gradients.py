@@ -13,11 +13,11 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.probes import estimators
+from tf_lrtraj.probes.base import Probe, fingerprint, measure
+from tf_lrtraj.probes.basin import ALL
 from tf_lrtraj.probes.batches import Batch, check_batches, size_of
 from tf_lrtraj.probes.flat_vectors import inner, joined
-from tf_lrtraj.probes.probe import Probe, fingerprint, measure
 from tf_lrtraj.probes.record import ProbeRecord
-from tf_lrtraj.probes.segments import ALL
 from tf_lrtraj.probes.sketches import Sketch
 from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.probes.vectors import layers_of

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj.probes.base import Probe, fingerprint, measure
 from tf_lrtraj.probes.batches import Batch, check_batches, size_of
-from tf_lrtraj.probes.blocks import block_mean
+from tf_lrtraj.probes.block_means import block_mean
 from tf_lrtraj.probes.flat_vectors import RunningMean, dot
 from tf_lrtraj.probes.gradients import GRADIENT_PASSES, Segmented
-from tf_lrtraj.probes.probe import Probe, fingerprint, measure
 from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.probes.sketches import Sketch
 from tf_lrtraj.probes.surface import Point, Surface

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.probes import fits
+from tf_lrtraj.probes.base import Probe, fingerprint, measure
 from tf_lrtraj.probes.batches import Batch, check_batches, size_of
-from tf_lrtraj.probes.probe import Probe, fingerprint, measure
 from tf_lrtraj.probes.record import ProbeRecord
 from tf_lrtraj.probes.steps import GRADIENT_PASSES, Direction, Step
 from tf_lrtraj.probes.surface import Surface

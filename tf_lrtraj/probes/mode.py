@@ -16,8 +16,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_lrtraj import backend, layer_calls
-from tf_lrtraj import batch_norm as bn
+from tf_lrtraj import backend
+from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.backend import layer_calls
 
 BATCH_NORM = ("batch", "frozen", "recalibrated")
 DROPOUT = ("off", "pinned")

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from tf_lrtraj import backend
-from tf_lrtraj.probes.probe import fingerprint
+from tf_lrtraj.probes.base import fingerprint
 from tf_lrtraj.probes.surface import Point
 
 

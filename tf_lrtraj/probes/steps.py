@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from tf_lrtraj.probes.base import fingerprint
 from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.probes.directions import filter_axes_of, random_direction
-from tf_lrtraj.probes.probe import fingerprint
 from tf_lrtraj.probes.surface import Point, Surface
 from tf_lrtraj.probes.vectors import flat, norm
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tf_lrtraj import backend
-from tf_lrtraj import batch_norm as bn
+from tf_lrtraj.backend import batch_norm as bn
 
 _GIVE = (
     "Give None (the model's own), a Keras model of the same architecture, its `get_weights()`, "

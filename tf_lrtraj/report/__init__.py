@@ -7,8 +7,8 @@ Traceback (most recent call last):
 tf_lrtraj.records.RecordError: no/such/folder is not a folder, so it is not the workdir of a run.
 """
 
-from tf_lrtraj.report.html import render_report, write_figures, write_report
-from tf_lrtraj.report.probes.gallery import plot
-from tf_lrtraj.report.summary import text_summary
+from tf_lrtraj.report.probe_figures.gallery import plot
+from tf_lrtraj.report.run_page import render_report, write_figures, write_report
+from tf_lrtraj.report.run_summary import text_summary
 
 __all__ = ["plot", "render_report", "text_summary", "write_figures", "write_report"]

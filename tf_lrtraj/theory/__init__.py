@@ -16,14 +16,6 @@ from tf_lrtraj.theory.diagnosis import (
     Finding,
     diagnose,
 )
-from tf_lrtraj.theory.equivalence import (
-    Response,
-    ScheduleEquivalence,
-    equivalent_schedule,
-    response,
-    schedule_from_weights,
-    weights_from_schedule,
-)
 from tf_lrtraj.theory.estimate import SpectrumEstimate, estimate_spectrum
 from tf_lrtraj.theory.features import GaussianFeaturesModel
 from tf_lrtraj.theory.moments import Moments, average_moments, iterate_moments, loss_curves
@@ -36,6 +28,14 @@ from tf_lrtraj.theory.prediction import (
     predict_average_loss,
 )
 from tf_lrtraj.theory.quadratic import QuadraticModel, noise_of_batches
+from tf_lrtraj.theory.schedule_equivalence import (
+    Response,
+    ScheduleEquivalence,
+    equivalent_schedule,
+    response,
+    schedule_from_weights,
+    weights_from_schedule,
+)
 from tf_lrtraj.theory.schedule_fit import (
     ScheduleFit,
     best_schedule,

@@ -27,7 +27,7 @@ import numpy as np
 from tf_lrtraj import kernels
 from tf_lrtraj.kernels import Exponential, Kernel, TwoPoint, Uniform, Window
 from tf_lrtraj.theory import checks
-from tf_lrtraj.theory.equivalence import check_run, check_stable
+from tf_lrtraj.theory.schedule_equivalence import check_run, check_stable
 
 __all__ = [
     "TimeScales",

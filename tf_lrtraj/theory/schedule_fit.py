@@ -22,8 +22,8 @@ import numpy as np
 
 from tf_lrtraj.theory import checks
 from tf_lrtraj.theory.closed_forms import ema_decay_for_window
-from tf_lrtraj.theory.equivalence import check_rates, schedule_from_weights
 from tf_lrtraj.theory.recursion import solve_backward, solve_forward
+from tf_lrtraj.theory.schedule_equivalence import check_rates, schedule_from_weights
 
 __all__ = [
     "SHAPES",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.theory import checks
-from tf_lrtraj.theory.equivalence import check_run, check_stable, check_weights, response
+from tf_lrtraj.theory.schedule_equivalence import check_run, check_stable, check_weights, response
 
 __all__ = ["ScheduleMismatch", "schedule_mismatch"]
 

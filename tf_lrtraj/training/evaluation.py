@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lrtraj import backend
-from tf_lrtraj import batch_norm as bn
 from tf_lrtraj.averaging import AverageState
+from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.records import RAW
 from tf_lrtraj.training.step import correct, per_example_loss
 

@@ -19,14 +19,14 @@ import numpy as np
 
 import tf_lrtraj
 from tf_lrtraj import backend, records
-from tf_lrtraj import batch_norm as bn
 from tf_lrtraj.averaging import WeightAveraging
+from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.backend.weight_updates import steps_made
 from tf_lrtraj.records import RAW
 from tf_lrtraj.schedules import EquivalentSchedule
 from tf_lrtraj.training.fit_logs import Window, evaluations, numbers
 from tf_lrtraj.training.rate_record import RateRecord, schedule_of, updates_per_batch
 from tf_lrtraj.training.run_files import RunFiles
-from tf_lrtraj.weight_updates import steps_made
 
 
 class RunRecorder(keras.callbacks.Callback):

@@ -12,10 +12,10 @@ from fuzzing.generate import ODD, edited, edits, mostly
 from fuzzing.judge import Fault, Target
 from fuzzing.values import KERNELS, RATES
 from tf_lrtraj import records
-from tf_lrtraj.experiments import config as training
-from tf_lrtraj.experiments import synthetic
-from tf_lrtraj.experiments.reproduction import config as reproduction
-from tf_lrtraj.experiments.settings import ConfigError
+from tf_lrtraj.runs import run_config as training
+from tf_lrtraj.runs import synthetic_run
+from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.study import study_config as reproduction
 
 _VALUES = mostly(
     st.one_of(
@@ -100,14 +100,14 @@ REPRODUCTION = Target(
 
 
 def _synthetic(given: Any, folder: pathlib.Path) -> None:
-    plain = synthetic.validate(given)
+    plain = synthetic_run.validate(given)
     records.write_json(folder / "config.json", plain)
-    synthetic.validate(records.read_json(folder / "config.json"))
+    synthetic_run.validate(records.read_json(folder / "config.json"))
 
 
 SYNTHETIC = Target(
     "synthetic configurations",
-    _spoilt(synthetic.default_config().to_dict()),
+    _spoilt(synthetic_run.default_config().to_dict()),
     _synthetic,
     (ConfigError,),
 )

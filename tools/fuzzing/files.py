@@ -32,10 +32,10 @@ from fuzzing.generate import (
 )
 from fuzzing.judge import Fault, Target
 from tf_lrtraj import kernels, records
-from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.records import ArrayRecord, MetricsWriter, RecordError
 from tf_lrtraj.records.archives import load_arrays
 from tf_lrtraj.records.files import LARGEST
+from tf_lrtraj.runs.config_checks import ConfigError
 
 _TEMPLATES: dict[str, pathlib.Path] = {}
 
@@ -267,7 +267,7 @@ WRITTEN = Target(
 
 
 def _arrays(folder: pathlib.Path) -> None:
-    from tf_lrtraj.experiments.reproduction import states
+    from tf_lrtraj.study import state_files
 
     inner = folder / "in"
     inner.mkdir()
@@ -280,7 +280,7 @@ def _arrays(folder: pathlib.Path) -> None:
     )
     record.put("train", (slice(None), 1), [1.0, 2.0, 3.0])
     record.write(inner / "line.npz")
-    states.write_arrays(inner / "state.npz", {"w": np.arange(6.0).reshape(2, 3), "step": 4})
+    state_files.write_arrays(inner / "state.npz", {"w": np.arange(6.0).reshape(2, 3), "step": 4})
     np.savez(inner / "data.npz", x=np.ones((6, 3), np.float32), y=np.arange(6))
     images = np.ones((6, 4, 4, 1), np.float32)
     np.savez(
@@ -318,21 +318,21 @@ def _read_record(path: pathlib.Path) -> None:
 
 
 def _read_state(path: pathlib.Path) -> None:
-    from tf_lrtraj.experiments.reproduction import states
+    from tf_lrtraj.study import state_files
 
-    states.read_arrays(path)
+    state_files.read_arrays(path)
 
 
 def _read_data(path: pathlib.Path) -> None:
-    from tf_lrtraj.experiments import average
+    from tf_lrtraj.runs import average_run
 
-    x, y = average.read_arrays(path)
+    x, y = average_run.read_arrays(path)
     if y is not None and len(x) != len(y):
         raise Fault("lengths differ")
 
 
 def _read_problem(path: pathlib.Path) -> None:
-    from tf_lrtraj.experiments.reproduction import problem
+    from tf_lrtraj.study import problem
 
     found = problem._from_file(path)
     if len(found.x_train) != len(found.y_train):

@@ -144,8 +144,14 @@ def import_keras() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.FATAL)
-    for name in ("train", "evaluate", "average", "probing.command", "reproduction.reproduce"):
-        importlib.import_module(f"tf_lrtraj.experiments.{name}")
+    for name in (
+        "runs.train_run",
+        "runs.evaluate_run",
+        "runs.average_run",
+        "runs.probing.probe_run",
+        "study.run_study",
+    ):
+        importlib.import_module(f"tf_lrtraj.{name}")
     importlib.import_module("tensorflow_datasets")
 
 

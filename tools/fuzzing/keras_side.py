@@ -34,8 +34,8 @@ from fuzzing.programs import arguments, reached, target
 from fuzzing.values import KERNELS, RATES
 from fuzzing.values import spoilt as spoilt_value
 from tf_lrtraj import kernels, records
-from tf_lrtraj.experiments.settings import ConfigError
 from tf_lrtraj.records import RecordError, archives
+from tf_lrtraj.runs.config_checks import ConfigError
 
 # --- Constructors ---------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ def _rezipped(data: bytes, how: tuple[str, Any]) -> bytes:
 
 def _loaded(given: Any, folder: pathlib.Path) -> None:
     from tf_lrtraj.averaging.snapshots import Snapshots
-    from tf_lrtraj.experiments import average
+    from tf_lrtraj.runs import average_run
 
     with_lambda, (kind, what) = given
     work, unpacked = folder / "work", folder / "unpacked"
@@ -220,7 +220,7 @@ def _loaded(given: Any, folder: pathlib.Path) -> None:
     shutil.copytree(_OF_MODEL(), work / "snapshots")
 
     def read() -> None:
-        average.ModelTarget(Snapshots(work / "snapshots"), work / "model.keras", {})
+        average_run.ModelTarget(Snapshots(work / "snapshots"), work / "model.keras", {})
         if with_lambda:
             raise Fault("a layer with stored bytecode was loaded")
 
@@ -323,7 +323,7 @@ CHECKPOINTS = Target(
 
 
 def _workdir(folder: pathlib.Path) -> None:
-    from tf_lrtraj.experiments.config import default_config, validate
+    from tf_lrtraj.runs.run_config import default_config, validate
 
     shutil.copytree(RUN(), folder, dirs_exist_ok=True)
     config = validate(default_config())
@@ -352,13 +352,13 @@ def _with_workdir(given: Any, folder: pathlib.Path) -> list[str]:
 def _stopped() -> list[Any]:
     """Restoring, building and measuring are the long work."""
     from tf_lrtraj.bin import common
-    from tf_lrtraj.experiments import average, evaluate
-    from tf_lrtraj.experiments.probing import command
+    from tf_lrtraj.runs import average_run, evaluate_run
+    from tf_lrtraj.runs.probing import probe_run
 
     return [
-        mock.patch.object(evaluate, "open_checkpoint", reached),
-        mock.patch.object(command, "probe_run", reached),
-        mock.patch.object(average, "RunTarget", reached),
+        mock.patch.object(evaluate_run, "open_checkpoint", reached),
+        mock.patch.object(probe_run, "probe_run", reached),
+        mock.patch.object(average_run, "RunTarget", reached),
         mock.patch.object(common, "configure_threads"),
     ]
 

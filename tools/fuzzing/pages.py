@@ -219,7 +219,7 @@ _PROBES = [
 
 
 def _gallery(given: Any, folder: pathlib.Path) -> None:
-    from tf_lrtraj.report.probes import gallery
+    from tf_lrtraj.report.probe_figures import gallery
 
     place, changes = given
     work = folder / "work"
@@ -282,13 +282,13 @@ ADVICE = template(_advice)
 
 
 def _draw_advice(given: Any, folder: pathlib.Path) -> None:
-    from tf_lrtraj.report import advice
+    from tf_lrtraj.report import advice_figure
 
     work = spoilt(ADVICE, given, folder)
     before = judge.content(work)
-    with mock.patch.object(advice, "to_svg", lambda figure: _FLAT):
+    with mock.patch.object(advice_figure, "to_svg", lambda figure: _FLAT):
         try:
-            advice.draw(work)
+            advice_figure.draw(work)
         except RecordError:
             judge.unchanged(before, judge.content(work))
             raise
@@ -309,7 +309,7 @@ SYNTHETIC_MADE = template(_synthetic)
 
 
 def _draw_synthetic(given: Any, folder: pathlib.Path) -> None:
-    from tf_lrtraj.report import synthetic
+    from tf_lrtraj.report import synthetic_figures
 
     name, how = given
     work = folder / "work"
@@ -321,9 +321,9 @@ def _draw_synthetic(given: Any, folder: pathlib.Path) -> None:
         if path.is_file() and not path.is_symlink():
             spoil(path, what)
     before = judge.content(work)
-    with mock.patch.object(synthetic, "to_svg", lambda figure: _FLAT):
+    with mock.patch.object(synthetic_figures, "to_svg", lambda figure: _FLAT):
         try:
-            synthetic.draw(work)
+            synthetic_figures.draw(work)
         except RecordError:
             judge.unchanged(before, judge.content(work))
             raise
@@ -412,7 +412,7 @@ CLAIMS = Target(
 
 def _page(given: Any, folder: pathlib.Path) -> None:
     from tf_lrtraj import claims
-    from tf_lrtraj.report.reproduction import page
+    from tf_lrtraj.report.study import study_page
 
     place, changes, other, more = given
     name = _TASKS[place % len(_TASKS)]
@@ -424,9 +424,9 @@ def _page(given: Any, folder: pathlib.Path) -> None:
     before = judge.content(work)
     try:
         study = claims.Study(work, _of_task(name)[:2])
-        with mock.patch.object(page, "to_svg", lambda figure: _FLAT):
-            text = page.write_page(study).read_text("utf-8")
-        page.markdown_page(study)
+        with mock.patch.object(study_page, "to_svg", lambda figure: _FLAT):
+            text = study_page.write_page(study).read_text("utf-8")
+        study_page.markdown_page(study)
     except RecordError:
         judge.unchanged(before, judge.content(work))
         raise

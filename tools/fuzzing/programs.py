@@ -355,7 +355,7 @@ def _around(given: list[str], folder: pathlib.Path) -> list[str]:
 
 def _train_patches() -> list[Any]:
     from tf_lrtraj.bin import common
-    from tf_lrtraj.experiments import train
+    from tf_lrtraj.runs import train_run
     from tf_lrtraj.training import strategies
 
     real = strategies.make_strategy
@@ -366,8 +366,8 @@ def _train_patches() -> list[Any]:
         return real(name, num_devices, tpu, **more)
 
     return [
-        mock.patch.object(train, "run", reached),
-        mock.patch.object(train, "build_model"),
+        mock.patch.object(train_run, "run", reached),
+        mock.patch.object(train_run, "build_model"),
         mock.patch.object(common, "configure_threads"),
         mock.patch.object(strategies, "make_strategy", make),
     ]
@@ -396,11 +396,11 @@ TRAIN = target(
 
 
 def _reproduce_patches() -> list[Any]:
-    from tf_lrtraj.experiments.reproduction import bench, reproduce
+    from tf_lrtraj.study import run_study, session
 
     return [
-        mock.patch.object(reproduce, "run", reached),
-        mock.patch.object(bench, "Bench", reached),
+        mock.patch.object(run_study, "run", reached),
+        mock.patch.object(session, "Bench", reached),
     ]
 
 
@@ -428,9 +428,9 @@ REPRODUCE = target(
 
 
 def _synthetic_patches() -> list[Any]:
-    from tf_lrtraj.experiments import synthetic
+    from tf_lrtraj.runs import synthetic_run
 
-    return [mock.patch.object(synthetic, "EXPERIMENTS", {"two_time_scales": reached})]
+    return [mock.patch.object(synthetic_run, "EXPERIMENTS", {"two_time_scales": reached})]
 
 
 SYNTHETIC = target(
@@ -481,7 +481,7 @@ _BODIES = [
     "    return d.ConfigDict({'name': d.required_placeholder(str)})",
 ]
 _HEAD = (
-    "import ml_collections\nfrom tf_lrtraj.experiments.config import default_config\n\n\n"
+    "import ml_collections\nfrom tf_lrtraj.runs.run_config import default_config\n\n\n"
     "def get_config({}):\n    {}\n"
 )
 _PYTHON = st.one_of(

@@ -14,8 +14,8 @@ from fuzzing.generate import NUMBERS, ODD, PLAIN, SCALARS, TEXTS, edited, edits,
 from fuzzing.judge import Fault, Target
 from tf_lrtraj import kernels, rates, records, theory
 from tf_lrtraj.durations import Duration
-from tf_lrtraj.experiments import texts
-from tf_lrtraj.experiments.probing import requests
+from tf_lrtraj.runs import kernel_parsing
+from tf_lrtraj.runs.probing import requests
 
 STEPS = 40
 
@@ -294,7 +294,7 @@ def spoilt_text(valid: list[str]) -> Any:
 
 
 def _text(given: Any, folder: pathlib.Path) -> None:
-    name, kernel = texts.parse_average(given)
+    name, kernel = kernel_parsing.parse_average(given)
     (folder / f"{name}.keras").write_bytes(b"")  # the name is safe for a file
     _finite_weights(kernel.weights(STEPS), STEPS + 1)
 

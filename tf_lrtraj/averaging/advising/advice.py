@@ -13,7 +13,7 @@ import numpy as np
 from tf_lrtraj import records
 from tf_lrtraj.averaging.advising import sweep as families
 from tf_lrtraj.averaging.advising.measured import MeasuredLosses, is_finite
-from tf_lrtraj.averaging.advising.plan import RECOMMENDATIONS, Plan
+from tf_lrtraj.averaging.advising.measurement_plan import RECOMMENDATIONS, Plan
 from tf_lrtraj.averaging.advising.sweep import Candidate
 from tf_lrtraj.theory import AveragePredictor, diagnose
 

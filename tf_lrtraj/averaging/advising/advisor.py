@@ -23,7 +23,7 @@ from tf_lrtraj import records
 from tf_lrtraj.averaging.advising import sweep as families
 from tf_lrtraj.averaging.advising.advice import LEVEL, Advice, make_advice, row_of
 from tf_lrtraj.averaging.advising.measured import MeasuredLosses, Measurement, is_finite
-from tf_lrtraj.averaging.advising.plan import (
+from tf_lrtraj.averaging.advising.measurement_plan import (
     DEFAULT,
     RECOMMENDATIONS,
     Effort,

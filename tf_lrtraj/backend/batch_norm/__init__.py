@@ -1,0 +1,59 @@
+"""Batch-norm statistics for averaged weights.
+
+The running mean and variance that training keeps belong to the raw weights.
+An average of weights produces other activations, so it needs statistics of its
+own (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).  Three policies:
+
+* `recompute`: run some training batches through the network with the averaged
+  weights and pool the moments of each layer's inputs;
+* `average`: average the running statistics with the same kernel;
+* `copy`: use the raw weights' statistics as they are (shown to be wrong by
+  claim S7, and kept for that comparison).
+
+Recomputed statistics are the mean and variance of *everything* a layer is
+called on, every element counted once: batches may differ in size, masked
+elements do not count, and a layer that a model calls several times gets the
+moments of all its calls together (that is what it stores one set of statistics
+for).  They are measured at each layer's input in float32 or wider whatever the
+model computes in, so neither the layer's momentum nor the dtype of its
+variables plays a part.  A frozen layer (`trainable=False`) keeps its own.
+
+The pass that is measured is the one that training runs: data go through the
+model's own `evaluate` or `predict` and its own `train_step` where it overrides
+them, or through a function of the user's.
+"""
+
+from tf_lrtraj.backend.batch_norm.layers import (
+    POLICIES,
+    Statistics,
+    averaged_variables,
+    check_model,
+    check_policy,
+    find_statistics,
+    put_averaged,
+    replace,
+)
+from tf_lrtraj.backend.batch_norm.pooling import PooledMoments, moments, over_replicas, pool
+from tf_lrtraj.backend.batch_norm.reader import check_data
+from tf_lrtraj.backend.batch_norm.recompute import Recompute, recompute
+from tf_lrtraj.backend.batch_norm.training_pass import batch_moments, call_on_inputs
+
+__all__ = [
+    "POLICIES",
+    "PooledMoments",
+    "Recompute",
+    "Statistics",
+    "averaged_variables",
+    "batch_moments",
+    "call_on_inputs",
+    "check_data",
+    "check_model",
+    "check_policy",
+    "find_statistics",
+    "moments",
+    "over_replicas",
+    "pool",
+    "put_averaged",
+    "recompute",
+    "replace",
+]

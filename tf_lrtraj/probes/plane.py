@@ -1,0 +1,275 @@
+r"""The loss on the plane through three points, and where a trajectory runs beside it.
+
+With points \(w_1, w_2, w_3\) the plane has the orthonormal basis
+\(\hat u = (w_2 - w_1)/\|w_2 - w_1\|\) and \(\hat v\), what is left of \(w_3 - w_1\) when its part
+along \(\hat u\) is taken away, divided by its norm (Garipov et al. 2018, arXiv 1802.10026,
+appendix; Izmailov et al. 2018, arXiv 1803.05407, figure 1).  Distances on the plane are
+those in weight space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.probes.base import Probe, measure
+from tf_lrtraj.probes.batches import Batch
+from tf_lrtraj.probes.point_sets import Groups, Mixtures, Points, is_trajectory
+from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.surface import Surface
+from tf_lrtraj.probes.vectors import Vector, flat
+from tf_lrtraj.records import ArrayRecord
+
+# Sine of the angle at the first point below which float32 weights no longer tell
+# three points from points on one line.
+_FLAT = 1e-3
+
+
+class Basis:
+    """The plane through three points, in float64 on the host (three copies of the weights).
+
+    Args:
+        points: three vectors of weights.
+        names: what to call them in errors.
+
+    Raises:
+        ValueError: if they lie on one line, or two of them coincide.
+
+    >>> basis = Basis([[np.zeros(3)], [np.array([2.0, 0, 0])], [np.array([1.0, 1, 0])]])
+    >>> basis.coordinates
+    array([[0., 0.],
+           [2., 0.],
+           [1., 1.]])
+    >>> basis.project([np.array([1.0, 2.0, 3.0])])
+    (1.0, 2.0, 3.0)
+    >>> basis.shares(1.0, 0.5)  # of the three points
+    array([0.25, 0.25, 0.5 ])
+    """
+
+    def __init__(self, points: Sequence[Vector], names: Sequence[str] = ("1", "2", "3")) -> None:
+        self.origin = flat(points[0])
+        u = flat(points[1]) - self.origin
+        v = flat(points[2]) - self.origin
+        length, other = float(np.linalg.norm(u)), float(np.linalg.norm(v))
+        named = f"{names[0]!r}, {names[1]!r} and {names[2]!r}"
+        if length == 0.0 or other == 0.0:
+            raise ValueError(f"the points {named} of a plane must differ; two of them coincide.")
+        u /= length
+        along = float(u @ v)
+        v -= along * u
+        v -= float(u @ v) * u  # once more, for what rounding left
+        height = float(np.linalg.norm(v))
+        if height < _FLAT * other or height < _FLAT * length:
+            raise ValueError(
+                f"the points {named} lie on one line, so no plane is theirs alone: the third is "
+                f"{height:.3g} away from the line of the others, which are {length:.3g} apart. "
+                "Choose another, or measure a segment"
+            )
+        self.u, self.v = u, v / height
+        self.coordinates = np.array([[0.0, 0.0], [length, 0.0], [along, height]])
+
+    def shares(self, x: float, y: float) -> np.ndarray:
+        """[3] weights, summing to 1, with which the three points mix to a point of the plane."""
+        (_, _), (length, _), (along, height) = self.coordinates
+        third = y / height
+        second = (x - third * along) / length
+        return np.array([1.0 - second - third, second, third])
+
+    def project(self, weights: Vector) -> tuple[float, float, float]:
+        """(u, v, distance from the plane) of any weights."""
+        rest = flat(weights) - self.origin
+        x, y = float(self.u @ rest), float(self.v @ rest)
+        rest -= x * self.u
+        rest -= y * self.v
+        return x, y, float(np.linalg.norm(rest))
+
+
+class Plane(Probe):
+    """Losses on a grid of the plane through three points; see `loss_on_plane`."""
+
+    kind = "plane"
+
+    def __init__(
+        self,
+        surface: Surface,
+        points: Any,
+        batches: Sequence[Batch],
+        *,
+        held_out: Sequence[Batch] | None = None,
+        num: int | tuple[int, int] = (21, 21),
+        margin: float = 0.3,
+        trajectory: Any = None,
+    ) -> None:
+        self.surface = surface
+        self._groups = Groups(surface, batches, held_out)
+        named = Points(surface, points, at_least=3, keep=3)
+        if len(named.names) != 3:
+            raise ValueError(
+                "`points` of a plane must be three. "
+                f"Received: {len(named.names)} points, {named.names}"
+            )
+        sides = tuple(num) if isinstance(num, (tuple, list)) else (num, num)
+        if len(sides) != 2 or not all(
+            isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 2 for n in sides
+        ):
+            raise ValueError(
+                f"`num` must be two integers of at least 2, or one for both. Received: num={num!r}"
+            )
+        if not (np.isfinite(margin) and margin >= 0.0):
+            raise ValueError(f"`margin` must be at least 0. Received: margin={margin!r}")
+        if trajectory is not None and not is_trajectory(trajectory):
+            raise ValueError(
+                "`trajectory` must have `steps` and `read(step)`. "
+                f"Received: an object of type {type(trajectory).__name__}"
+            )
+        self._names = named.names
+        self._corners = [named[name] for name in named.names]
+        self._fingerprints = named.fingerprints()
+        self.basis = Basis([point.trainable for point in self._corners], self._names)
+        self._margin = float(margin)
+        self._u, self._v = (
+            _axis(self.basis.coordinates, i, int(sides[i]), self._margin) for i in range(2)
+        )
+        self._trajectory = trajectory
+        steps = [] if trajectory is None else [int(step) for step in trajectory.steps]
+        self._steps = np.array(steps, np.int64)
+        self._mix = Mixtures(surface)
+
+    def empty(self) -> ArrayRecord:
+        coordinates: dict[str, Any] = {
+            "u": self._u,
+            "v": self._v,
+            "point": self._names,
+            "point_u": self.basis.coordinates[:, 0],
+            "point_v": self.basis.coordinates[:, 1],
+            "step": self._steps,
+            **self._groups.coordinates(),
+        }
+        dims: dict[str, tuple[str, ...]] = self._groups.dims("v", "u")
+        for name in ("u", "v", "residual"):
+            dims[f"trajectory_{name}"] = ("step",)
+        about = {
+            **self.surface.about(),
+            **self._groups.about(),
+            "points": self._fingerprints,
+            "margin": self._margin,
+        }
+        return ArrayRecord.empty(self.kind, coordinates, dims, about)
+
+    def pieces(self, record: ArrayRecord) -> Sequence[tuple[str, int, int]]:
+        lacking = record.missing("loss").any(axis=-1)
+        cells = [("cell", int(i), int(j)) for i, j in np.argwhere(lacking)]
+        steps = np.flatnonzero(record.missing("trajectory_residual"))
+        return [*(("step", int(k), 0) for k in steps), *cells]
+
+    def measure(self, record: ArrayRecord, piece: tuple[str, int, int]) -> None:
+        what, i, j = piece
+        if what == "step":
+            self._project(record, i)
+            return
+        shares = self.basis.shares(float(self._u[j]), float(self._v[i]))
+        self._groups.measure(record, (i, j), self._mix(self._corners, list(shares)))
+
+    def _project(self, record: ArrayRecord, index: int) -> None:
+        step = int(self._steps[index])
+        try:
+            point = self.surface.point(self._trajectory.read(step))
+        except ValueError as error:
+            raise ValueError(f"step {step} of the trajectory: {error}") from error
+        found = self.basis.project(point.trainable)
+        for name, number in zip(("u", "v", "residual"), found, strict=True):
+            record.put(f"trajectory_{name}", index, number)
+
+    def passes(self, pieces: Sequence[tuple[str, int, int]]) -> float:
+        return sum(what == "cell" for what, _, _ in pieces) * self._groups.passes
+
+    def seconds_per_pass(self) -> float:
+        return self.surface.seconds_per_pass(self._groups.first)
+
+
+def _axis(where: np.ndarray, axis: int, count: int, margin: float) -> np.ndarray:
+    low, high = float(where[:, axis].min()), float(where[:, axis].max())
+    # The same room on all sides, or three points almost on a line would have a strip.
+    room = margin * float(np.ptp(where, axis=0).max())
+    return np.linspace(low - room, high + room, count)
+
+
+def loss_on_plane(
+    model: Any,
+    loss: Any,
+    points: Any,
+    batches: Sequence[Batch],
+    *,
+    held_out: Sequence[Batch] | None = None,
+    num: int | tuple[int, int] = (21, 21),
+    margin: float = 0.3,
+    trajectory: Any = None,
+    batch_norm: str = "batch",
+    dropout: str = "off",
+    moment_batches: Sequence[Batch] | None = None,
+    penalties: bool = False,
+    path: Any = None,
+    progress: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> ProbeRecord:
+    """Losses of batches on a grid of the plane through three points.
+
+    Args:
+        model, loss, batch_norm, dropout, moment_batches, penalties: see `Surface`.  `"frozen"`
+            statistics are mixed as the weights are, with negative shares set to 0.
+        points: name → weights, three of them: the first is the origin, the second lies on
+            the u axis, the third on the side of positive v.
+        batches: training batches.
+        held_out: held-out batches; with them also `held_out_loss`, `held_out_accuracy`.
+        num: points of the grid along u and v; one number for both.
+        margin: how far the grid reaches beyond the points on all sides, in the larger of
+            their extents along u and v.
+        trajectory: an object with `steps` and `read(step)` to project; read one step
+            at a time.
+        path, progress, tell: see `measure`.
+
+    Returns:
+        a record over the coordinates `u` and `v` (distances in weight space), `batch`,
+        `held_out` and `step`:
+
+        * `loss`, `accuracy` [v, u, batch];
+        * `trajectory_u`, `trajectory_v` [step], and `trajectory_residual`, how far off the
+          plane that step is: far-off steps have losses that the plane does not show;
+
+        and where the points lie: the coordinates `point` (names), `point_u`, `point_v`.
+
+    Raises:
+        ValueError: unless there are three points of this model that are not on one line.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> batch = (np.eye(2, dtype="float32"), np.zeros((2, 1), "float32"))  # loss ‖w‖² / 2
+    >>> corners = {"origin": (0.0, 0.0), "right": (2.0, 0.0), "top": (0.0, 1.0)}
+    >>> points = {name: [np.array([[x], [y]])] for name, (x, y) in corners.items()}
+    >>> record = loss_on_plane(model, "mean_squared_error", points, [batch], num=(3, 2), margin=0.0)
+    >>> record.coordinates["u"], record.coordinates["v"]
+    (array([0., 1., 2.]), array([0., 1.]))
+    >>> record.values["loss"][:, :, 0]
+    array([[0. , 0.5, 2. ],
+           [0.5, 1. , 2.5]])
+    """
+    surface = Surface(
+        model,
+        loss,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        moment_batches=moment_batches,
+        penalties=penalties,
+    )
+    probe = Plane(
+        surface,
+        points,
+        batches,
+        held_out=held_out,
+        num=num,
+        margin=margin,
+        trajectory=trajectory,
+    )
+    return measure(probe, path, progress=progress, tell=tell)

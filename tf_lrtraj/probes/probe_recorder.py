@@ -1,0 +1,138 @@
+"""Probing a model in the middle of `fit`, which goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from tf_lrtraj.backend.weight_updates import UpdateCounter, check_trainable
+from tf_lrtraj.probes.base import Probe, measure
+from tf_lrtraj.probes.surface import Surface
+from tf_lrtraj.records import check_average_name, local_path
+
+
+def record_path(folder: str | os.PathLike[str], name: str, step: int) -> pathlib.Path:
+    """Where the record of a probe at a step goes.
+
+    >>> record_path("probes", "line", 120).as_posix()
+    'probes/line-000000120.npz'
+    """
+    return pathlib.Path(folder) / f"{name}-{step:09d}.npz"
+
+
+class ProbeRecorder(keras.callbacks.Callback):
+    """Measures probes at the current weights every so many optimizer steps.
+
+    *What* is measured is a function of a `Surface`, *when* a cadence.  Weights,
+    optimizer, batch-norm statistics and random streams are left as they are.
+
+    Example:
+
+    >>> import keras, numpy as np, tempfile
+    >>> from tf_lrtraj import probes
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> x, y = np.random.default_rng(0).normal(size=(32, 3)), np.ones((32, 1))
+    >>> batches = probes.take_batches(x, y, batch_size=8, count=3)
+    >>> def line(surface):
+    ...     return probes.Line(surface, surface.point(), batches[:2], held_out=batches[2:])
+    >>> folder = tempfile.mkdtemp()
+    >>> recorder = probes.ProbeRecorder(folder, {"line": line}, every=2)
+    >>> history = model.fit(x, y, batch_size=8, epochs=1, verbose=0, callbacks=[recorder])
+    >>> sorted(path.name for path in pathlib.Path(folder).iterdir())
+    ['line-000000000.npz', 'line-000000002.npz', 'line-000000004.npz']
+
+    Args:
+        folder: where records go, one file per probe and step.
+        probes: name → function from a `Surface` to a `Probe` of `surface.point()`.
+        every: optimizer steps from one measurement to the next.
+        start: optimizer steps before the first.
+        loss: as `Surface` takes it; by default the model's own.
+        batch_norm, dropout, moment_batches, penalties: as `Surface` takes them.
+
+    Raises:
+        ValueError: for a cadence below 1, a negative start, or names that cannot name files.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        probes: Mapping[str, Callable[[Surface], Probe]],
+        every: int,
+        start: int = 0,
+        *,
+        loss: Any = None,
+        batch_norm: str = "batch",
+        dropout: str = "off",
+        moment_batches: Any = None,
+        penalties: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, low in (("every", every, 1), ("start", start, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(
+                    f"`{name}` must be an integer of at least {low}. Received: {name}={value!r}"
+                )
+        if not isinstance(probes, Mapping):
+            raise ValueError(
+                "`probes` must map names to functions from a Surface to a Probe. "
+                f"Received: probes={probes!r}"
+            )
+        for name, build in probes.items():
+            check_average_name(name, "a probe")
+            if not callable(build):
+                raise ValueError(f"`probes[{name!r}]` must be a function. Received: {build!r}")
+        self.folder = local_path(folder, "folder")
+        self.probes = dict(probes)
+        self.every, self.start = every, start
+        self._options: dict[str, Any] = {
+            "loss": loss,
+            "batch_norm": batch_norm,
+            "dropout": dropout,
+            "moment_batches": moment_batches,
+            "penalties": penalties,
+        }
+        self._surface: Surface | None = None
+        self._counter: UpdateCounter | None = None
+        self._begun = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        check_trainable(self.model, self)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._surface, self._begun = None, False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self._counter is not None:
+            self._counter.start_epoch()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        # BackupAndRestore may have brought an earlier step back by now.
+        model = self.model
+        if self._counter is None or self._counter.model is not model:
+            self._counter = UpdateCounter(model, type(self).__name__)
+        else:
+            self._counter.restart()
+        self._probe(self._counter.step)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        model = self.model  # on JAX this brings the variables up to date
+        assert self._counter is not None and self._counter.model is model
+        # Gradient accumulation leaves the weights as they were.
+        if self._counter.moved():
+            self._probe(self._counter.step)
+
+    def _probe(self, step: int) -> None:
+        if step < self.start or (step - self.start) % self.every:
+            return
+        if self._surface is None:  # compiled once
+            self._surface = Surface(self.model, **self._options)
+        for name, build in self.probes.items():
+            path = record_path(self.folder, name, step)
+            measure(build(self._surface), path, about={"step": step})

@@ -1,0 +1,161 @@
+"""Figures of probes: of records at hand, and of all probes of a run with a sentence each."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tf_lrtraj.records import ArrayRecord, RecordError, write_atomically
+from tf_lrtraj.report.drawing import UNDRAWN, reason, to_svg
+from tf_lrtraj.report.probe_figures.sentences import sentences
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "probes"
+
+# kind of a record → (module that draws it, whether several records share a figure, title).
+DRAWN = {
+    "line": ("line_figure", True, "Loss along one step"),
+    "curvature": ("curvature_figure", True, "Curvature along one step"),
+    "side_trip": ("side_trip_figure", True, "Side trips on one fixed batch"),
+    "basin": ("basin_figure", False, "Segments between points"),
+    "width": ("width_figure", True, "Random rays"),
+    "plane": ("plane_figure", False, "A plane through three points"),
+    "gradients": ("gradients_figure", True, "Alignment of batch gradients"),
+    "lagged_gradients": ("gradients_figure", False, "Gradients along the run"),
+    "distance": ("distance_figure", False, "Distances along the run"),
+    "separation": ("distance_figure", False, "Distance between two runs"),
+    "ensemble": ("ensemble_figure", False, "Predictions of several weights"),
+    "modes": ("modes_figure", False, "One loss in several modes"),
+}
+_STEP = re.compile(r"(.+)-(\d{9})")
+
+
+def plot(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
+    """Draws the figure of a probe from its record, or from several records of one kind.
+
+    Args:
+        records: as `tf_lrtraj.probes.measure` returns them and `ArrayRecord.read` reads them.
+
+    Returns:
+        A Matplotlib figure, the one that the report of a run shows.
+
+    Raises:
+        ValueError: if there is no record, no figure of its kind, a record is not complete, or
+            there are several of a kind whose figure shows one.
+    """
+    given = [records] if isinstance(records, ArrayRecord) else list(records)
+    kinds = sorted({str(getattr(record, "kind", type(record).__name__)) for record in given})
+    if len(kinds) != 1 or kinds[0] not in DRAWN:
+        raise ValueError(
+            f"`records` must be of one kind of probe, one of {sorted(DRAWN)}. Received: {kinds}"
+        )
+    unfinished = [i for i, record in enumerate(given) if not record.complete]
+    if unfinished:
+        raise ValueError(
+            "`records` must be complete: measure what they lack first. Received: unfinished "
+            f"records at positions {unfinished}"
+        )
+    module, together, _ = DRAWN[kinds[0]]
+    if not together and len(given) > 1:
+        raise ValueError(
+            f"the figure of {kinds[0]!r} shows a single record. Received: {len(given)} records"
+        )
+    drawing: Any = importlib.import_module(f"tf_lrtraj.report.probe_figures.{module}")
+    figure: Figure = drawing.draw(given if together else given[0])
+    return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Records of one probe, at one point or several.
+
+    Attributes:
+        name: of the probe in the run.
+        records: in the order of their steps.
+        figure: drawn from them; None where that failed.
+        title: what the figure shows.
+        problem: why there is no figure, or what is missing from it.
+    """
+
+    name: str
+    records: list[ArrayRecord]
+    figure: Figure | None
+    title: str
+    problem: str = ""
+
+    @property
+    def findings(self) -> list[str]:
+        """What its complete records found, a sentence each."""
+        return [text for record in self.records if record.complete for text in sentences(record)]
+
+
+def groups(workdir: str | os.PathLike[str]) -> list[Group]:
+    """The probes of a run, drawn; a damaged record costs its own figure only."""
+    found, problems = _read(workdir)
+    return [
+        _draw(name, found.get(name, []), problems.get(name, ""))
+        for name in sorted({*found, *problems})
+    ]
+
+
+def findings(workdir: str | os.PathLike[str]) -> list[str]:
+    """What the probes of a run found, as text; nothing is drawn."""
+    lines = []
+    for name, records in sorted(_read(workdir)[0].items()):
+        told = [f"  {text}" for record in records for text in sentences(record)]
+        lines += [f"probe {name}", *told] if told else []
+    return lines
+
+
+def _read(
+    workdir: str | os.PathLike[str],
+) -> tuple[dict[str, list[ArrayRecord]], dict[str, str]]:
+    """Records by the name of their probe, in the order of their steps, and what cannot be read."""
+    folder = pathlib.Path(workdir) / FOLDER
+    found: dict[str, list[ArrayRecord]] = {}
+    problems: dict[str, str] = {}
+    for path in sorted(folder.glob("*.npz")):
+        match = _STEP.fullmatch(path.stem)
+        name = match.group(1) if match else path.stem
+        try:
+            found.setdefault(name, []).append(ArrayRecord.read(path))
+        except RecordError as error:
+            problems[name] = str(error)
+    return found, problems
+
+
+def _draw(name: str, records: list[ArrayRecord], problem: str) -> Group:
+    if not records:
+        return Group(name, [], None, name, problem)
+    kind = records[0].kind
+    if kind not in DRAWN:
+        return Group(name, records, None, name, f"{name}: no figure is known for {kind!r}")
+    _, together, title = DRAWN[kind]
+    unfinished = sum(not record.complete for record in records)
+    if unfinished:
+        problem = problem or f"{name}: {unfinished} of {len(records)} records are not complete"
+    try:
+        drawn = [r for r in records if r.complete]
+        figure = plot(drawn if together else drawn[-1]) if drawn else None
+    except UNDRAWN as error:
+        return Group(name, records, None, title, f"{name} could not be drawn: {reason(error)}")
+    return Group(name, records, figure, title, problem)
+
+
+def draw(workdir: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """Writes one SVG per probe into the run's folder of probes; returns their paths."""
+    folder = pathlib.Path(workdir) / FOLDER
+    written = []
+    for group in groups(workdir):
+        if group.figure is not None:
+            path = folder / f"{group.name}.svg"
+            write_atomically(path, to_svg(group.figure))
+            written.append(path)
+    return written

@@ -1,5 +1,0 @@
-"""The page of a reproduction, made from its records; no framework is imported."""
-
-from tf_lrtraj.report.reproduction.page import PAGE, markdown_page, write_page, write_results
-
-__all__ = ["PAGE", "markdown_page", "write_page", "write_results"]

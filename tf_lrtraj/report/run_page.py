@@ -1,0 +1,410 @@
+"""The report of a run as one self-contained page, drawn from its records alone.
+
+Text from the records is escaped, figures are embedded images, and the page's own policy
+forbids scripts and anything from outside, so a report from elsewhere is safe to open.
+The same records give the same page, to the byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tf_lrtraj import kernels
+from tf_lrtraj.records import RAW, RecordError, RunRecord, load_run, write_atomically
+from tf_lrtraj.report import drawing, run_figures
+from tf_lrtraj.report import run_summary as numbers
+from tf_lrtraj.report.probe_figures import gallery
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["render_report", "write_figures", "write_report"]
+
+_STATUS_NOTES = {
+    "done": "",
+    "incomplete": "The run is still going, or was killed: the records end where it stood.",
+    "diverged": "The run diverged: the records end there.",
+    "interrupted": "The run was stopped before its last step.",
+}
+_MOST_SPLITS = 10  # whose curves are drawn
+_MOST_KERNEL_STEPS = 20_000_000  # arrays of that many weights are made, one kernel at a time
+_VERSIONS = ("tf_lrtraj", "tensorflow", "keras", "backend", "numpy", "python")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure as the page shows it; `source` is a data URI."""
+
+    source: str
+    alt: str
+    width: int
+    height: int
+
+
+def _picture(figure: Figure | None, alt: str) -> list[Picture]:
+    """A list of one picture, or an empty one where there was nothing to draw."""
+    if figure is None:
+        return []
+    svg = drawing.to_svg(figure)
+    width, height = (round(96 * float(size)) for size in figure.get_size_inches())
+    data = base64.b64encode(svg.encode("utf-8")).decode("ascii")
+    return [Picture(f"data:image/svg+xml;base64,{data}", alt, width, height)]
+
+
+def _kernel_text(config: Mapping[str, Any]) -> str:
+    """`{"kernel": "Exponential", "decay": 0.9}` → `Exponential(decay=0.9)`."""
+    arguments = [
+        f"{key}={value if len(str(value)) < 40 else '…'}"
+        for key, value in config.items()
+        if key != "kernel"
+    ]
+    return f"{config.get('kernel', '?')}({', '.join(arguments)})"
+
+
+def _left_out(count: int, most: int, what: str) -> list[str]:
+    """A sentence where figures leave out what the tables hold."""
+    return [f"Figures show the first {most} of {count:,} {what}."] if count > most else []
+
+
+def _first(items: Mapping[str, Any], most: int = run_figures.MOST_LINES) -> dict[str, Any]:
+    return dict(itertools.islice(items.items(), most))
+
+
+def _kernels(record: RunRecord) -> tuple[dict[str, kernels.Kernel], list[str]]:
+    built, problems = {}, []
+    for name, config in _first(record.averages).items():
+        try:
+            built[name] = kernels.from_config(config)
+        except (ValueError, TypeError) as error:
+            problems.append(f"The kernel of {name} cannot be drawn: {error}")
+    return built, problems
+
+
+def _count(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:,.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def _schedule(record: RunRecord) -> tuple[np.ndarray | None, list[str]]:
+    try:
+        return record.schedule(), []
+    except RecordError as error:
+        return None, [str(error)]
+
+
+def _setting(record: RunRecord, rates: np.ndarray | None) -> str:
+    """One line on what was trained: model, data, steps, batch."""
+    run = record.run
+    parts = []
+    model, data = run.get("model", {}), run.get("dataset", {})
+    if (name := model.get("name")) is not None:
+        size = model.get("parameters")
+        parts.append(f"{name} ({size:,} parameters)" if size is not None else name)
+    if (name := data.get("name")) is not None:
+        size = data.get("num_examples", {}).get("train")
+        parts.append(f"{name} ({size:,} training images)" if size is not None else name)
+    total, per_epoch = run.get("total_steps"), run.get("steps_per_epoch") or 0.0
+    if total is not None:
+        text = f"{total:,} steps"
+        if per_epoch > 0:
+            text += f" ({total / per_epoch:,.3g} epochs)"
+        parts.append(text)
+    if run.get("batch_size") is not None:
+        parts.append(f"batch {run['batch_size']:,}")
+    if rates is not None and rates.size and np.isfinite(rates).all():
+        low, high = float(rates.min()), float(rates.max())
+        parts.append(f"rate {high:g}, constant" if low == high else f"rate {low:.3g} to {high:.3g}")
+    return " · ".join(parts)
+
+
+def _speed(record: RunRecord) -> str | None:
+    try:
+        rows = record.timing()
+    except RecordError:
+        return None
+    speeds = [
+        row["images_per_second"] for row in rows if numbers.is_finite(row.get("images_per_second"))
+    ]
+    seconds = sum(row["seconds"] for row in rows if numbers.is_finite(row.get("seconds")))
+    if not speeds:
+        return None
+    time = f"; {seconds / 60:,.1f} minutes of training steps" if seconds else ""
+    return f"{float(np.median(speeds)):,.0f} images per second (median){time}"
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    run = record.run
+    versions = run.get("versions", {})
+    named = [key for key in _VERSIONS if key in versions]
+    replicas = run.get("num_replicas")
+    strategy = run.get("strategy")
+    matched_to = run.get("matched_to")
+    facts = [
+        ("Status", record.status + (f": {run['message']}" if run.get("message") else "")),
+        ("Started", run.get("created")),
+        ("Seed", run.get("seed")),
+        ("Threads", run.get("threads")),
+        ("Strategy", f"{strategy}, {replicas} replica(s)" if replicas else strategy),
+        ("Speed", _speed(record)),
+        (
+            "Versions",
+            ", ".join(
+                f"{key} {versions[key]}"
+                for key in [*named, *sorted(key for key in versions if key not in named)]
+            ),
+        ),
+        ("Resumed at steps", ", ".join(map(str, run.get("resumed_at", [])))),
+        (
+            "Matched to",
+            f"{matched_to.get('average')}, {_kernel_text(matched_to.get('kernel', {}))}, curvature "
+            f"{matched_to.get('curvature')}, momentum {matched_to.get('momentum')}"
+            if matched_to is not None
+            else None,
+        ),
+    ]
+    return [(name, _fact(value)) for name, value in facts if value not in (None, "")]
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return str(value)
+
+
+def _split_figures(record: RunRecord, split: str, palette: Mapping[str, str]) -> list[Picture]:
+    pictures = []
+    for metric in ("accuracy", "loss"):
+        panel = run_figures.curves(record, metric, split, palette)
+        alt = f"{split} {metric} of the raw weights and every average against steps"
+        pictures += _picture(panel, alt)
+    return pictures
+
+
+def _pairs(
+    record: RunRecord,
+    own: np.ndarray | None,
+    matched: Mapping[str, RunRecord],
+    split: str,
+    palette: Mapping[str, str],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A section for each pair (`own` is the rate of this run), and problems."""
+    sections: list[dict[str, Any]] = []
+    problems: list[str] = []
+    compared = numbers.pairs(record, split, matched)
+    for name, other in _first(matched).items():
+        pictures = []
+        for metric in ("accuracy", "loss"):
+            panel = run_figures.pair_curves(record, other, name, metric, split, palette)
+            pictures += _picture(panel, f"{split} {metric} of {name} and of its matched run")
+        rate, problem = _schedule(other)
+        problems += problem
+        if rate is not None:
+            panel = run_figures.rates(record, own, {name: rate}, palette)
+            pictures += _picture(panel, f"rate of this run and of the matched run of {name}")
+        sections.append(
+            {
+                "name": name,
+                "kernel": _kernel_text(record.averages[name]) if name in record.averages else "",
+                "pair": compared[name],
+                "status": other.status,
+                "same_seed": record.run.get("seed") == other.run.get("seed"),
+                "message": other.run.get("message"),
+                "matched_to": other.run.get("matched_to") or {},
+                "pictures": pictures,
+            }
+        )
+    return sections, problems
+
+
+def _kernel_pictures(
+    record: RunRecord, palette: Mapping[str, str]
+) -> tuple[list[Picture], list[Picture], list[str]]:
+    """(the weights of each kernel, their cumulative sums together, problems)."""
+    built, problems = _kernels(record)
+    steps = record.run.get("total_steps") or record.last_step()
+    each: list[Picture] = []
+    together: list[Picture] = []
+    if steps * len(built) > _MOST_KERNEL_STEPS:
+        problems.append(
+            f"Weights of the averages are not drawn: {len(built)} over {steps:,} steps are more "
+            f"than {_MOST_KERNEL_STEPS:,} numbers."
+        )
+    elif built and steps:
+        for name, kernel in built.items():
+            panel = run_figures.kernel_weights(name, kernel, steps, palette[name])
+            each += _picture(panel, f"weights of {name} against the age of the iterate")
+        shares = run_figures.cumulative_weights(built, steps, palette)
+        together = _picture(shares, "share of weight reached by each update, for every average")
+    return each, together, problems
+
+
+def _table(rows: Iterable[numbers.FinalRow], palette: Mapping[str, str]) -> dict[str, Any]:
+    rows = list(rows)
+    accuracies = [
+        row.accuracy for row in rows if row.accuracy is not None and numbers.is_finite(row.accuracy)
+    ]
+    losses = [row.loss for row in rows if row.loss is not None and numbers.is_finite(row.loss)]
+    steps = {row.step for row in rows}
+    return {
+        "rows": rows,
+        "examples": next((row.examples for row in rows if row.examples), None),
+        "step": steps.pop() if len(steps) == 1 else None,
+        "best_accuracy": max(accuracies, default=None) if len(rows) > 1 else None,
+        "best_loss": min(losses, default=None) if len(rows) > 1 else None,
+        "colours": palette,
+    }
+
+
+def render_report(record: RunRecord) -> str:
+    """The page of a run; `write_report` writes it to a file.
+
+    Raises:
+        ImportError: if jinja2 or matplotlib is missing (the remedy is named).
+    """
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401  # here, so that the remedy is named once
+    except ImportError as error:
+        raise ImportError(
+            f"a report needs jinja2 and matplotlib ({error}): pip install jinja2 matplotlib"
+        ) from None
+
+    matched, problems = numbers.load_matched(record)
+    palette = run_figures.colours(record, *matched)
+    split = numbers.main_split(record)
+    splits = sorted(record.splits(), key=lambda name: (name != split, name))
+    own, rate_problems = _schedule(record)
+    pair_sections, pair_problems = _pairs(record, own, matched, split, palette)
+    each_kernel, all_kernels, kernel_problems = _kernel_pictures(record, palette)
+    rates = _picture(run_figures.rates(record, own, {}, palette), "learning rate of every update")
+    training = [
+        picture
+        for metric in ("accuracy", "loss")
+        for picture in _picture(
+            run_figures.training_batches(record, metric), f"{metric} of the training batches"
+        )
+    ]
+    groups = gallery.groups(record.workdir)
+    probed = [
+        (group.title, group.findings, _picture(group.figure, group.title)) for group in groups
+    ]
+    all_problems = [*problems, *rate_problems, *pair_problems, *kernel_problems]
+    all_problems += _left_out(
+        len(record.weights_names()), run_figures.MOST_LINES, "sets of weights"
+    )
+    all_problems += _left_out(len(record.averages), run_figures.MOST_LINES, "averages")
+    all_problems += _left_out(len(matched), run_figures.MOST_LINES, "matched runs")
+    all_problems += _left_out(len(splits), _MOST_SPLITS, "splits")
+    all_problems += [group.problem for group in groups if group.problem]
+    tables = [(name, _table(numbers.final_rows(record, name, matched), palette)) for name in splits]
+    loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=numbers.percent, points=numbers.points, number=numbers.number, count=_count
+    )
+    return environment.get_template("run.html.j2").render(
+        title=str(record.run.get("name") or record.workdir.resolve().name),
+        status=record.status,
+        status_note=_STATUS_NOTES[record.status],
+        message=record.run.get("message"),
+        setting=_setting(record, own),
+        # A number and its unit stay on one line.
+        findings=[
+            sentence.replace(" %", "\u00a0%")
+            for sentence in numbers.findings(record, split, matched)
+        ],
+        split=split,
+        tables=tables,
+        split_figures=[
+            (name, _split_figures(record, name, palette)) for name in splits[:_MOST_SPLITS]
+        ],
+        training=training,
+        pairs=pair_sections,
+        rates=rates,
+        each_kernel=each_kernel,
+        all_kernels=all_kernels,
+        kernel_texts={name: _kernel_text(config) for name, config in record.averages.items()},
+        colours=palette,
+        raw=RAW,
+        # Where the workdir lay is nobody's business who reads the page.
+        problems=[problem.replace(f"{record.workdir}{os.sep}", "") for problem in all_problems],
+        probes=[shown for shown in probed if shown[-1]],
+        facts=_facts(record),
+        command=record.run.get("command"),
+        config=json.dumps(record.config, indent=2, ensure_ascii=False),
+    )
+
+
+def write_report(
+    workdir: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
+) -> pathlib.Path:
+    """Draws the report of a workdir from its records, whatever state the run is in.
+
+    Args:
+        workdir: of a run that is going, done, killed or diverged.
+        path: the file to write; `report.html` in the workdir by default.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RecordError: if `workdir` holds no run, or its records are damaged (the file is named).
+        OSError: if the page cannot be written.
+    """
+    record = load_run(workdir)
+    target = pathlib.Path(path) if path is not None else record.workdir / "report.html"
+    # A lone surrogate, legal in JSON text, has no form in UTF-8.
+    write_atomically(target, render_report(record).encode("utf-8", "replace"))
+    return target
+
+
+def write_figures(workdir: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[str]:
+    """Writes the main figures of a run as SVG files, for documents and slides.
+
+    They are `accuracy.svg` and `loss.svg` of the raw weights and every average, and
+    `NAME_accuracy.svg`, `NAME_loss.svg` and `NAME_rates.svg` of each average and its matched run.
+
+    Returns:
+        The names of the files written.
+
+    Raises:
+        RecordError: if the workdir's records are missing or damaged.
+        OSError: if the folder cannot be written.
+    """
+    record = load_run(workdir)
+    matched, _ = numbers.load_matched(record)
+    palette = run_figures.colours(record, *matched)
+    split = numbers.main_split(record)
+    drawn = {m: run_figures.curves(record, m, split, palette) for m in ("accuracy", "loss")}
+    for name, other in _first(matched).items():
+        for metric in ("accuracy", "loss"):
+            panel = run_figures.pair_curves(record, other, name, metric, split, palette)
+            drawn[f"{name}_{metric}"] = panel
+        own, theirs = _schedule(record)[0], _schedule(other)[0]
+        if theirs is not None:
+            drawn[f"{name}_rates"] = run_figures.rates(record, own, {name: theirs}, palette)
+    target = pathlib.Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in drawn.items():
+        if figure is not None:
+            write_atomically(target / f"{name}.svg", drawing.to_svg(figure))
+            written.append(f"{name}.svg")
+    return written

@@ -1,0 +1,254 @@
+"""Puts the parts of a run together from its configuration: data, model, optimizer, averages."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj import data, rates
+from tf_lrtraj.averaging import AverageState
+from tf_lrtraj.models import resnet
+from tf_lrtraj.runs.run_config import ConfigError, Plan, resolve
+from tf_lrtraj.schedules import RateSchedule
+from tf_lrtraj.training import host_memory
+from tf_lrtraj.training.evaluation import Evaluator, averaged_statistics
+from tf_lrtraj.training.progress import Progress, stage
+from tf_lrtraj.training.step import make_optimizer
+
+# Batches whose moments serve recomputed statistics come from a data order of
+# their own, the same at every evaluation.
+MOMENT_SEED_OFFSET = 1_000_003
+
+
+@dataclasses.dataclass
+class Assembly:
+    """Everything a run, or the evaluation of one, is made of."""
+
+    config: dict[str, Any]
+    plan: Plan
+    dataset: Any
+    strategy: Any
+    model: Any
+    optimizer: Any
+    averages: AverageState | None
+    evaluator: Evaluator
+    learning_rates: np.ndarray
+    progress: Progress | None = None
+    # Each pipeline is built once and iterated anew: building one traces functions, which costs
+    # more than a small evaluation, and leaves a megabyte for the garbage collector.
+    _pipelines: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def checkpointed(self) -> dict[str, list[Any]]:
+        """Groups of variables a checkpoint holds."""
+        return {
+            "model": list(self.model.variables),
+            "optimizer": list(self.optimizer.variables),
+            "averages": self.averages.variables if self.averages is not None else [],
+        }
+
+    def doing(self, activity: str) -> contextlib.AbstractContextManager[None]:
+        """Inside, the progress bar, if there is one, says what is done."""
+        return contextlib.nullcontext() if self.progress is None else self.progress.doing(activity)
+
+    @property
+    def eval_split(self) -> str:
+        """The split to evaluate on."""
+        return self.config["data"]["eval_split"] or self.dataset.eval_split
+
+    def train_batches(self, start_step: int) -> Any:
+        """Distributed training batches (images, labels), from a global step on."""
+        return self._distributed_training(self.config["seed"], start_step)
+
+    def moment_batches(self) -> Iterable[Any]:
+        """The training batches that recomputed batch-norm statistics are pooled over."""
+        count = self.config["batch_norm"]["batches"]
+        seed = (self.config["seed"] + MOMENT_SEED_OFFSET) % 2**31
+        if "moments" not in self._pipelines:
+            self._pipelines["moments"] = self._distributed_training(seed, 0)
+        return itertools.islice(self._pipelines["moments"], count)
+
+    def _distributed_training(self, seed: int, start_step: int) -> Any:
+        def for_pipeline(context: Any) -> Any:
+            return self.dataset.train_batches(
+                self.config["data"]["batch_size"], seed, start_step, **_shards(context)
+            )
+
+        return _Batches(self.strategy.distribute_datasets_from_function(for_pipeline))
+
+    def eval_batches(self, split: str, limit: int | None = None) -> Any:
+        """Distributed evaluation batches (images, labels, weights), each image once.
+
+        Args:
+            split: of the data set.
+            limit: at most so many images; None for all.
+        """
+        if limit is not None:
+            limit = min(limit, self.dataset.num_examples[split])
+        key = "eval", split, limit
+        if key not in self._pipelines:
+            self._pipelines[key] = self._distributed_evaluation(split, limit)
+        return self._pipelines[key]
+
+    def _distributed_evaluation(self, split: str, limit: int | None) -> Any:
+        replicas = self.strategy.num_replicas_in_sync
+        batch = self.config["evaluate"]["batch_size"]
+        batch = -(-batch // replicas) * replicas
+
+        def for_pipeline(context: Any) -> Any:
+            return self.dataset.eval_batches(split, batch, limit=limit, **_shards(context))
+
+        return _Batches(self.strategy.distribute_datasets_from_function(for_pipeline))
+
+
+class _Batches:
+    """Distributed batches, iterated anew each time, that leave the memory allocator alone."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    @property
+    def element_spec(self) -> Any:
+        """Shapes and types of a batch, on every replica."""
+        return self._batches.element_spec
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = iter(self._batches)
+        host_memory.keep_it_so()
+        return iterator
+
+
+def _shards(context: Any) -> dict[str, Any]:
+    """Which parts of each global batch an input pipeline feeds to its replicas."""
+    per_pipeline = context.num_replicas_in_sync // context.num_input_pipelines
+    first = context.input_pipeline_id * per_pipeline
+    return {
+        "num_shards": context.num_replicas_in_sync,
+        "shard_ids": tuple(range(first, first + per_pipeline)),
+    }
+
+
+def load_dataset(config: dict[str, Any]) -> Any:
+    """Loads the data set a configuration names.
+
+    Raises:
+        ConfigError: if its name, augmentation or split does not exist, or it is not prepared.
+    """
+    options = config["data"]
+    stage(f"loading the data {options['name']!r}")
+    try:
+        dataset = data.load(
+            options["name"],
+            data_dir=options["dir"],
+            augmentation=options["augmentation"],
+            image_size=options["image_size"],
+            download=options["download"],
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.data: {error}") from None
+    if (options["eval_split"] or dataset.eval_split) not in dataset.num_examples:
+        raise ConfigError(
+            "`config.data.eval_split` must name the split to evaluate on, one of "
+            f"{sorted(dataset.num_examples)}. Received: {options['eval_split']!r}"
+        )
+    return dataset
+
+
+def build_model(config: dict[str, Any], dataset: Any) -> Any:
+    """Builds the network a configuration describes, for a data set's images and classes.
+
+    Raises:
+        ConfigError: if there is no such network.
+    """
+    options = config["model"]
+    try:
+        return resnet(
+            options["depth"],
+            dataset.num_classes,
+            dataset.image_shape,
+            stem=options["stem"],
+            width=options["width"],
+            batch_norm_momentum=options["batch_norm"]["momentum"],
+            batch_norm_epsilon=options["batch_norm"]["epsilon"],
+            batch_norm_synchronized=options["batch_norm"]["synchronized"],
+            dtype=options["dtype"],
+            seed=config["seed"],
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from None
+
+
+def check_replicas(config: dict[str, Any], strategy: Any) -> None:
+    """Makes sure that batches can be split evenly.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if config["data"]["batch_size"] % replicas:
+        raise ConfigError(
+            f"`config.data.batch_size` must be a multiple of the number of replicas, {replicas}. "
+            f"Received: {config['data']['batch_size']}"
+        )
+
+
+def assemble(
+    config: dict[str, Any],
+    dataset: Any,
+    strategy: Any,
+    learning_rates: np.ndarray | None = None,
+) -> Assembly:
+    """Builds model, optimizer, averages and evaluator under a strategy.
+
+    Args:
+        config: from `config.validate`.
+        dataset: from `load_dataset`.
+        strategy: a `tf.distribute` strategy.
+        learning_rates: [T] rates to run instead of the configured schedule
+            (for a run under an equivalent schedule).
+
+    Raises:
+        ConfigError: if the parts do not fit together.
+    """
+    plan = resolve(config, dataset.num_examples["train"])
+    check_replicas(config, strategy)
+    stage("building the network")
+    rate = plan.rate if learning_rates is None else rates.as_rate(learning_rates)
+    with strategy.scope():
+        model = build_model(config, dataset)
+        optimizer = make_optimizer(
+            RateSchedule(rate), config["optimizer"]["momentum"], config["optimizer"]["nesterov"]
+        )
+        optimizer.build(model.trainable_variables)
+        averages = None
+        if plan.averages:
+            variables = [
+                *model.trainable_variables,
+                *averaged_statistics(model, plan.policies),
+            ]
+            averages = AverageState(variables, plan.averages)
+    assembly = Assembly(
+        config=config,
+        plan=plan,
+        dataset=dataset,
+        strategy=strategy,
+        model=model,
+        optimizer=optimizer,
+        averages=averages,
+        evaluator=Evaluator(strategy, model),
+        learning_rates=rates.as_array(rate, plan.total_steps),
+    )
+    assembly.evaluator = Evaluator(
+        strategy,
+        model,
+        averages,
+        plan.policies,
+        assembly.moment_batches,
+        config["batch_norm"]["batches"],
+    )
+    return assembly

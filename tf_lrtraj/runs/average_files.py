@@ -1,0 +1,297 @@
+"""Averages of weight files that exist: by given weights, or greedily by a metric.
+
+`WeightFiles` reads the files of one architecture one at a time, sums them, evaluates sums and
+saves them; `greedy_soup` chooses which files go into a uniform average (Wortsman et al. 2022,
+arXiv 2203.05482).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.averaging.weight_files import check_ending, read_npz, read_weights
+from tf_lrtraj.runs.config_checks import ConfigError
+
+__all__ = ["MODES", "Soup", "WeightFiles", "better", "greedy_soup", "import_modules", "load_model"]
+
+MODES = ("auto", "min", "max")
+_LOWER = ("loss", "error", "entropy", "mse", "mae", "perplexity", "divergence")
+_HIGHER = ("acc", "auc", "precision", "recall", "f1", "iou", "score", "similarity", "r2")
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports modules that register a user's own layers with Keras; the folder one is in counts.
+
+    Raises:
+        ConfigError: if one cannot be imported.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the module is the user's own code
+            raise ConfigError(
+                f"--import: {name!r} cannot be imported: {type(error).__name__}: {error}"
+            ) from None
+
+
+def load_model(path: str | os.PathLike[str]) -> Any:
+    """A `.keras` model, loaded without trust.
+
+    Raises:
+        ConfigError: if it cannot be loaded; what to do about a class of one's own is said.
+    """
+    from tf_lrtraj.averaging import model_files
+
+    try:
+        return model_files.load_model(path)
+    except (OSError, ValueError) as error:
+        found = re.search(r"Could not locate class '(\w+)'", f"{error} {error.__context__}")
+        if found is None:
+            raise ConfigError(str(error)) from None
+        raise ConfigError(
+            f"the model {os.fspath(path)} has a class {found[1]!r} that Keras does not know. Give "
+            "--import=MODULE, a module that registers it with "
+            "keras.saving.register_keras_serializable"
+        ) from None
+
+
+class WeightFiles:
+    """Weight files of one architecture.
+
+    Args:
+        paths: `.keras`, `.weights.h5` or `.npz` files.
+        model: a `.keras` file of the model; by default the first `.keras` file among the paths.
+            Only `.npz` files can do without.
+        batch_norm_data: inputs on which batch-norm statistics of averages are recomputed; without
+            it they are averaged with the weights.
+        data: (x, y) to evaluate on.
+        batch_size: of evaluation and recomputation.
+
+    Raises:
+        ConfigError: if a model is needed or cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        model: str | os.PathLike[str] | None = None,
+        batch_norm_data: np.ndarray | None = None,
+        data: tuple[np.ndarray, np.ndarray | None] | None = None,
+        batch_size: int = 128,
+    ) -> None:
+        self.paths = [pathlib.Path(path) for path in paths]
+        endings = [check_ending(path) for path in self.paths]
+        if model is None and ".keras" in endings:
+            model = self.paths[endings.index(".keras")]
+        if model is None and set(endings) != {".npz"}:
+            raise ConfigError("--model=FILE.keras is needed to read .weights.h5 files")
+        self.model = None if model is None else load_model(model)
+        self._batch_norm_data = batch_norm_data
+        self._data = data
+        self._batch_size = batch_size
+        self._names: list[str] = []
+
+    @property
+    def has_batch_norm(self) -> bool:
+        from tf_lrtraj.backend import batch_norm as bn
+
+        return self.model is not None and bool(bn.find_statistics(self.model))
+
+    def describe(self) -> str:
+        """What a record says of the batch-norm statistics of averages."""
+        if not self.has_batch_norm:
+            return "none"
+        if self._batch_norm_data is None:
+            return "average"
+        return f"recompute({len(self._batch_norm_data)} examples)"
+
+    def _read(self, index: int) -> list[np.ndarray]:
+        if self.model is not None:
+            return read_weights(self.paths[index], self.model)
+        named = read_npz(self.paths[index])
+        self._names = self._names or list(named)
+        if list(named) != self._names:
+            raise ConfigError(
+                f"{self.paths[index]} holds the arrays {list(named)[:3]}…, and {self.paths[0]} "
+                f"holds {self._names[:3]}…"
+            )
+        return list(named.values())
+
+    def average(self, weights: Sequence[float] | np.ndarray) -> list[np.ndarray]:
+        """The weighted sum of the files' arrays, in float64 until the end.
+
+        Arrays of integers are those of the last file with a weight.
+
+        Args:
+            weights: one for each file; they sum to 1.
+
+        Raises:
+            ConfigError: if the files do not fit together.
+        """
+        total: list[np.ndarray] = []
+        dtypes: list[np.dtype[Any]] = []
+        for index in np.flatnonzero(weights).tolist():
+            arrays = self._read(index)
+            if not total:
+                dtypes = [array.dtype for array in arrays]
+                total = [np.zeros(array.shape) for array in arrays]
+            if [array.shape for array in arrays] != [array.shape for array in total]:
+                raise ConfigError(f"{self.paths[index]} holds arrays of other shapes")
+            for at, array in enumerate(arrays):
+                if array.dtype.kind in "iub":
+                    total[at] = array
+                else:
+                    total[at] += weights[index] * array.astype(np.float64)
+        return [sums.astype(dtype) for sums, dtype in zip(total, dtypes, strict=True)]
+
+    @contextlib.contextmanager
+    def _in_model(self, arrays: Sequence[np.ndarray]) -> Iterator[Any]:
+        """The model with these weights, batch-norm statistics recomputed where there is data."""
+        from tf_lrtraj import backend
+        from tf_lrtraj.averaging import borrow
+        from tf_lrtraj.averaging.model_weights import ModelWeights
+
+        model: Any = self.model
+        held = {id(v): array for v, array in zip(model.weights, arrays, strict=True)}
+        trainable = [held[id(v)] for v in model.trainable_variables]
+        others = [held.get(id(v), v.value) for v in model.non_trainable_variables]
+        with borrow(model, trainable, others, "an average of files"):
+            if self.has_batch_norm and self._batch_norm_data is not None:
+                convert = ModelWeights(model, "recompute", self._batch_norm_data, self._batch_size)
+                backend.assign(model.non_trainable_variables, convert(trainable)[1])
+            yield model
+
+    def evaluate(self, arrays: Sequence[np.ndarray]) -> dict[str, float]:
+        """The compiled loss and metrics of weights.
+
+        Raises:
+            ConfigError: if there are no labels, or the model is not compiled.
+        """
+        if self.model is None or self._data is None or self._data[1] is None:
+            raise ConfigError("evaluating needs --data=FILE.npz with x and y, and a model")
+        if not self.model.compiled:
+            raise ConfigError("the model is not compiled, so it has no loss")
+        x, y = self._data
+        with self._in_model(arrays) as model:
+            found = model.evaluate(x, y, batch_size=self._batch_size, verbose=0, return_dict=True)
+        return {name: float(value) for name, value in found.items()}
+
+    def save(self, arrays: Sequence[np.ndarray], path: str | os.PathLike[str]) -> None:
+        """Writes `.keras`, `.weights.h5` or `.npz`, whole or not at all.
+
+        An `.npz` file holds an array for each of `model.weights`, named by its path.
+        """
+        from tf_lrtraj import records
+
+        if check_ending(path) == ".npz":
+            import io
+
+            content = io.BytesIO()
+            if self.model is None:
+                names = self._names
+            else:
+                names = [variable.path for variable in self.model.weights]
+                with self._in_model(arrays) as model:
+                    arrays = model.get_weights()
+            named: dict[str, Any] = dict(zip(names, arrays, strict=True))
+            np.savez(content, **named)
+            records.write_atomically(path, content.getvalue())
+            return
+        from tf_lrtraj.averaging.model_weights import save_weights
+
+        with self._in_model(arrays) as model:
+            save_weights(model, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Soup:
+    """A greedy soup.
+
+    Attributes:
+        weights: [K] of the files; equal for those in it, 0 for the others.
+        singles: [K] the metric of each file.
+        value: the metric of the soup.
+    """
+
+    weights: np.ndarray
+    singles: np.ndarray
+    value: float
+
+
+def better(metric: str, mode: str) -> Callable[[float, float], bool]:
+    """A function that says whether its first value of a metric is no worse than its second.
+
+    Raises:
+        ConfigError: if the direction of the metric is not known.
+    """
+    if mode == "auto":
+        name = metric.lower()
+        lower, higher = (any(part in name for part in parts) for parts in (_LOWER, _HIGHER))
+        if lower == higher:
+            raise ConfigError(
+                f"--metric_mode=min or max is needed: nothing is known of the metric {metric!r}"
+            )
+        mode = "min" if lower else "max"
+    return (lambda a, b: a <= b) if mode == "min" else (lambda a, b: a >= b)
+
+
+def greedy_soup(
+    files: WeightFiles,
+    metric: str,
+    mode: str = "auto",
+    tell: Callable[[str], None] = lambda text: None,
+) -> Soup:
+    """Adds files to a uniform average, best first, each if the metric gets no worse.
+
+    Args:
+        files: with data to evaluate on, which should be held out from training.
+        metric: "loss", or a metric that the model was compiled with.
+        mode: "min" or "max" is better, or "auto" by the metric's name.
+        tell: called with a line for each file.
+
+    Raises:
+        ConfigError: for an unknown metric or direction, or one that is not finite for any file.
+    """
+    no_worse = better(metric, mode)
+
+    def value(weights: np.ndarray) -> float:
+        found = files.evaluate(files.average(weights))
+        if metric not in found:
+            raise ConfigError(f"--soup must be one of {sorted(found)}. Received: {metric!r}")
+        return found[metric]
+
+    count = len(files.paths)
+    singles = np.array([value(row) for row in np.eye(count)])
+    order = [index for index in np.argsort(singles, kind="stable") if np.isfinite(singles[index])]
+    if not order:
+        raise ConfigError(f"{metric} is not finite for any of the files")
+    if no_worse(1.0, 0.0):  # higher is better
+        order = sorted(order, key=lambda index: -singles[index])
+    chosen, best = [order[0]], float(singles[order[0]])
+    tell(f"{files.paths[order[0]]}: {metric} {best:.4f}, the best file")
+    for index in order[1:]:
+        weights = np.zeros(count)
+        weights[[*chosen, index]] = 1.0 / (len(chosen) + 1)
+        candidate = value(weights)
+        taken = bool(np.isfinite(candidate)) and no_worse(candidate, best)
+        tell(
+            f"{files.paths[index]}: {metric} {singles[index]:.4f} alone, {candidate:.4f} with it: "
+            f"{'added' if taken else 'left out'}"
+        )
+        if taken:
+            chosen, best = [*chosen, index], candidate
+    weights = np.zeros(count)
+    weights[chosen] = 1.0 / len(chosen)
+    return Soup(weights, singles, best)

@@ -1,0 +1,156 @@
+"""What a run would take in memory and time, estimated before anything is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tf_lrtraj import memory
+from tf_lrtraj.kernels import Kernel
+from tf_lrtraj.runs.config_checks import ConfigError
+
+if TYPE_CHECKING:
+    from tf_lrtraj.models import Size
+
+__all__ = ["ABSURD", "check_counts", "check_memory", "check_run", "needs"]
+
+ABSURD = 10**13  # bytes; no device of today has so many
+_FLOAT = 4  # bytes
+# Batches that recomputed statistics may pool: so many, or as many as this many epochs have.
+_MOMENT_BATCHES, _MOMENT_EPOCHS = 1000, 10
+
+
+def check_counts(config: Mapping[str, Any], examples: int) -> None:
+    """Compares counts of a run's configuration with the number of training images.
+
+    Raises:
+        ConfigError: for batches or evaluations of more images than there are, and for so many
+            batches of recomputed statistics that they would never end.
+    """
+    batch = config["data"]["batch_size"]
+    for key, value in (
+        ("data.batch_size", batch),
+        ("evaluate.train_examples", config["evaluate"]["train_examples"]),
+    ):
+        if value > examples:
+            raise ConfigError(
+                f"`config.{key}` must be at most the number of training images, {examples}. "
+                f"Received: {value}"
+            )
+    most = max(_MOMENT_BATCHES, math.ceil(_MOMENT_EPOCHS * examples / batch))
+    if config["batch_norm"]["batches"] > most:
+        raise ConfigError(
+            f"`config.batch_norm.batches` must be at most {most:,}, as statistics are recomputed "
+            f"for every average at every evaluation. Received: {config['batch_norm']['batches']:,}"
+        )
+
+
+def needs(
+    size: Size,
+    averages: Mapping[str, Kernel],
+    *,
+    batch_size: int,
+    eval_batch_size: int,
+    momentum: bool = True,
+    bytes_per_activation: int = _FLOAT,
+) -> dict[str, int]:
+    """Bytes that training takes on one replica, by what takes them.
+
+    Args:
+        size: of the network.
+        averages: name → kernel.
+        batch_size: of training on this replica.
+        eval_batch_size: of evaluation on this replica.
+        momentum: whether the optimizer keeps a velocity.
+        bytes_per_activation: 4, or 2 in half precision.
+
+    Returns:
+        Bytes of "weights", of "averages.NAME" for each average, and of the larger of
+        "batch_size" and "eval_batch_size"; estimates from below.
+    """
+    copies = 3 if momentum else 2  # weights, gradients, velocity
+    found = {"weights": _FLOAT * (copies * size.trainable + size.statistics)}
+    for name, kernel in averages.items():
+        found[f"averages.{name}"] = kernel.memory_bytes(size.trainable)
+    # Of an evaluation two layers are held at a time.
+    training = batch_size * size.activations * bytes_per_activation
+    evaluation = eval_batch_size * 2 * size.largest * bytes_per_activation
+    key = "batch_size" if training >= evaluation else "eval_batch_size"
+    return {**found, key: max(training, evaluation)}
+
+
+def check_memory(
+    wanted: Mapping[str, int], keys: Mapping[str, str], replicas: int, available: int | None
+) -> None:
+    """Refuses what does not fit.
+
+    Args:
+        wanted: from `needs`, for one replica.
+        keys: "weights", "averages", "batch_size", "eval_batch_size" → entries of the configuration.
+        replicas: that share the memory.
+        available: bytes; None where it is not known.
+
+    Raises:
+        ConfigError: naming the entry that takes most, what it takes, and what there is.
+    """
+    total, most = replicas * sum(wanted.values()), ABSURD if available is None else available
+    if total <= most:
+        return
+    # Whatever else grows with the weights, they are named where they alone are too many.
+    alone = replicas * wanted["weights"] > most
+    largest = "weights" if alone else max(wanted, key=lambda part: wanted[part])
+    group, _, name = largest.partition(".")
+    key = f"{keys[group]}.{name}" if name else keys[group]
+    there = "no device has so much"
+    if available is not None:
+        there = f"the machine has {memory.describe(available)}"
+    raise ConfigError(
+        f"`{key}` asks for too much memory: the run takes about {memory.describe(total)} or more, "
+        f"of which {memory.describe(replicas * wanted[largest])} for this, and {there}. "
+        "Choose a smaller one."
+    )
+
+
+def check_run(
+    config: Mapping[str, Any],
+    averages: Mapping[str, Kernel],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    replicas: int = 1,
+    available: int | None = None,
+) -> None:
+    """`check_memory` of a training run.
+
+    Args:
+        config: from `config.validate`.
+        averages: name → kernel.
+        image_shape, num_classes: of the data.
+        replicas: that share the memory.
+        available: bytes; None where it is not known.
+
+    Raises:
+        ConfigError: where it does not fit, and for a network that does not exist.
+    """
+    from tf_lrtraj.models import resnet_size  # Keras takes many seconds to import
+
+    model = config["model"]
+    try:
+        size = resnet_size(model["depth"], num_classes, image_shape, model["stem"], model["width"])
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from None
+    wanted = needs(
+        size,
+        averages,
+        batch_size=config["data"]["batch_size"] // replicas,
+        eval_batch_size=-(-config["evaluate"]["batch_size"] // replicas),
+        momentum=bool(config["optimizer"]["momentum"]),
+        bytes_per_activation=2 if model["dtype"] == "mixed_bfloat16" else _FLOAT,
+    )
+    keys = {
+        "weights": "config.model.width` with `config.model.depth",
+        "averages": "config.averages",
+        "batch_size": "config.data.batch_size",
+        "eval_batch_size": "config.evaluate.batch_size",
+    }
+    check_memory(wanted, keys, replicas, available)

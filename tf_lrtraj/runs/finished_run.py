@@ -1,0 +1,42 @@
+"""What a workdir says of its run before TensorFlow is imported: whether everything is done."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from tf_lrtraj import records, report
+from tf_lrtraj.runs.run_config import validate
+
+__all__ = ["finished_report", "is_done"]
+
+
+def is_done(workdir: str | os.PathLike[str]) -> bool:
+    """Whether the run of a workdir has ended as it should."""
+    return records.read_run(workdir).get("status") == "done"
+
+
+def finished_report(
+    config: Mapping[str, Any], workdir: str | os.PathLike[str]
+) -> pathlib.Path | None:
+    """Writes the report of a run that is done, with its matched runs.
+
+    Args:
+        config: from `config.validate`.
+        workdir: of the run.
+
+    Returns:
+        The path of the report; None where something is left to do.
+
+    Raises:
+        records.RecordError: if the workdir belongs to another configuration, its records are
+            damaged, or another process is writing there.
+    """
+    records.check_workdir_matches(workdir, config, validate)
+    matched = [records.matched_dir(workdir, name) for name in config["matched"]["averages"]]
+    if not all(is_done(folder) for folder in (workdir, *matched)):
+        return None
+    with records.only_writer(workdir):
+        return report.write_report(workdir)

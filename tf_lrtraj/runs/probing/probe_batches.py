@@ -1,0 +1,111 @@
+"""Fixed batches that a run is probed with: functions of its data set and a seed alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.runs.assembly import MOMENT_SEED_OFFSET, Assembly
+from tf_lrtraj.runs.run_config import ConfigError
+
+# Probed batches have a data order of their own: neither the run's nor that of the
+# batches which statistics are recomputed on.
+SEED_OFFSET = 2_000_003
+
+Batches = list[tuple[np.ndarray, np.ndarray]]
+
+
+def check_training(num_examples: Mapping[str, int], batch_size: int, count: int) -> None:
+    """Makes sure that there are `count` training batches without repeating an image.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    images = num_examples["train"]
+    if batch_size > images:
+        raise ConfigError(
+            f"the batch size must be at most the number of training images, {images}. "
+            f"Received: {batch_size}"
+        )
+    if count > images // batch_size:
+        raise ConfigError(
+            f"{count} training batches of {batch_size} were asked for; the data "
+            f"has {images // batch_size} without repeating an image"
+        )
+
+
+def check_held_out(
+    num_examples: Mapping[str, int], batch_size: int, split: str, count: int
+) -> None:
+    """Makes sure that `split` is no training split and has `count` batches.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    splits = {name: n for name, n in num_examples.items() if name != "train"}
+    if split not in splits:
+        raise ConfigError(
+            f"held-out batches come from one of the splits {sorted(splits)}. Received: {split!r}"
+        )
+    if count * batch_size > splits[split]:
+        raise ConfigError(
+            f"{count} held-out batches of {batch_size} need {count * batch_size} images; {split!r} "
+            f"has {splits[split]}"
+        )
+
+
+class ProbeBatches:
+    """Batches of a run's data, drawn when they are first asked for.
+
+    Args:
+        assembly: of the run.
+        batch_size: examples in a batch; None for the run's own.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: if a batch is larger than the data.
+    """
+
+    def __init__(self, assembly: Assembly, batch_size: int | None = None, seed: int = 0) -> None:
+        self._assembly = assembly
+        self.batch_size = batch_size or assembly.config["data"]["batch_size"]
+        self._seed = (assembly.config["seed"] + SEED_OFFSET + seed) % 2**31
+        check_training(assembly.dataset.num_examples, self.batch_size, 0)
+
+    def training(self, count: int, skip: int = 0) -> Batches:
+        """Batches as training makes them, augmentation included; all images differ.
+
+        Raises:
+            ConfigError: if there are not enough images.
+        """
+        check_training(self._assembly.dataset.num_examples, self.batch_size, count + skip)
+        pipeline = self._assembly.dataset.train_batches(self.batch_size, self._seed, skip)
+        return _arrays(pipeline, count)
+
+    def held_out(self, split: str, count: int) -> Batches:
+        """Batches of an evaluation split, always the same.
+
+        Raises:
+            ConfigError: if there is no such split, or it is too small.
+        """
+        dataset = self._assembly.dataset
+        check_held_out(dataset.num_examples, self.batch_size, split, count)
+        pipeline = dataset.eval_batches(split, self.batch_size, limit=count * self.batch_size)
+        return _arrays(pipeline, count)
+
+    def moments(self) -> Batches:
+        """The run's batches for recomputed batch-norm statistics."""
+        config = self._assembly.config
+        seed = (config["seed"] + MOMENT_SEED_OFFSET) % 2**31
+        pipeline = self._assembly.dataset.train_batches(config["data"]["batch_size"], seed, 0)
+        return _arrays(pipeline, config["batch_norm"]["batches"])
+
+
+def _arrays(pipeline: Any, count: int) -> Batches:
+    return [
+        (batch[0].numpy(), batch[1].numpy())  # the third is 1 for every image of a full batch
+        for batch in itertools.islice(pipeline, count)
+    ]

@@ -1,0 +1,83 @@
+"""Probing a run that exists, from its workdir: what `lrtraj-probe` does."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tf_lrtraj import records, report
+from tf_lrtraj.probes.probe_recorder import record_path
+from tf_lrtraj.report.probe_figures import gallery
+from tf_lrtraj.runs.assembly import assemble, load_dataset
+from tf_lrtraj.runs.probing.requests import at_steps
+from tf_lrtraj.runs.probing.run_points import Places
+from tf_lrtraj.runs.probing.run_probes import Measurer
+from tf_lrtraj.runs.run_config import ConfigError
+
+
+def probe_run(
+    config: dict[str, Any],
+    workdir: str | os.PathLike[str],
+    kind: str,
+    options: Mapping[str, Any],
+    strategy: Any,
+    *,
+    steps: Sequence[str] = ("last",),
+    name: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> list[pathlib.Path]:
+    """Measures a probe of a run, draws it, and renews the run's report.
+
+    Args:
+        config: from `config.read_config`.
+        workdir: the run's folder.
+        kind, options: from `requests.check_request`.
+        strategy: a `tf.distribute` strategy of one device.
+        steps: points of probes that are measured at one point at a time.
+        name: of the records; the kind by default.
+        tell: told what each measurement will cost, before it starts.
+
+    Returns:
+        the records, the figure, and the report, as far as they were written.
+
+    Raises:
+        ConfigError, RecordError: for points, batches or data that cannot be had.
+    """
+    workdir = pathlib.Path(workdir)
+    name = records.check_average_name(name or kind, "a probe")
+    # The run's own averages are not needed, and would take their memory.
+    bare = {**config, "averages": {}, "probes": {}}
+    bare["matched"] = {**config["matched"], "averages": []}
+    # A matched run has rates of its own; for others the recorded ones are the configured ones.
+    rates = records.read_schedule(workdir / records.SCHEDULE)
+    assembly = assemble(bare, load_dataset(bare), strategy, rates)
+    places = Places(assembly, workdir)
+    measurer = Measurer(assembly, tell=tell)
+    folder = workdir / gallery.FOLDER
+    if at_steps(kind, options):
+        wanted = sorted({places.nearest(text) for text in steps})
+        written = [record_path(folder, name, step) for step in wanted]
+        for step, path in zip(wanted, written, strict=True):
+            tell(f"{kind} at step {step}")
+            velocity = functools.partial(places.velocity, step)
+            measurer.at_a_step(kind, options, places.read(step), step, path, velocity)
+    else:
+        if list(steps) != ["last"]:
+            raise ConfigError(
+                f"--steps goes with probes of single points; {kind!r} takes --points, or --first "
+                f"and --last. Received: {list(steps)}"
+            )
+        written = [folder / f"{name}.npz"]
+        measurer.of_the_run(kind, options, places, written[0])
+    for group in gallery.groups(workdir):
+        if group.name == name:
+            for text in [*group.findings, group.problem]:
+                if text:
+                    tell(text)
+    written += [path for path in gallery.draw(workdir) if path.stem == name]
+    if (workdir / records.RUN).is_file():
+        written.append(report.write_report(workdir))
+    return written

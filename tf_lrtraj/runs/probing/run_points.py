@@ -1,0 +1,308 @@
+"""Points of a run in weight space, by name: its snapshots, its checkpoints, averages of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj import backend, records
+from tf_lrtraj.averaging.post_hoc import average_snapshots
+from tf_lrtraj.averaging.snapshots import Snapshots
+from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.runs.assembly import Assembly
+from tf_lrtraj.runs.kernel_parsing import parse_average
+from tf_lrtraj.runs.run_config import ConfigError
+from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
+
+SNAPSHOTS, CHECKPOINTS = "snapshots", "checkpoints"
+_TRIP = re.compile(r"trip:([^:]+)(?::(\d+))?")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:%|percent)")
+
+
+class Places:
+    """Weights of a run at its steps, read from disk one set at a time.
+
+    It has `steps` and `read(step)`, as `Snapshots` has, so probes take it as a trajectory.
+
+    Args:
+        assembly: the run's parts; checkpoints are read into its model and optimizer.
+        workdir: the run's folder.
+        checkpoints: whether they are used; not while the model is being trained.
+
+    Raises:
+        RecordError: if the run has neither snapshots nor checkpoints.
+        ConfigError: if its snapshots are of another model.
+    """
+
+    def __init__(
+        self, assembly: Assembly, workdir: str | os.PathLike[str], *, checkpoints: bool = True
+    ) -> None:
+        self.workdir = pathlib.Path(workdir)
+        self._assembly = assembly
+        self.snapshots: Snapshots | None = None
+        if (self.workdir / SNAPSHOTS).is_dir():
+            self.snapshots = Snapshots(self.workdir / SNAPSHOTS)
+            self._check(self.snapshots)
+        self.num_trainable = len(assembly.model.trainable_variables)
+        groups = {key: assembly.checkpointed[key] for key in ("model", "optimizer")}
+        self._checkpointer = Checkpointer(self.workdir / CHECKPOINTS, groups, writer=False)
+        self._checkpoints = self._checkpointer.steps() if checkpoints else []
+        self._restored: int | None = None
+        taken = [] if self.snapshots is None else self.snapshots.steps.tolist()
+        self.steps = np.array(sorted({*taken, *self._checkpoints}), np.int64)
+        if not self.steps.size:
+            raise records.RecordError(
+                f"{workdir} holds neither snapshots nor checkpoints. A run takes snapshots with, "
+                "for example, --config.snapshots.every='20 steps'"
+            )
+
+    def _check(self, snapshots: Snapshots) -> None:
+        expected = [tuple(v.shape) for v in self._assembly.model.trainable_variables]
+        for entry in bn.find_statistics(self._assembly.model):
+            expected += [tuple(entry.layer.moving_mean.shape)] * 2
+        found = [v.shape for v in snapshots.variables]
+        if found != expected:
+            raise ConfigError(
+                f"the snapshots in {self.workdir / SNAPSHOTS} are of another model: they hold "
+                f"{len(found)} variables, and the model has {len(expected)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def read(self, step: int) -> list[Any]:
+        """Trainable arrays, then mean and variance of each batch-norm layer in turn.
+
+        Raises:
+            ConfigError: if there is no such step (those there are, are named).
+        """
+        if self.snapshots is not None and step in self.snapshots.steps:
+            return self.snapshots.read(step)
+        if step not in self._checkpoints:
+            raise ConfigError(
+                f"{self.workdir} holds no snapshot or checkpoint of step {step}. "
+                f"Steps: {_shown(self.steps)}"
+            )
+        self._restore(step)
+        model = self._assembly.model
+        variables = list(model.trainable_variables)
+        for entry in bn.find_statistics(model):
+            variables += [entry.layer.moving_mean, entry.layer.moving_variance]
+        return backend.to_numpy(backend.values(variables))
+
+    def velocity(self, step: int) -> list[Any]:
+        """The optimizer's velocity v of θ ← θ + v at a step, from a checkpoint.
+
+        Raises:
+            ConfigError: if there is no checkpoint of that step, or no momentum.
+        """
+        if step not in self._checkpoints:
+            raise ConfigError(
+                f"the velocity at step {step} needs a checkpoint of it (snapshots hold weights "
+                f"only). Checkpoints: {self._checkpoints}"
+            )
+        self._restore(step)
+        return velocity_of(self._assembly.optimizer)
+
+    def _restore(self, step: int) -> None:
+        if self._restored != step:
+            try:
+                self._checkpointer.restore(step)
+            except (CheckpointError, FileNotFoundError) as error:
+                raise ConfigError(str(error)) from None
+            self._restored = step
+
+    def nearest(self, text: str) -> int:
+        """The step that `text` names: a number, "last", "first", or a share of the run ("50%").
+
+        A share takes the step nearest to it; a number must be there.
+
+        Raises:
+            ConfigError: if it names none.
+        """
+        return nearest_step(text, self.steps, self._assembly.plan.total_steps, self.workdir)
+
+    def named(
+        self,
+        texts: Sequence[str],
+        trip_end: Callable[[int, int], Any] | None = None,
+    ) -> dict[str, Any]:
+        """Weights by name: of steps, of averages of the snapshots, of ends of side trips.
+
+        Args:
+            texts: steps as `nearest` takes them, kernels as `texts.parse_average` does, or
+                `trip:STEP:BATCH`, each with NAME= before it where another name is wanted.
+            trip_end: (step, number of the batch) → weights at the end of a side trip.
+
+        Raises:
+            ConfigError: for texts that are neither, and names given twice.
+        """
+        found: dict[str, Any] = {}
+        for text in texts:
+            name, weights = self._one(text, trip_end)
+            if name in found:
+                raise ConfigError(f"two points are named {name!r}: say NAME=… for one of them")
+            found[name] = weights
+        return found
+
+    def _one(self, text: str, trip_end: Any) -> tuple[str, Any]:
+        point = parse_point(text, trips=trip_end is not None)
+        if point.kernel is None:
+            step = self.nearest(point.step)
+            if point.batch is None:
+                return point.name or str(step), self.read(step)
+            assert trip_end is not None
+            return point.name or f"trip-{step}-{point.batch}", trip_end(step, point.batch)
+        try:
+            if self.snapshots is None:
+                raise ValueError("averages need snapshots, and the run took none")
+            built = average_snapshots(self.snapshots, {point.name: point.kernel}, progress=False)
+        except ValueError as error:
+            raise ConfigError(f"the point {text!r}: {error}") from None
+        return point.name, built[point.name].arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What a text names: a step, the end of a side trip from it, or an average of snapshots.
+
+    Attributes:
+        name: the one given; empty for that of the step.
+        step: a text for `nearest_step`; empty for an average.
+        batch: number of the side trip's batch; None for no trip.
+        kernel: of an average, else None.
+    """
+
+    name: str
+    step: str = ""
+    batch: int | None = None
+    kernel: Any = None
+
+
+def parse_point(text: str, *, trips: bool = False) -> Point:
+    """Reads a point as `Places.named` takes it.
+
+    Raises:
+        ConfigError: if it is none.
+
+    >>> parse_point("end=trip:50%:3", trips=True)
+    Point(name='end', step='50%', batch=3, kernel=None)
+    """
+    name, equals, rest = text.partition("=")
+    plain = (rest if equals else text).strip()
+    given = name if equals else ""
+    trip = _TRIP.fullmatch(plain)
+    if trip and trips:
+        return Point(given, trip.group(1), int(trip.group(2) or 0))
+    if plain in ("first", "last") or plain[:1].isdigit():
+        return Point(given, plain)
+    try:
+        name, kernel = parse_average(text)
+    except ValueError as error:
+        raise ConfigError(f"the point {text!r}: {error}") from None
+    return Point(name, kernel=kernel)
+
+
+def nearest_step(text: str, steps: Any, total: int, where: str | os.PathLike[str]) -> int:
+    """Of [n] `steps` the one that `text` names; see `Places.nearest`.
+
+    Args:
+        text: "first", "last", a share such as "50%", or a number.
+        steps: ascending, not empty.
+        total: steps of the whole run, for shares.
+        where: for the message.
+
+    Raises:
+        ConfigError: if it names none.
+
+    >>> nearest_step("40%", np.array([0, 50, 100]), 100, "runs/a")
+    50
+    """
+    text = text.strip()
+    if text in ("first", "last"):
+        return int(steps[0 if text == "first" else -1])
+    share = _PERCENT.fullmatch(text)
+    if share and float(share.group(1)) <= 100:
+        wanted = float(share.group(1)) / 100 * total
+        return int(steps[np.argmin(np.abs(steps - wanted))])
+    if not text.isdigit() or int(text) not in steps:
+        raise ConfigError(
+            'a step must be "first", "last", a share such as "50%", or one of the steps in '
+            f"{where}, {_shown(steps)}. Received: {text!r}"
+        )
+    return int(text)
+
+
+class Slice:
+    """Some of the steps of a trajectory.
+
+    Args:
+        trajectory: has `read(step)`.
+        steps: the steps to keep, ascending.
+    """
+
+    def __init__(self, trajectory: Any, steps: Sequence[int]) -> None:
+        self._trajectory = trajectory
+        self.steps = np.asarray(steps, np.int64)
+        self.num_trainable = trajectory.num_trainable
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def read(self, step: int) -> list[Any]:
+        return self._trajectory.read(step)
+
+
+def velocity_of(optimizer: Any) -> list[Any]:
+    """SGD's velocities in the order of the trainable variables.
+
+    Raises:
+        ConfigError: if it keeps none.
+    """
+    velocities = [v for v in getattr(optimizer, "momentums", None) or [] if v is not None]
+    if not velocities:
+        raise ConfigError("the run has no momentum, so there is no velocity")
+    return backend.to_numpy(backend.values(velocities))
+
+
+def _shown(steps: Any) -> str:
+    numbers = [str(step) for step in steps]
+    return ", ".join(numbers if len(numbers) <= 12 else [*numbers[:6], "…", *numbers[-5:]])
+
+
+def spaced(places: Places, first: str | None, last: str | None) -> Slice:
+    """The snapshots (without any, the checkpoints) from `first` to `last` in equal strides.
+
+    Raises:
+        ConfigError: if fewer than 3 equally spaced ones are there.
+    """
+    low, high = places.nearest(first or "first"), places.nearest(last or "last")
+    steps = places.steps if places.snapshots is None else places.snapshots.steps
+    return Slice(places, equally_spaced(steps, low, high))
+
+
+def equally_spaced(steps: Any, low: int, high: int) -> list[int]:
+    """The steps from `low` to `high` in equal strides.
+
+    Raises:
+        ConfigError: if fewer than 3 equally spaced ones are there.
+
+    >>> equally_spaced(np.array([0, 10, 20, 30]), 5, 30)
+    [10, 20, 30]
+    """
+    inside = steps[(steps >= low) & (steps <= high)]
+    if inside.size >= 3:
+        spacing = int(np.min(np.diff(inside)))
+        inside = inside[(inside - inside[0]) % spacing == 0]
+        if inside.size >= 3 and np.all(np.diff(inside) == spacing):
+            return [int(step) for step in inside]
+    raise ConfigError(
+        f"needs at least 3 equally spaced snapshots between steps {low} and {high}. "
+        f"Received: {_shown(inside)}"
+    )

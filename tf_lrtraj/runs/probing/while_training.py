@@ -1,0 +1,166 @@
+"""Probes of a run while it trains, by its configuration; the run goes on as if there were none."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tf_lrtraj.averaging.post_hoc import snapshot_weights
+from tf_lrtraj.probes.probe_recorder import record_path
+from tf_lrtraj.runs.assembly import Assembly
+from tf_lrtraj.runs.probing.probe_batches import check_held_out, check_training
+from tf_lrtraj.runs.probing.requests import at_steps, check_kind, check_request
+from tf_lrtraj.runs.probing.run_points import (
+    SNAPSHOTS,
+    Places,
+    equally_spaced,
+    nearest_step,
+    parse_point,
+    velocity_of,
+)
+from tf_lrtraj.runs.probing.run_probes import Measurer
+from tf_lrtraj.runs.run_config import ConfigError, Plan
+from tf_lrtraj.training.loop import Action, nothing
+
+PROBES = "probes"
+
+
+def check(config: Mapping[str, Any], plan: Plan, dataset: Any) -> None:
+    """Makes sure that every probe of a configuration can be measured.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    for name, (when, what) in plan.probes.items():
+        kind, options = _request(name, what)
+        if at_steps(kind, options) and when is None:
+            raise ConfigError(
+                f"`config.probes.{name}` needs `every`, how often it is measured "
+                f"(a duration such as '1 epochs')"
+            )
+        if not at_steps(kind, options) and when is not None:
+            raise ConfigError(
+                f"`config.probes.{name}`: a {kind!r} probe takes several points of the run, so it "
+                "is measured once, at the end. Leave out `every`."
+            )
+        if not at_steps(kind, options) and plan.snapshots is None:
+            raise ConfigError(
+                f"`config.probes.{name}`: a {kind!r} probe is measured on snapshots. Take them "
+                "with, for example, config.snapshots.every = '20 steps'."
+            )
+        try:
+            _check_data(kind, config, options, dataset)
+            if when is None:
+                assert plan.snapshots is not None
+                steps = np.array(plan.snapshots.standing(plan.total_steps), np.int64)
+                _check_places(kind, options, steps, plan.total_steps)
+        except ConfigError as error:
+            raise ConfigError(f"`config.probes.{name}`: {error}") from None
+
+
+def _check_data(
+    kind: str, config: Mapping[str, Any], options: Mapping[str, Any], dataset: Any
+) -> None:
+    """Whether the data and the optimizer have what a probe takes of them."""
+    if options.get("direction") == "momentum" and not config["optimizer"]["momentum"]:
+        raise ConfigError("the run has no momentum, so there is no velocity")
+    if "batches" not in options:
+        return
+    size = options["batch_size"] or config["data"]["batch_size"]
+    held_out, count = options.get("held_out_batches", 0), options["batches"]
+    trips = kind == "basin" and any(
+        parse_point(text, trips=True).batch is not None for text in options["points"]
+    )
+    if kind in ("line", "side_trip") or trips:
+        count += held_out  # as many training batches that no step is taken on
+    check_training(dataset.num_examples, size, count)
+    if held_out:
+        split = options["held_out"] or config["data"]["eval_split"] or dataset.eval_split
+        check_held_out(dataset.num_examples, size, split, held_out)
+
+
+def _check_places(kind: str, options: Mapping[str, Any], steps: np.ndarray, total: int) -> None:
+    """Whether snapshots at `steps`, which will stand at the end, hold the points of a probe."""
+    where = "the snapshots that stand at the end"
+    if not steps.size:
+        raise ConfigError("no snapshot is taken before the run ends")
+    for text in options.get("points", ()):
+        point = parse_point(text, trips=kind == "basin")
+        if point.kernel is None:
+            nearest_step(point.step, steps, total, where)
+        else:
+            try:
+                snapshot_weights(steps, point.kernel)
+            except ValueError as error:
+                raise ConfigError(f"the point {text!r}: {error}") from None
+        if point.batch is not None and point.batch >= options["batches"]:
+            raise ConfigError(
+                f"a side trip's batch must be one of the {options['batches']} training batches, "
+                f"from 0. Received: {text!r}"
+            )
+    if kind in ("distance", "gradients"):
+        ends = [nearest_step(options[key] or key, steps, total, where) for key in ("first", "last")]
+        equally_spaced(steps, *ends)
+    other = options.get("other")
+    if other is not None and not pathlib.Path(other).is_dir():
+        raise ConfigError(f"`other` must be the workdir of a run. Received: {other!r}")
+
+
+def _request(name: str, what: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    options = dict(what)
+    try:
+        kind = check_kind(options.pop("probe", name))
+        return kind, check_request(kind, options)
+    except ConfigError as error:
+        raise ConfigError(f"`config.probes.{name}`: {error}") from None
+
+
+def actions(
+    assembly: Assembly, workdir: pathlib.Path, tell: Callable[[str], None], writer: bool = True
+) -> list[Action]:
+    """The probes of single points, each with its cadence.
+
+    Of several workers the writer alone measures; the others stop at the same steps.
+    """
+    wanted = [
+        (name, when, *_request(name, what))
+        for name, (when, what) in assembly.plan.probes.items()
+        if when is not None
+    ]
+    if not wanted:
+        return []
+    if not writer:
+        return [Action(when, nothing) for _, when, _, _ in wanted]
+    measurer = Measurer(assembly, tell=tell)
+
+    def velocity() -> Any:
+        return velocity_of(assembly.optimizer)
+
+    def action(name: str, when: Any, kind: str, options: dict[str, Any]) -> Action:
+        def what(step: int) -> None:
+            path = record_path(workdir / PROBES, name, step)
+            measurer.at_a_step(kind, options, None, step, path, velocity)
+
+        return Action(when, what)
+
+    return [action(*one) for one in wanted]
+
+
+def at_the_end(assembly: Assembly, workdir: pathlib.Path, tell: Callable[[str], None]) -> None:
+    """The probes that take several points, on the run's snapshots."""
+    wanted = [
+        (name, *_request(name, what))
+        for name, (when, what) in assembly.plan.probes.items()
+        if when is None
+    ]
+    if not wanted or not (workdir / SNAPSHOTS).is_dir():
+        return
+    measurer = Measurer(assembly, tell=tell)
+    # Only snapshots are read: checkpoints would be read into the model itself.
+    places = Places(assembly, workdir, checkpoints=False)
+    for name, kind, options in wanted:
+        path = workdir / PROBES / f"{name}.npz"
+        measurer.of_the_run(kind, options, places, path)

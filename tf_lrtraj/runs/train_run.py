@@ -1,0 +1,495 @@
+"""The main job: train, keep averages, evaluate, and run the schedules the averages equal.
+
+A workdir holds one run.  Runs under equivalent schedules are complete runs of
+their own in `matched/<average>/` inside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+import tf_lrtraj
+from tf_lrtraj import memory, records, report, theory
+from tf_lrtraj.averaging import borrow, save_model
+from tf_lrtraj.averaging.recorder import ModelSnapshots
+from tf_lrtraj.records import RAW
+from tf_lrtraj.runs.assembly import Assembly, assemble, build_model, check_replicas, load_dataset
+from tf_lrtraj.runs.cost_estimates import check_run
+from tf_lrtraj.runs.finished_run import is_done
+from tf_lrtraj.runs.probing import while_training
+from tf_lrtraj.runs.run_config import ConfigError, Plan, resolve, validate
+from tf_lrtraj.runs.run_description import describe
+from tf_lrtraj.training import loop
+from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
+from tf_lrtraj.training.log import RunLog
+from tf_lrtraj.training.progress import Progress, stage
+from tf_lrtraj.training.step import empty_plan, make_train_steps
+from tf_lrtraj.training.workers import Workers, losing
+
+CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
+MODELS = "models"
+
+
+def prepare(
+    config: Any, workdir: str | os.PathLike[str], strategy: Any = None
+) -> tuple[dict[str, Any], Any]:
+    """Checks everything that can be checked before anything is written or trained.
+
+    Args:
+        config: a configuration.
+        workdir: where everything will be written (by the chief, of several workers).
+        strategy: the run's, if what it cannot do is to be refused here too.
+
+    Returns:
+        (the validated configuration, its data set).
+
+    Raises:
+        ConfigError: for anything wrong in the configuration or its data.
+        records.RecordError: if the workdir belongs to another configuration, cannot
+            be written, or another process is writing there.
+        workers.Refused: if another worker found something wrong.
+    """
+    plain = validate(config)
+    workers = Workers(strategy)
+
+    def check() -> Any:
+        dataset = load_dataset(plain)
+        plan = resolve(plain, dataset.num_examples["train"])
+        if strategy is not None:
+            check_replicas(plain, strategy)
+            _check_memory(plain, plan, dataset, strategy, workers)
+        matched_rates(plain, plan)
+        while_training.check(plain, plan, dataset)
+        build_model(plain, dataset)  # its mistakes show now rather than later
+        return dataset
+
+    def on_chief() -> None:
+        records.check_workdir_matches(workdir, plain, validate)
+
+    workers.from_chief(on_chief)
+    _same_everywhere(plain, workers)
+    dataset = workers.together(check)
+    workers.from_chief(lambda: _usable(workdir))
+    return plain, dataset
+
+
+def _check_memory(
+    config: dict[str, Any], plan: Plan, dataset: Any, strategy: Any, workers: Workers
+) -> None:
+    """Refuses what cannot fit into memory: the machine's, where its processors train."""
+    replicas, available = strategy.num_replicas_in_sync // workers.count, memory.total()
+    on_processors = {"CPU"} == {d.device_type for d in tf.config.list_logical_devices()}
+    if not on_processors:  # how much a device has is not known here
+        available = None
+    shape, classes = dataset.image_shape, dataset.num_classes
+    check_run(config, plan.averages, shape, classes, replicas, available)
+
+
+def _usable(workdir: str | os.PathLike[str]) -> None:
+    with records.only_writer(records.prepare_workdir(workdir)):
+        pass
+
+
+def _same_everywhere(config: dict[str, Any], workers: Workers) -> None:
+    """Makes sure that all workers were given the same configuration."""
+    if workers.count == 1:
+        return
+    mine = json.loads(json.dumps(records.encode(config)))
+    chiefs = workers.from_chief(lambda: mine)
+
+    def check() -> None:
+        differing = [key for key, value in chiefs.items() if mine[key] != value]
+        if differing:
+            shown = [
+                f"config.{key}: {chiefs[key]!r} there, {mine[key]!r} here" for key in differing
+            ]
+            raise ConfigError(f"the chief has another configuration: {'; '.join(shown)}")
+
+    workers.together(check)
+
+
+def matched_rates(config: dict[str, Any], plan: Plan) -> dict[str, np.ndarray]:
+    """The equivalent schedule, [T] rates, of every average that is to be matched.
+
+    Raises:
+        ConfigError: if an average has no equivalent schedule that can be run.
+    """
+    base = tf_lrtraj.rates.as_array(plan.rate, plan.total_steps)
+    schedules = {}
+    for name in config["matched"]["averages"]:
+        curvature, momentum = config["matched"]["curvature"], config["optimizer"]["momentum"]
+        try:
+            rates = theory.schedule_from_weights(
+                plan.averages[name].weights(plan.total_steps), base, curvature, momentum
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.matched: the average {name!r}: {error}") from None
+        if rates.min() < 0:
+            step = int(np.argmax(rates < 0))
+            raise ConfigError(
+                f"config.matched: the average {name!r} equals a schedule with negative rates "
+                f"({rates[step]:.3g} at step {step}), which cannot be run."
+            )
+        schedules[name] = rates
+    return schedules
+
+
+def run(
+    config: dict[str, Any],
+    dataset: Any,
+    workdir: str | os.PathLike[str],
+    strategy: Any,
+    strategy_name: str = "",
+    tell: Callable[[str], None] = logging.info,
+) -> pathlib.Path | None:
+    """Makes the run, its matched runs, and the report; goes on where an earlier call stopped.
+
+    Args:
+        config: from `prepare`.
+        dataset: from `prepare`.
+        workdir: where everything is written.
+        strategy: a `tf.distribute` strategy.
+        strategy_name: for the record.
+        tell: told in a few words what starts, and what it will cost in memory and on disk.
+
+    Returns:
+        The path of the report; None on workers other than the chief, which write nothing.
+
+    Raises:
+        loop.Diverged: when a training loss is not finite (status "diverged").
+        loop.Interrupted: after SIGTERM or SIGINT (status "interrupted").
+        data.DataError: for a damaged file of the data (status "interrupted").
+        workers.Lost: when another worker is gone (status "interrupted").
+        records.RecordError: if another process is writing to the workdir.
+        workers.Refused: if the chief could not begin or go on with the run.
+    """
+    workdir = pathlib.Path(workdir)
+    workers = Workers(strategy)
+    path = None
+    if not workers.chief:
+        tell = logging.debug
+    plan = resolve(config, dataset.num_examples["train"])
+    schedules = matched_rates(config, plan)
+    forks = {name: fork_step(plan, rates) for name, rates in schedules.items()}
+    with contextlib.ExitStack() as held:
+        workers.from_chief(lambda: held.enter_context(records.only_writer(workdir)))
+        try:
+            tell(f"{config['name']}: training in {workdir}")
+            pinned = tuple(forks.values())
+            train_one(config, dataset, workdir, strategy, strategy_name, pinned=pinned, tell=tell)
+            for name, rates in schedules.items():
+                tell(f"{config['name']}: the run under the schedule equivalent to {name!r}")
+                train_one(
+                    _without_averages(config, name),
+                    dataset,
+                    records.matched_dir(workdir, name),
+                    strategy,
+                    strategy_name,
+                    learning_rates=rates,
+                    matched_to={"average": name, **_matched_config(config, name)},
+                    fork=(workdir, forks[name]),
+                )
+        finally:
+            if workers.chief and (workdir / records.RUN).exists():
+                stage("drawing the report")
+                path = report.write_report(workdir)
+    workers.wait()  # a worker that leaves early looks like one that was lost
+    return path
+
+
+def fork_step(plan: Plan, rates: np.ndarray) -> int:
+    """The last checkpoint of the base run up to which a matched run is that very run.
+
+    An average that starts late has a schedule equal to the base rate until then, and the
+    same start, batches and rates give the same bits; 0 where there is no such checkpoint.
+    Rates are compared in float32, as the optimizer takes them.
+    """
+    base = tf_lrtraj.rates.as_array(plan.rate, plan.total_steps)
+    differs = np.flatnonzero(rates.astype(np.float32) != base.astype(np.float32))
+    same = int(differs[0]) if differs.size else plan.total_steps
+    return same // plan.checkpoint * plan.checkpoint if plan.checkpoint else 0
+
+
+def _matched_config(config: dict[str, Any], name: str) -> dict[str, Any]:
+    kernel = dict(config["averages"][name])
+    kernel.pop("batch_norm", None)
+    return {
+        "kernel": kernel,
+        "curvature": config["matched"]["curvature"],
+        "momentum": config["optimizer"]["momentum"],
+    }
+
+
+def _without_averages(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The configuration of a matched run: the same, with no averages of its own."""
+    return {
+        **config,
+        "name": f"{config['name']}, schedule equivalent to {name}",
+        "averages": {},
+        "snapshots": {**config["snapshots"], "every": "never"},
+        "probes": {},
+        "matched": {**config["matched"], "averages": []},
+    }
+
+
+def train_one(
+    config: dict[str, Any],
+    dataset: Any,
+    workdir: pathlib.Path,
+    strategy: Any,
+    strategy_name: str = "",
+    learning_rates: np.ndarray | None = None,
+    matched_to: dict[str, Any] | None = None,
+    fork: tuple[pathlib.Path, int] | None = None,
+    pinned: Sequence[int] = (),
+    tell: Callable[[str], None] = logging.info,
+) -> None:
+    """Makes one run in `workdir`, or finishes it, or finds that it is done.
+
+    Args:
+        config, dataset, strategy, strategy_name: as in `run`.
+        workdir: of this run.
+        learning_rates: [T] rates to run instead of the configured schedule.
+        matched_to: what `run.json` says of the average the run should match.
+        fork: (workdir of another run, step): where this run has not begun, take over
+            that run's records and checkpoint of that step, if there is one.
+        pinned: steps whose checkpoints are kept for such forks.
+        tell: as in `run`.
+    """
+    workers = Workers(strategy)
+    if workers.from_chief(lambda: is_done(workdir)):
+        logging.info("%s is done already", workdir)
+        return
+    workers.from_chief(lambda: str(records.prepare_workdir(workdir)))
+    keras.utils.set_random_seed(config["seed"])
+    assembly = assemble(config, dataset, strategy, learning_rates)
+    plan, chief = assembly.plan, workers.chief
+    if assembly.averages is not None:
+        tell(assembly.averages.describe_memory())
+    checkpointer = Checkpointer(
+        workdir / CHECKPOINTS,
+        assembly.checkpointed,
+        keep=config["checkpoint"]["keep"],
+        writer=chief,
+        pinned=pinned,
+    )
+    description = describe(assembly, strategy_name, matched_to)
+
+    def begin() -> dict[str, Any]:
+        previous = records.read_run(workdir)
+        forked_at = previous.get("forked_at", 0)
+        if fork is not None and not checkpointer.steps():
+            forked_at = _take_over(*fork, checkpointer, workdir, assembly)
+        step, window = loop.resume(checkpointer, workdir / records.METRICS)
+        found = {"previous": previous, "forked_at": forked_at}
+        return {**found, "step": step, "window": window.state()}
+
+    found = workers.from_chief(begin)
+    step, window, previous = found["step"], loop.Window(**found["window"]), found["previous"]
+    if step:
+        for group in checkpointer.variables.values():
+            workers.share(group)
+    description["forked_at"] = found["forked_at"]
+    if previous and step:
+        description["created"] = previous.get("created", description["created"])
+        description["resumed_at"] = [*previous.get("resumed_at", []), step]
+    if chief:
+        records.write_json(workdir / records.CONFIG, config)
+        records.write_json(workdir / records.RUN, description)
+        records.write_schedule(workdir / records.SCHEDULE, assembly.learning_rates)
+    log = RunLog(
+        workdir,
+        step,
+        plan.steps_per_epoch,
+        lambda step: float(assembly.learning_rates[step]),
+        config["data"]["batch_size"],
+        tensorboard=config["tensorboard"],
+        writer=chief,
+    )
+    status, message = "interrupted", None
+    try:
+        actions = [
+            *_snapshots(assembly, workdir, step, tell, writer=chief),
+            *while_training.actions(assembly, workdir, tell, writer=chief),
+        ]
+        assembly.progress = Progress(plan.total_steps, step, config["name"])
+        assembly.evaluator.on_batch = assembly.progress.tick
+        with losing(workers.count > 1), dataset.named_faults():
+            loop.run(
+                _train_steps(assembly, step),
+                lambda step: evaluate_all(assembly, step, log),
+                checkpointer,
+                log,
+                loop.Cadence(
+                    plan.log,
+                    plan.evaluate,
+                    plan.checkpoint,
+                    config["steps_per_call"],
+                ),
+                plan.total_steps,
+                (step, window),
+                progress=assembly.progress,
+                actions=actions,
+                workers=workers,
+            )
+            if config["save_models"]:
+                stage("writing the models")
+                save_models(assembly, plan.total_steps, workdir / MODELS, writer=chief)
+            if chief and plan.probes:
+                while_training.at_the_end(assembly, workdir, tell)
+        status = "done"
+    except loop.Diverged as error:
+        status, message = "diverged", str(error)
+        raise
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        log.close()
+        if chief:
+            description.update(status=status, message=message)
+            records.write_json(workdir / records.RUN, description)
+
+
+def _snapshots(
+    assembly: Assembly,
+    workdir: pathlib.Path,
+    step: int,
+    tell: Callable[[str], None],
+    writer: bool = True,
+) -> list[loop.Action]:
+    """What writes the run's snapshots; those later than `step` are deleted."""
+    plan = assembly.plan
+    if plan.snapshots is None:
+        return []
+    if not writer:
+        return [loop.Action(plan.snapshots, loop.nothing)]
+    snapshots = ModelSnapshots(
+        assembly.model,
+        workdir / SNAPSHOTS,
+        plan.snapshots,
+        assembly.config["snapshots"]["encoding"],
+        plan.total_steps,
+    )
+    snapshots.writer.forget_after(step)
+    tell(f"at most {snapshots.most} snapshots of {snapshots.bytes_each / 1e6:.1f} MB are kept")
+    return [loop.Action(plan.snapshots, snapshots.write)]
+
+
+def _take_over(
+    source: pathlib.Path,
+    step: int,
+    checkpointer: Checkpointer,
+    workdir: pathlib.Path,
+    assembly: Assembly,
+) -> int:
+    """Puts another run's checkpoint and the rows of its raw weights in place of the first steps.
+
+    Returns:
+        The step, or 0 where the other run keeps no intact checkpoint of it.
+    """
+    groups = {name: group for name, group in checkpointer.variables.items() if group}
+    other = Checkpointer(source / CHECKPOINTS, groups, writer=False)
+    try:
+        _, progress = other.restore(step, loop.progress_problem)
+    except (FileNotFoundError, CheckpointError):
+        return 0
+    if checkpointer.writer:
+        rows = [
+            row
+            for row in records.read_rows(source / records.METRICS)
+            if row["step"] <= step and row.get("weights", RAW) == RAW
+        ]
+        for row in rows:
+            if "learning_rate" in row:  # equal in float32; the record is in float64
+                row["learning_rate"] = float(assembly.learning_rates[row["step"] - 1])
+        (workdir / records.METRICS).unlink(missing_ok=True)
+        with records.MetricsWriter(workdir / records.METRICS) as writer:
+            for row in rows:
+                writer.write(row)
+            writer.sync()
+            progress["rows"] = writer.mark()
+    checkpointer.save(step, progress)
+    return step
+
+
+def _train_steps(
+    assembly: Assembly, start: int
+) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
+    config = assembly.config
+    compiled = make_train_steps(
+        assembly.strategy,
+        assembly.model,
+        assembly.optimizer,
+        assembly.averages,
+        batch_size=config["data"]["batch_size"],
+        weight_decay=config["optimizer"]["weight_decay"],
+        label_smoothing=config["optimizer"]["label_smoothing"],
+    )
+    iterator = iter(assembly.train_batches(start))
+
+    def train_steps(step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        averages = assembly.averages
+        # The first update of a run makes T = 1.
+        rows = empty_plan(count) if averages is None else averages.plan(step + 1, count)
+        return compiled(iterator, rows)
+
+    return train_steps
+
+
+def evaluate_all(assembly: Assembly, step: int, log: RunLog) -> None:
+    """Evaluates the raw weights and every average, and writes the rows."""
+    config = assembly.config
+    evaluator = assembly.evaluator
+    splits: list[tuple[str, int | None]] = [(assembly.eval_split, None)]
+    if config["evaluate"]["train_examples"]:
+        splits.append(("train", config["evaluate"]["train_examples"]))
+    names = [RAW, *assembly.plan.averages]
+    for name, policy in evaluator.candidates(names, config["batch_norm"]["policy"]):
+        with assembly.doing(f"batch norm of {name}"):
+            weights = evaluator.weights(name, step, policy)
+        for split, limit in splits:
+            with assembly.doing(f"evaluating {name} on {split}"):
+                result = evaluator.evaluate(weights, assembly.eval_batches(split, limit))
+            log.evaluation(step, split, name, evaluator.describe(name, policy), result)
+
+
+def save_models(
+    assembly: Assembly,
+    step: int,
+    folder: pathlib.Path,
+    names: Sequence[str] | None = None,
+    writer: bool = True,
+) -> list[pathlib.Path]:
+    """Writes `.keras` files of the raw weights and of every average; the model keeps its own.
+
+    Of several workers all must call it, because statistics are recomputed by all together,
+    and one is the writer.
+    """
+    if writer:
+        folder.mkdir(parents=True, exist_ok=True)
+    evaluator = assembly.evaluator
+    paths = []
+    for name in names if names is not None else [RAW, *assembly.plan.averages]:
+        path = folder / f"{name}.keras"
+        if name == RAW:
+            if writer:
+                save_model(assembly.model, path)
+        else:
+            weights = evaluator.host_weights(evaluator.weights(name, step))
+            if writer:
+                with borrow(assembly.model, *weights):
+                    save_model(assembly.model, path)
+        paths.append(path)
+    return paths

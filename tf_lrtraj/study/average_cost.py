@@ -1,0 +1,103 @@
+"""Task: what a running average costs in memory and time, beside a training step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_lrtraj import backend, kernels
+from tf_lrtraj.averaging import AverageState
+from tf_lrtraj.study.problem import build_model
+from tf_lrtraj.study.session import Bench
+from tf_lrtraj.study.task import Task
+from tf_lrtraj.study.trainer import Trainer
+
+__all__ = ["TASKS", "cost"]
+
+# "single" is SWA as it is published; "auto" is what this package keeps by default.
+PRECISIONS = ("single", "auto")
+
+
+def cost(bench: Bench, seed: int) -> None:
+    """Times an update of SWA and a training step in turn, on two networks; counts the memory.
+
+    The networks are the scale's own and one of `config.cost.depth` and `config.cost.width`,
+    on batches of the scale's images.
+    """
+    config, problem = bench.config, bench.problem
+    settings = config["cost"]
+    rows: list[dict[str, Any]] = []
+    for name in ("own", "large"):
+        chosen = config["model"] if name == "own" else {**config["model"], **_size(settings)}
+        model = build_model({**config, "model": chosen}, problem, seed)
+        trainer = Trainer(model, bench.loss, problem, config["batch_size"])
+        trainer.compile(config["momentum"])
+        about = {"network": name, "depth": chosen["depth"], "width": chosen["width"]}
+        rows += [{**about, **row} for row in _measured(bench, trainer, seed)]
+    epoch = max(problem.num_train // config["batch_size"], 1)
+    bench.store("cost", seed, rows, {"steps_per_epoch": epoch, "batch_size": config["batch_size"]})
+
+
+def _size(settings: Mapping[str, Any]) -> dict[str, int]:
+    return {key: settings[key] for key in ("depth", "width")}
+
+
+def _measured(bench: Bench, trainer: Trainer, seed: int) -> list[dict[str, Any]]:
+    """A row for each precision and repeat: seconds of a step and of an update, and bytes."""
+    repeats, steps = (bench.config["cost"][key] for key in ("repeats", "steps"))
+    model, rates = trainer.model, np.zeros(steps)  # a step at rate 0 takes as long as any
+    weights = model.trainable_variables
+    size = sum(array.nbytes for array in backend.to_numpy(backend.values(weights)))
+    averages = {p: _Average(model, p) for p in PRECISIONS}
+    trainer.steps(0, rates, seed)  # what is compiled, is compiled now
+    for average in averages.values():
+        average.update(1)
+    rows = []
+    for repeat in range(repeats):
+        begin = time.perf_counter()
+        trainer.steps(0, rates, seed)
+        of_step = (time.perf_counter() - begin) / steps
+        for precision, average in averages.items():
+            begin = time.perf_counter()
+            average.update(steps)
+            of_update = (time.perf_counter() - begin) / steps
+            seconds = {"step_seconds": of_step, "update_seconds": of_update}
+            held = {"weights_bytes": size, "extra_bytes": average.nbytes}
+            rows.append({"precision": precision, "repeat": repeat, **seconds, **held})
+    return rows
+
+
+class _Average:
+    """SWA of a model's weights, updated as `WeightAveraging` does it."""
+
+    def __init__(self, model: keras.Model, precision: str) -> None:
+        variables = list(model.trainable_variables)
+        self._state = AverageState(variables, {"swa": kernels.Uniform()}, precision)
+        self._update = backend.compiled_update(
+            self._state.update, model, writes=self._state.variables, reads=variables
+        )
+        self._made = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in backend.to_numpy(self._state.variables))
+
+    def update(self, count: int) -> None:
+        """Makes so many updates, and waits for the last."""
+        for _ in range(count):
+            self._made += 1
+            plan = self._state.plan(self._made, 1)
+            self._update({key: backend.scalars(value[0]) for key, value in plan.items()})
+        backend.to_numpy(self._state.variables[-1:])
+
+
+def _steps(config: Mapping[str, Any]) -> dict[str, int]:
+    settings = config["cost"]
+    return {"cost": 2 * (settings["repeats"] + 1) * settings["steps"]}
+
+
+TASKS = (Task("cost", cost, "time and memory of an average", steps=_steps),)

@@ -1,0 +1,240 @@
+"""The learning problem of a reproduction: its arrays, its model, and its batches.
+
+Plain arrays in memory, so that everything runs on any Keras backend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_lrtraj import data, models
+from tf_lrtraj.data import ImageDataset
+from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.runs.config_checks import ConfigError
+
+__all__ = ["Batches", "Problem", "build_model", "crop_and_flip", "load_problem", "order_of"]
+
+IN_MEMORY = ("none", "crop_flip")  # augmentations of sets in memory
+_MOST_CLASSES = 1_000_000
+_SETS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Training and test images as arrays [n, height, width, channels], labels [n].
+
+    Attributes:
+        num_classes: of the labels.
+        augmentation: of training batches: "none" or "crop_flip".
+        stream: a data set too large for memory, which training batches come from; the
+            arrays then hold a part of it, for scores and probes.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    num_classes: int
+    augmentation: str = "none"
+    stream: ImageDataset | None = None
+
+    @property
+    def num_train(self) -> int:
+        """Training images, those not held in memory included."""
+        return len(self.x_train) if self.stream is None else self.stream.num_examples["train"]
+
+    def training_batches(self, batch_size: int, seed: int, first: int, num: int) -> Any:
+        """What `fit` takes for steps `first` … `first + num - 1`: a function of (seed, step)."""
+        if self.stream is None:
+            return Batches(self, batch_size, seed, first, num)
+        return self.stream.train_batches(batch_size, seed=seed, start_step=first).take(num)
+
+    def images(self, name: str, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """The set "train" or "test"; with "_part" after it, its first `part` images."""
+        whole = name.removesuffix("_part")
+        if whole not in ("train", "test"):
+            raise ValueError(
+                f"`name` must be train, test, train_part or test_part. Received: {name!r}"
+            )
+        x, y = getattr(self, f"x_{whole}"), getattr(self, f"y_{whole}")
+        return (x, y) if whole == name else (x[:part], y[:part])
+
+
+def load_problem(config: dict[str, Any]) -> Problem:
+    """Reads the data a configuration names.
+
+    Raises:
+        ConfigError: if it cannot be had, or is not what the rest of the configuration needs.
+    """
+    chosen = config["data"]
+    if chosen["file"]:
+        found = _from_file(pathlib.Path(chosen["file"]))
+    else:
+        try:
+            found = _from_dataset(chosen)
+        except ValueError as error:
+            raise ConfigError(f"config.data: {error}") from None
+    found = dataclasses.replace(found, augmentation=chosen["augmentation"])
+    if found.stream is None and found.augmentation not in IN_MEMORY:
+        raise ConfigError(
+            f"`config.data.augmentation` must be one of {list(IN_MEMORY)} for a set held in "
+            f"memory. Received: {found.augmentation!r}"
+        )
+    needed = max(config["batch_size"], config["evaluate"]["batch_norm_images"])
+    if len(found.x_train) < needed:
+        raise ConfigError(
+            f"`config.batch_size` and `config.evaluate.batch_norm_images` must be at most the "
+            f"number of training images, {len(found.x_train)}. Received: {needed}"
+        )
+    return found
+
+
+def _from_dataset(chosen: dict[str, Any]) -> Problem:
+    dataset = data.load(
+        chosen["name"],
+        data_dir=chosen["dir"],
+        image_size=chosen["image_size"],
+        augmentation=chosen["augmentation"],
+        download=chosen["download"],
+    )
+    held_out = dataset.eval_split
+    if held_out is None:
+        raise ValueError(f"{chosen['name']!r} has no test images")
+    if isinstance(dataset, data.InMemoryDataset):
+        return Problem(*dataset.arrays("train"), *dataset.arrays(held_out), dataset.num_classes)
+    train = _held(dataset, "train", chosen["held_images"])
+    test = _held(dataset, held_out, chosen["held_images"])
+    return Problem(*train, *test, dataset.num_classes, stream=dataset)
+
+
+def _held(dataset: ImageDataset, split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of a streamed split, and their labels."""
+    batches = dataset.eval_batches(split, 250, limit=limit)
+    found = [[array.numpy() for array in batch] for batch in batches]
+    images, labels, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return images[weights > 0], labels[weights > 0]
+
+
+def _from_file(path: pathlib.Path) -> Problem:
+    """Arrays of an .npz file, for machines that have no tensorflow-datasets."""
+    try:
+        stored = load_arrays(path, largest=None)
+        arrays = {name: stored[name] for name in _SETS}
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"`config.data.file` must be an .npz file with {list(_SETS)}. "
+            f"Received: {str(path)!r} ({type(error).__name__}: {error})"
+        ) from None
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        fits = x.ndim == 4 and x.size and x.dtype.kind in "iuf" and y.shape == x.shape[:1]
+        if not fits or y.dtype.kind not in "iu" or x.shape[1:] != arrays["x_train"].shape[1:]:
+            raise ConfigError(
+                f"`config.data.file`: x_{part} must be images [n, height, width, channels] and "
+                f"y_{part} integer labels [n], alike in training and test. Received: shapes "
+                f"{x.shape} and {y.shape}, types {x.dtype} and {y.dtype}"
+            )
+        if not 0 <= int(y.min()) <= int(y.max()) < _MOST_CLASSES:
+            raise ConfigError(
+                f"`config.data.file`: y_{part} must hold labels of at least 0, below "
+                f"{_MOST_CLASSES:,}. Received: {int(y.min())} to {int(y.max())}"
+            )
+    return Problem(
+        arrays["x_train"].astype(np.float32),
+        arrays["y_train"].astype(np.int32),
+        arrays["x_test"].astype(np.float32),
+        arrays["y_test"].astype(np.int32),
+        num_classes=int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1,
+    )
+
+
+def build_model(config: dict[str, Any], problem: Problem, seed: int) -> keras.Model:
+    """The network of a configuration; its weights are a function of the seed."""
+    chosen = config["model"]
+    model = models.resnet(
+        chosen["depth"],
+        problem.num_classes,
+        problem.x_train.shape[1:],
+        stem=chosen["stem"],
+        width=chosen["width"],
+        seed=seed,
+    )
+    if config["weight_decay"]:
+        # L2 on every weight, scales of batch norm included: with decay on the kernels alone
+        # those scales keep growing, and a run at constant rate never becomes stationary.
+        for variable in model.trainable_variables:
+            variable.regularizer = keras.regularizers.L2(0.5 * config["weight_decay"])
+    return model
+
+
+def order_of(seed: int, epoch: int, count: int) -> np.ndarray:
+    """[count] order of the training images in an epoch; a function of its arguments alone.
+
+    >>> order_of(0, 0, 4).tolist() == order_of(0, 0, 4).tolist()
+    True
+    """
+    return np.random.default_rng([seed, epoch, 0x6F72]).permutation(count)
+
+
+def crop_and_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each image shifted by up to an eighth of its size, zeros moving in, and flipped at random.
+
+    Args:
+        images: [n, height, width, channels], normalised, so that 0 is the mean.
+        rng: what shifts and flips are drawn from.
+    """
+    count, height, width, _ = images.shape
+    down, right = max(height // 8, 1), max(width // 8, 1)
+    padded = np.pad(images, ((0, 0), (down, down), (right, right), (0, 0)))
+    tops = rng.integers(0, 2 * down + 1, count)
+    lefts = rng.integers(0, 2 * right + 1, count)
+    flipped = rng.random(count) < 0.5
+    cropped = np.stack(
+        [
+            image[top : top + height, left : left + width]
+            for image, top, left in zip(padded, tops, lefts, strict=True)
+        ]
+    )
+    cropped[flipped] = cropped[flipped, :, ::-1]
+    return cropped
+
+
+class Batches(keras.utils.PyDataset):
+    """The training batches of steps `first` … `first + num - 1`: a function of (seed, step).
+
+    Whole batches only; the images left over at an epoch's end wait for the next one.
+    """
+
+    def __init__(self, problem: Problem, batch_size: int, seed: int, first: int, num: int) -> None:
+        super().__init__(workers=1, use_multiprocessing=False)
+        self._problem = problem
+        self._batch_size = batch_size
+        self._seed = seed
+        self._first = first
+        self._num = num
+        self._epoch = -1
+        self._order = np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        step, problem = self._first + index, self._problem
+        rows = self.rows(step)
+        images = problem.x_train[rows]
+        if problem.augmentation == "crop_flip":
+            images = crop_and_flip(images, np.random.default_rng([self._seed, step, 0x6175]))
+        return images, problem.y_train[rows]
+
+    def rows(self, step: int) -> np.ndarray:
+        """Which training images step `step` sees."""
+        count = len(self._problem.x_train)
+        epoch, place = divmod(step, count // self._batch_size)
+        if epoch != self._epoch:
+            self._order, self._epoch = order_of(self._seed, epoch, count), epoch
+        return self._order[place * self._batch_size : (place + 1) * self._batch_size]

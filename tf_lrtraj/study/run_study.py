@@ -1,0 +1,350 @@
+"""Runs a reproduction: plans it, makes what is missing, judges the claims, writes the page."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypedDict
+
+import keras
+import numpy as np
+
+import tf_lrtraj
+from tf_lrtraj import backend, claims, kernels, records
+from tf_lrtraj.claims import power
+from tf_lrtraj.claims.verdicts import bounds_shown
+from tf_lrtraj.models import resnet_size
+from tf_lrtraj.report.study import write_results
+from tf_lrtraj.runs import cost_estimates
+from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.study import task_plan as plans
+from tf_lrtraj.study.problem import Problem
+from tf_lrtraj.study.session import MEASURED, STATE, Bench
+from tf_lrtraj.study.study_config import validate
+from tf_lrtraj.study.trainer import Diverged
+
+__all__ = ["Interrupted", "describe_plan", "needed_tasks", "prepare", "run"]
+
+
+class Interrupted(RuntimeError):
+    """The reproduction was asked to stop; the same command goes on with it."""
+
+
+def needed_tasks(
+    ids: Collection[str] | None, config: Mapping[str, Any] | None = None
+) -> set[str] | None:
+    """Names of the tasks whose records these claims need; None for all.
+
+    Args:
+        ids: of claims; None for those that the scale is there for.
+        config: of the scale.
+
+    Raises:
+        ConfigError: for an id that no claim has.
+    """
+    ids = ids or (config or {}).get("claims") or None
+    if ids is None:
+        return None
+    try:
+        chosen = claims.chosen(ids)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return {task for claim in chosen for task in claim.needs}
+
+
+def prepare(config: Any, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checked configuration of a workdir, before anything long starts.
+
+    Raises:
+        ConfigError: for anything wrong in it.
+        records.RecordError: if the workdir belongs to another configuration.
+    """
+    plain = validate(config)
+    records.check_workdir_matches(folder, plain, validate)
+    return plain
+
+
+def describe_plan(
+    config: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    needed: Collection[str] | None,
+    num_train: int,
+    num_test: int,
+    only_seed: int | None = None,
+) -> str:
+    """A table of the tasks, whether they are done, and the cost of what is left."""
+    tasks = plans.plan(config, needed, only_seed)
+    done = _done(read_run(folder))
+    lines = [f"{'task':<16}{'seeds':<10}{'done':<10}{'images':>14}  what"]
+    for task in plans.TASKS:
+        seeds = [seed for other, seed in tasks if other is task]
+        if not seeds:
+            continue
+        made = [seed for seed in seeds if (task.name, seed) in done]
+        alone = [(task, seed) for seed in seeds]
+        whole = plans.images(config, alone, num_train, num_test)
+        shared = 3.0 * config["batch_size"] * plans.training_steps(config, alone)
+        own = whole - shared if task.name != "base" else whole
+        shown = [",".join(map(str, seeds)), ",".join(map(str, made)) or "-"]
+        lines.append(f"{task.name:<16}{shown[0]:<10}{shown[1]:<10}{own:>14,.0f}  {task.what}")
+    left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
+    total = plans.images(config, left, num_train, num_test)
+    lines.append(
+        f"{len(left)} of {len(tasks)} to do: about {plans.training_steps(config, left):,} training "
+        f"steps of {config['batch_size']} images; {total:,.0f} images forward in all (a training "
+        "step counts as three passes; the table shows evaluations and probes, and the base run)"
+    )
+    return "\n".join([*lines, *_power_lines(config)])
+
+
+def _power_lines(config: Mapping[str, Any]) -> list[str]:
+    """What the scale can decide, as far as its configuration says."""
+    rows = power.planned(config["power"])
+    if not rows:
+        return []
+    lines = [
+        "",
+        f"What it can decide, with the scatter of the pilot ({config['pilot']}):",
+        f"{'claim':<7}{'part':<24}{'expected':>10}{'±':>9}  {'wanted':<16}{'units':<10}decidable",
+    ]
+    for row in rows:
+        wanted = bounds_shown(row.wanted.low, row.wanted.high)
+        lines.append(
+            f"{row.claim:<7}{row.wanted.name:<24}{row.expected:>10.3g}{row.half_width:>9.2g}  "
+            f"{wanted:<16}{f'{row.count} {row.of}':<10}{'yes' if row.decidable else 'no'}"
+        )
+    return lines
+
+
+class _Run(TypedDict, total=False):
+    created: str
+    versions: dict[str, str]
+    done: dict[str, list[int]]
+    seconds: dict[str, dict[str, float]]
+
+
+def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`run.json` of a workdir; empty where there is none."""
+    path = pathlib.Path(folder) / records.RUN
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = records.read_json(path, _Run)
+    return found
+
+
+def _done(run: Mapping[str, Any]) -> set[tuple[str, int]]:
+    return {(name, seed) for name, seeds in run.get("done", {}).items() for seed in seeds}
+
+
+def run(
+    config: dict[str, Any],
+    folder: str | os.PathLike[str],
+    needed: Collection[str] | None = None,
+    tell: Callable[[str], None] = print,
+    progress: bool = True,
+    only_seed: int | None = None,
+) -> claims.Study | None:
+    """Makes what is missing and judges what there is.
+
+    Args:
+        config: from `prepare`.
+        folder: the workdir.
+        needed: tasks to make, from `needed_tasks`; None for all.
+        tell: told what goes on.
+        progress: show progress bars where there is a terminal.
+        only_seed: make this seed's records alone, and neither ledger nor report.  Processes with
+            different seeds may share a workdir.
+
+    Returns:
+        The records with what they say of every claim; ledger and page are written.  None with
+        `only_seed`.
+
+    Raises:
+        ConfigError: for a seed that the configuration does not have.
+        records.RecordError: if the workdir cannot be written, or another process writes to it.
+        Diverged: when a training loss is not finite.
+        Interrupted: after SIGTERM or SIGINT; what is finished is kept.
+    """
+    if only_seed is not None and not 0 <= only_seed < config["seeds"]:
+        raise ConfigError(
+            f"`only_seed` must be at least 0 and below config.seeds, {config['seeds']}. "
+            f"Received: {only_seed}"
+        )
+    folder = records.prepare_workdir(folder)
+    with contextlib.ExitStack() as held:
+        held.enter_context(records.only_writer(folder, shared=only_seed is not None))
+        if only_seed is not None:
+            own = folder / STATE / f"seed{only_seed}"
+            own.mkdir(parents=True, exist_ok=True)
+            held.enter_context(records.only_writer(own))
+        return _run(config, folder, needed, tell, progress, only_seed)
+
+
+def _run(
+    config: dict[str, Any],
+    folder: pathlib.Path,
+    needed: Collection[str] | None,
+    tell: Callable[[str], None],
+    progress: bool,
+    only_seed: int | None,
+) -> claims.Study | None:
+    bench = Bench(config, folder, tell, progress)
+    sizes = (len(bench.problem.x_train), len(bench.problem.x_test))  # nothing is written without
+    _check_sizes(config, bench.problem)
+    (folder / MEASURED).mkdir(exist_ok=True)
+    if not (folder / records.CONFIG).exists():  # `prepare` has held one that is there against it
+        records.write_json(folder / records.CONFIG, config)
+    done = _done(read_run(folder))
+    tasks = plans.plan(config, needed, only_seed)
+    left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
+    status, message, study = "interrupted", None, None
+    try:
+        with _stopping_cleanly() as asked:
+            tell(describe_plan(config, folder, needed, *sizes, only_seed))
+            begin = time.monotonic()
+            total = plans.images(config, left, *sizes)
+            for index, (task, seed) in enumerate(left):
+                # A run that several tasks read counts for the first, which makes it.
+                made = plans.images(config, left[:index], *sizes)
+                tell(
+                    f"[{index + 1}/{len(left)}] {task.name}, seed {seed}: {task.what}"
+                    + _time_left(time.monotonic() - begin, made, total - made)
+                )
+                started = time.monotonic()
+                task.run(bench, seed)
+                seconds = round(time.monotonic() - started, 1)
+                _note(config, folder, made=(task.name, seed, seconds), status="incomplete")
+                if asked.is_set():  # and something on the way has swallowed the exception
+                    raise KeyboardInterrupt
+        everything = {
+            (task.name, seed) for task, seed in plans.plan(config, needed_tasks(None, config))
+        }
+        status = "done" if everything <= _done(read_run(folder)) else "incomplete"
+    except Diverged as error:
+        status, message = "diverged", str(error)
+        raise
+    except KeyboardInterrupt:
+        message = "stopped by a signal"
+        raise Interrupted(
+            "stopped; what is finished is kept, and the same command goes on from there"
+        ) from None
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        _note(config, folder, status=status, message=message)
+        # Who stops it wants it to stop, and figures take a while; of one seed they say little.
+        if status != "interrupted" and only_seed is None:
+            study = write_results(folder)
+    return study
+
+
+def _note(
+    config: Mapping[str, Any],
+    folder: pathlib.Path,
+    *,
+    status: str,
+    message: str | None = None,
+    made: tuple[str, int, float] | None = None,
+) -> None:
+    """Writes `run.json`, with a task that has been made, while other processes wait."""
+    with records.one_at_a_time(folder / MEASURED):
+        kept = {key: value for key, value in read_run(folder).items() if key in _KEPT}
+        state = {**_describe(config), **kept, "status": status, "message": message}
+        if made is not None:
+            name, seed, seconds = made
+            state["done"][name] = sorted({*state["done"].get(name, []), seed})
+            state["seconds"].setdefault(name, {})[str(seed)] = seconds
+        records.write_json(folder / records.RUN, state)
+
+
+def _time_left(seconds: float, made: float, ahead: float) -> str:
+    if made <= 0 or seconds < 5:
+        return ""
+    return f" (about {seconds * ahead / made / 60:.0f} min left)"
+
+
+def _check_sizes(config: Mapping[str, Any], problem: Problem) -> None:
+    """What can only be told once the data is known.
+
+    Raises:
+        ConfigError: for a part of more images than there are, a network that does not exist, and
+            what no machine has memory for (how much a device has is not known here).
+    """
+    part, num_train = config["evaluate"]["part"], len(problem.x_train)
+    if part > num_train:
+        raise ConfigError(
+            f"`config.evaluate.part` must be at most the number of training images, {num_train}. "
+            f"Received: {part}"
+        )
+    model, shape = config["model"], problem.x_train.shape[1:]
+    try:
+        size = resnet_size(
+            model["depth"], problem.num_classes, shape, model["stem"], model["width"]
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from None
+    wanted = cost_estimates.needs(
+        size,
+        {name: kernels.from_config(entry) for name, entry in config["averages"].items()},
+        batch_size=config["batch_size"],
+        eval_batch_size=config["evaluate"]["batch_size"],
+    )
+    keys = {
+        "weights": "config.model.width` with `config.model.depth",
+        "averages": "config.averages",
+        "batch_size": "config.batch_size",
+        "eval_batch_size": "config.evaluate.batch_size",
+    }
+    cost_estimates.check_memory(wanted, keys, 1, None)
+
+
+_KEPT = ("done", "seconds", "created", "keras_backend", "versions")
+
+
+def _describe(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "format": records.run.FORMAT,
+        "name": config["name"],
+        "created": time.strftime("%Y-%m-%d"),
+        "versions": {
+            "tf_lrtraj": tf_lrtraj.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "keras_backend": backend.name(),
+        "processors": os.cpu_count(),
+        "done": {},
+        "seconds": {},
+    }
+
+
+@contextlib.contextmanager
+def _stopping_cleanly() -> Iterator[threading.Event]:
+    """SIGTERM stops the work as Ctrl-C does: between two Python statements, files whole.
+
+    Yields:
+        what is set once a stop has been asked for.
+    """
+    asked = threading.Event()
+
+    def stop(*_: Any) -> None:
+        asked.set()
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: whoever is there handles signals
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,295 @@
+"""SGD on `model.fit`, step by step under given rates, from a state to a state.
+
+One model and one compiled step serve every run: weights, velocities and rates are
+put into them.  A run is cut into segments, each one call of `fit` that begins and
+ends at a state on disk, so that an interruption loses one segment and the
+resumed run is the same to the bit.  Nothing here needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_lrtraj import backend
+from tf_lrtraj.averaging.recorder import SnapshotRecorder
+from tf_lrtraj.study.problem import Problem
+from tf_lrtraj.study.state_files import read_arrays, write_arrays
+
+__all__ = ["Diverged", "Run", "Trainer", "arrays_of", "state_name", "state_of"]
+
+_STATE = re.compile(r"state-(\d{9})\.npz")
+
+
+class Diverged(RuntimeError):
+    """A training loss was not finite."""
+
+
+def state_name(step: int) -> str:
+    """The file of a run's state after `step` updates."""
+    return f"state-{step:09d}.npz"
+
+
+def state_of(weights: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Values of Keras variables, as a state names them."""
+    arrays = backend.to_numpy(backend.values(weights))
+    return {f"weights/{i}": array for i, array in enumerate(arrays)}
+
+
+def arrays_of(state: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """A state's weights, trainable ones and then batch-norm statistics, as snapshots hold them."""
+    count = sum(name.startswith("weights/") for name in state)
+    return [state[f"weights/{i}"] for i in range(count)]
+
+
+class Trainer:
+    """Moves a model along batches; holds what is compiled.
+
+    Args:
+        model: whose loss may have decay terms (`variable.regularizer`).
+        loss: without them.
+        problem: the data.
+        batch_size: of training batches.
+    """
+
+    def __init__(self, model: keras.Model, loss: Any, problem: Problem, batch_size: int) -> None:
+        self.model = model
+        self.problem = problem
+        self.batch_size = batch_size
+        self._loss = loss
+        self._momentum: float | None = None
+
+    def _weights(self) -> list[Any]:
+        return [*self.model.trainable_variables, *self.model.non_trainable_variables]
+
+    def compile(self, momentum: float) -> None:
+        """Makes ready for steps with this momentum; with another, the step is compiled anew."""
+        if momentum == self._momentum:
+            return
+        optimizer = keras.optimizers.SGD(0.0, momentum=momentum)
+        self.model.compile(
+            optimizer,
+            self._loss,
+            metrics=[
+                keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy")
+            ],
+        )
+        optimizer.build(self.model.trainable_variables)
+        self._momentum = momentum
+
+    def put(self, state: dict[str, np.ndarray], step: int) -> None:
+        """Puts a state into the model; a velocity that it lacks, or that does not fit, is 0."""
+        weights, optimizer = self._weights(), self.model.optimizer
+        backend.assign(weights, [state[f"weights/{i}"] for i in range(len(weights))])
+        for i, variable in enumerate(self._velocities()):
+            array = state.get(f"velocity/{i}")
+            backend.assign(
+                [variable], [np.zeros(variable.shape, np.float32) if array is None else array]
+            )
+        optimizer.iterations.assign(step)
+
+    def take(self) -> dict[str, np.ndarray]:
+        """The model's state."""
+        velocities = backend.to_numpy(backend.values(self._velocities()))
+        return state_of(self._weights()) | {
+            f"velocity/{i}": array for i, array in enumerate(velocities)
+        }
+
+    def _velocities(self) -> list[Any]:
+        return list(self.model.optimizer.momentums) if self._momentum else []
+
+    def steps(
+        self,
+        first: int,
+        rates: np.ndarray,
+        order_seed: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        log_every: int = 50,
+    ) -> list[tuple[int, float]]:
+        """Makes one step for each rate, on the batches of steps `first`, `first + 1`, ….
+
+        Returns:
+            (step, mean loss of the batches since the entry before), every `log_every` steps.
+
+        Raises:
+            Diverged: if a loss is not finite.
+        """
+        log = _Log(first, log_every)
+        batches = self.problem.training_batches(self.batch_size, order_seed, first, len(rates))
+        self.model.fit(
+            batches,
+            epochs=1,
+            steps_per_epoch=len(rates),
+            shuffle=False,
+            verbose=0,
+            callbacks=[_Rates(rates), log, *callbacks],
+        )
+        return log.rows
+
+
+class _Rates(keras.callbacks.Callback):
+    """Sets the rate of each step; nothing is done where it stays the same."""
+
+    def __init__(self, rates: np.ndarray) -> None:
+        super().__init__()
+        self._rates = np.asarray(rates, np.float32)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch == 0 or self._rates[batch] != self._rates[batch - 1]:
+            self.model.optimizer.learning_rate = float(self._rates[batch])
+
+
+class _Log(keras.callbacks.Callback):
+    """Means of the batches' losses, from the running mean that `fit` keeps."""
+
+    def __init__(self, first: int, every: int) -> None:
+        super().__init__()
+        self.rows: list[tuple[int, float]] = []
+        self._first = first
+        self._every = every
+        self._seen = (0, 0.0)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        count = batch + 1
+        if (self._first + count) % self._every and count != self.params["steps"]:
+            return
+        mean = float((logs or {})["cross_entropy"])
+        seen, before = self._seen
+        loss = (mean * count - before * seen) / (count - seen)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the training loss is {loss} between steps {self._first + seen} and "
+                f"{self._first + count}; choose a smaller learning rate"
+            )
+        self.rows.append((self._first + count, loss))
+        self._seen = (count, mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run on disk, made segment by segment.
+
+    Attributes:
+        trainer: who makes the steps.
+        folder: where its states and snapshots lie.
+        first: the step it starts from.
+        rates: [n] rate of each of its steps.
+        momentum: of SGD.
+        order_seed: of the order of the batches.
+        start: () → the state it starts from.
+        keep: steps whose states are kept; the end's always is.
+        segment: at most so many steps between states.
+        snapshots: (name of the folder, every, first step, last step) of iterates to keep.
+        log_every: steps of an entry in the log of batch losses.
+        whole: (first, last) steps of stretches that are one segment whatever their length; they
+            do not overlap.
+    """
+
+    trainer: Trainer
+    folder: pathlib.Path
+    first: int
+    rates: np.ndarray
+    momentum: float
+    order_seed: int
+    start: Callable[[], dict[str, np.ndarray]]
+    keep: tuple[int, ...] = ()
+    segment: int = 1000
+    snapshots: tuple[tuple[str, int, int, int], ...] = ()
+    log_every: int = 50
+    whole: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.rates)
+
+    def path(self, step: int) -> pathlib.Path:
+        return self.folder / state_name(step)
+
+    def state(self, step: int | None = None) -> dict[str, np.ndarray]:
+        """A state that was kept; the last by default."""
+        return read_arrays(self.path(self.last if step is None else step))
+
+    def log(self) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, mean batch loss since the step before) from the run's first step on."""
+        state = self.state()
+        return state["log_steps"], state["log_loss"]
+
+    def _bounds(self) -> list[int]:
+        cuts = {self.first, self.last, *self.keep}
+        cuts |= {step for _, _, low, high in self.snapshots for step in (low, high)}
+        cuts = {step for step in cuts if self.first <= step <= self.last}
+        for low, high in self.whole:
+            cuts |= {low, high}
+            cuts -= set(range(low + 1, high))
+        ordered, bounds = sorted(cuts), [self.first]
+        for low, high in itertools.pairwise(ordered):
+            pieces = 1 if (low, high) in self.whole else math.ceil((high - low) / self.segment)
+            bounds += [low + round((high - low) * (i + 1) / pieces) for i in range(pieces)]
+        return bounds
+
+    def finish(
+        self,
+        callbacks: Callable[[int, int], Iterable[keras.callbacks.Callback]] = lambda *_: (),
+        done: Callable[[int, int], None] = lambda *_: None,
+        progress: Callable[[int], Any] = lambda _: None,
+    ) -> None:
+        """Makes what is missing of the run.
+
+        Args:
+            callbacks: (first, last step of a segment) → callbacks for its call of `fit`.
+            done: called with the same after the segment, before its end's state is written:
+                what it writes is there whenever the state is.
+            progress: told the number of steps made.
+        """
+        bounds = self._bounds()
+        at = max((i for i, step in enumerate(bounds) if self.path(step).exists()), default=-1)
+        if at == len(bounds) - 1:
+            progress(len(self.rates))
+            return
+        trainer = self.trainer
+        trainer.compile(self.momentum)
+        state = self.start() if at < 0 else self.state(bounds[at])
+        if at < 0:
+            state = {k: v for k, v in state.items() if not k.startswith("log_")}
+        trainer.put(state, bounds[max(at, 0)])
+        log = list(
+            zip(
+                state.get("log_steps", np.zeros(0, np.int64)).tolist(),
+                state.get("log_loss", np.zeros(0)).tolist(),
+                strict=True,
+            )
+        )
+        progress(bounds[max(at, 0)] - self.first)
+        for low, high in itertools.pairwise(bounds[max(at, 0) :]):
+            recorders = [
+                SnapshotRecorder(self.folder / name, every=every, start=begin)
+                for name, every, begin, end in self.snapshots
+                if begin <= low and high <= end
+            ]
+            rates = self.rates[low - self.first : high - self.first]
+            log += trainer.steps(
+                low, rates, self.order_seed, [*recorders, *callbacks(low, high)], self.log_every
+            )
+            done(low, high)
+            rows = np.array(log, np.float64).reshape(-1, 2)
+            write_arrays(
+                self.path(high),
+                trainer.take() | {"log_steps": rows[:, 0].astype(np.int64), "log_loss": rows[:, 1]},
+            )
+            self._forget(high)
+            progress(high - low)
+
+    def _forget(self, now: int) -> None:
+        """Deletes states before `now` that nothing will ask for."""
+        for path in self.folder.glob("state-*.npz"):
+            match = _STATE.fullmatch(path.name)
+            if match and int(match.group(1)) < now and int(match.group(1)) not in self.keep:
+                path.unlink()
