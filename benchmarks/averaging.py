@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from tf_lrtraj.claims.statistics import Interval
+    from tf_lrtraj.statistics import Interval
 
 RESULT = pathlib.Path(__file__).parent / "results" / "averaging.json"
 BACKENDS = ("tensorflow", "torch", "jax")
@@ -248,7 +248,7 @@ def main() -> None:
     import numpy as np
 
     from tf_lrtraj import records
-    from tf_lrtraj.claims.statistics import median_of
+    from tf_lrtraj.statistics import median_of
 
     rounds = 2 if options.quick else options.rounds
     workers = {backend: Worker(backend) for backend in BACKENDS}

@@ -191,7 +191,7 @@ def fit(depth: int, width: int, steps: int, data: Any) -> Callable[[], Times]:
 
 def summary(values: Any) -> dict[str, float]:
     """Median, quartiles, and the 95 % interval of the median."""
-    from tf_lrtraj.claims.statistics import median_of
+    from tf_lrtraj.statistics import median_of
 
     low, high = np.percentile(values, [25, 75])
     middle = median_of(values)

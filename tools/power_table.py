@@ -19,7 +19,7 @@ from typing import Any
 
 from tf_lrtraj import claims, records
 from tf_lrtraj.claims.layout import ONCE
-from tf_lrtraj.claims.statistics import student
+from tf_lrtraj.statistics import student
 
 
 def rows(study: claims.Study, seeds: int) -> list[dict[str, Any]]:

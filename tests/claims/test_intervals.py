@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tf_lrtraj.claims import statistics as st
+from tf_lrtraj import statistics as st
 
 
 @pytest.fixture

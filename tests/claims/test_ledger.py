@@ -8,8 +8,8 @@ import pytest
 
 from tf_lrtraj import claims
 from tf_lrtraj.claims import verdicts as v
-from tf_lrtraj.claims.statistics import over_seeds
 from tf_lrtraj.records import RecordError, write_json
+from tf_lrtraj.statistics import over_seeds
 
 ROOT = pathlib.Path(__file__).parents[2]
 IDS = [claim.id for claim in claims.CLAIMS]

@@ -10,10 +10,10 @@ from scipy import optimize, stats
 
 from tf_lrtraj import claims
 from tf_lrtraj.claims import averages_and_decays, several_points
-from tf_lrtraj.claims.statistics import LEVEL, TOST
 from tf_lrtraj.records import read_json
 from tf_lrtraj.report.drawing import to_svg
 from tf_lrtraj.report.study.schedule_figures import FIGURES
+from tf_lrtraj.statistics import LEVEL, TOST
 
 FOLDER = study_records.pathlib.Path(__file__).parents[2] / "results" / "reproduction_cifar10_cpu"
 

@@ -7,8 +7,8 @@ from scipy import stats
 from tf_lrtraj import claims
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.records_reader import Records
-from tf_lrtraj.claims.statistics import Estimate
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import Estimate
 
 
 def verdicts(folder):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tf_lrtraj.claims import verdicts as v
-from tf_lrtraj.claims.statistics import TOST, Estimate, Interval, mean_of
+from tf_lrtraj.statistics import TOST, Estimate, Interval, mean_of
 
 YES, NO, OPEN = v.REPRODUCED, v.NOT_REPRODUCED, v.INCONCLUSIVE
 ABOVE = v.Wanted("x", "x", low=1.0)

@@ -12,7 +12,6 @@ import pytest
 
 from tf_lrtraj import claims, records
 from tf_lrtraj.claims import verdicts as v
-from tf_lrtraj.claims.statistics import TOST, over_seeds
 from tf_lrtraj.report import drawing
 from tf_lrtraj.report.study import (
     html_printer,
@@ -25,6 +24,7 @@ from tf_lrtraj.report.study.claim_figure import ClaimFigure
 from tf_lrtraj.report.study.first_screen import HEADS, _filled
 from tf_lrtraj.report.study.page_blocks import Code, Figure, Heading, Paragraph, Table
 from tf_lrtraj.report.study.registry import FIGURES, HEAD
+from tf_lrtraj.statistics import TOST, over_seeds
 
 ROOT = pathlib.Path(__file__).parents[2]
 EVIL = '<script>alert("1")</script> & "more" `|` $x$'

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, Records
-from tf_lrtraj.claims.statistics import over_seeds
 from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import over_seeds
 
 TRAINING, HELD_OUT = "train_part", "test_part"
 SETS = {TRAINING: "training", HELD_OUT: "held-out"}

@@ -13,16 +13,9 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.statistics import (
-    LEVEL,
-    TOST,
-    Interval,
-    PairedRatio,
-    mean_of,
-    over_seeds,
-)
 from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import LEVEL, TOST, Interval, PairedRatio, mean_of, over_seeds
 
 SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 JUDGED = "curvature_free"  # the equivalence that judges A1; others are told

@@ -9,9 +9,9 @@ import numpy as np
 
 from tf_lrtraj.claims.minibatch import Collected
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
-from tf_lrtraj.claims.statistics import over_seeds
 from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import over_seeds
 
 # Ends of trips have next to no loss, so a share of theirs means nothing: the unit is the loss
 # at the start of the trips.  A tenth of it is near 0, as in B5.

@@ -9,9 +9,9 @@ import numpy as np
 from tf_lrtraj.claims.basin import segments_of
 from tf_lrtraj.claims.minibatch import FIT_WINDOW, SOURCE, Collected, by_step
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
-from tf_lrtraj.claims.statistics import over_seeds
 from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import over_seeds
 
 LIMIT = 10.0
 # A mean of float32 losses is known to a few units of its last place, 1.2e-7 of it.

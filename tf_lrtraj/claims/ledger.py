@@ -33,7 +33,6 @@ from tf_lrtraj.claims import (
 )
 from tf_lrtraj.claims.layout import ONCE
 from tf_lrtraj.claims.records_reader import NotMeasured, Records
-from tf_lrtraj.claims.statistics import Interval
 from tf_lrtraj.claims.verdicts import (
     INCONCLUSIVE,
     NOT_JUDGED,
@@ -45,6 +44,7 @@ from tf_lrtraj.claims.verdicts import (
 )
 from tf_lrtraj.records import RecordError, write_atomically
 from tf_lrtraj.records.strict_json import encode
+from tf_lrtraj.statistics import Interval
 
 FORMAT = 2
 LEDGER = "ledger.json"

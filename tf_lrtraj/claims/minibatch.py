@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
-from tf_lrtraj.claims.statistics import over_seeds
 from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import over_seeds
 
 SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 

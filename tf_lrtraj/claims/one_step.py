@@ -9,9 +9,9 @@ import numpy as np
 
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.records_reader import Measured, Probed, Records
-from tf_lrtraj.claims.statistics import Estimate, over_seeds, trend
 from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import Estimate, over_seeds, trend
 
 # The model says 1 and 1/2.
 CROSSING = Wanted(

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tf_lrtraj.claims.ledger import CLAIMS
-from tf_lrtraj.claims.statistics import student
 from tf_lrtraj.claims.verdicts import Claim, Interval, Wanted
+from tf_lrtraj.statistics import student
 
 __all__ = ["Planned", "planned"]
 

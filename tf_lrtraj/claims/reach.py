@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.statistics import TOST, PairedRatio, over_seeds
 from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
+from tf_lrtraj.statistics import TOST, PairedRatio, over_seeds
 
 DEPENDENCE = Wanted(
     "dependence",

@@ -10,16 +10,8 @@ import numpy as np
 
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.statistics import (
-    LEVEL,
-    TOST,
-    Estimate,
-    Interval,
-    PairedRatio,
-    line,
-    over_seeds,
-)
 from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Part, Told, Wanted, conclude
+from tf_lrtraj.statistics import LEVEL, TOST, Estimate, Interval, PairedRatio, line, over_seeds
 
 SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 # Fewer iterates of a rate do not tell its loss.

@@ -26,15 +26,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, Records
-from tf_lrtraj.claims.statistics import (
-    Estimate,
-    exponent,
-    line,
-    over_seeds,
-    trend,
-)
 from tf_lrtraj.claims.verdicts import Condition, as_interval
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import Estimate, exponent, line, over_seeds, trend
 
 # A loss that has levelled off may change by a tenth of itself over the window.  Rates that
 # differ by a factor of 2, the smallest step between rates in any claim, move the loss of a

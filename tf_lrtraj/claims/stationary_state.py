@@ -9,9 +9,9 @@ import numpy as np
 
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.statistics import Estimate, PairedRatio, exponent, over_seeds, trend
 from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import Estimate, PairedRatio, exponent, over_seeds, trend
 
 SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 OURS = "Found here, claimed by nobody"

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.statistics import Estimate, PairedRatio, mean_of, over_seeds
 from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import Estimate, PairedRatio, mean_of, over_seeds
 
 SWA = "Izmailov et al. 2018, arXiv 1803.05407"
 FGE = "Garipov et al. 2018, arXiv 1802.10026"

@@ -9,9 +9,9 @@ import numpy as np
 from scipy import stats
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.statistics import Estimate, Median, PairedRatio, over_seeds
 from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import Estimate, Median, PairedRatio, over_seeds
 
 SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 CURVES = ("large", "ema", "small")

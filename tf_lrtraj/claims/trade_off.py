@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.statistics import over_seeds
 from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
+from tf_lrtraj.statistics import over_seeds
 
 FAMILIES = {"rate": "low rates", "decay": "decays"}
 LOWER = Wanted(

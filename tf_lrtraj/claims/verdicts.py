@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tf_lrtraj.claims.layout import records_of
-from tf_lrtraj.claims.statistics import LEVEL, TOST, Interval
+from tf_lrtraj.statistics import LEVEL, TOST, Interval
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"

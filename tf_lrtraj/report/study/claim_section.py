@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from tf_lrtraj.claims import Claim, Judgement, Study
-from tf_lrtraj.claims.statistics import LEVEL
 from tf_lrtraj.claims.verdicts import (
     INCONCLUSIVE,
     NOT_JUDGED,
@@ -28,6 +27,7 @@ from tf_lrtraj.report.study.page_blocks import (
     Section,
     Table,
 )
+from tf_lrtraj.statistics import LEVEL
 
 __all__ = ["section"]
 
