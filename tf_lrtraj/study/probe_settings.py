@@ -3,7 +3,7 @@
 `PROBE_DEFAULTS` and `PROBE_CHECKS` are parts of the reproduction's configuration; `costs`
 serves its plan.
 
->>> from tf_lrtraj.experiments.reproduction import probe_settings
+>>> from tf_lrtraj.study import probe_settings
 >>> sorted(probe_settings.PROBE_DEFAULTS)
 ['convexity', 'displacement', 'ensemble', 'one_step', 'probes', 'reach', 'shell', 'width']
 """
