@@ -25,13 +25,14 @@ ROOT = pathlib.Path(tf_lrtraj.__file__).parent
 # One style of checks, of statistics and of random streams, for all rooms.
 BASE = {"values", "statistics", "seeds"}
 GROUND = BASE | {
-    *("kernels", "rates", "durations", "records", "memory", "specs"),
+    *("configurable", "kernels", "rates", "durations", "records", "memory", "specs"),
     *("backend", "models", "data"),
 }
 RECORDS_SIDE = {"report", "claims"}
 # room -> rooms it may import.  A room not named here must be given its place first.
 ALLOWED = {room: set() for room in BASE} | {room: BASE for room in GROUND - BASE}
-ALLOWED["durations"] = BASE | {"kernels", "rates"}
+ALLOWED["kernels"] = ALLOWED["rates"] = BASE | {"configurable"}
+ALLOWED["durations"] = BASE | {"configurable", "kernels", "rates"}
 ALLOWED["backend"] = BASE | {"memory"}
 ALLOWED["theory"] = BASE | {"kernels", "rates"}
 ALLOWED["schedules"] = GROUND | {"theory"}
@@ -55,6 +56,7 @@ PLAIN = {
     "registration",
     *BASE,
     "specs",
+    "configurable",
     "kernels",
     "rates",
     "durations",

@@ -108,8 +108,8 @@ def test_epochs_need_not_be_whole_numbers_of_steps():
         ({"start": "2 epochs"}, r"`swa.start` cannot be in epochs, as the number of steps of an"),
         ({"every": "64 examples"}, r"`swa.every` cannot be in examples, as the batch size is not"),
         ({"start": "50 percent"}, r"cannot be in percent.* give it in steps. Received"),
-        ({"kernel": "Exponential", "decay": "0.99"}, r"`swa.decay` must not be text.*'0.99'"),
-        ({"kernel": "Custom", "weights": ["1 step"]}, r"`swa.weights\[0\]` must not be text"),
+        ({"kernel": "Exponential", "decay": "0.99"}, r"`swa.decay` must be no text.*'0.99'"),
+        ({"kernel": "Custom", "weights": ["1 step"]}, r"`swa.weights\[0\]` must be no text"),
         (
             {"rate": "Warmup", "kernel": None, "inner": {"rate": "Linear", "steps": "1 year"}},
             r"`swa.inner.steps` must be one amount",

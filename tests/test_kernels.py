@@ -386,101 +386,57 @@ def test_autocorrelation_sums_to_one(kernel):
     assert 2 * result.sum() - result[0] == pytest.approx(1.0, abs=1e-12)
 
 
-# --- configs ---------------------------------------------------------------------------------
+# --- configs and errors (test_configurable.py holds what kernels and rates share) -----------------
 
 
 @settings(max_examples=150, deadline=None)
 @given(any_kernel)
 @example(kernels.Custom([0.1] * 10))
 def test_config_round_trip_through_json(kernel):
-    config = json.loads(json.dumps(kernel.get_config()))
-    copy = kernels.from_config(config)
+    copy = kernels.from_config(json.loads(json.dumps(kernel.get_config())))
     assert copy == kernel
     assert hash(copy) == hash(kernel)
-    assert copy.get_config() == kernel.get_config()
+    assert copy.without_end().end is None
 
 
-def test_config_takes_numpy_numbers_and_leaves_its_argument_alone():
-    config = {"kernel": "Exponential", "decay": np.float32(0.5), "start": np.int64(3)}
-    kernel = kernels.from_config(config)
-    assert kernel == kernels.Exponential(0.5, 3)
-    assert config["kernel"] == "Exponential"
-    assert json.dumps(kernel.get_config()) == (
+def test_configs_leave_out_what_a_plain_average_does_not_need():
+    assert json.dumps(kernels.Exponential(0.5, 3).get_config()) == (
         '{"kernel": "Exponential", "decay": 0.5, "start": 3}'
     )
+    assert kernels.Uniform(3).get_config() == {"kernel": "Uniform", "start": 3, "every": 1}
     assert kernels.Custom(np.array([0.5, 0.5])) == kernels.Custom([0.5, 0.5])
-
-
-def test_config_from_ml_collections():
-    config_dict = pytest.importorskip("ml_collections").ConfigDict
-    config = config_dict({"kernel": "Custom", "weights": [1.5, -0.5]})
-    assert kernels.from_config(config) == kernels.Custom([1.5, -0.5])
-
-
-def test_kernels_are_immutable():
-    with pytest.raises(AttributeError):
-        kernels.Exponential(0.9).decay = 0.5
-    with pytest.raises(AttributeError):
-        kernels.Custom([1.0]).coefficients = (2.0,)
-
-
-# --- errors ----------------------------------------------------------------------------------
+    assert repr(kernels.Custom([1.5, -0.5], end=4)) == "Custom(weights=[1.5, -0.5], end=4)"
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: kernels.Exponential(1.5), r"`decay` must lie in \[0, 1\). Received: decay=1.5"),
-        (lambda: kernels.Exponential(1.0), r"decay=1.0"),
-        (lambda: kernels.Exponential(-0.1), r"decay=-0.1"),
-        (lambda: kernels.Exponential(math.nan), r"decay=nan"),
-        (lambda: kernels.Exponential(None), r"decay=None"),
-        (lambda: kernels.Exponential(0.9, every=0), r"every=0"),
-        (lambda: kernels.Exponential(0.9, warmup=-1), r"warmup=-1"),
+        (lambda: kernels.Exponential(1.0), "`decay` must be a number of at least 0 and below 1."),
         (lambda: kernels.Exponential(0.9, warmup=math.inf), r"warmup=inf"),
         (lambda: kernels.Exponential(0.9, debias=1), r"debias=1"),
         (lambda: kernels.Exponential(0.9, warmup=9, debias=True), r"choose one.*warmup=9"),
-        (lambda: kernels.PowerFunction(-0.5), r"`exponent` must be .*exponent=-0.5"),
-        (lambda: kernels.PowerFunction(True), r"exponent=True"),
-        (lambda: kernels.PowerFunction.from_relative_std(0.3), r"`width` must lie in .*width=0.3"),
-        (lambda: kernels.Exponential(0.9, start=-1), r"at least 0. Received: start=-1"),
+        (
+            lambda: kernels.PowerFunction.from_relative_std(0.3),
+            "`width` must be a number above 0 and of at most 0.288675. Received: width=0.3",
+        ),
         (lambda: kernels.Exponential(0.9, start=1.5), r"start=1.5"),
-        (lambda: kernels.Exponential(0.9, start=True), r"start=True"),
-        (lambda: kernels.Uniform(start=-2), r"start=-2"),
         (lambda: kernels.Uniform(every=0), r"at least 1. Received: every=0"),
-        (lambda: kernels.Window(0), r"length=0"),
-        (lambda: kernels.Window(2, every=0), r"every=0"),
         (lambda: kernels.Window(2.0), r"length=2.0"),
         (lambda: kernels.TwoPoint(0), r"gap=0"),
-        (lambda: kernels.TwoPoint("3"), r"gap='3'"),
         (lambda: kernels.Custom([]), r"non-empty vector.*weights=\[\]"),
         (lambda: kernels.Custom([[1.0]]), r"non-empty vector"),
         (lambda: kernels.Custom([math.nan, 1.0]), r"finite.*nan"),
         (lambda: kernels.Custom([0.5, 0.6]), r"must sum to 1.*1.1"),
-        (lambda: kernels.Custom("ab"), r"weights='ab'"),
         (lambda: kernels.Custom([1.0, "x"]), r"weights=\[1.0, 'x'\]"),
-        (
-            lambda: kernels.from_config({"kernel": "Exponentail", "decay": 0.9}),
-            r"kernel='Exponentail'. Did you mean 'Exponential'\?",
-        ),
-        (lambda: kernels.from_config({"decay": 0.9}), r"kernel=None"),
-        (
-            lambda: kernels.from_config({"kernel": "Exponential", "dceay": 0.9}),
-            r"takes \['decay', 'start', 'every', .*\]. Received unknown: \['dceay'\]",
-        ),
-        (lambda: kernels.from_config({"kernel": "Window"}), r"needs \['length'\]"),
-        (lambda: kernels.from_config({"kernel": "Custom"}), r"needs \['weights'\]"),
         (
             lambda: kernels.from_config({"kernel": "Custom", "coefficients": [1.0]}),
             r"takes \['weights', 'end'\]",
         ),
         (lambda: kernels.Uniform(start=5, end=5), r"`end` must be at least 6, .*Received: end=5"),
         (lambda: kernels.TwoPoint(8, end=7), r"`end` must be at least 8"),
-        (lambda: kernels.Window(8, end=1.5), r"end=1.5"),
         (lambda: kernels.Custom([0.5, 0.0, 0.5], end=1), r"`end` must be at least 2"),
-        (lambda: kernels.from_config({"kernel": "Exponential", "decay": 1.5}), r"decay=1.5"),
-        (lambda: kernels.autocorrelation(np.ones((2, 2))), r"shape=\(2, 2\)"),
-        (lambda: kernels.autocorrelation([]), r"shape=\(0,\)"),
+        (lambda: kernels.autocorrelation(np.ones((2, 2))), r"`weights` must be a non-empty vector"),
+        (lambda: kernels.autocorrelation([]), r"`weights` must be a non-empty vector"),
     ],
 )
 def test_errors_name_the_value(build, message):
@@ -493,8 +449,6 @@ def test_errors_name_the_value(build, message):
 def test_number_of_steps_is_checked(kernel, num_steps):
     with pytest.raises(ValueError, match=rf"num_steps={num_steps!r}"):
         kernel.weights(num_steps)
-    with pytest.raises(ValueError, match=rf"num_steps={num_steps!r}"):
-        kernel.autocorrelation(num_steps)
 
 
 # --- remedies of an EMA's start, and the power function -----------------------------------------

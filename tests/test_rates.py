@@ -155,21 +155,6 @@ def test_steps_one_by_one_and_in_arrays_of_any_shape(name):
     assert rate(np.zeros(0, dtype=np.int64)).shape == (0,)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_config_round_trip_through_json(name):
-    rate, _ = CASES[name]
-    config = json.loads(json.dumps(rate.get_config()))
-    assert rates.from_config(config) == rate
-    assert rates.as_rate(config) == rate
-    assert hash(rates.from_config(config)) == hash(rate)
-
-
-def test_config_from_ml_collections():
-    config_dict = pytest.importorskip("ml_collections").ConfigDict
-    rate = rates.Warmup(rates.Sequence([0.1, rates.Cosine(0.1, 5)], [3]), 2)
-    assert rates.from_config(config_dict(rate.get_config())) == rate
-
-
 def test_boundaries_take_effect_at_their_step():
     assert rates.Piecewise([3], [0.2, 0.1])(np.arange(2, 4)).tolist() == [0.2, 0.1]
     assert rates.Sequence([0.2, 0.1], [3])(np.arange(2, 4)).tolist() == [0.2, 0.1]
@@ -284,52 +269,29 @@ def test_ramps_stay_between_their_ends(start, end, steps, step):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: rates.Constant(-0.1), r"`constant` must be a finite.*constant=-0.1"),
-        (lambda: rates.Constant(math.nan), r"constant=nan"),
-        (lambda: rates.Constant("0.1"), r"constant='0.1'"),
-        (lambda: rates.Constant(True), r"constant=True"),
+        (lambda: rates.Constant("0.1"), "`constant` must be a number of at least 0.*'0.1'"),
         (lambda: rates.Linear(0.1, 0), r"`steps` must be an integer of at least 1.*steps=0"),
         (lambda: rates.Linear(0.1, 2.0), r"steps=2.0"),
         (lambda: rates.Linear(math.inf, 2), r"start=inf"),
         (lambda: rates.Cosine(0.1, 5, -1e-9), r"end=-1e-09"),
-        (lambda: rates.OneMinusSqrt(0.1, -1, 5), r"hold=-1"),
-        (lambda: rates.InverseTime(0.1, True), r"steps=True"),
-        (lambda: rates.Exponential(0.1, 1.5), r"`factor` must lie in \(0, 1\].*factor=1.5"),
+        (lambda: rates.Exponential(0.1, 1.5), r"above 0 and of at most 1. .*factor=1.5"),
         (lambda: rates.Exponential(0.1, 0.0), r"factor=0.0"),
-        (lambda: rates.Cyclical(0.1, 0.1, 0), r"length=0"),
-        (lambda: rates.Triangular(0.1, 0.1, 1), r"length=1"),
-        (lambda: rates.Triangular(0.1, 0.1, 7), r"`length` must be even.*7"),
+        (lambda: rates.Triangular(0.1, 0.1, 0), r"length=0"),
+        (lambda: rates.Triangular(0.1, 0.1, 7), r"`length` must be an even.*7"),
         (lambda: rates.Piecewise([3, 3], [1, 2, 3]), r"strictly increasing.*\[3, 3\]"),
         (lambda: rates.Piecewise([0], [1, 2]), r"strictly increasing.*\[0\]"),
         (lambda: rates.Piecewise([1.5], [1, 2]), r"strictly increasing.*\[1.5\]"),
         (lambda: rates.Piecewise(5, [1, 2]), r"strictly increasing.*boundaries=5"),
         (lambda: rates.Piecewise([1], [1, 2, 3]), r"3 values and 1 boundaries"),
-        (lambda: rates.Piecewise([1], [0.1, -2.0]), r"`values\[1\]`.*values\[1\]=-2.0"),
+        (lambda: rates.Piecewise([1], [0.1, -2.0]), r"at least 0. .*values=\[0.1, -2.0\]"),
         (lambda: rates.Table([]), r"non-empty vector.*\[\]"),
         (lambda: rates.Table([[0.1]]), r"non-empty vector"),
-        (lambda: rates.Table([0.1, math.nan]), r"values\[1\]=nan"),
-        (lambda: rates.Table("abc"), r"non-empty vector.*'abc'"),
-        (lambda: rates.Warmup(-0.1, 3), r"rate=-0.1"),
-        (lambda: rates.Warmup(0.1, -3), r"steps=-3"),
-        (lambda: rates.Warmup(0.1, 3, -1.0), r"start=-1.0"),
-        (lambda: rates.Warmup("Cosine", 3), r"rate='Cosine'"),
-        (lambda: rates.Scaled(0.1, -2), r"factor=-2"),
+        (lambda: rates.Table([0.1, math.nan]), r"values=\[0.1, nan\]"),
         (lambda: rates.Sequence([0.1, 0.2], [1, 2]), r"2 rates and 2 boundaries"),
         (lambda: rates.Sequence(rates.Constant(1), []), r"`rates` must be a list of rates"),
         (lambda: rates.Sequence([0.1, None], [1]), r"rate=None"),
-        (lambda: rates.Constant(0.1)(-1), r"`step` must hold integers.*step=-1"),
-        (lambda: rates.Constant(0.1)(1.0), r"`step` must hold integers.*step=1.0"),
-        (lambda: rates.from_config({"rate": "Cosin"}), r"rate='Cosin'. Did you mean 'Cosine'\?"),
-        (lambda: rates.from_config({"start": 1.0}), r"rate=None"),
-        (lambda: rates.from_config({"rate": 0.1}), r"rate=0.1"),
-        (
-            lambda: rates.from_config({"rate": "Linear", "start": 1.0, "stesp": 3}),
-            r"unknown: \['stesp'\]. Did you mean 'steps'\?",
-        ),
-        (
-            lambda: rates.from_config({"rate": "Linear", "start": 1.0}),
-            r"'Linear' needs \['steps'\]",
-        ),
+        (lambda: rates.Constant(0.1)(-1), r"`step` must be an integer.*step=-1"),
+        (lambda: rates.Constant(0.1)(1.0), r"`step` must be an integer.*step=1.0"),
         (
             lambda: rates.from_config(
                 {"rate": "Warmup", "steps": 3, "inner": {"rate": "Constant", "constant": -1.0}}

@@ -392,7 +392,7 @@ def test_base_forms_mean_the_same():
         (lambda: schedules.RateSchedule({"rate": "Cosne"}), r"Did you mean 'Cosine'\?"),
         (
             lambda: schedules.EquivalentSchedule("ema", 0.1, 4),
-            r"`kernel` must be a kernel or its config. Received: kernel='ema'",
+            r"`kernel` must be a configuration .*Received: kernel='ema'",
         ),
         (lambda: schedules.EquivalentSchedule(kernels.Window(2), -0.1, 4), r"rate=-0.1"),
         (lambda: schedules.EquivalentSchedule(kernels.Window(2), 0.1, -4), r"num_steps=-4"),

@@ -14,7 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tf_lrtraj import kernels, rates
+from tf_lrtraj import kernels, rates, values
+from tf_lrtraj.configurable import is_config, parameters
 
 __all__ = ["LONGEST", "NEVER", "UNITS", "Duration", "resolve_durations"]
 
@@ -51,15 +52,11 @@ class Duration:
         unit = "percent" if unit == "%" else unit if unit.endswith("s") else unit + "s"
         unit = "percent" if unit == "percents" else unit
         if match is None or unit not in UNITS:
-            raise ValueError(
-                f"`{name}` must be one amount and one unit of {list(UNITS)}, such as '8 epochs' or "
-                f"'300 steps'. Received: {name}={_shown(text)}"
-            )
+            units = f"{', '.join(UNITS[:-1])} or {UNITS[-1]}"
+            raise values.error(name, f"one amount and one unit ({units})", text)
         amount = fractions.Fraction(match.group(1))
         if amount > LONGEST:
-            raise ValueError(
-                f"`{name}` must be at most {LONGEST:.0e} {unit}. Received: {_shown(text)}"
-            )
+            raise values.error(name, f"at most {LONGEST:.0e} {unit}", text)
         return cls(amount, unit)
 
     def steps(
@@ -139,13 +136,16 @@ def resolve_durations(
     >>> resolve_durations({"kernel": "TwoPoint", "gap": "0.5 epochs"}, 40, None)
     {'kernel': 'TwoPoint', 'gap': 20}
     """
-    kind: Any = kernels.KERNELS.get(_text(config.get("kernel")))
-    kind = kind or rates.RATES.get(_text(config.get("rate")))
+    kind: Any = None
+    for family in (kernels.KERNELS, rates.RATES):
+        chosen = config.get(family.key)
+        if kind is None and isinstance(chosen, str):
+            kind = family.get(chosen)
     where = name if name is not None else "" if kind is None else kind.__name__
-    types = {} if kind is None else {f.name: str(f.type) for f in dataclasses.fields(kind)}
+    known = {} if kind is None else parameters(kind)
 
     def resolve(value: Any, path: str, counts_steps: bool) -> Any:
-        if hasattr(value, "keys"):
+        if is_config(value):
             return resolve_durations(value, steps_per_epoch, total_steps, batch_size, path)
         if isinstance(value, (list, tuple)):
             return [
@@ -154,32 +154,19 @@ def resolve_durations(
         if not isinstance(value, str):
             return value
         if not counts_steps:
-            raise ValueError(
-                f"`{path}` must not be text: it is no number of steps. Received: {_shown(value)}"
-            )
-        duration = Duration.parse(value, path)
-        return duration.steps(steps_per_epoch, total_steps, batch_size, path)
+            raise values.error(path, "no text, as it is no number of steps", value)
+        return Duration.parse(value, path).steps(steps_per_epoch, total_steps, batch_size, path)
 
     resolved = {}
     for key in config.keys():  # noqa: SIM118  # an ml_collections.ConfigDict is no Mapping
         value = config[key]
-        known = key in types or (kind is kernels.Custom and key == "weights")
-        if known or hasattr(value, "keys"):
-            counts_steps = key == "boundaries" or types.get(key) in ("int", "int | None")
+        if key in known or is_config(value):
+            counts_steps = key in known and known[key].parameter.counts_steps
             value = resolve(value, f"{where}.{key}", counts_steps)
         resolved[key] = value
     return resolved
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
 def _nearest(value: fractions.Fraction) -> int:
     """Halves are rounded up."""
     return math.floor(value + fractions.Fraction(1, 2))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

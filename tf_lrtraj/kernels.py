@@ -35,14 +35,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
-import inspect
 import math
-import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+
+from tf_lrtraj import values
+from tf_lrtraj.configurable import Configurable, Family, Parameter, PositiveSteps, Steps
 
 __all__ = [
     "Custom",
@@ -55,6 +55,7 @@ __all__ = [
     "Uniform",
     "Window",
     "autocorrelation",
+    "check_weights",
     "from_config",
 ]
 
@@ -69,37 +70,21 @@ SUM_TOLERANCE = 1e-6
 LONG_HORIZON = 2000
 
 
-def _integer(name: str, value: Any, minimum: int) -> int:
-    """Returns `value` as an int of at least `minimum`, or raises an error that names it."""
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}"
-        ) from None
-    if number < minimum:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}"
-        )
-    return number
+def check_weights(weights: Any, length: int | None = None) -> np.ndarray:
+    """Averaging weights as a float64 vector (a copy).
 
+    Args:
+        weights: as they were given, of any sign.
+        length: number of weights; any number but none by default.
 
-def _number(name: str, value: Any, minimum: float, below: float = math.inf) -> float:
-    """Returns `value` as a float in [minimum, below), or raises an error that names it."""
-    try:
-        number = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not minimum <= number < below:
-        allowed = (
-            f"lie in [{minimum:g}, {below:g})"
-            if below < math.inf
-            else f"be a finite number of at least {minimum:g}"
-        )
-        raise ValueError(f"`{name}` must {allowed}. Received: {name}={value!r}")
-    return number
+    Raises:
+        ValueError: if they are no vector of finite numbers of that length that sum to 1.
+    """
+    checked: np.ndarray = values.vector(length).check("weights", weights)
+    total = float(checked.sum())
+    if abs(total - 1.0) > SUM_TOLERANCE:
+        raise ValueError(f"`weights` must sum to 1. Received: weights that sum to {total!r}")
+    return checked
 
 
 def _count(
@@ -133,9 +118,7 @@ def autocorrelation(weights: np.ndarray) -> np.ndarray:
     >>> autocorrelation(np.array([0.5, 0.0, 0.5]))
     array([0.5 , 0.  , 0.25])
     """
-    weights = np.asarray(weights, dtype=np.float64)
-    if weights.ndim != 1 or weights.size == 0:
-        raise ValueError(f"`weights` must be a non-empty vector. Received: shape={weights.shape}")
+    weights = values.vector().check("weights", weights)
     count = weights.size
     if count <= 2048:
         return np.correlate(weights, weights, mode="full")[count - 1 :]
@@ -145,14 +128,23 @@ def autocorrelation(weights: np.ndarray) -> np.ndarray:
     return np.fft.irfft(spectrum * spectrum.conj(), length)[:count]
 
 
-class Kernel(abc.ABC):
+@dataclasses.dataclass(frozen=True, repr=False)
+class Kernel(Configurable, abc.ABC):
     """Weights on the iterates of a run; see `RecursiveKernel` and `LagKernel`.
+
+    Every kernel raises ValueError if an argument is out of range, or if the average would end
+    before it begins.
 
     Attributes:
         end: number of updates after which the average stays as it is; None if it never ends.
     """
 
-    end: int | None = None
+    family = "kernel"
+    left_out = frozenset({"end"})
+
+    end: Annotated[int | None, Parameter(values.integer(0).or_none(), counts_steps=True)] = (
+        dataclasses.field(default=None, kw_only=True)
+    )
 
     def weights(self, num_steps: int) -> np.ndarray:
         """Weights on `θ_0 … θ_T` of the average held after `num_steps` = T updates.
@@ -163,7 +155,7 @@ class Kernel(abc.ABC):
         Raises:
             ValueError: if `num_steps` is not an integer of at least 0.
         """
-        num_steps = _integer("num_steps", num_steps, 0)
+        num_steps = values.integer(0).check("num_steps", num_steps)
         held = self._held(num_steps)
         return np.pad(self._weights(held), (0, num_steps - held))
 
@@ -219,35 +211,19 @@ class Kernel(abc.ABC):
 
     def without_end(self) -> Kernel:
         """The same kernel with no `end`."""
-        if self.end is None:
-            return self
         return from_config({k: v for k, v in self.get_config().items() if k != "end"})
 
-    def get_config(self) -> dict[str, Any]:
-        """A JSON-serialisable description; `from_config` turns it back into an equal kernel."""
-        config: dict[str, Any] = {"kernel": type(self).__name__}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every kernel is one
-            value = getattr(self, field.name)
-            if field.name != "end" or value is not None:
-                config[field.name] = value
-        return config
-
     def __repr__(self) -> str:
-        arguments = [f"{k}={v!r}" for k, v in self.get_config().items() if k != "kernel"]
+        arguments = [f"{k}={v!r}" for k, v in self.get_config().items() if k != self.family]
         return f"{type(self).__name__}({', '.join(arguments)})"
 
-    def _check_end(self) -> None:
-        """Makes `end` an int, or raises an error if the average would end before it begins."""
-        if self.end is None:
-            return
-        end = _integer("end", self.end, 0)
+    def _check(self) -> None:
         begin = self.first_average
-        if begin is not None and end < begin:
-            raise ValueError(
-                f"`end` must be at least {begin}, the number of updates after which the average "
-                f"begins, or None. Received: end={end}"
+        if self.end is not None and begin is not None and self.end < begin:
+            allowed = (
+                f"at least {begin}, the number of updates after which the average begins, or None"
             )
-        object.__setattr__(self, "end", end)
+            raise values.error("end", allowed, self.end)
 
 
 class RecursiveKernel(Kernel):
@@ -366,27 +342,22 @@ class Exponential(RecursiveKernel):
     array([0.   , 0.333, 0.667])
     """
 
-    decay: float
-    start: int = 0
-    every: int = 1
-    warmup: float = 0.0
-    debias: bool = False
-    end: int | None = dataclasses.field(default=None, kw_only=True)
+    # A plain EMA is described by its decay and start.
+    left_out: ClassVar[frozenset[str]] = frozenset({"every", "warmup", "debias", "end"})
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "decay", _number("decay", self.decay, 0.0, 1.0))
-        object.__setattr__(self, "start", _integer("start", self.start, 0))
-        object.__setattr__(self, "every", _integer("every", self.every, 1))
-        object.__setattr__(self, "warmup", _number("warmup", self.warmup, 0.0))
-        if not isinstance(self.debias, (bool, np.bool_)):
-            raise ValueError(f"`debias` must be True or False. Received: debias={self.debias!r}")
-        object.__setattr__(self, "debias", bool(self.debias))
+    decay: Annotated[float, Parameter(values.number(0, below=1))]
+    start: Steps = 0
+    every: PositiveSteps = 1
+    warmup: Annotated[float, Parameter(values.number(0))] = 0.0
+    debias: Annotated[bool, Parameter(values.boolean())] = False
+
+    def _check(self) -> None:
         if self.warmup and self.debias:
             raise ValueError(
                 "`warmup` and `debias` both forget the start of a run: choose one. "
                 f"Received: warmup={self.warmup!r}, debias=True"
             )
-        self._check_end()
+        super()._check()
 
     @property
     def is_plain(self) -> bool:
@@ -424,13 +395,6 @@ class Exponential(RecursiveKernel):
         weights[self.start] = self.decay ** ages[0]
         return weights
 
-    def get_config(self) -> dict[str, Any]:
-        # Plain EMAs are described by what makes them one.
-        return {k: v for k, v in super().get_config().items() if _EMA_DEFAULTS.get(k) != v}
-
-
-_EMA_DEFAULTS = {"every": 1, "warmup": 0.0, "debias": False}
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Uniform(RecursiveKernel):
@@ -446,14 +410,8 @@ class Uniform(RecursiveKernel):
     array([0. , 0. , 0.5, 0. , 0.5, 0. ])
     """
 
-    start: int = 0
-    every: int = 1
-    end: int | None = dataclasses.field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "start", _integer("start", self.start, 0))
-        object.__setattr__(self, "every", _integer("every", self.every, 1))
-        self._check_end()
+    start: Steps = 0
+    every: PositiveSteps = 1
 
     @property
     def first_average(self) -> int | None:
@@ -497,16 +455,9 @@ class PowerFunction(RecursiveKernel):
     6.94
     """
 
-    exponent: float
-    start: int = 0
-    every: int = 1
-    end: int | None = dataclasses.field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "exponent", _number("exponent", self.exponent, 0.0))
-        object.__setattr__(self, "start", _integer("start", self.start, 0))
-        object.__setattr__(self, "every", _integer("every", self.every, 1))
-        self._check_end()
+    exponent: Annotated[float, Parameter(values.number(0))]
+    start: Steps = 0
+    every: PositiveSteps = 1
 
     @property
     def first_average(self) -> int | None:
@@ -521,13 +472,8 @@ class PowerFunction(RecursiveKernel):
         Raises:
             ValueError: if `width` is not in (0, 0.2887), the upper end being a uniform average.
         """
-        width = _number("width", width, 0.0)
-        largest = 12.0**-0.5
-        if not 0.0 < width <= largest:
-            raise ValueError(
-                f"`width` must lie in (0, {largest:.4f}], the upper end being that of a uniform "
-                f"average. Received: width={width!r}"
-            )
+        # The widest is that of a uniform average.
+        width = values.number(above=0, at_most=12.0**-0.5).check("width", width)
         t = width**-2
         roots = np.roots([1.0, 7.0, 16.0 - t, 12.0 - t])
         return cls(max(float(np.max(roots.real)), 0.0), start, every)
@@ -564,14 +510,8 @@ class Window(LagKernel):
     array([0. , 0.5, 0. , 0.5])
     """
 
-    length: int
-    every: int = 1
-    end: int | None = dataclasses.field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "length", _integer("length", self.length, 1))
-        object.__setattr__(self, "every", _integer("every", self.every, 1))
-        self._check_end()
+    length: PositiveSteps
+    every: PositiveSteps = 1
 
     @property
     def first_average(self) -> int | None:
@@ -599,12 +539,7 @@ class TwoPoint(LagKernel):
     (array([0., 1.]), array([0.5, 0. , 0.5]))
     """
 
-    gap: int
-    end: int | None = dataclasses.field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "gap", _integer("gap", self.gap, 1))
-        self._check_end()
+    gap: PositiveSteps
 
     @property
     def first_average(self) -> int | None:
@@ -620,6 +555,10 @@ class TwoPoint(LagKernel):
         return np.array([0, self.gap]), np.array([0.5, 0.5])
 
 
+def _coefficients(weights: Any) -> tuple[float, ...]:
+    return tuple(check_weights(weights).tolist())
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Custom(LagKernel):
     """Any weights on `θ_T, θ_{T-1}, …`, newest first; they may be negative and must sum to 1.
@@ -633,28 +572,13 @@ class Custom(LagKernel):
     array([ 0. , -0.5,  1.5])
     """
 
-    coefficients: tuple[float, ...]
-    end: int | None
+    # `weights` is the method every kernel has, so the field has another name.
+    coefficients: Annotated[tuple[float, ...], Parameter(_coefficients, name="weights")]
 
-    # `weights` is the method every kernel has, so the values live under another
-    # name; configs keep the name of the constructor's argument.
     def __init__(self, weights: Any, *, end: int | None = None) -> None:
-        try:
-            values = np.asarray(weights, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            values = np.empty((0, 0))
-        if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values)):
-            raise ValueError(
-                "`weights` must be a non-empty vector of finite numbers, newest iterate first. "
-                f"Received: weights={weights!r}"
-            )
-        if abs(values.sum() - 1.0) > SUM_TOLERANCE:
-            raise ValueError(
-                f"`weights` must sum to 1. Received: weights that sum to {float(values.sum())!r}"
-            )
-        object.__setattr__(self, "coefficients", tuple(values.tolist()))
+        object.__setattr__(self, "coefficients", weights)
         object.__setattr__(self, "end", end)
-        self._check_end()
+        self.__post_init__()
 
     @property
     def first_average(self) -> int | None:
@@ -675,16 +599,12 @@ class Custom(LagKernel):
         lags = np.flatnonzero(self.coefficients)
         return lags, np.asarray(self.coefficients)[lags]
 
-    def get_config(self) -> dict[str, Any]:
-        config = {
-            "weights" if k == "coefficients" else k: v for k, v in super().get_config().items()
-        }
-        return {**config, "weights": list(self.coefficients)}
 
-
-KERNELS: dict[str, type[Kernel]] = {
-    cls.__name__: cls for cls in (Exponential, Uniform, PowerFunction, Window, TwoPoint, Custom)
-}
+KERNELS: Family[Kernel] = Family(
+    "kernel",
+    "Exponential(decay=0.99)",
+    *(Exponential, Uniform, PowerFunction, Window, TwoPoint, Custom),
+)
 
 
 def from_config(config: Mapping[str, Any]) -> Kernel:
@@ -697,27 +617,4 @@ def from_config(config: Mapping[str, Any]) -> Kernel:
     >>> from_config({"kernel": "Exponential", "decay": 0.9}) == Exponential(0.9)
     True
     """
-    if not hasattr(config, "keys"):  # a dict, or an ml_collections.ConfigDict
-        raise ValueError(
-            'a kernel\'s configuration must be a dict such as {"kernel": "Uniform"}. '
-            f"Received: {config!r}"
-        )
-    arguments = {str(key): config[key] for key in config.keys()}  # noqa: SIM118  # ConfigDict
-    name = arguments.pop("kernel", None)
-    if not isinstance(name, str) or name not in KERNELS:
-        close = difflib.get_close_matches(str(name), KERNELS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"`kernel` must be one of {sorted(KERNELS)}. Received: kernel={name!r}.{hint}"
-        )
-    cls: Any = KERNELS[name]
-    parameters = inspect.signature(cls).parameters.values()
-    allowed = [parameter.name for parameter in parameters]
-    unknown = sorted(set(arguments) - set(allowed))
-    if unknown:
-        raise ValueError(f"Kernel {name!r} takes {allowed}. Received unknown: {unknown}")
-    required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
-    missing = [key for key in required if key not in arguments]
-    if missing:
-        raise ValueError(f"Kernel {name!r} needs {missing}. Received: {arguments!r}")
-    return cls(**arguments)
+    return KERNELS.from_config(config)

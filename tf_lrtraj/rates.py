@@ -34,16 +34,24 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
 import functools
 import importlib
 import json
 import math
-import operator
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import Annotated, Any, overload
 
 import numpy as np
+
+from tf_lrtraj import values
+from tf_lrtraj.configurable import (
+    Configurable,
+    Family,
+    Parameter,
+    PositiveSteps,
+    Steps,
+    is_config,
+)
 
 __all__ = [
     "Constant",
@@ -68,60 +76,58 @@ __all__ = [
 ]
 
 
-def _number(name: str, value: Any) -> float:
-    """Returns `value` as a finite float of at least 0, or raises an error that names it."""
-    try:
-        if isinstance(value, (bool, np.bool_, str)):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0.0 <= number < math.inf:
-        raise ValueError(
-            f"`{name}` must be a finite number of at least 0. Received: {name}={value!r}"
-        )
-    return number
+_NOT_NEGATIVE = values.number(0)
+Level = Annotated[float, Parameter(_NOT_NEGATIVE)]
 
 
-def _count(name: str, value: Any, minimum: int) -> int:
-    """Returns `value` as an int of at least `minimum`, or raises an error that names it."""
-    try:
-        number = minimum - 1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        number = minimum - 1
-    if number < minimum:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}"
-        )
-    return number
-
-
-def _boundaries(values: Any, pieces: int, name: str) -> tuple[int, ...]:
-    """Checks that `values` are increasing steps that part `pieces` pieces, given as `name`."""
-    try:
-        boundaries = tuple(_count("boundaries", value, 1) for value in values)
-    except (TypeError, ValueError):
-        boundaries = (0,)
-    if any(later <= earlier for earlier, later in zip((0, *boundaries), boundaries, strict=False)):
-        raise ValueError(
-            "`boundaries` must be strictly increasing integers of at least 1. "
-            f"Received: boundaries={values!r}"
-        )
-    if pieces != len(boundaries) + 1:
-        raise ValueError(
-            f"`{name}` must have one entry more than `boundaries`. "
-            f"Received: {pieces} {name} and {len(boundaries)} boundaries"
-        )
+def _read_boundaries(given: Any) -> tuple[int, ...]:
+    boundaries = tuple(values.integer(1).read(step) for step in given)
+    if any(np.diff(boundaries) <= 0):
+        raise ValueError
     return boundaries
 
 
-def _floating(values: Any, xp: Any, dtype: str) -> Any:
-    """`values` (integers of the namespace, or a NumPy array) as floats of type `dtype`."""
+def _read_even(given: Any) -> int:
+    found: int = values.integer(2).read(given)
+    if found % 2:
+        raise ValueError
+    return found
+
+
+# A cycle of even length has a middle.
+EvenSteps = Annotated[
+    int,
+    Parameter(values.Rule("an even integer of at least 2", _read_even), counts_steps=True),
+]
+Boundaries = Annotated[  # a tuple of int, once built
+    Any,
+    Parameter(
+        values.Rule("strictly increasing integers of at least 1", _read_boundaries),
+        counts_steps=True,
+    ),
+]
+_LEVELS = values.vector(at_least=0)
+Levels = Annotated[  # a tuple of float, once built
+    Any,
+    Parameter(values.Rule(_LEVELS.allowed, lambda given: tuple(_LEVELS.read(given).tolist()))),
+]
+
+
+def _check_pieces(boundaries: tuple[int, ...], pieces: tuple[Any, ...], name: str) -> None:
+    if len(pieces) != len(boundaries) + 1:
+        raise ValueError(
+            f"`{name}` must have one entry more than `boundaries`. "
+            f"Received: {len(pieces)} {name} and {len(boundaries)} boundaries"
+        )
+
+
+def _floating(given: Any, xp: Any, dtype: str) -> Any:
+    """Integers of the namespace, or a NumPy array, as floats of type `dtype`."""
     if xp is np:
-        return np.asarray(values, dtype=dtype)
-    if isinstance(values, np.ndarray):
-        return xp.convert_to_tensor(values.astype(dtype), dtype=dtype)
-    return xp.cast(values, dtype)
+        return np.asarray(given, dtype=dtype)
+    if isinstance(given, np.ndarray):
+        return xp.convert_to_tensor(given.astype(dtype), dtype=dtype)
+    return xp.cast(given, dtype)
 
 
 def _progress(step: Any, steps: int, xp: Any, dtype: str) -> tuple[Any, Any]:
@@ -130,11 +136,11 @@ def _progress(step: Any, steps: int, xp: Any, dtype: str) -> tuple[Any, Any]:
     return _floating(done, xp, dtype) / steps, _floating(steps - done, xp, dtype) / steps
 
 
-def look_up(values: np.ndarray, step: Any, xp: Any, dtype: str) -> Any:
-    """`values[step]` for a [T] array of rates; the last one is held after step T-1.
+def look_up(table: np.ndarray, step: Any, xp: Any, dtype: str) -> Any:
+    """`table[step]` for a [T] array of rates; the last one is held after step T-1.
 
     Args:
-        values: [T] NumPy array, T ≥ 1.
+        table: [T] NumPy array, T ≥ 1.
         step: integers of the namespace, any shape.
         xp: `numpy` or `keras.ops`.
         dtype: floating type of the result.
@@ -142,11 +148,16 @@ def look_up(values: np.ndarray, step: Any, xp: Any, dtype: str) -> Any:
     >>> look_up(np.array([0.2, 0.1]), np.array([0, 1, 7]), np, "float64")
     array([0.2, 0.1, 0.1])
     """
-    return xp.take(_floating(values, xp, dtype), xp.minimum(step, len(values) - 1))
+    return xp.take(_floating(table, xp, dtype), xp.minimum(step, len(table) - 1))
 
 
-class Rate(abc.ABC):
-    """A formula step → rate; call it with a step or with an array of steps."""
+class Rate(Configurable, abc.ABC):
+    """A formula step → rate; call it with a step or with an array of steps.
+
+    Every rate raises ValueError if a parameter is out of range: levels are finite and at least 0.
+    """
+
+    family = "rate"
 
     @abc.abstractmethod
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
@@ -176,53 +187,20 @@ class Rate(abc.ABC):
         """
         steps = np.asarray(step)
         if steps.dtype.kind not in "iu" or np.any(steps < 0):
-            raise ValueError(f"`step` must hold integers of at least 0. Received: step={step!r}")
-        values = np.asarray(self.value(steps.astype(np.int64), np, "float64"))
-        return float(values) if values.ndim == 0 else values
-
-    def get_config(self) -> dict[str, Any]:
-        """A JSON-serialisable description; `from_config` turns it back into an equal rate.
-
-        >>> Warmup(0.1, steps=5).get_config()["inner"]
-        {'rate': 'Constant', 'constant': 0.1}
-        """
-        config: dict[str, Any] = {"rate": type(self).__name__}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every rate is one
-            config[field.name] = _plain(getattr(self, field.name))
-        return config
-
-    def _check(self, **minimum: int) -> None:
-        """Makes the fields named in `minimum` counts of at least that, all others rates."""
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if field.name in minimum:
-                value = _count(field.name, value, minimum[field.name])
-            else:
-                value = _number(field.name, value)
-            object.__setattr__(self, field.name, value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Rate):
-        return value.get_config()
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+            raise values.error("step", "an integer of at least 0, or an array of them", step)
+        found = np.asarray(self.value(steps.astype(np.int64), np, "float64"))
+        return float(found) if found.ndim == 0 else found
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant(Rate):
     r"""The same rate at every step.
 
-    Raises:
-        ValueError: if `constant` is negative or not finite.
-
     >>> Constant(0.1)(1000)
     0.1
     """
 
-    constant: float
-
-    def __post_init__(self) -> None:
-        self._check()
+    constant: Level
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         return _floating(xp.zeros_like(step), xp, dtype) + self.constant
@@ -232,19 +210,13 @@ class Constant(Rate):
 class Linear(Rate):
     r"""A straight line from `start` to `end` over `steps` updates; `end` is held after.
 
-    Raises:
-        ValueError: if a rate is negative or not finite, or `steps` is below 1.
-
     >>> Linear(start=0.4, steps=4, end=0.2)(np.arange(6))
     array([0.4 , 0.35, 0.3 , 0.25, 0.2 , 0.2 ])
     """
 
-    start: float
-    steps: int
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._check(steps=1)
+    start: Level
+    steps: PositiveSteps
+    end: Level = 0.0
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         done, left = _progress(step, self.steps, xp, dtype)
@@ -258,19 +230,13 @@ class Cosine(Rate):
     :math:`\lambda_t = e + (s - e)\,\tfrac12 (1 + \cos(\pi t/n))`
     (Loshchilov & Hutter 2017, arXiv 1608.03983, one period).
 
-    Raises:
-        ValueError: if a rate is negative or not finite, or `steps` is below 1.
-
     >>> Cosine(start=0.4, steps=4)(np.arange(6)).round(3)
     array([0.4  , 0.341, 0.2  , 0.059, 0.   , 0.   ])
     """
 
-    start: float
-    steps: int
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._check(steps=1)
+    start: Level
+    steps: PositiveSteps
+    end: Level = 0.0
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         # (1 + cos πf)/2 = sin²(π(1-f)/2), which keeps its relative precision as it vanishes.
@@ -288,20 +254,14 @@ class OneMinusSqrt(Rate):
     the decay of a warm-up-stable-decay (WSD) run, steep at first
     (Hägele et al. 2024, arXiv 2405.18392).
 
-    Raises:
-        ValueError: if a rate is negative or not finite, `hold` is negative or `steps` below 1.
-
     >>> OneMinusSqrt(start=0.4, hold=2, steps=4)(np.arange(8)).round(3)
     array([0.4  , 0.4  , 0.4  , 0.2  , 0.117, 0.054, 0.   , 0.   ])
     """
 
-    start: float
-    hold: int
-    steps: int
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._check(hold=0, steps=1)
+    start: Level
+    hold: Steps
+    steps: PositiveSteps
+    end: Level = 0.0
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         # 1 - √f = (1-f)/(1+√f), which keeps its relative precision as it vanishes.
@@ -314,18 +274,12 @@ class OneMinusSqrt(Rate):
 class InverseTime(Rate):
     r"""`start / (1 + step / steps)`: half of `start` after `steps` updates.
 
-    Raises:
-        ValueError: if `start` is negative or not finite, or `steps` is below 1.
-
     >>> InverseTime(start=0.4, steps=2)(np.array([0, 2, 6]))
     array([0.4, 0.2, 0.1])
     """
 
-    start: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        self._check(steps=1)
+    start: Level
+    steps: PositiveSteps
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         return self.start / (1.0 + _floating(step, xp, dtype) / self.steps)
@@ -343,14 +297,9 @@ class Exponential(Rate):
     array([0.4, 0.2, 0.1])
     """
 
-    start: float
-    factor: float
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        self._check(steps=1)
-        if not 0.0 < self.factor <= 1.0:
-            raise ValueError(f"`factor` must lie in (0, 1]. Received: factor={self.factor!r}")
+    start: Level
+    factor: Annotated[float, Parameter(values.number(above=0, at_most=1))]
+    steps: PositiveSteps = 1
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         # A power of `factor` would round it first: 0.99999 in float32, to the power
@@ -370,19 +319,13 @@ class Cyclical(Rate):
     the model to collect is :math:`\theta_{kc}`, which that update makes.  The
     first is already one c-th below `start`; with `length` = 1 the rate is `end`.
 
-    Raises:
-        ValueError: if a rate is negative or not finite, or `length` is below 1.
-
     >>> Cyclical(start=0.5, end=0.1, length=4)(np.arange(5)).round(3)
     array([0.4, 0.3, 0.2, 0.1, 0.4])
     """
 
-    start: float
-    end: float
-    length: int
-
-    def __post_init__(self) -> None:
-        self._check(length=1)
+    start: Level
+    end: Level
+    length: PositiveSteps
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         done, left = _progress(xp.mod(step, self.length) + 1, self.length, xp, dtype)
@@ -407,16 +350,9 @@ class Triangular(Rate):
     array([0.3, 0.1, 0.3, 0.5, 0.3])
     """
 
-    start: float
-    end: float
-    length: int
-
-    def __post_init__(self) -> None:
-        self._check(length=2)
-        if self.length % 2:
-            raise ValueError(
-                f"`length` must be even, so that a cycle has a middle. Received: {self.length!r}"
-            )
+    start: Level
+    end: Level
+    length: EvenSteps
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         place = xp.mod(step, self.length) + 1
@@ -441,14 +377,11 @@ class Piecewise(Rate):
     array([0.4, 0.4, 0.2, 0.1, 0.1])
     """
 
-    boundaries: Any  # a tuple of int, once built
-    values: Any  # a tuple of float
+    boundaries: Boundaries
+    values: Levels
 
-    def __post_init__(self) -> None:
-        values = _numbers(self.values)
-        boundaries = _boundaries(self.boundaries, len(values), "values")
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "boundaries", boundaries)
+    def _check(self) -> None:
+        _check_pieces(self.boundaries, self.values, "values")
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         piece = xp.zeros_like(step)
@@ -461,17 +394,11 @@ class Piecewise(Rate):
 class Table(Rate):
     """Rates given one by one, [T]; the last one is held after step T-1.
 
-    Raises:
-        ValueError: if `values` is not a non-empty vector of finite numbers of at least 0.
-
     >>> Table([0.4, 0.2, 0.1])(np.arange(5))
     array([0.4, 0.2, 0.1, 0.1, 0.1])
     """
 
-    values: Any  # a tuple of float, once built
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "values", _numbers(self.values))
+    values: Levels
 
     @functools.cached_property
     def _array(self) -> np.ndarray:
@@ -481,17 +408,7 @@ class Table(Rate):
         return look_up(self._array, step, xp, dtype)
 
 
-def _numbers(values: Any) -> tuple[float, ...]:
-    """A non-empty vector of rates as a tuple; the error names the first bad entry."""
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        array = np.empty(0)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"`values` must be a non-empty vector of rates. Received: {values!r}")
-    for index in np.flatnonzero(~(np.isfinite(array) & (array >= 0.0)))[:1]:
-        _number(f"values[{index}]", array[index].item())
-    return tuple(array.tolist())
+Inner = Annotated[Any, Parameter(lambda given: as_rate(given))]  # a `Rate`, once built
 
 
 @dataclasses.dataclass(frozen=True)
@@ -506,22 +423,15 @@ class Warmup(Rate):
         steps: length of the warm-up; 0 leaves `inner` as it is.
         start: rate at step 0.
 
-    Raises:
-        ValueError: if `inner` is no rate, `start` is negative or not finite, or
-            `steps` is negative.
-
     >>> Warmup(0.4, steps=4, start=0.2)(np.arange(6))
     array([0.2 , 0.25, 0.3 , 0.35, 0.4 , 0.4 ])
     """
 
-    inner: Any  # a Rate, once built
-    steps: int
-    start: float = 0.0
+    inner: Inner
+    steps: Steps
+    start: Level = 0.0
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "inner", as_rate(self.inner))
-        object.__setattr__(self, "steps", _count("steps", self.steps, 0))
-        object.__setattr__(self, "start", _number("start", self.start))
+    def _check(self) -> None:
         # Now, because a Keras schedule has no number inside a compiled function.
         object.__setattr__(self, "_first", self.inner(0))
 
@@ -532,6 +442,12 @@ class Warmup(Rate):
         done, left = _progress(step, self.steps, xp, dtype)
         first: float = self._first  # type: ignore[attr-defined]
         return xp.where(step < self.steps, self.start * left + first * done, after)
+
+
+def _rates(given: Any) -> tuple[Rate, ...]:
+    if isinstance(given, (str, Rate)) or not hasattr(given, "__len__"):
+        raise values.error("rates", "a list of rates", given)
+    return tuple(as_rate(rate) for rate in given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -553,16 +469,11 @@ class Sequence(Rate):
     array([0.4, 0.4, 0.4, 0.2, 0. ])
     """
 
-    rates: Any  # a tuple of Rate, once built
-    boundaries: Any  # a tuple of int
+    rates: Annotated[Any, Parameter(_rates)]  # a tuple of `Rate`, once built
+    boundaries: Boundaries
 
-    def __post_init__(self) -> None:
-        if isinstance(self.rates, (str, Rate)) or not hasattr(self.rates, "__len__"):
-            raise ValueError(f"`rates` must be a list of rates. Received: rates={self.rates!r}")
-        rates = tuple(as_rate(rate) for rate in self.rates)
-        boundaries = _boundaries(self.boundaries, len(rates), "rates")
-        object.__setattr__(self, "rates", rates)
-        object.__setattr__(self, "boundaries", boundaries)
+    def _check(self) -> None:
+        _check_pieces(self.boundaries, self.rates, "rates")
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         result = self.rates[0].value(step, xp, dtype)
@@ -576,22 +487,33 @@ class Sequence(Rate):
 class Scaled(Rate):
     """`factor` times another rate.
 
-    Raises:
-        ValueError: if `inner` is no rate, or `factor` is negative or not finite.
-
     >>> Scaled(Linear(start=0.4, steps=2), factor=0.5)(np.arange(3))
     array([0.2, 0.1, 0. ])
     """
 
-    inner: Any  # a Rate, once built
-    factor: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "inner", as_rate(self.inner))
-        object.__setattr__(self, "factor", _number("factor", self.factor))
+    inner: Inner
+    factor: Level
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         return self.factor * self.inner.value(step, xp, dtype)
+
+
+def _keras_schedule(given: Any) -> Any:
+    """A schedule of Keras, or its serialized form, as the schedule."""
+    schedule = given
+    if is_config(given):
+        # Only here: nothing else in this module needs Keras.
+        saving = importlib.import_module("keras").saving
+        try:
+            plain = json.loads(json.dumps(given, default=dict))
+            schedule = saving.deserialize_keras_object(plain)
+        except Exception as error:  # Keras raises many kinds on configurations of another shape
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"`schedule` cannot be loaded by Keras: {reason}") from None
+    if not _is_keras_schedule(schedule):
+        allowed = "a Keras LearningRateSchedule or its serialized form"
+        raise values.error("schedule", allowed, given)
+    return schedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -614,33 +536,15 @@ class KerasSchedule(Rate):
         optimizer = keras.optimizers.SGD(schedules.RateSchedule(rate))
     """
 
-    schedule: Any
-
-    def __post_init__(self) -> None:
-        schedule = self.schedule
-        if hasattr(schedule, "keys"):
-            # Only here: nothing else in this module needs Keras.
-            saving = importlib.import_module("keras").saving
-            try:
-                plain = json.loads(json.dumps(schedule, default=dict))
-                schedule = saving.deserialize_keras_object(plain)
-            except Exception as error:  # Keras raises many kinds on configurations of another shape
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise ValueError(f"`schedule` cannot be loaded by Keras: {reason}") from None
-        if not _is_keras_schedule(schedule):
-            raise ValueError(
-                "`schedule` must be a Keras LearningRateSchedule or its serialized form. "
-                f"Received: schedule={self.schedule!r}"
-            )
-        object.__setattr__(self, "schedule", schedule)
+    schedule: Annotated[Any, Parameter(_keras_schedule)]
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
         if xp is not np:
             return xp.cast(self.schedule(step), dtype)
         convert = importlib.import_module("keras").ops.convert_to_numpy
         steps, where = np.unique(step, return_inverse=True)
-        values = [float(convert(self.schedule(one))) for one in steps.tolist()]
-        return np.asarray(values, dtype)[where].reshape(np.shape(step))
+        found = [float(convert(self.schedule(one))) for one in steps.tolist()]
+        return np.asarray(found, dtype)[where].reshape(np.shape(step))
 
     def get_config(self) -> dict[str, Any]:
         serialize = importlib.import_module("keras").saving.serialize_keras_object
@@ -666,25 +570,12 @@ def _is_keras_schedule(value: Any) -> bool:
     return any(name.endswith("keras.LearningRateSchedule") for name in names)
 
 
-RATES: dict[str, type[Rate]] = {
-    cls.__name__: cls
-    for cls in (
-        Constant,
-        Cosine,
-        Cyclical,
-        Triangular,
-        Exponential,
-        InverseTime,
-        KerasSchedule,
-        Linear,
-        OneMinusSqrt,
-        Piecewise,
-        Scaled,
-        Sequence,
-        Table,
-        Warmup,
-    )
-}
+RATES: Family[Rate] = Family(
+    "rate",
+    "Linear(start=0.4, steps=90)",
+    *(Constant, Cosine, Cyclical, Triangular, Exponential, InverseTime, KerasSchedule, Linear),
+    *(OneMinusSqrt, Piecewise, Scaled, Sequence, Table, Warmup),
+)
 
 
 def as_array(rate: Any, num_steps: int) -> np.ndarray:
@@ -700,7 +591,7 @@ def as_array(rate: Any, num_steps: int) -> np.ndarray:
     >>> as_array(Linear(start=0.4, steps=4), 3)
     array([0.4, 0.3, 0.2])
     """
-    return as_rate(rate)(np.arange(_count("num_steps", num_steps, 0)))
+    return as_rate(rate)(np.arange(values.integer(0).check("num_steps", num_steps)))
 
 
 def as_rate(rate: Any) -> Rate:
@@ -716,14 +607,14 @@ def as_rate(rate: Any) -> Rate:
     """
     if isinstance(rate, Rate):
         return rate
-    if hasattr(rate, "keys"):  # dict, or an ml_collections.ConfigDict
+    if is_config(rate):
         return from_config(rate)
     if _is_keras_schedule(rate):
         inner = getattr(rate, "rate", None)  # of a `schedules.RateSchedule`
         return inner if isinstance(inner, Rate) else KerasSchedule(rate)
     if isinstance(rate, (list, tuple)) or np.ndim(rate) == 1:
         return Table(rate)
-    return Constant(_number("rate", rate))
+    return Constant(_NOT_NEGATIVE.check("rate", rate))
 
 
 def from_config(config: Mapping[str, Any]) -> Rate:
@@ -736,32 +627,4 @@ def from_config(config: Mapping[str, Any]) -> Rate:
     >>> from_config({"rate": "Warmup", "steps": 2, "inner": {"rate": "Constant", "constant": 1.0}})
     Warmup(inner=Constant(constant=1.0), steps=2, start=0.0)
     """
-    if not hasattr(config, "keys"):  # a dict, or an ml_collections.ConfigDict
-        raise ValueError(
-            'a rate\'s configuration must be a dict such as {"rate": "Constant", "constant": 0.1}. '
-            f"Received: {config!r}"
-        )
-    arguments = {str(key): config[key] for key in config.keys()}  # noqa: SIM118  # ConfigDict
-    name = arguments.pop("rate", None)
-    if not isinstance(name, str) or name not in RATES:
-        raise ValueError(
-            f"`rate` must be one of {sorted(RATES)}. Received: rate={name!r}.{_hint(name, RATES)}"
-        )
-    fields = dataclasses.fields(RATES[name])  # type: ignore[arg-type]  # every rate is one
-    allowed = [field.name for field in fields]
-    unknown = sorted(set(arguments) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"Rate {name!r} takes {allowed}. Received unknown: {unknown}."
-            f"{_hint(unknown[0], allowed)}"
-        )
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
-    missing = [key for key in required if key not in arguments]
-    if missing:
-        raise ValueError(f"Rate {name!r} needs {missing}. Received: {arguments!r}")
-    return RATES[name](**arguments)
-
-
-def _hint(name: Any, known: Any) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return RATES.from_config(config)

@@ -117,7 +117,9 @@ class EquivalentSchedule(keras.optimizers.schedules.LearningRateSchedule):
         curvature: float = 0.0,
         momentum: float = 0.0,
     ) -> None:
-        self.kernel = _as_kernel(kernel)
+        self.kernel: kernels.Kernel = (
+            kernel if isinstance(kernel, kernels.Kernel) else kernels.from_config(kernel)
+        )
         self.base = rates.as_rate(base)
         base_rates = rates.as_array(self.base, num_steps)
         self.num_steps = int(num_steps)
@@ -157,11 +159,3 @@ class EquivalentSchedule(keras.optimizers.schedules.LearningRateSchedule):
             f"EquivalentSchedule({self.kernel!r}, {self.base!r}, num_steps={self.num_steps}, "
             f"curvature={self.curvature!r}, momentum={self.momentum!r})"
         )
-
-
-def _as_kernel(kernel: Any) -> kernels.Kernel:
-    if isinstance(kernel, kernels.Kernel):
-        return kernel
-    if hasattr(kernel, "keys"):  # dict, or an ml_collections.ConfigDict
-        return kernels.from_config(kernel)
-    raise ValueError(f"`kernel` must be a kernel or its config. Received: kernel={kernel!r}")

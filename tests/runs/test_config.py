@@ -114,7 +114,7 @@ def test_lengths_become_steps():
         ({"schedule": {"rate": "Konstant"}}, "config.schedule: .*Konstant.*Constant"),
         (
             {"averages": {"ema": {"kernel": "Exponential", "decay": 1.5}}},
-            r"config.averages.ema: `decay` must lie in \[0, 1\). Received: decay=1.5",
+            r"config.averages.ema: `decay` must be a number of .* below 1. Received: decay=1.5",
         ),
         (
             {"averages": {"two": {"kernel": "TwoPoint", "gap": "1 fortnight"}}},

@@ -6,7 +6,6 @@ Nothing here imports TensorFlow.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
 import os
 import pathlib
@@ -20,6 +19,7 @@ import ml_collections
 from absl import flags
 
 from tf_lrtraj import kernels, rates
+from tf_lrtraj.configurable import parameters
 from tf_lrtraj.runs.config_checks import ConfigError, unknown_key
 
 _TRACED = "Error whilst parsing config file:"
@@ -177,10 +177,10 @@ def _check_override(config: Any, key: str, text: str) -> None:
 
 def _arguments(group: Any) -> list[str]:
     """Arguments of the kernel or rate that a group configures; empty for other groups."""
-    for key, kinds in (("kernel", kernels.KERNELS), ("rate", rates.RATES)):
-        kind: Any = kinds.get(group[key]) if isinstance(group.get(key), str) else None
-        if kind is not None:
-            return [field.name for field in dataclasses.fields(kind)]
+    for family in (kernels.KERNELS, rates.RATES):
+        chosen = group.get(family.key)
+        if isinstance(chosen, str) and chosen in family:
+            return list(parameters(family[chosen]))
     return []
 
 

@@ -76,11 +76,10 @@ def _check_outputs(options: Any) -> None:
 def _from_kernel(options: Any) -> int:
     import numpy as np
 
-    from tf_lrtraj import theory
+    from tf_lrtraj import kernels, theory
     from tf_lrtraj.bin import tables
-    from tf_lrtraj.runs import kernel_parsing
 
-    kernel = kernel_parsing.parse_kernel(options.kernel)
+    kernel = kernels.KERNELS.from_text(options.kernel)
     base = _rates(options.base, options)
     tables.check_reach(kernel, base.size)
     weights = kernel.weights(base.size)
@@ -248,17 +247,18 @@ def _setting(options: Any) -> str:
 
 def run() -> None:
     """The console script `lrtraj-equivalence`."""
+    from tf_lrtraj.bin import tables
+
     # Defined here: importing several programs must not define a flag twice.
     flags.DEFINE_string("kernel", None, 'The average, such as "Exponential(decay=0.99)".')
     flags.DEFINE_string("emulate", None, "Schedule to turn into weights; RATE or a short name.")
     flags.DEFINE_string("base", "0.1", "Learning rates of the run that is averaged; RATE.")
-    longest = 20_000_000  # several arrays of that many numbers are made
     flags.DEFINE_integer(
         "num_steps",
         None,
         "Number of updates; needed unless a CSV file tells.",
         lower_bound=1,
-        upper_bound=longest,
+        upper_bound=tables.LONGEST,
     )
     flags.DEFINE_float("peak", 0.1, "First rate of a base schedule given by its short name.")
     flags.DEFINE_integer(
@@ -278,7 +278,7 @@ def run() -> None:
         "Shape of the best schedule on the spectrum.",
     )
     flags.DEFINE_integer(
-        "rows", 15, "Rows printed of a long table.", lower_bound=2, upper_bound=longest
+        "rows", 15, "Rows printed of a long table.", lower_bound=2, upper_bound=tables.LONGEST
     )
     flags.DEFINE_string("csv", None, "Write the whole table here.")
     flags.DEFINE_string("figure", None, "Draw rates and weights here (.png, .svg or .pdf).")

@@ -1,13 +1,9 @@
-"""Text into kernels, rates and spectra, and arrays into tables, for `bin.equivalence`.
-
-Nothing here is evaluated: a formula is a name and literal arguments.
-"""
+"""Text into rates and spectra, and arrays into tables, for `bin.equivalence`."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import difflib
 import io
 import math
 import os
@@ -17,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import kernels, rates
+from tf_lrtraj import kernels, rates, values
 from tf_lrtraj.records.files import LARGEST, open_file
-from tf_lrtraj.runs.kernel_parsing import by_order, call
 
 LONGEST = 20_000_000  # updates; several arrays of that many numbers are made
 MOST_CURVATURES = 100_000
@@ -49,27 +44,18 @@ def parse_rates(text: str, num_steps: int | None, peak: float, decay: int | None
         return _rates_of_csv(*file, num_steps)
     if num_steps is None:
         raise ValueError("--num_steps is needed unless --base is a CSV file")
-    try:
+    if _is_number(text):
         return rates.as_array(float(text), num_steps)
-    except ValueError:
-        if _is_number(text):
-            raise
     if text in SHORT_NAMES:
-        length = num_steps if decay is None else decay
-        return _short(text, peak, num_steps, length)
+        return _short(text, peak, num_steps, num_steps if decay is None else decay)
     if "(" not in text:
-        known = [*SHORT_NAMES, *rates.RATES]
-        close = difflib.get_close_matches(text, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            "a rate must be a number, one of "
-            f"{', '.join(SHORT_NAMES)}, a formula such as Cosine(start=0.4, steps=900), or "
-            f"FILE.csv[:COLUMN]. Received: {text!r}.{hint}"
+        allowed = (
+            f"a number, one of {', '.join(SHORT_NAMES)}, a formula such as {rates.RATES.example}, "
+            "or FILE.csv[:COLUMN]"
         )
-    name, positional, named = call(text, "rate")
-    if positional and name in rates.RATES:
-        named.update(by_order(rates.RATES[name], positional, text))
-    return rates.as_array(rates.from_config({"rate": name, **named}), num_steps)
+        hint = values.closest(text, [*SHORT_NAMES, *rates.RATES])
+        raise values.error("rate", allowed, text, hint=hint)
+    return rates.as_array(rates.RATES.from_text(text), num_steps)
 
 
 def decayed_rates(text: str, base: np.ndarray, decay: int | None) -> np.ndarray:
@@ -182,8 +168,7 @@ def _column(file: str, column: str | None) -> tuple[dict[str, np.ndarray], np.nd
             raise ValueError(f"{file} has columns {header}: choose one with {file}:COLUMN")
         column = others[0]
     if column not in header:
-        close = difflib.get_close_matches(column, header, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = values.closest(column, header)
         raise ValueError(f"{file} has no column {column!r}. It has: {header}.{hint}")
     table = {name: _numbers(file, rows, header, name) for name in {column, "step"} & set(header)}
     return table, table[column]
