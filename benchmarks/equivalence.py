@@ -31,7 +31,7 @@ from theory import compare, processor  # type: ignore[import-not-found]
 
 from tf_lrtraj import kernels, records
 from tf_lrtraj import theory as maps
-from tf_lrtraj.theory.schedule_fit import loss_curve
+from tf_lrtraj.theory.schedule_fit import loss_curve, loss_curve_gradient
 
 RESULT = pathlib.Path(__file__).parent / "results" / "equivalence.json"
 
@@ -99,7 +99,7 @@ def bench_gradient(num_steps: int, repeats: int) -> dict:
     rates, start, slopes = np.linspace(0.9, 0.01, num_steps), np.ones(20), np.ones(num_steps + 1)
     return {
         f"gradient of the loss curve, 20 curvatures, T = {num_steps}": compare(
-            lambda: maps.loss_curve_gradient(model, rates, start, slopes),
+            lambda: loss_curve_gradient(model, rates, start, slopes),
             lambda: loss_curve(model, rates, start),
             repeats,
         )

@@ -32,6 +32,7 @@ import numpy as np
 import scipy
 
 from tf_lrtraj import kernels, records, theory
+from tf_lrtraj.theory.moments import loss_curves
 
 RESULT = pathlib.Path(__file__).parent / "results" / "theory.json"
 MODES = 10_000
@@ -89,7 +90,7 @@ def bench_moments(num_steps: int, repeats: int, gaps: tuple[int, ...] = (100, 10
             curves: dict[str, np.ndarray] = {}
 
             def ours(rates=rates, named=named, curves=curves):
-                curves.update(theory.loss_curves(a, noise, rates, start, named))
+                curves.update(loss_curves(a, noise, rates, start, named))
 
             def bare(rates=rates, curves=curves):
                 curves["bare"] = bare_recursion(a, noise, rates)
@@ -114,7 +115,7 @@ def bench_memory() -> dict:
     for num_steps in (1500, 3000):
         rates = np.linspace(0.5, 0.1, num_steps)
         tracemalloc.start()
-        curves = theory.loss_curves(a, np.ones(2000), rates, np.ones(2000), named)
+        curves = loss_curves(a, np.ones(2000), rates, np.ones(2000), named)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         found[f"{num_steps} steps"] = {

@@ -18,6 +18,7 @@ from tf_lrtraj.runs import synthetic_run
 from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.runs.probing.requests import check_request
 from tf_lrtraj.study import study_config as reproduction
+from tf_lrtraj.theory import schedule_equivalence
 
 BEYOND = 10**400  # an integer that no float holds
 
@@ -44,9 +45,8 @@ BEYOND = 10**400  # an integer that no float holds
         lambda: rates.from_config(None),
         lambda: theory.schedule_from_weights([0.5, 0.5], 0.1, momentum=object()),
         lambda: theory.squared_distances([[object()]]),
-        lambda: theory.mean_squared_displacement(5, 1),
         # AttributeError, IndexError
-        lambda: theory.response([1.0], [1.0]),
+        lambda: schedule_equivalence.response([1.0], [1.0]),
         lambda: theory.estimate_spectrum([1], [0.0], 1, 1, 0.5),
         lambda: theory.estimate_spectrum([5], [1.0], 3, 1, 0.5),
         # probes

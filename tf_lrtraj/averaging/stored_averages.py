@@ -30,7 +30,7 @@ import numpy as np
 from tf_lrtraj.averaging.built_average import BuiltAverage
 from tf_lrtraj.averaging.weight_files import read_npz, read_weights
 from tf_lrtraj.kernels import Kernel
-from tf_lrtraj.theory import Combination, combine_averages
+from tf_lrtraj.theory.combination import Combination, combine_averages
 
 __all__ = ["CombinedAverage", "StoredAverage", "combine_stored"]
 

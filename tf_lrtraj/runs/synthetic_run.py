@@ -25,7 +25,7 @@ import numpy as np
 
 from tf_lrtraj import kernels, records, theory
 from tf_lrtraj.runs.config_checks import ConfigError, as_dict, is_number
-from tf_lrtraj.theory.simulate import QuadraticRun
+from tf_lrtraj.theory.simulate import Run
 
 Record = dict[str, Any]
 
@@ -459,7 +459,7 @@ def _path(
     """[T+1, D] iterates of one run on a spectrum; the same seed draws the same batches."""
     noise = np.sqrt(model.mode_noise_variances)
     random = np.random.default_rng(seed)
-    one = QuadraticRun(start[None].copy(), random, model.mode_curvatures, noise, 0.0, "keras")
+    one = Run(start[None].copy(), random, model.mode_curvatures, noise)
     path = [start]
     for rate in rates.tolist():
         one.step(rate)

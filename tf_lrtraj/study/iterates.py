@@ -15,7 +15,7 @@ from tf_lrtraj.study import training_runs
 from tf_lrtraj.study.session import Bench
 from tf_lrtraj.study.task import Sizes, Task
 from tf_lrtraj.study.trainer import arrays_of
-from tf_lrtraj.theory import SpectrumEstimate, estimate_spectrum
+from tf_lrtraj.theory.estimate import SpectrumEstimate, estimate_spectrum
 
 __all__ = ["TASKS", "averages", "estimate", "levels", "many_points", "spaced", "sweep"]
 

@@ -13,7 +13,7 @@ from tf_lrtraj.study import equal_budgets, iterates, training_runs
 from tf_lrtraj.study.session import Bench
 from tf_lrtraj.study.task import Sizes, Task, base_run
 from tf_lrtraj.study.trainer import Run, arrays_of
-from tf_lrtraj.theory import SpectrumEstimate
+from tf_lrtraj.theory.estimate import SpectrumEstimate
 
 __all__ = [
     "DECAYS",

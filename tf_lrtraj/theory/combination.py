@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.kernels import Kernel
-from tf_lrtraj.theory import checks
-from tf_lrtraj.theory.moments import averaging_weights
+from tf_lrtraj.theory.checks import averaging_weights
 
 __all__ = ["Combination", "combine_averages"]
 
@@ -98,9 +98,9 @@ def combine_averages(
             raise ValueError(
                 f"`stored[{index}]` must be a kernel and a number of updates. Received: {kernel!r}"
             )
-        checks.integer(f"stored[{index}][1]", step, 0)
+        values.integer(0).check(f"stored[{index}][1]", step)
     newest = max(step for _, step in stored)
-    last = newest if num_steps is None else checks.integer("num_steps", num_steps, 0)
+    last = newest if num_steps is None else values.integer(0).check("num_steps", num_steps)
     if newest > last:
         raise ValueError(
             f"`stored` must hold averages of at most `num_steps` = {last} updates. "

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.theory import checks
+from tf_lrtraj import values
 from tf_lrtraj.theory.gap_curve import GapCurve, fit_gap_curve
-from tf_lrtraj.theory.prediction import AveragePredictor, Prediction, quantile
+from tf_lrtraj.theory.prediction import AveragePredictor
 from tf_lrtraj.theory.scatter import form_variance
 
 __all__ = ["SparsePredictor"]
@@ -60,13 +60,11 @@ class SparsePredictor(AveragePredictor):
         gaps: Any,
         jensen_gaps: Any,
     ) -> None:
-        places = checks.vector("positions", positions).astype(np.int64)
-        measured = checks.vector("losses", losses, places.size)
+        places = values.vector().check("positions", positions).astype(np.int64)
+        measured = values.vector(places.size).check("losses", losses)
         if places.size < 4 or np.any(np.diff(places) < 1) or places[0] < 0 or places[-1] >= count:
-            raise ValueError(
-                f"`positions` must be at least 4 ascending indices below {count}. "
-                f"Received: positions={positions!r}"
-            )
+            allowed = f"at least 4 ascending indices below {count}"
+            raise values.error("positions", allowed, positions)
         # Linear maps from measured losses: all losses by interpolation, and their straight line.
         basis = np.eye(places.size)
         spread = np.stack([np.interp(np.arange(count), places, row) for row in basis], axis=1)
@@ -100,33 +98,26 @@ class SparsePredictor(AveragePredictor):
             deviations[:, None] + deviations
         )
 
-    def predict(self, weights: Any, level: float = 0.9) -> Prediction:
-        """As `AveragePredictor.predict`; what was not measured is in the band.
+    def _variance(self, weights: np.ndarray) -> tuple[float, float]:
+        """As in `AveragePredictor`; what was not measured is in it.
 
         The prediction is linear in the measured losses and gaps (the fitted curve's terms and
         η held fixed), so its error in the stationary model is one quadratic form.
         """
-        level = checks.number("level", level, 0.0, 1.0, "between 0 and 1")
-        weights = self._weights(weights)
-        loss, drop = self.loss(weights), self._drop(weights)
-        variance = (self.model_error * drop) ** 2
-        degrees = np.inf
+        variance = (self.model_error * self._drop(weights)) ** 2
         assert self.curve is not None
-        if np.isfinite(self.dimension):
-            slopes = self._lag_weights(weights) @ self.curve.sensitivity
-            form = -np.outer(weights, weights)
-            first, second = self._ends
-            share = 0.25 * slopes
-            np.subtract.at(form, (first, first), share)
-            np.subtract.at(form, (second, second), share)
-            np.add.at(form, (first, second), share)
-            np.add.at(form, (second, first), share)
-            form[self.positions, self.positions] += self._loss_weights(weights, slopes)
-            variance += form_variance(self.curve, form) / self.dimension
-            degrees = self.degrees
-        error = float(np.sqrt(variance))
-        reach = quantile(0.5 + 0.5 * level, degrees) * error
-        return Prediction(loss, error, loss - reach, loss + reach)
+        if not np.isfinite(self.dimension):
+            return variance, np.inf
+        slopes = self._lag_weights(weights) @ self.curve.sensitivity
+        form = -np.outer(weights, weights)
+        first, second = self._ends
+        share = 0.25 * slopes
+        np.subtract.at(form, (first, first), share)
+        np.subtract.at(form, (second, second), share)
+        np.add.at(form, (first, second), share)
+        np.add.at(form, (second, first), share)
+        form[self.positions, self.positions] += self._loss_weights(weights, slopes)
+        return variance + form_variance(self.curve, form) / self.dimension, self.degrees
 
     def _loss_weights(self, weights: np.ndarray, slopes: np.ndarray) -> np.ndarray:
         """[m] derivative of the predicted loss with respect to the measured losses."""

@@ -62,17 +62,12 @@ class Dynamics:
             np.multiply(self.curvatures, -rate, out=self._contraction)
             self._contraction += 1.0
 
-    def current_noise(self) -> np.ndarray:
-        """[D] variance of the gradient's noise at the present second moments."""
-        return self.gradient_noise
-
     def advance(self) -> None:
         """One update of the second moments."""
-        noise = self.current_noise()
         second = self.second
         second *= self._contraction
         second *= self._contraction
-        daxpy(noise, second, a=self.rate * self.rate)
+        daxpy(self.gradient_noise, second, a=self.rate * self.rate)
 
     def apply(self, columns: np.ndarray) -> None:
         """columns ← M columns, in place, for an array [..., dim, D]."""
@@ -119,11 +114,10 @@ class MomentumDynamics(Dynamics):
     def advance(self) -> None:
         beta, feed, rate = self._beta, self._scaled, self.rate
         theta, cross = self.y
-        noise = self.current_noise()
         # First v' = βv + feed·θ + noise, then θ' = θ + gain·v'.
         gain, spread = (1.0, rate * rate) if self._keras else (-rate, 1.0)
         velocity = beta * beta * self._velocity + feed * (2.0 * beta * cross + feed * theta)
-        velocity += spread * noise
+        velocity += spread * self.gradient_noise
         mixed = beta * cross + feed * theta  # E θ v'
         theta += gain * (2.0 * mixed + gain * velocity)
         cross[:] = mixed + gain * velocity

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from tf_lrtraj.theory import checks, measurements
+from tf_lrtraj import values
+from tf_lrtraj.theory import measurements
 from tf_lrtraj.theory.gap_curve import GapCurve, fit_gap_curve
 from tf_lrtraj.theory.quadratic import QuadraticModel
 
@@ -82,10 +83,10 @@ def estimate_spectrum(
     >>> bool(abs(found.excess.sum() - 0.8) < 0.02)
     True
     """
-    rate = checks.number("rate", rate, 0.0, np.inf, "positive")
-    count = checks.integer("count", count, 2)
-    every = checks.integer("every", every, 1)
-    gaps = checks.vector("jensen_gaps", jensen_gaps)
+    rate = values.number(above=0).check("rate", rate)
+    count = values.integer(2).check("count", count)
+    every = values.integer(1).check("every", every)
+    gaps = values.vector().check("jensen_gaps", jensen_gaps)
     lags = measurements.lags(lags, gaps.size, count)
     curve = fit_gap_curve(lags, gaps, count, method="mixture")
     ratios, amplitudes, unresolved = _modes(curve, count)

@@ -6,27 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.theory import checks
+from tf_lrtraj import values
 
 __all__ = ["errors", "lags", "pair_matrix", "pairs"]
 
 
 def errors(name: str, value: Any, size: int) -> np.ndarray:
     """[size] standard errors from a number or a vector."""
-    errors = checks.finite_array(name, value)
+    errors = values.array().check(name, value)
     if errors.shape not in ((), (size,)) or np.any(errors < 0.0):
-        raise ValueError(
-            f"`{name}` must be a number or of shape [{size}], and at least 0. "
-            f"Received: shape={errors.shape}, least {errors.min() if errors.size else None!r}"
-        )
+        raise values.error(name, f"a number or of shape [{size}], and at least 0", value)
     return np.array(np.broadcast_to(errors, (size,)))
 
 
 def lags(gaps: Any, size: int, count: int) -> np.ndarray:
     """[size] integer lags within a run of `count` snapshots."""
-    lags = checks.vector("gaps", gaps, size)
+    lags = values.vector(size).check("gaps", gaps)
     if np.any(lags != np.round(lags)) or np.any(lags < 1):
-        raise ValueError(f"`gaps` must be integers of at least 1. Received: gaps={gaps!r}")
+        raise values.error("gaps", "integers of at least 1", gaps)
     if lags.max() >= count:
         raise ValueError(
             f"`gaps` must lie within the run of {count} snapshots, so be at most {count - 1}. "
@@ -40,7 +37,7 @@ def pairs(gaps: np.ndarray, starts: Any, counts: Any, count: int) -> list[np.nda
     if starts is not None:
         if counts is not None:
             raise ValueError("`counts` must not be given along with `starts`")
-        first = checks.vector("starts", starts, gaps.size)
+        first = values.vector(gaps.size).check("starts", starts)
         outside = (first < 0) | (first + gaps >= count) | (first != np.round(first))
         if outside.any():
             where = int(np.flatnonzero(outside)[0])
@@ -49,9 +46,11 @@ def pairs(gaps: np.ndarray, starts: Any, counts: Any, count: int) -> list[np.nda
                 f"snapshots. Received: start {first[where]:g} with gap {gaps[where]}"
             )
         return [np.array([index]) for index in first.astype(np.int64).tolist()]
-    each = checks.vector("counts", np.ones(gaps.size) if counts is None else counts, gaps.size)
+    each = values.vector(gaps.size).check(
+        "counts", np.ones(gaps.size) if counts is None else counts
+    )
     if np.any(each < 1) or np.any(each != np.round(each)):
-        raise ValueError(f"`counts` must be integers of at least 1. Received: counts={counts!r}")
+        raise values.error("counts", "integers of at least 1", counts)
     pairs: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * gaps.size
     for lag in np.unique(gaps).tolist():
         rows = np.flatnonzero(gaps == lag)
@@ -66,16 +65,16 @@ def pairs(gaps: np.ndarray, starts: Any, counts: Any, count: int) -> list[np.nda
     return pairs
 
 
-def pair_matrix(values: np.ndarray, count: int) -> np.ndarray:
+def pair_matrix(gaps: np.ndarray, count: int) -> np.ndarray:
     """[K, K] Jensen gaps of all pairs, made symmetric to the last bit."""
-    if values.shape != (count, count):
+    if gaps.shape != (count, count):
         raise ValueError(
-            f"`jensen_gaps` must have shape [{count}, {count}], or [M]. Received: {values.shape}"
+            f"`jensen_gaps` must have shape [{count}, {count}], or [M]. Received: {gaps.shape}"
         )
-    scale = np.abs(values).max()
-    if np.abs(values - values.T).max() > 1e-8 * scale or np.any(np.diag(values) != 0.0):
+    scale = np.abs(gaps).max()
+    if np.abs(gaps - gaps.T).max() > 1e-8 * scale or np.any(np.diag(gaps) != 0.0):
         raise ValueError(
             "`jensen_gaps` must be a symmetric matrix with 0 on its diagonal. Received: asymmetry "
-            f"{np.abs(values - values.T).max()!r}, diagonal up to {np.abs(np.diag(values)).max()!r}"
+            f"{np.abs(gaps - gaps.T).max()!r}, diagonal up to {np.abs(np.diag(gaps)).max()!r}"
         )
-    return 0.5 * (values + values.T)
+    return 0.5 * (gaps + gaps.T)

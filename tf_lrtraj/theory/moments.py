@@ -6,8 +6,8 @@ Everything here streams along the run once; per update only a few numbers are
 kept, whatever the number of modes.  docs/theory/moments.md proves the recursions.
 
 `loss_curves` gives expected excess losses at every step, of the iterate and of
-any number of averages in the same pass; `iterate_moments` and
-`average_moments` give mean and variance per mode at the end of the run.
+any number of averages in the same pass; `average_moments` gives mean and variance per mode
+at the end of the run.
 
 >>> import numpy as np
 >>> from tf_lrtraj import kernels
@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.kernels import SUM_TOLERANCE, Kernel, LagKernel, RecursiveKernel, Window
+from tf_lrtraj import values
+from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel, Window
 from tf_lrtraj.theory import checks
 from tf_lrtraj.theory.dynamics import Dynamics, MomentumDynamics
 from tf_lrtraj.theory.streams import (
@@ -39,7 +40,7 @@ from tf_lrtraj.theory.streams import (
     WindowStream,
 )
 
-__all__ = ["Moments", "average_moments", "iterate_moments", "loss_curves"]
+__all__ = ["Moments", "average_moments", "loss_curves"]
 
 RAW = "raw"  # the iterate itself, beside the averages' names
 
@@ -72,13 +73,13 @@ class Moments:
 def _model(
     curvatures: Any, noise_variances: Any, initial: Any, initial_variances: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    a = checks.nonnegative_vector("curvatures", curvatures)
-    noise = checks.nonnegative_vector("noise_variances", noise_variances, a.size)
-    mean = checks.vector("initial", initial, a.size)
+    a = values.vector(at_least=0).check("curvatures", curvatures)
+    noise = values.vector(a.size, at_least=0).check("noise_variances", noise_variances)
+    mean = values.vector(a.size).check("initial", initial)
     if initial_variances is None:
         spread = np.zeros_like(mean)
     else:
-        spread = checks.nonnegative_vector("initial_variances", initial_variances, a.size)
+        spread = values.vector(a.size, at_least=0).check("initial_variances", initial_variances)
     return a, noise, mean, spread
 
 
@@ -134,7 +135,7 @@ def loss_curves(
     """
     a, noise, mean, spread = _model(curvatures, noise_variances, initial, initial_variances)
     beta = checks.momentum(momentum, convention)
-    rates = checks.learning_rates(learning_rates)
+    rates = values.array(1).check("learning_rates", learning_rates)
     make = dynamics_factory(a, a * a * noise, mean**2 + spread, beta, convention)
     return run_streams(make, 0.5 * a, rates, kernels or {})
 
@@ -282,36 +283,6 @@ def _pairs(kernel: LagKernel, step: int) -> Iterator[tuple[int, int, float]]:
             yield min(lag, lags[j]), abs(lags[j] - lag), 2.0 * weights[i] * weights[j]
 
 
-def iterate_moments(
-    curvatures: Any,
-    noise_variances: Any,
-    learning_rates: Any,
-    initial: Any,
-    *,
-    momentum: float = 0.0,
-    convention: str = "keras",
-    initial_variances: Any = None,
-) -> Moments:
-    """Mean and variance per mode of the last iterate; arguments as in `loss_curves`.
-
-    >>> iterate_moments([1.0], [1.0], [0.5], [3.0])
-    Moments(mean=array([1.5]), variance=array([0.25]))
-    """
-    rates = checks.learning_rates(learning_rates)
-    weights = np.zeros(rates.size + 1)
-    weights[-1] = 1.0
-    return average_moments(
-        weights,
-        curvatures,
-        noise_variances,
-        rates,
-        initial,
-        momentum=momentum,
-        convention=convention,
-        initial_variances=initial_variances,
-    )
-
-
 def average_moments(
     kernel: Kernel | Any,
     curvatures: Any,
@@ -340,8 +311,8 @@ def average_moments(
     """
     a, noise, mean, spread = _model(curvatures, noise_variances, initial, initial_variances)
     beta = checks.momentum(momentum, convention)
-    rates = checks.learning_rates(learning_rates)
-    weights = averaging_weights(kernel, rates.size)
+    rates = values.array(1).check("learning_rates", learning_rates)
+    weights = checks.averaging_weights(kernel, rates.size)
     dynamics = dynamics_factory(a, a * a * noise, spread, beta, convention)(slice(None))
 
     # ψ_t is the average's part up to step t; its moments with the state ride along.
@@ -366,14 +337,3 @@ def average_moments(
                 dynamics.flush()
     # Signed weights can leave a rounding error below zero.
     return Moments(mean=bias, variance=np.maximum(variance, 0.0))
-
-
-def averaging_weights(kernel: Kernel | Any, num_steps: int) -> np.ndarray:
-    """[T+1] weights of a kernel after `num_steps`, or the weights given, checked."""
-    if isinstance(kernel, Kernel):
-        return kernel.weights(num_steps)
-    weights = checks.vector("weights", kernel, num_steps + 1)
-    total = weights.sum()
-    if abs(total - 1.0) > SUM_TOLERANCE:
-        raise ValueError(f"`weights` must sum to 1. Received: weights that sum to {float(total)!r}")
-    return weights

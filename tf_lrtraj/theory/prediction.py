@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import optimize
 
-from tf_lrtraj.kernels import SUM_TOLERANCE, Exponential, Kernel
+from tf_lrtraj import values
+from tf_lrtraj.kernels import Exponential, autocorrelation
 from tf_lrtraj.theory import checks, measurements
 from tf_lrtraj.theory.gap_curve import GapCurve, fit_gap_curve
 from tf_lrtraj.theory.scatter import effective_dimension, error_variance, single_scatter
@@ -175,23 +177,21 @@ class AveragePredictor:
         counts: Any = None,
         method: str = "auto",
     ) -> None:
-        self.losses = checks.vector("losses", losses)
+        self.losses = values.vector().check("losses", losses)
         count = self.losses.size
         self.loss_errors = measurements.errors("loss_errors", loss_errors, count)
         self.bend, self.model_error = 0.0, 0.0
         self.dimension, self.degrees = np.inf, np.inf
         self.curve: GapCurve | None = None
-        values = checks.finite_array("jensen_gaps", jensen_gaps)
-        if values.ndim == 2:
+        measured = values.array().check("jensen_gaps", jensen_gaps)
+        if measured.ndim == 2:
             if gaps is not None and np.size(gaps):
-                raise ValueError(
-                    "`gaps` must be None where `jensen_gaps` is the matrix of all pairs. "
-                    f"Received: gaps={gaps!r}"
-                )
-            self.gap_matrix = measurements.pair_matrix(values, count)
+                allowed = "None where `jensen_gaps` is the matrix of all pairs"
+                raise values.error("gaps", allowed, gaps)
+            self.gap_matrix = measurements.pair_matrix(measured, count)
             return
 
-        self.jensen_gaps = checks.vector("jensen_gaps", values)
+        self.jensen_gaps = values.vector().check("jensen_gaps", measured)
         self.gaps = measurements.lags(gaps, self.jensen_gaps.size, count)
         self.gap_errors = measurements.errors("gap_errors", gap_errors, self.gaps.size)
         self.pairs = measurements.pairs(self.gaps, starts, counts, count)
@@ -226,22 +226,28 @@ class AveragePredictor:
         the relative `model_error`.  Where few pairs leave the scatter
         uncertain the band widens (Student's t).
         """
-        level = checks.number("level", level, 0.0, 1.0, "between 0 and 1")
+        from tf_lrtraj.statistics import student  # slow to import, and not always needed
+
+        level = values.number(above=0, below=1).check("level", level)
         weights = self._weights(weights)
-        loss, drop = self.loss(weights), self._drop(weights)
-        variance = float(np.sum((weights * self.loss_errors) ** 2))
-        variance += (self.model_error * drop) ** 2
-        degrees = np.inf
-        if self.curve is not None:
-            sensitivity = self._lag_weights(weights) @ self.curve.sensitivity
-            variance += float(np.sum((sensitivity * self.gap_errors) ** 2))
-            if np.isfinite(self.dimension):
-                scatter = error_variance(self.curve, self.gaps, self.pairs, weights, sensitivity)
-                variance += scatter / self.dimension
-                degrees = self.degrees
+        loss = self.loss(weights)
+        variance, degrees = self._variance(weights)
         error = float(np.sqrt(variance))
-        reach = quantile(0.5 + 0.5 * level, degrees) * error
+        reach = student(degrees, level) * error
         return Prediction(loss, error, loss - reach, loss + reach)
+
+    def _variance(self, weights: np.ndarray) -> tuple[float, float]:
+        """Variance of the predicted loss, and the degrees of freedom it is known by."""
+        variance = float(np.sum((weights * self.loss_errors) ** 2))
+        variance += (self.model_error * self._drop(weights)) ** 2
+        if self.curve is None:
+            return variance, np.inf
+        sensitivity = self._lag_weights(weights) @ self.curve.sensitivity
+        variance += float(np.sum((sensitivity * self.gap_errors) ** 2))
+        if not np.isfinite(self.dimension):
+            return variance, np.inf
+        scatter = error_variance(self.curve, self.gaps, self.pairs, weights, sensitivity)
+        return variance + scatter / self.dimension, self.degrees
 
     def optimal(
         self, nonnegative: bool = True, caution: float = 0.0, smooth: bool = False
@@ -260,7 +266,7 @@ class AveragePredictor:
         Returns:
             An `OptimalAverage`; its `loss` is the plain prediction.
         """
-        caution = checks.number("caution", caution, -np.nextafter(0.0, 1.0), np.inf, "at least 0")
+        caution = values.number(0).check("caution", caution)
         trusted = max(1.0 - caution * self.model_error, 0.0)
         losses = _trend(self.losses) if smooth else self.losses
         hessian, linear = _program(losses, trusted * self.gap_matrix)
@@ -308,12 +314,14 @@ class AveragePredictor:
         grid = np.linspace(np.log(0.05), np.log(5.0 * count), 60)
         values = [ema_loss(x) for x in grid]
         best = int(np.argmin(values))
-        low, high = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
-        found = _golden(ema_loss, float(low), float(high))
-        age = np.exp(found)
+        bounds = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
+        found = optimize.minimize_scalar(
+            ema_loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}
+        )
+        age = np.exp(found.x)
         return Recommendation(
             ema_decay=float(age / (1.0 + age)),
-            ema_loss=ema_loss(found),
+            ema_loss=float(found.fun),
             swa_length=int(np.argmin(swa)) + 1,
             swa_loss=float(np.min(swa)),
             two_point_gap=int(np.argmin(two)) + 1,
@@ -332,7 +340,7 @@ class AveragePredictor:
             averages: [N] weights or kernels, N >= 2, best long ones.
             measured: [N] their measured losses.
         """
-        measured = checks.vector("measured", measured, len(averages))
+        measured = values.vector(len(averages)).check("measured", measured)
         if measured.size < 2:
             raise ValueError("`averages` must hold at least 2 averages. Received: 1")
         weights = np.stack([self._weights(average) for average in averages])
@@ -358,19 +366,12 @@ class AveragePredictor:
 
     def _lag_weights(self, weights: np.ndarray) -> np.ndarray:
         """[K] derivative of the drop with respect to the gap at each lag."""
-        count = weights.size
-        correlation = np.correlate(weights, weights, mode="full")[count - 1 :]
-        return 4.0 * np.where(np.arange(count) > 0, correlation, 0.0)
+        slopes = 4.0 * autocorrelation(weights)
+        slopes[0] = 0.0
+        return slopes
 
     def _weights(self, weights: Any) -> np.ndarray:
-        if isinstance(weights, Kernel):
-            return weights.weights(self.num_snapshots - 1)
-        weights = checks.vector("weights", weights, self.num_snapshots)
-        if abs(weights.sum() - 1.0) > SUM_TOLERANCE:
-            raise ValueError(
-                f"`weights` must sum to 1. Received: a sum of {float(weights.sum())!r}"
-            )
-        return weights
+        return checks.averaging_weights(weights, self.num_snapshots - 1)
 
 
 def _program(losses: np.ndarray, gap_matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -403,27 +404,3 @@ def _two(count: int, gap: int) -> np.ndarray:
     weights = np.zeros(count)
     weights[[-1, -1 - gap]] = 0.5
     return weights
-
-
-def _golden(function: Any, low: float, high: float) -> float:
-    """Argument of the minimum of a unimodal function on an interval."""
-    share = 0.5 * (np.sqrt(5.0) - 1.0)
-    a, b = high - share * (high - low), low + share * (high - low)
-    at_a, at_b = function(a), function(b)
-    for _ in range(40):
-        if at_a < at_b:
-            high, b, at_b = b, a, at_a
-            a = high - share * (high - low)
-            at_a = function(a)
-        else:
-            low, a, at_a = a, b, at_b
-            b = low + share * (high - low)
-            at_b = function(b)
-    return float(0.5 * (low + high))
-
-
-def quantile(level: float, degrees: float) -> float:
-    """Quantile of Student's t (of the normal distribution for infinite degrees)."""
-    from scipy.special import ndtri, stdtrit
-
-    return float(ndtri(level) if np.isinf(degrees) else stdtrit(degrees, level))

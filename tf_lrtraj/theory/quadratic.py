@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.kernels import Kernel
 from tf_lrtraj.theory import checks, landmarks, moments, stationary
 from tf_lrtraj.theory.landmarks import GradientStatistics, OneStep, Shell
-from tf_lrtraj.theory.simulate import QuadraticRun, Run, Simulation, simulate
+from tf_lrtraj.theory.simulate import Simulation, simulate
 
 __all__ = ["QuadraticModel", "noise_of_batches"]
 
@@ -57,11 +58,11 @@ def noise_of_batches(
     >>> noise_of_batches([1.0], batch_size=5, population=9, replacement=False)
     array([0.1])
     """
-    noise = checks.finite_array("sample_noise", sample_noise)
-    batch_size = checks.integer("batch_size", batch_size, 1)
+    noise = values.array().check("sample_noise", sample_noise)
+    batch_size = values.integer(1).check("batch_size", batch_size)
     if replacement:
         return noise / batch_size
-    size = checks.integer("population", population, 1)
+    size = values.integer(1).check("population", population)
     if batch_size > size:
         raise ValueError(
             f"`batch_size` must be at most `population` = {size} without replacement. "
@@ -92,19 +93,14 @@ class QuadraticModel:
     """
 
     def __init__(self, curvatures: Any, noise_variances: Any) -> None:
-        a = checks.finite_array("curvatures", curvatures)
-        if a.ndim not in (1, 2) or a.size == 0 or (a.ndim == 2 and a.shape[0] != a.shape[1]):
-            raise ValueError(
-                f"`curvatures` must have shape [D] or [D, D]. Received: shape={a.shape}"
-            )
-        a = checks.covariance("curvatures", a, len(a))
+        a = checks.covariance("curvatures", curvatures)
         noise = checks.covariance("noise_variances", noise_variances, len(a))
         self.curvatures, self.noise_variances = a, noise
         self._basis: np.ndarray | None = None  # columns are modes; none needed for spectra
         self._mode_noise: np.ndarray | None = None  # [D, D], where modes are correlated
         if a.ndim == 2:
-            values, self._basis = np.linalg.eigh(a)
-            self.mode_curvatures = np.maximum(values, 0.0)
+            eigenvalues, self._basis = np.linalg.eigh(a)
+            self.mode_curvatures = np.maximum(eigenvalues, 0.0)
             noise = np.diag(noise) if noise.ndim == 1 else noise
             noise = self._basis.T @ noise @ self._basis
         else:
@@ -163,7 +159,7 @@ class QuadraticModel:
 
     def _squares(self, iterate: Any, spread: Any) -> np.ndarray:
         """[D] E θ² per mode, for an iterate with mean `iterate` and covariance `spread`."""
-        mean = self._to_modes(checks.vector("iterate", iterate, self.size))
+        mean = self._to_modes(values.vector(self.size).check("iterate", iterate))
         return mean**2 + self._mode_spread("spread", spread)
 
     # --- Transients -------------------------------------------------------------------------
@@ -195,7 +191,7 @@ class QuadraticModel:
         >>> model.expected_losses([0.5] * 3, [1.0], {"swa": kernels.Uniform()})["swa"].round(4)
         array([0.5   , 0.3125, 0.2153, 0.1592])
         """
-        start = self._to_modes(checks.vector("initial", initial, self.size))
+        start = self._to_modes(values.vector(self.size).check("initial", initial))
         return moments.loss_curves(
             self.mode_curvatures,
             self.mode_noise_variances,
@@ -219,7 +215,7 @@ class QuadraticModel:
         >>> from tf_lrtraj import kernels
         >>> model = QuadraticModel([1.0], [1.0])
         >>> model.expected_loss_of_average(kernels.TwoPoint(1), [0.5], [1.0])
-        array([0.5    , 0.3125])
+        array([0.5   , 0.3125])
         """
         named = {"average": kernel}
         return self.expected_losses(learning_rates, initial, named, **options)["average"]
@@ -233,7 +229,7 @@ class QuadraticModel:
         convention: str = "keras",
     ) -> np.ndarray:
         """[T+1] E‖θ_t‖², the squared distance to the minimum."""
-        start = self._to_modes(checks.vector("initial", initial, self.size))
+        start = self._to_modes(values.vector(self.size).check("initial", initial))
         return self._square_norm(
             start, self.mode_noise_variances, learning_rates, momentum, convention
         )
@@ -254,7 +250,7 @@ class QuadraticModel:
             shared_batches: True: the difference contracts as Π(I - λA) whatever the noise;
                 False: independent batches, and it settles at twice tr S.
         """
-        start = self._to_modes(checks.vector("separation", separation, self.size))
+        start = self._to_modes(values.vector(self.size).check("separation", separation))
         noise = (0.0 if shared_batches else 2.0) * self.mode_noise_variances
         return self._square_norm(start, noise, learning_rates, momentum, convention)
 
@@ -264,7 +260,7 @@ class QuadraticModel:
         a = self.mode_curvatures
         beta = checks.momentum(momentum, convention)
         make = moments.dynamics_factory(a, a * a * noise, start**2, beta, convention)
-        checked = checks.learning_rates(rates)
+        checked = values.array(1).check("learning_rates", rates)
         return moments.run_streams(make, np.ones(self.size), checked, {})[moments.RAW]
 
     # --- Stationary state -------------------------------------------------------------------
@@ -313,7 +309,7 @@ class QuadraticModel:
     def lagged_covariance(self, learning_rate: float, lag: int) -> np.ndarray:
         """[D, D] Cov(θ_{t+lag}, θ_t) = (I - λA)^lag S in the stationary state of plain SGD."""
         rate, _ = self._rate(learning_rate)
-        power = (1.0 - rate * self.mode_curvatures) ** checks.integer("lag", lag, 0)
+        power = (1.0 - rate * self.mode_curvatures) ** values.integer(0).check("lag", lag)
         return self._from_modes(power[:, None] * self._mode_covariance(rate))
 
     def _factors(self, kernel: Any, rate: float, num_steps: int | None) -> np.ndarray:
@@ -402,7 +398,7 @@ class QuadraticModel:
             self.mode_curvatures,
             self.mode_noise_variances,
             self._squares(iterate, spread),
-            checks.vector("learning_rates", learning_rates),
+            values.vector().check("learning_rates", learning_rates),
             held_out,
         )
 
@@ -472,19 +468,18 @@ class QuadraticModel:
         beta = checks.momentum(momentum, convention)
         factor: np.ndarray = np.sqrt(self.mode_noise_variances)
         if self._mode_noise is not None:
-            values, vectors = np.linalg.eigh(self._mode_noise)
-            factor = vectors * np.sqrt(np.maximum(values, 0.0))
-
-        def make_run(theta: np.ndarray, random: np.random.Generator) -> Run:
-            return QuadraticRun(theta, random, self.mode_curvatures, factor, beta, convention)
+            variances, vectors = np.linalg.eigh(self._mode_noise)
+            factor = vectors * np.sqrt(np.maximum(variances, 0.0))
 
         return simulate(
-            make_run,
             self.mode_curvatures,
+            factor,
             learning_rates,
             initial,
             num_runs,
             seed,
             kernels,
+            momentum=beta,
+            convention=convention,
             basis=self._basis,
         )

@@ -28,12 +28,12 @@ array([0. , 0.5, 0. , 0.5])
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.kernels import SUM_TOLERANCE, Kernel
+from tf_lrtraj import values
+from tf_lrtraj.kernels import Kernel, check_weights
 from tf_lrtraj.theory import checks
 from tf_lrtraj.theory.recursion import solve_backward
 
@@ -135,7 +135,7 @@ def equivalent_schedule(
     array([0.15, 0.15])
     """
     curvature, momentum = check_run(curvature, momentum, convention)
-    weights, base = check_weights(weights, base)
+    weights, base = check_average(weights, base)
     check_stable(base, curvature, momentum)
     weights = weights / weights.sum()
 
@@ -200,7 +200,7 @@ def weights_from_schedule(
     array([0.25, 0.25, 0.25, 0.25])
     """
     curvature, momentum = check_run(curvature, momentum, convention)
-    schedule = checks.vector("schedule", schedule)
+    schedule = values.vector().check("schedule", schedule)
     base = check_rates("base", base, schedule.size)
     check_stable(base, curvature, momentum)
     blocked = (base == 0.0) & (schedule != 0.0)
@@ -274,8 +274,8 @@ def response(
     Raises:
         ValueError: for arrays that do not fit or are not finite, or numbers out of range.
     """
-    weights = checks.vector("weights", weights)
-    rates = checks.vector("rates", rates, weights.size - 1)
+    weights = values.vector().check("weights", weights)
+    rates = values.vector(weights.size - 1).check("rates", rates)
     curvature, momentum = check_run(curvature, momentum, convention)
     if momentum == 0.0:
         kick = solve_backward(weights, 1.0 - rates * curvature)
@@ -307,43 +307,29 @@ def _geometric(values: np.ndarray, ratio: float) -> np.ndarray:
 
 def check_run(curvature: Any, momentum: Any, convention: str) -> tuple[float, float]:
     """`curvature` and `momentum` as floats in range, under a known convention."""
-    curvature = checks.number("curvature", curvature, -math.ulp(0.0), math.inf, "at least 0")
-    return curvature, checks.momentum(momentum, convention)
+    return values.number(0).check("curvature", curvature), checks.momentum(momentum, convention)
 
 
 def check_rates(name: str, value: Any, num_steps: int) -> np.ndarray:
     """[T] rates of at least 0 from a number or a vector."""
-    rates = checks.finite_array(name, value)
-    if rates.shape not in ((), (num_steps,)):
-        raise ValueError(
-            f"`{name}` must be a number or have shape [{num_steps}], one rate per update. "
-            f"Received: shape={rates.shape}"
-        )
-    if np.any(rates < 0.0):
-        raise ValueError(f"`{name}` must be at least 0. Received: a rate of {float(rates.min())!r}")
+    rates = values.array().check(name, value)
+    if rates.shape not in ((), (num_steps,)) or np.any(rates < 0.0):
+        allowed = f"a number, or of shape [{num_steps}] with one rate per update, and at least 0"
+        raise values.error(name, allowed, value)
     return np.array(np.broadcast_to(rates, (num_steps,)))
 
 
-def check_weights(weights: Any, base: Any) -> tuple[np.ndarray, np.ndarray]:
+def check_average(weights: Any, base: Any) -> tuple[np.ndarray, np.ndarray]:
     """[T+1] weights (of a vector or a kernel) and [T] base rates that fit each other."""
     if isinstance(weights, Kernel):
-        num_steps = np.shape(base)
-        if len(num_steps) != 1:
-            raise ValueError(
-                "`base` must be a vector of T rates where the average is given as a kernel. "
-                f"Received: base={base!r}"
-            )
-        weights = weights.weights(num_steps[0])
-    weights = checks.finite_array("weights", weights)
-    if weights.ndim != 1 or weights.size < 2:
-        raise ValueError(
-            "`weights` must be a vector of T+1 weights, one per iterate of a run of T >= 1 "
-            f"updates. Received: shape={weights.shape}"
-        )
-    if abs(weights.sum() - 1.0) > SUM_TOLERANCE:
-        raise ValueError(
-            f"`weights` must sum to 1. Received: weights that sum to {float(weights.sum())!r}"
-        )
+        if np.ndim(base) != 1:
+            allowed = "a vector of T rates where the average is given as a kernel"
+            raise values.error("base", allowed, base)
+        weights = weights.weights(np.size(base))
+    weights = check_weights(weights)
+    if weights.size < 2:
+        allowed = "T+1 weights, one per iterate of a run of T >= 1 updates"
+        raise values.error("weights", allowed, weights)
     return weights, check_rates("base", base, weights.size - 1)
 
 
@@ -352,7 +338,7 @@ def check_stable(base: np.ndarray, curvature: float, momentum: float) -> None:
     limit = 2.0 * (1.0 + momentum)
     if curvature * base.max() >= limit:
         raise ValueError(
-            f"`base` must stay below the stability limit 2 (1 + momentum) / curvature = "
+            "`base` must stay below the stability limit 2 (1 + momentum) / curvature = "
             f"{float(limit / curvature)!r}. Received: a rate of {float(base.max())!r} at "
             f"curvature={float(curvature)!r}"
         )

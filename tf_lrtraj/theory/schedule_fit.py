@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tf_lrtraj.theory import checks
-from tf_lrtraj.theory.closed_forms import ema_decay_for_window
+from tf_lrtraj import values
 from tf_lrtraj.theory.recursion import solve_backward, solve_forward
 from tf_lrtraj.theory.schedule_equivalence import check_rates, schedule_from_weights
+from tf_lrtraj.theory.weights_on_iterates import ema_decay_for_window
 
 __all__ = [
     "SHAPES",
@@ -128,16 +128,9 @@ def fit_schedule(
             past the stability limit, or an option is unknown.
     """
     problem = _Problem(model, target_losses, base, initial)
-    if shape not in SHAPES:
-        raise ValueError(f"`shape` must be one of {list(SHAPES)}. Received: shape={shape!r}")
-    highest = float(problem.base.max())
-    bound = (
-        highest
-        if max_rate is None
-        else checks.number(
-            "max_rate", max_rate, 0.0, problem.limit, f"positive and below {problem.limit!r}"
-        )
-    )
+    values.one_of(SHAPES).check("shape", shape)
+    highest = values.number(above=0, below=problem.limit).or_none().check("max_rate", max_rate)
+    bound = float(problem.base.max()) if highest is None else highest
 
     starts = _closed_forms(problem, weights, candidates)
     if shape == "monotone":
@@ -169,7 +162,8 @@ def loss_curve(model: Spectrum, learning_rates: Any, initial: Any) -> np.ndarray
     >>> loss_curve(model, [0.5, 0.5], [2.0])
     array([2.   , 0.5  , 0.125])
     """
-    return _moments(_modes(model, initial), checks.learning_rates(learning_rates))[1]
+    rates = values.array(1).check("learning_rates", learning_rates)
+    return _moments(_modes(model, initial), rates)[1]
 
 
 def loss_curve_gradient(
@@ -182,8 +176,8 @@ def loss_curve_gradient(
     >>> loss_curve_gradient(model, [0.5], [2.0], [0.0, 1.0])   # d/dλ ½((1-λ)²·4 + λ²)
     array([-1.5])
     """
-    rates = checks.learning_rates(learning_rates)
-    loss_gradients = checks.vector("loss_gradients", loss_gradients, rates.size + 1)
+    rates = values.array(1).check("learning_rates", learning_rates)
+    loss_gradients = values.vector(rates.size + 1).check("loss_gradients", loss_gradients)
     modes = _modes(model, initial)
     return _gradient(modes, rates, _moments(modes, rates)[0], loss_gradients)
 
@@ -198,15 +192,13 @@ class _Modes(NamedTuple):
 
 def _modes(model: Spectrum, initial: Any) -> _Modes:
     # A `QuadraticModel` given by matrices knows its modes, which are all that losses depend on.
-    curvature = checks.nonnegative_vector(
+    curvature = values.vector(at_least=0).check(
         "curvatures", getattr(model, "mode_curvatures", model.curvatures)
     )
-    noise = checks.nonnegative_vector(
-        "noise_variances",
-        getattr(model, "mode_noise_variances", model.noise_variances),
-        curvature.size,
+    noise = values.vector(curvature.size, at_least=0).check(
+        "noise_variances", getattr(model, "mode_noise_variances", model.noise_variances)
     )
-    start = checks.vector("initial", initial, curvature.size)
+    start = values.vector(curvature.size).check("initial", initial)
     if hasattr(model, "_to_modes"):
         start = model._to_modes(start)
     return _Modes(curvature[:, None], noise[:, None], start[:, None])
@@ -238,7 +230,7 @@ class _Problem:
     def __init__(self, model: Spectrum, target_losses: Any, base: Any, initial: Any) -> None:
         self.modes = _modes(model, initial)
         curvature = self.modes.curvature
-        target = checks.finite_array("target_losses", target_losses)
+        target = values.array().check("target_losses", target_losses)
         if target.ndim == 1 and target.size >= 2:
             self.base = check_rates("base", base, target.size - 1)
             self.steps = np.arange(1, target.size)
@@ -253,9 +245,7 @@ class _Problem:
                 f"shape [T]. Received: shapes {target.shape} and {np.shape(base)}"
             )
         if np.any(target <= 0.0):
-            raise ValueError(
-                f"`target_losses` must be positive excess losses. Received: {float(target.min())!r}"
-            )
+            raise values.error("target_losses", "positive excess losses", target_losses)
         self.log_target = np.log(target)
         self.limit = 2.0 / float(curvature.max()) if curvature.max() > 0.0 else np.inf
         if not 0.0 < self.base.max() < self.limit:
@@ -305,7 +295,7 @@ def _closed_forms(
                 weights, base, curvature
             )
     for index, rates in enumerate(candidates):
-        starts[f"candidate {index}"] = checks.vector("candidates", rates, num_steps)
+        starts[f"candidate {index}"] = values.vector(num_steps).check("candidates", rates)
     return starts
 
 
@@ -388,7 +378,7 @@ def _search(
         method="L-BFGS-B",
         bounds=bounds,
         options={
-            "maxiter": checks.integer("max_iterations", max_iterations, 1),
+            "maxiter": values.integer(1).check("max_iterations", max_iterations),
             "maxfun": 4 * max_iterations,
             "maxcor": 30,
             "ftol": 1e-15,

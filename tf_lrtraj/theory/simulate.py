@@ -9,25 +9,22 @@ blocks that fit the processor's cache, so most of the time goes into random numb
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.linalg.blas import daxpy
 
+from tf_lrtraj import values
 from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel, Window
-from tf_lrtraj.theory import checks
 
-__all__ = ["Curve", "QuadraticRun", "Run", "Simulation", "simulate"]
+__all__ = ["Curve", "Run", "Simulation", "simulate"]
 
 # Numbers per array of one block of runs (512 KB: smaller blocks spend their time in calls),
 # numbers in a ring buffer, and steps whose losses are kept before they are summed up.
 _BLOCK_NUMBERS = 65_536
 _LARGEST_RING = 8_000_000
 _STEPS_AT_ONCE = 64
-
-
-MakeRun = Callable[[np.ndarray, np.random.Generator], "Run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,38 +74,39 @@ def named_kernels(
 
 
 def simulate(
-    make_run: MakeRun,
     curvatures: np.ndarray,
+    noise_factor: np.ndarray,
     learning_rates: Any,
     initial: Any,
     num_runs: int,
     seed: int,
     kernels: Kernel | Sequence[Kernel] | Mapping[str, Kernel] | None = None,
     *,
+    momentum: float = 0.0,
+    convention: str = "keras",
     basis: np.ndarray | None = None,
-    numbers_per_run: int | None = None,
 ) -> Simulation:
-    """Runs SGD many times.  The models' `simulate` methods are the public way in.
+    """Runs SGD many times.  `QuadraticModel.simulate` is the public way in.
 
     Args:
-        make_run: (starts [runs, D], random stream) → the `Run` of one block of runs.
-        curvatures: [D] of the modes, for the excess loss.
+        curvatures: [D] of the modes.
+        noise_factor: of the batches' minimisers, as in `Run`.
         learning_rates: [T].
         initial: [D], or [num_runs, D], in the model's coordinates.
         num_runs: at least 2.
         seed: of the random numbers.  Runs are drawn in blocks, each from a stream of its
             own, so the same arguments give the same numbers.
         kernels: averages to keep.
+        momentum, convention: as in `moments.loss_curves`.
         basis: [D, D], columns are modes; none if coordinates are modes.
-        numbers_per_run: random numbers one run needs per step (D by default).
 
     Raises:
         ValueError: for wrong shapes, NaN, fewer than 2 runs, or a kernel of no known family.
     """
-    rates = checks.learning_rates(learning_rates)
-    num_runs = checks.integer("num_runs", num_runs, 2)
-    seed = checks.integer("seed", seed, 0)
-    starts = checks.finite_array("initial", initial)
+    rates = values.array(1).check("learning_rates", learning_rates)
+    num_runs = values.integer(2).check("num_runs", num_runs)
+    seed = values.integer(0).check("seed", seed)
+    starts = values.array().check("initial", initial)
     size = curvatures.size
     if starts.shape not in ((size,), (num_runs, size)):
         raise ValueError(
@@ -119,14 +117,21 @@ def simulate(
     named = named_kernels(kernels)
 
     rows = max([1, *(k.copies for k in named.values() if isinstance(k, LagKernel))])
-    block = max(1, min(_BLOCK_NUMBERS // (numbers_per_run or size), _LARGEST_RING // (rows * size)))
+    block = max(1, min(_BLOCK_NUMBERS // size, _LARGEST_RING // (rows * size)))
     block = -(-num_runs // -(-num_runs // block))  # as even as can be
     begins = range(0, num_runs, block)
     streams = np.random.SeedSequence(seed).spawn(len(begins))
     totals = [_Total(rates.size + 1) for _ in range(1 + len(named))]
     finals: list[list[np.ndarray]] = []
     for begin, stream in zip(begins, streams, strict=True):
-        run = make_run(starts[begin : begin + block].copy(), np.random.default_rng(stream))
+        run = Run(
+            starts[begin : begin + block].copy(),
+            np.random.default_rng(stream),
+            curvatures,
+            noise_factor,
+            momentum,
+            convention,
+        )
         averages = [_average(kernel, rates.size) for kernel in named.values()]
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             finals.append(_run_block(run, 0.5 * curvatures, rates.tolist(), averages, totals))
@@ -173,44 +178,14 @@ def _run_block(
 
 
 class Run:
-    """The iterates [runs, D] of one block, and how they step.
+    """The iterates [runs, D] of one block; gradients are A (θ - ξ) with ξ Gaussian.
 
     Args:
         theta: [runs, D] starts; changed in place.
-        momentum, convention: as in `moments.loss_curves`.
-    """
-
-    def __init__(self, theta: np.ndarray, momentum: float = 0.0, convention: str = "keras") -> None:
-        self.theta = theta
-        self._beta, self._keras = momentum, convention == "keras"
-        self._velocity = np.zeros_like(theta) if momentum else None
-
-    def gradient(self) -> np.ndarray:
-        """[runs, D] gradient of a fresh batch per run."""
-        raise NotImplementedError
-
-    def step(self, rate: float) -> None:
-        """One update of every run."""
-        gradient, theta, velocity = self.gradient(), self.theta, self._velocity
-        if velocity is None:
-            gradient *= rate
-            theta -= gradient
-        elif self._keras:
-            velocity *= self._beta
-            velocity -= rate * gradient
-            theta += velocity
-        else:
-            velocity *= self._beta
-            velocity += gradient
-            theta -= rate * velocity
-
-
-class QuadraticRun(Run):
-    """Gradients A (θ - ξ), ξ Gaussian.
-
-    Args:
+        random: draws the batches.
         curvatures: [D].
         noise_factor: [D] standard deviations of ξ, or a matrix F [D, D] with Cov ξ = F Fᵀ.
+        momentum, convention: as in `moments.loss_curves`.
     """
 
     def __init__(
@@ -219,15 +194,17 @@ class QuadraticRun(Run):
         random: np.random.Generator,
         curvatures: np.ndarray,
         noise_factor: np.ndarray,
-        momentum: float,
-        convention: str,
+        momentum: float = 0.0,
+        convention: str = "keras",
     ) -> None:
-        super().__init__(theta, momentum, convention)
+        self.theta = theta
         self._random = random
         self._curvatures = curvatures
         self._kick = curvatures * noise_factor if noise_factor.ndim == 1 else None
         self._mix = (curvatures[:, None] * noise_factor).T if noise_factor.ndim == 2 else None
         self._noise = np.empty_like(theta)
+        self._beta, self._keras = momentum, convention == "keras"
+        self._velocity = np.zeros_like(theta) if momentum else None
 
     def _batch_noise(self, scale: float) -> np.ndarray:
         """[runs, D] scale · A ξ, in one pass over the random numbers."""
@@ -237,18 +214,22 @@ class QuadraticRun(Run):
         self._noise *= scale * self._kick  # type: ignore[operator]  # one of the two is there
         return self._noise
 
-    def gradient(self) -> np.ndarray:
-        noise = self._batch_noise(-1.0)
-        noise += self._curvatures * self.theta
-        return noise
-
     def step(self, rate: float) -> None:
-        if self._velocity is not None:
-            super().step(rate)
+        """One update of every run, each on a batch of its own."""
+        theta, velocity = self.theta, self._velocity
+        if velocity is None:
+            theta *= 1.0 - rate * self._curvatures
+            theta += self._batch_noise(rate)
             return
-        # The same update, with fewer passes over the runs.
-        self.theta *= 1.0 - rate * self._curvatures
-        self.theta += self._batch_noise(rate)
+        gradient = self._batch_noise(-1.0)
+        gradient += self._curvatures * theta
+        velocity *= self._beta
+        if self._keras:
+            velocity -= rate * gradient
+            theta += velocity
+        else:
+            velocity += gradient
+            theta -= rate * velocity
 
 
 class _Average:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.theory import checks
-from tf_lrtraj.theory.schedule_equivalence import check_run, check_stable, check_weights, response
+from tf_lrtraj import values
+from tf_lrtraj.theory.schedule_equivalence import check_average, check_run, check_stable, response
 
 __all__ = ["ScheduleMismatch", "schedule_mismatch"]
 
@@ -89,11 +89,11 @@ def schedule_mismatch(
     >>> found.average_bias.round(4), found.schedule_bias.round(4)
     (array([0.985, 0.375]), array([0.985, 0.375]))
     """
-    curvatures = checks.nonnegative_vector("curvatures", curvatures)
+    curvatures = values.vector(at_least=0).check("curvatures", curvatures)
     _, momentum = check_run(0.0, momentum, convention)
-    weights, base = check_weights(weights, base)
+    weights, base = check_average(weights, base)
     check_stable(base, curvatures.max(), momentum)
-    schedule = checks.vector("schedule", schedule, base.size)
+    schedule = values.vector(base.size).check("schedule", schedule)
     at_end = np.zeros(base.size + 1)
     at_end[-1] = 1.0
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.kernels import (
     Exponential,
     Kernel,
@@ -34,8 +35,7 @@ from tf_lrtraj.kernels import (
     Window,
     autocorrelation,
 )
-from tf_lrtraj.theory import checks
-from tf_lrtraj.theory.moments import averaging_weights
+from tf_lrtraj.theory.checks import averaging_weights
 
 __all__ = [
     "effective_learning_rate",
@@ -102,15 +102,12 @@ def stationary_factor(
     >>> stationary_factor(kernels.Window(4), [0.0, 0.5, 1.0])
     array([0.25    , 0.515625, 1.      ])
     """
-    rho = checks.finite_array("contraction", contraction)
+    rho = values.array().check("contraction", contraction)
     if np.any(np.abs(rho) > 1.0):
-        worst = rho.flat[np.argmax(np.abs(rho))]
-        raise ValueError(
-            "`contraction` must lie in [-1, 1]; beyond it there is no stationary state. "
-            f"Received: contraction={float(worst)!r}"
-        )
+        allowed = "in [-1, 1], beyond which there is no stationary state"
+        raise values.error("contraction", allowed, contraction)
     if num_steps is not None:
-        num_steps = checks.integer("num_steps", num_steps, 0)
+        num_steps = values.integer(0).check("num_steps", num_steps)
     factor = _factor(kernel, rho, num_steps)
     return float(factor) if rho.ndim == 0 else factor
 
@@ -200,12 +197,12 @@ def effective_learning_rate(
     >>> effective_learning_rate(kernels.TwoPoint(1000), 0.1, [0.0, 0.1, 1.0]).round(4)
     array([0.1   , 0.0501, 0.0513])
     """
-    rate = checks.finite_array("learning_rate", learning_rate)
-    a = checks.finite_array("curvature", curvature)
+    rate = values.array().check("learning_rate", learning_rate)
+    a = values.array().check("curvature", curvature)
     if np.any(rate <= 0.0):
-        raise ValueError(f"`learning_rate` must be positive. Received: {float(rate.min())!r}")
+        raise values.error("learning_rate", "positive", learning_rate)
     if np.any(a < 0.0):
-        raise ValueError(f"`curvature` must not be negative. Received: {float(a.min())!r}")
+        raise values.error("curvature", "at least 0", curvature)
     pace = np.asarray(rate * a)
     if np.any(pace >= 2.0):
         raise ValueError(
@@ -231,7 +228,7 @@ def ema_decay_for_factor(factor: float, contraction: float) -> float:
     >>> round(ema_decay_for_factor(stationary_factor(kernels.Window(100), 0.5), 0.5), 4)
     0.9799
     """
-    share, rho = _share(factor), _slow(contraction)
+    share, rho = _check_share(factor, contraction)
     # d² ρ (1-X) + d (1-ρ)(1+X) - (1-X) = 0, its root in [0, 1) without cancellation.
     middle = (1.0 - rho) * (1.0 + share)
     return 2.0 * (1.0 - share) / (middle + math.sqrt(middle**2 + 4.0 * rho * (1.0 - share) ** 2))
@@ -250,7 +247,8 @@ def window_length_for_factor(factor: float, contraction: float) -> float:
     """
     from scipy.optimize import brentq  # slow to import, and rarely needed
 
-    share, rho = _share(factor), np.array(_slow(contraction))
+    share, slow = _check_share(factor, contraction)
+    rho = np.array(slow)
 
     def miss(count: float) -> float:
         return float(_uniform_factor(count, rho)) - share
@@ -260,15 +258,6 @@ def window_length_for_factor(factor: float, contraction: float) -> float:
     return float(brentq(miss, 1.0, high, xtol=1e-12, rtol=1e-13)) if share < 1.0 else 1.0
 
 
-def _share(factor: float) -> float:
-    share = checks.number("factor", factor, 0.0, math.inf, "in (0, 1]")
-    if share > 1.0:
-        raise ValueError(f"`factor` must be in (0, 1]. Received: factor={factor!r}")
-    return share
-
-
-def _slow(contraction: float) -> float:
-    rho = checks.number("contraction", contraction, -math.inf, 1.0, "in [0, 1)")
-    if rho < 0.0:
-        raise ValueError(f"`contraction` must be in [0, 1). Received: contraction={contraction!r}")
-    return rho
+def _check_share(factor: float, contraction: float) -> tuple[float, float]:
+    share = values.number(above=0, at_most=1).check("factor", factor)
+    return share, values.number(0, below=1).check("contraction", contraction)

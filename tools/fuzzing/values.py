@@ -16,6 +16,7 @@ from tf_lrtraj import kernels, rates, records, theory
 from tf_lrtraj.durations import Duration
 from tf_lrtraj.runs import kernel_parsing
 from tf_lrtraj.runs.probing import requests
+from tf_lrtraj.theory import quadratic, schedule_equivalence
 
 STEPS = 40
 
@@ -184,7 +185,7 @@ _THEORY: dict[str, tuple[Any, str]] = {
     "schedule_from_weights": (theory.schedule_from_weights, "wbcm"),
     "weights_from_schedule": (theory.weights_from_schedule, "bbcm"),
     "equivalent_schedule": (theory.equivalent_schedule, "wbcm"),
-    "response": (theory.response, "wbcmv"),
+    "response": (schedule_equivalence.response, "wbcmv"),
     "stationary_factor": (theory.stationary_factor, "ka"),
     "stationary_factor of weights": (theory.stationary_factor, "wr"),
     "effective_learning_rate": (theory.effective_learning_rate, "krc"),
@@ -192,7 +193,6 @@ _THEORY: dict[str, tuple[Any, str]] = {
     "time_scales of a kernel": (theory.time_scales, "kt"),
     "fold_onto_snapshots": (theory.fold_onto_snapshots, "wn"),
     "fold onto these": (theory.fold_onto_snapshots, "wg"),
-    "closed_form_schedule": (theory.closed_form_schedule, "krtc"),
     "ema_decay_for_window": (theory.ema_decay_for_window, "n"),
     "window_for_ema_decay": (theory.window_for_ema_decay, "r"),
     "ema_decay_for_factor": (theory.ema_decay_for_factor, "rr"),
@@ -213,14 +213,10 @@ _THEORY: dict[str, tuple[Any, str]] = {
         "Mlbds",
     ),
     "schedule_mismatch": (theory.schedule_mismatch, "bwbam"),
-    "noise_of_batches": (theory.noise_of_batches, "dnnh"),
+    "noise_of_batches": (quadratic.noise_of_batches, "dnnh"),
     "squared_distances": (theory.squared_distances, "x"),
-    "mean_squared_displacement": (theory.mean_squared_displacement, "xt"),
     "predict_squared_distance": (theory.predict_squared_distance, "wlgj"),
-    "autocovariance_from_displacement": (theory.autocovariance_from_displacement, "j"),
-    "average_distance_to_mean": (theory.average_distance_to_mean, "wl"),
     "estimate_spectrum": (theory.estimate_spectrum, "gjnnr"),
-    "GaussianFeaturesModel": (theory.GaussianFeaturesModel, "anr"),
 }
 _BIG = 1000
 
