@@ -80,20 +80,3 @@ def test_more_stored_averages_come_closer():
         errors.append(theory.combine_averages(stored, kernels.PowerFunction(12.0)).error)
     assert errors[0] > 4 * errors[1] > 8 * errors[2]
     assert errors[2] < 5e-3
-
-
-@pytest.mark.parametrize(
-    ("stored", "options", "message"),
-    [
-        ([], {}, "at least one average"),
-        ([(0.9, 5)], {}, r"`stored\[0\]` must be a kernel"),
-        ([(POWER[0], -1)], {}, r"stored\[0\]\[1\]"),
-        ([(POWER[0], 10)], {"num_steps": 9}, "at most `num_steps` = 9 updates.*one of 10"),
-        ([(POWER[0], 10)], {"target": np.full(11, 0.1)}, "must sum to 1"),
-        ([(POWER[0], 10**8)], {}, r"at most 2,147,483,648 bytes.*2,400,000,024 bytes"),
-    ],
-)
-def test_bad_input_is_named(stored, options, message):
-    arguments = {"target": kernels.Exponential(0.5), **options}
-    with pytest.raises(ValueError, match=message):
-        theory.combine_averages(stored, **arguments)

@@ -1,4 +1,6 @@
-"""Averages and schedules, one into the other, checked on runs simulated by the naive loop."""
+"""Averages and schedules, one into the other, against naive loops and finite differences."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_lrtraj import kernels, rates, theory
+from tf_lrtraj.theory import schedule_equivalence, schedule_fit
 
 TOLERANCE = 1e-10
 
@@ -38,6 +41,42 @@ def slow_schedule(weights, base, curvature):
         schedule[j] = w[j] / (1 - curvature * later)
         later += w[j]
     return schedule
+
+
+def mixed_powers(x, y, m):
+    """Σ_{i<m} x^i y^{m-1-i} = (x^m - y^m) / (x - y), also where x and y nearly coincide."""
+    if abs(x - y) > 1e-3 * max(abs(x), abs(y)):
+        return (x**m - y**m) / (x - y)
+    # (x^m - y^m)/(x - y) = y^{m-1} expm1(m z) / expm1(z) with x = y e^z
+    if y <= 0.0:  # both near 0, or both negative and close: few terms or plain sums
+        return np.array([np.sum(x ** np.arange(k) * y ** np.arange(k - 1, -1, -1.0)) for k in m])
+    z = np.log1p((x - y) / y)
+    return y ** (m - 1) * (m if z == 0.0 else np.expm1(m * z) / np.expm1(z))
+
+
+def closed_form_schedule(kernel, rate, num_steps, curvature=0.0):
+    """The schedules of familiar averages by the formulas of docs/theory/equivalence.md."""
+    left = np.arange(num_steps, 0, -1)
+    contraction = 1.0 - rate * curvature
+    ratio = np.ones(num_steps)
+    if isinstance(kernel, kernels.Exponential):
+        tail = left <= num_steps - kernel.start
+        m = left[tail]
+        effect = (1.0 - kernel.decay) * mixed_powers(kernel.decay, contraction, m)
+        ratio[tail] = effect / (kernel.decay**m + effect)
+    elif isinstance(kernel, kernels.TwoPoint):
+        tail = left <= (kernel.gap if num_steps >= kernel.gap else 0)
+        effect = np.power(contraction, left[tail] - 1)
+        ratio[tail] = effect / (1.0 + effect)
+    else:
+        if isinstance(kernel, kernels.Window):
+            length = min(kernel.length, num_steps + 1)
+        else:
+            length = max(num_steps + 1 - kernel.start, 1)
+        tail = left < length
+        effect = mixed_powers(1.0, contraction, left[tail])
+        ratio[tail] = effect / (length - left[tail] + effect)
+    return rate * ratio
 
 
 def draw_problem(seed, num_steps, signed, reach):
@@ -229,7 +268,7 @@ def test_recursion_equals_the_plain_loop():
     ids=str,
 )
 def test_closed_forms(kernel, curvature):
-    closed = theory.closed_form_schedule(kernel, 0.1, 150, curvature)
+    closed = closed_form_schedule(kernel, 0.1, 150, curvature)
     found = theory.schedule_from_weights(kernel.weights(150), 0.1, curvature)
     np.testing.assert_allclose(closed, found, rtol=1e-9, atol=1e-15)
 
@@ -238,7 +277,7 @@ def test_closed_form_where_decay_and_contraction_coincide():
     for decay in [0.9, 0.9 + 1e-12, 0.9 - 1e-6, 0.8991]:
         kernel = kernels.Exponential(decay)
         np.testing.assert_allclose(
-            theory.closed_form_schedule(kernel, 0.1, 400, 1.0),
+            closed_form_schedule(kernel, 0.1, 400, 1.0),
             theory.schedule_from_weights(kernel.weights(400), 0.1, 1.0),
             rtol=1e-11,
         )
@@ -248,7 +287,7 @@ def test_long_runs_do_not_cancel():
     """Far from the end an EMA's rate is α/a; the textbook denominator 1 - a Σ w has none left."""
     kernel, curvature = kernels.Exponential(0.99), 0.5
     base = np.full(5000, 0.1)
-    closed = theory.closed_form_schedule(kernel, 0.1, 5000, curvature)
+    closed = closed_form_schedule(kernel, 0.1, 5000, curvature)
     found = theory.schedule_from_weights(kernel, base, curvature)
     np.testing.assert_allclose(found, closed, rtol=1e-11)
     assert found[0] == pytest.approx(0.01 / 0.5, rel=1e-9)
@@ -318,55 +357,6 @@ def test_negative_rates_are_found_and_refused_on_request():
         theory.schedule_from_weights(weights, 0.1, require_nonnegative=True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(weights=[0.5, 0.4], base=0.1), "`weights` must sum to 1. Received: .*0.9"),
-        (
-            dict(weights=[0.5, np.nan], base=0.1),
-            r"`weights` must be finite. Received: .*nan.*\[1\]",
-        ),
-        (dict(weights=[[1.0]], base=0.1), r"`weights` must be a vector.*shape=\(1, 1\)"),
-        (dict(weights=[1.0], base=0.1), r"T >= 1"),
-        (dict(weights="abc", base=0.1), "`weights` must be an array of numbers"),
-        (dict(weights=[0.0, 1.0], base=[0.1, 0.1]), r"`base` must be .*\[1\].*shape=\(2,\)"),
-        (dict(weights=[0.0, 1.0], base=-0.1), "`base` must be at least 0. Received: .*-0.1"),
-        (dict(weights=[0.0, 1.0], base=np.inf), "`base` must be finite"),
-        (dict(weights=[0.0, 1.0], base=0.1, curvature=-1.0), "`curvature` must be at least 0"),
-        (dict(weights=[0.0, 1.0], base=0.1, curvature=np.nan), "`curvature` must be at least 0"),
-        (dict(weights=[0.0, 1.0], base=0.1, curvature=20.0), "stability limit .*= 0.1. Received"),
-        (dict(weights=[0.0, 1.0], base=0.1, momentum=1.0), r"`momentum` must lie in \[0, 1\)"),
-        (dict(weights=[0.0, 1.0], base=0.1, convention="x"), "`convention` must be one of"),
-        (dict(weights=kernels.Exponential(0.9), base=0.1), "`base` must be a vector of T rates"),
-    ],
-)
-def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        theory.schedule_from_weights(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(schedule=[], base=0.1), "`schedule` must be a non-empty vector"),
-        (dict(schedule=[0.1, np.inf], base=0.1), r"`schedule` must be finite.*\[1\]"),
-        (dict(schedule=[0.1, 0.1], base=[0.1]), r"`base` must be .*shape=\(1,\)"),
-        (dict(schedule=[0.1, 0.1], base=[0.1, 0.0]), r"base\[1\]=0.0, schedule\[1\]=.*0.1"),
-        (dict(schedule=np.full(2000, 9.0), base=0.1, curvature=1.0), "float64's range"),
-    ],
-)
-def test_bad_arguments_of_the_inverse(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        theory.weights_from_schedule(**arguments)
-
-
-def test_closed_form_refuses_other_kernels():
-    with pytest.raises(ValueError, match=r"`kernel` must be Exponential .*Received: .*every=2"):
-        theory.closed_form_schedule(kernels.Window(4, every=2), 0.1, 10)
-    with pytest.raises(ValueError, match=r"`kernel` must be Exponential .*Received: .*warmup=9"):
-        theory.closed_form_schedule(kernels.Exponential(0.9, warmup=9), 0.1, 10)
-
-
 def test_response_maps_start_and_batches():
     """`response` against the run itself: batches enter with a·w, the start with what is left."""
     rng = np.random.default_rng(5)
@@ -374,7 +364,7 @@ def test_response_maps_start_and_batches():
     weights = rng.normal(size=51)
     for momentum in [0.0, 0.8]:
         for convention in ["keras", "pytorch"]:
-            found = theory.response(weights, base, 3.0, momentum, convention)
+            found = schedule_equivalence.response(weights, base, 3.0, momentum, convention)
             average = weights @ run(base, 3.0, minimisers, 0.7, momentum, convention)
             expected = 0.7 * found.start + 3.0 * found.noise @ minimisers
             assert average == pytest.approx(expected, rel=1e-11)
@@ -415,11 +405,6 @@ def test_folded_weights_equal_the_average_of_interpolated_iterates(every):
     assert folded.sum() == pytest.approx(1.0, rel=1e-10)
 
 
-def test_fold_refuses_spacings_beyond_the_run():
-    with pytest.raises(ValueError, match="`every` must be at most the number of updates"):
-        theory.fold_onto_snapshots([0.5, 0.5], every=2)
-
-
 def test_fold_onto_unequally_spaced_snapshots():
     rng = np.random.default_rng(7)
     weights = rng.normal(size=101)
@@ -442,3 +427,231 @@ def test_fold_onto_unequally_spaced_snapshots():
 def test_fold_refuses_steps_that_are_none(steps):
     with pytest.raises(ValueError, match="update counts that rise to 10"):
         theory.fold_onto_snapshots(np.full(11, 1 / 11), steps)
+
+
+# --- On a spectrum: mismatch and the fitted schedule ----------------------------------------------
+
+
+def make_model(seed=0, size=8, low=1e-3):
+    rng = np.random.default_rng(seed)
+    return SimpleNamespace(
+        curvatures=np.geomspace(low, 1.0, size), noise_variances=rng.uniform(0.1, 1.0, size)
+    )
+
+
+def slow_losses(model, learning_rates, initial):
+    moments, losses = initial**2, []
+    for rate in [*learning_rates, None]:
+        losses.append(0.5 * model.curvatures @ moments)
+        if rate is not None:
+            step = rate * model.curvatures
+            moments = (1 - step) ** 2 * moments + step**2 * model.noise_variances
+    return np.array(losses)
+
+
+def noise_and_start_coefficients(weights, learning_rates, curvature, momentum=0.0):
+    """The average as an explicit linear map of the start and of every batch (O(T²))."""
+    num_steps = learning_rates.size
+    state = np.zeros((num_steps + 1,))  # θ as coefficients on (start, batches)
+    state[0], velocity, average = 1.0, np.zeros(num_steps + 1), 0.0
+    average = weights[0] * state
+    for t, rate in enumerate(learning_rates):
+        gradient = curvature * state
+        gradient[t + 1] -= curvature
+        velocity = momentum * velocity - rate * gradient
+        state = state + velocity
+        average = average + weights[t + 1] * state
+    return average
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+def test_mismatch_equals_the_explicit_linear_maps(momentum):
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=61)
+    weights /= weights.sum()
+    base, schedule = rng.uniform(0.1, 1.0, 60), rng.uniform(-0.1, 1.0, 60)
+    curvatures = np.array([0.0, 1e-3, 0.3, 1.9])
+    found = theory.schedule_mismatch(schedule, weights, base, curvatures, momentum)
+    last = np.eye(61)[-1]
+    for i, curvature in enumerate(curvatures):
+        average = noise_and_start_coefficients(weights, base, curvature, momentum)
+        end = noise_and_start_coefficients(last, schedule, curvature, momentum)
+        assert found.average_bias[i] == pytest.approx(average[0], rel=1e-10)
+        assert found.schedule_bias[i] == pytest.approx(end[0], rel=1e-10)
+        assert found.average_variance[i] == pytest.approx(np.sum(average[1:] ** 2), rel=1e-10)
+        assert found.schedule_variance[i] == pytest.approx(np.sum(end[1:] ** 2), rel=1e-10)
+        difference = np.sum((average[1:] - end[1:]) ** 2)
+        assert found.path_variance[i] == pytest.approx(difference, rel=1e-9)
+
+
+def test_mismatch_vanishes_at_the_reference_curvature_only():
+    base = np.full(300, 0.5)
+    kernel = kernels.Exponential(0.97)
+    schedule = theory.schedule_from_weights(kernel, base, curvature=0.1)
+    found = theory.schedule_mismatch(schedule, kernel, base, [0.01, 0.1, 1.0])
+    assert found.path_variance[1] < 1e-28
+    assert min(found.path_variance[[0, 2]]) > 1e-6
+    np.testing.assert_allclose(
+        found.average_losses(2.0, 0.3)[1], found.schedule_losses(2.0, 0.3)[1]
+    )
+    expected = 0.5 * 0.01 * (found.average_bias[0] ** 2 * 4 + found.average_variance[0] * 0.3)
+    assert found.average_losses(2.0, 0.3)[0] == pytest.approx(expected)
+
+
+def test_loss_curve_equals_the_plain_loop():
+    model, rng = make_model(), np.random.default_rng(0)
+    rates, initial = rng.uniform(0, 1.9, 100), rng.normal(size=8)
+    np.testing.assert_allclose(
+        schedule_fit.loss_curve(model, rates, initial),
+        slow_losses(model, rates, initial),
+        rtol=1e-12,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), num_steps=st.integers(1, 30))
+def test_adjoint_gradient_equals_finite_differences(seed, num_steps):
+    model, rng = make_model(seed), np.random.default_rng(seed)
+    rates, initial = rng.uniform(0.05, 1.5, num_steps), rng.normal(size=8) + 2
+    mix = rng.normal(size=num_steps + 1)
+
+    def value(rates):
+        return mix @ np.log(slow_losses(model, rates, initial))
+
+    slopes = mix / slow_losses(model, rates, initial)
+    gradient = schedule_fit.loss_curve_gradient(model, rates, initial, slopes)
+    step = 1e-5
+    numeric = np.empty(num_steps)
+    for j in range(num_steps):
+        shift = step * np.eye(num_steps)[j]
+        # fourth order, so that truncation is far below the tolerance
+        near = value(rates + shift) - value(rates - shift)
+        far = value(rates + 2 * shift) - value(rates - 2 * shift)
+        numeric[j] = (8 * near - far) / (12 * step)
+    np.testing.assert_allclose(gradient, numeric, rtol=1e-6, atol=1e-7 * np.abs(numeric).max())
+
+
+def averaged_losses(model, kernel, rate, num_steps, initial):
+    """Losses of the average after 0 … T updates, each from its own explicit weights."""
+    losses = [0.5 * model.curvatures @ initial**2]
+    for t in range(1, num_steps + 1):
+        found = theory.schedule_mismatch(
+            np.full(t, rate), kernel.weights(t), rate, model.curvatures
+        )
+        losses.append(found.average_losses(initial, model.noise_variances).sum())
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("shape", ["free", "monotone", "linear", "exponential"])
+@pytest.mark.parametrize(
+    "kernel",
+    [kernels.Exponential(0.95), kernels.Uniform(start=40), kernels.TwoPoint(20)],
+    ids=str,
+)
+def test_fitted_schedule_is_never_worse_than_the_closed_forms(shape, kernel):
+    model, initial, num_steps = make_model(), np.full(8, 2.0), 80
+    curve = averaged_losses(model, kernel, 0.5, num_steps, initial)
+    weights = kernel.weights(num_steps)
+    for target in [curve, curve[-1]]:
+        fit = theory.fit_schedule(
+            model, target, np.full(num_steps, 0.5), initial, shape=shape, weights=weights
+        )
+        losses = slow_losses(model, fit.schedule, initial)
+        np.testing.assert_allclose(fit.losses, losses, rtol=1e-11)
+        steps = slice(1, None) if np.ndim(target) else slice(-1, None)
+        misfit = np.sqrt(np.mean(np.log(losses[steps] / curve[steps]) ** 2))
+        assert fit.misfit == pytest.approx(misfit, rel=1e-9, abs=1e-13)
+        assert fit.misfit <= min(fit.closed_forms.values())
+        assert fit.schedule.min() >= 0.0
+        if shape in ("monotone", "linear", "exponential"):
+            assert np.all(np.diff(fit.schedule) <= 1e-15)
+        if shape == "free":
+            # every equivalent schedule at one curvature was among those compared
+            for curvature in [0.0, *model.curvatures[[0, -1]]]:
+                reference = theory.schedule_from_weights(weights, 0.5, curvature)
+                reference_losses = slow_losses(model, reference, initial)
+                other = np.log(reference_losses[steps] / curve[steps])
+                assert fit.misfit <= np.sqrt(np.mean(other**2)) + 1e-12
+
+
+def test_search_improves_and_reaches_attainable_targets():
+    model, initial = make_model(), np.full(8, 2.0)
+    wanted = 0.6 * np.exp(-np.linspace(0, 2, 60))
+    target = slow_losses(model, wanted, initial)
+    for shape in ["free", "monotone"]:
+        fit = theory.fit_schedule(model, target, 0.6, initial, shape=shape, max_iterations=3000)
+        assert fit.misfit < 1e-4
+        assert fit.misfit < 0.01 * min(fit.closed_forms.values())
+    wanted = 0.6 * np.minimum(np.arange(60, 0, -1) / 23.5, 1) * 0.9 + 0.06
+    fit = theory.fit_schedule(
+        model, slow_losses(model, wanted, initial), 0.6, initial, shape="linear"
+    )
+    np.testing.assert_allclose(fit.schedule, wanted, rtol=1e-3)
+
+
+def test_one_curvature_recovers_the_exact_equivalence_at_the_end():
+    model = SimpleNamespace(curvatures=np.array([0.7]), noise_variances=np.array([0.4]))
+    initial = np.array([1.5])
+    kernel = kernels.Exponential(0.9)
+    target = averaged_losses(model, kernel, 0.5, 50, initial)[-1]
+    fit = theory.fit_schedule(model, target, np.full(50, 0.5), initial, weights=kernel.weights(50))
+    assert fit.misfit < 1e-10
+
+
+def test_candidates_and_max_rate():
+    model, initial = make_model(), np.full(8, 2.0)
+    wanted = np.linspace(1.2, 0.1, 30)
+    target = slow_losses(model, wanted, initial)
+    fit = theory.fit_schedule(model, target, 0.5, initial, candidates=[wanted])
+    np.testing.assert_array_equal(fit.schedule, wanted)
+    assert fit.start == "candidate 0"
+    assert fit.misfit < 1e-15  # of sums in another order
+    wider = theory.fit_schedule(model, target, 0.5, initial, max_rate=1.5)
+    bounded = theory.fit_schedule(model, target, 0.5, initial)
+    assert bounded.schedule.max() <= 0.5
+    assert wider.misfit < bounded.misfit
+    np.testing.assert_array_equal(
+        theory.best_schedule(model, target, 0.5, initial), bounded.schedule
+    )
+
+
+def test_long_runs_on_many_curvatures():
+    model = make_model(size=20)
+    rates, initial = np.linspace(0.9, 0.0, 10_000), np.ones(20)
+    losses = schedule_fit.loss_curve(model, rates, initial)
+    np.testing.assert_allclose(losses, slow_losses(model, rates, initial), rtol=1e-10)
+    gradient = schedule_fit.loss_curve_gradient(model, rates, initial, np.ones(10_001))
+    shift = 1e-4 * (np.arange(10_000) == 9_000)
+    ends = [slow_losses(model, rates + sign * shift, initial).sum() for sign in (1, -1)]
+    assert gradient[9_000] == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-5)
+
+
+def test_a_quadratic_model_of_matrices():
+    """Curvature and noise that do not commute, against the model's own exact losses."""
+    rng = np.random.default_rng(0)
+    half, other = rng.normal(size=(4, 4)), rng.normal(size=(4, 4))
+    model = theory.QuadraticModel(half @ half.T / 8, other @ other.T)
+    initial, rates = rng.normal(size=4), rng.uniform(0, 1.5 / np.linalg.norm(half, 2) ** 2, 40)
+    np.testing.assert_allclose(
+        schedule_fit.loss_curve(model, rates, initial),
+        model.expected_loss(rates, initial),
+        rtol=1e-11,
+    )
+    kernel = kernels.Exponential(0.9)
+    target = model.expected_loss_of_average(kernel, np.full(40, 0.3), initial)
+    fit = theory.fit_schedule(model, target, 0.3, initial, weights=kernel.weights(40))
+    assert fit.misfit <= min(fit.closed_forms.values())
+    np.testing.assert_allclose(fit.losses, model.expected_loss(fit.schedule, initial), rtol=1e-11)
+
+
+def test_averages_seen_by_the_mismatch_are_those_of_the_exact_moments():
+    model = theory.QuadraticModel(np.geomspace(0.01, 1, 6), np.linspace(0.1, 1, 6))
+    base, initial = np.linspace(0.9, 0.1, 50), np.full(6, 1.3)
+    kernel = kernels.Uniform(start=20)
+    schedule = theory.schedule_from_weights(kernel, base, 0.1)
+    found = theory.schedule_mismatch(schedule, kernel, base, model.curvatures)
+    average = found.average_losses(initial, model.noise_variances).sum()
+    expected = model.expected_loss_of_average(kernel, base, initial)[-1]
+    assert average == pytest.approx(expected, rel=1e-11)
+    run = found.schedule_losses(initial, model.noise_variances).sum()
+    assert run == pytest.approx(model.expected_loss(schedule, initial)[-1], rel=1e-11)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import kernels, theory
-from tf_lrtraj.theory.features import GaussianFeaturesModel
 
 RUNS = 3000
 TOLERANCE = 4.0  # standard errors
@@ -92,23 +91,6 @@ def test_stationary_state_and_what_averages_keep_of_it(seeds):
         error = products.std(axis=0) / np.sqrt(RUNS)
         kept = model.stationary_covariance_of_average(named["custom"], rate)
         assert np.all(np.abs(products.mean(axis=0) - kept) <= TOLERANCE * error + 1e-12)
-
-
-@pytest.mark.parametrize("seed", range(300, 312))
-def test_least_squares_on_gaussian_features(seed):
-    rng = np.random.default_rng(seed)
-    size = int(rng.integers(1, 4))
-    root = rng.normal(size=(size, size))
-    curvatures = root @ root.T if seed % 2 else rng.uniform(0.0, 2.0, size)
-    model = GaussianFeaturesModel(curvatures, int(rng.integers(1, 6)), rng.uniform(0.0, 1.0))
-    named = random_kernels(rng)
-    momentum = [0.0, 0.5][seed // 2 % 2]
-    rates = rng.uniform(0.0, 0.4 * (1 - momentum) * model.stability_limit(), 10)
-    start = rng.normal(size=size)
-    expected = model.expected_losses(rates, start, named, momentum=momentum)
-    found = model.simulate(rates, start, 4000, seed, named, momentum=momentum)
-    for name, curve in {"raw": found, **found.averages}.items():
-        assert len(rates) not in misses(curve, expected[name]), name
 
 
 def test_the_tolerance_would_catch_a_wrong_formula():

@@ -405,48 +405,227 @@ def test_diagnosis_of_all_pairs():
     assert [finding.code for finding in theory.diagnose(broken)] == ["not-quadratic"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(weights=[0.5, 0.6, 0.0]), "`weights` must sum to 1"),
-        (dict(weights=[0.5, 0.5]), r"`weights` must be of shape \[3\].*\(2,\)"),
-        (dict(weights=[0.5, np.nan, 0.5]), "`weights` must be finite"),
-        (dict(losses=[1.0, np.inf, 1.0]), "`losses` must be finite"),
-        (dict(gaps=[1, 3]), "`gaps` must lie within the run of 3 snapshots.*a gap of 3"),
-        (dict(gaps=[0, 1]), "`gaps` must be integers of at least 1"),
-        (dict(gaps=[1.5, 1]), "`gaps` must be integers of at least 1"),
-        (dict(gaps=[1]), r"`gaps` must be of shape \[2\]"),
-        (dict(jensen_gaps=[0.1, np.nan]), "`jensen_gaps` must be finite"),
-        (dict(jensen_gaps=np.zeros((3, 3))), "`gaps` must be None"),
-        (dict(gaps=None, jensen_gaps=np.zeros((2, 2))), r"must have shape \[3, 3\]"),
-        (dict(gaps=None, jensen_gaps=np.eye(3)), "symmetric matrix with 0 on its diagonal"),
-        (dict(gaps=None, jensen_gaps=np.triu(np.ones((3, 3)), 1)), "symmetric matrix"),
-    ],
-)
-def test_bad_arguments(change, message):
-    arguments = dict(
-        weights=[0.5, 0.0, 0.5], losses=[1.0, 1.0, 1.0], gaps=[1, 2], jensen_gaps=[0.1, 0.2]
-    )
-    with pytest.raises(ValueError, match=message):
-        theory.predict_average_loss(**{**arguments, **change})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(loss_errors=-1.0), "`loss_errors` must be a number or of shape"),
-        (dict(gap_errors=[0.1]), r"`gap_errors` must be a number or of shape \[2\]"),
-        (dict(starts=[0, 1]), "start 1 with gap 2"),
-        (dict(starts=[0, 0], counts=[1, 1]), "`counts` must not be given along"),
-        (dict(counts=[1, 0]), "`counts` must be integers of at least 1"),
-        (dict(method="spline"), "`method` must be one of"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        theory.AveragePredictor([1.0, 1.0, 1.0], [1, 2], [0.1, 0.2], **options)
-
-
 def test_signed_weights_without_a_minimum_are_refused():
     with pytest.raises(ValueError, match="Signed weights have no minimum"):
         theory.optimal_weights([1.0, 2.0, 3.0], [1, 2], [0.0, 0.0], nonnegative=False)
+
+
+# --- From the losses of some snapshots: stationary runs known whole -------------------------------
+
+
+def relaxing_run(rng, count, directions):
+    """[K, D] iterates and the loss: independent relaxations of random times and sizes."""
+    times = np.geomspace(rng.uniform(0.3, 1.0), rng.uniform(10.0, 60.0), directions)
+    ratios = np.exp(-1.0 / times)
+    sizes = rng.uniform(0.2, 1.0, directions)
+    iterates = rng.normal(size=(count, directions))
+    for t in range(1, count):
+        iterates[t] = ratios * iterates[t - 1] + np.sqrt(1.0 - ratios**2) * iterates[t]
+    return iterates, lambda point: 2.0 * sizes.sum() + float(sizes @ point**2)
+
+
+def measure_on_grid(iterates, loss, stride, lags, number):
+    """Singles every `stride` and pairs on them, as arguments of `SparsePredictor`."""
+    count = len(iterates)
+    grid = np.arange(count - 1, -1, -stride)[::-1]
+    starts, gaps = [], []
+    for lag in lags:
+        usable = grid[grid + lag < count]
+        starts += usable[np.linspace(0, usable.size - 1, number).astype(int)].tolist()
+        gaps += [lag] * number
+    starts, gaps = np.array(starts), np.array(gaps)
+    places = np.unique(np.concatenate([grid, starts, starts + gaps]))
+    single = {i: loss(iterates[i]) for i in places.tolist()}
+    jensen = [
+        0.5 * (single[i] + single[i + g]) - loss(0.5 * (iterates[i] + iterates[i + g]))
+        for i, g in zip(starts.tolist(), gaps.tolist(), strict=True)
+    ]
+    return places, np.array(list(single.values())), starts, gaps, np.array(jensen)
+
+
+AVERAGES = [
+    kernels.Exponential(0.8),
+    kernels.Exponential(0.95),
+    kernels.Window(6),
+    kernels.Window(30),
+    kernels.Uniform(),
+    kernels.TwoPoint(20),
+    kernels.Window(4, every=10),
+]
+
+
+def test_sparse_bands_hold_the_truth():
+    """And lie closer to it than interpolated losses with gaps by lag alone."""
+    rng = np.random.default_rng(0)
+    inside, off, off_plain, runs = [], [], [], 60
+    for _ in range(runs):
+        iterates, loss = relaxing_run(rng, 80, int(rng.integers(10, 80)))
+        data = measure_on_grid(iterates, loss, 4, (1, 3, 8, 20, 44, 76), 5)
+        predictor = theory.SparsePredictor(80, *data)
+        places, singles, starts, gaps, jensen = data
+        plain = theory.AveragePredictor(
+            np.interp(np.arange(80), places, singles), gaps, jensen, starts=starts, method="mixture"
+        )
+        for kernel in AVERAGES:
+            true = loss(kernel.weights(79) @ iterates)
+            found = predictor.predict(kernel, 0.9)
+            inside.append(found.low <= true <= found.high)
+            off.append(abs(found.loss / true - 1.0))
+            off_plain.append(abs(plain.loss(kernel) / true - 1.0))
+    assert 0.85 < np.mean(inside) < 0.98
+    assert np.median(off) < 0.9 * np.median(off_plain)
+    assert np.median(off) < 0.025
+
+
+def test_the_best_weights_keep_what_they_promise():
+    """Without the correction they chase single snapshots that happened to lie low."""
+    rng = np.random.default_rng(1)
+    gained, gained_plain = [], []
+    for _ in range(10):
+        iterates, loss = relaxing_run(rng, 80, 30)
+        places, singles, starts, gaps, jensen = data = measure_on_grid(
+            iterates, loss, 4, (1, 3, 8, 20, 44, 76), 5
+        )
+        plain = theory.AveragePredictor(
+            np.interp(np.arange(80), places, singles), gaps, jensen, starts=starts, method="mixture"
+        )
+        best = min(loss(kernel.weights(79) @ iterates) for kernel in AVERAGES)
+        sparse = theory.SparsePredictor(80, *data).optimal(caution=0.5).weights
+        gained.append(loss(sparse @ iterates) / best)
+        gained_plain.append(loss(plain.optimal(caution=0.5).weights @ iterates) / best)
+    assert np.mean(gained) < np.mean(gained_plain)
+    assert np.mean(gained) < 1.005
+
+
+def test_measured_losses_enter_as_stated():
+    """The derivative that the bands are made of, against differences of predictions."""
+    rng = np.random.default_rng(2)
+    iterates, loss = relaxing_run(rng, 40, 20)
+    places, singles, starts, gaps, jensen = measure_on_grid(iterates, loss, 3, (1, 3, 9, 30), 4)
+    predictor = theory.SparsePredictor(40, places, singles, starts, gaps, jensen)
+    weights = kernels.Exponential(0.9).weights(39)
+    slopes = predictor._lag_weights(weights) @ predictor.curve.sensitivity
+    stated = predictor._loss_weights(weights, slopes)
+    # Adding a constant to every loss adds it to the prediction: weights of losses sum to 1.
+    assert stated.sum() == pytest.approx(1.0, abs=1e-10)
+    shifted = theory.SparsePredictor(40, places, singles + 0.5, starts, gaps, jensen)
+    assert shifted.loss(weights) - predictor.loss(weights) == pytest.approx(0.5, abs=1e-9)
+    assert 0.0 < predictor.response <= 1.0
+
+
+def test_with_one_snapshot_the_prediction_is_its_loss():
+    rng = np.random.default_rng(3)
+    iterates, loss = relaxing_run(rng, 40, 20)
+    places, singles, *rest = measure_on_grid(iterates, loss, 3, (1, 3, 9, 30), 4)
+    predictor = theory.SparsePredictor(40, places, singles, *rest)
+    for place, single in zip(places.tolist(), singles.tolist(), strict=True):
+        assert predictor.loss(np.eye(40)[place]) == pytest.approx(single, rel=1e-12)
+    calibrated = predictor.calibrated(
+        AVERAGES[3:5], [loss(k.weights(39) @ iterates) for k in AVERAGES[3:5]]
+    )
+    assert isinstance(calibrated, theory.SparsePredictor) and calibrated.model_error > 0.0
+
+
+# --- Curvatures and noise from the gaps of a known model ------------------------------------------
+
+RATE = 0.8
+A = np.array([0.02, 0.3])
+NOISE = np.array([2.0, 0.5])
+
+
+def gaps_of(lags, every):
+    """Exact gaps of the stationary state: a (c(0) - c(Δ)) / 4 for each mode."""
+    variance = RATE * A * NOISE / (2 - RATE * A)
+    moved = variance * (1 - (1 - RATE * A) ** (every * np.asarray(lags)[:, None]))
+    return (0.25 * A * moved).sum(axis=1)
+
+
+@pytest.fixture(scope="module")
+def found():
+    lags = [1, 2, 3, 5, 8, 13, 21, 34, 55, 89]
+    return theory.estimate_spectrum(lags, gaps_of(lags, 2), count=90, every=2, rate=RATE)
+
+
+def test_excess_loss_of_the_stationary_state(found):
+    model = theory.QuadraticModel(A, NOISE)
+    excess = 0.5 * (A * model.stationary_variance(RATE)).sum()
+    assert found.excess.sum() == pytest.approx(excess, rel=0.01)
+    assert found.unresolved < 0.05
+
+
+def test_the_estimate_is_stationary_at_the_runs_rate(found):
+    losses = found.model.expected_loss(np.full(50, RATE), found.initial)
+    np.testing.assert_allclose(losses, found.excess.sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "kernel", [kernels.Uniform(), kernels.Exponential(0.95), kernels.TwoPoint(60)], ids=repr
+)
+def test_averages_lose_what_they_lose_in_the_model(found, kernel):
+    """The estimate's averages against those of the model the gaps came from."""
+    model = theory.QuadraticModel(A, NOISE)
+    initial = np.sqrt(model.stationary_variance(RATE))
+    rates = np.full(120, RATE)
+    expected = model.expected_loss_of_average(kernel, rates, initial)[-1]
+    estimated = found.model.expected_loss_of_average(kernel, rates, found.initial)[-1]
+    assert estimated == pytest.approx(expected, rel=0.03)
+
+
+def test_one_mode_has_one_curvature():
+    lags = np.array([1, 2, 4, 8, 16, 32])
+    gaps = 0.1 * (1 - np.exp(-lags / 7.0))
+    found = theory.estimate_spectrum(lags, gaps, count=40, every=5, rate=0.5)
+    assert found.curvature == pytest.approx((1 - np.exp(-1 / 35.0)) / 0.5, rel=1e-3)
+    assert found.excess.sum() == pytest.approx(0.2, rel=5e-3)  # decays lie on a grid
+
+
+def test_a_walk_counts_as_unresolved():
+    lags = np.array([1, 2, 4, 8, 16, 32])
+    found = theory.estimate_spectrum(lags, 0.01 * lags, count=40, every=1, rate=1.0)
+    assert found.unresolved > 0.9
+    assert np.all(found.curvatures > 0)
+
+
+# --- Squared distances in place of losses ---------------------------------------------------------
+
+
+def test_squared_distances_of_any_type_and_size():
+    rng = np.random.default_rng(0)
+    snapshots = (rng.normal(size=(7, 300_000)) * 0.01 + 100.0).astype(np.float32)
+    found = theory.squared_distances(snapshots)
+    wide = snapshots.astype(np.float64)
+    expected = np.array([[np.sum((a - b) ** 2) for b in wide] for a in wide])
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_distance_of_averages_is_exact_from_all_pairs():
+    rng = np.random.default_rng(1)
+    snapshots = np.cumsum(rng.normal(size=(20, 50)), axis=0)
+    distances = theory.squared_distances(snapshots)
+    point = rng.normal(size=50)
+    to_point = np.sum((snapshots - point) ** 2, axis=1)
+    for weights in [
+        kernels.Exponential(0.8).weights(19),
+        kernels.Uniform(start=5).weights(19),
+        np.append(rng.normal(size=19) / 10, 0.0),
+    ]:
+        weights = weights.copy()
+        weights[-1] += 1 - weights.sum()
+        average = weights @ snapshots
+        found = theory.predict_squared_distance(weights, to_point, None, distances)
+        assert found == pytest.approx(np.sum((average - point) ** 2), rel=1e-10)
+
+
+def test_distance_of_averages_from_displacements_by_lag():
+    """A stationary run of many directions: lags alone predict to the run's own scatter."""
+    rng = np.random.default_rng(2)
+    snapshots = np.zeros((100, 3000))
+    for k in range(1, 100):
+        snapshots[k] = 0.9 * snapshots[k - 1] + rng.normal(size=3000)
+    snapshots = snapshots[40:]
+    distances = theory.squared_distances(snapshots)
+    displacement = [np.diag(distances, lag).mean() for lag in range(1, 41)]
+    norms = np.sum(snapshots**2, axis=1)
+    weights = kernels.Window(20).weights(59)
+    found = theory.predict_squared_distance(weights, norms, np.arange(1, 41), displacement)
+    assert found == pytest.approx(np.sum((weights @ snapshots) ** 2), rel=0.1)

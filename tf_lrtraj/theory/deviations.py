@@ -60,6 +60,7 @@ class SparsePredictor(AveragePredictor):
         gaps: Any,
         jensen_gaps: Any,
     ) -> None:
+        count = values.integer(4).check("count", count)
         places = values.vector().check("positions", positions).astype(np.int64)
         measured = values.vector(places.size).check("losses", losses)
         if places.size < 4 or np.any(np.diff(places) < 1) or places[0] < 0 or places[-1] >= count:

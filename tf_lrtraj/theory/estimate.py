@@ -87,7 +87,7 @@ def estimate_spectrum(
     count = values.integer(2).check("count", count)
     every = values.integer(1).check("every", every)
     gaps = values.vector().check("jensen_gaps", jensen_gaps)
-    lags = measurements.lags(lags, gaps.size, count)
+    lags = measurements.lags("lags", lags, gaps.size, count)
     curve = fit_gap_curve(lags, gaps, count, method="mixture")
     ratios, amplitudes, unresolved = _modes(curve, count)
     if not amplitudes.size or amplitudes.sum() <= 0:

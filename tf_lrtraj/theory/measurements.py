@@ -19,16 +19,12 @@ def errors(name: str, value: Any, size: int) -> np.ndarray:
     return np.array(np.broadcast_to(errors, (size,)))
 
 
-def lags(gaps: Any, size: int, count: int) -> np.ndarray:
+def lags(name: str, value: Any, size: int, count: int) -> np.ndarray:
     """[size] integer lags within a run of `count` snapshots."""
-    lags = values.vector(size).check("gaps", gaps)
-    if np.any(lags != np.round(lags)) or np.any(lags < 1):
-        raise values.error("gaps", "integers of at least 1", gaps)
-    if lags.max() >= count:
-        raise ValueError(
-            f"`gaps` must lie within the run of {count} snapshots, so be at most {count - 1}. "
-            f"Received: a gap of {int(lags.max())}"
-        )
+    lags = values.vector(size).check(name, value)
+    if np.any(lags != np.round(lags)) or np.any(lags < 1) or np.any(lags >= count):
+        allowed = f"integers from 1 to {count - 1}, within the run of {count} snapshots"
+        raise values.error(name, allowed, value)
     return lags.astype(np.int64)
 
 
@@ -36,7 +32,7 @@ def pairs(gaps: np.ndarray, starts: Any, counts: Any, count: int) -> list[np.nda
     """For each measured gap the earlier snapshots of the pairs behind it."""
     if starts is not None:
         if counts is not None:
-            raise ValueError("`counts` must not be given along with `starts`")
+            raise values.error("counts", "None where `starts` are given", counts)
         first = values.vector(gaps.size).check("starts", starts)
         outside = (first < 0) | (first + gaps >= count) | (first != np.round(first))
         if outside.any():

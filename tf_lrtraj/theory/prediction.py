@@ -21,7 +21,7 @@ import numpy as np
 from scipy import optimize
 
 from tf_lrtraj import values
-from tf_lrtraj.kernels import Exponential, autocorrelation
+from tf_lrtraj.kernels import Exponential, TwoPoint, Window, autocorrelation
 from tf_lrtraj.theory import checks, measurements
 from tf_lrtraj.theory.gap_curve import GapCurve, fit_gap_curve
 from tf_lrtraj.theory.scatter import effective_dimension, error_variance, single_scatter
@@ -192,7 +192,7 @@ class AveragePredictor:
             return
 
         self.jensen_gaps = values.vector().check("jensen_gaps", measured)
-        self.gaps = measurements.lags(gaps, self.jensen_gaps.size, count)
+        self.gaps = measurements.lags("gaps", gaps, self.jensen_gaps.size, count)
         self.gap_errors = measurements.errors("gap_errors", gap_errors, self.gaps.size)
         self.pairs = measurements.pairs(self.gaps, starts, counts, count)
         stated = self.gap_errors if np.any(self.gap_errors > 0.0) else None
@@ -303,17 +303,15 @@ class AveragePredictor:
         count = self.num_snapshots
         if count < 2:
             raise ValueError("A recommendation needs at least 2 snapshots. Received: 1")
-        lengths = range(1, count + 1)
-        swa = [self.loss(_last(count, length)) for length in lengths]
-        two = [self.loss(_two(count, gap)) for gap in range(1, count)]
+        swa = [self.loss(Window(length)) for length in range(1, count + 1)]
+        two = [self.loss(TwoPoint(gap)) for gap in range(1, count)]
 
         def ema_loss(log_age: float) -> float:
             age = np.exp(log_age)
-            return self.loss(Exponential(age / (1.0 + age)).weights(count - 1))
+            return self.loss(Exponential(age / (1.0 + age)))
 
         grid = np.linspace(np.log(0.05), np.log(5.0 * count), 60)
-        values = [ema_loss(x) for x in grid]
-        best = int(np.argmin(values))
+        best = int(np.argmin([ema_loss(x) for x in grid]))
         bounds = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
         found = optimize.minimize_scalar(
             ema_loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}
@@ -392,15 +390,3 @@ def _trend(losses: np.ndarray) -> np.ndarray:
         return losses
     time = np.arange(losses.size) - 0.5 * (losses.size - 1)
     return losses.mean() + time * (time @ losses) / (time @ time)
-
-
-def _last(count: int, length: int) -> np.ndarray:
-    weights = np.zeros(count)
-    weights[count - length :] = 1.0 / length
-    return weights
-
-
-def _two(count: int, gap: int) -> np.ndarray:
-    weights = np.zeros(count)
-    weights[[-1, -1 - gap]] = 0.5
-    return weights
