@@ -1,9 +1,4 @@
-r"""What one step does, and where a point lies, on a quadratic loss with noisy minimisers.
-
-Functions of the spectrum: curvatures `a` [D], noise variances `σ²` [D] and squared
-positions [D] (:math:`\theta_i^2`, or its expectation over iterates).  `QuadraticModel`
-offers them in any basis.  Formulas: docs/theory/model.md.
-"""
+"""What `QuadraticModel` says of one step and of a point; formulas: docs/theory/model.md."""
 
 from __future__ import annotations
 
@@ -78,45 +73,3 @@ class GradientStatistics:
     def _share(self) -> float:
         total = self.signal + self.noise
         return self.signal / total if total else 0.0
-
-
-def one_step_loss(
-    curvatures: np.ndarray,
-    noise: np.ndarray,
-    squares: np.ndarray,
-    rates: np.ndarray,
-    held_out: bool,
-) -> np.ndarray:
-    shrink = (1.0 - np.multiply.outer(rates, curvatures)) ** 2
-    if not held_out:
-        return 0.5 * shrink @ (curvatures * (squares + noise))
-    kick = np.multiply.outer(rates, curvatures) ** 2
-    return 0.5 * (shrink @ (curvatures * squares) + kick @ (curvatures * noise)) + 0.5 * (
-        curvatures @ noise
-    )
-
-
-def best_step(
-    curvatures: np.ndarray, noise: np.ndarray, squares: np.ndarray, held_out: bool
-) -> OneStep:
-    # Both curves are L(0) - slope·λ + bend·λ²/2, with the same bend.
-    slope = curvatures**2 @ (squares if held_out else squares + noise)
-    bend = curvatures**3 @ (squares + noise)
-    if bend == 0.0:
-        return OneStep(best_rate=0.0, gain=0.0)
-    return OneStep(best_rate=float(slope / bend), gain=float(0.5 * slope**2 / bend))
-
-
-def shell(curvatures: np.ndarray, noise: np.ndarray, squares: np.ndarray, rate: float) -> Shell:
-    inward = float((2.0 * curvatures - rate * curvatures**2) @ squares)
-    outward = rate * float(curvatures**2 @ noise)
-    position = inward / outward if outward else np.inf
-    return Shell(drift=rate * (outward - inward), position=position)
-
-
-def gradient_statistics(
-    curvatures: np.ndarray, noise: np.ndarray, squares: np.ndarray
-) -> GradientStatistics:
-    return GradientStatistics(
-        signal=float(curvatures**2 @ squares), noise=float(curvatures**2 @ noise)
-    )

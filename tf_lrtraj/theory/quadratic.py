@@ -25,7 +25,7 @@ import numpy as np
 
 from tf_lrtraj import values
 from tf_lrtraj.kernels import Kernel
-from tf_lrtraj.theory import checks, landmarks, moments, stationary
+from tf_lrtraj.theory import checks, moments, stationary
 from tf_lrtraj.theory.landmarks import GradientStatistics, OneStep, Shell
 from tf_lrtraj.theory.simulate import Simulation, simulate
 
@@ -394,13 +394,14 @@ class QuadraticModel:
         >>> model.one_step_loss([0.0, 0.5, 1.0], [1.0], held_out=True)
         array([1.  , 0.75, 1.  ])
         """
-        return landmarks.one_step_loss(
-            self.mode_curvatures,
-            self.mode_noise_variances,
-            self._squares(iterate, spread),
-            values.vector().check("learning_rates", learning_rates),
-            held_out,
-        )
+        a, noise = self.mode_curvatures, self.mode_noise_variances
+        squares = self._squares(iterate, spread)
+        rates = values.vector().check("learning_rates", learning_rates)
+        shrink: np.ndarray = (1.0 - np.multiply.outer(rates, a)) ** 2
+        if not held_out:
+            return 0.5 * shrink @ (a * (squares + noise))
+        kick = np.multiply.outer(rates, a) ** 2
+        return 0.5 * (shrink @ (a * squares) + kick @ (a * noise)) + 0.5 * (a @ noise)
 
     def best_step(self, iterate: Any, held_out: bool, spread: Any = None) -> OneStep:
         """Best rate, gain and zero crossing of `one_step_loss`; same arguments.
@@ -413,10 +414,14 @@ class QuadraticModel:
         >>> round(step.zero_crossing, 12)
         0.1
         """
+        a, noise = self.mode_curvatures, self.mode_noise_variances
         squares = self._squares(iterate, spread)
-        return landmarks.best_step(
-            self.mode_curvatures, self.mode_noise_variances, squares, held_out
-        )
+        # Both curves are L(0) - slope·λ + bend·λ²/2, with the same bend.
+        slope = a**2 @ (squares if held_out else squares + noise)
+        bend = a**3 @ (squares + noise)
+        if bend == 0.0:
+            return OneStep(best_rate=0.0, gain=0.0)
+        return OneStep(best_rate=float(slope / bend), gain=float(0.5 * slope**2 / bend))
 
     def shell(self, iterate: Any, learning_rate: float, spread: Any = None) -> Shell:
         """Where a point lies against the ellipsoid shell of a rate, and the drift of ‖θ‖² there.
@@ -426,15 +431,17 @@ class QuadraticModel:
         True
         """
         rate, _ = self._rate(learning_rate)
-        squares = self._squares(iterate, spread)
-        return landmarks.shell(self.mode_curvatures, self.mode_noise_variances, squares, rate)
+        a = self.mode_curvatures
+        inward = float((2.0 * a - rate * a**2) @ self._squares(iterate, spread))
+        outward = rate * float(a**2 @ self.mode_noise_variances)
+        position = inward / outward if outward else np.inf
+        return Shell(drift=rate * (outward - inward), position=position)
 
     def gradient_statistics(self, iterate: Any, spread: Any = None) -> GradientStatistics:
         """Signal, noise, cosines and noise scale of batch gradients at a point."""
-        squares = self._squares(iterate, spread)
-        return landmarks.gradient_statistics(
-            self.mode_curvatures, self.mode_noise_variances, squares
-        )
+        squared = self.mode_curvatures**2
+        signal = float(squared @ self._squares(iterate, spread))
+        return GradientStatistics(signal, noise=float(squared @ self.mode_noise_variances))
 
     # --- Monte Carlo ------------------------------------------------------------------------
 

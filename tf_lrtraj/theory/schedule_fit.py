@@ -15,7 +15,7 @@ Derived in docs/theory/equivalence.md.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,15 +26,12 @@ from tf_lrtraj.theory.schedule_equivalence import check_rates, schedule_from_wei
 from tf_lrtraj.theory.weights_on_iterates import ema_decay_for_window
 
 __all__ = [
-    "SHAPES",
     "ScheduleFit",
     "best_schedule",
     "fit_schedule",
     "loss_curve",
     "loss_curve_gradient",
 ]
-
-SHAPES = ("free", "monotone", "linear", "exponential")
 
 # Below this share of the base rate a rate is as good as 0; keeps logarithms finite.
 _LARGEST_LOG_DROP = 40.0
@@ -128,21 +125,16 @@ def fit_schedule(
             past the stability limit, or an option is unknown.
     """
     problem = _Problem(model, target_losses, base, initial)
-    values.one_of(SHAPES).check("shape", shape)
+    chosen = _SHAPES[values.one_of(list(_SHAPES)).check("shape", shape)]
     highest = values.number(above=0, below=problem.limit).or_none().check("max_rate", max_rate)
     bound = float(problem.base.max()) if highest is None else highest
 
-    starts = _closed_forms(problem, weights, candidates)
-    if shape == "monotone":
-        starts = {name: np.minimum.accumulate(rates) for name, rates in starts.items()}
-    elif shape != "free":
-        starts = {name: rates for name, rates in starts.items() if name.split()[0] == shape}
+    starts = chosen.starts(_closed_forms(problem, weights, candidates))
     misfits = {name: problem.misfit(rates) for name, rates in starts.items()}
     best_start = min(misfits, key=lambda name: misfits[name])
     start = starts[best_start]
 
-    from_parameters, first, bounds = _parametrise(shape, problem, start, bound)
-    found, converged = _search(problem, from_parameters, first, bounds, max_iterations)
+    found, converged = _search(problem, chosen(problem, start, bound), max_iterations)
     schedule = min((found, start), key=problem.misfit)
     return ScheduleFit(
         schedule=schedule,
@@ -303,80 +295,127 @@ def _lengths(num_steps: int) -> list[int]:
     return np.unique(np.geomspace(2, num_steps + 1, 16).round().astype(int)).tolist()
 
 
-_Parametrisation = tuple[
-    Callable[[np.ndarray], tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]],
-    np.ndarray,
-    list[tuple[float, float]],
-]
+class _Free:
+    """Schedules by parameters that L-BFGS-B can search in a box; here every rate by itself.
+
+    In units of the bound, so that steps of order 1 are large ones.
+
+    Attributes:
+        first: parameters to start from.
+        bounds: of each parameter.
+    """
+
+    def __init__(self, problem: _Problem, start: np.ndarray, bound: float) -> None:
+        self._bound = bound
+        self.first, self.bounds = np.clip(start / bound, 0.0, 1.0), [(0.0, 1.0)] * start.size
+
+    @classmethod
+    def starts(cls, closed_forms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The closed forms, brought to this shape."""
+        return closed_forms
+
+    def rates(self, x: np.ndarray) -> np.ndarray:
+        """[T] rates of parameters."""
+        return self._bound * x
+
+    def pull_back(self, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """The gradient with respect to the parameters, from that to the rates at `x`."""
+        return self._bound * gradient
 
 
-def _parametrise(
-    shape: str, problem: _Problem, start: np.ndarray, bound: float
-) -> _Parametrisation:
-    """Parameters → rates with the pull-back of gradients, first parameters, and their bounds."""
-    base, num_steps = problem.base, problem.base.size
-    if shape == "free":
-        # In units of the bound, so that steps of order 1 are large ones.
-        def free(x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-            return bound * x, lambda gradient: bound * gradient
+class _Monotone(_Free):
+    """Drops of the logarithm, each at least 0: a box, where sums of decrements are not."""
 
-        return free, np.clip(start / bound, 0.0, 1.0), [(0.0, 1.0)] * num_steps
-    if shape == "monotone":
-        # Drops of the logarithm, each at least 0: a box, where sums of decrements are not.
-        def monotone(x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-            rates = bound * np.exp(-np.cumsum(x))
-            return rates, lambda gradient: -np.cumsum((gradient * rates)[::-1])[::-1]
-
+    def __init__(self, problem: _Problem, start: np.ndarray, bound: float) -> None:
+        self._bound = bound
         logs = -np.log(np.clip(start / bound, np.exp(-_LARGEST_LOG_DROP), 1.0))
-        drops = np.maximum(np.diff(logs, prepend=0.0), 0.0)
-        return monotone, drops, [(0.0, _LARGEST_LOG_DROP)] * num_steps
+        self.first = np.maximum(np.diff(logs, prepend=0.0), 0.0)
+        self.bounds = [(0.0, _LARGEST_LOG_DROP)] * start.size
 
-    left = np.arange(num_steps, 0, -1.0)
+    @classmethod
+    def starts(cls, closed_forms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.minimum.accumulate(rates) for name, rates in closed_forms.items()}
 
-    def parametric(x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-        scale = left * np.exp(-x[0])  # x = (log of the length, final share)
-        if shape == "linear":
-            share, slope = np.minimum(scale, 1.0), np.where(scale < 1.0, -scale, 0.0)
-        else:
-            share, slope = -np.expm1(-scale), -scale * np.exp(-scale)
-        rates = base * (x[1] + (1.0 - x[1]) * share)
+    def rates(self, x: np.ndarray) -> np.ndarray:
+        return self._bound * np.exp(-np.cumsum(x))
 
-        def pull_back(gradient: np.ndarray) -> np.ndarray:
-            weighted = gradient * base
-            return np.array([weighted @ slope * (1.0 - x[1]), weighted @ (1.0 - share)])
-
-        return rates, pull_back
-
-    limits = [(-1.0, float(np.log(100.0 * num_steps))), (0.0, 1.0)]
-    # The lengths of the closed forms, so that the search starts at the best of them or better.
-    lengths = np.array(_lengths(num_steps), dtype=np.float64)
-    if shape == "exponential":
-        lengths = -1.0 / np.log((lengths - 1.0) / (lengths + 1.0))
-    grid = [np.array([x, share]) for x in np.log(lengths) for share in (0.0, 0.1, 0.5)]
-    first = min(grid, key=lambda x: problem.misfit(parametric(x)[0]))
-    return parametric, first, limits
+    def pull_back(self, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        return -np.cumsum((gradient * self.rates(x))[::-1])[::-1]
 
 
-def _search(
-    problem: _Problem,
-    from_parameters: Callable[[np.ndarray], tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]],
-    first: np.ndarray,
-    bounds: list[tuple[float, float]],
-    max_iterations: int,
-) -> tuple[np.ndarray, bool]:
+class _Linear(_Free):
+    """The base, then a line to a final share of it; x = (log of the line's length, the share)."""
+
+    name = "linear"
+
+    def __init__(self, problem: _Problem, start: np.ndarray, bound: float) -> None:
+        self._base = problem.base
+        num_steps = problem.base.size
+        self._left = np.arange(num_steps, 0, -1.0)
+        self.bounds = [(-1.0, float(np.log(100.0 * num_steps))), (0.0, 1.0)]
+        # The lengths of the closed forms, so that the search starts at the best or better.
+        lengths = self._lengths(np.array(_lengths(num_steps), dtype=np.float64))
+        grid = [np.array([x, share]) for x in np.log(lengths) for share in (0.0, 0.1, 0.5)]
+        self.first = min(grid, key=lambda x: problem.misfit(self.rates(x)))
+
+    @classmethod
+    def starts(cls, closed_forms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: rates for name, rates in closed_forms.items() if name.split()[0] == cls.name}
+
+    @staticmethod
+    def _lengths(lengths: np.ndarray) -> np.ndarray:
+        return lengths
+
+    @staticmethod
+    def _fall(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Share of the base that is left, and its derivative to x[0]."""
+        return np.minimum(scale, 1.0), np.where(scale < 1.0, -scale, 0.0)
+
+    def rates(self, x: np.ndarray) -> np.ndarray:
+        share, _ = self._fall(self._left * np.exp(-x[0]))
+        return self._base * (x[1] + (1.0 - x[1]) * share)
+
+    def pull_back(self, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        share, slope = self._fall(self._left * np.exp(-x[0]))
+        weighted = gradient * self._base
+        return np.array([weighted @ slope * (1.0 - x[1]), weighted @ (1.0 - share)])
+
+
+class _Exponential(_Linear):
+    """The same, falling exponentially towards the end."""
+
+    name = "exponential"
+
+    @staticmethod
+    def _lengths(lengths: np.ndarray) -> np.ndarray:
+        return -1.0 / np.log((lengths - 1.0) / (lengths + 1.0))
+
+    @staticmethod
+    def _fall(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return -np.expm1(-scale), -scale * np.exp(-scale)
+
+
+_SHAPES: dict[str, type[_Free]] = {
+    "free": _Free,
+    "monotone": _Monotone,
+    "linear": _Linear,
+    "exponential": _Exponential,
+}
+
+
+def _search(problem: _Problem, shape: _Free, max_iterations: int) -> tuple[np.ndarray, bool]:
     from scipy import optimize  # takes about a second to import; only this search needs it
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        rates, pull_back = from_parameters(x)
-        misfit, gradient = problem.misfit_and_gradient(rates)
-        return misfit, pull_back(gradient)
+        misfit, gradient = problem.misfit_and_gradient(shape.rates(x))
+        return misfit, shape.pull_back(x, gradient)
 
     found = optimize.minimize(
         objective,
-        first,
+        shape.first,
         jac=True,
         method="L-BFGS-B",
-        bounds=bounds,
+        bounds=shape.bounds,
         options={
             "maxiter": values.integer(1).check("max_iterations", max_iterations),
             "maxfun": 4 * max_iterations,
@@ -385,4 +424,4 @@ def _search(
             "gtol": 1e-10,
         },
     )
-    return from_parameters(found.x)[0], bool(found.success)
+    return shape.rates(found.x), bool(found.success)
