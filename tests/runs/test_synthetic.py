@@ -124,11 +124,14 @@ def test_single_runs_show_what_the_formulas_say(made):
     [
         ({"seeds": 1}, r"`config` takes .*Received unknown: \['seeds'\]"),
         ({"single_runs": {"mode": 3}}, r"`config.single_runs` takes .*'mode'"),
-        ({"single_runs": {"modes": 1.5}}, "`config.single_runs.modes` must be a positive integer"),
-        ({"single_runs": {"rate": "fast"}}, "`config.single_runs.rate` must be positive.*'fast'"),
+        (
+            {"single_runs": {"modes": 1.5}},
+            "`config.single_runs.modes` must be an integer of at least 1",
+        ),
+        ({"single_runs": {"rate": "fast"}}, "`config.single_runs.rate` must be a number .*'fast'"),
         ({"single_runs": 3}, "`config.single_runs` must be a dict"),
         ({"averaging_length": {"rates": []}}, "`config.averaging_length.rates` must be positive"),
-        ({"two_time_scales": {"decay": -0.5}}, "`config.two_time_scales.decay` must be positive"),
+        ({"two_time_scales": {"decay": -0.5}}, "`config.two_time_scales.decay` must be a number"),
         (
             {"two_time_scales": {"num_steps": 10**7}},
             "`config.two_time_scales.num_steps` times .*at most 100,000,000.*10,000,000 times 51",

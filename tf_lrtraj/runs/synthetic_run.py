@@ -23,8 +23,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from tf_lrtraj import kernels, records, theory
-from tf_lrtraj.runs.config_checks import ConfigError, as_dict, is_number
+from tf_lrtraj import kernels, records, theory, values
+from tf_lrtraj.runs.config_checks import ConfigError, as_dict
 from tf_lrtraj.theory.simulate import Run
 
 Record = dict[str, Any]
@@ -99,34 +99,32 @@ def validate(config: Any) -> dict[str, Any]:
             not positive (the seed may be 0), and for sizes that would not fit into memory.
     """
 
-    def check(given: Mapping[str, Any], default: Mapping[str, Any], path: str) -> dict[str, Any]:
-        unknown = sorted({str(key) for key in given} - set(default))
-        if unknown:
-            raise ConfigError(f"`{path}` takes {sorted(default)}. Received unknown: {unknown}")
-        checked: dict[str, Any] = {}
-        for key, usual in default.items():
-            value = given.get(key, usual)
-            name = f"{path}.{key}"
-            if isinstance(usual, Mapping):
-                if not isinstance(value, Mapping):
-                    raise ConfigError(f"`{name}` must be a dict. Received: {value!r}")
-                checked[key] = check(value, usual, name)
-                continue
-            whole, single = isinstance(usual, int), not isinstance(usual, tuple)
-            numbers = [value] if single else value if isinstance(value, (list, tuple)) else []
-            good = all(is_number(v) and (isinstance(v, int) or not whole) for v in numbers)
-            if not good or not numbers or min(numbers) < (0 if key == "seed" else 1e-300):
-                wanted = "a positive integer" if whole else "positive"
-                raise ConfigError(
-                    f"`{name}` must be {wanted if single else 'positive numbers, in a list'}. "
-                    f"Received: {value!r}"
-                )
-            checked[key] = value if single else numbers
-        return checked
-
-    checked = check(as_dict(config), default_config().to_dict(), "config")
+    checked = _checked(as_dict(config), default_config().to_dict(), "config")
     for name in EXPERIMENTS:
         _check_sizes(f"config.{name}", checked[name])
+    return checked
+
+
+def _checked(given: Any, default: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """`given` with defaults where it lacks a key; the kind of each value is its default's."""
+    if not isinstance(given, Mapping):
+        raise values.error(path, "a dict", given, ConfigError)
+    unknown = sorted({str(key) for key in given} - set(default))
+    if unknown:
+        raise ConfigError(f"`{path}` takes {sorted(default)}. Received unknown: {unknown}")
+    checked: dict[str, Any] = {}
+    for key, usual in default.items():
+        value, name = given.get(key, usual), f"{path}.{key}"
+        if isinstance(usual, Mapping):
+            checked[key] = _checked(value, usual, name)
+        elif isinstance(usual, tuple):
+            rule = values.sequence_of(values.number(above=0), "positive numbers, in a list", 1)
+            checked[key] = list(rule.check(name, value, ConfigError))
+        elif isinstance(usual, int):
+            rule = values.integer(0 if key == "seed" else 1)
+            checked[key] = rule.check(name, value, ConfigError)
+        else:
+            checked[key] = values.number(above=0).check(name, value, ConfigError)
     return checked
 
 
@@ -145,10 +143,8 @@ def _check_sizes(where: str, config: Mapping[str, Any]) -> None:
                 f"Received: {count:,} times {modes:,}"
             )
     if "lengths" in config and config["lengths"] > config["num_steps"]:
-        raise ConfigError(
-            f"`{where}.lengths` must be at most num_steps={config['num_steps']}. "
-            f"Received: {config['lengths']}"
-        )
+        allowed = f"at most num_steps={config['num_steps']}"
+        raise values.error(f"{where}.lengths", allowed, config["lengths"], ConfigError)
 
 
 def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Record]:
