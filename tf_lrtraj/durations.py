@@ -66,7 +66,7 @@ class Duration:
         batch_size: int | None = None,
         name: str = "duration",
     ) -> int:
-        """The nearest number of steps.
+        """Returns the nearest number of steps.
 
         Args:
             steps_per_epoch: needed for epochs; it need not be a whole number.
@@ -112,7 +112,7 @@ def resolve_durations(
     batch_size: int | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """The configuration of a kernel or rate with its durations as numbers of steps.
+    """Returns the configuration of a kernel or rate with durations as numbers of steps.
 
     Every field that is a number of steps (`start`, `every`, `gap`, `length`, `steps`,
     `boundaries`, …) may be text such as `"200 steps"`, `"3 epochs"` or `"75 percent"`; kernels

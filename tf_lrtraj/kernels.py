@@ -71,7 +71,7 @@ LONG_HORIZON = 2000
 
 
 def check_weights(weights: Any, length: int | None = None) -> np.ndarray:
-    """Averaging weights as a float64 vector (a copy).
+    """Returns averaging weights as a float64 vector (a copy).
 
     Args:
         weights: as they were given, of any sign.
@@ -90,7 +90,7 @@ def check_weights(weights: Any, length: int | None = None) -> np.ndarray:
 def _count(
     steps: int | np.ndarray, start: int, every: int, end: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What recursive kernels know of their updates `t`.
+    """Counts the averaged iterates of a recursive kernel at updates `t`.
 
     Returns:
         (how many iterates after `θ_start` have been averaged, 0 or less until then;
@@ -106,7 +106,7 @@ def _count(
 
 
 def autocorrelation(weights: np.ndarray) -> np.ndarray:
-    r"""Autocorrelation :math:`R(\Delta) = \sum_k c_k c_{k+\Delta}` of averaging weights.
+    r"""Computes the autocorrelation :math:`R(\Delta) = \sum_k c_k c_{k+\Delta}` of weights.
 
     Args:
         weights: [T+1] weights on the iterates.
@@ -147,7 +147,7 @@ class Kernel(Configurable, abc.ABC):
     )
 
     def weights(self, num_steps: int) -> np.ndarray:
-        """Weights on `θ_0 … θ_T` of the average held after `num_steps` = T updates.
+        """Returns the weights on `θ_0 … θ_T` of the average held after `num_steps` = T updates.
 
         Returns:
             [T+1] float64 array that sums to 1; 0 on iterates after `end`.
@@ -231,7 +231,7 @@ class RecursiveKernel(Kernel):
 
     @abc.abstractmethod
     def mixing(self, steps: int | np.ndarray) -> np.ndarray:
-        """Mixing coefficients `α_t` at the given numbers of updates `t` (any shape).
+        """Returns mixing coefficients `α_t` at the given numbers of updates `t` (any shape).
 
         `α_t` = 1 replaces the average by the iterate (always so at t = 0),
         0 leaves the average as it is (always so after `end`).
@@ -267,7 +267,7 @@ class LagKernel(Kernel):
         """The largest lag needed until `end`; iterates older than this are not read."""
 
     def lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Lags and weights of the average after `step` updates.
+        """Returns lags and weights of the average after `step` updates.
 
         Returns:
             ([K] int64 lags in `0 … min(step, max_lag)`, to which the updates made since
@@ -282,7 +282,7 @@ class LagKernel(Kernel):
         """`lags` of a `step` that is not beyond `end`."""
 
     def slots(self, steps: int | np.ndarray) -> np.ndarray:
-        """Where a ring of `copies` iterates takes `θ_t`, at the given `t` (any shape).
+        """Returns the places in a ring of `copies` iterates that take `θ_t` (`t` of any shape).
 
         Returns:
             int64 places in `0 … copies - 1`, and -1 after `end`, when nothing is written: then
@@ -465,7 +465,7 @@ class PowerFunction(RecursiveKernel):
 
     @classmethod
     def from_relative_std(cls, width: float, start: int = 0, every: int = 1) -> PowerFunction:
-        r"""The kernel whose weights have this standard deviation in time, as a share of the run.
+        r"""Makes the kernel whose weights have this standard deviation, as a share of the run.
 
         :math:`\sigma^2 = (\gamma+1)\,(\gamma+2)^{-2}(\gamma+3)^{-1}` (same source, section 3.1).
 

@@ -161,7 +161,7 @@ class Rate(Configurable, abc.ABC):
 
     @abc.abstractmethod
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
-        """The formula, written against an array namespace.
+        """Computes the formula in an array namespace.
 
         Args:
             step: integers of at least 0, of the namespace's own kind, any shape.
@@ -177,7 +177,7 @@ class Rate(Configurable, abc.ABC):
     @overload
     def __call__(self, step: np.ndarray) -> np.ndarray: ...
     def __call__(self, step: int | np.ndarray) -> float | np.ndarray:
-        """The rate of the update made after `step` updates, in float64.
+        """Returns the rate of the update made after `step` updates, in float64.
 
         Raises:
             ValueError: if `step` is not an integer (or an array of integers) of at least 0.
@@ -499,7 +499,7 @@ class Scaled(Rate):
 
 
 def _keras_schedule(given: Any) -> Any:
-    """A schedule of Keras, or its serialized form, as the schedule."""
+    """Returns a schedule of Keras, given as such or in its serialized form."""
     schedule = given
     if is_config(given):
         # Only here: nothing else in this module needs Keras.
@@ -565,7 +565,7 @@ class KerasSchedule(Rate):
 
 
 def _is_keras_schedule(value: Any) -> bool:
-    """Whether something is a Keras schedule, told without an import of Keras."""
+    """Whether something is a Keras schedule, without an import of Keras."""
     names = [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(value).__mro__]
     return any(name.endswith("keras.LearningRateSchedule") for name in names)
 
@@ -579,7 +579,7 @@ RATES: Family[Rate] = Family(
 
 
 def as_array(rate: Any, num_steps: int) -> np.ndarray:
-    """The rates of a run of `num_steps` = T updates: [T] float64, `rate(0)` to `rate(T-1)`.
+    """Returns the rates of a run of `num_steps` = T updates: [T] float64, `rate(0)` to `rate(T-1)`.
 
     Args:
         rate: anything `as_rate` takes.
@@ -595,7 +595,7 @@ def as_array(rate: Any, num_steps: int) -> np.ndarray:
 
 
 def as_rate(rate: Any) -> Rate:
-    """The rate meant by a `Rate`, a number, a config, a [T] array or a Keras schedule.
+    """Returns the rate meant by a `Rate`, a number, a config, a [T] array or a Keras schedule.
 
     A number is a `Constant`, an array a `Table`, and a schedule of Keras a `KerasSchedule`.
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -155,78 +156,53 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path):
     late.write_text("step,rate\n3,0.1\n4,0.1\n")
     below = tmp_path / "below.csv"
     below.write_text("rate\n0.1\n-0.1\n")
-    kernel = "--kernel=TwoPoint(gap=1)"
+    kernel = "'--kernel=TwoPoint(gap=1)'"
+    short = f"{kernel} --num_steps=9"
     cases = {
-        "column 'step' must increase. Received: 1 after 2": [kernel, f"--base={unsorted}"],
-        "'rate' must hold finite numbers. Received: 'nan' in data row 2": [
-            kernel,
-            f"--base={hole}",
-        ],
-        "choose one with": [kernel, f"--base={good}"],
-        "no column 'rat'. It has: ['step', 'rate', 'loss']. Did you mean 'rate'?": [
-            kernel,
-            f"--base={good}:rat",
-        ],
-        "must begin at 0. Received: 3": [kernel, f"--base={late}"],
-        "rates must be at least 0. Received: -0.1 in data row 2": [kernel, f"--base={below}"],
-        "holds rates for 2 updates. Received: --num_steps=9": [
-            kernel,
-            f"--base={good}:rate",
-            "--num_steps=9",
-        ],
-        "missing.csv: No such file": [kernel, "--base=missing.csv"],
-        "reaches beyond the run of 10 updates": ["--kernel=TwoPoint(gap=50)", "--num_steps=10"],
-        "Uniform(start=10, every=1) reaches beyond": ["--kernel=Uniform(10)", "--num_steps=10"],
-        "stability limit": [kernel, "--num_steps=10", "--curvature=30"],
-        "`curvature` must be": [kernel, "--num_steps=10", "--curvature=-1"],
-        "`momentum` must": [kernel, "--num_steps=10", "--momentum=1.5"],
-        "Did you mean 'Exponential'? Received: kernel='Exponentil'": [
-            "--kernel=Exponentil(0.9)",
-            "--num_steps=10",
-        ],
-        "`decay` must be a number of at least 0 and below 1": [
-            "--kernel=Exponential(1.5)",
-            "--num_steps=10",
-        ],
-        "too many arguments: TwoPoint takes ['gap']": ["--kernel=TwoPoint(1, 2)", "--num_steps=9"],
-        "must be a name with plain arguments": ["--kernel=TwoPoint(gap=open('x'))"],
-        "`weights` must sum to 1": ["--kernel=Custom([0.5, 0.4])", "--num_steps=9"],
-        "No schedule equals this average": [
-            "--kernel=Custom([1, 1, -1])",
-            "--num_steps=2",
-            "--base=0.5",
-            "--curvature=2",
-        ],
-        "--num_steps is needed": [kernel, "--base=0.1"],
-        "Did you mean 'cosine'?": [kernel, "--base=cosin", "--num_steps=9"],
-        "takes ['start', 'steps', 'end']": [
-            kernel,
-            "--base=Linear(start=1.0, stops=3)",
-            "--num_steps=9",
-        ],
-        "`rate` must be a number of at least 0": [kernel, "--base=-1", "--num_steps=9"],
-        "`rate` must be a number": [kernel, "--base=nan", "--num_steps=9"],
-        "--spectrum must be LOW:HIGH:COUNT": [kernel, "--num_steps=9", "--spectrum=1:2"],
-        "fits schedules without momentum": [
-            kernel,
-            "--num_steps=9",
-            "--spectrum=0.1:1:3",
-            "--momentum=0.9",
-        ],
-        "either --kernel": ["--num_steps=9"],
-        "`every` must be at most": ["--emulate=linear", "--num_steps=9", "--every=20"],
-        "--decay_steps: a schedule can fall over 1 to 9 updates. Received: 20": [
-            "--emulate=linear",
-            "--num_steps=9",
-            "--decay_steps=20",
-        ],
-        "must end in .png": [kernel, "--num_steps=9", "--figure=a.txt"],
-        "--csv: there is no folder '/nowhere'": [kernel, "--num_steps=9", "--csv=/nowhere/a.csv"],
-        "takes flags only": [kernel, "--num_steps=9", "extra"],
-        "num_steps": [kernel, "--num_steps=0"],
-        "Unknown command line flag 'kernal'": ["--kernal=x"],
+        "column 'step' must increase. Received: 1 after 2": f"{kernel} --base={unsorted}",
+        "'rate' must hold finite numbers. Received: 'nan' in data row 2": f"{kernel} --base={hole}",
+        "choose one with": f"{kernel} --base={good}",
+        "no column 'rat'. It has: ['step', 'rate', 'loss']. Did you mean 'rate'?": (
+            f"{kernel} --base={good}:rat"
+        ),
+        "must begin at 0. Received: 3": f"{kernel} --base={late}",
+        "rates must be at least 0. Received: -0.1 in data row 2": f"{kernel} --base={below}",
+        "holds rates for 2 updates. Received: --num_steps=9": f"{short} --base={good}:rate",
+        "missing.csv: No such file": f"{kernel} --base=missing.csv",
+        "reaches beyond the run of 10 updates": "'--kernel=TwoPoint(gap=50)' --num_steps=10",
+        "Uniform(start=10, every=1) reaches beyond": "'--kernel=Uniform(10)' --num_steps=10",
+        "stability limit": f"{kernel} --num_steps=10 --curvature=30",
+        "`curvature` must be": f"{kernel} --num_steps=10 --curvature=-1",
+        "`momentum` must": f"{kernel} --num_steps=10 --momentum=1.5",
+        "Did you mean 'Exponential'? Received: kernel='Exponentil'": (
+            "'--kernel=Exponentil(0.9)' --num_steps=10"
+        ),
+        "`decay` must be a number": "'--kernel=Exponential(1.5)' --num_steps=10",
+        "too many arguments: TwoPoint takes ['gap']": "'--kernel=TwoPoint(1, 2)' --num_steps=9",
+        "must be a name with plain arguments": "\"--kernel=TwoPoint(gap=open('x'))\"",
+        "`weights` must sum to 1": "'--kernel=Custom([0.5, 0.4])' --num_steps=9",
+        "No schedule equals this average": (
+            "'--kernel=Custom([1, 1, -1])' --num_steps=2 --base=0.5 --curvature=2"
+        ),
+        "--num_steps is needed": f"{kernel} --base=0.1",
+        "Did you mean 'cosine'?": f"{short} --base=cosin",
+        "takes ['start', 'steps', 'end']": f"{short} '--base=Linear(start=1.0, stops=3)'",
+        "`rate` must be a number of at least 0": f"{short} --base=-1",
+        "`rate` must be a number": f"{short} --base=nan",
+        "--spectrum must be LOW:HIGH:COUNT": f"{short} --spectrum=1:2",
+        "fits schedules without momentum": f"{short} --spectrum=0.1:1:3 --momentum=0.9",
+        "either --kernel": "--num_steps=9",
+        "`every` must be at most": "--emulate=linear --num_steps=9 --every=20",
+        "--decay_steps: a schedule can fall over 1 to 9 updates. Received: 20": (
+            "--emulate=linear --num_steps=9 --decay_steps=20"
+        ),
+        "must end in .png": f"{short} --figure=a.txt",
+        "--csv: there is no folder '/nowhere'": f"{short} --csv=/nowhere/a.csv",
+        "takes flags only": f"{short} extra",
+        "num_steps": f"{kernel} --num_steps=0",
+        "Unknown command line flag 'kernal'": "--kernal=x",
     }
-    results, loaded = invoke(*cases.values())
+    results, loaded = invoke(*map(shlex.split, cases.values()))
     assert loaded == []
     for message, (code, _, error) in zip(cases, results, strict=True):
         assert message in error

@@ -1,4 +1,4 @@
-"""Averages into learning-rate schedules and back, on the command line.
+"""Turns averages into learning-rate schedules and back.
 
     python -m tf_lrtraj.bin.equivalence --kernel=KERNEL --base=RATE --num_steps=T
 
@@ -30,14 +30,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from absl import flags
 
-from tf_lrtraj.bin import common
-
-if TYPE_CHECKING:
-    import numpy as np
+from tf_lrtraj import kernels
+from tf_lrtraj.bin import common, outputs, tables
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,9 +61,7 @@ def _fail(message: str) -> int:
 
 
 def _check_outputs(options: Any) -> None:
-    """What would stop a file from being written is told before any is."""
-    from tf_lrtraj.bin import outputs, tables
-
+    """Fails early where a file could not be written."""
     if options.figure:
         tables.check_figure(options.figure)
     for name in ("csv", "figure"):
@@ -74,10 +71,7 @@ def _check_outputs(options: Any) -> None:
 
 
 def _from_kernel(options: Any) -> int:
-    import numpy as np
-
-    from tf_lrtraj import kernels, theory
-    from tf_lrtraj.bin import tables
+    from tf_lrtraj import theory  # slow to import
 
     kernel = kernels.KERNELS.from_text(options.kernel)
     base = _rates(options.base, options)
@@ -105,48 +99,47 @@ def _from_kernel(options: Any) -> int:
     print(
         f"way back   the schedule gives the weights back to {worst:.1e}\n" if moving.all() else ""
     )
-    columns = {
-        "step": np.arange(base.size + 1),
-        "base": np.append(base, np.nan),
-        "schedule": np.append(found.schedule, np.nan),
-        "weight": weights,
-    }
+    columns = _every_step(base, found.schedule, weights)
     losses = None
     if options.spectrum:
         columns["best"], losses = _on_spectrum(options, weights, base, found.schedule)
     tables.print_table(columns, options.rows)
+    _write(options, columns, columns, f"{kernel}, {_setting(options)}", losses)
+    return common.OK
+
+
+def _write(
+    options: Any,
+    table: dict[str, np.ndarray],
+    drawn: dict[str, np.ndarray],
+    title: str,
+    losses: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Writes the files asked for, and says so."""
     if options.csv:
-        tables.write_csv(options.csv, columns)
+        tables.write_csv(options.csv, table)
         print(f"\nwritten: {options.csv}")
         if losses is not None:
             path = tables.beside(options.csv, "_spectrum")
             tables.write_csv(path, losses)
             print(f"written: {path}")
     if options.figure:
-        tables.write_figure(options.figure, columns, f"{kernel}, {_setting(options)}")
+        tables.write_figure(options.figure, drawn, title)
         print(f"written: {options.figure}")
-    return common.OK
 
 
 def _on_spectrum(
     options: Any, weights: np.ndarray, base: np.ndarray, schedule: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Prints the mismatch per curvature; the best schedule [T+1] and the table."""
-    from types import SimpleNamespace
-
-    import numpy as np
-
-    from tf_lrtraj import theory
-    from tf_lrtraj.bin import tables
+    """Prints the mismatch per curvature; returns the best schedule [T+1] and the table."""
+    from tf_lrtraj import theory  # slow to import
 
     if options.momentum:
         raise ValueError("--spectrum fits schedules without momentum. Received: --momentum")
     curvatures = tables.parse_spectrum(options.spectrum)
     mismatch = theory.schedule_mismatch(schedule, weights, base, curvatures)
     averaged = mismatch.average_losses(options.initial, options.noise)
-    model = SimpleNamespace(
-        curvatures=curvatures, noise_variances=np.full(curvatures.size, options.noise)
-    )
+    model = theory.QuadraticModel(curvatures, np.full(curvatures.size, options.noise))
     fit = theory.fit_schedule(
         model,
         float(averaged.sum()),
@@ -183,10 +176,7 @@ def _on_spectrum(
 
 
 def _from_schedule(options: Any) -> int:
-    import numpy as np
-
-    from tf_lrtraj import theory
-    from tf_lrtraj.bin import tables
+    from tf_lrtraj import theory  # slow to import
 
     if options.spectrum:
         raise ValueError("--spectrum goes with --kernel. Received: --emulate")
@@ -217,24 +207,24 @@ def _from_schedule(options: Any) -> int:
     )
     if first:
         print(f"({first} snapshots before {kept[first]} have weight 0)")
-    if options.csv:
-        tables.write_csv(options.csv, columns)
-        print(f"\nwritten: {options.csv}")
-    if options.figure:
-        every_step = {
-            "step": np.arange(steps + 1),
-            "base": np.append(base, np.nan),
-            "schedule": np.append(schedule, np.nan),
-            "weight": weights,
-        }
-        tables.write_figure(options.figure, every_step, f"weights that emulate {options.emulate}")
-        print(f"written: {options.figure}")
+    drawn = _every_step(base, schedule, weights)
+    _write(options, columns, drawn, f"weights that emulate {options.emulate}")
     return common.OK
 
 
-def _rates(text: str, options: Any) -> np.ndarray:
-    from tf_lrtraj.bin import tables
+def _every_step(
+    base: np.ndarray, schedule: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Columns [T+1] of a run and its average."""
+    return {
+        "step": np.arange(base.size + 1),
+        "base": np.append(base, np.nan),
+        "schedule": np.append(schedule, np.nan),
+        "weight": weights,
+    }
 
+
+def _rates(text: str, options: Any) -> np.ndarray:
     return tables.parse_rates(text, options.num_steps, peak=options.peak, decay=options.num_steps)
 
 
@@ -247,8 +237,6 @@ def _setting(options: Any) -> str:
 
 def run() -> None:
     """The console script `lrtraj-equivalence`."""
-    from tf_lrtraj.bin import tables
-
     # Defined here: importing several programs must not define a flag twice.
     flags.DEFINE_string("kernel", None, 'The average, such as "Exponential(decay=0.99)".')
     flags.DEFINE_string("emulate", None, "Schedule to turn into weights; RATE or a short name.")

@@ -1,4 +1,4 @@
-"""Text into rates and spectra, and arrays into tables, for `bin.equivalence`."""
+"""Reads rates and spectra from text and files, and writes tables and figures."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SHORT_NAMES = ("constant", "cosine", "linear", "one_minus_sqrt")
 
 
 def check_reach(kernel: kernels.Kernel, num_steps: int) -> None:
-    """Raises where a kernel reaches beyond the run, and so would be the last iterate alone."""
+    """Raises ValueError for a kernel that reaches beyond the run."""
     first = kernel.first_average
     if first is not None and first > num_steps:
         raise ValueError(f"--kernel: {kernel} reaches beyond the run of {num_steps} updates")
 
 
 def parse_rates(text: str, num_steps: int | None, peak: float, decay: int | None) -> np.ndarray:
-    """[T] rates from a number, a short name, a formula or FILE.csv[:COLUMN].
+    """Returns [T] rates from a number, a short name, a formula or FILE.csv[:COLUMN].
 
     Args:
         num_steps: T; needed unless a file tells.
@@ -59,7 +59,7 @@ def parse_rates(text: str, num_steps: int | None, peak: float, decay: int | None
 
 
 def decayed_rates(text: str, base: np.ndarray, decay: int | None) -> np.ndarray:
-    """[T] rates that leave those of a run `decay` updates before its end, or others by formula.
+    """Returns [T] rates that leave those of a run `decay` updates before its end.
 
     Args:
         text: as `parse_rates` takes it.
@@ -102,7 +102,7 @@ def _short(name: str, peak: float, num_steps: int, length: int) -> np.ndarray:
 
 
 def parse_spectrum(text: str) -> np.ndarray:
-    """[D] curvatures from LOW:HIGH:COUNT or FILE.csv[:COLUMN].
+    """Returns [D] curvatures from LOW:HIGH:COUNT or FILE.csv[:COLUMN].
 
     >>> parse_spectrum("0.01:1:3")
     array([0.01, 0.1 , 1.  ])
@@ -267,7 +267,7 @@ def check_figure(path: str) -> None:
 
 
 def write_figure(path: str, columns: dict[str, np.ndarray], title: str) -> None:
-    """Rates above, averaging weights below."""
+    """Draws rates above, averaging weights below."""
     check_figure(path)
     from matplotlib.figure import Figure  # takes a second to import
 

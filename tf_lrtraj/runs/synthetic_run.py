@@ -43,7 +43,7 @@ __all__ = [
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Every entry and its default; `configs/synthetic.py` starts from here."""
+    """Returns every entry with its default; `configs/synthetic.py` starts from here."""
     return ml_collections.ConfigDict(
         {
             "seed": 0,
@@ -92,7 +92,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def validate(config: Any) -> dict[str, Any]:
-    """The configuration as plain dicts, checked against `default_config`.
+    """Returns the configuration as plain dicts, checked against `default_config`.
 
     Raises:
         ConfigError: for an unknown key, or a value that is not of the default's kind or
@@ -106,7 +106,7 @@ def validate(config: Any) -> dict[str, Any]:
 
 
 def _checked(given: Any, default: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """`given` with defaults where it lacks a key; the kind of each value is its default's."""
+    """Returns `given` with defaults for what it lacks; each value must be of its default's kind."""
     if not isinstance(given, Mapping):
         raise values.error(path, "a dict", given, ConfigError)
     unknown = sorted({str(key) for key in given} - set(default))
@@ -176,7 +176,7 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Record]:
 
 
 def write_record(folder: pathlib.Path, name: str, record: Mapping[str, Any]) -> None:
-    """Arrays to `NAME.npz`, everything else to `NAME.json`."""
+    """Writes arrays to `NAME.npz`, everything else to `NAME.json`."""
     arrays = {key: value for key, value in record.items() if isinstance(value, np.ndarray)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]

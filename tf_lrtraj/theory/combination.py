@@ -1,4 +1,4 @@
-r"""Averages made of other averages that were stored: post-hoc EMA.
+r"""Builds averages from other averages that were stored: post-hoc EMA.
 
 Averages held at some moments of a run, each by its kernel, are weighted sums of the same
 iterates.  So a combination of them is an average again, and the one whose weights come closest
@@ -36,7 +36,7 @@ _SMALLEST_SINGULAR = 1e-7  # as a share of the largest: beyond that float32 aver
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """How stored averages make another one, and how close it comes.
+    """A combination of stored averages, and how close it comes to the wanted average.
 
     Attributes:
         coefficients: [M] of the stored averages; they sum to 1 and may be negative.
@@ -50,7 +50,7 @@ class Combination:
 
     @property
     def error(self) -> float:
-        """What is left, :math:`\\lVert w - c \\rVert / \\lVert c \\rVert`.
+        """The relative error, :math:`\\lVert w - c \\rVert / \\lVert c \\rVert`.
 
         For iterates that fluctuate independently it is the root mean square distance of the
         built average from the wanted one, as a share of the fluctuation of the wanted one.
@@ -75,7 +75,7 @@ class Combination:
 def combine_averages(
     stored: Sequence[tuple[Kernel, int]], target: Kernel | Any, num_steps: int | None = None
 ) -> Combination:
-    """The combination of stored averages that comes closest to another average.
+    """Finds the combination of stored averages that comes closest to another average.
 
     Args:
         stored: (kernel, number of updates after which its average was stored) of each.

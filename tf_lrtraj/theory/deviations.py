@@ -1,4 +1,4 @@
-r"""Predictions that know of each snapshot's own deviation, and of snapshots that were not measured.
+r"""Predictions that account for each snapshot's own deviation, from losses of some snapshots.
 
 With Jensen gaps by lag alone, a snapshot that happens to lie low lends its whole
 deviation :math:`\delta_k` to an average, :math:`c_k\delta_k`.  But a low snapshot also lies
@@ -28,7 +28,7 @@ __all__ = ["SparsePredictor"]
 
 
 class SparsePredictor(AveragePredictor):
-    """An `AveragePredictor` from the losses of some snapshots and pairs between them.
+    """Predicts losses of averages from the losses of some snapshots and pairs between them.
 
     Args:
         count: K, the number of equally spaced snapshots.
@@ -100,7 +100,7 @@ class SparsePredictor(AveragePredictor):
         )
 
     def _variance(self, weights: np.ndarray) -> tuple[float, float]:
-        """As in `AveragePredictor`; what was not measured is in it.
+        """As in `AveragePredictor`, with the error of what was not measured.
 
         The prediction is linear in the measured losses and gaps (the fitted curve's terms and
         η held fixed), so its error in the stationary model is one quadratic form.

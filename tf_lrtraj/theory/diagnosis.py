@@ -1,4 +1,4 @@
-"""Where measured losses and gaps contradict the model that predictions rest on."""
+"""Finds where measured losses and gaps contradict the model that predictions rest on."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _from_pairs(predictor: AveragePredictor) -> list[Finding]:
 def _lack_of_fit(
     predictor: AveragePredictor, relative: np.ndarray, covariance: np.ndarray
 ) -> list[Finding]:
-    """Means per lag against the curve: does any lag lie off it by more than pairs scatter?"""
+    """Reports the lag whose mean lies farthest off the curve, if by more than pairs scatter."""
     found = []
     for lag in np.unique(predictor.gaps).tolist():
         rows = predictor.gaps == lag

@@ -63,7 +63,7 @@ class SpectrumEstimate:
 def estimate_spectrum(
     lags: Any, jensen_gaps: Any, count: int, every: int, rate: float
 ) -> SpectrumEstimate:
-    """Curvatures and noise of a stationary run, from Jensen gaps of pairs of its snapshots.
+    """Estimates curvatures and noise of a stationary run, from Jensen gaps of its snapshots.
 
     Args:
         lags: [M] distances of the pairs, in snapshots.

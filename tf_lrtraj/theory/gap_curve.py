@@ -48,7 +48,7 @@ def fit_gap_curve(
     errors: np.ndarray | None = None,
     method: str = "auto",
 ) -> GapCurve:
-    """G at all lags below `count` from measurements at some.
+    """Fits the gap at all lags below `count` to measurements at some.
 
     Args:
         gaps: [M] integer lags from 1 to count - 1; a lag may come several times.

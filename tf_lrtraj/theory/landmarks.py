@@ -1,4 +1,4 @@
-"""What `QuadraticModel` says of one step and of a point; formulas: docs/theory/model.md."""
+"""Results of `QuadraticModel` about one step and one point; see docs/theory/model.md."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def loss_curves(
     convention: str = "keras",
     initial_variances: Any = None,
 ) -> dict[str, np.ndarray]:
-    """Expected excess loss after every update, of the iterate and of averages, in one pass.
+    """Computes expected excess losses after every update, of the iterate and of averages.
 
     Args:
         curvatures: [D], not negative.
@@ -195,7 +195,7 @@ def _run_block(dynamics: Dynamics, weights: np.ndarray, plan: _Plan) -> np.ndarr
 
 
 class _Plan:
-    """Which streams a set of kernels needs, and how their sums make up each average's curve."""
+    """The streams that a set of kernels needs, and each average's curve from their sums."""
 
     def __init__(self, kernels: Mapping[str, Kernel], rates: array[float]) -> None:
         self.rates = rates
@@ -294,7 +294,7 @@ def average_moments(
     convention: str = "keras",
     initial_variances: Any = None,
 ) -> Moments:
-    """Mean and variance per mode of an average at the end of the run, whatever its weights.
+    """Computes mean and variance per mode of an average at the end of the run.
 
     Args:
         kernel: a kernel, or [T+1] weights on `θ_0 … θ_T` that sum to 1 (signed allowed).

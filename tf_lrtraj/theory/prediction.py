@@ -1,4 +1,4 @@
-r"""The loss of averages nobody built, from single snapshots and a few pairs.
+r"""Predicts losses of averages that were never built, from snapshots and a few pairs.
 
 For any quadratic loss, any weights that sum to 1 and any snapshots,
 
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def predict_average_loss(weights: Any, losses: Any, gaps: Any, jensen_gaps: Any) -> float:
-    """Predicted loss of a weighted average of equally spaced snapshots.
+    """Predicts the loss of a weighted average of equally spaced snapshots.
 
     Args:
         weights: [K] weights that sum to 1 (they may be negative), oldest first, or a kernel.
@@ -61,7 +61,7 @@ def predict_average_loss(weights: Any, losses: Any, gaps: Any, jensen_gaps: Any)
 def optimal_weights(
     losses: Any, gaps: Any, jensen_gaps: Any, nonnegative: bool = True
 ) -> np.ndarray:
-    """[K] weights with the lowest predicted loss; arguments as in `predict_average_loss`.
+    """Returns the [K] weights with the lowest predicted loss.  Arguments: `predict_average_loss`.
 
     Signed weights are exact for exact losses and chase the noise of noisy ones:
     see `AveragePredictor.optimal`, which takes errors into account.
@@ -213,13 +213,13 @@ class AveragePredictor:
         return self.losses.size
 
     def loss(self, weights: Any) -> float:
-        """Predicted loss of the average with these [K] weights (or of this kernel)."""
+        """Returns the predicted loss of the average with these [K] weights (or of this kernel)."""
         weights = self._weights(weights)
         drop = self._drop(weights)
         return float(weights @ self.losses - drop * (1.0 + self.bend * drop))
 
     def predict(self, weights: Any, level: float = 0.9) -> Prediction:
-        """The prediction with a band that holds the true loss with probability `level`.
+        """Returns the prediction with a band that holds the true loss with probability `level`.
 
         The band covers the noise of losses and gaps, the scatter of a few pairs and
         of the run itself around the fitted curve (Gaussian fluctuations), and
@@ -252,7 +252,7 @@ class AveragePredictor:
     def optimal(
         self, nonnegative: bool = True, caution: float = 0.0, smooth: bool = False
     ) -> OptimalAverage:
-        r"""The weights with the lowest predicted loss, or the lowest upper edge of it.
+        r"""Finds the weights with the lowest predicted loss, or the lowest upper edge of it.
 
         Args:
             nonnegative: forbid negative weights.
@@ -299,7 +299,7 @@ class AveragePredictor:
         )
 
     def recommend(self) -> Recommendation:
-        """The EMA decay, SWA length and two-point gap with the lowest predicted losses."""
+        """Finds the EMA decay, SWA length and two-point gap with the lowest predicted losses."""
         count = self.num_snapshots
         if count < 2:
             raise ValueError("A recommendation needs at least 2 snapshots. Received: 1")
@@ -327,7 +327,7 @@ class AveragePredictor:
         )
 
     def calibrated(self, averages: Sequence[Any], measured: Any) -> AveragePredictor:
-        """A predictor corrected by a few averages whose losses were measured.
+        """Returns a predictor corrected by a few averages whose losses were measured.
 
         Where the loss is not quadratic over the distances averaged, the drop
         ``Σ c L - L(average)`` departs from its prediction the more the

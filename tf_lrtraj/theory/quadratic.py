@@ -38,7 +38,7 @@ def noise_of_batches(
     population: int | None = None,
     replacement: bool = True,
 ) -> np.ndarray:
-    """Covariance of a batch's minimiser, from that of single samples.
+    """Computes the covariance of a batch's minimiser, from that of single samples.
 
     Args:
         sample_noise: [D] or [D, D], (co)variance of one sample's minimiser over the population
@@ -72,7 +72,7 @@ def noise_of_batches(
 
 
 class QuadraticModel:
-    """SGD on a quadratic loss with batch noise: what happens at every step, in expectation.
+    """SGD on a quadratic loss with batch noise, in expectation.
 
     Args:
         curvatures: the Hessian of every batch loss, as its eigenvalues [D] or as a symmetric
@@ -120,7 +120,7 @@ class QuadraticModel:
         population: int | None = None,
         replacement: bool = True,
     ) -> QuadraticModel:
-        """The model of batches of `batch_size` samples; arguments as in `noise_of_batches`."""
+        """Makes the model of batches of `batch_size` samples, as in `noise_of_batches`."""
         return cls(curvatures, noise_of_batches(sample_noise, batch_size, population, replacement))
 
     @property
@@ -134,7 +134,7 @@ class QuadraticModel:
         return 0.5 * float(self.mode_curvatures @ self.mode_noise_variances)
 
     def stability_limit(self, momentum: float = 0.0) -> float:
-        """Constant rates below 2 (1+β) / a_max have a stationary state; inf if all is flat."""
+        """The rate 2 (1+β) / a_max below which a stationary state exists; inf if all is flat."""
         beta = checks.momentum(momentum, "keras")
         largest = float(self.mode_curvatures.max())
         return 2.0 * (1.0 + beta) / largest if largest else np.inf
@@ -174,7 +174,7 @@ class QuadraticModel:
         convention: str = "keras",
         initial_covariance: Any = None,
     ) -> dict[str, np.ndarray]:
-        """Expected excess loss after every update, of the iterate and of averages, in one pass.
+        """Computes expected excess losses after every update, of the iterate and of averages.
 
         Args:
             learning_rates: [T]; they may vary and may be negative.
@@ -340,7 +340,7 @@ class QuadraticModel:
     def effective_learning_rate(
         self, kernel: Kernel | Any, learning_rate: float, num_steps: int | None = None
     ) -> float:
-        """The constant rate whose stationary expected loss equals the average's, on the spectrum.
+        """Finds the constant rate whose stationary expected loss equals that of the average.
 
         Unlike the rates per curvature (`theory.effective_learning_rate`) it is one number,
         so it matches the total loss and no single mode.
@@ -424,7 +424,7 @@ class QuadraticModel:
         return OneStep(best_rate=float(slope / bend), gain=float(0.5 * slope**2 / bend))
 
     def shell(self, iterate: Any, learning_rate: float, spread: Any = None) -> Shell:
-        """Where a point lies against the ellipsoid shell of a rate, and the drift of ‖θ‖² there.
+        """Locates a point against the ellipsoid shell of a rate, with the drift of ‖θ‖² there.
 
         >>> model = QuadraticModel([1.0, 1.0], [1.0, 1.0])
         >>> model.shell([0.3, 0.0], learning_rate=0.1).position < 1.0
@@ -456,7 +456,7 @@ class QuadraticModel:
         momentum: float = 0.0,
         convention: str = "keras",
     ) -> Simulation:
-        """Runs SGD `num_runs` times with Gaussian batch minimisers; see `theory.simulate`.
+        """Runs SGD `num_runs` times with Gaussian batch minimisers.
 
         Args:
             learning_rates: [T].

@@ -35,7 +35,7 @@ def effective_dimension(
     jensen_gaps: np.ndarray,
     gap_errors: np.ndarray,
 ) -> tuple[float, float]:
-    """Effective number of directions, and how many degrees of freedom it is known by.
+    """Estimates the effective number of directions from the scatter of measured pairs.
 
     Args:
         gaps: [M] lags measured.

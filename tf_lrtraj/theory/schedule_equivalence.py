@@ -1,4 +1,4 @@
-r"""Averages into learning-rate schedules and back, path by path.
+r"""Turns averages into learning-rate schedules and back, path by path.
 
 For one curvature :math:`a` (every direction of a quadratic loss shares it, or
 one direction is looked at) any weighted average :math:`\sum_k c_k\theta_k` of a
@@ -53,7 +53,7 @@ MAX_CONDITION = 1e8
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleEquivalence:
-    """The schedule that equals an average, and how well-posed it is.
+    """The schedule that equals an average, and how well it is determined.
 
     Attributes:
         schedule: [T] rates of the equivalent run.
@@ -82,7 +82,7 @@ def schedule_from_weights(
     convention: str = "keras",
     require_nonnegative: bool = False,
 ) -> np.ndarray:
-    r"""The schedule whose last iterate equals a weighted average of the base run.
+    r"""Computes the schedule whose last iterate equals a weighted average of the base run.
 
     Args:
         weights: [T+1] weights on `θ_0 … θ_T` that sum to 1 (they may be
@@ -129,7 +129,7 @@ def equivalent_schedule(
     *,
     convention: str = "keras",
 ) -> ScheduleEquivalence:
-    """`schedule_from_weights` with its diagnosis; same arguments and errors.
+    """Computes `schedule_from_weights` with its condition; same arguments and errors.
 
     >>> equivalent_schedule([-0.5, 0.0, 1.5], base=0.1).schedule
     array([0.15, 0.15])
@@ -174,7 +174,7 @@ def weights_from_schedule(
     *,
     convention: str = "keras",
 ) -> np.ndarray:
-    r"""The averaging weights on a base run that emulate a schedule.
+    r"""Computes the averaging weights on a base run that emulate a schedule.
 
     The inverse of `schedule_from_weights`.
 
@@ -240,7 +240,7 @@ def _ratio(schedule: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """How a weighted average of a run depends on what happens along it.
+    """The linear response of a weighted average to the start and to every batch.
 
     Attributes:
         kick: [T+1] effect of a unit displacement of `θ_k` (and, in the Keras
@@ -262,7 +262,7 @@ def response(
     momentum: float = 0.0,
     convention: str = "keras",
 ) -> Response:
-    """The linear map from start and batches to `Σ weights_k θ_k`, by one backward recursion.
+    """Computes the linear map from start and batches to `Σ weights_k θ_k`.
 
     Args:
         weights: [T+1]; all zero but a last 1 for the last iterate itself.

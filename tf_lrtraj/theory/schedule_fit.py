@@ -1,4 +1,4 @@
-r"""The best single schedule for an average on a spectrum of curvatures.
+r"""Fits a schedule to an average on a spectrum of curvatures.
 
 Least squares on the logarithm of the expected excess loss, at the end of the
 run or all along it:
@@ -38,7 +38,7 @@ _LARGEST_LOG_DROP = 40.0
 
 
 class Spectrum(Protocol):
-    """What is needed of a model: `QuadraticModel` has it."""
+    """The part of a `QuadraticModel` that is used here."""
 
     @property
     def curvatures(self) -> np.ndarray: ...
@@ -70,7 +70,7 @@ class ScheduleFit:
 def best_schedule(
     model: Spectrum, target_losses: Any, base: Any, initial: Any, **options: Any
 ) -> np.ndarray:
-    """[T] rates whose expected losses come closest to `target_losses`; see `fit_schedule`.
+    """Returns the [T] rates of `fit_schedule`: losses as close as possible to `target_losses`.
 
     >>> from types import SimpleNamespace
     >>> model = SimpleNamespace(curvatures=np.array([0.1, 1.0]), noise_variances=np.ones(2))
@@ -147,7 +147,7 @@ def fit_schedule(
 
 
 def loss_curve(model: Spectrum, learning_rates: Any, initial: Any) -> np.ndarray:
-    """[T+1] expected excess losses of SGD from `initial`, by one vectorised recursion.
+    """Computes [T+1] expected excess losses of SGD from `initial`.
 
     >>> from types import SimpleNamespace
     >>> model = SimpleNamespace(curvatures=np.array([1.0]), noise_variances=np.array([0.0]))
@@ -161,7 +161,7 @@ def loss_curve(model: Spectrum, learning_rates: Any, initial: Any) -> np.ndarray
 def loss_curve_gradient(
     model: Spectrum, learning_rates: Any, initial: Any, loss_gradients: Any
 ) -> np.ndarray:
-    """[T] gradient of a function of the loss curve, given its gradients [T+1] (the adjoint).
+    """Computes the [T] gradient of a function of the loss curve from its gradients [T+1].
 
     >>> from types import SimpleNamespace
     >>> model = SimpleNamespace(curvatures=np.array([1.0]), noise_variances=np.array([1.0]))

@@ -37,7 +37,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Simulation:
-    """What `simulate` found.
+    """The result of `simulate`.
 
     Attributes:
         losses: [T+1] mean excess loss of the iterate over runs.
@@ -86,7 +86,7 @@ def simulate(
     convention: str = "keras",
     basis: np.ndarray | None = None,
 ) -> Simulation:
-    """Runs SGD many times.  `QuadraticModel.simulate` is the public way in.
+    """Runs SGD many times; called by `QuadraticModel.simulate`.
 
     Args:
         curvatures: [D] of the modes.

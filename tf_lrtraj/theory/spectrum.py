@@ -1,4 +1,4 @@
-r"""One schedule against an average on many curvatures at once.
+r"""Compares a schedule with an average on many curvatures at once.
 
 The schedule that equals an average depends on the curvature, so on a spectrum
 no scalar schedule follows the average path by path.  `schedule_mismatch` says
@@ -66,7 +66,7 @@ def schedule_mismatch(
     *,
     convention: str = "keras",
 ) -> ScheduleMismatch:
-    """How a schedule and an average differ at the end of the run, per curvature; exact.
+    """Computes how a schedule and an average differ at the end of the run, per curvature.
 
     Args:
         schedule: [T] learning rates of the run without averaging.

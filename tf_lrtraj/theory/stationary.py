@@ -1,4 +1,4 @@
-r"""What an average keeps of the stationary variance, and the rate that would keep the same.
+r"""The share of the stationary variance that averages keep, and effective learning rates.
 
 At a constant rate :math:`\lambda` a mode of curvature :math:`a` contracts by
 :math:`\rho = 1 - \lambda a` per step and fluctuates with variance
@@ -79,7 +79,7 @@ def mode_covariance(
 def stationary_factor(
     kernel: Kernel | Any, contraction: Any, num_steps: int | None = None
 ) -> float | np.ndarray:
-    r"""Variance of an average over the variance of the iterate, in the stationary state.
+    r"""Computes the variance of an average over that of the iterate, in the stationary state.
 
     Args:
         kernel: a kernel, or [n] weights on n consecutive iterates, oldest first.
@@ -174,7 +174,7 @@ def effective_learning_rate(
     curvature: Any,
     num_steps: int | None = None,
 ) -> float | np.ndarray:
-    r"""The constant rate whose iterate fluctuates as much as the average does.
+    r"""Computes the constant rate whose iterate fluctuates as much as the average does.
 
     Args:
         kernel, num_steps: as in `stationary_factor`.
@@ -215,7 +215,7 @@ def effective_learning_rate(
 
 
 def ema_decay_for_factor(factor: float, contraction: float) -> float:
-    """The EMA decay that keeps the share `factor` of the stationary variance.
+    """Computes the EMA decay that keeps the share `factor` of the stationary variance.
 
     With `stationary_factor` it turns any average into the EMA of equal stationary
     variance at one contraction.  (`theory.ema_decay_for_window` matches mean age instead.)
@@ -235,7 +235,7 @@ def ema_decay_for_factor(factor: float, contraction: float) -> float:
 
 
 def window_length_for_factor(factor: float, contraction: float) -> float:
-    """The length n (a real number) of the uniform average that keeps the share `factor`.
+    """Computes the length (a real number) of the uniform average that keeps `factor`.
 
     Args:
         factor: X in (0, 1].

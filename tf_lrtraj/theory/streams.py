@@ -1,4 +1,4 @@
-r"""Running loss of averages, in one pass along a run and little memory.
+r"""Follows losses of averages along a run, in one pass and little memory.
 
 Each stream follows one kind of cross-moment beside a `Dynamics` and adds up
 :math:`\sum_i w_i\,\mathbb E[\cdot]` over modes (`w` = half the curvatures for
@@ -32,7 +32,7 @@ _SMALLEST_SCALE = 1e-100
 
 
 class Stream:
-    """Something followed along a run; `total` [T+1] is what it found, summed over modes."""
+    """One cross-moment followed along a run; `total` [T+1] is its sum over modes."""
 
     rows = 0  # arrays [D] held, which decide how many modes fit the cache at once
 

@@ -1,4 +1,4 @@
-r"""Distances of averages from the distances of snapshots: the weight-space twin of prediction.
+r"""Predicts distances of averages from distances of snapshots.
 
 With :math:`\tfrac12\lVert\theta - p\rVert^2` in place of the loss the Jensen
 gap of two snapshots is an eighth of their squared distance, and the identity is exact:
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20  # weights converted to float64 at a time
 
 
 def squared_distances(snapshots: Any) -> np.ndarray:
-    """[K, K] squared distances between snapshots.
+    """Computes the [K, K] squared distances between snapshots.
 
     Works through the weights in chunks, so `snapshots` may be memory-mapped;
     memory beyond it is a few times K × 1 Mi numbers.
@@ -64,7 +64,7 @@ def squared_distances(snapshots: Any) -> np.ndarray:
 
 
 def predict_squared_distance(weights: Any, to_point: Any, gaps: Any, displacements: Any) -> float:
-    """Squared distance of an average to any point, from distances of snapshots.
+    """Predicts the squared distance of an average to any point, from distances of snapshots.
 
     Args:
         weights: [K] weights that sum to 1, or a kernel.

@@ -1,4 +1,4 @@
-"""What averaging weights say: time scales, and weights on the snapshots that were kept."""
+"""Time scales of averaging weights, and their weights on the snapshots that were kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class TimeScales:
-    """How far back an average reaches, in updates.
+    """Time scales of an average, in updates.
 
     Attributes:
         mean_age: mean age of the iterates in it.  It is also the training it
@@ -37,7 +37,7 @@ class TimeScales:
 
 
 def time_scales(weights: Any, num_steps: int | None = None) -> TimeScales:
-    """Time scales of an average, given by its weights or as a kernel after `num_steps` updates.
+    """Computes time scales of an average: weights, or a kernel after `num_steps` updates.
 
     >>> time_scales(kernels.Window(length=9), num_steps=100)
     TimeScales(mean_age=4.0, count=9.0, half_rate=4)
@@ -57,7 +57,7 @@ def time_scales(weights: Any, num_steps: int | None = None) -> TimeScales:
 
 
 def window_for_ema_decay(decay: float) -> float:
-    r"""Length of the uniform average (and of the linear decay to 0) that matches an EMA.
+    r"""Computes the length of the uniform average (and linear decay) that matches an EMA.
 
     :math:`n = (1+d)/(1-d)`: both then have the same mean age :math:`d/(1-d)`
     *and* the same :math:`\sum c_k^2`; there is no trade-off to choose.
@@ -71,7 +71,7 @@ def window_for_ema_decay(decay: float) -> float:
 
 
 def ema_decay_for_window(length: float) -> float:
-    r"""The EMA decay that matches a uniform average of `length`: :math:`d = (n-1)/(n+1)`.
+    r"""Computes the EMA decay that matches a uniform average of `length`: :math:`d = (n-1)/(n+1)`.
 
     >>> ema_decay_for_window(199)
     0.99
