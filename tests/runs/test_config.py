@@ -111,7 +111,7 @@ def test_lengths_become_steps():
         ),
         ({"total": "2 examples"}, "`config.total` must come to at least 1 step. Received: '2 ex"),
         ({"schedule": {"rate": "Constant", "constant": -0.1}}, r"config.schedule: .*constant=-0.1"),
-        ({"schedule": {"rate": "Konstant"}}, "config.schedule: .*Konstant.*Constant"),
+        ({"schedule": {"rate": "Konstant"}}, "config.schedule: .*Constant.*Konstant"),
         (
             {"averages": {"ema": {"kernel": "Exponential", "decay": 1.5}}},
             r"config.averages.ema: `decay` must be a number of .* below 1. Received: decay=1.5",
