@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
@@ -124,6 +124,12 @@ class Measured:
             raise RecordError(f"{self.name} has no row{_named(wanted)}.")
         return np.array([self.number(row, field) for row in rows])
 
+    def curve(self, *fields: str, **wanted: Any) -> tuple[np.ndarray, ...]:
+        """[n] fields of such rows, in ascending order of the first."""
+        found = [self.values(field, **wanted) for field in fields]
+        order = np.argsort(found[0])
+        return tuple(values[order] for values in found)
+
     def value(self, field: str, **wanted: Any) -> float:
         """A field of the one row that fits.
 
@@ -164,6 +170,9 @@ class Measured:
         if not isinstance(found, str):
             raise RecordError(f"{self.name} has no text {'.'.join(path)!r}.")
         return found
+
+    def steps_per_epoch(self) -> float:
+        return self.setting("num_train") / self.setting("batch_size")
 
     def _find(self, path: tuple[str, ...]) -> Any:
         for start in (self.about, self._content):
@@ -257,10 +266,11 @@ class Probed:
         return found
 
     def coordinate(self, name: str) -> np.ndarray:
-        """A coordinate of the record."""
+        """A coordinate of the record; numbers as float64."""
         if name not in self.record.coordinates:
             raise RecordError(f"{self.name} has no coordinate {name!r}.")
-        return self.record.coordinates[name]
+        found = self.record.coordinates[name]
+        return found.astype(np.float64) if found.dtype.kind in "iuf" else found
 
     def index(self, coordinate: str, value: Any) -> int:
         """The place of a value on a coordinate."""
@@ -287,18 +297,20 @@ class Records:
         self._read: dict[tuple[str, ...], tuple[Any, ...]] = {}
         self.config: dict[str, Any] = {}
         if (self.folder / "config.json").exists():
-            self.config = self._json("config.json", ReproductionConfig)
+            self.config = self._load("config.json", lambda p: read_json(p, ReproductionConfig))
 
     @property
     def scale(self) -> str:
         """The name of the configuration."""
         return self.config.get("name", "unknown")
 
-    def _json(self, name: str, shape: Any = Any) -> Any:
+    def _load(self, name: str, read: Callable[[pathlib.Path], Any]) -> Any:
+        """What `read` gives of a file, which errors name by its place in the folder."""
+        path = self.folder / name
         try:
-            return read_json(self.folder / name, shape)
+            return read(path)
         except RecordError as error:
-            raise RecordError(str(error).replace(str(self.folder / name), name)) from None
+            raise RecordError(str(error).replace(str(path), name)) from None
 
     def expected_seeds(self, task: str) -> tuple[int, ...]:
         """Seeds that the configuration says a task is run on."""
@@ -316,21 +328,19 @@ class Records:
 
     def missing(self, task: str) -> list[str]:
         """Files of a task that ought to be there and are not."""
-        seeds = self.expected_seeds(task)
-        if task in PROBES_OF:
-            return [name for seed in seeds for name in self._missing_probes(task, seed)]
-        there = self._seeds(self.folder / "measured" / task, ".json")
-        return [f"measured/{task}/seed{seed}.json" for seed in seeds if seed not in there]
-
-    def _missing_probes(self, task: str, seed: int) -> list[str]:
         found = []
-        for pattern in PROBES_OF[task]:
-            name = f"probes/seed{seed}/{pattern}.npz"
-            count = len(list((self.folder / "probes" / f"seed{seed}").glob(f"{pattern}.npz")))
-            wanted = self._points(task)
-            if count < wanted:
-                found.append(name if not count else f"{name} ({wanted - count} of {wanted})")
+        for seed in self.expected_seeds(task):
+            if task not in PROBES_OF:
+                found += self._absent(f"measured/{task}", f"seed{seed}.json", 1)
+            for pattern in PROBES_OF.get(task, ()):
+                found += self._absent(f"probes/seed{seed}", f"{pattern}.npz", self._points(task))
         return found
+
+    def _absent(self, folder: str, pattern: str, wanted: int) -> list[str]:
+        """The pattern, with how many files of it are missing, if any is."""
+        count = len(list((self.folder / folder).glob(pattern)))
+        few = f" ({wanted - count} of {wanted})" if count else ""
+        return [f"{folder}/{pattern}{few}"] if count < wanted else []
 
     def _points(self, task: str) -> int:
         """Steps at which a task probes, as far as the configuration tells."""
@@ -365,22 +375,21 @@ class Records:
             NotMeasured: if one is missing.
             RecordError: if one is damaged or of another task.
         """
-        if (task,) in self._read:
-            return self._read[(task,)]
-        missing = self.missing(task)
-        if missing:
-            raise NotMeasured.files(missing)
-        found = []
-        for seed in self._seeds(self.folder / "measured" / task, ".json"):
-            name = f"measured/{task}/seed{seed}.json"
-            content = self._json(name)
-            record = Measured(name, content)
-            if content.get("task", task) != task or record.seed not in (seed, -1):
-                raise RecordError(f"{name} is the record of another task or seed.")
-            record.seed = seed
-            found.append(record)
-        self._read[(task,)] = tuple(found)
+        if (task,) not in self._read:
+            if missing := self.missing(task):
+                raise NotMeasured.files(missing)
+            seeds = self._seeds(self.folder / "measured" / task, ".json")
+            self._read[(task,)] = tuple(self._measured(task, seed) for seed in seeds)
         return self._read[(task,)]
+
+    def _measured(self, task: str, seed: int) -> Measured:
+        name = f"measured/{task}/seed{seed}.json"
+        content = self._load(name, read_json)
+        record = Measured(name, content)
+        if content.get("task", task) != task or record.seed not in (seed, -1):
+            raise RecordError(f"{name} is the record of another task or seed.")
+        record.seed = seed
+        return record
 
     def one(self, task: str) -> Measured:
         """The first seed's file of a task."""
@@ -392,10 +401,10 @@ class Records:
         Raises:
             NotMeasured: if it is missing.
         """
-        for record in self.measured(task):
-            if record.seed == seed:
-                return record
-        raise NotMeasured.files([f"measured/{task}/seed{seed}.json"])
+        found = {record.seed: record for record in self.measured(task)}
+        if seed not in found:
+            raise NotMeasured.files([f"measured/{task}/seed{seed}.json"])
+        return found[seed]
 
     def probes(self, pattern: str, kind: str) -> tuple[Probed, ...]:
         """Probe records whose name fits a pattern ("line-*"), by step and then by seed.
@@ -404,24 +413,22 @@ class Records:
             NotMeasured: if there is none.
             RecordError: if one is damaged or of another kind.
         """
-        if (pattern, kind) in self._read:
-            return self._read[(pattern, kind)]
-        found = []
-        root = self.folder / "probes"
-        for seed in self._seeds(root, ""):
-            for path in sorted((root / f"seed{seed}").iterdir()):
-                if path.suffix != ".npz" or not fnmatch.fnmatchcase(path.stem, pattern):
-                    continue
-                name = f"probes/seed{seed}/{path.name}"
-                try:
-                    record = ArrayRecord.read(path)
-                except RecordError as error:
-                    raise RecordError(str(error).replace(str(path), name)) from None
-                found.append(Probed(name, seed, record).expect(kind))
-        if not found:
-            raise NotMeasured.files([f"probes/seed0/{pattern}.npz"])
-        found.sort(key=lambda probe: (probe.step, probe.seed))
-        self._read[(pattern, kind)] = tuple(found)
+        if (pattern, kind) not in self._read:
+            root = self.folder / "probes"
+            names = [
+                (f"{place.parent.name}/{place.name}", seed)
+                for seed in self._seeds(root, "")
+                for place in sorted((root / f"seed{seed}").iterdir())
+                if place.suffix == ".npz" and fnmatch.fnmatchcase(place.stem, pattern)
+            ]
+            if not names:
+                raise NotMeasured.files([f"probes/seed0/{pattern}.npz"])
+            found = []
+            for place, seed in names:
+                record = self._load(f"probes/{place}", ArrayRecord.read)
+                found.append(Probed(f"probes/{place}", seed, record).expect(kind))
+            found.sort(key=lambda probe: (probe.step, probe.seed))
+            self._read[(pattern, kind)] = tuple(found)
         return self._read[(pattern, kind)]
 
     def lacking(self, tasks: Iterable[str]) -> list[str]:

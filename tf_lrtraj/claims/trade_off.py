@@ -7,7 +7,6 @@ import numpy as np
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
 from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import over_seeds
 
 FAMILIES = {"rate": "low rates", "decay": "decays"}
 LOWER = Wanted(
@@ -42,10 +41,10 @@ def judge_o2(records: Records) -> Judgement:
         table = np.array(
             [[_difference(points[label], curve) for label in labels] for points, curve in pairs]
         )
-        parts.append(LOWER.judge(over_seeds(table.mean(axis=1).tolist()), name))
+        parts.append(LOWER.judge(table.mean(axis=1), name))
         for label, column in zip(labels, table.T, strict=True):
             what = f"{name}: the same for the average {label}"
-            numbers.append(Told(f"difference_{family}_{label}", what, over_seeds(column.tolist())))
+            numbers.append(Told(f"difference_{family}_{label}", what, column))
     if not parts:
         raise NotMeasured("No average has a training loss that a low rate or a decay passes.")
     return conclude(parts, numbers=numbers, drawn={"averages": averages, "curves": curves})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,9 +57,8 @@ def _shown(part: Part) -> tuple[float, list[list[float]] | None]:
 def _parts(panel: Axes, judgement: Judgement, name: str, color: str = BLUE) -> None:
     """A wanted number at every step: seeds as dots, means with their intervals."""
     parts = [part for part in judgement.parts if part.wanted.name == name]
-    seeds: Mapping[str, Sequence[float]] = judgement.drawn["seeds"]
     for place, part in enumerate(parts):
-        _dots(panel, place, seeds[part.name], color)
+        _dots(panel, place, part.seeds, color)
         value, bar = _shown(part)
         panel.errorbar(
             [place],
@@ -483,7 +482,7 @@ def _b12(judgement: Judgement) -> Figure | None:
         count = len(judgement.parts)
         for place, part in zip(range(count, 0, -1), judgement.parts, strict=True):
             color = BLUE if part.wanted.name == "line" else GREEN
-            values = drawn["seeds"][part.name]
+            values = part.seeds
             right.plot(values, np.full(len(values), place), "o", color=color, alpha=0.5)
             value, bar = _shown(part)
             right.errorbar(
