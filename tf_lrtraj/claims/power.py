@@ -90,6 +90,8 @@ Received: {'claim': 'A1'}
                 f"`power[{i}]` must name a claim and a part of it ({', '.join(parts) or 'none'}). "
                 f"Received: {place}"
             )
-        numbers = [rule.check(f"power[{i}].{name}", row[name]) for name, rule in _NUMBERS.items()]
-        found.append(Planned(row["claim"], wanted[place], *numbers, row.get("of", "seeds")))
+        numbers: dict[str, Any] = {
+            name: rule.check(f"power[{i}].{name}", row[name]) for name, rule in _NUMBERS.items()
+        }
+        found.append(Planned(row["claim"], wanted[place], **numbers, of=row.get("of", "seeds")))
     return found
