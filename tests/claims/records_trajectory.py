@@ -7,14 +7,15 @@ from study_records import (
     EVERY,
     LOG,
     MOMENTUM,
+    PART,
     RATE,
     WINDOW,
     around,
     at_rate,
-    edit,
-    row,
+    changed,
     rows,
     scatter_rows,
+    scored,
     spoil_rows,
 )
 
@@ -143,9 +144,7 @@ def speed(random, seed):
             ("average", RATE, 0.4 + 1.1 * fall),
             ("raw", SMALL, 0.35 + 3.0 * fall),
         ):
-            for on, more in (("train_part", 0.0), ("test", 0.1)):
-                where = {"learning_rate": rate, "of": of, "step": step}
-                found.append(row(around(random, loss + more), on, **where))
+            found += scored(random, loss, sets=PART, learning_rate=rate, of=of, step=step)
     return {"rows": found}
 
 
@@ -155,9 +154,7 @@ def ema_times(random, seed):
     for phase, noise, lag in (("early", 0.3, 1e-3), ("window", 0.1, 0.0)):
         for time in times:
             loss = 0.4 + noise / (1.0 + 0.1 * time) + lag * min(time, 2000.0)
-            for on, more in (("train_part", 0.0), ("test", 0.1)):
-                where = {"phase": phase, "time": time, "step": END}
-                found.append(row(around(random, loss + more), on, **where))
+            found += scored(random, loss, sets=PART, phase=phase, time=time, step=END)
     return {"about": {"per_decade": 4}, "rows": found}
 
 
@@ -235,10 +232,6 @@ TASKS = {
 PROBES = {}
 
 
-def content(task, change):
-    return lambda folder: edit(folder, task, change)
-
-
 def put(task, names, change):
     """Replaces arrays of the file."""
 
@@ -246,7 +239,7 @@ def put(task, names, change):
         for name in names:
             recorded[name] = change(np.array(recorded[name])).tolist()
 
-    return content(task, spoil)
+    return changed(task, spoil)
 
 
 def set_rows(task, field, formula, **wanted):
@@ -256,7 +249,7 @@ def set_rows(task, field, formula, **wanted):
         for found in rows(recorded, **wanted):
             found[field] = formula(found)
 
-    return content(task, change)
+    return changed(task, change)
 
 
 def slow(recorded):
@@ -279,7 +272,7 @@ def by_time(change):
         for found in rows(recorded, phase="early", set="train_part"):
             found["loss"] = change(found["time"])
 
-    return content("ema_times", apply)
+    return changed("ema_times", apply)
 
 
 def _one_miss(recorded):
@@ -306,7 +299,7 @@ FALSE = [
         "levels",
         set_rows("pairs", "squared_distance", lambda r: 0.027 * r["step"], **INDEPENDENT),
     ),
-    ("B7", "half_time", content("displacement", slow)),
+    ("B7", "half_time", changed("displacement", slow)),
     ("B8", "distance", set_rows("rates", "squared_distance", lambda r: r["learning_rate"] ** 2)),
     (
         "B8",
@@ -339,22 +332,22 @@ FALSE = [
     (
         "B13",
         "explained",
-        content("rates", lambda c: [p.update(excess=0.3 * p["excess"]) for p in c["predicted"]]),
+        changed("rates", lambda c: [p.update(excess=0.3 * p["excess"]) for p in c["predicted"]]),
     ),
     ("B14", "aligned_step_0", spoil_rows("start", "pair_cosine", 0.1, step=0)),
     ("B14", "aligned_step_100", spoil_rows("start", "pair_cosine", 0.1, step=100)),
     (
         "B14",
         "parts",
-        content(
+        changed(
             "start",
             lambda c: [
                 r.update(squared_distance=0.1) for r in c["rows"] if "squared_distance" in r
             ],
         ),
     ),
-    ("A6", "model_speed", content("two_time_scales", lambda c: c.update(ema_steps_to_level=8500))),
-    ("A6", "model_speed", content("two_time_scales", lambda c: c.update(ema_steps_to_level=None))),
+    ("A6", "model_speed", changed("two_time_scales", lambda c: c.update(ema_steps_to_level=8500))),
+    ("A6", "model_speed", changed("two_time_scales", lambda c: c.update(ema_steps_to_level=None))),
     ("A6", "model_lower", put("two_time_scales", ["ema_simulated"], lambda v: 100.0 * v)),
     ("A6", "network_lower", spoil_rows("speed", "loss", 2.0, of="average")),
     ("A6", "network_speed", spoil_rows("speed", "loss", 0.2, of="raw", learning_rate=SMALL)),
@@ -372,7 +365,7 @@ FALSE = [
 ]
 FEW = [
     ("B7", scatter_rows("pairs", "squared_distance", 0.3, **INDEPENDENT)),
-    ("B8", content("rates", _tilt)),
+    ("B8", changed("rates", _tilt)),
     ("B9", scatter_rows("shell", "after", 0.4, of="walk", scale=0.5)),
     ("B10", scatter_rows("pairs", "squared_distance", 0.9, **SHARED)),
     (
@@ -382,6 +375,6 @@ FEW = [
     ("B13", scatter_rows("lower_rates", "loss", 0.3, set="train_part")),
     ("B14", scatter_rows("start", "pair_cosine", 0.9)),
     ("A6", scatter_rows("speed", "loss", 0.5, of="average")),
-    ("A7", content("two_time_scales", _one_miss)),
+    ("A7", changed("two_time_scales", _one_miss)),
     ("A10", scatter_rows("ema_times", "loss", 0.5, phase="early", set="train_part")),
 ]

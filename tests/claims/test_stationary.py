@@ -15,6 +15,11 @@ def verdicts(folder):
     return {e["id"]: e for e in claims.make_ledger(folder)["claims"]}
 
 
+def drift(record):
+    """Change of the mini-batch loss over the window."""
+    return stationarity.relative_trend(*stationarity.in_window(record))
+
+
 def falling(content):
     """A mini-batch loss that falls by a third over the window."""
     first, last = 1200, 1600
@@ -146,15 +151,15 @@ def test_drifts_are_relative_changes_over_the_window(study_records, folder):
     inside = steps > 1200
     line = stats.linregress(steps[inside], losses[inside])
     expected = line.slope * np.ptp(steps[inside]) / losses[inside].mean()
-    assert stationarity.batch_loss_drift(record).value == pytest.approx(expected, rel=0.05)
-    assert -0.42 < stationarity.batch_loss_drift(record).value < -0.3
+    assert drift(record).value == pytest.approx(expected, rel=0.05)
+    assert -0.42 < drift(record).value < -0.3
 
 
 def test_single_iterates_have_the_line_of_linregress(kept_records):
     record = Records(kept_records).one("levels")
     steps, losses = record.values("step", set="train"), record.values("loss", set="train")
     line = stats.linregress(steps, losses)
-    found = stationarity.level_drift(record)
+    found = stationarity.relative_line(record, set="train")
     assert found.value == pytest.approx(line.slope * 400 / losses.mean())
     assert found.error == pytest.approx(line.stderr * 400 / losses.mean())
 
@@ -197,4 +202,4 @@ def test_a_window_too_short(study_records, folder):
 
     study_records.edit(folder, "base", change)
     with pytest.raises(RecordError, match="fewer than 3 entries"):
-        stationarity.batch_loss_drift(Records(folder).one("base"))
+        drift(Records(folder).one("base"))

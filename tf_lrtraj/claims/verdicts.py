@@ -60,7 +60,7 @@ class Seeds:
     scatter by says nothing of another network.  One seed has no interval.
     """
 
-    values: Sequence[float] | np.ndarray
+    values: tuple[float, ...]
 
     def interval(self, level: float = LEVEL) -> Interval:
         return mean_of(self.values).interval(level)
@@ -81,7 +81,7 @@ def as_found(value: Number) -> Found:
     if isinstance(value, (int, float)):
         return _Fixed(Interval(float(value), float(value), float(value)))
     if isinstance(value, (list, tuple, np.ndarray)):
-        return Seeds(value)
+        return Seeds(tuple(np.ravel(value).tolist()))
     return value  # type: ignore[return-value]
 
 
@@ -168,8 +168,7 @@ class Part:
     @property
     def seeds(self) -> list[float]:
         """The number of each seed; empty where it is not made of such."""
-        values = self.found.values if isinstance(self.found, Seeds) else []
-        return [float(value) for value in values]
+        return list(self.found.values) if isinstance(self.found, Seeds) else []
 
     @property
     def interval(self) -> Interval:

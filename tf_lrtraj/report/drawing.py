@@ -215,12 +215,10 @@ def interval_row(
     alpha: float | None = None,
     markersize: float = 6.0,
 ) -> None:
-    """A number in a row of a panel, over a line as long as its interval, if it has one."""
-    if np.isfinite([found.low, found.high]).all():
-        axes.plot(
-            [found.low, found.high], [place] * 2, color=line or color, linewidth=linewidth,
-            alpha=alpha,
-        )  # fmt: skip
+    """A number in a row of a panel, over a line as long as its interval (none if infinite)."""
+    axes.plot(
+        [found.low, found.high], [place] * 2, color=line or color, linewidth=linewidth, alpha=alpha
+    )
     axes.plot([found.value], [place], mark, color=color, markersize=markersize)
 
 

@@ -1,9 +1,4 @@
-"""The report of a run as one self-contained page, drawn from its records alone.
-
-Text from the records is escaped, figures are embedded images, and the page's own policy
-forbids scripts and anything from outside, so a report from elsewhere is safe to open.
-The same records give the same page, to the byte.
-"""
+"""The report of a run as one self-contained page, drawn from its records alone."""
 
 from __future__ import annotations
 
@@ -20,7 +15,7 @@ import numpy as np
 
 from tf_lrtraj import kernels
 from tf_lrtraj.records import RAW, RecordError, RunRecord, load_run, write_atomically
-from tf_lrtraj.report import drawing, run_figures
+from tf_lrtraj.report import base_page, drawing, run_figures
 from tf_lrtraj.report import run_summary as numbers
 from tf_lrtraj.report.probe_figures import gallery
 
@@ -271,14 +266,6 @@ def render_report(record: RunRecord) -> str:
     Raises:
         ImportError: if jinja2 or matplotlib is missing (the remedy is named).
     """
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401  # here, so that the remedy is named once
-    except ImportError as error:
-        raise ImportError(
-            f"a report needs jinja2 and matplotlib ({error}): pip install jinja2 matplotlib"
-        ) from None
-
     matched, problems = numbers.load_matched(record)
     palette = run_figures.colours(record, *matched)
     split = numbers.main_split(record)
@@ -307,19 +294,14 @@ def render_report(record: RunRecord) -> str:
     all_problems += _left_out(len(splits), _MOST_SPLITS, "splits")
     all_problems += [group.problem for group in groups if group.problem]
     tables = [(name, _table(numbers.final_rows(record, name, matched), palette)) for name in splits]
-    loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        percent=numbers.percent, points=numbers.points, number=numbers.number, count=_count
-    )
-    return environment.get_template("run.html.j2").render(
+    return base_page.render(
+        "run.html.j2",
+        {
+            "percent": numbers.percent,
+            "points": numbers.points,
+            "number": numbers.number,
+            "count": _count,
+        },
         title=str(record.run.get("name") or record.workdir.resolve().name),
         status=record.status,
         status_note=_STATUS_NOTES[record.status],
@@ -370,8 +352,7 @@ def write_report(
     """
     record = load_run(workdir)
     target = pathlib.Path(path) if path is not None else record.workdir / "report.html"
-    # A lone surrogate, legal in JSON text, has no form in UTF-8.
-    write_atomically(target, render_report(record).encode("utf-8", "replace"))
+    write_atomically(target, base_page.encoded(render_report(record)))
     return target
 
 
