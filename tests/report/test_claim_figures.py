@@ -1,20 +1,15 @@
 """Figures of claims: each is drawn from a judgement alone, shows it, and can be read on a page."""
 
 import dataclasses
-import pathlib
 import re
-import sys
 
 import numpy as np
 import pytest
+import study_records
 
 from tf_lrtraj.report.drawing import to_svg
 from tf_lrtraj.report.study import svg
 from tf_lrtraj.report.study.registry import FIGURES, HEAD
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "claims"))
-
-import study_records
 
 NAMES = list(FIGURES)
 # Rows of parts; the figures of S2 and S4 are of curves, whose thresholds are drawn.

@@ -94,6 +94,8 @@ class _MeasuredFile(TypedDict, total=False):
 class Measured:
     """One file of a task: settings, rows and arrays, each checked as it is read.
 
+    What is absent, of another shape or not finite is a `RecordError` that names the file.
+
     Args:
         name: what messages call the file.
         content: as read from JSON.
@@ -114,11 +116,7 @@ class Measured:
         return [row for row in self.rows if _matches(row, wanted)]
 
     def values(self, field: str, **wanted: Any) -> np.ndarray:
-        """[n] a field of every such row, of which there must be one or more.
-
-        Raises:
-            RecordError: if there is none, or a value is no finite number.
-        """
+        """[n] a field of every such row, of which there must be one or more."""
         rows = self.select(**wanted)
         if not rows:
             raise RecordError(f"{self.name} has no row{_named(wanted)}.")
@@ -131,11 +129,7 @@ class Measured:
         return tuple(values[order] for values in found)
 
     def value(self, field: str, **wanted: Any) -> float:
-        """A field of the one row that fits.
-
-        Raises:
-            RecordError: if there is none or more than one, or it is no finite number.
-        """
+        """A field of the one row that fits."""
         found = self.values(field, **wanted)
         if found.size != 1:
             raise RecordError(f"{self.name} has {found.size} rows{_named(wanted)}, not one.")
@@ -146,11 +140,7 @@ class Measured:
         return _finite(self.name, field, row.get(field))
 
     def known(self, field: str) -> list[Any]:
-        """The different values of a field, text or numbers, in order of appearance.
-
-        Raises:
-            RecordError: if a value is something else.
-        """
+        """The different values of a field, text or numbers, in order of appearance."""
         found = [row[field] for row in self.rows if field in row]
         if not all(value is None or isinstance(value, (str, int, float)) for value in found):
             raise RecordError(f"{self.name}: {field!r} must be text or numbers.")
@@ -184,11 +174,7 @@ class Measured:
         return None
 
     def array(self, name: str, ndim: int = 1, finite: bool = True) -> np.ndarray:
-        """A named array, of finite numbers unless they may be missing.
-
-        Raises:
-            RecordError: if it is absent, of other dimensions, empty or not finite.
-        """
+        """A named array, of finite numbers unless they may be missing."""
         try:
             found = np.asarray(self._find((name,)))
         except ValueError:  # rows of different lengths
@@ -210,15 +196,11 @@ class Measured:
         return found
 
     def maybe(self, name: str) -> float | None:
-        """A finite number, or None where the record says that there is none.
-
-        Raises:
-            RecordError: if the record does not say.
-        """
-        for place in (self.about, self._content):
-            if name in place:
-                return None if place[name] is None else _finite(self.name, name, place[name])
-        raise RecordError(f"{self.name} has no {name!r}.")
+        """A finite number, or None where the record says that there is none."""
+        found = {**self._content, **self.about}
+        if name not in found:
+            raise RecordError(f"{self.name} has no {name!r}.")
+        return None if found[name] is None else _finite(self.name, name, found[name])
 
     def same_length(self, *names: str) -> list[np.ndarray]:
         """Arrays that belong together."""
@@ -229,7 +211,7 @@ class Measured:
 
 
 class Probed:
-    """One probe record and where it was taken."""
+    """One probe record and where it was taken; its values are checked as they are read."""
 
     def __init__(self, name: str, seed: int, record: ArrayRecord) -> None:
         self.name, self.seed, self.record = name, seed, record
@@ -237,11 +219,7 @@ class Probed:
         self.step = int(match.group(1)) if match else int(record.about.get("step", 0))
 
     def expect(self, kind: str) -> Probed:
-        """Itself, if it is a record of that kind, its values over the axes they should have.
-
-        Raises:
-            RecordError: otherwise.
-        """
+        """Itself, checked to be a record of that kind whose values are over its axes."""
         if self.record.kind != kind:
             raise RecordError(f"{self.name} is a record of {self.record.kind!r}, not of {kind!r}.")
         for value, axes in AXES[kind].items():
@@ -251,11 +229,7 @@ class Probed:
         return self
 
     def array(self, name: str, finite: bool = True) -> np.ndarray:
-        """A value of the record.
-
-        Raises:
-            RecordError: if it is absent, empty or not measured; or not finite, if it should be.
-        """
+        """A value of the record, measured throughout; of finite numbers unless said otherwise."""
         found = self.record.values.get(name)
         if found is None or not found.size:
             raise RecordError(f"{self.name} has no value {name!r}.")
@@ -313,11 +287,11 @@ class Records:
             raise RecordError(str(error).replace(str(path), name)) from None
 
     def expected_seeds(self, task: str) -> tuple[int, ...]:
-        """Seeds that the configuration says a task is run on."""
+        """The seeds that a task is run on, by the configuration."""
         return seeds_of(task, self.config)
 
     def judges(self, claim: str) -> bool:
-        """Whether the scale is there for a claim; every one is, where the scale names none."""
+        """Whether the scale measures a claim; one that names no claims measures all."""
         named = self.config.get("claims")
         return not named or claim in named
 
