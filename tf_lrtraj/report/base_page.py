@@ -13,6 +13,21 @@ from typing import Any
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
 
+def require_libraries() -> None:
+    """Checks that what pages are made with is installed.
+
+    Raises:
+        ImportError: if jinja2 or matplotlib is missing (the remedy is named).
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"a report needs jinja2 and matplotlib ({error}): pip install jinja2 matplotlib"
+        ) from None
+
+
 def render(
     template: str, filters: Mapping[str, Callable[..., str]] | None = None, **content: Any
 ) -> str:
@@ -24,15 +39,11 @@ def render(
         content: values of the template's names; each must be given.
 
     Raises:
-        ImportError: if jinja2 or matplotlib is missing (the remedy is named).
+        ImportError: as `require_libraries`.
     """
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401  # here, so that the remedy is named once
-    except ImportError as error:
-        raise ImportError(
-            f"a report needs jinja2 and matplotlib ({error}): pip install jinja2 matplotlib"
-        ) from None
+    require_libraries()
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
