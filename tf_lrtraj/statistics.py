@@ -166,6 +166,32 @@ class PairedRatio:
         return Interval(self.value, (middle - root) / square, (middle + root) / square)
 
 
+def holm(rejects: Sequence[Callable[[float], bool]], level: float = LEVEL) -> list[bool]:
+    """Which of several tests reject, so that any rejects a true one with at most 1 - `level`.
+
+    Holm's step-down method (Scandinavian Journal of Statistics 6, 1979), by intervals: of m
+    tests, one rejects if it does at level 1 - (1 - level) / m; then the rest are tried as m - 1.
+
+    Args:
+        rejects: a function for each test, from a level to whether the test rejects at it.
+        level: of all tests together.
+
+    >>> holm([lambda level: level < 0.98, lambda level: level < 0.96, lambda level: False])
+    [False, False, False]
+    >>> holm([lambda level: level < 0.98, lambda level: level < 0.96])
+    [True, True]
+    """
+    found = [False] * len(rejects)
+    while left := [i for i, rejected in enumerate(found) if not rejected]:
+        strict = 1.0 - (1.0 - level) / len(left)
+        more = [i for i in left if rejects[i](strict)]
+        if not more:
+            break
+        for i in more:
+            found[i] = True
+    return found
+
+
 def block_numbers(count: int, blocks: int = BLOCKS) -> np.ndarray:
     """[count] which of `blocks` contiguous blocks of nearly equal length each entry is in."""
     return np.arange(count) * min(blocks, count) // count
@@ -212,29 +238,3 @@ def exponent(x: Any, y: Any) -> Estimate:
     if np.any(x <= 0.0) or np.any(y <= 0.0):
         return Estimate(math.nan, math.nan, 0.0)
     return line(np.log(x), np.log(y))
-
-
-def holm(rejects: Sequence[Callable[[float], bool]], level: float = LEVEL) -> list[bool]:
-    """Which of several tests reject, so that any rejects a true one with at most 1 - `level`.
-
-    Holm's step-down method (Scandinavian Journal of Statistics 6, 1979), by intervals: of m
-    tests, one rejects if it does at level 1 - (1 - level) / m; then the rest are tried as m - 1.
-
-    Args:
-        rejects: a function for each test, from a level to whether the test rejects at it.
-        level: of all tests together.
-
-    >>> holm([lambda level: level < 0.98, lambda level: level < 0.96, lambda level: False])
-    [False, False, False]
-    >>> holm([lambda level: level < 0.98, lambda level: level < 0.96])
-    [True, True]
-    """
-    found = [False] * len(rejects)
-    while left := [i for i, rejected in enumerate(found) if not rejected]:
-        strict = 1.0 - (1.0 - level) / len(left)
-        more = [i for i in left if rejects[i](strict)]
-        if not more:
-            break
-        for i in more:
-            found[i] = True
-    return found
