@@ -42,10 +42,7 @@ OTHERS = {
 
 def states(random, method, test, train_loss, test_loss, **more):
     found = []
-    for on, accuracy, loss in (
-        ("train_part", test + 0.05, train_loss),
-        ("test", test, test_loss),
-    ):
+    for on, accuracy, loss in (("train_part", test + 0.05, train_loss), ("test", test, test_loss)):
         entry = row(around(random, loss), on, method=method, member=-1, policy="recompute", **more)
         found.append({**entry, "accuracy": around(random, accuracy, 0.0005)})
     return found

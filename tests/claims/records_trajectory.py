@@ -289,16 +289,27 @@ def _tilt(recorded):
         found["squared_distance"] *= (found["learning_rate"] / RATE) ** power
 
 
+def apart(factor, **wanted):
+    """Scales squared distances of pairs of runs."""
+    return spoil_rows("pairs", "squared_distance", factor, **wanted)
+
+
+def walks(pace):
+    """Two runs that part as random walks do."""
+    return set_rows("pairs", "squared_distance", lambda r: pace * r["step"], **INDEPENDENT)
+
+
+def each(task, name, change):
+    """Applies a change to the entries of a named list that have what it needs."""
+    return changed(task, lambda content: [change(entry) for entry in content[name]])
+
+
 CURVES = ("large", "ema", "small")
 INDEPENDENT = {"batches": "independent", "learning_rate": RATE}
 SHARED = {"batches": "shared", "learning_rate": RATE}
 FALSE = [
-    ("B7", "plateau", spoil_rows("pairs", "squared_distance", 3.0, **INDEPENDENT)),
-    (
-        "B7",
-        "levels",
-        set_rows("pairs", "squared_distance", lambda r: 0.027 * r["step"], **INDEPENDENT),
-    ),
+    ("B7", "plateau", apart(3.0, **INDEPENDENT)),
+    ("B7", "levels", walks(0.027)),
     ("B7", "half_time", changed("displacement", slow)),
     ("B8", "distance", set_rows("rates", "squared_distance", lambda r: r["learning_rate"] ** 2)),
     (
@@ -311,29 +322,13 @@ FALSE = [
     ("B9", "inside_averages_of_two", spoil_rows("shell", "squared_distance", 2.0, of="two_point")),
     ("B9", "grows_inside", walk(0.5, -0.1)),
     ("B9", "shrinks_outside", walk(1.5, 0.1)),
-    ("B10", "shared", spoil_rows("pairs", "squared_distance", 3.0, **SHARED)),
-    (
-        "B10",
-        "settles",
-        set_rows("pairs", "squared_distance", lambda r: 0.02 * r["step"], **INDEPENDENT),
-    ),
-    (
-        "B10",
-        "depends_on_rate",
-        spoil_rows("pairs", "squared_distance", 8.0, batches="independent", learning_rate=SMALL),
-    ),
-    (
-        "O4",
-        "small_rate",
-        spoil_rows("pairs", "squared_distance", 8.0, batches="shared", learning_rate=SMALL),
-    ),
-    ("O4", "larger", spoil_rows("pairs", "squared_distance", 0.2, **SHARED)),
+    ("B10", "shared", apart(3.0, **SHARED)),
+    ("B10", "settles", walks(0.02)),
+    ("B10", "depends_on_rate", apart(8.0, batches="independent", learning_rate=SMALL)),
+    ("O4", "small_rate", apart(8.0, batches="shared", learning_rate=SMALL)),
+    ("O4", "larger", apart(0.2, **SHARED)),
     ("B13", "falls", spoil_rows("lower_rates", "loss", 1.5, learning_rate=RATE / 4)),
-    (
-        "B13",
-        "explained",
-        changed("rates", lambda c: [p.update(excess=0.3 * p["excess"]) for p in c["predicted"]]),
-    ),
+    ("B13", "explained", each("rates", "predicted", lambda p: p.update(excess=0.3 * p["excess"]))),
     ("B14", "aligned_step_0", spoil_rows("start", "pair_cosine", 0.1, step=0)),
     ("B14", "aligned_step_100", spoil_rows("start", "pair_cosine", 0.1, step=100)),
     (
@@ -368,10 +363,7 @@ FEW = [
     ("B8", changed("rates", _tilt)),
     ("B9", scatter_rows("shell", "after", 0.4, of="walk", scale=0.5)),
     ("B10", scatter_rows("pairs", "squared_distance", 0.9, **SHARED)),
-    (
-        "O4",
-        scatter_rows("pairs", "squared_distance", 0.9, batches="shared", learning_rate=SMALL),
-    ),
+    ("O4", scatter_rows("pairs", "squared_distance", 0.9, batches="shared", learning_rate=SMALL)),
     ("B13", scatter_rows("lower_rates", "loss", 0.3, set="train_part")),
     ("B14", scatter_rows("start", "pair_cosine", 0.9)),
     ("A6", scatter_rows("speed", "loss", 0.5, of="average")),

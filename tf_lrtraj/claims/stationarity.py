@@ -163,11 +163,7 @@ def stationary(records: Records, effect: float | None = None) -> list[Condition]
             general limit.
     """
     limit = LOSS_LIMIT if effect is None else min(LOSS_LIMIT, SHARE_OF_EFFECT * max(effect, 0.0))
-    return [
-        batch_loss_condition(records, limit),
-        level_condition(records),
-        norm_condition(records),
-    ]
+    return [batch_loss_condition(records, limit), level_condition(records), norm_condition(records)]
 
 
 def levelled_displacement(records: Records) -> Condition:

@@ -255,10 +255,7 @@ def judge_b9(records: Records) -> Judgement:
     ]
     return conclude(
         parts,
-        conditions=[
-            *stationarity.stationary(records),
-            stationarity.levelled_displacement(records),
-        ],
+        conditions=[*stationarity.stationary(records), stationarity.levelled_displacement(records)],
         numbers=numbers,
         drawn={"seeds": drawn, "scales": np.array(scales), "changes": changes},
     )

@@ -238,10 +238,7 @@ def judge_a10(records: Records) -> Judgement:
     network = {phase: _by_time(records, phase) for phase in ("early", "window")}
     sweeps = {phase: _off_the_best(*found) for phase, found in network.items()}
     shorter, longer, gain, _ = sweeps["early"]
-    parts += [
-        SHORTER.judge(PairedRatio(shorter, gain)),
-        LONGER.judge(PairedRatio(longer, gain)),
-    ]
+    parts += [SHORTER.judge(PairedRatio(shorter, gain)), LONGER.judge(PairedRatio(longer, gain))]
     numbers = []
     for phase, what in (("early", "while the loss falls"), ("window", "in the window")):
         numbers.append(Told(f"best_{phase}", f"best time {what}, steps", sweeps[phase][3]))
@@ -253,10 +250,7 @@ def judge_a10(records: Records) -> Judgement:
             ("longer", LONGER.what, longer),
         )
     ]
-    drawn = {
-        "model": {"lengths": lengths, "rates": rates, "losses": losses},
-        "network": network,
-    }
+    drawn = {"model": {"lengths": lengths, "rates": rates, "losses": losses}, "network": network}
     return conclude(parts, numbers=numbers, drawn=drawn)
 
 

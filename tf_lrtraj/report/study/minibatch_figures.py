@@ -463,11 +463,7 @@ def _b12(judgement: Judgement) -> Figure:
     shades = (BLUE, PALETTE[4], PALETTE[3], GREEN)
     for place, (distance, curve) in enumerate(curves.items()):
         left.plot(
-            position,
-            curve,
-            color=shades[place % 4],
-            linewidth=1.6,
-            label=f"{distance:,} updates",
+            position, curve, color=shades[place % 4], linewidth=1.6, label=f"{distance:,} updates"
         )
     left.plot(*drawn["apart"], color=ORANGE, linewidth=1.6, label="two seeds")
     _log(left)

@@ -279,10 +279,7 @@ def _b14(judgement: Judgement) -> Figure:
     labels(left, "updates from scratch", "cosine of gradients", "Gradients")
     label_ends(left, ends)
     ends = {}
-    for name, label, color in (
-        ("moved", "from the start", GREY),
-        ("apart", "of two runs", ORANGE),
-    ):
+    for name, label, color in (("moved", "from the start", GREY), ("apart", "of two runs", ORANGE)):
         mean = seed_lines(right, steps[1:], drawn[name], color)
         ends[label] = end(steps, mean, color)
     _log(right, "x", "y")
@@ -313,11 +310,7 @@ def _b13(judgement: Judgement) -> Figure:
     panel.invert_xaxis()
     panel.set_ylabel("training loss of single iterates")
     label_ends(
-        panel,
-        {
-            "measured": end(rates, mean, BLUE),
-            "predicted": end(rates, foreseen, GREEN),
-        },
+        panel, {"measured": end(rates, mean, BLUE), "predicted": end(rates, foreseen, GREEN)}
     )
     return figure
 
@@ -337,11 +330,7 @@ def _a6(judgement: Judgement) -> Figure:
     colors = {"small": ORANGE, "large": GREY, "raw": GREY, "ema": BLUE, "average": BLUE}
     figure, (left, right) = panels(1, 2, _WIDE + 1.0, _HEIGHT + 0.2)
     ends = {}
-    for name, label in (
-        ("large", "large rate"),
-        ("small", "small rate"),
-        ("ema", "average"),
-    ):
+    for name, label in (("large", "large rate"), ("small", "small rate"), ("ema", "average")):
         losses = model[name]
         steps = np.unique(np.geomspace(1, losses.size - 1, 400).astype(int))
         left.plot(steps, losses[steps], color=colors[name], linewidth=2.0)
