@@ -26,7 +26,7 @@ def a_claim(judge, **fields):
 
 def gained(records):
     found = [record.value("gain") for record in records.measured("things")]
-    return v.conclude([GAIN.judge(found)], numbers=[v.Told("n", "seeds", len(found))])
+    return v.conclude([GAIN.judge(found)], numbers=[v.ExtraNumber("n", "seeds", len(found))])
 
 
 @pytest.fixture

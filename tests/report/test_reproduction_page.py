@@ -42,7 +42,7 @@ def decided(zero, best=0.5, drift=1.0):
         condition = v.Condition("drift", "change of the loss, %", seeds(drift), -10.0, 10.0)
         parts = [ZERO.judge(seeds(zero)), BEST.judge(seeds(best))]
         parts.append(SAME.judge(seeds(0.3), at="step 80"))
-        told = [v.Told("batches", "number of batches", 32.0)]
+        told = [v.ExtraNumber("batches", "number of batches", 32.0)]
         notes = ["The rate is the run's."]
         return v.conclude(parts, conditions=[condition], numbers=told, notes=notes)
 
@@ -323,7 +323,7 @@ def test_text_is_escaped(tmp_path):
     def judge(records):
         wanted = v.Wanted("x", EVIL, low=0.0)
         condition = v.Condition("y", EVIL, 1.0, 0.0)
-        told = [v.Told("z", EVIL, 1.0)]
+        told = [v.ExtraNumber("z", EVIL, 1.0)]
         return v.conclude([wanted.judge(1.0)], conditions=[condition], numbers=told, notes=[EVIL])
 
     texts = dict.fromkeys(("sentence", "source", "experiment", "argument"), EVIL)

@@ -14,14 +14,22 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import SANDLER, Claim, Condition, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import (
+    SANDLER,
+    Claim,
+    Condition,
+    ExtraNumber,
+    Judgement,
+    Wanted,
+    conclude,
+)
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.statistics import LEVEL, TOST, Interval, PairedRatio, mean_of
 
 JUDGED = "curvature_free"  # the equivalence that judges A1; others are told
 MATCH = "loss_match"
 KINDS = {JUDGED: "weights", MATCH: "loss match"}
-_SAID = {"ema": "EMA", "swa": "SWA", "two_point": "two points", "one_minus_sqrt": "one minus root"}
+_WORDS = {"ema": "EMA", "swa": "SWA", "two_point": "two points", "one_minus_sqrt": "one minus root"}
 
 # With fixed curvature the mean of the last iterates has 1.00 to 1.09 of a linear decay's gain, so
 # what exact theory expects is inside; an average that misses a tenth of the gain is not.
@@ -57,9 +65,9 @@ CLOSER = Wanted(
 Shares = dict[str, tuple[np.ndarray, np.ndarray]]  # name → [seeds] gains of the average, the run
 
 
-def _said(name: str) -> str:
+def _in_words(name: str) -> str:
     """An average or a decay by its name in sentences."""
-    return _SAID.get(name, name.replace("_", " "))
+    return _WORDS.get(name, name.replace("_", " "))
 
 
 def _ends(record: Measured) -> list[Any]:
@@ -140,7 +148,7 @@ def _large_enough(
     return [
         Condition(
             f"effect_{name}",
-            f"{_said(name)}: what the {what} takes off the loss of single iterates, %",
+            f"{_in_words(name)}: what the {what} takes off the loss of single iterates, %",
             100.0 * gain / raw,
             low=EFFECT,
         )
@@ -149,12 +157,16 @@ def _large_enough(
 
 
 def _judged(
-    wanted: Wanted, records: Records, shares: Shares, numbers: list[Told], drawn: dict[str, Any]
+    wanted: Wanted,
+    records: Records,
+    shares: Shares,
+    numbers: list[ExtraNumber],
+    drawn: dict[str, Any],
 ) -> Judgement:
     """The share of each average or decay, where its effect is large enough."""
     effects = {name: below for name, (_, below) in shares.items()}
     return conclude(
-        [wanted.judge(PairedRatio(*pair), _said(name)) for name, pair in shares.items()],
+        [wanted.judge(PairedRatio(*pair), _in_words(name)) for name, pair in shares.items()],
         conditions=_large_enough(records, "decays", effects, "schedule"),
         numbers=numbers,
         drawn=drawn,
@@ -177,24 +189,24 @@ def judge_a1(records: Records) -> Judgement:
     found, shares = records.measured("equivalent"), _equivalent(records)
     if not shares:
         raise RecordError(f"{found[0].name} names no average with a run under {JUDGED!r}.")
-    numbers: list[Told] = []
+    numbers: list[ExtraNumber] = []
     for name in shares:
         gaps = [_gap(record, name, "loss", "train") for record in found]
         accuracies = [_gap(record, name, "accuracy", "test") for record in found]
-        what = f"{_said(name)}: training loss of the run above the average's, %"
-        numbers.append(Told(f"gap_{name}", what, gaps))
-        what = f"{_said(name)}: test accuracy of the run above the average's, points"
-        numbers.append(Told(f"accuracy_gap_{name}", what, accuracies))
+        what = f"{_in_words(name)}: training loss of the run above the average's, %"
+        numbers.append(ExtraNumber(f"gap_{name}", what, gaps))
+        what = f"{_in_words(name)}: test accuracy of the run above the average's, points"
+        numbers.append(ExtraNumber(f"accuracy_gap_{name}", what, accuracies))
     kinds = [k for k in found[0].known("equivalence") if k not in (None, "none", JUDGED)]
     for kind in kinds:
         for name, pair in _equivalent(records, kind).items():
-            what = f"{_said(name)}: the same share, for the run under {kind!r}"
-            numbers.append(Told(f"share_{name}_{kind}", what, PairedRatio(*pair)))
+            what = f"{_in_words(name)}: the same share, for the run under {kind!r}"
+            numbers.append(ExtraNumber(f"share_{name}_{kind}", what, PairedRatio(*pair)))
     for name in shares:
         model = [_model_share(record, name) for record in found]
         if np.isfinite(model).all():
-            what = f"{_said(name)}: the share that the quadratic model expects"
-            numbers.append(Told(f"model_share_{name}", what, model))
+            what = f"{_in_words(name)}: the share that the quadratic model expects"
+            numbers.append(ExtraNumber(f"model_share_{name}", what, model))
     drawn = {"averages": _drawn(shares), "decays": _drawn(_decays(records))}
     return _judged(SHARE, records, shares, numbers, drawn)
 
@@ -235,8 +247,8 @@ def judge_a4(records: Records) -> Judgement:
                 )
                 scale = trained if field == "loss" else 1.0
                 gaps.append(100.0 * float((emulated - trained) / scale))
-            what = f"{_said(name)}: {on} {field} of the weights above that of the decay, {unit}"
-            numbers.append(Told(f"{field}_gap_{name}", what, gaps))
+            what = f"{_in_words(name)}: {on} {field} of the weights above that of the decay, {unit}"
+            numbers.append(ExtraNumber(f"{field}_gap_{name}", what, gaps))
     return _judged(EMULATED, records, shares, numbers, {"decays": _drawn(shares)})
 
 
@@ -286,10 +298,10 @@ def judge_a8(records: Records) -> Judgement:
             for kind, pair in curves.items()
         }
         for kind, gap in gaps.items():
-            parts.append(LARGEST.judge(LargestGap(gap), f"{_said(name)} {KINDS[kind]}"))
-            what = f"{_said(name)}: mean gap by {KINDS[kind]}, run above average, as a share"
-            numbers.append(Told(f"mean_gap_{name}_{kind}", what, gap.mean(axis=1)))
-        parts.append(CLOSER.judge(_closer(gaps[JUDGED], gaps[MATCH]), _said(name)))
+            parts.append(LARGEST.judge(LargestGap(gap), f"{_in_words(name)} {KINDS[kind]}"))
+            what = f"{_in_words(name)}: mean gap by {KINDS[kind]}, run above average, as a share"
+            numbers.append(ExtraNumber(f"mean_gap_{name}_{kind}", what, gap.mean(axis=1)))
+        parts.append(CLOSER.judge(_closer(gaps[JUDGED], gaps[MATCH]), _in_words(name)))
         drawn[name] = {
             "steps": curves[JUDGED][0]["steps"] - found[0].setting("begin"),
             "gaps": {KINDS[kind]: gap for kind, gap in gaps.items()},

@@ -42,9 +42,9 @@ from tf_lrtraj.claims.verdicts import (
     VERDICTS,
     Claim,
     Condition,
+    ExtraNumber,
     Judgement,
     Part,
-    Told,
 )
 from tf_lrtraj.records import RecordError, write_atomically
 from tf_lrtraj.records.strict_json import encode
@@ -223,7 +223,7 @@ def _entry(claim: Claim, found: Judgement, records: Records) -> dict[str, Any]:
     }
 
 
-def _number(found: Part | Condition | Told) -> dict[str, Any]:
+def _number(found: Part | Condition | ExtraNumber) -> dict[str, Any]:
     ends = {key: rounded(value) for key, value in found.interval._asdict().items()}
     return {"name": found.name, "what": found.what, **ends}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
-from tf_lrtraj.claims.verdicts import SANDLER, Claim, Judgement, Part, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import SANDLER, Claim, ExtraNumber, Judgement, Part, Wanted, conclude
 from tf_lrtraj.records import RecordError
 
 FIT_DEGREE, FIT_WINDOW = 2, 2.0  # the window in multiples of the best rate
@@ -59,12 +59,14 @@ def parts_at_steps(
     ]
 
 
-def told_at_steps(
+def numbers_at_steps(
     found: Iterable[Probed], *numbers: tuple[str, str, Callable[[Probed], float]]
-) -> list[Told]:
+) -> list[ExtraNumber]:
     """Numbers (name, what, of a record) at every step at which there are records."""
     return [
-        Told(f"{name}_step_{step}", f"step {step}: {what}", [number(probe) for probe in probes])
+        ExtraNumber(
+            f"{name}_step_{step}", f"step {step}: {what}", [number(probe) for probe in probes]
+        )
         for step, probes in by_step(found).items()
         for name, what, number in numbers
     ]
@@ -75,12 +77,12 @@ def landmark(probe: Probed, name: str, curve: str = "train") -> np.ndarray:
     return probe.array(name, finite=False)[probe.index("curve", curve)]
 
 
-def images_per_weight(records: Records) -> Told:
+def images_per_weight(records: Records) -> ExtraNumber:
     """Of a training batch: what reach, trips and alignment hang on."""
     record = records.one("reach")
     weights = record.values("weights", network="wide")[0]
     found = float(record.setting("batch_size") / weights)
-    return Told("images_per_weight", "images in a batch over weights of the network", found)
+    return ExtraNumber("images_per_weight", "images in a batch over weights of the network", found)
 
 
 # B1 -------------------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ def judge_b1(records: Records) -> Judgement:
         for degree in _MORE_DEGREES
     ]
     parts = parts_at_steps(MISFIT, found, lambda probe: _misfit(probe, FIT_DEGREE))
-    return conclude(parts, numbers=told_at_steps(found, *numbers), drawn=drawn)
+    return conclude(parts, numbers=numbers_at_steps(found, *numbers), drawn=drawn)
 
 
 def _misfit(probe: Probed, degree: int) -> float:
@@ -173,7 +175,7 @@ def judge_b2(records: Records) -> Judgement:
     }
     scores = [r.value("loss", set="train_part") for r in records.measured("trained")]
     what = "training loss of the trained network, batch norm recomputed"
-    return conclude(parts, numbers=[Told("trained_loss", what, scores)], drawn=drawn)
+    return conclude(parts, numbers=[ExtraNumber("trained_loss", what, scores)], drawn=drawn)
 
 
 def _lowest(probe: Probed) -> np.ndarray:
@@ -202,7 +204,7 @@ def judge_b3(records: Records) -> Judgement:
     )
     lacking = {probe.step for probe in found if "others" not in probe.record.values}
     known = [probe for probe in found if probe.step not in lacking]
-    return conclude(parts, numbers=told_at_steps(known, others))
+    return conclude(parts, numbers=numbers_at_steps(known, others))
 
 
 def _paired(probe: Probed, name: str, curve: str) -> float:
@@ -244,7 +246,7 @@ def judge_b5(records: Records) -> Judgement:
     sizes, by_size, told = reach_by_size(records, "left", LEFT.what)
     numbers = [
         images_per_weight(records),
-        *told_at_steps(
+        *numbers_at_steps(
             found,
             (
                 "left_after_3",
@@ -306,13 +308,13 @@ def judge_b11(records: Records) -> Judgement:
         "share": by_size,
         "batch_size": records.one("reach").setting("batch_size"),
     }
-    numbers = [images_per_weight(records), *told_at_steps(found, rest), *told]
+    numbers = [images_per_weight(records), *numbers_at_steps(found, rest), *told]
     return conclude(parts, numbers=numbers, drawn=drawn)
 
 
 def reach_by_size(
     records: Records, name: str, what: str
-) -> tuple[np.ndarray, np.ndarray, list[Told]]:
+) -> tuple[np.ndarray, np.ndarray, list[ExtraNumber]]:
     """([size] of batches, [seed, size] a number of theirs at the base run's end, its means)."""
     found, sizes = [], np.zeros(0)
     for record in records.measured("reach"):
@@ -321,7 +323,7 @@ def reach_by_size(
         found.append(record.values(name, **at_end))
     values = np.array(found)
     told = [
-        Told(f"{name}_size_{size:g}", f"batches of {size:g}: {what}", values[:, i])
+        ExtraNumber(f"{name}_size_{size:g}", f"batches of {size:g}: {what}", values[:, i])
         for i, size in enumerate(sizes)
     ]
     return sizes, values, told

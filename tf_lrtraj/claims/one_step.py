@@ -9,7 +9,15 @@ import numpy as np
 
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.records_reader import Measured, Probed, Records
-from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Part, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import (
+    Claim,
+    Condition,
+    ExtraNumber,
+    Judgement,
+    Part,
+    Wanted,
+    conclude,
+)
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.statistics import Estimate, trend
 
@@ -40,7 +48,7 @@ def judge_b4(records: Records) -> Judgement:
             parts = [CROSSING.judge(each[:, 0]), BEST.judge(each[:, 1])]
         else:
             numbers = [
-                Told(f"test_{wanted.name}", f"test images: {wanted.what}", each[:, i])
+                ExtraNumber(f"test_{wanted.name}", f"test images: {wanted.what}", each[:, i])
                 for i, wanted in enumerate((CROSSING, BEST))
             ]
     gain = -float(drawn["training"].mean(axis=0).min())

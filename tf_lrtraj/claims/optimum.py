@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
 
 SOURCE = "Izmailov et al. 2018, arXiv 1803.05407"
@@ -72,7 +72,7 @@ def judge_s4(records: Records) -> Judgement:
         "errors": np.array([errors for errors, *_ in segments]),
         "losses": np.array([losses for _, losses, _ in segments]),
     }
-    told = Told("train_loss", "training loss at SWA less that at SGD", trains)
+    told = ExtraNumber("train_loss", "training loss at SWA less that at SGD", trains)
     return conclude([WIDER.judge(ratios), BETTER.judge(better)], numbers=[told], drawn=drawn)
 
 
@@ -122,7 +122,7 @@ def judge_s5(records: Records) -> Judgement:
     ratios = [float(e[0] / p[0]) for p, e in zip(pair, ensemble, strict=True)]
     what = "ensemble's difference from averaged weights over that of two members, as collected"
     drawn = {"spread": spread, "pair": pair, "ensemble": ensemble}
-    return conclude(parts, numbers=[Told("difference_ratio", what, ratios)], drawn=drawn)
+    return conclude(parts, numbers=[ExtraNumber("difference_ratio", what, ratios)], drawn=drawn)
 
 
 CLAIMS = (

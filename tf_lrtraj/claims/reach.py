@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Wanted, conclude
 from tf_lrtraj.statistics import TOST, PairedRatio
 
 DEPENDENCE = Wanted(
@@ -38,12 +38,12 @@ def judge_o5(records: Records) -> Judgement:
     parts = [DEPENDENCE.judge(rises), POSITION.judge(PairedRatio(off, apart))]
     at_size = [abs(a - b) for a, b in zip(apart, off, strict=True)]
     numbers = [
-        Told(
+        ExtraNumber(
             "off_at_equal_images_per_weight",
             "reach of the narrow network less the wide one's, at equal images per weight",
             off,
         ),
-        Told("off_at_equal_size", "the same in size, at equal batch size", at_size),
+        ExtraNumber("off_at_equal_size", "the same in size, at equal batch size", at_size),
     ]
     weights = {name: _weights(found[0], name) for name in curves}
     return conclude(parts, numbers=numbers, drawn={"curves": curves, "weights": weights})

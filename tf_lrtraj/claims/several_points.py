@@ -14,9 +14,9 @@ from tf_lrtraj.claims.verdicts import (
     SANDLER,
     Claim,
     Condition,
+    ExtraNumber,
     Judgement,
     Part,
-    Told,
     Wanted,
     conclude,
 )
@@ -178,7 +178,7 @@ def judge_a3(records: Records) -> Judgement:
 
 def _against_rates(
     records: Records, counts: list[int]
-) -> tuple[list[Part], list[Told], dict[int, dict[str, np.ndarray]]]:
+) -> tuple[list[Part], list[ExtraNumber], dict[int, dict[str, np.ndarray]]]:
     """Whether n points lie nearer to the run at λ/n than to its neighbours.
 
     Borders are linear in measured losses, so no quotient of noisy numbers decides.
@@ -192,7 +192,7 @@ def _against_rates(
         parts.append(BELOW.judge(100.0 * (up - mean) / raw, f"{n} points"))
         parts.append(ABOVE.judge(100.0 * (mean - down) / raw, f"{n} points"))
         what = f"{n} points: 0 at the loss of the run at λ/{n}, 1 at that of λ/{n // 2}"
-        numbers.append(Told(f"position_{n}", what, PairedRatio(mean - same, twice - same)))
+        numbers.append(ExtraNumber(f"position_{n}", what, PairedRatio(mean - same, twice - same)))
         ladder[n] = {"average": mean, "same": same, "twice": twice, "up": up, "down": down}
     return parts, numbers, ladder
 
@@ -218,8 +218,8 @@ def judge_a9(records: Records) -> Judgement:
         RUNNING.judge(100.0 * accuracy["running"][:, -1]),
     ]
     numbers = [
-        Told("loss_gain", "test loss above single iterates', recomputed", loss[:, -1]),
-        Told("over_decays", "test accuracy above that of trained decays, points", decayed),
+        ExtraNumber("loss_gain", "test loss above single iterates', recomputed", loss[:, -1]),
+        ExtraNumber("over_decays", "test accuracy above that of trained decays, points", decayed),
     ]
     drawn = {"gaps": np.array(gaps), "accuracy": accuracy, "loss": loss}
     return conclude(parts, numbers=numbers, drawn=drawn)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, Records
-from tf_lrtraj.claims.verdicts import Condition, as_found
+from tf_lrtraj.claims.verdicts import Condition, with_interval
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.statistics import Estimate, exponent, line, mean_of, trend
 
@@ -44,7 +44,7 @@ BLOCKS_NEEDED = 8
 
 def settled(drift: Estimate, limit: float) -> bool:
     """Whether a change counts as none, by the rule of this module."""
-    value, low, high = as_found(drift).interval()
+    value, low, high = with_interval(drift).interval()
     if not (math.isfinite(value) and math.isfinite(low)):
         return False
     return (-limit < low and high < limit) or (abs(value) < limit and low <= 0.0 <= high)

@@ -9,7 +9,15 @@ import numpy as np
 
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import SANDLER, Claim, Condition, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import (
+    SANDLER,
+    Claim,
+    Condition,
+    ExtraNumber,
+    Judgement,
+    Wanted,
+    conclude,
+)
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.statistics import Estimate, PairedRatio, exponent, mean_of
 
@@ -111,8 +119,10 @@ def judge_b7(records: Records) -> Judgement:
         ],
         conditions=stationarity.stationary(records),
         numbers=[
-            Told("half_time_epochs", "epochs until half of the distance", epochs),
-            Told("growth", "power of the lag by which displacement grows at long lags", growth),
+            ExtraNumber("half_time_epochs", "epochs until half of the distance", epochs),
+            ExtraNumber(
+                "growth", "power of the lag by which displacement grows at long lags", growth
+            ),
         ],
         drawn={"seeds": curves},
     )
@@ -246,7 +256,7 @@ def judge_b9(records: Records) -> Judgement:
         SHRINKS.judge(changes[scales[-1]]),
     ]
     numbers = [
-        Told(
+        ExtraNumber(
             f"change_at_{scale:g}",
             f"change of squared distance from a start at {scale:g} times an iterate's place",
             changes[scale],
@@ -318,9 +328,9 @@ class _Pairs:
     def ratio(self, rate: float) -> PairedRatio:
         return PairedRatio(self.ends["shared", rate], self.ends["independent", rate])
 
-    def change(self, name: str, rate: float) -> Told:
+    def change(self, name: str, rate: float) -> ExtraNumber:
         what = f"rate {rate:g}: squared distance on shared batches at the end, over their first"
-        return Told(name, what, self.changes[rate])
+        return ExtraNumber(name, what, self.changes[rate])
 
     def drawn(self) -> dict[str, Any]:
         return {"small": self.small, "large": self.large, "seeds": self.curves}
@@ -350,7 +360,7 @@ def judge_o4(records: Records) -> Judgement:
     return conclude(
         [SMALL.judge(pairs.ratio(pairs.small)), LARGER.judge(PairedRatio(large, small))],
         numbers=[
-            Told("large_rate", f"{_RATIO}, at the large rate", pairs.ratio(pairs.large)),
+            ExtraNumber("large_rate", f"{_RATIO}, at the large rate", pairs.ratio(pairs.large)),
             pairs.change("change_small", pairs.small),
             pairs.change("change_large", pairs.large),
         ],
@@ -452,8 +462,8 @@ def judge_b14(records: Records) -> Judgement:
     return conclude(
         parts,
         numbers=[
-            Told("late_cosine", "mean cosine of gradients at the burn-in's end", late),
-            Told("share", "squared distance over both squared displacements", share),
+            ExtraNumber("late_cosine", "mean cosine of gradients at the burn-in's end", late),
+            ExtraNumber("share", "squared distance over both squared displacements", share),
         ],
         drawn={
             "steps": at,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.statistics import PairedRatio, mean_of
 
@@ -99,11 +99,11 @@ def judge_s1(records: Records) -> Judgement:
     for method, at in KINDS.items():
         what = f"{at}: SWA's training loss less the conventional run's"
         losses = [_loss(r, method) - _loss(r, "conventional") for r in found]
-        numbers.append(Told(f"train_{method}", what, losses))
+        numbers.append(ExtraNumber(f"train_{method}", what, losses))
     for method in ("conventional", *KINDS):
         gap = [_loss(record, method, "test") - _loss(record, method) for record in found]
         what = f"{KINDS.get(method, 'conventional run')}: test loss less training loss"
-        numbers.append(Told(f"gap_{method}", what, gap))
+        numbers.append(ExtraNumber(f"gap_{method}", what, gap))
     return conclude(parts, numbers=numbers, drawn=_methods(found))
 
 
@@ -127,7 +127,7 @@ def judge_s6(records: Records) -> Judgement:
         OVER_RUN.judge(_less(found, "fge", "conventional")),
     ]
     numbers = [
-        Told(
+        ExtraNumber(
             f"over_{method}",
             f"the ensemble's test accuracy over SWA's at {at}, points",
             _less(found, "fge", method),
@@ -137,7 +137,7 @@ def judge_s6(records: Records) -> Judgement:
     several = records.one("independent")
     independent = _accuracy(several, "independent")
     numbers.append(
-        Told(
+        ExtraNumber(
             "under_independent",
             f"test accuracy of an ensemble of {several.setting('members'):.0f} independent runs, "
             "at as many times the cost, over the mean FGE ensemble's, points",
@@ -213,23 +213,25 @@ def judge_s3(records: Records) -> Judgement:
         parts.append(COPIES.judge(copies["single"], at))
         parts.append(TIME.judge(PairedRatio(update["single"], epoch * step["single"]), at))
         numbers += [
-            Told(
+            ExtraNumber(
                 f"step_share_{network}",
                 f"{at}: an update over a training step, in time",
                 PairedRatio(update["single"], step["single"]),
             ),
-            Told(
+            ExtraNumber(
                 f"double_copies_{network}",
                 f"{at}: copies that this package keeps, in twice the precision",
                 copies["auto"],
             ),
-            Told(
+            ExtraNumber(
                 f"double_share_{network}",
                 f"{at}: an update in twice the precision over a training step, in time",
                 PairedRatio(update["auto"], step["auto"]),
             ),
-            Told(f"weights_{network}", f"{at}: megabytes of weights", weights["single"][0] / 1e6),
-            Told(
+            ExtraNumber(
+                f"weights_{network}", f"{at}: megabytes of weights", weights["single"][0] / 1e6
+            ),
+            ExtraNumber(
                 f"step_seconds_{network}",
                 f"{at}: seconds of a training step",
                 mean_of(step["single"]),
@@ -266,7 +268,7 @@ def judge_s7(records: Records) -> Judgement:
             ("raw", "test accuracy of the last iterate, recomputed over its own", raw - running),
             ("averaged", "test accuracy of SWA, recomputed over averaged", recomputed - averaged),
         ):
-            numbers.append(Told(f"{name}_{kind}", f"{at}: {what}, points", values))
+            numbers.append(ExtraNumber(f"{name}_{kind}", f"{at}: {what}, points", values))
         shown = (running, raw, copied, averaged, recomputed)
         drawn[at] = dict(zip(_POLICIES, shown, strict=True))
     return conclude(parts, numbers=numbers, drawn=drawn)
@@ -290,8 +292,10 @@ def judge_s8(records: Records) -> Judgement:
         iterates.append(100.0 * other)
     own, other = (np.array([one.mean() for one in found]) for found in (members, iterates))
     numbers = [
-        Told("member_accuracy", "test accuracy of members of the cyclical run, %", own),
-        Told("iterate_accuracy", "test accuracy of iterates of the constant-rate run, %", other),
+        ExtraNumber("member_accuracy", "test accuracy of members of the cyclical run, %", own),
+        ExtraNumber(
+            "iterate_accuracy", "test accuracy of iterates of the constant-rate run, %", other
+        ),
     ]
     drawn = {"steps": steps, "members": np.array(members), "iterates": np.array(iterates)}
     return conclude([MEMBERS.judge(own - other)], numbers=numbers, drawn=drawn)

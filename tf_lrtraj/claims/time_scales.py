@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import SANDLER, Claim, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import SANDLER, Claim, ExtraNumber, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.statistics import Estimate, Median, PairedRatio
 
@@ -77,7 +77,7 @@ def judge_a6(records: Records) -> Judgement:
     numbers, notes = [], []
     if all(math.isfinite(crossing) for crossing in crossings):
         what = "network: epochs until the small rate has overtaken the average"
-        numbers.append(Told("crossing", what, crossings))
+        numbers.append(ExtraNumber("crossing", what, crossings))
     else:
         notes.append("In some runs the small rate does not overtake the average.")
     drawn = {
@@ -192,10 +192,10 @@ def judge_a7(records: Records) -> Judgement:
             DEVIATION.judge(Median(deviations)),
         ],
         numbers=[
-            Told("largest_miss", "largest miss, in standard errors", worst),
-            Told("misses", "number of misses", float(miss.size)),
-            Told("mean_square_miss", "mean squared miss", float(np.mean(miss**2))),
-            Told("largest_deviation", "largest of single runs", float(deviations.max())),
+            ExtraNumber("largest_miss", "largest miss, in standard errors", worst),
+            ExtraNumber("misses", "number of misses", float(miss.size)),
+            ExtraNumber("mean_square_miss", "mean squared miss", float(np.mean(miss**2))),
+            ExtraNumber("largest_deviation", "largest of single runs", float(deviations.max())),
         ],
         drawn={
             "steps": steps,
@@ -241,10 +241,10 @@ def judge_a10(records: Records) -> Judgement:
     parts += [SHORTER.judge(PairedRatio(shorter, gain)), LONGER.judge(PairedRatio(longer, gain))]
     numbers = []
     for phase, what in (("early", "while the loss falls"), ("window", "in the window")):
-        numbers.append(Told(f"best_{phase}", f"best time {what}, steps", sweeps[phase][3]))
+        numbers.append(ExtraNumber(f"best_{phase}", f"best time {what}, steps", sweeps[phase][3]))
     shorter, longer, gain, _ = sweeps["window"]
     numbers += [
-        Told(f"{name}_window", f"{what}, in the window", PairedRatio(lost, gain))
+        ExtraNumber(f"{name}_window", f"{what}, in the window", PairedRatio(lost, gain))
         for name, what, lost in (
             ("shorter", SHORTER.what, shorter),
             ("longer", LONGER.what, longer),

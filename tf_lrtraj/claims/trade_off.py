@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Part, Wanted, conclude
 from tf_lrtraj.records import RecordError
 
 FAMILIES = {"rate": "low rates", "decay": "decays"}
@@ -24,7 +24,7 @@ def judge_o2(records: Records) -> Judgement:
     known = found[0].known("family")
     averages = [_points(record, "average") for record in found]
     parts: list[Part] = []
-    numbers: list[Told] = []
+    numbers: list[ExtraNumber] = []
     curves: dict[str, list[Curve]] = {}
     for family, name in FAMILIES.items():
         if family not in known:
@@ -44,7 +44,7 @@ def judge_o2(records: Records) -> Judgement:
         parts.append(LOWER.judge(table.mean(axis=1), name))
         for label, column in zip(labels, table.T, strict=True):
             what = f"{name}: the same for the average {label}"
-            numbers.append(Told(f"difference_{family}_{label}", what, column))
+            numbers.append(ExtraNumber(f"difference_{family}_{label}", what, column))
     if not parts:
         raise NotMeasured("No average has a training loss that a low rate or a decay passes.")
     return conclude(parts, numbers=numbers, drawn={"averages": averages, "curves": curves})

@@ -36,7 +36,7 @@ NOT_JUDGED = "not judged"  # a smoke test shows numbers and no verdicts
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED, NOT_RUN, NOT_JUDGED)
 
 
-class Found(Protocol):
+class HasInterval(Protocol):
     """A number that knows its interval at any level, as those of `statistics` do."""
 
     def interval(self, level: float = LEVEL) -> Interval: ...
@@ -67,13 +67,13 @@ class Seeds:
 
 
 # What can be judged: a bare number is exact, and several are one of each seed.
-Number: TypeAlias = Found | Interval | float | Sequence[float] | np.ndarray
+Number: TypeAlias = HasInterval | Interval | float | Sequence[float] | np.ndarray
 
 
-def as_found(value: Number) -> Found:
+def with_interval(value: Number) -> HasInterval:
     """A number that knows its interval.
 
-    >>> as_found([1.0, 2.0, 3.0]).interval().value
+    >>> with_interval([1.0, 2.0, 3.0]).interval().value
     2.0
     """
     if isinstance(value, Interval):
@@ -119,7 +119,7 @@ class Wanted:
             found: the number.
             at: where it was measured ("step 8000"), which goes into name and text.
         """
-        return Part(self, as_found(found), at)
+        return Part(self, with_interval(found), at)
 
     def holds(self, interval: Interval) -> bool:
         return _inside(interval, self.low, self.high)
@@ -152,7 +152,7 @@ class Part:
     """
 
     wanted: Wanted
-    found: Found
+    found: HasInterval
     at: str = ""
     failed: bool | None = None
 
@@ -192,7 +192,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class ExtraNumber:
     """A number that stands beside the parts and decides nothing."""
 
     name: str
@@ -201,7 +201,7 @@ class Told:
 
     @property
     def interval(self) -> Interval:
-        return as_found(self.found).interval()
+        return with_interval(self.found).interval()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Condition:
 
     @property
     def interval(self) -> Interval:
-        return as_found(self.found).interval()
+        return with_interval(self.found).interval()
 
     @property
     def is_met(self) -> bool:
@@ -253,7 +253,7 @@ class Judgement:
     reason: str
     parts: tuple[Part, ...] = ()
     conditions: tuple[Condition, ...] = ()
-    numbers: tuple[Told, ...] = ()
+    numbers: tuple[ExtraNumber, ...] = ()
     notes: tuple[str, ...] = ()
     drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -309,7 +309,7 @@ def conclude(
     parts: Sequence[Part],
     *,
     conditions: Sequence[Condition] = (),
-    numbers: Sequence[Told] = (),
+    numbers: Sequence[ExtraNumber] = (),
     notes: Sequence[str] = (),
     drawn: Mapping[str, Any] | None = None,
 ) -> Judgement:
