@@ -1,8 +1,8 @@
-"""Intervals that verdicts rest on: means over seeds, blocks of a run, medians, ratios.
+"""Means, medians, ratios and slopes with their intervals, and Holm's method.
 
 Plain NumPy and SciPy.  An `Estimate` is a number with its standard error and degrees of
 freedom; `Estimate.interval` is Student's.  `Median` and `PairedRatio` have intervals of their
-own.  What cannot be told has an infinite interval, which clears no threshold.
+own.  What is unknown has an infinite interval, which clears no threshold.
 
 >>> [round(x, 3) for x in mean_of([1.0, 2.0, 3.0]).interval()]
 [2.0, -0.484, 4.484]
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,16 +39,14 @@ class Estimate:
         value: the number.
         error: its standard error.
         dof: degrees of freedom of the error.
-        of: what the error was taken over ("3 seeds").
     """
 
     value: float
     error: float = math.nan
     dof: float = math.inf
-    of: str = ""
 
     def interval(self, level: float = LEVEL) -> Interval:
-        """Student's interval; infinite where there is no error to tell."""
+        """Student's interval; infinite without an error."""
         if not (math.isfinite(self.error) and self.dof >= 1.0 and math.isfinite(self.value)):
             return Interval(self.value, -math.inf, math.inf)
         half = 0.0 if self.error == 0.0 else self.error * student(self.dof, level)
@@ -56,7 +54,7 @@ class Estimate:
 
     def scaled(self, factor: float) -> Estimate:
         """The same in other units."""
-        return Estimate(self.value * factor, self.error * abs(factor), self.dof, self.of)
+        return Estimate(self.value * factor, self.error * abs(factor), self.dof)
 
 
 def student(dof: float, level: float = LEVEL) -> float:
@@ -69,34 +67,24 @@ def student(dof: float, level: float = LEVEL) -> float:
     return float(special.ndtri(tail) if math.isinf(dof) else special.stdtrit(dof, tail))
 
 
-def mean_of(values: Any, of: str = "seeds") -> Estimate:
-    """Mean of independent numbers; a single one has no error."""
+def mean_of(values: Any) -> Estimate:
+    """Mean of independent numbers, its error from their scatter; one number has no error.
+
+    Raises:
+        ValueError: for none.
+    """
     found = np.asarray(values, np.float64).ravel()
     count = found.size
+    if not count:
+        raise ValueError("`values` must hold at least one number. Received: none")
+    mean = float(found.mean())
     if count < 2:
-        return Estimate(float(found.mean()), math.nan, 0.0, f"{count} {of}")
+        return Estimate(mean, math.nan, 0.0)
     error = float(found.std(ddof=1) / math.sqrt(count))
     # Differences at rounding level are none: equal records must give an exact mean.
     if error <= 1e-14 * float(np.abs(found).max()):
         error = 0.0
-    return Estimate(float(found.mean()), error, count - 1.0, f"{count} {of}")
-
-
-def over_seeds(found: Sequence[Estimate | float]) -> Estimate:
-    """The mean over seeds of what each seed's run says, its error from their scatter.
-
-    Seeds are the unit of every sentence about networks: what one run's batches or iterates
-    scatter by says nothing of another network.  One seed has no interval.
-
-    Raises:
-        ValueError: for none.
-
-    >>> over_seeds([Estimate(1.0, 0.01), Estimate(2.0, 0.01), 3.0]).value
-    2.0
-    """
-    if not found:
-        raise ValueError("`found` must hold at least one number. Received: none")
-    return mean_of([one.value if isinstance(one, Estimate) else one for one in found], "seeds")
+    return Estimate(mean, error, count - 1.0)
 
 
 class Median:
@@ -178,6 +166,32 @@ class PairedRatio:
         return Interval(self.value, (middle - root) / square, (middle + root) / square)
 
 
+def holm(rejects: Sequence[Callable[[float], bool]], level: float = LEVEL) -> list[bool]:
+    """Which of several tests reject, so that any rejects a true one with at most 1 - `level`.
+
+    Holm's step-down method (Scandinavian Journal of Statistics 6, 1979), by intervals: of m
+    tests, one rejects if it does at level 1 - (1 - level) / m; then the rest are tried as m - 1.
+
+    Args:
+        rejects: a function for each test, from a level to whether the test rejects at it.
+        level: of all tests together.
+
+    >>> holm([lambda level: level < 0.98, lambda level: level < 0.96, lambda level: False])
+    [False, False, False]
+    >>> holm([lambda level: level < 0.98, lambda level: level < 0.96])
+    [True, True]
+    """
+    found = [False] * len(rejects)
+    while left := [i for i, rejected in enumerate(found) if not rejected]:
+        strict = 1.0 - (1.0 - level) / len(left)
+        more = [i for i in left if rejects[i](strict)]
+        if not more:
+            break
+        for i in more:
+            found[i] = True
+    return found
+
+
 def block_numbers(count: int, blocks: int = BLOCKS) -> np.ndarray:
     """[count] which of `blocks` contiguous blocks of nearly equal length each entry is in."""
     return np.arange(count) * min(blocks, count) // count
@@ -193,12 +207,10 @@ def trend(times: Any, values: Any, blocks: int = BLOCKS) -> Estimate:
     numbers = block_numbers(x.size, blocks)
     count = int(numbers.max()) + 1
     if count < 3:
-        return Estimate(math.nan, math.nan, 0.0, f"{count} blocks")
+        return Estimate(math.nan, math.nan, 0.0)
     at = np.array([x[numbers == i].mean() for i in range(count)])
     means = np.array([y[numbers == i].mean() for i in range(count)])
-    slope = line(at, means)
-    span = float(x[-1] - x[0])
-    return Estimate(slope.value * span, slope.error * span, slope.dof, f"{count} blocks")
+    return line(at, means).scaled(float(x[-1] - x[0]))
 
 
 def line(x: Any, y: Any) -> Estimate:
@@ -207,13 +219,13 @@ def line(x: Any, y: Any) -> Estimate:
     place = x - x.mean()
     square = float(place @ place)
     if x.size < 2 or square == 0.0:
-        return Estimate(math.nan, math.nan, 0.0, f"{x.size} points")
+        return Estimate(math.nan, math.nan, 0.0)
     slope = float(place @ y) / square
     if x.size < 3:
-        return Estimate(slope, math.nan, 0.0, f"{x.size} points")
+        return Estimate(slope, math.nan, 0.0)
     rest = y - y.mean() - slope * place
     error = math.sqrt(float(rest @ rest) / (x.size - 2) / square)
-    return Estimate(slope, error, x.size - 2.0, f"{x.size} points")
+    return Estimate(slope, error, x.size - 2.0)
 
 
 def exponent(x: Any, y: Any) -> Estimate:
@@ -224,5 +236,5 @@ def exponent(x: Any, y: Any) -> Estimate:
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if np.any(x <= 0.0) or np.any(y <= 0.0):
-        return Estimate(math.nan, math.nan, 0.0, f"{x.size} points")
+        return Estimate(math.nan, math.nan, 0.0)
     return line(np.log(x), np.log(y))

@@ -8,17 +8,15 @@ from study_records import (
     LOG,
     MOMENTUM,
     RATE,
-    SEEDS,
     WINDOW,
     around,
     at_rate,
-    edit,
+    changed,
     edit_probe,
+    edit_probe_by_seed,
+    probed,
     row,
-    scale,
 )
-
-from tf_lrtraj.records import ArrayRecord
 
 BATCHES, HELD, TRIPS, TRIP_LENGTH = 12, 6, 8, 9
 LINE_PLACES = (800, BURN_IN, END)
@@ -91,33 +89,22 @@ def line(random, changes, rates, about):
         "level": np.array([0.01, 0.05, 0.1]),
         "power": np.arange(3),
     }
-    dims = {
-        "train": ("rate", "batch"),
-        "held_out": ("rate", "batch"),
-        "held_out_each": ("rate", "batch", "held"),
-        "others": ("rate", "batch"),
-        "others_each": ("rate", "batch", "other"),
-        "fit_error": ("degree", "window", "batch"),
-    }
-    dims |= {name: ("curve", "batch") for name in ("best_rate", "gain", "zero_crossing")}
-    record = ArrayRecord.empty("line", coordinates, dims, about)
-    harder = 1.0 + 0.02 * random.standard_normal(BATCHES)
     factors = 1.0 + 0.02 * random.standard_normal(BATCHES)
-    record.put("train", ..., start * harder + np.outer(changes["train"], factors))
+    harder = 1.0 + 0.02 * random.standard_normal(BATCHES)
+    values = {"train": start * harder + np.outer(changes["train"], factors)}
     for name in ("held_out", "others"):
         levels = start + 0.02 * random.standard_normal(HELD)
         each = changes[name][:, None, None] * factors[:, None] + levels
-        record.put(f"{name}_each", ..., each)
-        record.put(name, ..., each.mean(-1))
-    for c, name in enumerate(curves):
-        low = int(np.argmin(changes[name]))
-        found = {"best_rate": rates[low], "gain": -changes[name][low], "zero_crossing": 2.0}
-        for what, value in found.items():
-            spread = 1.0 + 0.02 * random.standard_normal(BATCHES)
-            record.put(what, c, value * spread)
+        values |= {f"{name}_each": each, name: each.mean(-1)}
+    lows = [int(np.argmin(changes[name])) for name in curves]
+    gains = [-changes[name][low] for name, low in zip(curves, lows, strict=True)]
+    landmarks = {"best_rate": rates[lows], "gain": gains, "zero_crossing": [2.0] * len(curves)}
+    for name, found in landmarks.items():
+        spread = 1.0 + 0.02 * random.standard_normal((len(curves), BATCHES))
+        values[name] = np.array(found)[:, None] * spread
     misfit = np.array([0.2, 0.02, 0.01, 0.005])[:, None, None]
-    record.put("fit_error", ..., misfit * random.uniform(0.8, 1.2, (4, 5, BATCHES)))
-    return record
+    values["fit_error"] = misfit * random.uniform(0.8, 1.2, (4, 5, BATCHES))
+    return probed("line", about, coordinates, values, zero_crossing=("curve", "batch"))
 
 
 def line_along(step):
@@ -158,17 +145,13 @@ def side_trip(step):
             "held_out": np.arange(HELD),
             "others": np.arange(HELD),
         }
-        dims = {"train_loss": ("trip", "step")}
-        dims |= {f"{group}_loss": ("trip", "step", group) for group in ("held_out", "others")}
-        record = ArrayRecord.empty("side_trip", coordinates, dims, {"step": step})
         time = np.arange(TRIP_LENGTH + 1)
         harder = 1.0 + 0.02 * random.standard_normal(TRIPS)
-        record.put("train_loss", ..., 0.5 * np.outer(harder, np.exp(-1.2 * time)))
+        values = {"train_loss": 0.5 * np.outer(harder, np.exp(-1.2 * time))}
         for group in ("held_out", "others"):
             start = 0.52 * (1.0 + 0.02 * random.standard_normal(HELD))
-            rise = np.outer(harder, 0.05 * time)
-            record.put(f"{group}_loss", ..., start + rise[..., None])
-        return record
+            values[f"{group}_loss"] = start + np.outer(harder, 0.05 * time)[..., None]
+        return probed("side_trip", {"step": step}, coordinates, values)
 
     return make
 
@@ -176,11 +159,9 @@ def side_trip(step):
 def gradients(step):
     def make(random, seed):
         coordinates = {"layer": ["(all)"], "batch": np.arange(24)}
-        dims = dict.fromkeys(("share", "pair_cosine", "rest_cosine"), ("layer",))
-        record = ArrayRecord.empty("gradients", coordinates, dims, {"step": step})
-        for name, value in (("share", 0.1), ("pair_cosine", 0.1), ("rest_cosine", 0.28)):
-            record.put(name, ..., around(random, value, 0.05))
-        return record
+        means = {"share": 0.1, "pair_cosine": 0.1, "rest_cosine": 0.28}
+        values = {name: around(random, mean, 0.05) for name, mean in means.items()}
+        return probed("gradients", {"step": step}, coordinates, values)
 
     return make
 
@@ -197,14 +178,8 @@ def segments(ends, own, held, about):
         "batch": np.arange(own.shape[-1]),
         "held_out": np.arange(held.shape[-1]),
     }
-    dims = {
-        "loss": ("pair", "layer", "position", "batch"),
-        "held_out_loss": ("pair", "layer", "position", "held_out"),
-    }
-    record = ArrayRecord.empty("basin", coordinates, dims, about)
-    record.put("loss", (slice(None), 0), own)
-    record.put("held_out_loss", (slice(None), 0), held)
-    return record
+    values = {"loss": own[:, None], "held_out_loss": held[:, None]}
+    return probed("basin", about, coordinates, values)
 
 
 def basin(random, seed):
@@ -268,12 +243,8 @@ PROBES = {
 # Ways to spoil them -----------------------------------------------------------------------------
 
 
-def probe(pattern, *changes):
-    def spoil(folder):
-        for change in changes:
-            edit_probe(folder, pattern, change)
-
-    return spoil
+def probe(pattern, change):
+    return lambda folder: edit_probe(folder, pattern, change)
 
 
 def put(name, index, change):
@@ -288,16 +259,10 @@ def put(name, index, change):
 def scatter(pattern, name, index, more):
     """A value that differs between seeds so much that they decide nothing."""
 
-    def spoil(folder):
-        for seed in range(SEEDS):
-            paths = sorted((folder / "probes" / f"seed{seed}").glob(f"{pattern}.npz"))
-            assert paths
-            for path in paths:
-                record = ArrayRecord.read(path)
-                record.values[name][index] += more * (seed - 1)
-                record.write(path)
+    def change(record, seed):
+        record.values[name][index] += more * (seed - 1)
 
-    return spoil
+    return lambda folder: edit_probe_by_seed(folder, pattern, change)
 
 
 def along_one_step(shape):
@@ -311,16 +276,11 @@ def along_one_step(shape):
     return probe("one_step-*", change)
 
 
-def one_step_by_seed(folder):
+def one_step_by_seed(record, seed):
     """The gain lasts half as long, as long, and three times as long as it should."""
-    for seed, lasts in enumerate((0.4, 1.0, 1.9)):
-        for path in (folder / "probes" / f"seed{seed}").glob("one_step-*.npz"):
-            record = ArrayRecord.read(path)
-            u = record.coordinates["rate"] / ONE_STEP_RATE
-            start = record.values["others_each"][:1]
-            change = 0.04 * u * (u / lasts - 1.0)
-            record.values["others_each"][...] = start + change[:, None, None]
-            record.write(path)
+    u = record.coordinates["rate"] / ONE_STEP_RATE
+    change = 0.04 * u * (u / (0.4, 1.0, 1.9)[seed] - 1.0)
+    record.values["others_each"][...] = record.values["others_each"][:1] + change[:, None, None]
 
 
 def still_falls(content):
@@ -381,13 +341,8 @@ def networks_by_seed(content):
 
 
 def flat_reach(content):
-    scale(content, "lowest", 0.0)
     for entry in content["rows"]:
         entry["lowest"] = 0.5 + 0.001 * entry["size"] / 128
-
-
-def spoil_task(task, change):
-    return lambda folder: edit(folder, task, change)
 
 
 FALSE = [
@@ -415,20 +370,20 @@ FALSE = [
     ("B11", "share", probe("gradients-*", put("share", ..., lambda v: v + 0.5))),
     ("B12", "line", probe("line-*", wave)),
     ("B12", "segment", probe("convexity", bumps)),
-    ("O5", "dependence", spoil_task("reach", flat_reach)),
-    ("O5", "position", spoil_task("reach", by_images)),
+    ("O5", "dependence", changed("reach", flat_reach)),
+    ("O5", "position", changed("reach", by_images)),
 ]
 FEW = [
     ("B1", scatter("line-*", "fit_error", (1, 3), 0.06)),
     ("B2", scatter("line-*", "train", ..., 0.4)),
     ("B3", scatter("line-*", "best_rate", 1, 0.1)),
-    ("B4", one_step_by_seed),
-    ("B4", spoil_task("one_step", still_falls)),
+    ("B4", lambda folder: edit_probe_by_seed(folder, "one_step-*", one_step_by_seed)),
+    ("B4", changed("one_step", still_falls)),
     ("B5", scatter("side_trip-*", "train_loss", (..., slice(1, None)), 0.04)),
     ("B6", scatter("basin", "held_out_loss", (slice(TRIPS, 3 * TRIPS), 0, 0), 0.4)),
     ("B6", flat_control("control_ends")),
     ("B6", flat_control("control_to_main")),
     ("B11", scatter("gradients-*", "share", ..., 0.09)),
     ("B12", flat_control("control_main")),
-    ("O5", spoil_task("reach", networks_by_seed)),
+    ("O5", changed("reach", networks_by_seed)),
 ]

@@ -6,14 +6,17 @@ from study_records import (
     END,
     EXCESS,
     FLOOR,
+    PART,
     RATE,
     WINDOW,
     around,
     at_rate,
+    changed,
     edit,
     row,
     rows,
     scatter_rows,
+    scored,
     spoil_rows,
 )
 
@@ -50,8 +53,7 @@ def equivalent(random, seed):
             found += [row(loss, "train", **own), row(loss + 0.1, "test", **own)]
             for kind in off:
                 where = {"average": name, "equivalence": kind, "of": "run", "end": end}
-                for on, more in (("train", 0.0), ("test", 0.1)):
-                    found.append(row(around(random, loss + off[kind] + more, 5e-4), on, **where))
+                found += scored(random, loss + off[kind], 5e-4, **where)
         # By the weights' schedule the run is 6 % of the effect above its average, by the loss
         # match it scatters about it.
         gain = raw - loss
@@ -71,13 +73,10 @@ def decays(random, seed):
     for end in ENDS:
         for decay, loss in DECAYS.items():
             for of in ("trained", "emulated"):
-                for on, more in (("train", 0.0), ("test", 0.1)):
-                    where = {"decay": decay, "of": of, "end": end}
-                    found.append(row(around(random, loss + more), on, **where))
+                found += scored(random, loss, decay=decay, of=of, end=end)
         for step in range(end - HORIZON, end + 1, 50):
             where = {"decay": "none", "of": "raw", "end": end, "step": step}
-            for on, more in (("train", 0.0), ("test", 0.1)):
-                found.append(row(around(random, AVERAGES["raw"] + more, 0.005), on, **where))
+            found += scored(random, AVERAGES["raw"], 0.005, **where)
     return {"about": {"snapshot_every": 1}, "rows": found}
 
 
@@ -86,9 +85,7 @@ def lower_rates(random, seed):
     for n in POINTS:
         for step in np.linspace(END - 100, END, 12).astype(int).tolist():
             where = {"points": n, "learning_rate": RATE / n, "step": step}
-            for on, more in (("train_part", 0.0), ("test", 0.1)):
-                loss = around(random, at_rate(n) + more, 0.002)
-                found.append(row(loss, on, **where, policy="recompute"))
+            found += scored(random, at_rate(n), 0.002, PART, **where, policy="recompute")
     return {"rows": found}
 
 
@@ -96,9 +93,7 @@ def many_points(random, seed):
     found, predicted = [], []
     for i, end in enumerate(range(END - 110, END + 1, 10)):
         single = {"points": 1, "gap": 0, "end": end}
-        for on, more in (("train_part", 0.0), ("test", 0.1)):
-            loss = around(random, at_rate(1) + more, 0.002)
-            found.append(row(loss, on, **single, policy="recompute"))
+        found += scored(random, at_rate(1), 0.002, PART, **single, policy="recompute")
         found.append(row(0.66, "test", **single, policy="running"))
         for n in POINTS:
             for gap in GAPS:
@@ -106,8 +101,7 @@ def many_points(random, seed):
                     continue
                 loss = at_rate(1.0 + (n - 1.0) * gap / GAPS[-1])
                 where = {"points": n, "gap": gap, "end": end, "policy": "recompute"}
-                for on, more in (("train_part", 0.0), ("test", 0.1)):
-                    found.append(row(around(random, loss + more, 0.002), on, **where))
+                found += scored(random, loss, 0.002, PART, **where)
                 if not i:
                     predicted.append({"points": n, "gap": gap, "loss": loss})
     return {"rows": found, "predicted": predicted}
@@ -200,7 +194,7 @@ def along(kind, share):
             if found["equivalence"] == kind and found["of"] == "run":
                 found["loss"] += share * (AVERAGES["raw"] - AVERAGES[found["average"]])
 
-    return lambda folder: edit(folder, "equivalent", change)
+    return changed("equivalent", change)
 
 
 def predicted(factor, on):
@@ -210,7 +204,7 @@ def predicted(factor, on):
                 if field in found:
                     found[field] *= factor
 
-    return lambda folder: edit(folder, "sweep", change)
+    return changed("sweep", change)
 
 
 def slim(content):
@@ -295,7 +289,7 @@ FALSE = (
             "sweep", "measured", 1.1, average="optimal", chosen_on="train_part", set="test_part"
         ),
     ),
-    ("A5", "coverage", lambda folder: edit(folder, "sweep", slim)),
+    ("A5", "coverage", changed("sweep", slim)),
     ("A8", "largest_gap_swa_weights", along("curvature_free", 0.5)),
     ("A8", "largest_gap_ema_loss_match", along("loss_match", -0.5)),
     ("A8", "closer", along("loss_match", 0.15)),
@@ -313,9 +307,9 @@ FEW = (
     ("A2", scatter_rows("many_points", "loss", 0.1, points=2, set="train_part")),
     ("A3", scatter_rows("many_points", "loss", 0.1, points=4, set="train_part")),
     ("A4", scatter_rows("decays", "loss", 0.05, of="emulated", set="train")),
-    ("A5", lambda folder: edit(folder, "sweep", wavering)),
-    ("A8", lambda folder: edit(folder, "equivalent", wavering_along)),
+    ("A5", changed("sweep", wavering)),
+    ("A8", changed("equivalent", wavering_along)),
     ("A9", scatter_rows("many_points", "accuracy", 0.1, points=2, gap=GAPS[-1], set="test")),
     ("O1", o1(scatter_rows("many_points", "loss", 0.1, points=8, set="train_part"))),
-    ("O2", lambda folder: edit(folder, "trade_off", uncertain)),
+    ("O2", changed("trade_off", uncertain)),
 )

@@ -1,9 +1,19 @@
 """Records of claims S1 to S8."""
 
 import numpy as np
-from study_records import END, RATE, SEEDS, around, edit, edit_probe, row, rows, scatter_rows
-
-from tf_lrtraj.records import ArrayRecord
+from study_records import (
+    END,
+    RATE,
+    SEEDS,
+    around,
+    changed,
+    edit_probe_by_seed,
+    probed,
+    row,
+    rows,
+    scatter_rows,
+    spoil_rows,
+)
 
 START, LENGTH = END - 400, 50
 ENDS = list(range(START + LENGTH, END + 1, LENGTH))
@@ -30,12 +40,9 @@ OTHERS = {
 }
 
 
-def scored(random, method, test, train_loss, test_loss, **more):
+def states(random, method, test, train_loss, test_loss, **more):
     found = []
-    for on, accuracy, loss in (
-        ("train_part", test + 0.05, train_loss),
-        ("test", test, test_loss),
-    ):
+    for on, accuracy, loss in (("train_part", test + 0.05, train_loss), ("test", test, test_loss)):
         entry = row(around(random, loss), on, method=method, member=-1, policy="recompute", **more)
         found.append({**entry, "accuracy": around(random, accuracy, 0.0005)})
     return found
@@ -44,14 +51,14 @@ def scored(random, method, test, train_loss, test_loss, **more):
 def budget(random, seed):
     found = []
     for method, numbers in METHODS.items():
-        found += scored(random, method, *numbers)
+        found += states(random, method, *numbers)
     for member, step in enumerate(ENDS):
         where = {"step": step}
         for method, numbers in (
             ("fge_member", (0.89, 0.30, 0.42)),
             ("constant_iterate", (0.83, 0.50, 0.60)),
         ):
-            found += [{**r, "member": member} for r in scored(random, method, *numbers, **where)]
+            found += [{**r, "member": member} for r in states(random, method, *numbers, **where)]
     for (method, policy), test in OTHERS.items():
         entry = row(0.5, "test", method=method, member=-1, policy=policy)
         found.append({**entry, "accuracy": around(random, test, 0.0005)})
@@ -98,13 +105,12 @@ def width(random, seed):
     rays, points = 4, ["sgd", "swa"]
     coordinates = {"point": points, "ray": np.arange(rays), "distance": distance}
     coordinates["batch"] = np.arange(HELD)
-    dims = {"accuracy": ("point", "ray", "distance", "batch")}
-    record = ArrayRecord.empty("width", coordinates, dims, {"ray_kind": "filter"})
-    for p, steep in enumerate((0.8, 0.5)):
+    found = []
+    for best, steep in ((0.9, 0.8), (0.91, 0.5)):
         slope = steep * (1.0 + 0.05 * random.standard_normal(rays))
         rise = slope[:, None, None] * distance[None, :, None] ** 2
-        record.put("accuracy", p, 0.9 + 0.01 * p - rise + 0.002 * random.standard_normal(HELD))
-    return record
+        found.append(best - rise + 0.002 * random.standard_normal(HELD))
+    return probed("width", {"ray_kind": "filter"}, coordinates, {"accuracy": np.array(found)})
 
 
 def sgd_to_swa(random, seed):
@@ -118,34 +124,24 @@ def sgd_to_swa(random, seed):
         "batch": np.arange(TRAINED),
         "held_out": np.arange(HELD),
     }
-    axes = ("pair", "layer", "position")
-    dims = {"loss": (*axes, "batch"), "held_out_accuracy": (*axes, "held_out")}
-    record = ArrayRecord.empty("basin", coordinates, dims, {})
-    noise = 0.002 * random.standard_normal((1, 1, HELD))
-    record.put("loss", (0, 0), (0.2 + 0.05 * position**2)[:, None] + np.zeros(TRAINED))
-    bowl = (position - 1.2) ** 2
-    record.put("held_out_accuracy", (0, 0), 0.91 - 0.02 * bowl[:, None] + noise[0])
-    return record
+    noise, bowl = 0.002 * random.standard_normal(HELD), (position - 1.2) ** 2
+    values = {
+        "loss": (0.2 + 0.05 * position**2)[:, None] + np.zeros(TRAINED),
+        "held_out_accuracy": 0.91 - 0.02 * bowl[:, None] + noise,
+    }
+    return probed("basin", {}, coordinates, values)
 
 
 def ensemble(random, seed):
     scales = np.array([1.0, 0.5, 0.25, 0.125])
     coordinates = {"scale": scales, "batch": np.arange(HELD)}
-    dims = {
-        f"{who}_difference{end}": over
-        for who in ("pair", "ensemble")
-        for end, over in (("_exponent", ()), ("_exponent_se", ()))
-    }
-    dims |= {f"mean_{who}_difference": ("scale",) for who in ("pair", "ensemble")}
-    dims["spread"] = ("scale",)
     about = {"run": "cyclical", "steps": ENDS[-5:]}
-    record = ArrayRecord.empty("ensemble", coordinates, dims, about)
-    record.put("spread", ..., 1.3 * scales)
+    values = {"spread": 1.3 * scales}
     for who, size, power in (("pair", 0.3, 1.0), ("ensemble", 0.04, 2.0)):
-        record.put(f"mean_{who}_difference", ..., around(random, size, 0.02) * scales**power)
-        record.put(f"{who}_difference_exponent", (), around(random, power, 0.02))
-        record.put(f"{who}_difference_exponent_se", (), 0.02)
-    return record
+        values[f"mean_{who}_difference"] = around(random, size, 0.02) * scales**power
+        values[f"{who}_difference_exponent"] = around(random, power, 0.02)
+        values[f"{who}_difference_exponent_se"] = 0.02
+    return probed("ensemble", about, coordinates, values, spread=("scale",))
 
 
 PROBES = {"width": width, "sgd_to_swa": sgd_to_swa, "ensemble": ensemble}
@@ -157,40 +153,28 @@ PROBES = {"width": width, "sgd_to_swa": sgd_to_swa, "ensemble": ensemble}
 def accuracy(method, change, policy="recompute", **wanted):
     """Adds to the test accuracy of a method, in every seed."""
 
-    def spoil(folder):
-        def add(content):
-            for found in rows(content, method=method, policy=policy, set="test", **wanted):
-                found["accuracy"] += change
+    def add(content):
+        for found in rows(content, method=method, policy=policy, set="test", **wanted):
+            found["accuracy"] += change
 
-        edit(folder, "budget", add)
-
-    return spoil
+    return changed("budget", add)
 
 
 def of_budget(change):
-    return lambda folder: edit(folder, "budget", change)
+    return changed("budget", change)
 
 
 def of_cost(field, factor, **wanted):
-    def change(content):
-        for found in rows(content, precision="single", **wanted):
-            found[field] *= factor
-
-    return lambda folder: edit(folder, "cost", change)
+    return spoil_rows("cost", field, factor, precision="single", **wanted)
 
 
 def probe(pattern, name, change):
     """Replaces a value of a probe record by a function of it and of the seed."""
 
-    def spoil(folder):
-        seeds = iter(range(SEEDS))
+    def put(record, seed):
+        record.values[name][...] = change(record.values[name], seed)
 
-        def put(record):
-            record.values[name][...] = change(record.values[name], next(seeds))
-
-        edit_probe(folder, pattern, put)
-
-    return spoil
+    return lambda folder: edit_probe_by_seed(folder, pattern, put)
 
 
 def shift(content):
@@ -244,7 +228,7 @@ FEW = [
     ("S1", few_seeds_agree("swa_constant", policy="recompute")),
     # A schedule is exact: only a record that does not hold all of it says nothing.
     ("S2", of_budget(lambda content: content.update(optimizer_rates=[HIGH]))),
-    ("S3", lambda folder: edit(folder, "cost", slow_at_times)),
+    ("S3", changed("cost", slow_at_times)),
     ("S4", probe("sgd_to_swa", "held_out_accuracy", turned)),
     ("S5", probe("ensemble", "ensemble_difference_exponent", lambda v, seed: v * (0.5 + seed / 2))),
     ("S6", few_seeds_agree("fge")),

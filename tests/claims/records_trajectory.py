@@ -7,14 +7,15 @@ from study_records import (
     EVERY,
     LOG,
     MOMENTUM,
+    PART,
     RATE,
     WINDOW,
     around,
     at_rate,
-    edit,
-    row,
+    changed,
     rows,
     scatter_rows,
+    scored,
     spoil_rows,
 )
 
@@ -143,9 +144,7 @@ def speed(random, seed):
             ("average", RATE, 0.4 + 1.1 * fall),
             ("raw", SMALL, 0.35 + 3.0 * fall),
         ):
-            for on, more in (("train_part", 0.0), ("test", 0.1)):
-                where = {"learning_rate": rate, "of": of, "step": step}
-                found.append(row(around(random, loss + more), on, **where))
+            found += scored(random, loss, sets=PART, learning_rate=rate, of=of, step=step)
     return {"rows": found}
 
 
@@ -155,9 +154,7 @@ def ema_times(random, seed):
     for phase, noise, lag in (("early", 0.3, 1e-3), ("window", 0.1, 0.0)):
         for time in times:
             loss = 0.4 + noise / (1.0 + 0.1 * time) + lag * min(time, 2000.0)
-            for on, more in (("train_part", 0.0), ("test", 0.1)):
-                where = {"phase": phase, "time": time, "step": END}
-                found.append(row(around(random, loss + more), on, **where))
+            found += scored(random, loss, sets=PART, phase=phase, time=time, step=END)
     return {"about": {"per_decade": 4}, "rows": found}
 
 
@@ -235,10 +232,6 @@ TASKS = {
 PROBES = {}
 
 
-def content(task, change):
-    return lambda folder: edit(folder, task, change)
-
-
 def put(task, names, change):
     """Replaces arrays of the file."""
 
@@ -246,7 +239,7 @@ def put(task, names, change):
         for name in names:
             recorded[name] = change(np.array(recorded[name])).tolist()
 
-    return content(task, spoil)
+    return changed(task, spoil)
 
 
 def set_rows(task, field, formula, **wanted):
@@ -256,7 +249,7 @@ def set_rows(task, field, formula, **wanted):
         for found in rows(recorded, **wanted):
             found[field] = formula(found)
 
-    return content(task, change)
+    return changed(task, change)
 
 
 def slow(recorded):
@@ -279,7 +272,7 @@ def by_time(change):
         for found in rows(recorded, phase="early", set="train_part"):
             found["loss"] = change(found["time"])
 
-    return content("ema_times", apply)
+    return changed("ema_times", apply)
 
 
 def _one_miss(recorded):
@@ -296,17 +289,28 @@ def _tilt(recorded):
         found["squared_distance"] *= (found["learning_rate"] / RATE) ** power
 
 
+def apart(factor, **wanted):
+    """Scales squared distances of pairs of runs."""
+    return spoil_rows("pairs", "squared_distance", factor, **wanted)
+
+
+def walks(pace):
+    """Two runs that part as random walks do."""
+    return set_rows("pairs", "squared_distance", lambda r: pace * r["step"], **INDEPENDENT)
+
+
+def each(task, name, change):
+    """Applies a change to the entries of a named list that have what it needs."""
+    return changed(task, lambda content: [change(entry) for entry in content[name]])
+
+
 CURVES = ("large", "ema", "small")
 INDEPENDENT = {"batches": "independent", "learning_rate": RATE}
 SHARED = {"batches": "shared", "learning_rate": RATE}
 FALSE = [
-    ("B7", "plateau", spoil_rows("pairs", "squared_distance", 3.0, **INDEPENDENT)),
-    (
-        "B7",
-        "levels",
-        set_rows("pairs", "squared_distance", lambda r: 0.027 * r["step"], **INDEPENDENT),
-    ),
-    ("B7", "half_time", content("displacement", slow)),
+    ("B7", "plateau", apart(3.0, **INDEPENDENT)),
+    ("B7", "levels", walks(0.027)),
+    ("B7", "half_time", changed("displacement", slow)),
     ("B8", "distance", set_rows("rates", "squared_distance", lambda r: r["learning_rate"] ** 2)),
     (
         "B8",
@@ -318,43 +322,27 @@ FALSE = [
     ("B9", "inside_averages_of_two", spoil_rows("shell", "squared_distance", 2.0, of="two_point")),
     ("B9", "grows_inside", walk(0.5, -0.1)),
     ("B9", "shrinks_outside", walk(1.5, 0.1)),
-    ("B10", "shared", spoil_rows("pairs", "squared_distance", 3.0, **SHARED)),
-    (
-        "B10",
-        "settles",
-        set_rows("pairs", "squared_distance", lambda r: 0.02 * r["step"], **INDEPENDENT),
-    ),
-    (
-        "B10",
-        "depends_on_rate",
-        spoil_rows("pairs", "squared_distance", 8.0, batches="independent", learning_rate=SMALL),
-    ),
-    (
-        "O4",
-        "small_rate",
-        spoil_rows("pairs", "squared_distance", 8.0, batches="shared", learning_rate=SMALL),
-    ),
-    ("O4", "larger", spoil_rows("pairs", "squared_distance", 0.2, **SHARED)),
+    ("B10", "shared", apart(3.0, **SHARED)),
+    ("B10", "settles", walks(0.02)),
+    ("B10", "depends_on_rate", apart(8.0, batches="independent", learning_rate=SMALL)),
+    ("O4", "small_rate", apart(8.0, batches="shared", learning_rate=SMALL)),
+    ("O4", "larger", apart(0.2, **SHARED)),
     ("B13", "falls", spoil_rows("lower_rates", "loss", 1.5, learning_rate=RATE / 4)),
-    (
-        "B13",
-        "explained",
-        content("rates", lambda c: [p.update(excess=0.3 * p["excess"]) for p in c["predicted"]]),
-    ),
+    ("B13", "explained", each("rates", "predicted", lambda p: p.update(excess=0.3 * p["excess"]))),
     ("B14", "aligned_step_0", spoil_rows("start", "pair_cosine", 0.1, step=0)),
     ("B14", "aligned_step_100", spoil_rows("start", "pair_cosine", 0.1, step=100)),
     (
         "B14",
         "parts",
-        content(
+        changed(
             "start",
             lambda c: [
                 r.update(squared_distance=0.1) for r in c["rows"] if "squared_distance" in r
             ],
         ),
     ),
-    ("A6", "model_speed", content("two_time_scales", lambda c: c.update(ema_steps_to_level=8500))),
-    ("A6", "model_speed", content("two_time_scales", lambda c: c.update(ema_steps_to_level=None))),
+    ("A6", "model_speed", changed("two_time_scales", lambda c: c.update(ema_steps_to_level=8500))),
+    ("A6", "model_speed", changed("two_time_scales", lambda c: c.update(ema_steps_to_level=None))),
     ("A6", "model_lower", put("two_time_scales", ["ema_simulated"], lambda v: 100.0 * v)),
     ("A6", "network_lower", spoil_rows("speed", "loss", 2.0, of="average")),
     ("A6", "network_speed", spoil_rows("speed", "loss", 0.2, of="raw", learning_rate=SMALL)),
@@ -372,16 +360,13 @@ FALSE = [
 ]
 FEW = [
     ("B7", scatter_rows("pairs", "squared_distance", 0.3, **INDEPENDENT)),
-    ("B8", content("rates", _tilt)),
+    ("B8", changed("rates", _tilt)),
     ("B9", scatter_rows("shell", "after", 0.4, of="walk", scale=0.5)),
     ("B10", scatter_rows("pairs", "squared_distance", 0.9, **SHARED)),
-    (
-        "O4",
-        scatter_rows("pairs", "squared_distance", 0.9, batches="shared", learning_rate=SMALL),
-    ),
+    ("O4", scatter_rows("pairs", "squared_distance", 0.9, batches="shared", learning_rate=SMALL)),
     ("B13", scatter_rows("lower_rates", "loss", 0.3, set="train_part")),
     ("B14", scatter_rows("start", "pair_cosine", 0.9)),
     ("A6", scatter_rows("speed", "loss", 0.5, of="average")),
-    ("A7", content("two_time_scales", _one_miss)),
+    ("A7", changed("two_time_scales", _one_miss)),
     ("A10", scatter_rows("ema_times", "loss", 0.5, phase="early", set="train_part")),
 ]

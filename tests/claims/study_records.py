@@ -18,8 +18,16 @@ import sys
 
 import numpy as np
 
+from tf_lrtraj import claims
 from tf_lrtraj.claims.layout import ONCE
 from tf_lrtraj.records import ArrayRecord, read_json, write_json
+
+try:
+    from tf_lrtraj.specs import PROBES
+
+    AXES = {kind: spec.dims for kind, spec in PROBES.items()}
+except ImportError:
+    from tf_lrtraj.claims.layout import AXES
 
 SEEDS = 3
 RATE, MOMENTUM = 0.1, 0.9
@@ -70,6 +78,26 @@ def at_rate(divisor):
     return FLOOR + EXCESS / divisor
 
 
+def scored(random, loss, relative=0.001, sets=("train", "test"), **fields):
+    """Rows of one state on two sets of images, the second with a loss higher by 0.1."""
+    return [
+        row(around(random, loss + more, relative), on, **fields)
+        for on, more in zip(sets, (0.0, 0.1), strict=True)
+    ]
+
+
+PART = ("train_part", "test")
+
+
+def probed(kind, about, coordinates, values, **other_axes):
+    """A probe record; its values are over the axes that claims expect of that kind."""
+    axes = {name: {**AXES[kind], **other_axes}[name] for name in values}
+    record = ArrayRecord.empty(kind, coordinates, axes, about)
+    for name, value in values.items():
+        record.put(name, ..., value)
+    return record
+
+
 def build(folder, seeds=SEEDS):
     """Writes every record into `folder`, for so many seeds, and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,6 +125,37 @@ def build(folder, seeds=SEEDS):
     return folder
 
 
+def smoke(folder):
+    """Records of one seed, as a smoke test leaves them."""
+    build(folder, seeds=1)
+    one = {"seeds": 1}
+    config = {**read_json(folder / "config.json"), "probe_seeds": 1, "judged": False}
+    write_json(folder / "config.json", {**config, "pairs": one, "speed": one})
+    return folder
+
+
+def judgements(folder):
+    """Claim → what its judge says of the records in a folder."""
+    return {claim.id: found for claim, found in claims.Study(folder).judgements.items()}
+
+
+def judged(folder, key):
+    (claim,) = claims.chosen([key])
+    return claims.judge(claim, claims.Records(folder))
+
+
+def contents(folder, task):
+    """The file of every seed of a task."""
+    return [read_json(folder / "measured" / task / f"seed{seed}.json") for seed in range(SEEDS)]
+
+
+def probes(folder, name):
+    """A probe record of every seed."""
+    return [
+        ArrayRecord.read(folder / "probes" / f"seed{seed}" / f"{name}.npz") for seed in range(SEEDS)
+    ]
+
+
 def edit(folder, task, change):
     """Applies `change(content)` to every seed's file of a task, in place."""
     paths = sorted((folder / "measured" / task).glob("seed*.json"))
@@ -109,11 +168,16 @@ def edit(folder, task, change):
 
 def edit_probe(folder, pattern, change):
     """Applies `change(record)` to every probe record that fits a pattern, in place."""
+    edit_probe_by_seed(folder, pattern, lambda record, seed: change(record))
+
+
+def edit_probe_by_seed(folder, pattern, change):
+    """The same, of `change(record, seed)`."""
     paths = sorted(folder.glob(f"probes/seed*/{pattern}.npz"))
     assert paths, pattern
     for path in paths:
         record = ArrayRecord.read(path)
-        change(record)
+        change(record, int(path.parent.name.removeprefix("seed")))
         record.write(path)
 
 
@@ -130,9 +194,14 @@ def scale(content, field, factor, **wanted):
         found[field] *= factor
 
 
+def changed(task, change):
+    """A spoil that applies `change(content)` to every seed's file of a task."""
+    return lambda folder: edit(folder, task, change)
+
+
 def spoil_rows(task, field, factor, **wanted):
     """A spoil that scales a field of the rows that fit, in every seed's file of a task."""
-    return lambda folder: edit(folder, task, lambda c: scale(c, field, factor, **wanted))
+    return changed(task, lambda content: scale(content, field, factor, **wanted))
 
 
 def scatter_rows(task, field, relative, **wanted):
@@ -144,4 +213,4 @@ def scatter_rows(task, field, relative, **wanted):
     def change(content):
         scale(content, field, 1.0 + relative * (content["seed"] % 3 - 1), **wanted)
 
-    return lambda folder: edit(folder, task, change)
+    return changed(task, change)

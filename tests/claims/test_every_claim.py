@@ -64,30 +64,36 @@ def test_too_little_is_not_enough(folder, key, spoil):
     assert entry["verdict"] == "inconclusive", entry["reason"]
 
 
-@pytest.mark.parametrize("key", IDS)
-def test_a_smoke_test_has_no_verdicts(study_records, folder, key):
-    config = study_records.read_json(folder / "config.json")
-    study_records.write_json(folder / "config.json", {**config, "judged": False})
-    entry = found(folder, key)
-    assert entry["verdict"] == "not judged" and entry["parts"]
-    assert {part["verdict"] for part in entry["parts"]} == {"not judged"}
+def judged_with(folder, claim, **config):
+    """What is said of records under a changed configuration."""
+    records = claims.Records(folder)
+    records.config |= config
+    return claims.judge(claim, records)
 
 
-@pytest.mark.parametrize("key", IDS)
-def test_a_scale_that_is_not_there_for_it(study_records, folder, key):
-    config = study_records.read_json(folder / "config.json")
-    others = [other for other in IDS if other != key]
-    study_records.write_json(folder / "config.json", {**config, "claims": others})
-    assert found(folder, key)["verdict"] == "not run at this scale"
+@pytest.mark.parametrize("claim", claims.CLAIMS, ids=IDS)
+def test_a_smoke_test_has_no_verdicts(kept_records, claim):
+    assert judged_with(kept_records, claim, judged=False).verdict == "not judged"
+
+
+def test_parts_of_a_smoke_test_have_no_verdicts_either(one_seed):
+    for entry in claims.make_ledger(one_seed)["claims"]:
+        assert entry["verdict"] == "not judged" and entry["parts"], entry["reason"]
+        assert {part["verdict"] for part in entry["parts"]} == {"not judged"}
+
+
+@pytest.mark.parametrize("claim", claims.CLAIMS, ids=IDS)
+def test_a_scale_that_is_not_there_for_it(kept_records, claim):
+    others = [other for other in IDS if other != claim.id]
+    assert judged_with(kept_records, claim, claims=others).verdict == "not run at this scale"
+
+
+@pytest.fixture(scope="module")
+def one_seed(tmp_path_factory):
+    return study_records.smoke(tmp_path_factory.mktemp("one") / "W")
 
 
 @pytest.mark.parametrize("claim", [c for c in claims.CLAIMS if c.seeds > 1], ids=lambda c: c.id)
-def test_one_seed_says_nothing_of_networks(study_records, tmp_path, claim):
-    built = study_records.build(tmp_path / "one", seeds=1)
-    config = study_records.read_json(built / "config.json")
-    one = {"seeds": 1}
-    config |= {"probe_seeds": 1, "pairs": {**config["pairs"], **one}}
-    config |= {"speed": {**config["speed"], **one}}
-    study_records.write_json(built / "config.json", config)
-    entry = found(built, claim.id)
-    assert entry["verdict"] == "not measured" and "seed" in entry["reason"]
+def test_one_seed_says_nothing_of_networks(one_seed, claim):
+    found = judged_with(one_seed, claim, judged=True)
+    assert found.verdict == "not measured" and "seed" in found.reason

@@ -126,14 +126,12 @@ def test_blocks_respect_autocorrelation():
     assert covered["naive"] / runs < 0.5
 
 
-def test_seeds_are_judged_by_their_scatter_alone():
-    inside = [st.Estimate(value, 0.01, 9.0) for value in (1.0, 2.0, 3.0)]
-    assert st.over_seeds(inside) == st.over_seeds([1.0, 2.0, 3.0]) == st.mean_of([1.0, 2.0, 3.0])
-    two = st.over_seeds([st.Estimate(1.0), 2.0])
+def test_one_number_has_no_interval_and_none_is_refused():
+    two = st.mean_of([1.0, 2.0])
     assert two.interval().low == pytest.approx(1.5 - 12.706204736 * 0.5)
-    assert st.over_seeds([st.Estimate(1.0, 0.1, 9.0)]).interval().high == math.inf
+    assert st.mean_of([1.0]).interval().high == math.inf
     with pytest.raises(ValueError, match="at least one"):
-        st.over_seeds([])
+        st.mean_of([])
 
 
 def by_test(above, below, level):

@@ -9,7 +9,6 @@ import pytest
 from tf_lrtraj import claims
 from tf_lrtraj.claims import verdicts as v
 from tf_lrtraj.records import RecordError, write_json
-from tf_lrtraj.statistics import over_seeds
 
 ROOT = pathlib.Path(__file__).parents[2]
 IDS = [claim.id for claim in claims.CLAIMS]
@@ -27,7 +26,7 @@ def a_claim(judge, **fields):
 
 def gained(records):
     found = [record.value("gain") for record in records.measured("things")]
-    return v.conclude([GAIN.judge(over_seeds(found))], numbers=[v.Told("n", "seeds", len(found))])
+    return v.conclude([GAIN.judge(found)], numbers=[v.ExtraNumber("n", "seeds", len(found))])
 
 
 @pytest.fixture

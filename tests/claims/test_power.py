@@ -46,15 +46,18 @@ def test_decidable_is_to_clear_the_thresholds_or_to_fail_them(expected, scatter,
     [
         ({"claim": "Z1"}, r"\('Z1', 'share'\)"),
         ({"part": "gap"}, r"a part of it \(share\). Received: \('A1', 'gap'\)"),
-        ({"scatter": -1.0}, "scatter of 0 or more"),
-        ({"count": 0}, "a count of 1 or more"),
-        ({"expected": math.nan}, "finite numbers"),
-        ({"expected": "much"}, "finite numbers"),
+        (
+            {"scatter": -1.0},
+            r"scatter` must be a number of at least 0. Received: power\[1\].scatter=-1.0",
+        ),
+        ({"count": 0}, "count` must be an integer of at least 1"),
+        ({"expected": math.nan}, "expected` must be a finite number"),
+        ({"expected": "much"}, "expected` must be a finite number"),
         ({"colour": "red"}, "must have claim, part, expected, scatter, count"),
     ],
 )
 def test_rows_that_make_no_sense_are_named(change, message):
-    with pytest.raises(ValueError, match=r"`power\[1\]`.*" + message):
+    with pytest.raises(ValueError, match=r"`power\[1\].*" + message):
         power.planned([ROW, {**ROW, **change}])
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tf_lrtraj.claims import verdicts as v
-from tf_lrtraj.statistics import TOST, Estimate, Interval, mean_of
+from tf_lrtraj.statistics import TOST, Estimate, Interval, holm, mean_of
 
 YES, NO, OPEN = v.REPRODUCED, v.NOT_REPRODUCED, v.INCONCLUSIVE
 ABOVE = v.Wanted("x", "x", low=1.0)
@@ -80,7 +80,7 @@ def test_holm_is_his_method_by_p_values():
     random, counts = np.random.default_rng(1), set()
     for _ in range(300):
         samples = random.normal(random.uniform(0.3, 1.1, (4, 1)), 0.15, (4, 4))
-        found = v.holm([ABOVE.judge(mean_of(sample)) for sample in samples])
+        found = holm([ABOVE.judge(sample).fails_at for sample in samples])
         assert found == by_p_values(samples)
         counts.add(sum(found))
     assert counts == {0, 1, 2, 3, 4}
@@ -91,9 +91,7 @@ def test_true_claims_of_many_parts_seldom_fail():
     random = np.random.default_rng(2)
     failed = alone = 0
     for _ in range(400):
-        parts = [
-            ABOVE.judge(mean_of(x), at=f"{i}") for i, x in enumerate(random.normal(1, 1, (8, 3)))
-        ]
+        parts = [ABOVE.judge(x, at=f"{i}") for i, x in enumerate(random.normal(1, 1, (8, 3)))]
         failed += v.conclude(parts).verdict == NO
         alone += any(part.verdict == NO for part in parts)
     # Only the wrong side counts, so half of the level.
@@ -149,5 +147,5 @@ def test_parts_have_names():
 def test_texts_of_numbers():
     assert v.shown(Interval(1.0, 1.0, 1.0)) == "1"
     assert v.shown(Interval(0.01234, 0.01, 0.02)) == "0.0123 [0.01, 0.02]"
-    assert v.shown(Estimate(2.0)) == "2 [no interval]"
+    assert v.shown(Estimate(2.0).interval()) == "2 [no interval]"
     assert v.bounds_shown(-1.0, 0.5) == "-1 to 0.5"

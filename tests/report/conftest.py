@@ -1,9 +1,15 @@
 """A plausible workdir made of synthetic records: nothing was trained for it."""
 
+import pathlib
+import sys
+
 import numpy as np
 import pytest
 
 from tf_lrtraj import kernels, records
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "claims")]  # html_page, study_records
 
 AVERAGES = {
     "ema": kernels.Exponential(0.99),

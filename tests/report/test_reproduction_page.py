@@ -1,6 +1,5 @@
 """The page of a reproduction: what stands on it, from claims and records made by hand."""
 
-import html.parser
 import pathlib
 import re
 import shutil
@@ -9,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from html_page import Page
 
 from tf_lrtraj import claims, records
 from tf_lrtraj.claims import verdicts as v
@@ -24,7 +24,7 @@ from tf_lrtraj.report.study.claim_figure import ClaimFigure
 from tf_lrtraj.report.study.first_screen import HEADS, _filled
 from tf_lrtraj.report.study.page_blocks import Code, Figure, Heading, Paragraph, Table
 from tf_lrtraj.report.study.registry import FIGURES, HEAD
-from tf_lrtraj.statistics import TOST, over_seeds
+from tf_lrtraj.statistics import TOST, mean_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 EVIL = '<script>alert("1")</script> & "more" `|` $x$'
@@ -34,7 +34,7 @@ SAME = v.Wanted("same", "run less average, % of the gain", low=-1.0, high=1.0, l
 
 
 def seeds(value):
-    return over_seeds([value - 0.01, value, value + 0.01])
+    return mean_of([value - 0.01, value, value + 0.01])
 
 
 def decided(zero, best=0.5, drift=1.0):
@@ -42,7 +42,7 @@ def decided(zero, best=0.5, drift=1.0):
         condition = v.Condition("drift", "change of the loss, %", seeds(drift), -10.0, 10.0)
         parts = [ZERO.judge(seeds(zero)), BEST.judge(seeds(best))]
         parts.append(SAME.judge(seeds(0.3), at="step 80"))
-        told = [v.Told("batches", "number of batches", 32.0)]
+        told = [v.ExtraNumber("batches", "number of batches", 32.0)]
         notes = ["The rate is the run's."]
         return v.conclude(parts, conditions=[condition], numbers=told, notes=notes)
 
@@ -114,35 +114,6 @@ CONFIG = {
     "pilot": "two runs of one epoch.",
 }
 RUN = {"status": "done", "keras_backend": "jax", "seconds": {"base": {"0": 90.0, "1": 60.0}}}
-
-
-class Page(html.parser.HTMLParser):
-    """Tags with their attributes, and all of the text; tags must close in order."""
-
-    VOID = ("meta", "br", "img", "link")
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.words, self.open = [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-        self.text = " ".join(" ".join(self.words).replace("\u00a0", " ").split())
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data)
-
-    def values(self, attribute):
-        return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]
 
 
 def study(folder, some=CLAIMS, run=RUN, **config):
@@ -352,7 +323,7 @@ def test_text_is_escaped(tmp_path):
     def judge(records):
         wanted = v.Wanted("x", EVIL, low=0.0)
         condition = v.Condition("y", EVIL, 1.0, 0.0)
-        told = [v.Told("z", EVIL, 1.0)]
+        told = [v.ExtraNumber("z", EVIL, 1.0)]
         return v.conclude([wanted.judge(1.0)], conditions=[condition], numbers=told, notes=[EVIL])
 
     texts = dict.fromkeys(("sentence", "source", "experiment", "argument"), EVIL)

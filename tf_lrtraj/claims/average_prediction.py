@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Part, Wanted, conclude
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import over_seeds
 
 TRAINING, HELD_OUT = "train_part", "test_part"
 SETS = {TRAINING: "training", HELD_OUT: "held-out"}
@@ -32,7 +31,7 @@ def judge_a5(records: Records) -> Judgement:
     if any(record.setting("level") != 0.9 for record in found):
         raise RecordError(f"{found[0].name}: bands must be of 90 %.")
     parts: list[Part] = []
-    numbers: list[Told] = []
+    numbers: list[ExtraNumber] = []
     drawn: dict[str, Any] = {}
     inside: list[list[bool]] = [[] for _ in found]
     for on, name in SETS.items():
@@ -50,15 +49,15 @@ def judge_a5(records: Records) -> Judgement:
             if all("quadratic" in row for row in rows):
                 plain.append(100.0 * np.abs(_column(record, rows, "quadratic") / measured - 1.0))
             drawn[name].append({**columns, "family": [str(row.get("family")) for row in rows]})
-        parts.append(ERROR.judge(over_seeds([float(np.median(one)) for one in errors]), name))
-        parts.append(BEST.judge(over_seeds(_over_best(found, on)), name))
+        parts.append(ERROR.judge([float(np.median(one)) for one in errors], name))
+        parts.append(BEST.judge(_over_best(found, on), name))
         worst = [float(one.max()) for one in errors]
-        numbers.append(Told(f"worst_error_{on}", f"{name}: worst error, %", over_seeds(worst)))
+        numbers.append(ExtraNumber(f"worst_error_{on}", f"{name}: worst error, %", worst))
         if len(plain) == len(found):
             what = f"{name}: median error without calibration, %"
             medians = [float(np.median(one)) for one in plain]
-            numbers.append(Told(f"median_error_uncalibrated_{on}", what, over_seeds(medians)))
-    parts.append(COVERAGE.judge(over_seeds([float(np.mean(one)) for one in inside])))
+            numbers.append(ExtraNumber(f"median_error_uncalibrated_{on}", what, medians))
+    parts.append(COVERAGE.judge([float(np.mean(one)) for one in inside]))
     notes = [
         "Averages that calibrated the prediction, and the raw iterate, are not among those judged."
     ]

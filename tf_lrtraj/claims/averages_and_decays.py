@@ -7,21 +7,29 @@ iterates.  Per cent of the loss would call the two equal wherever a schedule cha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import (
+    SANDLER,
+    Claim,
+    Condition,
+    ExtraNumber,
+    Judgement,
+    Wanted,
+    conclude,
+)
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import LEVEL, TOST, Interval, PairedRatio, mean_of, over_seeds
+from tf_lrtraj.statistics import LEVEL, TOST, Interval, PairedRatio, mean_of
 
-SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 JUDGED = "curvature_free"  # the equivalence that judges A1; others are told
 MATCH = "loss_match"
 KINDS = {JUDGED: "weights", MATCH: "loss match"}
-_SAID = {"ema": "EMA", "swa": "SWA", "two_point": "two points", "one_minus_sqrt": "one minus root"}
+_WORDS = {"ema": "EMA", "swa": "SWA", "two_point": "two points", "one_minus_sqrt": "one minus root"}
 
 # With fixed curvature the mean of the last iterates has 1.00 to 1.09 of a linear decay's gain, so
 # what exact theory expects is inside; an average that misses a tenth of the gain is not.
@@ -57,9 +65,9 @@ CLOSER = Wanted(
 Shares = dict[str, tuple[np.ndarray, np.ndarray]]  # name → [seeds] gains of the average, the run
 
 
-def _said(name: str) -> str:
+def _in_words(name: str) -> str:
     """An average or a decay by its name in sentences."""
-    return _SAID.get(name, name.replace("_", " "))
+    return _WORDS.get(name, name.replace("_", " "))
 
 
 def _ends(record: Measured) -> list[Any]:
@@ -132,17 +140,37 @@ def _decays(records: Records) -> Shares:
     return shares
 
 
-def _large_enough(records: Records, shares: Shares) -> list[Condition]:
-    raw = np.array([_raw(records, r.seed, _ends(r)[-1]) for r in records.measured("decays")])
+def _large_enough(
+    records: Records, task: str, gains: Mapping[str, np.ndarray], what: str
+) -> list[Condition]:
+    """Whether [seeds] gains are large enough to be compared, in per cent of the loss."""
+    raw = np.array([_raw(records, r.seed, _ends(r)[-1]) for r in records.measured(task)])
     return [
         Condition(
             f"effect_{name}",
-            f"{_said(name)}: what the schedule takes off the loss of single iterates, %",
-            over_seeds((100.0 * below / raw).tolist()),
+            f"{_in_words(name)}: what the {what} takes off the loss of single iterates, %",
+            100.0 * gain / raw,
             low=EFFECT,
         )
-        for name, (_, below) in shares.items()
+        for name, gain in gains.items()
     ]
+
+
+def _judged(
+    wanted: Wanted,
+    records: Records,
+    shares: Shares,
+    numbers: list[ExtraNumber],
+    drawn: dict[str, Any],
+) -> Judgement:
+    """The share of each average or decay, where its effect is large enough."""
+    effects = {name: below for name, (_, below) in shares.items()}
+    return conclude(
+        [wanted.judge(PairedRatio(*pair), _in_words(name)) for name, pair in shares.items()],
+        conditions=_large_enough(records, "decays", effects, "schedule"),
+        numbers=numbers,
+        drawn=drawn,
+    )
 
 
 def _drawn(shares: Shares) -> dict[str, Any]:
@@ -161,30 +189,26 @@ def judge_a1(records: Records) -> Judgement:
     found, shares = records.measured("equivalent"), _equivalent(records)
     if not shares:
         raise RecordError(f"{found[0].name} names no average with a run under {JUDGED!r}.")
-    numbers: list[Told] = []
+    numbers: list[ExtraNumber] = []
     for name in shares:
         gaps = [_gap(record, name, "loss", "train") for record in found]
         accuracies = [_gap(record, name, "accuracy", "test") for record in found]
-        what = f"{_said(name)}: training loss of the run above the average's, %"
-        numbers.append(Told(f"gap_{name}", what, over_seeds(gaps)))
-        what = f"{_said(name)}: test accuracy of the run above the average's, points"
-        numbers.append(Told(f"accuracy_gap_{name}", what, over_seeds(accuracies)))
+        what = f"{_in_words(name)}: training loss of the run above the average's, %"
+        numbers.append(ExtraNumber(f"gap_{name}", what, gaps))
+        what = f"{_in_words(name)}: test accuracy of the run above the average's, points"
+        numbers.append(ExtraNumber(f"accuracy_gap_{name}", what, accuracies))
     kinds = [k for k in found[0].known("equivalence") if k not in (None, "none", JUDGED)]
     for kind in kinds:
         for name, pair in _equivalent(records, kind).items():
-            what = f"{_said(name)}: the same share, for the run under {kind!r}"
-            numbers.append(Told(f"share_{name}_{kind}", what, PairedRatio(*pair)))
+            what = f"{_in_words(name)}: the same share, for the run under {kind!r}"
+            numbers.append(ExtraNumber(f"share_{name}_{kind}", what, PairedRatio(*pair)))
     for name in shares:
         model = [_model_share(record, name) for record in found]
-        if all(share is not None for share in model):
-            what = f"{_said(name)}: the share that the quadratic model expects"
-            numbers.append(Told(f"model_share_{name}", what, mean_of(model)))
-    return conclude(
-        [SHARE.judge(PairedRatio(*pair), _said(name)) for name, pair in shares.items()],
-        conditions=_large_enough(records, shares),
-        numbers=numbers,
-        drawn={"averages": _drawn(shares), "decays": _drawn(_decays(records))},
-    )
+        if np.isfinite(model).all():
+            what = f"{_in_words(name)}: the share that the quadratic model expects"
+            numbers.append(ExtraNumber(f"model_share_{name}", what, model))
+    drawn = {"averages": _drawn(shares), "decays": _drawn(_decays(records))}
+    return _judged(SHARE, records, shares, numbers, drawn)
 
 
 def _gap(record: Measured, name: str, field: str, on: str) -> float:
@@ -194,8 +218,8 @@ def _gap(record: Measured, name: str, field: str, on: str) -> float:
     return 100.0 * float((run - average) / (average if field == "loss" else 1.0))
 
 
-def _model_share(record: Measured, name: str) -> float | None:
-    """The share that the model with the estimated spectrum expects; None where it has none."""
+def _model_share(record: Measured, name: str) -> float:
+    """The share that the model with the estimated spectrum expects; NaN where it has none."""
     excess = {
         (row.get("average"), row.get("of")): row.get("excess")
         for row in record.table("predicted")
@@ -203,7 +227,7 @@ def _model_share(record: Measured, name: str) -> float | None:
     }
     raw, mean, run = (excess.get(key) for key in (("raw", "raw"), (name, "average"), (name, "run")))
     if not all(isinstance(x, (int, float)) for x in (raw, mean, run)) or raw == run:
-        return None
+        return math.nan
     return float((raw - mean) / (raw - run))  # type: ignore[operator]
 
 
@@ -218,19 +242,14 @@ def judge_a4(records: Records) -> Judgement:
         for field, on, unit in (("loss", "train", "%"), ("accuracy", "test", "points")):
             gaps = []
             for record in found:
-                both = [
+                emulated, trained = (
                     _decay(record, name, of, field, on).mean() for of in ("emulated", "trained")
-                ]
-                scale = both[1] if field == "loss" else 1.0
-                gaps.append(100.0 * float((both[0] - both[1]) / scale))
-            what = f"{_said(name)}: {on} {field} of the weights above that of the decay, {unit}"
-            numbers.append(Told(f"{field}_gap_{name}", what, over_seeds(gaps)))
-    return conclude(
-        [EMULATED.judge(PairedRatio(*pair), _said(name)) for name, pair in shares.items()],
-        conditions=_large_enough(records, shares),
-        numbers=numbers,
-        drawn={"decays": _drawn(shares)},
-    )
+                )
+                scale = trained if field == "loss" else 1.0
+                gaps.append(100.0 * float((emulated - trained) / scale))
+            what = f"{_in_words(name)}: {on} {field} of the weights above that of the decay, {unit}"
+            numbers.append(ExtraNumber(f"{field}_gap_{name}", what, gaps))
+    return _judged(EMULATED, records, shares, numbers, {"decays": _drawn(shares)})
 
 
 # A8 -------------------------------------------------------------------------------------------
@@ -267,36 +286,27 @@ def judge_a8(records: Records) -> Judgement:
     names = list(dict.fromkeys(str(row.get("average")) for row in found[0].table("along")))
     if not names:
         raise NotMeasured("The runs were not followed along the horizon.")
-    parts, numbers, conditions = [], [], []
+    parts, numbers = [], []
     drawn: dict[str, Any] = {}
+    gains = {name: np.array([_gain(records, record, name) for record in found]) for name in names}
     for name in names:
-        gains = np.array([_gain(records, record, name) for record in found])
-        raw = np.array([_raw(records, record.seed, _ends(record)[-1]) for record in found])
-        conditions.append(
-            Condition(
-                f"effect_{name}",
-                f"{_said(name)}: what the average takes off the loss of single iterates, %",
-                over_seeds((100.0 * gains / raw).tolist()),
-                low=EFFECT,
-            )
-        )
         curves = {kind: [_curves(record, name, kind) for record in found] for kind in KINDS}
         gaps = {
             kind: np.array(
-                [(c["run"] - c["average"]) / g for c, g in zip(pair, gains, strict=True)]
+                [(c["run"] - c["average"]) / g for c, g in zip(pair, gains[name], strict=True)]
             )
             for kind, pair in curves.items()
         }
         for kind, gap in gaps.items():
-            parts.append(LARGEST.judge(LargestGap(gap), f"{_said(name)} {KINDS[kind]}"))
-            what = f"{_said(name)}: mean gap by {KINDS[kind]}, run above average, as a share"
-            told = f"mean_gap_{name}_{kind}"
-            numbers.append(Told(told, what, over_seeds(gap.mean(axis=1).tolist())))
-        parts.append(CLOSER.judge(mean_of(_closer(gaps[JUDGED], gaps[MATCH])), _said(name)))
+            parts.append(LARGEST.judge(LargestGap(gap), f"{_in_words(name)} {KINDS[kind]}"))
+            what = f"{_in_words(name)}: mean gap by {KINDS[kind]}, run above average, as a share"
+            numbers.append(ExtraNumber(f"mean_gap_{name}_{kind}", what, gap.mean(axis=1)))
+        parts.append(CLOSER.judge(_closer(gaps[JUDGED], gaps[MATCH]), _in_words(name)))
         drawn[name] = {
             "steps": curves[JUDGED][0]["steps"] - found[0].setting("begin"),
             "gaps": {KINDS[kind]: gap for kind, gap in gaps.items()},
         }
+    conditions = _large_enough(records, "equivalent", gains, "average")
     return conclude(
         parts, conditions=conditions, numbers=numbers, drawn={"averages": drawn, "limit": ALONG}
     )
@@ -318,26 +328,17 @@ def _gain(records: Records, record: Measured, name: str) -> float:
 
 def _curves(record: Measured, name: str, kind: str) -> Mapping[str, np.ndarray]:
     """Losses of a run and its average along the horizon, in the order of steps."""
-    rows = [
-        row
-        for row in record.table("along")
-        if (row.get("average"), row.get("equivalence")) == (name, kind)
-    ]
     curves: dict[str, np.ndarray] = {}
     for of in ("run", "average"):
         chosen = sorted(
             (record.number(row, "step"), record.number(row, "loss"))
-            for row in rows
-            if row.get("of") == of
+            for row in record.table("along")
+            if [row.get(key) for key in ("average", "equivalence", "of")] == [name, kind, of]
         )
-        if not chosen or not _same(chosen, curves.get("steps")):
+        steps, curves[of] = np.array(chosen).reshape(-1, 2).T
+        if not chosen or steps.tolist() != curves.setdefault("steps", steps).tolist():
             raise RecordError(f"{record.name}: {name!r} is not followed at the same steps.")
-        curves["steps"], curves[of] = np.array(chosen).T
     return curves
-
-
-def _same(chosen: Sequence[tuple[float, float]], steps: np.ndarray | None) -> bool:
-    return steps is None or [step for step, _ in chosen] == steps.tolist()
 
 
 _PAIRED = (
@@ -359,7 +360,7 @@ CLAIMS = (
         "Averages of a constant-rate run match a run with the equivalent schedule",
         "EMA, SWA and two-point averages of a constant-rate run have the loss of a run from the "
         "same state under the equivalent schedule.",
-        SOURCE,
+        SANDLER,
         ("equivalent", "decays", "levels"),
         "From one state and on the same batches: a constant-rate run with its averages, and for "
         "each a run under the schedule that the curvature-free map gives. " + _PAIRED,
@@ -372,7 +373,7 @@ CLAIMS = (
         "Weights on constant-rate snapshots emulate a schedule",
         "The average of constant-rate snapshots that the inverse map gives has the loss of the "
         "decay it emulates.",
-        SOURCE,
+        SANDLER,
         ("decays", "levels"),
         "Cosine, linear and 1-√ decay to 0 over the horizon, trained, against weighted averages of "
         "the constant-rate run's iterates. " + _PAIRED,
@@ -385,7 +386,7 @@ CLAIMS = (
         "The equivalence holds along the whole trajectory, best by loss match",
         "Average and run have the same loss along the whole trajectory, and a schedule that "
         "matches the average's loss at every step does better.",
-        SOURCE,
+        SANDLER,
         ("equivalent", "decays", "levels"),
         "At places evenly along the horizon: the run under the curvature-free schedule against the "
         "partial average that equals it there, and the run under the schedule fitted to the "

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.claims.minibatch import Collected
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
-from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Wanted, conclude
+from tf_lrtraj.claims.verdicts import SANDLER, Claim, Condition, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import over_seeds
 
 # Ends of trips have next to no loss, so a share of theirs means nothing: the unit is the loss
 # at the start of the trips.  A tenth of it is near 0, as in B5.
@@ -49,22 +47,24 @@ def judge_b6(records: Records) -> Judgement:
     ):
         if len(curves.get(kind, [])) < len(found):
             raise NotMeasured(f"No segments between {what}.")
-    collected = Collected()
     barriers = {kind: [_barrier(table) for table in tables] for kind, tables in curves.items()}
-    collected.add(BETWEEN, barriers["ends"])
-    collected.add(TO_MAIN, barriers["to_main"])
-    collected.add(RISE, [float(np.mean(t[0] - t[-1])) for t in curves["to_main"]])
+    parts = [
+        BETWEEN.judge(barriers["ends"]),
+        TO_MAIN.judge(barriers["to_main"]),
+        RISE.judge([float(np.mean(t[0] - t[-1])) for t in curves["to_main"]]),
+    ]
     conditions = [
         Condition(
             f"control_{wanted.name}",
             f"the same from one seed's run to another's: {wanted.what}",
-            over_seeds(barriers[f"control_{kind}"]),
+            barriers[f"control_{kind}"],
             low=LEVEL,
         )
         for kind, wanted in (("ends", BETWEEN), ("to_main", TO_MAIN))
     ]
-    drawn = {"position": _position(found[0]), "curves": curves, "seeds": collected.seeds}
-    return conclude(collected.parts, conditions=conditions, drawn=drawn)
+    position = found[0].coordinate("position")
+    position = position[(position >= 0.0) & (position <= 1.0)]
+    return conclude(parts, conditions=conditions, drawn={"position": position, "curves": curves})
 
 
 def segments_of(probe: Probed) -> list[Mapping[str, Any]]:
@@ -76,11 +76,6 @@ def segments_of(probe: Probed) -> list[Mapping[str, Any]]:
     return found
 
 
-def _position(probe: Probed) -> np.ndarray:
-    position = np.asarray(probe.coordinate("position"), np.float64)
-    return position[(position >= 0.0) & (position <= 1.0)]
-
-
 def curves_of(probe: Probed) -> dict[str, np.ndarray]:
     """Kind of segment → [position, segment] loss, in units of that at the starts of trips.
 
@@ -89,7 +84,7 @@ def curves_of(probe: Probed) -> dict[str, np.ndarray]:
     start = probe.record.about.get("loss_at_starts")
     if not isinstance(start, (int, float)) or not 0.0 < start < np.inf:
         raise RecordError(f"{probe.name}: the loss at the starts of trips must be positive.")
-    position = np.asarray(probe.coordinate("position"), np.float64)
+    position = probe.coordinate("position")
     inside = (position >= 0.0) & (position <= 1.0)
     losses, held = probe.array("loss")[:, 0], probe.array("held_out_loss")[:, 0]
     found: dict[str, list[np.ndarray]] = {}
@@ -116,7 +111,7 @@ CLAIMS = (
         "Trips on one batch end in one basin, the trajectory's",
         "Side trips on the same batch from different points end in one basin; held-out loss "
         "rises, yet they stay in the basin of the main trajectory.",
-        "Sandler et al. 2023, arXiv 2301.02312",
+        SANDLER,
         ("basin",),
         "losses along straight lines between the ends of side trips on one batch from different "
         "points, and between each end and its start; the same to another seed's run, where there "

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from tf_lrtraj.claims.basin import segments_of
-from tf_lrtraj.claims.minibatch import FIT_WINDOW, SOURCE, Collected, by_step
+from tf_lrtraj.claims.minibatch import FIT_WINDOW, by_step, landmark, parts_at_steps
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
-from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Wanted, conclude
+from tf_lrtraj.claims.verdicts import SANDLER, Claim, Condition, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import over_seeds
 
 LIMIT = 10.0
 # A mean of float32 losses is known to a few units of its last place, 1.2e-7 of it.
@@ -46,29 +45,30 @@ def lengths(position: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
 def judge_b12(records: Records) -> Judgement:
     """Where the second difference of a fixed batch's loss is negative."""
     lines = records.probes("line-*", "line")
-    between = records.probes("convexity", "basin")
-    controls = [_control(probe) for probe in records.probes("basin", "basin")]
-    collected = Collected()
-    collected.at_steps(ALONG, lines, _along)
-    distances = {probe.seed: _between(probe) for probe in between}
-    for distance in next(iter(distances.values())):
-        values = [found[distance] for found in distances.values()]
-        collected.add(BETWEEN, values, at=f"{distance} updates apart")
+    between, basins = (records.probes(name, "basin") for name in ("convexity", "basin"))
+    controls = [
+        _share(probe.name, [lengths(probe.coordinate("position"), _control(probe))])
+        for probe in basins
+    ]
+    distances = [_between(probe) for probe in between]
+    parts = parts_at_steps(ALONG, lines, _along) + [
+        BETWEEN.judge([found[distance] for found in distances], f"{distance} updates apart")
+        for distance in distances[0]
+    ]
+    control = _control(basins[0]).mean(axis=-1)
     condition = Condition(
         "control",
         "the same between the runs of two seeds, where a loss is not convex, %",
-        over_seeds(controls),
+        controls,
         low=LIMIT,
     )
-    last = max(by_step(lines))
     drawn = {
-        "seeds": collected.seeds,
         "control": controls,
         "between": _shown(between[0]),
-        "apart": _control_curve(records.probes("basin", "basin")[0]),
-        "step": last,
+        "apart": (basins[0].coordinate("position"), control / control[0]),
+        "step": max(by_step(lines)),
     }
-    return conclude(collected.parts, conditions=[condition], drawn=drawn)
+    return conclude(parts, conditions=[condition], drawn=drawn)
 
 
 def _share(name: str, found: Iterable[tuple[float, float]]) -> float:
@@ -81,11 +81,10 @@ def _share(name: str, found: Iterable[tuple[float, float]]) -> float:
 
 def _along(probe: Probed) -> float:
     """Up to twice each batch's best rate, all batches counted alike."""
-    rates = np.asarray(probe.coordinate("rate"), np.float64)
+    rates = probe.coordinate("rate")
     losses = probe.array("train", finite=False)
-    best = probe.array("best_rate", finite=False)[probe.index("curve", "train")]
     found = []
-    for i, rate in enumerate(best):
+    for i, rate in enumerate(landmark(probe, "best_rate")):
         inside = rates <= FIT_WINDOW * rate * (1.0 + 1e-9)
         if inside.sum() < 3 or not np.isfinite(losses[inside, i]).all():
             raise RecordError(f"{probe.name}: batch {i} has fewer than 3 finite losses.")
@@ -95,7 +94,7 @@ def _along(probe: Probed) -> float:
 
 def _between(probe: Probed) -> dict[int, float]:
     """Distance in updates → the share of segments of that length."""
-    position = np.asarray(probe.coordinate("position"), np.float64)
+    position = probe.coordinate("position")
     losses = probe.array("loss")[:, 0]
     apart = _distances(probe)
     return {
@@ -116,25 +115,16 @@ def _shown(probe: Probed) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Positions, and distance → [position] mean loss of a segment, over its first end's."""
     losses, apart = probe.array("loss")[:, 0].mean(axis=-1), _distances(probe)
     rows = {d: int(np.flatnonzero(apart == d)[0]) for d in np.unique(apart).tolist()}
-    position = np.asarray(probe.coordinate("position"), np.float64)
+    position = probe.coordinate("position")
     return position, {d: losses[row] / losses[row, 0] for d, row in rows.items()}
 
 
-def _control_row(probe: Probed) -> int:
+def _control(probe: Probed) -> np.ndarray:
+    """[position, batch] losses on the segment between the runs of two seeds."""
     for row, segment in enumerate(segments_of(probe)):
         if segment["kind"] == "control_main":
-            return row
+            return probe.array("loss")[row, 0]
     raise NotMeasured("No segment between the runs of two seeds, the control.")
-
-
-def _control(probe: Probed) -> float:
-    position = np.asarray(probe.coordinate("position"), np.float64)
-    return _share(probe.name, [lengths(position, probe.array("loss")[_control_row(probe), 0])])
-
-
-def _control_curve(probe: Probed) -> tuple[np.ndarray, np.ndarray]:
-    curve = probe.array("loss")[_control_row(probe), 0].mean(axis=-1)
-    return np.asarray(probe.coordinate("position"), np.float64), curve / curve[0]
 
 
 CLAIMS = (
@@ -142,7 +132,7 @@ CLAIMS = (
         "B12",
         "The loss of a fixed batch is convex-like along the trajectory",
         "The loss of a fixed batch is convex-like along the trajectory.",
-        SOURCE,
+        SANDLER,
         ("line", "convexity", "basin"),
         "second differences of the losses of fixed batches, along each batch's own step up to "
         "twice its best rate and on segments between iterates of the run at several distances; "

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,11 +41,13 @@ from tf_lrtraj.claims.verdicts import (
     NOT_RUN,
     VERDICTS,
     Claim,
+    Condition,
+    ExtraNumber,
     Judgement,
+    Part,
 )
 from tf_lrtraj.records import RecordError, write_atomically
 from tf_lrtraj.records.strict_json import encode
-from tf_lrtraj.statistics import Interval
 
 FORMAT = 2
 LEDGER = "ledger.json"
@@ -80,7 +83,7 @@ def chosen(ids: Iterable[str]) -> tuple[Claim, ...]:
     """The claims of these ids, in the ledger's order.
 
     Raises:
-        ValueError: for an id that there is not.
+        ValueError: for an unknown id.
 
     >>> [claim.id for claim in chosen(["B3", "A1"])]
     ['B3', 'A1']
@@ -199,7 +202,7 @@ def _entry(claim: Claim, found: Judgement, records: Records) -> dict[str, Any]:
         "verdict": found.verdict,
         "parts": [
             {
-                **_number(part.name, part.what, part.interval),
+                **_number(part),
                 "wanted": {"low": part.wanted.low, "high": part.wanted.high},
                 "verdict": part.verdict if judged else NOT_JUDGED,
             }
@@ -207,22 +210,22 @@ def _entry(claim: Claim, found: Judgement, records: Records) -> dict[str, Any]:
         ],
         "conditions": [
             {
-                **_number(condition.name, condition.what, condition.interval),
+                **_number(condition),
                 "wanted": {"low": condition.low, "high": condition.high},
                 "met": condition.is_met,
             }
             for condition in found.conditions
         ],
-        "numbers": [_number(told.name, told.what, told.interval) for told in found.numbers],
+        "numbers": [_number(told) for told in found.numbers],
         "reason": found.reason,
         "notes": list(found.notes),
         "command": f"{command} --claims={claim.id}",
     }
 
 
-def _number(name: str, what: str, found: Interval) -> dict[str, Any]:
-    ends = {key: rounded(value) for key, value in found._asdict().items()}
-    return {"name": name, "what": what, **ends}
+def _number(found: Part | Condition | ExtraNumber) -> dict[str, Any]:
+    ends = {key: rounded(value) for key, value in found.interval._asdict().items()}
+    return {"name": found.name, "what": found.what, **ends}
 
 
 def rounded(value: float) -> float:
@@ -255,21 +258,16 @@ def write_ledger(study: Study) -> pathlib.Path:
 
 
 def ledger_text(ledger: Mapping[str, Any], width: int = 110) -> str:
-    """A ledger as a table for a terminal: claim, verdict, title, and why."""
+    """A ledger as a table for a terminal: claim, verdict, title, and the reason."""
     lines = [f"{'claim':<6}{'verdict':<23}what is claimed, and why the verdict"]
     room = max(width - 29, 30)
     for entry in ledger["claims"]:
-        title, *more = _wrapped(entry["title"].split(), room)
+        title, *more = (row for key in ("title", "reason") for row in _wrapped(entry[key], room))
         lines.append(f"{entry['id']:<6}{entry['verdict']:<23}{title}")
-        lines += [" " * 29 + row for row in [*more, *_wrapped(entry["reason"].split(), room)]]
+        lines += [" " * 29 + row for row in more]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in ledger["counts"].items() if count)
     return "\n".join([*lines, f"scale {ledger['scale']}: {counts}"])
 
 
-def _wrapped(words: Sequence[str], room: int) -> list[str]:
-    rows = [""]
-    for word in words:
-        if rows[-1] and len(rows[-1]) + 1 + len(word) > room:
-            rows.append("")
-        rows[-1] += f" {word}" if rows[-1] else word
-    return rows
+def _wrapped(text: str, room: int) -> list[str]:
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import SANDLER, Claim, ExtraNumber, Judgement, Part, Wanted, conclude
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import over_seeds
-
-SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 
 FIT_DEGREE, FIT_WINDOW = 2, 2.0  # the window in multiples of the best rate
+_MORE_DEGREES = (3, 4)
 TRIP_STEP = 4  # "about 3 steps": 3 with a tolerance of one
 MISFIT = Wanted(
     "misfit",
@@ -50,33 +49,40 @@ def by_step(found: Iterable[Probed]) -> dict[int, list[Probed]]:
     return steps
 
 
-class Collected:
-    """Parts of a claim over seeds, with each seed's number beside them for the figure."""
-
-    def __init__(self) -> None:
-        self.parts: list[Part] = []
-        self.seeds: dict[str, list[float]] = {}
-
-    def add(self, wanted: Wanted, values: Iterable[float], at: str = "") -> None:
-        """The part of one number a seed."""
-        numbers = [float(value) for value in values]
-        self.parts.append(wanted.judge(over_seeds(numbers), at))
-        self.seeds[self.parts[-1].name] = numbers
-
-    def at_steps(
-        self, wanted: Wanted, found: Iterable[Probed], number: Callable[[Probed], float]
-    ) -> None:
-        """A part for every step at which there are records."""
-        for step, probes in by_step(found).items():
-            self.add(wanted, [number(probe) for probe in probes], at=f"step {step}")
+def parts_at_steps(
+    wanted: Wanted, found: Iterable[Probed], number: Callable[[Probed], float]
+) -> list[Part]:
+    """A part for every step at which there are records, over their seeds."""
+    return [
+        wanted.judge([number(probe) for probe in probes], f"step {step}")
+        for step, probes in by_step(found).items()
+    ]
 
 
-def images_per_weight(records: Records) -> Told:
+def numbers_at_steps(
+    found: Iterable[Probed], *numbers: tuple[str, str, Callable[[Probed], float]]
+) -> list[ExtraNumber]:
+    """Numbers (name, what, of a record) at every step at which there are records."""
+    return [
+        ExtraNumber(
+            f"{name}_step_{step}", f"step {step}: {what}", [number(probe) for probe in probes]
+        )
+        for step, probes in by_step(found).items()
+        for name, what, number in numbers
+    ]
+
+
+def landmark(probe: Probed, name: str, curve: str = "train") -> np.ndarray:
+    """[batch] a landmark of a curve, infinite ones included."""
+    return probe.array(name, finite=False)[probe.index("curve", curve)]
+
+
+def images_per_weight(records: Records) -> ExtraNumber:
     """Of a training batch: what reach, trips and alignment hang on."""
     record = records.one("reach")
     weights = record.values("weights", network="wide")[0]
     found = float(record.setting("batch_size") / weights)
-    return Told("images_per_weight", "images in a batch over weights of the network", found)
+    return ExtraNumber("images_per_weight", "images in a batch over weights of the network", found)
 
 
 # B1 -------------------------------------------------------------------------------------------
@@ -85,24 +91,28 @@ def images_per_weight(records: Records) -> Told:
 def judge_b1(records: Records) -> Judgement:
     """Misfit of parabolas to each batch's own curve."""
     found = records.probes("line-*", "line")
-    collected = Collected()
-    collected.at_steps(MISFIT, found, lambda probe: _misfit(probe, FIT_DEGREE))
-    numbers, misfits = [], {}
-    for step, probes in by_step(found).items():
-        for degree in (2, 3, 4):
-            misfits[step, degree] = [_misfit(probe, degree) for probe in probes]
-        for degree in (3, 4):
-            name, what = f"misfit_degree_{degree}", f"the same of a polynomial of degree {degree}"
-            mean = over_seeds(misfits[step, degree])
-            numbers.append(Told(f"{name}_step_{step}", f"step {step}: {what}", mean))
-    last = max(by_step(found))
+    steps = by_step(found)
+    last = max(steps)
     drawn = {
-        "misfits": misfits,
-        "curves": {step: [_scaled(p) for p in probes] for step, probes in by_step(found).items()},
-        "line": _line(next(probe for probe in found if probe.step == last)),
+        "misfits": {
+            (step, degree): [_misfit(probe, degree) for probe in probes]
+            for step, probes in steps.items()
+            for degree in (FIT_DEGREE, *_MORE_DEGREES)
+        },
+        "curves": {step: [_scaled(probe) for probe in probes] for step, probes in steps.items()},
+        "line": _line(steps[last][0]),
         "step": last,
     }
-    return conclude(collected.parts, numbers=numbers, drawn=drawn)
+    numbers = [
+        (
+            f"misfit_degree_{degree}",
+            f"the same of a polynomial of degree {degree}",
+            functools.partial(_misfit, degree=degree),
+        )
+        for degree in _MORE_DEGREES
+    ]
+    parts = parts_at_steps(MISFIT, found, lambda probe: _misfit(probe, FIT_DEGREE))
+    return conclude(parts, numbers=numbers_at_steps(found, *numbers), drawn=drawn)
 
 
 def _misfit(probe: Probed, degree: int) -> float:
@@ -117,7 +127,7 @@ def _misfit(probe: Probed, degree: int) -> float:
 
 def _scaled(probe: Probed) -> list[tuple[np.ndarray, np.ndarray]]:
     """Curve of each batch: rates over its best one, changes of the loss over its drop."""
-    rates = np.asarray(probe.coordinate("rate"), np.float64)
+    rates = probe.coordinate("rate")
     losses = probe.array("train", finite=False)
     best, gain = (probe.array(name, finite=False)[0] for name in ("best_rate", "gain"))
     found = []
@@ -130,7 +140,7 @@ def _scaled(probe: Probed) -> list[tuple[np.ndarray, np.ndarray]]:
 def _line(probe: Probed) -> dict[str, Any]:
     """Losses along the steps of one record: [rate, batch] of each set of batches."""
     best = float(np.median(probe.array("best_rate", finite=False)[0]))
-    rates = np.asarray(probe.coordinate("rate"), np.float64)
+    rates = probe.coordinate("rate")
     inside = rates <= 2.5 * best
     curves: dict[str, Any] = {
         name: probe.array(name, finite=False)[inside]
@@ -151,11 +161,8 @@ def judge_b2(records: Records) -> Judgement:
         if probe.seed not in trained:
             raise NotMeasured(f"No trained network of seed {probe.seed}.")
 
-    collected = Collected()
-    collected.at_steps(
-        BELOW_TRAINED,
-        found,
-        lambda probe: float(np.mean(_lowest(probe) - trained[probe.seed])),
+    parts = parts_at_steps(
+        BELOW_TRAINED, found, lambda probe: float(np.mean(_lowest(probe) - trained[probe.seed]))
     )
     steps = by_step(found)
     drawn = {
@@ -165,17 +172,10 @@ def judge_b2(records: Records) -> Judgement:
         ],
         "lowest": [[float(_lowest(probe).mean()) for probe in steps[step]] for step in steps],
         "trained": [float(losses.mean()) for losses in trained.values()],
-        "seeds": collected.seeds,
     }
     scores = [r.value("loss", set="train_part") for r in records.measured("trained")]
-    numbers = [
-        Told(
-            "trained_loss",
-            "training loss of the trained network, batch norm recomputed",
-            over_seeds(scores),
-        )
-    ]
-    return conclude(collected.parts, numbers=numbers, drawn=drawn)
+    what = "training loss of the trained network, batch norm recomputed"
+    return conclude(parts, numbers=[ExtraNumber("trained_loss", what, scores)], drawn=drawn)
 
 
 def _lowest(probe: Probed) -> np.ndarray:
@@ -192,39 +192,35 @@ def _lowest(probe: Probed) -> np.ndarray:
 def judge_b3(records: Records) -> Judgement:
     """Best rate and gain of held-out against own batch, and the loss at the own best rate."""
     found = records.probes("line-*", "line")
-    collected = Collected()
-    collected.at_steps(BEST_RATIO, found, lambda probe: _paired(probe, "best_rate", "held_out"))
-    collected.at_steps(GAIN_RATIO, found, lambda probe: _paired(probe, "gain", "held_out"))
-    collected.at_steps(CHANGE, found, _change_at_best)
-    numbers = []
-    for step, probes in by_step(found).items():
-        if all("others" in probe.record.values for probe in probes):
-            mean = over_seeds([_paired(probe, "best_rate", "others") for probe in probes])
-            what = f"step {step}: best rate for other training batches over that for the own batch"
-            numbers.append(Told(f"others_best_rate_ratio_step_{step}", what, mean))
-    return conclude(collected.parts, numbers=numbers, drawn={"seeds": collected.seeds})
+    parts = [
+        *parts_at_steps(BEST_RATIO, found, lambda probe: _paired(probe, "best_rate", "held_out")),
+        *parts_at_steps(GAIN_RATIO, found, lambda probe: _paired(probe, "gain", "held_out")),
+        *parts_at_steps(CHANGE, found, _change_at_best),
+    ]
+    others = (
+        "others_best_rate_ratio",
+        "best rate for other training batches over that for the own batch",
+        lambda probe: _paired(probe, "best_rate", "others"),
+    )
+    lacking = {probe.step for probe in found if "others" not in probe.record.values}
+    known = [probe for probe in found if probe.step not in lacking]
+    return conclude(parts, numbers=numbers_at_steps(known, others))
 
 
 def _paired(probe: Probed, name: str, curve: str) -> float:
     """The mean over batches of a landmark of other batches over that of the step's own."""
-    values = probe.array(name, finite=False)
-    other, own = values[probe.index("curve", curve)], values[probe.index("curve", "train")]
-    if not (np.isfinite(values).all() and (own > 0.0).all()):
+    other, own = landmark(probe, name, curve), landmark(probe, name)
+    if not (np.isfinite(probe.array(name, finite=False)).all() and (own > 0.0).all()):
         raise RecordError(f"{probe.name}: a batch has no {name} of its own.")
     return float(np.mean(other / own))
 
 
 def _change_at_best(probe: Probed) -> float:
     """Mean change of the held-out loss, each step taken at the rate best for its own batch."""
-    rates = np.asarray(probe.coordinate("rate"), np.float64)
-    best = probe.array("best_rate", finite=False)[probe.index("curve", "train")]
-    losses = probe.array("held_out", finite=False)
-    changes = np.array(
-        [
-            np.interp(rate, rates, column) - column[0]
-            for rate, column in zip(best, losses.T, strict=True)
-        ]
-    )
+    rates = probe.coordinate("rate")
+    best, losses = landmark(probe, "best_rate"), probe.array("held_out", finite=False)
+    pairs = zip(best, losses.T, strict=True)
+    changes = np.array([np.interp(rate, rates, column) - column[0] for rate, column in pairs])
     if not np.isfinite(changes).all():
         raise RecordError(f"{probe.name}: held-out losses at the best rate are not finite.")
     return float(changes.mean())
@@ -242,20 +238,29 @@ def judge_b5(records: Records) -> Judgement:
     for probe in found:
         if probe.array("train_loss").shape[1] <= TRIP_STEP:
             raise RecordError(f"{probe.name} has trips of fewer than {TRIP_STEP} steps.")
-    collected = Collected()
-    collected.at_steps(LEFT, found, lambda probe: _left(probe, TRIP_STEP))
-    collected.at_steps(EQUAL, found, lambda probe: _start_ratio(probe, "held_out_loss") - 1.0)
-    collected.at_steps(RISE, found, _rise)
-    numbers = [images_per_weight(records)]
-    for step, probes in steps.items():
-        for name, what, number in (
-            ("left_after_3", "own loss after 3 steps over that at the start", _left_after_3),
-            ("others_start", "other training over own loss at the start, less 1", _others_start),
-        ):
-            mean = over_seeds([number(probe) for probe in probes])
-            numbers.append(Told(f"{name}_step_{step}", f"step {step}: {what}", mean))
-    sizes, by_size = reach_at_end(records, "left")
-    numbers += _told_by_size("left", sizes, by_size, LEFT.what)
+    parts = [
+        *parts_at_steps(LEFT, found, lambda probe: _left(probe, TRIP_STEP)),
+        *parts_at_steps(EQUAL, found, lambda probe: _start_ratio(probe, "held_out_loss") - 1.0),
+        *parts_at_steps(RISE, found, _rise),
+    ]
+    sizes, by_size, told = reach_by_size(records, "left", LEFT.what)
+    numbers = [
+        images_per_weight(records),
+        *numbers_at_steps(
+            found,
+            (
+                "left_after_3",
+                "own loss after 3 steps over that at the start",
+                lambda probe: _left(probe, 3),
+            ),
+            (
+                "others_start",
+                "other training over own loss at the start, less 1",
+                lambda probe: _start_ratio(probe, "others_loss") - 1.0,
+            ),
+        ),
+        *told,
+    ]
     drawn = {
         "trips": {
             step: [
@@ -266,9 +271,8 @@ def judge_b5(records: Records) -> Judgement:
         },
         "sizes": sizes,
         "left": by_size,
-        "seeds": collected.seeds,
     }
-    return conclude(collected.parts, numbers=numbers, drawn=drawn)
+    return conclude(parts, numbers=numbers, drawn=drawn)
 
 
 def _left(probe: Probed, step: int) -> float:
@@ -276,17 +280,9 @@ def _left(probe: Probed, step: int) -> float:
     return float(np.mean(own[:, step] / own[:, 0]))
 
 
-def _left_after_3(probe: Probed) -> float:
-    return _left(probe, 3)
-
-
 def _start_ratio(probe: Probed, name: str) -> float:
     # Every trip starts at one point: the losses of other batches are the same for all.
     return float(probe.array(name)[0, 0].mean() / probe.array("train_loss")[:, 0].mean())
-
-
-def _others_start(probe: Probed) -> float:
-    return _start_ratio(probe, "others_loss") - 1.0
 
 
 def _rise(probe: Probed) -> float:
@@ -300,43 +296,37 @@ def _rise(probe: Probed) -> float:
 def judge_b11(records: Records) -> Judgement:
     """Cosine of two batches' gradients as a ratio of expectations."""
     found = records.probes("gradients-*", "gradients")
-    collected = Collected()
-    collected.at_steps(ALIGNED, found, lambda probe: float(probe.array("share")[0]))
-    numbers = [images_per_weight(records)]
-    for step, probes in by_step(found).items():
-        cosines = over_seeds([float(probe.array("rest_cosine")[0]) for probe in probes])
-        what = f"step {step}: cosine of a batch's gradient with the mean of the others'"
-        numbers.append(Told(f"rest_cosine_step_{step}", what, cosines))
-    sizes, by_size = reach_at_end(records, "share")
-    numbers += _told_by_size("share", sizes, by_size, ALIGNED.what)
+    parts = parts_at_steps(ALIGNED, found, lambda probe: float(probe.array("share")[0]))
+    rest = (
+        "rest_cosine",
+        "cosine of a batch's gradient with the mean of the others'",
+        lambda probe: float(probe.array("rest_cosine")[0]),
+    )
+    sizes, by_size, told = reach_by_size(records, "share", ALIGNED.what)
     drawn = {
-        "seeds": collected.seeds,
         "sizes": sizes,
         "share": by_size,
         "batch_size": records.one("reach").setting("batch_size"),
     }
-    return conclude(collected.parts, numbers=numbers, drawn=drawn)
+    numbers = [images_per_weight(records), *numbers_at_steps(found, rest), *told]
+    return conclude(parts, numbers=numbers, drawn=drawn)
 
 
-def reach_at_end(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """([size] of batches, [seed, size] a number of theirs) at the end of the base run."""
+def reach_by_size(
+    records: Records, name: str, what: str
+) -> tuple[np.ndarray, np.ndarray, list[ExtraNumber]]:
+    """([size] of batches, [seed, size] a number of theirs at the base run's end, its means)."""
     found, sizes = [], np.zeros(0)
     for record in records.measured("reach"):
         at_end = {"network": "wide", "step": int(record.setting("end"))}
         sizes = record.values("size", **at_end)
         found.append(record.values(name, **at_end))
-    return sizes, np.array(found)
-
-
-def _told_by_size(name: str, sizes: np.ndarray, values: np.ndarray, what: str) -> list[Told]:
-    return [
-        Told(
-            f"{name}_size_{size:g}",
-            f"batches of {size:g}: {what}",
-            over_seeds(values[:, i].tolist()),
-        )
+    values = np.array(found)
+    told = [
+        ExtraNumber(f"{name}_size_{size:g}", f"batches of {size:g}: {what}", values[:, i])
         for i, size in enumerate(sizes)
     ]
+    return sizes, values, told
 
 
 CLAIMS = (
@@ -345,7 +335,7 @@ CLAIMS = (
         "A batch's loss along its own step is nearly a parabola",
         "The loss of a fixed training batch along its own gradient step, as a function of the "
         "rate, is smooth and close to a low-degree polynomial (a quadratic for ResNet).",
-        SOURCE,
+        SANDLER,
         ("line",),
         "losses of many batches along their gradients at several points of the base run, a "
         "polynomial fitted to each curve; the median over batches of what it leaves, for each seed",
@@ -361,7 +351,7 @@ CLAIMS = (
         "One large step takes a batch below the trained network's loss",
         "One step with a large enough rate takes the training batch below the average loss of "
         "the fully trained model.",
-        SOURCE,
+        SANDLER,
         ("line", "trained"),
         "lowest loss of each batch along its gradient, less the loss of a fully trained network of "
         "the same seed on the same batch, normalised by itself in both; the mean over batches",
@@ -377,7 +367,7 @@ CLAIMS = (
         "Held-out batches improve only for small rates, unlike the batch itself",
         "A held-out batch improves only for small rates; its curve and that of the batch "
         "stepped on differ dramatically.",
-        SOURCE,
+        SANDLER,
         ("line",),
         "best rate and gain of test batches over those of the batch stepped on, for each step, and "
         "the change of their loss at the rate best for that batch; means over the steps of a seed",
@@ -392,7 +382,7 @@ CLAIMS = (
         "Four steps on one batch leave little loss; held-out loss rises",
         "In repeated steps on one fixed batch its loss is near 0 after about 3 steps of 9; "
         "held-out loss starts equal, then rises.",
-        SOURCE,
+        SANDLER,
         ("side_trip", "reach"),
         "side trips of 9 steps on each of several batches from two or more points of the base run; "
         "beside them shorter trips on batches of several sizes",
@@ -412,7 +402,7 @@ CLAIMS = (
         "Gradients of mini-batches are weakly aligned, all along the trajectory",
         "Mini-batch gradients are weakly aligned with each other and with the full gradient, all "
         "along the trajectory.",
-        SOURCE,
+        SANDLER,
         ("gradients", "reach"),
         "all inner products of the gradients of many batches at several points of the base run; "
         "the ratio of expectations for each seed, and the same for batches of several sizes",

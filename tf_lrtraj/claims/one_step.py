@@ -9,9 +9,17 @@ import numpy as np
 
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.records_reader import Measured, Probed, Records
-from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import (
+    Claim,
+    Condition,
+    ExtraNumber,
+    Judgement,
+    Part,
+    Wanted,
+    conclude,
+)
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import Estimate, over_seeds, trend
+from tf_lrtraj.statistics import Estimate, trend
 
 # The model says 1 and 1/2.
 CROSSING = Wanted(
@@ -29,22 +37,21 @@ def judge_b4(records: Records) -> Judgement:
     seeds = sorted({probe.seed for probe in found})
     of_seed = [[probe for probe in found if probe.seed == seed] for seed in seeds]
     grid = _shared_grid(found)
-    curves = np.array([_mean_curve(probes, training, grid) for probes in of_seed])
-    parts, seeds_found = [], {}
-    for which, wanted in enumerate((CROSSING, BEST)):
-        each = [landmarks(grid, curve)[which] / rate for curve in curves]
-        parts.append(wanted.judge(over_seeds(each)))
-        seeds_found[wanted.name] = each
-    numbers, drawn = [], {"rate": grid / rate, "training": curves, "seeds": seeds_found}
-    if test:
-        tested = np.array([_mean_curve(probes, test, grid) for probes in of_seed])
-        drawn["test"] = tested
-        for which, wanted in enumerate((CROSSING, BEST)):
-            each = [landmarks(grid, curve)[which] / rate for curve in tested]
-            numbers.append(
-                Told(f"test_{wanted.name}", f"test images: {wanted.what}", over_seeds(each))
-            )
-    gain = -float(curves.mean(axis=0).min())
+    drawn, numbers = {"rate": grid / rate}, []
+    parts: list[Part] = []
+    for name, group in (("training", training), ("test", test)):
+        if not group:
+            continue
+        drawn[name] = np.array([_mean_curve(probes, group, grid) for probes in of_seed])
+        each = np.array([landmarks(grid, curve) for curve in drawn[name]]) / rate
+        if name == "training":
+            parts = [CROSSING.judge(each[:, 0]), BEST.judge(each[:, 1])]
+        else:
+            numbers = [
+                ExtraNumber(f"test_{wanted.name}", f"test images: {wanted.what}", each[:, i])
+                for i, wanted in enumerate((CROSSING, BEST))
+            ]
+    gain = -float(drawn["training"].mean(axis=0).min())
     return conclude(parts, conditions=_level(runs, found, gain), numbers=numbers, drawn=drawn)
 
 
@@ -60,7 +67,7 @@ def _groups(probe: Probed) -> tuple[str, str]:
 def _shared_grid(found: Sequence[Probed]) -> np.ndarray:
     """The rates that all records reach."""
     end = min(float(probe.coordinate("rate")[-1]) for probe in found)
-    grid = np.asarray(found[0].coordinate("rate"), np.float64)
+    grid = found[0].coordinate("rate")
     grid = grid[grid <= end * (1.0 + 1e-9)]
     if grid.size < 4:
         raise RecordError(f"{found[0].name} has fewer than 4 rates in common with the others.")
@@ -72,7 +79,7 @@ def _mean_curve(probes: Sequence[Probed], curve: str, grid: np.ndarray) -> np.nd
     curves = []
     for probe in probes:
         losses = probe.array(f"{curve}_each", finite=False).mean(axis=(1, 2))
-        rates = np.asarray(probe.coordinate("rate"), np.float64)
+        rates = probe.coordinate("rate")
         inside = rates <= grid[-1] * (1.0 + 1e-9)
         if not np.isfinite(losses[inside]).all():
             raise RecordError(f"{probe.name}: {curve} losses are not finite.")
@@ -125,8 +132,8 @@ def _level(
         inside = steps >= first
         if inside.sum() < stationarity.BLOCKS_NEEDED:
             inside = np.arange(steps.size) >= steps.size // 2
+        changes.append(stationarity.relative_trend(steps[inside], losses[inside]))
         drift = trend(steps[inside], losses[inside])
-        changes.append(drift.scaled(1.0 / float(losses[inside].mean())))
         per_update.append(drift.scaled(1.0 / float(np.ptp(steps[inside]))))
     share = stationarity.SHARE_OF_EFFECT
     pooled = stationarity.pooled(per_update)
@@ -136,7 +143,7 @@ def _level(
         stationarity.drift_condition(
             "one_step_drift",
             "the mini-batch loss of the run without momentum",
-            stationarity.pooled(changes),
+            changes,
             stationarity.LOSS_LIMIT,
         ),
         Condition(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import over_seeds
 
 SOURCE = "Izmailov et al. 2018, arXiv 1803.05407"
 
@@ -44,43 +43,37 @@ def judge_s4(records: Records) -> Judgement:
     """The distance at which test error has risen, and the test error at the two ends."""
     ratios, rises = [], []
     probes = records.probes("width", "width")
-    distance = np.asarray(probes[0].coordinate("distance"), np.float64)
+    distance = probes[0].coordinate("distance")
     for probe in probes:
         if probe.record.about.get("ray_kind") != "filter":
             raise NotMeasured("Rays are not of normalised filters, so lengths cannot be compared.")
         errors = 100.0 * (1.0 - probe.array("accuracy").mean(axis=-1))
         rise = errors - errors[..., :1]
-        found = {
-            name: rise[probe.index("point", name)] for name in ("sgd", "swa")
-        }  # [ray, distance]
-        reached = {
-            name: np.array([risen(distance, ray) for ray in rays]) for name, rays in found.items()
-        }
-        if not all(np.isfinite(values).all() for values in reached.values()):
+        found = np.array([rise[probe.index("point", name)] for name in ("sgd", "swa")])
+        reached = np.array([[risen(distance, ray) for ray in rays] for rays in found])
+        if not np.isfinite(reached).all():
             raise NotMeasured(f"{probe.name}: a test error does not rise by {RISE:g} points.")
-        ratios.append(float(np.mean(np.log(reached["swa"] / reached["sgd"]))))
-        rises.append([found[name].mean(axis=0) for name in ("sgd", "swa")])
-    better, trains, segments = [], [], []
-    position = np.zeros(0)
+        ratios.append(float(np.mean(np.log(reached[1] / reached[0]))))
+        rises.append(found.mean(axis=1))
+    segments, position = [], np.zeros(0)
     for probe in records.probes("sgd_to_swa", "basin"):
         row, ends = _segment(probe)
         errors = 100.0 * (1.0 - probe.array("held_out_accuracy")[row, 0].mean(axis=-1))
         losses = probe.array("loss", finite=False)[row, 0].mean(axis=-1)
-        better.append(float(errors[ends[0]] - errors[ends[1]]))
-        trains.append(float(losses[ends[1]] - losses[ends[0]]))
-        position = np.asarray(probe.coordinate("position"), np.float64)
+        position = probe.coordinate("position")
         position = position if ends[0] < ends[1] else 1.0 - position
-        segments.append((errors, losses))
-    parts = [WIDER.judge(over_seeds(ratios)), BETTER.judge(over_seeds(better))]
+        segments.append((errors, losses, ends))
+    better = [errors[sgd] - errors[swa] for errors, _, (sgd, swa) in segments]
+    trains = [losses[swa] - losses[sgd] for _, losses, (sgd, swa) in segments]
     drawn = {
         "distance": distance,
         "rise": np.array(rises),  # [seed, point, distance]
         "position": position,
-        "errors": np.array([errors for errors, _ in segments]),
-        "losses": np.array([losses for _, losses in segments]),
+        "errors": np.array([errors for errors, *_ in segments]),
+        "losses": np.array([losses for _, losses, _ in segments]),
     }
-    told = Told("train_loss", "training loss at SWA less that at SGD", over_seeds(trains))
-    return conclude(parts, numbers=[told], drawn=drawn)
+    told = ExtraNumber("train_loss", "training loss at SWA less that at SGD", trains)
+    return conclude([WIDER.judge(ratios), BETTER.judge(better)], numbers=[told], drawn=drawn)
 
 
 def risen(distance: np.ndarray, rise: np.ndarray) -> float:
@@ -100,7 +93,7 @@ def risen(distance: np.ndarray, rise: np.ndarray) -> float:
 
 def _segment(probe: Probed) -> tuple[int, tuple[int, int]]:
     """(row of the pair, places of SGD and SWA on it)."""
-    position = np.asarray(probe.coordinate("position"), np.float64)
+    position = probe.coordinate("position")
     start, end = (np.flatnonzero(np.abs(position - t) < 1e-9) for t in (0.0, 1.0))
     names = list(zip(probe.coordinate("first"), probe.coordinate("second"), strict=True))
     for row, (first, second) in enumerate(names):
@@ -118,25 +111,18 @@ def judge_s5(records: Records) -> Judgement:
     found = records.probes("ensemble", "ensemble")
     if any(probe.record.about.get("run") == "base" for probe in found):
         raise NotMeasured("The members are iterates at one constant rate, not ends of cycles.")
-    curves: dict[str, list[np.ndarray]] = {
-        name: [probe.array(name) for probe in found]
+    spread, pair, ensemble = (
+        [probe.array(name) for probe in found]
         for name in ("spread", "mean_pair_difference", "mean_ensemble_difference")
-    }
-    spread, pair, ensemble = curves.values()
+    )
     parts = [
-        wanted.judge(over_seeds([float(p.array(f"{name}_difference_exponent")) for p in found]))
+        wanted.judge([float(p.array(f"{name}_difference_exponent")) for p in found])
         for wanted, name in ((PAIRS, "pair"), (ENSEMBLE, "ensemble"))
     ]
     ratios = [float(e[0] / p[0]) for p, e in zip(pair, ensemble, strict=True)]
-    numbers = [
-        Told(
-            "difference_ratio",
-            "ensemble's difference from averaged weights over that of two members, as collected",
-            over_seeds(ratios),
-        )
-    ]
+    what = "ensemble's difference from averaged weights over that of two members, as collected"
     drawn = {"spread": spread, "pair": pair, "ensemble": ensemble}
-    return conclude(parts, numbers=numbers, drawn=drawn)
+    return conclude(parts, numbers=[ExtraNumber("difference_ratio", what, ratios)], drawn=drawn)
 
 
 CLAIMS = (

@@ -1,4 +1,4 @@
-"""What a configuration can decide, told before it runs: effect, scatter, sample size, half-width.
+"""What a configuration can decide, known before it runs: effect, scatter, sample size, half-width.
 
 A configuration carries the rows, frozen with its sizes, as its entry `power`; thresholds and
 levels are the claims' own.
@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tf_lrtraj.claims.ledger import CLAIMS
-from tf_lrtraj.claims.verdicts import Claim, Interval, Wanted
-from tf_lrtraj.statistics import student
+from tf_lrtraj.claims.verdicts import Claim, Wanted
+from tf_lrtraj.statistics import Interval, student
+from tf_lrtraj.values import integer, number
 
 __all__ = ["Planned", "planned"]
 
-_NEEDED = ("claim", "part", "expected", "scatter", "count")
+_NUMBERS = {"expected": number(), "scatter": number(0), "count": integer(1)}
+_NEEDED = ("claim", "part", *_NUMBERS)
 _FREE = ("of",)
 
 
@@ -88,13 +90,8 @@ Received: {'claim': 'A1'}
                 f"`power[{i}]` must name a claim and a part of it ({', '.join(parts) or 'none'}). "
                 f"Received: {place}"
             )
-        numbers = row["expected"], row["scatter"], row["count"]
-        if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
-            raise ValueError(f"`power[{i}]` must hold finite numbers. Received: {numbers}")
-        if row["scatter"] < 0.0 or row["count"] < 1:
-            raise ValueError(
-                f"`power[{i}]` must have a scatter of 0 or more and a count of 1 or more. "
-                f"Received: {numbers[1:]}"
-            )
-        found.append(Planned(row["claim"], wanted[place], *numbers, row.get("of", "seeds")))
+        numbers: dict[str, Any] = {
+            name: rule.check(f"power[{i}].{name}", row[name]) for name, rule in _NUMBERS.items()
+        }
+        found.append(Planned(row["claim"], wanted[place], **numbers, of=row.get("of", "seeds")))
     return found

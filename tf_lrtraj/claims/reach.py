@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
-from tf_lrtraj.statistics import TOST, PairedRatio, over_seeds
+from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Wanted, conclude
+from tf_lrtraj.statistics import TOST, PairedRatio
 
 DEPENDENCE = Wanted(
     "dependence",
@@ -35,15 +35,15 @@ def judge_o5(records: Records) -> Judgement:
         distances = _compared(wide, narrow, _weights(record, "wide") / _weights(record, "narrow"))
         off.append(float(distances[0].mean()))
         apart.append(float(distances[1].mean()))
-    parts = [DEPENDENCE.judge(over_seeds(rises)), POSITION.judge(PairedRatio(off, apart))]
+    parts = [DEPENDENCE.judge(rises), POSITION.judge(PairedRatio(off, apart))]
     at_size = [abs(a - b) for a, b in zip(apart, off, strict=True)]
     numbers = [
-        Told(
+        ExtraNumber(
             "off_at_equal_images_per_weight",
             "reach of the narrow network less the wide one's, at equal images per weight",
-            over_seeds(off),
+            off,
         ),
-        Told("off_at_equal_size", "the same in size, at equal batch size", over_seeds(at_size)),
+        ExtraNumber("off_at_equal_size", "the same in size, at equal batch size", at_size),
     ]
     weights = {name: _weights(found[0], name) for name in curves}
     return conclude(parts, numbers=numbers, drawn={"curves": curves, "weights": weights})
@@ -59,10 +59,8 @@ def _weights(record: Measured, network: str) -> float:
 
 def _curve(record: Measured, network: str) -> tuple[np.ndarray, np.ndarray]:
     """([size] of batches, ascending, [size] mean lowest loss over the mean one at the start)."""
-    names = ("size", "lowest", "start")
-    sizes, lowest, start = (record.values(n, **_place(record, network)) for n in names)
-    order = np.argsort(sizes)
-    return sizes[order], (lowest / start)[order]
+    sizes, lowest, start = record.curve("size", "lowest", "start", **_place(record, network))
+    return sizes, lowest / start
 
 
 def _compared(

@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
@@ -94,6 +94,8 @@ class _MeasuredFile(TypedDict, total=False):
 class Measured:
     """One file of a task: settings, rows and arrays, each checked as it is read.
 
+    What is absent, of another shape or not finite is a `RecordError` that names the file.
+
     Args:
         name: what messages call the file.
         content: as read from JSON.
@@ -114,22 +116,20 @@ class Measured:
         return [row for row in self.rows if _matches(row, wanted)]
 
     def values(self, field: str, **wanted: Any) -> np.ndarray:
-        """[n] a field of every such row, of which there must be one or more.
-
-        Raises:
-            RecordError: if there is none, or a value is no finite number.
-        """
+        """[n] a field of every such row, of which there must be one or more."""
         rows = self.select(**wanted)
         if not rows:
             raise RecordError(f"{self.name} has no row{_named(wanted)}.")
         return np.array([self.number(row, field) for row in rows])
 
-    def value(self, field: str, **wanted: Any) -> float:
-        """A field of the one row that fits.
+    def curve(self, *fields: str, **wanted: Any) -> tuple[np.ndarray, ...]:
+        """[n] fields of such rows, in ascending order of the first."""
+        found = [self.values(field, **wanted) for field in fields]
+        order = np.argsort(found[0])
+        return tuple(values[order] for values in found)
 
-        Raises:
-            RecordError: if there is none or more than one, or it is no finite number.
-        """
+    def value(self, field: str, **wanted: Any) -> float:
+        """A field of the one row that fits."""
         found = self.values(field, **wanted)
         if found.size != 1:
             raise RecordError(f"{self.name} has {found.size} rows{_named(wanted)}, not one.")
@@ -140,11 +140,7 @@ class Measured:
         return _finite(self.name, field, row.get(field))
 
     def known(self, field: str) -> list[Any]:
-        """The different values of a field, text or numbers, in order of appearance.
-
-        Raises:
-            RecordError: if a value is something else.
-        """
+        """The different values of a field, text or numbers, in order of appearance."""
         found = [row[field] for row in self.rows if field in row]
         if not all(value is None or isinstance(value, (str, int, float)) for value in found):
             raise RecordError(f"{self.name}: {field!r} must be text or numbers.")
@@ -165,6 +161,9 @@ class Measured:
             raise RecordError(f"{self.name} has no text {'.'.join(path)!r}.")
         return found
 
+    def steps_per_epoch(self) -> float:
+        return self.setting("num_train") / self.setting("batch_size")
+
     def _find(self, path: tuple[str, ...]) -> Any:
         for start in (self.about, self._content):
             found: Any = start
@@ -175,11 +174,7 @@ class Measured:
         return None
 
     def array(self, name: str, ndim: int = 1, finite: bool = True) -> np.ndarray:
-        """A named array, of finite numbers unless they may be missing.
-
-        Raises:
-            RecordError: if it is absent, of other dimensions, empty or not finite.
-        """
+        """A named array, of finite numbers unless they may be missing."""
         try:
             found = np.asarray(self._find((name,)))
         except ValueError:  # rows of different lengths
@@ -201,15 +196,11 @@ class Measured:
         return found
 
     def maybe(self, name: str) -> float | None:
-        """A finite number, or None where the record says that there is none.
-
-        Raises:
-            RecordError: if the record does not say.
-        """
-        for place in (self.about, self._content):
-            if name in place:
-                return None if place[name] is None else _finite(self.name, name, place[name])
-        raise RecordError(f"{self.name} has no {name!r}.")
+        """A finite number, or None where the record says that there is none."""
+        found = {**self._content, **self.about}
+        if name not in found:
+            raise RecordError(f"{self.name} has no {name!r}.")
+        return None if found[name] is None else _finite(self.name, name, found[name])
 
     def same_length(self, *names: str) -> list[np.ndarray]:
         """Arrays that belong together."""
@@ -220,7 +211,7 @@ class Measured:
 
 
 class Probed:
-    """One probe record and where it was taken."""
+    """One probe record and where it was taken; its values are checked as they are read."""
 
     def __init__(self, name: str, seed: int, record: ArrayRecord) -> None:
         self.name, self.seed, self.record = name, seed, record
@@ -228,11 +219,7 @@ class Probed:
         self.step = int(match.group(1)) if match else int(record.about.get("step", 0))
 
     def expect(self, kind: str) -> Probed:
-        """Itself, if it is a record of that kind, its values over the axes they should have.
-
-        Raises:
-            RecordError: otherwise.
-        """
+        """Itself, checked to be a record of that kind whose values are over its axes."""
         if self.record.kind != kind:
             raise RecordError(f"{self.name} is a record of {self.record.kind!r}, not of {kind!r}.")
         for value, axes in AXES[kind].items():
@@ -242,11 +229,7 @@ class Probed:
         return self
 
     def array(self, name: str, finite: bool = True) -> np.ndarray:
-        """A value of the record.
-
-        Raises:
-            RecordError: if it is absent, empty or not measured; or not finite, if it should be.
-        """
+        """A value of the record, measured throughout; of finite numbers unless said otherwise."""
         found = self.record.values.get(name)
         if found is None or not found.size:
             raise RecordError(f"{self.name} has no value {name!r}.")
@@ -257,10 +240,11 @@ class Probed:
         return found
 
     def coordinate(self, name: str) -> np.ndarray:
-        """A coordinate of the record."""
+        """A coordinate of the record; numbers as float64."""
         if name not in self.record.coordinates:
             raise RecordError(f"{self.name} has no coordinate {name!r}.")
-        return self.record.coordinates[name]
+        found = self.record.coordinates[name]
+        return found.astype(np.float64) if found.dtype.kind in "iuf" else found
 
     def index(self, coordinate: str, value: Any) -> int:
         """The place of a value on a coordinate."""
@@ -287,25 +271,27 @@ class Records:
         self._read: dict[tuple[str, ...], tuple[Any, ...]] = {}
         self.config: dict[str, Any] = {}
         if (self.folder / "config.json").exists():
-            self.config = self._json("config.json", ReproductionConfig)
+            self.config = self._load("config.json", lambda p: read_json(p, ReproductionConfig))
 
     @property
     def scale(self) -> str:
         """The name of the configuration."""
         return self.config.get("name", "unknown")
 
-    def _json(self, name: str, shape: Any = Any) -> Any:
+    def _load(self, name: str, read: Callable[[pathlib.Path], Any]) -> Any:
+        """What `read` gives of a file, which errors name by its place in the folder."""
+        path = self.folder / name
         try:
-            return read_json(self.folder / name, shape)
+            return read(path)
         except RecordError as error:
-            raise RecordError(str(error).replace(str(self.folder / name), name)) from None
+            raise RecordError(str(error).replace(str(path), name)) from None
 
     def expected_seeds(self, task: str) -> tuple[int, ...]:
-        """Seeds that the configuration says a task is run on."""
+        """The seeds that a task is run on, by the configuration."""
         return seeds_of(task, self.config)
 
     def judges(self, claim: str) -> bool:
-        """Whether the scale is there for a claim; every one is, where the scale names none."""
+        """Whether the scale measures a claim; one that names no claims measures all."""
         named = self.config.get("claims")
         return not named or claim in named
 
@@ -316,21 +302,19 @@ class Records:
 
     def missing(self, task: str) -> list[str]:
         """Files of a task that ought to be there and are not."""
-        seeds = self.expected_seeds(task)
-        if task in PROBES_OF:
-            return [name for seed in seeds for name in self._missing_probes(task, seed)]
-        there = self._seeds(self.folder / "measured" / task, ".json")
-        return [f"measured/{task}/seed{seed}.json" for seed in seeds if seed not in there]
-
-    def _missing_probes(self, task: str, seed: int) -> list[str]:
         found = []
-        for pattern in PROBES_OF[task]:
-            name = f"probes/seed{seed}/{pattern}.npz"
-            count = len(list((self.folder / "probes" / f"seed{seed}").glob(f"{pattern}.npz")))
-            wanted = self._points(task)
-            if count < wanted:
-                found.append(name if not count else f"{name} ({wanted - count} of {wanted})")
+        for seed in self.expected_seeds(task):
+            if task not in PROBES_OF:
+                found += self._absent(f"measured/{task}", f"seed{seed}.json", 1)
+            for pattern in PROBES_OF.get(task, ()):
+                found += self._absent(f"probes/seed{seed}", f"{pattern}.npz", self._points(task))
         return found
+
+    def _absent(self, folder: str, pattern: str, wanted: int) -> list[str]:
+        """The pattern, with how many files of it are missing, if any is."""
+        count = len(list((self.folder / folder).glob(pattern)))
+        few = f" ({wanted - count} of {wanted})" if count else ""
+        return [f"{folder}/{pattern}{few}"] if count < wanted else []
 
     def _points(self, task: str) -> int:
         """Steps at which a task probes, as far as the configuration tells."""
@@ -365,22 +349,21 @@ class Records:
             NotMeasured: if one is missing.
             RecordError: if one is damaged or of another task.
         """
-        if (task,) in self._read:
-            return self._read[(task,)]
-        missing = self.missing(task)
-        if missing:
-            raise NotMeasured.files(missing)
-        found = []
-        for seed in self._seeds(self.folder / "measured" / task, ".json"):
-            name = f"measured/{task}/seed{seed}.json"
-            content = self._json(name)
-            record = Measured(name, content)
-            if content.get("task", task) != task or record.seed not in (seed, -1):
-                raise RecordError(f"{name} is the record of another task or seed.")
-            record.seed = seed
-            found.append(record)
-        self._read[(task,)] = tuple(found)
+        if (task,) not in self._read:
+            if missing := self.missing(task):
+                raise NotMeasured.files(missing)
+            seeds = self._seeds(self.folder / "measured" / task, ".json")
+            self._read[(task,)] = tuple(self._measured(task, seed) for seed in seeds)
         return self._read[(task,)]
+
+    def _measured(self, task: str, seed: int) -> Measured:
+        name = f"measured/{task}/seed{seed}.json"
+        content = self._load(name, read_json)
+        record = Measured(name, content)
+        if content.get("task", task) != task or record.seed not in (seed, -1):
+            raise RecordError(f"{name} is the record of another task or seed.")
+        record.seed = seed
+        return record
 
     def one(self, task: str) -> Measured:
         """The first seed's file of a task."""
@@ -392,10 +375,10 @@ class Records:
         Raises:
             NotMeasured: if it is missing.
         """
-        for record in self.measured(task):
-            if record.seed == seed:
-                return record
-        raise NotMeasured.files([f"measured/{task}/seed{seed}.json"])
+        found = {record.seed: record for record in self.measured(task)}
+        if seed not in found:
+            raise NotMeasured.files([f"measured/{task}/seed{seed}.json"])
+        return found[seed]
 
     def probes(self, pattern: str, kind: str) -> tuple[Probed, ...]:
         """Probe records whose name fits a pattern ("line-*"), by step and then by seed.
@@ -404,24 +387,22 @@ class Records:
             NotMeasured: if there is none.
             RecordError: if one is damaged or of another kind.
         """
-        if (pattern, kind) in self._read:
-            return self._read[(pattern, kind)]
-        found = []
-        root = self.folder / "probes"
-        for seed in self._seeds(root, ""):
-            for path in sorted((root / f"seed{seed}").iterdir()):
-                if path.suffix != ".npz" or not fnmatch.fnmatchcase(path.stem, pattern):
-                    continue
-                name = f"probes/seed{seed}/{path.name}"
-                try:
-                    record = ArrayRecord.read(path)
-                except RecordError as error:
-                    raise RecordError(str(error).replace(str(path), name)) from None
-                found.append(Probed(name, seed, record).expect(kind))
-        if not found:
-            raise NotMeasured.files([f"probes/seed0/{pattern}.npz"])
-        found.sort(key=lambda probe: (probe.step, probe.seed))
-        self._read[(pattern, kind)] = tuple(found)
+        if (pattern, kind) not in self._read:
+            root = self.folder / "probes"
+            names = [
+                (f"{place.parent.name}/{place.name}", seed)
+                for seed in self._seeds(root, "")
+                for place in sorted((root / f"seed{seed}").iterdir())
+                if place.suffix == ".npz" and fnmatch.fnmatchcase(place.stem, pattern)
+            ]
+            if not names:
+                raise NotMeasured.files([f"probes/seed0/{pattern}.npz"])
+            found = []
+            for place, seed in names:
+                record = self._load(f"probes/{place}", ArrayRecord.read)
+                found.append(Probed(f"probes/{place}", seed, record).expect(kind))
+            found.sort(key=lambda probe: (probe.step, probe.seed))
+            self._read[(pattern, kind)] = tuple(found)
         return self._read[(pattern, kind)]
 
     def lacking(self, tasks: Iterable[str]) -> list[str]:

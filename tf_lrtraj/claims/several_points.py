@@ -10,10 +10,18 @@ import numpy as np
 
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Part, Told, Wanted, conclude
-from tf_lrtraj.statistics import LEVEL, TOST, Estimate, Interval, PairedRatio, line, over_seeds
+from tf_lrtraj.claims.verdicts import (
+    SANDLER,
+    Claim,
+    Condition,
+    ExtraNumber,
+    Judgement,
+    Part,
+    Wanted,
+    conclude,
+)
+from tf_lrtraj.statistics import LEVEL, TOST, Interval, PairedRatio, mean_of
 
-SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 # Fewer iterates of a rate do not tell its loss.
 ITERATES = 10
 
@@ -60,27 +68,27 @@ BEND = Wanted(
 
 @dataclasses.dataclass(frozen=True)
 class _PowerOf2:
-    """2 to the power of an estimate."""
+    """2 to the power of a mean over seeds."""
 
-    exponent: Estimate
+    exponents: list[float]
 
     def interval(self, level: float = LEVEL) -> Interval:
-        found = self.exponent.interval(level)
+        found = mean_of(self.exponents).interval(level)
         return Interval(*(float(np.exp2(min(x, 1000.0))) for x in found))
 
 
 # What the records say ---------------------------------------------------------------------------
 
 
-def _largest_gap(record: Measured, points: int) -> int:
-    return max(int(gap) for gap in record.values("gap", points=points))
+def _gaps(record: Measured, points: int = 2) -> list[int]:
+    return sorted({int(gap) for gap in record.values("gap", points=points)})
 
 
 def _points(record: Measured, points: int, gap: int | None = None) -> float:
     """Mean training loss of averages of so many points, over the places where they end."""
     wanted: dict[str, Any] = {"points": points, "set": "train_part"}
     if points > 1:
-        wanted["gap"] = _largest_gap(record, points) if gap is None else gap
+        wanted["gap"] = _gaps(record, points)[-1] if gap is None else gap
     return float(record.values("loss", **wanted).mean())
 
 
@@ -107,25 +115,14 @@ def _rate(records: Records, divisor: int) -> np.ndarray:
     return np.array(found)
 
 
-def _mean(values: np.ndarray) -> Estimate:
-    return over_seeds(values.tolist())
-
-
 def _settled_at(records: Records, n: int) -> Condition:
     """Whether the run at the rate over n has levelled off among its late iterates."""
-    drifts = []
-    for record in records.measured("lower_rates"):
-        steps = record.values("step", points=n, set="train_part")
-        losses = record.values("loss", points=n, set="train_part")
-        drifts.append(line(steps, losses).scaled(float(np.ptp(steps)) / float(losses.mean())))
-    drift, limit = stationarity.pooled(drifts), stationarity.LOSS_LIMIT
-    return Condition(
-        f"drift_{n}",
-        f"change of the loss at λ/{n} over its late iterates, %",
-        drift.scaled(100.0),
-        -100.0 * limit,
-        100.0 * limit,
-        met=stationarity.settled(drift, limit),
+    drifts = [
+        stationarity.relative_line(record, points=n, set="train_part")
+        for record in records.measured("lower_rates")
+    ]
+    return stationarity.drift_condition(
+        f"drift_{n}", f"the loss at λ/{n}", drifts, stationarity.LOSS_LIMIT, "its late iterates"
     )
 
 
@@ -136,7 +133,7 @@ def _conditions(records: Records, counts: list[int]) -> list[Condition]:
     for n in counts:
         same, twice = _rate(records, n), _rate(records, n // 2)
         what = f"loss of the run at λ/{n} below that at λ/{n // 2}, % of that at λ"
-        steps.append(Condition(f"step_{n}", what, _mean(100.0 * (twice - same) / raw), low=0.0))
+        steps.append(Condition(f"step_{n}", what, 100.0 * (twice - same) / raw, low=0.0))
         effects.append(float(np.mean(1.0 - same / raw)))
     settled = [_settled_at(records, n) for n in counts]
     return [*stationarity.stationary(records, min(effects)), *steps, *settled]
@@ -148,10 +145,10 @@ def _conditions(records: Records, counts: list[int]) -> list[Condition]:
 def judge_a2(records: Records) -> Judgement:
     """Two points far apart: against single iterates, and against half the rate."""
     raw, mean = _rate(records, 1), _averages(records, 2)
-    gain = GAIN.judge(_mean(100.0 * (1.0 - mean / raw)))
+    gain = GAIN.judge(100.0 * (1.0 - mean / raw))
     parts, numbers, ladder = _against_rates(records, [2])
     found = records.measured("many_points")
-    gaps = sorted({int(gap) for gap in found[0].values("gap", points=2)})
+    gaps = _gaps(found[0])
     drawn = {
         "ladder": ladder,
         "gaps": np.array(gaps),
@@ -181,7 +178,7 @@ def judge_a3(records: Records) -> Judgement:
 
 def _against_rates(
     records: Records, counts: list[int]
-) -> tuple[list[Part], list[Told], dict[int, dict[str, np.ndarray]]]:
+) -> tuple[list[Part], list[ExtraNumber], dict[int, dict[str, np.ndarray]]]:
     """Whether n points lie nearer to the run at λ/n than to its neighbours.
 
     Borders are linear in measured losses, so no quotient of noisy numbers decides.
@@ -192,10 +189,10 @@ def _against_rates(
         mean, same, twice = _averages(records, n), _rate(records, n), _rate(records, n // 2)
         up = UP * twice + (1.0 - UP) * same
         down = (1.0 + DOWN) * same - DOWN * twice
-        parts.append(BELOW.judge(_mean(100.0 * (up - mean) / raw), f"{n} points"))
-        parts.append(ABOVE.judge(_mean(100.0 * (mean - down) / raw), f"{n} points"))
+        parts.append(BELOW.judge(100.0 * (up - mean) / raw, f"{n} points"))
+        parts.append(ABOVE.judge(100.0 * (mean - down) / raw, f"{n} points"))
         what = f"{n} points: 0 at the loss of the run at λ/{n}, 1 at that of λ/{n // 2}"
-        numbers.append(Told(f"position_{n}", what, PairedRatio(mean - same, twice - same)))
+        numbers.append(ExtraNumber(f"position_{n}", what, PairedRatio(mean - same, twice - same)))
         ladder[n] = {"average": mean, "same": same, "twice": twice, "up": up, "down": down}
     return parts, numbers, ladder
 
@@ -209,7 +206,7 @@ def judge_a9(records: Records) -> Judgement:
     _rate(records, 1)
     if not all(record.select(points=1, policy="running") for record in found):
         raise NotMeasured("Single iterates were not scored with their running statistics.")
-    gaps = sorted({int(gap) for gap in found[0].values("gap", points=2)})
+    gaps = _gaps(found[0])
     accuracy = {
         policy: np.array([[_gain(r, gap, policy, "accuracy") for gap in gaps] for r in found])
         for policy in ("recompute", "running")
@@ -217,16 +214,12 @@ def judge_a9(records: Records) -> Judgement:
     loss = np.array([[_gain(r, gap, "recompute", "loss") for gap in gaps] for r in found])
     decayed = [_over_decays(records, record, gaps[-1]) for record in found]
     parts = [
-        RECOMPUTED.judge(_mean(100.0 * accuracy["recompute"][:, -1])),
-        RUNNING.judge(_mean(100.0 * accuracy["running"][:, -1])),
+        RECOMPUTED.judge(100.0 * accuracy["recompute"][:, -1]),
+        RUNNING.judge(100.0 * accuracy["running"][:, -1]),
     ]
     numbers = [
-        Told("loss_gain", "test loss above single iterates', recomputed", _mean(loss[:, -1])),
-        Told(
-            "over_decays",
-            "test accuracy above that of trained decays, points",
-            _mean(np.array(decayed)),
-        ),
+        ExtraNumber("loss_gain", "test loss above single iterates', recomputed", loss[:, -1]),
+        ExtraNumber("over_decays", "test accuracy above that of trained decays, points", decayed),
     ]
     drawn = {"gaps": np.array(gaps), "accuracy": accuracy, "loss": loss}
     return conclude(parts, numbers=numbers, drawn=drawn)
@@ -259,7 +252,7 @@ def judge_o1(records: Records) -> Judgement:
     for n, wanted in DIVISORS.items():
         mean = _averages(records, n)
         exponents = [_equivalent(column, loss) for column, loss in zip(losses.T, mean, strict=True)]
-        parts.append(wanted.judge(_PowerOf2(over_seeds(exponents))))
+        parts.append(wanted.judge(_PowerOf2(exponents)))
         drawn["averages"][n] = {"loss": mean, "divisor": np.exp2(exponents)}
     above = 0.5 * (losses[1] + losses[2]) - 0.5 * (losses[0] + losses[3])
     parts.append(BEND.judge(PairedRatio(above, losses[0] - losses[3])))
@@ -295,7 +288,7 @@ CLAIMS = (
         "Averaging two points far apart improves clearly, like half the rate",
         "The mean of two iterates far apart has a clearly lower loss than one iterate, and acts "
         "like half the rate.",
-        SOURCE,
+        SANDLER,
         _NEEDS,
         _EXPERIMENT,
         (GAIN, BELOW, ABOVE),
@@ -306,7 +299,7 @@ CLAIMS = (
         "A3",
         "n points far apart act like a rate n times smaller",
         "Averages of n iterates far apart have the loss of a run at the rate λ/n.",
-        SOURCE,
+        SANDLER,
         _NEEDS,
         _EXPERIMENT,
         (BELOW, ABOVE),
@@ -318,7 +311,7 @@ CLAIMS = (
         "Averaging two points far apart improves test accuracy over single iterates",
         "The mean of two iterates far apart has significantly better test accuracy than the "
         "baseline.",
-        SOURCE,
+        SANDLER,
         ("many_points", "decays"),
         "Test accuracy of means of two iterates at the largest gap less that of the later one, "
         "with its batch-norm statistics recomputed as for the mean, and as training left them.",

@@ -1,17 +1,11 @@
-r"""Whether a run at constant rate has levelled off, from its records alone.
+"""Whether a run at constant rate has levelled off, from its records alone.
 
 Claims about a stationary state say nothing of a run that still moves.  Each test here is a
 number with an interval: by how much something changes from the first to the last step of the
 window, along a straight line through block means (so autocorrelation does not shrink the
-error).  The rule, the same for all:
-
-* the change must be *small against the effect that is judged* (`limit`), and
-* either the whole 95 % interval lies within the limit (the change is negligible whatever
-  it is), or the change is not resolved from 0 at all.
-
-A change that is resolved and may be larger than the limit fails.  One that is not resolved but
-whose estimate exceeds the limit fails too: an absence of evidence from a noisy series is
-no evidence of a stationary state.
+error).  It must be smaller than a limit, and either its whole 95 % interval lies within the
+limit or it is not resolved from 0: an estimate beyond the limit from a noisy series is no
+evidence of a stationary state.
 
 Weights before batch norm have no length that matters, and without decay their norm only
 grows (docs/theory/model.md): so losses decide, the norm is judged by what it does to the
@@ -22,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, Records
-from tf_lrtraj.claims.verdicts import Condition, as_interval
+from tf_lrtraj.claims.verdicts import Condition, with_interval
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import Estimate, exponent, line, over_seeds, trend
+from tf_lrtraj.statistics import Estimate, exponent, line, mean_of, trend
 
 # A loss that has levelled off may change by a tenth of itself over the window.  Rates that
 # differ by a factor of 2, the smallest step between rates in any claim, move the loss of a
@@ -49,12 +44,10 @@ BLOCKS_NEEDED = 8
 
 def settled(drift: Estimate, limit: float) -> bool:
     """Whether a change counts as none, by the rule of this module."""
-    found = as_interval(drift)
-    if not (math.isfinite(found.value) and math.isfinite(found.low)):
+    value, low, high = with_interval(drift).interval()
+    if not (math.isfinite(value) and math.isfinite(low)):
         return False
-    negligible = -limit < found.low and found.high < limit
-    unresolved = found.low <= 0.0 <= found.high
-    return negligible or (abs(found.value) < limit and unresolved)
+    return (-limit < low and high < limit) or (abs(value) < limit and low <= 0.0 <= high)
 
 
 def in_window(record: Measured, values: str = "batch_loss") -> tuple[np.ndarray, np.ndarray]:
@@ -67,25 +60,15 @@ def in_window(record: Measured, values: str = "batch_loss") -> tuple[np.ndarray,
     return steps[inside], found[inside]
 
 
-def batch_loss_drift(record: Measured) -> Estimate:
-    """Change of the mean mini-batch loss over the window, relative to its mean."""
-    steps, losses = in_window(record)
-    return trend(steps, losses).scaled(1.0 / float(losses.mean()))
+def relative_trend(steps: np.ndarray, values: np.ndarray) -> Estimate:
+    """Change of a series along its trend, relative to its mean."""
+    return trend(steps, values).scaled(1.0 / float(values.mean()))
 
 
-def norm_drift(record: Measured) -> Estimate:
-    """Change of the squared norm of the weights over the window, relative to its mean."""
-    steps, squares = in_window(record, "squared_norm")
-    return trend(steps, squares).scaled(1.0 / float(squares.mean()))
-
-
-def level_drift(record: Measured) -> Estimate:
-    """Change over the window of the full training loss of single iterates, relative."""
-    steps = record.values("step", set="train")
-    losses = record.values("loss", set="train")
-    slope = line(steps, losses)
-    span = float(steps.max() - steps.min())
-    return slope.scaled(span / float(losses.mean()))
+def relative_line(record: Measured, **wanted: Any) -> Estimate:
+    """Change of the losses of a few rows along a straight line, relative to their mean."""
+    steps, losses = (record.values(field, **wanted) for field in ("step", "loss"))
+    return line(steps, losses).scaled(float(np.ptp(steps)) / float(losses.mean()))
 
 
 def displacement_growth(record: Measured) -> Estimate:
@@ -94,7 +77,7 @@ def displacement_growth(record: Measured) -> Estimate:
     Points of the curve share steps, so what they leave of a straight line is no error; it comes
     from the standard errors at the two ends, or from nothing.
     """
-    lags, squares, errors = _displacement(record)
+    lags, squares, errors = displacement(record)
     chosen = lags >= 0.25 * lags[-1]
     if chosen.sum() < 3:
         chosen = np.arange(lags.size) >= lags.size - 3
@@ -102,10 +85,11 @@ def displacement_growth(record: Measured) -> Estimate:
     first, last = np.flatnonzero(chosen)[[0, -1]]
     ends = [errors[i] / squares[i] for i in (first, last)]
     error = math.hypot(*ends) / math.log(lags[last] / lags[first])
-    return Estimate(slope.value, error, math.inf, "standard errors of the two end lags")
+    return Estimate(slope.value, error)
 
 
-def _displacement(record: Measured) -> list[np.ndarray]:
+def displacement(record: Measured) -> list[np.ndarray]:
+    """Lags, ascending, with mean squared displacements and their standard errors."""
     lags, squares = record.array("lags"), record.array("mean_squared")
     errors = record.array("standard_error", finite=False)  # none at lags too long for blocks
     if not lags.size == squares.size == errors.size:
@@ -125,19 +109,22 @@ def pooled(drifts: Sequence[Estimate]) -> Estimate:
     that of the runs' own noise, of which there are many more blocks than seeds.
     """
     if any(not math.isfinite(drift.error) for drift in drifts):
-        return over_seeds(drifts)
+        return mean_of([drift.value for drift in drifts])
     count = len(drifts)
     error = math.sqrt(sum(drift.error**2 for drift in drifts)) / count
     value = sum(drift.value for drift in drifts) / count
     dof = float(sum(drift.dof for drift in drifts))
-    return Estimate(value, error, dof, f"{count} runs, {drifts[0].of} each")
+    return Estimate(value, error, dof)
 
 
-def drift_condition(name: str, what: str, drift: Estimate, limit: float) -> Condition:
-    """A condition on a relative change, in per cent."""
+def drift_condition(
+    name: str, what: str, drifts: Sequence[Estimate], limit: float, over: str = "the window"
+) -> Condition:
+    """A condition on the relative change of something in each seed's run, in per cent."""
+    drift = pooled(drifts)
     return Condition(
         name,
-        f"change of {what} over the window, %",
+        f"change of {what} over {over}, %",
         drift.scaled(100.0),
         -100.0 * limit,
         100.0 * limit,
@@ -147,20 +134,22 @@ def drift_condition(name: str, what: str, drift: Estimate, limit: float) -> Cond
 
 def batch_loss_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
     """Whether the mini-batch loss of the base runs has levelled off."""
-    drift = pooled([batch_loss_drift(record) for record in records.measured("base")])
-    return drift_condition("batch_loss_drift", "the mini-batch loss", drift, limit)
+    drifts = [relative_trend(*in_window(record)) for record in records.measured("base")]
+    return drift_condition("batch_loss_drift", "the mini-batch loss", drifts, limit)
 
 
 def level_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
     """Whether the full training loss of single iterates of the base runs has levelled off."""
-    drift = pooled([level_drift(record) for record in records.measured("levels")])
-    return drift_condition("level_drift", "the full training loss of single iterates", drift, limit)
+    drifts = [relative_line(record, set="train") for record in records.measured("levels")]
+    what = "the full training loss of single iterates"
+    return drift_condition("level_drift", what, drifts, limit)
 
 
 def norm_condition(records: Records, limit: float = NORM_LIMIT) -> Condition:
     """Whether the squared norm of the weights has levelled off."""
-    drift = pooled([norm_drift(record) for record in records.measured("base")])
-    return drift_condition("norm_drift", "the squared norm of the weights", drift, limit)
+    found = [in_window(record, "squared_norm") for record in records.measured("base")]
+    drifts = [relative_trend(*series) for series in found]
+    return drift_condition("norm_drift", "the squared norm of the weights", drifts, limit)
 
 
 def stationary(records: Records, effect: float | None = None) -> list[Condition]:
@@ -174,16 +163,12 @@ def stationary(records: Records, effect: float | None = None) -> list[Condition]
             general limit.
     """
     limit = LOSS_LIMIT if effect is None else min(LOSS_LIMIT, SHARE_OF_EFFECT * max(effect, 0.0))
-    return [
-        batch_loss_condition(records, limit),
-        level_condition(records),
-        norm_condition(records),
-    ]
+    return [batch_loss_condition(records, limit), level_condition(records), norm_condition(records)]
 
 
 def levelled_displacement(records: Records) -> Condition:
     """Whether squared displacement has stopped growing with lag."""
-    growth = over_seeds([displacement_growth(r) for r in records.measured("displacement")])
+    growth = mean_of([displacement_growth(r).value for r in records.measured("displacement")])
     return Condition(
         "displacement_growth",
         "power of the lag by which squared displacement grows at long lags",

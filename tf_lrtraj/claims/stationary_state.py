@@ -9,12 +9,17 @@ import numpy as np
 
 from tf_lrtraj.claims import stationarity
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Condition, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import (
+    SANDLER,
+    Claim,
+    Condition,
+    ExtraNumber,
+    Judgement,
+    Wanted,
+    conclude,
+)
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import Estimate, PairedRatio, exponent, over_seeds, trend
-
-SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
-OURS = "Found here, claimed by nobody"
+from tf_lrtraj.statistics import Estimate, PairedRatio, exponent, mean_of
 
 PLATEAU = Wanted(
     "plateau",
@@ -78,23 +83,22 @@ PARTS = Wanted("parts", "power of steps by which the squared distance of two run
 
 def judge_b7(records: Records) -> Judgement:
     """Squared displacement against the distance of two runs that share nothing but a start."""
-    displaced, plateaus, halves, epochs, powers, curves = [], [], [], [], [], []
-    for record in records.measured("displacement"):
+    curves: list[dict[str, Any]] = []
+    displaced, plateaus, halves, powers = [], [], [], []
+    found = records.measured("displacement")
+    for record in found:
         base, pair = (records.of_seed(task, record.seed) for task in ("base", "pairs"))
         steps, squares = _pair(pair, "independent", _pair_rates(pair)[1])
         late = steps >= 0.75 * steps[-1]
         plateau = float(squares[late].mean())
         powers.append(_later_power(steps, squares))
-        lags, moved = record.same_length("lags", "mean_squared")
-        if np.any(np.diff(lags) <= 0) or lags[0] <= 0 or np.any(moved <= 0):
-            raise RecordError(f"{record.name} must have ascending lags, squares above 0.")
+        lags, moved, _ = stationarity.displacement(record)
         lag = min(float(steps[late].mean()), float(lags[-1]))
         displaced.append(float(np.interp(lag, lags, moved)))
         plateaus.append(plateau)
         half = _reached(np.append(0.0, lags), np.append(0.0, moved), 0.5 * plateau)
         halves.append(half / base.setting("burn_in"))
-        per_epoch = base.setting("num_train") / base.setting("batch_size")
-        epochs.append(half / per_epoch)
+        per_epoch = base.steps_per_epoch()
         curves.append(
             {
                 "lags": lags / per_epoch,
@@ -105,19 +109,20 @@ def judge_b7(records: Records) -> Judgement:
                 "half": half / per_epoch,
             }
         )
-    growth = over_seeds(
-        [stationarity.displacement_growth(record) for record in records.measured("displacement")]
-    )
+    epochs = [curve["half"] for curve in curves]
+    growth = [stationarity.displacement_growth(record).value for record in found]
     return conclude(
         [
             PLATEAU.judge(PairedRatio(displaced, plateaus)),
-            LEVELS.judge(over_seeds(powers)),
-            HALF_TIME.judge(over_seeds(halves)),
+            LEVELS.judge(powers),
+            HALF_TIME.judge(halves),
         ],
         conditions=stationarity.stationary(records),
         numbers=[
-            Told("half_time_epochs", "epochs until half of the distance", over_seeds(epochs)),
-            Told("growth", "power of the lag by which displacement grows at long lags", growth),
+            ExtraNumber("half_time_epochs", "epochs until half of the distance", epochs),
+            ExtraNumber(
+                "growth", "power of the lag by which displacement grows at long lags", growth
+            ),
         ],
         drawn={"seeds": curves},
     )
@@ -175,11 +180,11 @@ def judge_b8(records: Records) -> Judgement:
     ]
     limit = 0.5 * (_POWER[1] - _POWER[0])
     for name in kinds:
-        first, last = (over_seeds(powers[name, half]) for half in (1, 2))
-        moved = last.value - first.value
+        first, last = (mean_of(powers[name, half]).value for half in (1, 2))
+        moved = last - first
         what = f"power of the {name}: from the second half of the runs less from the first"
         conditions.append(Condition(f"halves_{name}", what, moved, -limit, limit))
-    parts = [wanted.judge(over_seeds(powers[wanted.name, 2])) for wanted in (DISTANCE, ANGLE)]
+    parts = [wanted.judge(powers[wanted.name, 2]) for wanted in (DISTANCE, ANGLE)]
     return conclude(parts, conditions=conditions, drawn={"rates": rates, **curves})
 
 
@@ -187,23 +192,22 @@ def _norms(found: tuple[Measured, ...]) -> list[Condition]:
     """Whether the squared norm has levelled off, at every rate."""
     drifts: dict[float, list[Estimate]] = {}
     for record in found:
-        rows: dict[float, list[tuple[float, float]]] = {}
+        points: dict[float, list[tuple[float, float]]] = {}
         for row in record.table("norms"):
-            rate, step, square = (
+            rate, *point = (
                 record.number(row, key) for key in ("learning_rate", "step", "squared_norm")
             )
-            rows.setdefault(rate, []).append((step, square))
-        if set(rows) != set(record.values("learning_rate")):
+            points.setdefault(rate, []).append((point[0], point[1]))
+        if set(points) != set(record.values("learning_rate")):
             raise RecordError(f"{record.name} must have squared norms at every rate.")
-        for rate, points in rows.items():
-            steps, squares = np.array(points).T
-            drift = trend(steps, squares).scaled(1.0 / float(squares.mean()))
-            drifts.setdefault(rate, []).append(drift)
+        for rate, pairs in points.items():
+            series = np.array(pairs).T
+            drifts.setdefault(rate, []).append(stationarity.relative_trend(*series))
     return [
         stationarity.drift_condition(
             f"norm_drift_{rate:g}",
             f"the squared norm at rate {rate:g}, late",
-            stationarity.pooled(of_rate),
+            of_rate,
             stationarity.NORM_LIMIT,
         )
         for rate, of_rate in sorted(drifts.items(), reverse=True)
@@ -245,26 +249,23 @@ def judge_b9(records: Records) -> Judgement:
     if len({len(found) for found in changes.values()}) > 1 or not scales[0] < 1.0 < scales[-1]:
         raise RecordError("measured/shell must have walks from inside and from outside.")
     parts = [
-        SCATTER.judge(over_seeds(scatters)),
-        INSIDE.judge(over_seeds(inside["window"]), "averages of a stretch"),
-        INSIDE.judge(over_seeds(inside["two_point"]), "averages of two points"),
-        GROWS.judge(over_seeds(changes[scales[0]])),
-        SHRINKS.judge(over_seeds(changes[scales[-1]])),
+        SCATTER.judge(scatters),
+        INSIDE.judge(inside["window"], "averages of a stretch"),
+        INSIDE.judge(inside["two_point"], "averages of two points"),
+        GROWS.judge(changes[scales[0]]),
+        SHRINKS.judge(changes[scales[-1]]),
     ]
     numbers = [
-        Told(
+        ExtraNumber(
             f"change_at_{scale:g}",
             f"change of squared distance from a start at {scale:g} times an iterate's place",
-            over_seeds(changes[scale]),
+            changes[scale],
         )
         for scale in scales[1:-1]
     ]
     return conclude(
         parts,
-        conditions=[
-            *stationarity.stationary(records),
-            stationarity.levelled_displacement(records),
-        ],
+        conditions=[*stationarity.stationary(records), stationarity.levelled_displacement(records)],
         numbers=numbers,
         drawn={"seeds": drawn, "scales": np.array(scales), "changes": changes},
     )
@@ -283,12 +284,7 @@ def _pair_rates(record: Measured) -> tuple[float, float]:
 
 def _pair(record: Measured, batches: str, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """(steps since the fork, squared distances), ascending, without the common start."""
-    steps, squares = (
-        record.values(key, batches=batches, learning_rate=rate)
-        for key in ("step", "squared_distance")
-    )
-    order = np.argsort(steps)
-    steps, squares = steps[order], squares[order]
+    steps, squares = record.curve("step", "squared_distance", batches=batches, learning_rate=rate)
     kept = steps > 0.0
     if kept.sum() < 4 or np.any(squares[kept] <= 0.0):
         raise RecordError(f"{record.name}: {batches} needs 4 or more distances, above 0 later.")
@@ -332,9 +328,9 @@ class _Pairs:
     def ratio(self, rate: float) -> PairedRatio:
         return PairedRatio(self.ends["shared", rate], self.ends["independent", rate])
 
-    def change(self, name: str, rate: float) -> Told:
+    def change(self, name: str, rate: float) -> ExtraNumber:
         what = f"rate {rate:g}: squared distance on shared batches at the end, over their first"
-        return Told(name, what, over_seeds(self.changes[rate]))
+        return ExtraNumber(name, what, self.changes[rate])
 
     def drawn(self) -> dict[str, Any]:
         return {"small": self.small, "large": self.large, "seeds": self.curves}
@@ -346,8 +342,8 @@ def judge_b10(records: Records) -> Judgement:
     return conclude(
         [
             SHARED.judge(pairs.ratio(pairs.large)),
-            SETTLES.judge(over_seeds(pairs.growths)),
-            DEPENDS.judge(over_seeds(pairs.powers)),
+            SETTLES.judge(pairs.growths),
+            DEPENDS.judge(pairs.powers),
         ],
         numbers=[pairs.change("change", pairs.large)],
         drawn=pairs.drawn(),
@@ -364,7 +360,7 @@ def judge_o4(records: Records) -> Judgement:
     return conclude(
         [SMALL.judge(pairs.ratio(pairs.small)), LARGER.judge(PairedRatio(large, small))],
         numbers=[
-            Told("large_rate", f"{_RATIO}, at the large rate", pairs.ratio(pairs.large)),
+            ExtraNumber("large_rate", f"{_RATIO}, at the large rate", pairs.ratio(pairs.large)),
             pairs.change("change_small", pairs.small),
             pairs.change("change_large", pairs.large),
         ],
@@ -387,32 +383,28 @@ def judge_b13(records: Records) -> Judgement:
         if not excess:
             raise NotMeasured("No excess loss was predicted for other rates.")
         lower = records.of_seed("lower_rates", record.seed)
-        known = set(lower.values("learning_rate", set="train_part").tolist())
         base = max(excess)
-        others = sorted((r for r in excess if r < base and _near(known, r)), reverse=True)
-        if len(others) < 2 or (rates and rates != [base, *others]):
+        late = {
+            rate: lower.values("loss", set="train_part", learning_rate=rate)
+            for rate in sorted(excess, reverse=True)
+            if rate < base and lower.select(set="train_part", learning_rate=rate)
+        }
+        if len(late) < 2 or (rates and rates != [base, *late]):
             raise NotMeasured("Losses are not known at two rates below the base rate, or more.")
-        rates = [base, *others]
-        losses = [record.setting("single_loss")]
-        losses += [
-            float(lower.values("loss", set="train_part", learning_rate=rate).mean())
-            for rate in others
-        ]
+        rates = [base, *late]
+        losses = [record.setting("single_loss"), *(float(one.mean()) for one in late.values())]
         if min(losses) <= 0.0:
             raise RecordError(f"{lower.name}: losses must be positive.")
         measured.append(losses)
         predicted.append([losses[0] - excess[base] + excess[rate] for rate in rates])
-        drifts.append(
-            [
-                record.value("batch_loss", learning_rate=rate, half=2)
-                / record.value("batch_loss", learning_rate=rate, half=1)
-                - 1.0
-                for rate in rates
-            ]
-        )
+        halves = [
+            [record.value("batch_loss", learning_rate=rate, half=half) for rate in rates]
+            for half in (1, 2)
+        ]
+        drifts.append([second / first - 1.0 for first, second in zip(*halves, strict=True)])
     found, theory, drift = (np.array(x) for x in (measured, predicted, drifts))
     parts = [
-        FALLS.judge(over_seeds(list(np.log(found[:, i] / found[:, i - 1]))), f"rate {rate:g}")
+        FALLS.judge(np.log(found[:, i] / found[:, i - 1]), f"rate {rate:g}")
         for i, rate in enumerate(rates[1:], start=1)
     ]
     fall, foreseen = found[:, :1] - found, theory[:, :1] - theory
@@ -431,15 +423,8 @@ def judge_b13(records: Records) -> Judgement:
         )
         for i, rate in enumerate(rates)
     ]
-    return conclude(
-        parts,
-        conditions=conditions,
-        drawn={"rates": np.array(rates), "measured": found, "predicted": theory},
-    )
-
-
-def _near(known: set[float], rate: float) -> bool:
-    return any(math.isclose(rate, one, rel_tol=1e-9) for one in known)
+    drawn = {"rates": np.array(rates), "measured": found, "predicted": theory}
+    return conclude(parts, conditions=conditions, drawn=drawn)
 
 
 # B14 ------------------------------------------------------------------------------------------
@@ -470,18 +455,15 @@ def judge_b14(records: Records) -> Judgement:
     moved, to_start = field("squared_displacement", 1), field("cosine_to_start")
     if np.any(apart <= 0.0) or np.any(moved <= 0.0):
         raise RecordError("measured/start must have distances above 0 after the start.")
-    parts = [
-        ALIGNED.judge(over_seeds(list(cosines[:, i])), f"step {step:g}")
-        for i, step in enumerate(at)
-    ]
-    parts.append(PARTS.judge(over_seeds([exponent(at[1:], one).value for one in apart])))
+    parts = [ALIGNED.judge(cosines[:, i], f"step {step:g}") for i, step in enumerate(at)]
+    parts.append(PARTS.judge([exponent(at[1:], one).value for one in apart]))
     late = [record.value("pair_cosine", step=max(last)) for record in found]
-    share = list(apart[:, -1] / (2.0 * moved[:, -1]))
+    share = apart[:, -1] / (2.0 * moved[:, -1])
     return conclude(
         parts,
         numbers=[
-            Told("late_cosine", "mean cosine of gradients at the burn-in's end", over_seeds(late)),
-            Told("share", "squared distance over both squared displacements", over_seeds(share)),
+            ExtraNumber("late_cosine", "mean cosine of gradients at the burn-in's end", late),
+            ExtraNumber("share", "squared distance over both squared displacements", share),
         ],
         drawn={
             "steps": at,
@@ -500,7 +482,7 @@ CLAIMS = (
         "B7",
         "At constant rate the weights soon reach a quasi-stationary state",
         "At constant rate the weights reach a quasi-stationary state quickly.",
-        SOURCE,
+        SANDLER,
         ("base", "levels", "displacement", "pairs"),
         "Squared displacement of the weights against lag over the window of the base run, beside "
         "the squared distance of two runs from one state on independent batches.",
@@ -515,7 +497,7 @@ CLAIMS = (
         "B8",
         "Distance to the minimum grows as the root of the rate",
         "The distance to the minimum grows as the square root of the rate.",
-        SOURCE,
+        SANDLER,
         ("rates", "base", "levels"),
         "Half of the mean squared displacement in runs at several constant rates from one state, "
         "at lags in proportion to 1 / rate; of the weights, and of filters divided by their norms.",
@@ -529,7 +511,7 @@ CLAIMS = (
         "B9",
         "Iterates lie on an ellipsoid's shell and averages inside it",
         "The trajectory runs on the shell of an ellipsoid; averages lie inside it.",
-        SOURCE,
+        SANDLER,
         ("shell", "base", "levels", "displacement"),
         "Distances of iterates and of averages over stretches of the window from the mean of the "
         "window's other half; and short runs from places nearer to it and further away.",
@@ -544,7 +526,7 @@ CLAIMS = (
         "Shared batches bring two runs together; independent ones keep them apart",
         "The distance between two trajectories shrinks with time on shared batches, and settles "
         "at a value that depends on the rate on independent ones.",
-        SOURCE,
+        SANDLER,
         ("pairs",),
         "Two runs from one state on independent batches, at two rates; from half-way on the second "
         "is continued on the first's batches too.",
@@ -560,7 +542,7 @@ CLAIMS = (
         "The rate sets how close to the minimum a run comes",
         "A fixed rate comes only so close to the minimum: the stationary loss falls with the rate, "
         "by what the quadratic model of the run at the base rate predicts.",
-        SOURCE,
+        SANDLER,
         ("rates", "lower_rates"),
         "Training loss of late iterates of runs at constant rates from one state, and excess loss "
         "by the quadratic model that pairs of iterates of the base run alone give.",
@@ -573,7 +555,7 @@ CLAIMS = (
         "B14",
         "From the first step on gradients align and trajectories part",
         "Gradients of different batches align, and trajectories diverge, from step 0 on.",
-        SOURCE,
+        SANDLER,
         ("start",),
         "Gradients of several batches at the first steps from scratch, and a second run from the "
         "same weights on independent batches.",
@@ -587,7 +569,7 @@ CLAIMS = (
         "O4",
         "Shared batches bring two runs together more at a smaller rate",
         "On shared batches two runs come together at a small rate, and less so at a large one.",
-        OURS,
+        "Found here, claimed by nobody",
         ("pairs",),
         "As for B10: two runs that independent batches have driven apart, continued on the same "
         "batches, at the base rate and at a fraction of it.",

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import Estimate, PairedRatio, mean_of, over_seeds
+from tf_lrtraj.statistics import PairedRatio, mean_of
 
 SWA = "Izmailov et al. 2018, arXiv 1803.05407"
 FGE = "Garipov et al. 2018, arXiv 1802.10026"
@@ -81,9 +81,9 @@ def _all(records: Iterable[Measured], method: str) -> list[float]:
     return [_accuracy(record, method) for record in records]
 
 
-def _less(found: Iterable[Measured], method: str, other: str) -> Estimate:
+def _less(found: Iterable[Measured], method: str, other: str) -> list[float]:
     """Test accuracy of one method less that of another, points, seed by seed."""
-    return over_seeds([_accuracy(r, method) - _accuracy(r, other) for r in found])
+    return [_accuracy(r, method) - _accuracy(r, other) for r in found]
 
 
 # S1 and S6 ------------------------------------------------------------------------------------
@@ -97,22 +97,18 @@ def judge_s1(records: Records) -> Judgement:
     parts = [SWA_GAIN.judge(_less(found, m, "conventional"), at) for m, at in KINDS.items()]
     numbers = []
     for method, at in KINDS.items():
-        losses = over_seeds([_train(r, method) - _train(r, "conventional") for r in found])
         what = f"{at}: SWA's training loss less the conventional run's"
-        numbers.append(Told(f"train_{method}", what, losses))
+        losses = [_loss(r, method) - _loss(r, "conventional") for r in found]
+        numbers.append(ExtraNumber(f"train_{method}", what, losses))
     for method in ("conventional", *KINDS):
-        gap = over_seeds([_test(record, method) - _train(record, method) for record in found])
+        gap = [_loss(record, method, "test") - _loss(record, method) for record in found]
         what = f"{KINDS.get(method, 'conventional run')}: test loss less training loss"
-        numbers.append(Told(f"gap_{method}", what, gap))
+        numbers.append(ExtraNumber(f"gap_{method}", what, gap))
     return conclude(parts, numbers=numbers, drawn=_methods(found))
 
 
-def _train(record: Measured, method: str) -> float:
-    return record.value("loss", method=method, set="train_part", policy="recompute")
-
-
-def _test(record: Measured, method: str) -> float:
-    return record.value("loss", method=method, set="test", policy="recompute")
+def _loss(record: Measured, method: str, on: str = "train_part") -> float:
+    return record.value("loss", method=method, set=on, policy="recompute")
 
 
 def _methods(found: tuple[Measured, ...], independent: float | None = None) -> dict[str, object]:
@@ -131,7 +127,7 @@ def judge_s6(records: Records) -> Judgement:
         OVER_RUN.judge(_less(found, "fge", "conventional")),
     ]
     numbers = [
-        Told(
+        ExtraNumber(
             f"over_{method}",
             f"the ensemble's test accuracy over SWA's at {at}, points",
             _less(found, "fge", method),
@@ -141,7 +137,7 @@ def judge_s6(records: Records) -> Judgement:
     several = records.one("independent")
     independent = _accuracy(several, "independent")
     numbers.append(
-        Told(
+        ExtraNumber(
             "under_independent",
             f"test accuracy of an ensemble of {several.setting('members'):.0f} independent runs, "
             "at as many times the cost, over the mean FGE ensemble's, points",
@@ -169,9 +165,9 @@ def judge_s2(records: Records) -> Judgement:
     deviations, misplaced = [], 0
     drawn: dict[str, object] = {}
     for record in _budgets(records):
-        length = round(record.setting("cycle", "length"))
-        high, low = record.setting("cycle", "high"), record.setting("cycle", "low")
-        first, total = round(record.setting("cycle", "first_step")), round(record.setting("total"))
+        high, low = (record.setting("cycle", key) for key in ("high", "low"))
+        length, first = (round(record.setting("cycle", key)) for key in ("length", "first_step"))
+        total = round(record.setting("total"))
         used, collected = record.array("optimizer_rates"), record.array("collected").astype(int)
         if length < 1 or high <= 0.0:
             raise RecordError(f"{record.name}: a cycle must have a length and a positive rate.")
@@ -217,26 +213,28 @@ def judge_s3(records: Records) -> Judgement:
         parts.append(COPIES.judge(copies["single"], at))
         parts.append(TIME.judge(PairedRatio(update["single"], epoch * step["single"]), at))
         numbers += [
-            Told(
+            ExtraNumber(
                 f"step_share_{network}",
                 f"{at}: an update over a training step, in time",
                 PairedRatio(update["single"], step["single"]),
             ),
-            Told(
+            ExtraNumber(
                 f"double_copies_{network}",
                 f"{at}: copies that this package keeps, in twice the precision",
                 copies["auto"],
             ),
-            Told(
+            ExtraNumber(
                 f"double_share_{network}",
                 f"{at}: an update in twice the precision over a training step, in time",
                 PairedRatio(update["auto"], step["auto"]),
             ),
-            Told(f"weights_{network}", f"{at}: megabytes of weights", weights["single"][0] / 1e6),
-            Told(
+            ExtraNumber(
+                f"weights_{network}", f"{at}: megabytes of weights", weights["single"][0] / 1e6
+            ),
+            ExtraNumber(
                 f"step_seconds_{network}",
                 f"{at}: seconds of a training step",
-                mean_of(step["single"], "repeats"),
+                mean_of(step["single"]),
             ),
         ]
     return conclude(parts, numbers=numbers)
@@ -264,13 +262,13 @@ def judge_s7(records: Records) -> Judgement:
             np.array([_accuracy(record, method.format(kind), policy) for record in found])
             for method, policy in _POLICIES.values()
         )
-        parts.append(RECOMPUTED.judge(mean_of((recomputed - copied) - (raw - running)), at))
+        parts.append(RECOMPUTED.judge((recomputed - copied) - (raw - running), at))
         for name, what, values in (
             ("swa", "test accuracy of SWA, recomputed over copied statistics", recomputed - copied),
             ("raw", "test accuracy of the last iterate, recomputed over its own", raw - running),
             ("averaged", "test accuracy of SWA, recomputed over averaged", recomputed - averaged),
         ):
-            numbers.append(Told(f"{name}_{kind}", f"{at}: {what}, points", mean_of(values)))
+            numbers.append(ExtraNumber(f"{name}_{kind}", f"{at}: {what}, points", values))
         shown = (running, raw, copied, averaged, recomputed)
         drawn[at] = dict(zip(_POLICIES, shown, strict=True))
     return conclude(parts, numbers=numbers, drawn=drawn)
@@ -282,31 +280,25 @@ def judge_s7(records: Records) -> Judgement:
 def judge_s8(records: Records) -> Judgement:
     """Members at cycle ends against iterates of the constant-rate run at the same steps."""
     found = _budgets(records)
-    steps, members, iterates = [], [], []
+    steps, members, iterates = np.zeros(0), [], []
     for record in found:
-        wanted = {"set": "test", "policy": "recompute"}
-        own, other = (
-            {
-                round(record.number(row, "step")): 100.0 * record.number(row, "accuracy")
-                for row in record.select(method=method, **wanted)
-            }
+        (steps, own), (others, other) = (
+            record.curve("step", "accuracy", method=method, set="test", policy="recompute")
             for method in ("fge_member", "constant_iterate")
         )
-        if not own or set(own) != set(other):
+        if steps.tolist() != others.tolist():
             raise RecordError(f"{record.name} must have both kinds of models at the same steps.")
-        steps = sorted(own)
-        members.append([own[step] for step in steps])
-        iterates.append([other[step] for step in steps])
-    gains = [float(np.mean(m) - np.mean(i)) for m, i in zip(members, iterates, strict=True)]
+        members.append(100.0 * own)
+        iterates.append(100.0 * other)
+    own, other = (np.array([one.mean() for one in found]) for found in (members, iterates))
     numbers = [
-        Told(name, f"test accuracy of {what}, %", over_seeds([float(np.mean(v)) for v in values]))
-        for name, what, values in (
-            ("member_accuracy", "members of the cyclical run", members),
-            ("iterate_accuracy", "iterates of the constant-rate run", iterates),
-        )
+        ExtraNumber("member_accuracy", "test accuracy of members of the cyclical run, %", own),
+        ExtraNumber(
+            "iterate_accuracy", "test accuracy of iterates of the constant-rate run, %", other
+        ),
     ]
     drawn = {"steps": steps, "members": np.array(members), "iterates": np.array(iterates)}
-    return conclude([MEMBERS.judge(over_seeds(gains))], numbers=numbers, drawn=drawn)
+    return conclude([MEMBERS.judge(own - other)], numbers=numbers, drawn=drawn)
 
 
 _PROCEDURE = (

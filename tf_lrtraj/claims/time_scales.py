@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import SANDLER, Claim, ExtraNumber, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import Estimate, Median, PairedRatio, over_seeds
+from tf_lrtraj.statistics import Estimate, Median, PairedRatio
 
-SOURCE = "Sandler et al. 2023, arXiv 2301.02312"
 CURVES = ("large", "ema", "small")
 
 MODEL_SPEED = Wanted("model_speed", "model: steps to one level, small rate over average", low=2.0)
@@ -69,8 +67,7 @@ def judge_a6(records: Records) -> Judgement:
     )
     below, speeds, crossings, curves = [], [], [], []
     for record in records.measured("speed"):
-        base = records.of_seed("base", record.seed)
-        per_epoch = base.setting("num_train") / base.setting("batch_size")
+        per_epoch = records.of_seed("base", record.seed).steps_per_epoch()
         at, losses = _curves(record)
         log = {name: np.log(found) for name, found in losses.items()}
         below.append(float((log["average"] - log["raw"])[at.size // 2 :].mean()))
@@ -80,23 +77,25 @@ def judge_a6(records: Records) -> Judgement:
     numbers, notes = [], []
     if all(math.isfinite(crossing) for crossing in crossings):
         what = "network: epochs until the small rate has overtaken the average"
-        numbers.append(Told("crossing", what, over_seeds(crossings)))
+        numbers.append(ExtraNumber("crossing", what, crossings))
     else:
         notes.append("In some runs the small rate does not overtake the average.")
-    drawn: dict[str, Any] = {"seeds": curves}
-    drawn["rates"] = sorted(set(records.one("speed").values("learning_rate").tolist()))
-    drawn["model"] = {
-        "level": model.setting("level"),
-        "simulated_steps": model.array("simulated_steps"),
-        "steps_to_level": steps,
-        **{name: model.array(f"{name}_losses") for name in CURVES},
+    drawn = {
+        "seeds": curves,
+        "rates": sorted(set(records.one("speed").values("learning_rate").tolist())),
+        "model": {
+            "level": model.setting("level"),
+            "simulated_steps": model.array("simulated_steps"),
+            "steps_to_level": steps,
+            **{name: model.array(f"{name}_losses") for name in CURVES},
+        },
     }
     return conclude(
         [
             MODEL_SPEED.judge(0.0 if math.isinf(quick) else slow / quick),
             MODEL_LOWER.judge(lower),
-            LOWER.judge(over_seeds(below)),
-            SPEED.judge(over_seeds(speeds)),
+            LOWER.judge(below),
+            SPEED.judge(speeds),
         ],
         numbers=numbers,
         notes=notes,
@@ -109,7 +108,7 @@ def _at_end(record: Measured, name: str) -> Estimate:
     if losses[-1] <= 0.0 or errors[-1] < 0.0:
         raise RecordError(f"{record.name}: {name}_simulated must be positive.")
     runs = record.setting("num_runs")
-    return Estimate(float(losses[-1]), float(errors[-1]), runs - 1.0, f"{runs:.0f} runs")
+    return Estimate(float(losses[-1]), float(errors[-1]), runs - 1.0)
 
 
 def _curves(record: Measured) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -118,11 +117,12 @@ def _curves(record: Measured) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     if len(rates) < 2:
         raise RecordError(f"{record.name} must have raw losses at two rates.")
     found = {}
-    for name, of, rate in (
-        ("raw", "raw", rates[-1]),
-        ("average", "average", rates[-1]),
-        ("small", "raw", rates[0]),
-    ):
+    shown = {
+        "raw": ("raw", rates[-1]),
+        "average": ("average", rates[-1]),
+        "small": ("raw", rates[0]),
+    }
+    for name, (of, rate) in shown.items():
         rows = record.select(of=of, learning_rate=rate, set="train_part")
         found[name] = {record.number(row, "step"): record.number(row, "loss") for row in rows}
         if any(loss <= 0.0 for loss in found[name].values()):
@@ -192,10 +192,10 @@ def judge_a7(records: Records) -> Judgement:
             DEVIATION.judge(Median(deviations)),
         ],
         numbers=[
-            Told("largest_miss", "largest miss, in standard errors", worst),
-            Told("misses", "number of misses", float(miss.size)),
-            Told("mean_square_miss", "mean squared miss", float(np.mean(miss**2))),
-            Told("largest_deviation", "largest of single runs", float(deviations.max())),
+            ExtraNumber("largest_miss", "largest miss, in standard errors", worst),
+            ExtraNumber("misses", "number of misses", float(miss.size)),
+            ExtraNumber("mean_square_miss", "mean squared miss", float(np.mean(miss**2))),
+            ExtraNumber("largest_deviation", "largest of single runs", float(deviations.max())),
         ],
         drawn={
             "steps": steps,
@@ -238,26 +238,19 @@ def judge_a10(records: Records) -> Judgement:
     network = {phase: _by_time(records, phase) for phase in ("early", "window")}
     sweeps = {phase: _off_the_best(*found) for phase, found in network.items()}
     shorter, longer, gain, _ = sweeps["early"]
-    parts += [
-        SHORTER.judge(PairedRatio(shorter, gain)),
-        LONGER.judge(PairedRatio(longer, gain)),
-    ]
+    parts += [SHORTER.judge(PairedRatio(shorter, gain)), LONGER.judge(PairedRatio(longer, gain))]
     numbers = []
     for phase, what in (("early", "while the loss falls"), ("window", "in the window")):
-        time = over_seeds(sweeps[phase][3])
-        numbers.append(Told(f"best_{phase}", f"best time {what}, steps", time))
+        numbers.append(ExtraNumber(f"best_{phase}", f"best time {what}, steps", sweeps[phase][3]))
     shorter, longer, gain, _ = sweeps["window"]
     numbers += [
-        Told(f"{name}_window", f"{what}, in the window", PairedRatio(lost, gain))
+        ExtraNumber(f"{name}_window", f"{what}, in the window", PairedRatio(lost, gain))
         for name, what, lost in (
             ("shorter", SHORTER.what, shorter),
             ("longer", LONGER.what, longer),
         )
     ]
-    drawn = {
-        "model": {"lengths": lengths, "rates": rates, "losses": losses},
-        "network": network,
-    }
+    drawn = {"model": {"lengths": lengths, "rates": rates, "losses": losses}, "network": network}
     return conclude(parts, numbers=numbers, drawn=drawn)
 
 
@@ -265,9 +258,7 @@ def _by_time(records: Records, phase: str) -> tuple[np.ndarray, np.ndarray, np.n
     """(times, losses [seed, time], losses of the last iterate [seed]) on training images."""
     curves, raw, times = [], [], np.zeros(0)
     for record in records.measured("ema_times"):
-        at, losses = (record.values(k, phase=phase, set="train_part") for k in ("time", "loss"))
-        order = np.argsort(at)
-        at, losses = at[order], losses[order]
+        at, losses = record.curve("time", "loss", phase=phase, set="train_part")
         if at[0] != 0.0 or at.size < 6 or (times.size and not np.allclose(times, at[1:])):
             raise RecordError(f"{record.name} must have a time of 0, and the same of all seeds.")
         times = at[1:]
@@ -278,10 +269,8 @@ def _by_time(records: Records, phase: str) -> tuple[np.ndarray, np.ndarray, np.n
     return times, np.array(curves), np.array(raw)
 
 
-def _off_the_best(
-    times: np.ndarray, curves: np.ndarray, raw: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[float]]:
-    """[seed] what times ten times shorter and longer lose against the best, its gain, its time.
+def _off_the_best(times: np.ndarray, curves: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """[4, seed] what times ten times shorter and longer lose against the best, its gain and time.
 
     A seed's best time is that of the other seeds' mean, so it is not picked on its own noise.
     Where the sweep ends within the decade, its end is taken.
@@ -293,8 +282,7 @@ def _off_the_best(
         off = [int(np.argmin(np.abs(np.log(times / (f * times[best]))))) for f in (0.1, 10.0)]
         lost = [curve[i] - curve[best] for i in off]
         found.append((*lost, raw[seed] - curve[best], times[best]))
-    shorter, longer, gain, best_times = np.array(found).T
-    return shorter, longer, gain, best_times.tolist()
+    return np.array(found).T
 
 
 CLAIMS = (
@@ -302,7 +290,7 @@ CLAIMS = (
         "A6",
         "Averaging keeps the speed of a large rate and lowers its loss",
         "Averaging lets the rate stay large: lower stationary loss, no loss of speed.",
-        SOURCE,
+        SANDLER,
         ("two_time_scales", "speed", "base"),
         "The quadratic model with fast noisy modes and a slow one, exact and simulated; a network "
         "from scratch at a large rate, the average of the last third of its iterates, and at a "
@@ -318,7 +306,7 @@ CLAIMS = (
         "A7",
         "On a synthetic model theory, Monte Carlo and averaged SGD agree",
         "On a synthetic model theory, Monte Carlo and averaged SGD agree.",
-        SOURCE,
+        SANDLER,
         ("two_time_scales", "single_runs"),
         "Exact second moments of a large rate, its EMA and a small rate against many simulated "
         "runs; formulas of crossings, distances and displacement against single runs.",
@@ -334,7 +322,7 @@ CLAIMS = (
         "A10",
         "How long an average should be depends on the weights' time scale",
         "Averaging is sensitive to the time scale of the weights' evolution.",
-        SOURCE,
+        SANDLER,
         ("averaging_length", "ema_times"),
         "Loss against the time of an EMA: exactly, on the quadratic model at three rates; and of a "
         "network's iterates, while the loss still falls and in the window.",

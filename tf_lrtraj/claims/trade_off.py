@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Records
-from tf_lrtraj.claims.verdicts import Claim, Judgement, Part, Told, Wanted, conclude
+from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Part, Wanted, conclude
 from tf_lrtraj.records import RecordError
-from tf_lrtraj.statistics import over_seeds
 
 FAMILIES = {"rate": "low rates", "decay": "decays"}
 LOWER = Wanted(
@@ -25,7 +24,7 @@ def judge_o2(records: Records) -> Judgement:
     known = found[0].known("family")
     averages = [_points(record, "average") for record in found]
     parts: list[Part] = []
-    numbers: list[Told] = []
+    numbers: list[ExtraNumber] = []
     curves: dict[str, list[Curve]] = {}
     for family, name in FAMILIES.items():
         if family not in known:
@@ -42,10 +41,10 @@ def judge_o2(records: Records) -> Judgement:
         table = np.array(
             [[_difference(points[label], curve) for label in labels] for points, curve in pairs]
         )
-        parts.append(LOWER.judge(over_seeds(table.mean(axis=1).tolist()), name))
+        parts.append(LOWER.judge(table.mean(axis=1), name))
         for label, column in zip(labels, table.T, strict=True):
             what = f"{name}: the same for the average {label}"
-            numbers.append(Told(f"difference_{family}_{label}", what, over_seeds(column.tolist())))
+            numbers.append(ExtraNumber(f"difference_{family}_{label}", what, column))
     if not parts:
         raise NotMeasured("No average has a training loss that a low rate or a decay passes.")
     return conclude(parts, numbers=numbers, drawn={"averages": averages, "curves": curves})

@@ -18,10 +18,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
 
 from tf_lrtraj.claims.layout import records_of
-from tf_lrtraj.statistics import LEVEL, TOST, Interval
+from tf_lrtraj.statistics import LEVEL, Interval, holm, mean_of
+
+SANDLER = "Sandler et al. 2023, arXiv 2301.02312"
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
@@ -32,7 +36,7 @@ NOT_JUDGED = "not judged"  # a smoke test shows numbers and no verdicts
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED, NOT_RUN, NOT_JUDGED)
 
 
-class Found(Protocol):
+class HasInterval(Protocol):
     """A number that knows its interval at any level, as those of `statistics` do."""
 
     def interval(self, level: float = LEVEL) -> Interval: ...
@@ -48,18 +52,37 @@ class _Fixed:
         return self.given
 
 
-def as_found(value: Found | Interval | float) -> Found:
-    """What a part can be judged by; a bare number is exact."""
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+    """One number of each seed; its interval is Student's for their mean.
+
+    Seeds are the unit of every sentence about networks: what one run's batches or iterates
+    scatter by says nothing of another network.  One seed has no interval.
+    """
+
+    values: tuple[float, ...]
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        return mean_of(self.values).interval(level)
+
+
+# What can be judged: a bare number is exact, and several are one of each seed.
+Number: TypeAlias = HasInterval | Interval | float | Sequence[float] | np.ndarray
+
+
+def with_interval(value: Number) -> HasInterval:
+    """A number that knows its interval.
+
+    >>> with_interval([1.0, 2.0, 3.0]).interval().value
+    2.0
+    """
     if isinstance(value, Interval):
         return _Fixed(value)
     if isinstance(value, (int, float)):
         return _Fixed(Interval(float(value), float(value), float(value)))
-    return value
-
-
-def as_interval(value: Found | Interval | float, level: float = LEVEL) -> Interval:
-    """The interval of whatever was found."""
-    return as_found(value).interval(level)
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return Seeds(tuple(np.ravel(value).tolist()))
+    return value  # type: ignore[return-value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,29 +112,31 @@ class Wanted:
         if self.low is None and self.high is None:
             raise ValueError(f"`low` or `high` of {self.name!r} must be given. Received: neither")
 
-    def judge(self, found: Found | Interval | float, at: str = "") -> Part:
+    def judge(self, found: Number, at: str = "") -> Part:
         """The part of a measured number.
 
         Args:
             found: the number.
             at: where it was measured ("step 8000"), which goes into name and text.
         """
-        return Part(self, as_found(found), at)
+        return Part(self, with_interval(found), at)
 
     def holds(self, interval: Interval) -> bool:
-        low, high = _bounds(self.low, self.high)
-        return low < interval.low and interval.high < high
+        return _inside(interval, self.low, self.high)
 
     def fails(self, interval: Interval) -> bool:
-        low, high = _bounds(
-            self.low if self.fails_low is None else self.fails_low,
-            self.high if self.fails_high is None else self.fails_high,
+        low = self.low if self.fails_low is None else self.fails_low
+        high = self.high if self.fails_high is None else self.fails_high
+        return (low is not None and interval.high < low) or (
+            high is not None and interval.low > high
         )
-        return interval.high < low or interval.low > high
 
 
-def _bounds(low: float | None, high: float | None) -> tuple[float, float]:
-    return -math.inf if low is None else low, math.inf if high is None else high
+def _inside(interval: Interval, low: float | None, high: float | None) -> bool:
+    """Whether the whole interval lies between two bounds, where there are such."""
+    return (-math.inf if low is None else low) < interval.low and interval.high < (
+        math.inf if high is None else high
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,21 +152,23 @@ class Part:
     """
 
     wanted: Wanted
-    found: Found
+    found: HasInterval
     at: str = ""
     failed: bool | None = None
 
     @property
     def name(self) -> str:
-        return (
-            f"{self.wanted.name}_{self.at.lower().replace(' ', '_')}"
-            if self.at
-            else self.wanted.name
-        )
+        at = f"_{self.at.lower().replace(' ', '_')}" if self.at else ""
+        return f"{self.wanted.name}{at}"
 
     @property
     def what(self) -> str:
         return f"{self.at}: {self.wanted.what}" if self.at else self.wanted.what
+
+    @property
+    def seeds(self) -> list[float]:
+        """The number of each seed; empty where it is not made of such."""
+        return list(self.found.values) if isinstance(self.found, Seeds) else []
 
     @property
     def interval(self) -> Interval:
@@ -165,16 +192,16 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class ExtraNumber:
     """A number that stands beside the parts and decides nothing."""
 
     name: str
     what: str
-    found: Found | Interval | float
+    found: Number
 
     @property
     def interval(self) -> Interval:
-        return as_interval(self.found)
+        return with_interval(self.found).interval()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,21 +219,20 @@ class Condition:
 
     name: str
     what: str
-    found: Found | Interval | float
+    found: Number
     low: float | None = None
     high: float | None = None
     met: bool | None = None
 
     @property
     def interval(self) -> Interval:
-        return as_interval(self.found)
+        return with_interval(self.found).interval()
 
     @property
     def is_met(self) -> bool:
         if self.met is not None:
             return self.met
-        low, high = _bounds(self.low, self.high)
-        return low < self.interval.low and self.interval.high < high
+        return _inside(self.interval, self.low, self.high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +253,7 @@ class Judgement:
     reason: str
     parts: tuple[Part, ...] = ()
     conditions: tuple[Condition, ...] = ()
-    numbers: tuple[Told, ...] = ()
+    numbers: tuple[ExtraNumber, ...] = ()
     notes: tuple[str, ...] = ()
     drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -237,10 +263,7 @@ class Judgement:
         Raises:
             KeyError: if there is none.
         """
-        for part in self.parts:
-            if part.name == name:
-                return part
-        raise KeyError(name)
+        return {part.name: part for part in self.parts}[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,34 +305,11 @@ class Claim:
         return tuple(pattern for task in self.needs for pattern in records_of(task))
 
 
-def holm(parts: Sequence[Part], level: float = LEVEL) -> list[bool]:
-    """Which parts fail, so that any fails by chance with at most probability 1 - `level`.
-
-    Holm's step-down method (Scandinavian Journal of Statistics 6, 1979), by intervals: of m
-    parts, one fails if it does at level 1 - (1 - level) / m; then the rest are tried as m - 1.
-
-    >>> far = Wanted("x", "x", low=1.0).judge(0.0)
-    >>> holm([far, far])
-    [True, True]
-    """
-    failed = [False] * len(parts)
-    while True:
-        left = [i for i, found in enumerate(failed) if not found]
-        if not left:
-            return failed
-        strict = 1.0 - (1.0 - level) / len(left)
-        more = [i for i in left if parts[i].fails_at(strict)]
-        if not more:
-            return failed
-        for i in more:
-            failed[i] = True
-
-
 def conclude(
     parts: Sequence[Part],
     *,
     conditions: Sequence[Condition] = (),
-    numbers: Sequence[Told] = (),
+    numbers: Sequence[ExtraNumber] = (),
     notes: Sequence[str] = (),
     drawn: Mapping[str, Any] | None = None,
 ) -> Judgement:
@@ -325,34 +325,23 @@ def conclude(
         raise ValueError(f"`parts` must differ in their names. Received: {names}")
     judged = [
         dataclasses.replace(part, failed=failed)
-        for part, failed in zip(parts, holm(parts), strict=True)
+        for part, failed in zip(parts, holm([part.fails_at for part in parts]), strict=True)
     ]
-    unmet = [condition.what for condition in conditions if not condition.is_met]
-    of = {v: [p.what for p in judged if p.verdict == v] for v in (NOT_REPRODUCED, INCONCLUSIVE)}
-    if unmet:
-        verdict, reason = INCONCLUSIVE, _reason("A condition is not met", unmet)
-    elif of[NOT_REPRODUCED]:
-        verdict, reason = NOT_REPRODUCED, _reason("Fails", of[NOT_REPRODUCED])
-    elif of[INCONCLUSIVE]:
-        verdict, reason = INCONCLUSIVE, _reason("Not decided", of[INCONCLUSIVE])
-    else:
-        verdict = REPRODUCED
-        reason = "The part holds." if len(judged) == 1 else f"All {len(judged)} parts hold."
-    return Judgement(
-        verdict,
-        reason,
-        tuple(judged),
-        tuple(conditions),
-        tuple(numbers),
-        tuple(notes),
-        drawn or {},
+    verdict = REPRODUCED
+    reason = "The part holds." if len(judged) == 1 else f"All {len(judged)} parts hold."
+    against = (
+        (INCONCLUSIVE, "A condition is not met", [c.what for c in conditions if not c.is_met]),
+        (NOT_REPRODUCED, "Fails", [p.what for p in judged if p.verdict == NOT_REPRODUCED]),
+        (INCONCLUSIVE, "Not decided", [p.what for p in judged if p.verdict == INCONCLUSIVE]),
     )
-
-
-def _reason(begin: str, what: Sequence[str]) -> str:
-    """One line: the first, and how many more."""
-    more = f", and {len(what) - 1} more" if len(what) > 1 else ""
-    return f"{begin}: {what[0]}{more}."
+    for verdict_then, begin, what in against:
+        if what:
+            more = f", and {len(what) - 1} more" if len(what) > 1 else ""
+            verdict, reason = verdict_then, f"{begin}: {what[0]}{more}."
+            break
+    return Judgement(
+        verdict, reason, tuple(judged), tuple(conditions), tuple(numbers), tuple(notes), drawn or {}
+    )
 
 
 # Texts ----------------------------------------------------------------------------------------
@@ -371,13 +360,12 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def shown(found: Found | Interval | float) -> str:
+def shown(interval: Interval) -> str:
     """A number with its interval.
 
     >>> shown(Interval(1.0, 0.5, 1.5))
     '1 [0.5, 1.5]'
     """
-    interval = as_interval(found)
     if interval.low == interval.high:
         return number(interval.value)
     if math.isinf(interval.low) and math.isinf(interval.high):
@@ -394,31 +382,3 @@ def bounds_shown(low: float | None, high: float | None) -> str:
     if low is None:
         return f"below {number(math.inf if high is None else high)}"
     return f"above {number(low)}" if high is None else f"{number(low)} to {number(high)}"
-
-
-__all__ = [
-    "INCONCLUSIVE",
-    "LEVEL",
-    "NOT_JUDGED",
-    "NOT_MEASURED",
-    "NOT_REPRODUCED",
-    "NOT_RUN",
-    "REPRODUCED",
-    "TOST",
-    "VERDICTS",
-    "Claim",
-    "Condition",
-    "Found",
-    "Interval",
-    "Judgement",
-    "Part",
-    "Told",
-    "Wanted",
-    "as_found",
-    "as_interval",
-    "bounds_shown",
-    "conclude",
-    "holm",
-    "number",
-    "shown",
-]

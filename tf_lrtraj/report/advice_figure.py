@@ -16,7 +16,20 @@ import numpy as np
 from tf_lrtraj import records
 from tf_lrtraj.records import Count
 from tf_lrtraj.records.archives import load_arrays
-from tf_lrtraj.report.drawing import GREY, UNDRAWN, reason, style, title, to_svg
+from tf_lrtraj.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    UNDRAWN,
+    labels,
+    panels,
+    reason,
+    style,
+    title,
+    to_svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,10 +70,10 @@ class _Advice(TypedDict):
 
 
 _COLOURS = {
-    "ema": "#0072B2",
-    "swa": "#D55E00",
-    "two_point": "#009E73",
-    "spaced": "#CC79A7",
+    "ema": BLUE,
+    "swa": ORANGE,
+    "two_point": GREEN,
+    "spaced": PALETTE[3],
     "weights": "#000000",
     "raw": GREY,
 }
@@ -107,17 +120,10 @@ def draw(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 def figure(record: Mapping[str, Any]) -> Figure:
     """Four panels: the sweep, predicted against measured, the gaps, the best weights."""
-    from matplotlib.figure import Figure
-
     with style():
-        result = Figure(figsize=(9.6, 7.0), layout="constrained")
-        sweep, against, gaps, weights = result.subplots(2, 2).ravel()
-        for axes in (sweep, against, gaps, weights):
-            axes.set_axisbelow(True)
-        _sweep(sweep, record)
-        _against(against, record)
-        _gaps(gaps, record)
-        _weights(weights, record)
+        result, axes = panels(2, 2, 9.6, 7.0)
+        for draw_panel, panel in zip((_sweep, _against, _gaps, _weights), axes, strict=True):
+            draw_panel(panel, record)
     return result
 
 
@@ -146,8 +152,7 @@ def _sweep(axes: Axes, record: Mapping[str, Any]) -> None:
         color=GREY,
     )  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xlabel("mean age of the average, updates")
-    axes.set_ylabel(f"loss, {record['sets'][0]}")
+    labels(axes, "mean age of the average, updates", f"loss, {record['sets'][0]}")
     axes.legend(frameon=False, fontsize=8)
     title(axes, f"Predicted with {record['level']:.0%} bands; marks: measured")
 
@@ -182,8 +187,7 @@ def _against(axes: Axes, record: Mapping[str, Any]) -> None:
         ends = [min(r["measured"] for r in rows), max(r["measured"] for r in rows)]
         axes.plot(ends, ends, color="#999999", linewidth=0.8, zorder=0)
         axes.legend(frameon=False, fontsize=8)
-    axes.set_xlabel("measured loss")
-    axes.set_ylabel("predicted loss")
+    labels(axes, "measured loss", "predicted loss")
     found = record["accuracy_of_prediction"]
     text = "Predicted against measured"
     if found["averages"]:
@@ -194,13 +198,16 @@ def _against(axes: Axes, record: Mapping[str, Any]) -> None:
 def _gaps(axes: Axes, record: Mapping[str, Any]) -> None:
     arrays, every = record["arrays"], record["snapshots"]["every"]
     curve = arrays["gap_curve"]
-    axes.plot(arrays["lags"] * every, arrays["jensen_gaps"], "o", color="#0072B2", markersize=3.5)
-    axes.plot(np.arange(1, curve.size) * every, curve[1:], color="#D55E00", linewidth=1.6)
+    axes.plot(arrays["lags"] * every, arrays["jensen_gaps"], "o", color=BLUE, markersize=3.5)
+    axes.plot(np.arange(1, curve.size) * every, curve[1:], color=ORANGE, linewidth=1.6)
     axes.set_xscale("log")
     axes.set_ylim(min(0.0, float(arrays["jensen_gaps"].min())), None)
-    axes.set_xlabel("distance of two snapshots, updates")
-    axes.set_ylabel("gain of their midpoint")
-    title(axes, "Jensen gaps: measured pairs and fit")
+    labels(
+        axes,
+        "distance of two snapshots, updates",
+        "gain of their midpoint",
+        "Jensen gaps: measured pairs and fit",
+    )
 
 
 def _weights(axes: Axes, record: Mapping[str, Any]) -> None:
@@ -209,20 +216,18 @@ def _weights(axes: Axes, record: Mapping[str, Any]) -> None:
     chosen = arrays["weights"][names.index(record["recommended"])]
     markers, stems, base = axes.stem(arrays["steps"], chosen, basefmt=" ")
     for part in (markers, stems, base):
-        part.set_color("#0072B2")
+        part.set_color(BLUE)
     markers.set_markersize(2.5)
     stems.set_linewidth(0.8)
     twin = axes.twinx()
     twin.spines["right"].set_visible(True)
     twin.grid(False)
     singles = arrays["singles"]
-    twin.plot(
-        arrays["steps"][singles],
-        arrays["losses"][singles],
-        color=GREY,
-        linewidth=0.9,
-    )
+    twin.plot(arrays["steps"][singles], arrays["losses"][singles], color=GREY, linewidth=0.9)
     twin.set_ylabel("loss of single snapshots", color=GREY)
-    axes.set_xlabel("step of the snapshot")
-    axes.set_ylabel("weight")
-    title(axes, f"Weights of the recommended average, {record['recommended']}")
+    labels(
+        axes,
+        "step of the snapshot",
+        "weight",
+        f"Weights of the recommended average, {record['recommended']}",
+    )

@@ -1,11 +1,11 @@
-"""What all figures share: colours, style, panels, and text of a drawn figure."""
+"""What figures share: colours, style, panels, axes, legends, notes, marks of seeds and means."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,14 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, and text needs none of
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from tf_lrtraj.statistics import Interval
+
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#000000")
 GREY = "#7a7a7a"
 BLUE, ORANGE, GREEN = PALETTE[:3]
+INK = "#333333"
+DASHED = (0, (4, 2))
 
 
 # What drawing raises where a record lacks something, or holds something else.
@@ -88,6 +92,134 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
 def title(axes: Axes, text: str) -> None:
     """A panel's title, at its left."""
     axes.set_title(text, loc="left", fontsize=9.5, color="#222222")
+
+
+def labels(axes: Axes, x: str = "", y: str = "", heading: str = "") -> None:
+    """Names of a panel's axes, and its title; those that are given."""
+    if x:
+        axes.set_xlabel(x)
+    if y:
+        axes.set_ylabel(y)
+    if heading:
+        title(axes, heading)
+
+
+def log_ticks(axes: Axes, values: Any, base: float = 10.0) -> None:
+    """A logarithmic x axis on which each of a few whole numbers is named."""
+    axes.set_xscale("log", base=base)
+    axes.set_xticks(values, [f"{value:,.0f}" for value in values])
+    axes.minorticks_off()
+
+
+def columns(axes: Axes, names: Sequence[str], label: str = "") -> None:
+    """A column of a panel for each name."""
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.set_xticks(range(len(names)), names)
+    axes.grid(axis="x", visible=False)
+    labels(axes, label)
+
+
+def rows(axes: Axes, names: Sequence[str], top: float = -0.6, size: float | None = None) -> None:
+    """A row of a panel for each name, from the top down."""
+    axes.set_ylim(len(names) - 1.0 - top, top)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.grid(axis="y", visible=False)
+
+
+def legend(
+    figure: Figure,
+    columns: int = 2,
+    *,
+    panel: Axes | None = None,
+    loc: str = "outside upper left",
+    size: float | None = 8.5,
+) -> None:
+    """A legend outside the panels, where it hides nothing; of one panel's marks or of all."""
+    style: Any = {"loc": loc, "ncols": columns, "frameon": False, "fontsize": size}
+    if panel is None:
+        figure.legend(**style)
+    else:
+        figure.legend(*panel.get_legend_handles_labels(), **style)
+
+
+def note(figure: Figure, text: str, size: float = 7.5) -> None:
+    """How to read a figure, below it."""
+    figure.supxlabel(text, fontsize=size, color=GREY, x=0.01, ha="left")
+
+
+def corner_names(axes: Axes, names: Mapping[str, str], top: float = 0.97, **text: Any) -> None:
+    """Names of what is drawn, in its colours {name: colour}, at the upper left."""
+    for place, (name, color) in enumerate(names.items()):
+        axes.annotate(
+            name, (0.03, top), xycoords="axes fraction", xytext=(0, -11 * place),
+            textcoords="offset points", color=color, fontsize=8.5, va="top", **text,
+        )  # fmt: skip
+
+
+def dots(
+    axes: Axes, place: float, values: Any, color: str, spread: float = 0.14, **marks: Any
+) -> None:
+    """Numbers of seeds, side by side."""
+    values = np.ravel(values)
+    at = place + (np.linspace(-spread, spread, len(values)) if len(values) > 1 else np.zeros(1))
+    marks = marks or {"markersize": 4.5, "alpha": 0.5, "markeredgewidth": 0}
+    axes.plot(at, values, "o", color=color, **marks)
+
+
+def seed_lines(
+    axes: Axes, x: Any, curves: Any, color: str, mark: str = "-", thin: float = 0.8, **mean: Any
+) -> np.ndarray:
+    """[seed, x] a thin line each, and a thick one for their mean, which is returned."""
+    table = np.asarray(curves, np.float64)
+    axes.plot(x, table.T, color=color, linewidth=thin, alpha=0.45)
+    middle: np.ndarray = table.mean(axis=0)
+    axes.plot(x, middle, mark, color=color, **({"linewidth": 2.0} | mean))
+    return middle
+
+
+def value_bar(
+    axes: Axes,
+    place: float,
+    found: Interval,
+    color: str,
+    along: str = "y",
+    *,
+    size: float = 14.0,
+    width: float = 1.6,
+    caps: float = 4.0,
+) -> None:
+    """A number with its interval, if it has one, along one axis at a place on the other."""
+    value, low, high = found
+    bar: Any = [[value - low], [high - value]] if np.isfinite([low, high]).all() else None
+    x, y, xerr, yerr = (place, value, None, bar) if along == "y" else (value, place, bar, None)
+    axes.errorbar(
+        [x], [y], xerr=xerr, yerr=yerr, fmt="_" if along == "y" else "|", color=color,
+        markersize=size, linewidth=width, capsize=caps,
+    )  # fmt: skip
+
+
+def end(x: Any, y: Any, color: str) -> tuple[float, float, str]:
+    """The right end of a curve with its colour, for `label_ends`."""
+    return float(x[-1]), float(y[-1]), color
+
+
+def interval_row(
+    axes: Axes,
+    place: float,
+    found: Interval,
+    color: str,
+    mark: str = "o",
+    *,
+    line: str = "",
+    linewidth: float,
+    alpha: float | None = None,
+    markersize: float = 6.0,
+) -> None:
+    """A number in a row of a panel, over a line as long as its interval (none if infinite)."""
+    axes.plot(
+        [found.low, found.high], [place] * 2, color=line or color, linewidth=linewidth, alpha=alpha
+    )
+    axes.plot([found.value], [place], mark, color=color, markersize=markersize)
 
 
 def to_svg(figure: Figure) -> str:

@@ -23,17 +23,6 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, and text needs none of
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "MOST_LINES",
-    "colours",
-    "cumulative_weights",
-    "curves",
-    "kernel_weights",
-    "pair_curves",
-    "rates",
-    "training_batches",
-]
-
 _MATCHED_DASHES = (4.0, 2.0)
 _METRICS = {"accuracy": "accuracy, %", "loss": "loss, nats"}
 _LARGEST = 1e30  # beyond it a value says "diverged", and arithmetic on axes would overflow
@@ -149,6 +138,14 @@ def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
+def _label_lines(axes: Axes, lines: Sequence[Line]) -> None:
+    lasts = [float(line.values[np.isfinite(line.values)][-1]) for line in lines]
+    ends = [
+        (last, _clean(line.label), line.colour) for last, line in zip(lasts, lines, strict=True)
+    ]
+    _label_ends(axes, ends)
+
+
 def _draw(axes: Axes, line: Line) -> None:
     steps, values = _thin(line.steps, line.values)
     axes.plot(
@@ -230,13 +227,7 @@ def _metric_panel(
         clipped = _limits(axes, lines, metric, total, after)
         _step_axis(axes, record, total)
         axes.set_ylabel(f"{what} {_METRICS.get(metric, metric)}", parse_math=False)
-        ends = []
-        for line in lines:
-            if not line.label:
-                continue
-            value = float(line.values[np.isfinite(line.values)][-1])
-            ends.append((value, _clean(line.label), line.colour))
-        _label_ends(axes, ends)
+        _label_lines(axes, lines)
         if clipped:
             axes.text(
                 0.0, 1.01, "some values outside the panel", transform=axes.transAxes,
@@ -309,7 +300,7 @@ def rates(
     """The rate of every update of the run (`own`, [T]) and of matched runs ({average: [T]})."""
     lines = [] if own is None else [Line("this run", np.arange(own.size), own, "#333333")]
     lines += [
-        Line(_clean(name), np.arange(rate.size), rate, palette[name], dashed=True)
+        Line(name, np.arange(rate.size), rate, palette[name], dashed=True)
         for name, rate in matched.items()
     ]
     lines = _drawable(lines)
@@ -325,11 +316,7 @@ def rates(
         axes.set_ylim(1.05 * low, 1.08 * high if high > 0 else 1.0)
         _step_axis(axes, record, _total(record, lines))
         axes.set_ylabel("learning rate")
-        ends = []
-        for line in lines:
-            value = float(line.values[np.isfinite(line.values)][-1])
-            ends.append((value, line.label, line.colour))
-        _label_ends(axes, ends)
+        _label_lines(axes, lines)
     return figure
 
 

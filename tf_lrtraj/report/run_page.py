@@ -1,9 +1,4 @@
-"""The report of a run as one self-contained page, drawn from its records alone.
-
-Text from the records is escaped, figures are embedded images, and the page's own policy
-forbids scripts and anything from outside, so a report from elsewhere is safe to open.
-The same records give the same page, to the byte.
-"""
+"""The report of a run as one self-contained page, drawn from its records alone."""
 
 from __future__ import annotations
 
@@ -20,7 +15,7 @@ import numpy as np
 
 from tf_lrtraj import kernels
 from tf_lrtraj.records import RAW, RecordError, RunRecord, load_run, write_atomically
-from tf_lrtraj.report import drawing, run_figures
+from tf_lrtraj.report import base_page, drawing, run_figures
 from tf_lrtraj.report import run_summary as numbers
 from tf_lrtraj.report.probe_figures import gallery
 
@@ -37,6 +32,7 @@ _STATUS_NOTES = {
 }
 _MOST_SPLITS = 10  # whose curves are drawn
 _MOST_KERNEL_STEPS = 20_000_000  # arrays of that many weights are made, one kernel at a time
+_METRICS = ("accuracy", "loss")
 _VERSIONS = ("tf_lrtraj", "tensorflow", "keras", "backend", "numpy", "python")
 
 
@@ -70,36 +66,14 @@ def _kernel_text(config: Mapping[str, Any]) -> str:
     return f"{config.get('kernel', '?')}({', '.join(arguments)})"
 
 
-def _left_out(count: int, most: int, what: str) -> list[str]:
-    """A sentence where figures leave out what the tables hold."""
-    return [f"Figures show the first {most} of {count:,} {what}."] if count > most else []
-
-
 def _first(items: Mapping[str, Any], most: int = run_figures.MOST_LINES) -> dict[str, Any]:
     return dict(itertools.islice(items.items(), most))
-
-
-def _kernels(record: RunRecord) -> tuple[dict[str, kernels.Kernel], list[str]]:
-    built, problems = {}, []
-    for name, config in _first(record.averages).items():
-        try:
-            built[name] = kernels.from_config(config)
-        except (ValueError, TypeError) as error:
-            problems.append(f"The kernel of {name} cannot be drawn: {error}")
-    return built, problems
 
 
 def _count(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:,.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-
-
-def _schedule(record: RunRecord) -> tuple[np.ndarray | None, list[str]]:
-    try:
-        return record.schedule(), []
-    except RecordError as error:
-        return None, [str(error)]
 
 
 def _setting(record: RunRecord, rates: np.ndarray | None) -> str:
@@ -181,71 +155,108 @@ def _fact(value: Any) -> str:
     return str(value)
 
 
-def _split_figures(record: RunRecord, split: str, palette: Mapping[str, str]) -> list[Picture]:
-    pictures = []
-    for metric in ("accuracy", "loss"):
-        panel = run_figures.curves(record, metric, split, palette)
-        alt = f"{split} {metric} of the raw weights and every average against steps"
-        pictures += _picture(panel, alt)
-    return pictures
+class _RunPage:
+    """What the page of a run shows; `problems` grows with what cannot be read or drawn."""
 
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        self.matched, self.problems = numbers.load_matched(record)
+        self.palette = run_figures.colours(record, *self.matched)
+        self.split = numbers.main_split(record)
+        self.own = self.schedule(record)
 
-def _pairs(
-    record: RunRecord,
-    own: np.ndarray | None,
-    matched: Mapping[str, RunRecord],
-    split: str,
-    palette: Mapping[str, str],
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """A section for each pair (`own` is the rate of this run), and problems."""
-    sections: list[dict[str, Any]] = []
-    problems: list[str] = []
-    compared = numbers.pairs(record, split, matched)
-    for name, other in _first(matched).items():
-        pictures = []
-        for metric in ("accuracy", "loss"):
-            panel = run_figures.pair_curves(record, other, name, metric, split, palette)
-            pictures += _picture(panel, f"{split} {metric} of {name} and of its matched run")
-        rate, problem = _schedule(other)
-        problems += problem
-        if rate is not None:
-            panel = run_figures.rates(record, own, {name: rate}, palette)
-            pictures += _picture(panel, f"rate of this run and of the matched run of {name}")
-        sections.append(
-            {
-                "name": name,
-                "kernel": _kernel_text(record.averages[name]) if name in record.averages else "",
-                "pair": compared[name],
-                "status": other.status,
-                "same_seed": record.run.get("seed") == other.run.get("seed"),
-                "message": other.run.get("message"),
-                "matched_to": other.run.get("matched_to") or {},
-                "pictures": pictures,
-            }
-        )
-    return sections, problems
+    def schedule(self, record: RunRecord) -> np.ndarray | None:
+        try:
+            return record.schedule()
+        except RecordError as error:
+            self.problems.append(str(error))
+            return None
 
+    def curves(self, split: str) -> dict[str, Figure | None]:
+        """Metric → its panel on a split."""
+        return {
+            metric: run_figures.curves(self.record, metric, split, self.palette)
+            for metric in _METRICS
+        }
 
-def _kernel_pictures(
-    record: RunRecord, palette: Mapping[str, str]
-) -> tuple[list[Picture], list[Picture], list[str]]:
-    """(the weights of each kernel, their cumulative sums together, problems)."""
-    built, problems = _kernels(record)
-    steps = record.run.get("total_steps") or record.last_step()
-    each: list[Picture] = []
-    together: list[Picture] = []
-    if steps * len(built) > _MOST_KERNEL_STEPS:
-        problems.append(
-            f"Weights of the averages are not drawn: {len(built)} over {steps:,} steps are more "
-            f"than {_MOST_KERNEL_STEPS:,} numbers."
-        )
-    elif built and steps:
-        for name, kernel in built.items():
-            panel = run_figures.kernel_weights(name, kernel, steps, palette[name])
-            each += _picture(panel, f"weights of {name} against the age of the iterate")
-        shares = run_figures.cumulative_weights(built, steps, palette)
-        together = _picture(shares, "share of weight reached by each update, for every average")
-    return each, together, problems
+    def pair(self, name: str, other: RunRecord) -> dict[str, Figure | None]:
+        """Panels of an average beside its matched run, by metric, and of their rates."""
+        found = {
+            metric: run_figures.pair_curves(
+                self.record, other, name, metric, self.split, self.palette
+            )
+            for metric in _METRICS
+        }
+        rates = self.schedule(other)
+        if rates is not None:
+            found["rates"] = run_figures.rates(self.record, self.own, {name: rates}, self.palette)
+        return found
+
+    def split_pictures(self, split: str) -> list[Picture]:
+        return [
+            picture
+            for metric, panel in self.curves(split).items()
+            for picture in _picture(
+                panel, f"{split} {metric} of the raw weights and every average against steps"
+            )
+        ]
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """A section for each pair."""
+        record, sections = self.record, []
+        compared = numbers.pairs(record, self.split, self.matched)
+        for name, other in _first(self.matched).items():
+            pictures = []
+            for shown, panel in self.pair(name, other).items():
+                alt = (
+                    f"rate of this run and of the matched run of {name}"
+                    if shown == "rates"
+                    else f"{self.split} {shown} of {name} and of its matched run"
+                )
+                pictures += _picture(panel, alt)
+            kernel = _kernel_text(record.averages[name]) if name in record.averages else ""
+            sections.append(
+                {
+                    "name": name,
+                    "kernel": kernel,
+                    "pair": compared[name],
+                    "status": other.status,
+                    "same_seed": record.run.get("seed") == other.run.get("seed"),
+                    "message": other.run.get("message"),
+                    "matched_to": other.run.get("matched_to") or {},
+                    "pictures": pictures,
+                }
+            )
+        return sections
+
+    def kernel_pictures(self) -> tuple[list[Picture], list[Picture]]:
+        """(the weights of each kernel, their cumulative sums together)."""
+        built = {}
+        for name, config in _first(self.record.averages).items():
+            try:
+                built[name] = kernels.from_config(config)
+            except (ValueError, TypeError) as error:
+                self.problems.append(f"The kernel of {name} cannot be drawn: {error}")
+        steps = self.record.run.get("total_steps") or self.record.last_step()
+        if steps * len(built) > _MOST_KERNEL_STEPS:
+            self.problems.append(
+                f"Weights of the averages are not drawn: {len(built)} over {steps:,} steps are "
+                f"more than {_MOST_KERNEL_STEPS:,} numbers."
+            )
+        elif built and steps:
+            each: list[Picture] = []
+            for name, kernel in built.items():
+                panel = run_figures.kernel_weights(name, kernel, steps, self.palette[name])
+                each += _picture(panel, f"weights of {name} against the age of the iterate")
+            shares = run_figures.cumulative_weights(built, steps, self.palette)
+            alt = "share of weight reached by each update, for every average"
+            return each, _picture(shares, alt)
+        return [], []
+
+    def left_out(self, count: int, what: str, most: int = run_figures.MOST_LINES) -> None:
+        """Says where figures leave out what the tables hold."""
+        if count > most:
+            self.problems.append(f"Figures show the first {most} of {count:,} {what}.")
 
 
 def _table(rows: Iterable[numbers.FinalRow], palette: Mapping[str, str]) -> dict[str, Any]:
@@ -271,25 +282,15 @@ def render_report(record: RunRecord) -> str:
     Raises:
         ImportError: if jinja2 or matplotlib is missing (the remedy is named).
     """
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401  # here, so that the remedy is named once
-    except ImportError as error:
-        raise ImportError(
-            f"a report needs jinja2 and matplotlib ({error}): pip install jinja2 matplotlib"
-        ) from None
-
-    matched, problems = numbers.load_matched(record)
-    palette = run_figures.colours(record, *matched)
-    split = numbers.main_split(record)
+    base_page.require_libraries()
+    page = _RunPage(record)
+    palette, split = page.palette, page.split
     splits = sorted(record.splits(), key=lambda name: (name != split, name))
-    own, rate_problems = _schedule(record)
-    pair_sections, pair_problems = _pairs(record, own, matched, split, palette)
-    each_kernel, all_kernels, kernel_problems = _kernel_pictures(record, palette)
-    rates = _picture(run_figures.rates(record, own, {}, palette), "learning rate of every update")
+    pairs = page.pairs()
+    each_kernel, all_kernels = page.kernel_pictures()
     training = [
         picture
-        for metric in ("accuracy", "loss")
+        for metric in _METRICS
         for picture in _picture(
             run_figures.training_batches(record, metric), f"{metric} of the training batches"
         )
@@ -298,53 +299,47 @@ def render_report(record: RunRecord) -> str:
     probed = [
         (group.title, group.findings, _picture(group.figure, group.title)) for group in groups
     ]
-    all_problems = [*problems, *rate_problems, *pair_problems, *kernel_problems]
-    all_problems += _left_out(
-        len(record.weights_names()), run_figures.MOST_LINES, "sets of weights"
-    )
-    all_problems += _left_out(len(record.averages), run_figures.MOST_LINES, "averages")
-    all_problems += _left_out(len(matched), run_figures.MOST_LINES, "matched runs")
-    all_problems += _left_out(len(splits), _MOST_SPLITS, "splits")
-    all_problems += [group.problem for group in groups if group.problem]
-    tables = [(name, _table(numbers.final_rows(record, name, matched), palette)) for name in splits]
-    loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        percent=numbers.percent, points=numbers.points, number=numbers.number, count=_count
-    )
-    return environment.get_template("run.html.j2").render(
+    page.left_out(len(record.weights_names()), "sets of weights")
+    page.left_out(len(record.averages), "averages")
+    page.left_out(len(page.matched), "matched runs")
+    page.left_out(len(splits), "splits", _MOST_SPLITS)
+    page.problems += [group.problem for group in groups if group.problem]
+    tables = [
+        (name, _table(numbers.final_rows(record, name, page.matched), palette)) for name in splits
+    ]
+    return base_page.render(
+        "run.html.j2",
+        {
+            "percent": numbers.percent,
+            "points": numbers.points,
+            "number": numbers.number,
+            "count": _count,
+        },
         title=str(record.run.get("name") or record.workdir.resolve().name),
         status=record.status,
         status_note=_STATUS_NOTES[record.status],
         message=record.run.get("message"),
-        setting=_setting(record, own),
+        setting=_setting(record, page.own),
         # A number and its unit stay on one line.
         findings=[
             sentence.replace(" %", "\u00a0%")
-            for sentence in numbers.findings(record, split, matched)
+            for sentence in numbers.findings(record, split, page.matched)
         ],
         split=split,
         tables=tables,
-        split_figures=[
-            (name, _split_figures(record, name, palette)) for name in splits[:_MOST_SPLITS]
-        ],
+        split_figures=[(name, page.split_pictures(name)) for name in splits[:_MOST_SPLITS]],
         training=training,
-        pairs=pair_sections,
-        rates=rates,
+        pairs=pairs,
+        rates=_picture(
+            run_figures.rates(record, page.own, {}, palette), "learning rate of every update"
+        ),
         each_kernel=each_kernel,
         all_kernels=all_kernels,
         kernel_texts={name: _kernel_text(config) for name, config in record.averages.items()},
         colours=palette,
         raw=RAW,
         # Where the workdir lay is nobody's business who reads the page.
-        problems=[problem.replace(f"{record.workdir}{os.sep}", "") for problem in all_problems],
+        problems=[problem.replace(f"{record.workdir}{os.sep}", "") for problem in page.problems],
         probes=[shown for shown in probed if shown[-1]],
         facts=_facts(record),
         command=record.run.get("command"),
@@ -370,8 +365,7 @@ def write_report(
     """
     record = load_run(workdir)
     target = pathlib.Path(path) if path is not None else record.workdir / "report.html"
-    # A lone surrogate, legal in JSON text, has no form in UTF-8.
-    write_atomically(target, render_report(record).encode("utf-8", "replace"))
+    write_atomically(target, base_page.encoded(render_report(record)))
     return target
 
 
@@ -388,18 +382,10 @@ def write_figures(workdir: str | os.PathLike[str], folder: str | os.PathLike[str
         RecordError: if the workdir's records are missing or damaged.
         OSError: if the folder cannot be written.
     """
-    record = load_run(workdir)
-    matched, _ = numbers.load_matched(record)
-    palette = run_figures.colours(record, *matched)
-    split = numbers.main_split(record)
-    drawn = {m: run_figures.curves(record, m, split, palette) for m in ("accuracy", "loss")}
-    for name, other in _first(matched).items():
-        for metric in ("accuracy", "loss"):
-            panel = run_figures.pair_curves(record, other, name, metric, split, palette)
-            drawn[f"{name}_{metric}"] = panel
-        own, theirs = _schedule(record)[0], _schedule(other)[0]
-        if theirs is not None:
-            drawn[f"{name}_rates"] = run_figures.rates(record, own, {name: theirs}, palette)
+    page = _RunPage(load_run(workdir))
+    drawn = page.curves(page.split)
+    for name, other in _first(page.matched).items():
+        drawn |= {f"{name}_{shown}": panel for shown, panel in page.pair(name, other).items()}
     target = pathlib.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     written = []

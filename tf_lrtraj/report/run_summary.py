@@ -15,21 +15,6 @@ import numpy as np
 
 from tf_lrtraj.records import RAW, RecordError, RunRecord, load_run
 
-__all__ = [
-    "FinalRow",
-    "Pair",
-    "final_rows",
-    "findings",
-    "is_finite",
-    "load_matched",
-    "main_split",
-    "number",
-    "pairs",
-    "percent",
-    "points",
-    "text_summary",
-]
-
 LATE = 0.25  # the last part of a run over which fluctuations are reported
 
 

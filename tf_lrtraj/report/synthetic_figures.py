@@ -21,6 +21,8 @@ from tf_lrtraj.report.drawing import (
     GREY,
     ORANGE,
     UNDRAWN,
+    labels,
+    legend,
     panels,
     reason,
     style,
@@ -31,15 +33,6 @@ from tf_lrtraj.report.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = [
-    "averaging_against_schedule",
-    "averaging_length",
-    "draw",
-    "read_record",
-    "single_runs",
-    "two_time_scales",
-]
 
 _TITLES = {"ema": "EMA", "swa": "SWA", "two_point": "two points"}
 
@@ -123,8 +116,7 @@ def two_time_scales(record: Mapping[str, Any]) -> Figure:
         left.set_xscale("log")
         left.set_yscale("log")
         left.set_ylim(0.45 * record["level"], None)
-        left.set_xlabel("step")
-        left.set_ylabel("expected excess loss")
+        labels(left, "step", "expected excess loss")
         left.legend(frameon=False, fontsize=8, loc="center left")
         title(left, "As low as the small rate, as fast as the large one")
 
@@ -139,9 +131,12 @@ def two_time_scales(record: Mapping[str, Any]) -> Figure:
             ha="center",
         )  # fmt: skip
         right.invert_xaxis()
-        right.set_xlabel("slow direction")
-        right.set_ylabel("fast direction")
-        title(right, f"One run each, {len(record['ema_path']) - 1} steps; dots: the ends")
+        labels(
+            right,
+            "slow direction",
+            "fast direction",
+            f"One run each, {len(record['ema_path']) - 1} steps; dots: the ends",
+        )
     return figure
 
 
@@ -175,10 +170,7 @@ def averaging_against_schedule(record: Mapping[str, Any]) -> Figure:
             title(top, _TITLES.get(name, name))
         axes[0].set_ylabel("expected excess loss")
         axes[len(names)].set_ylabel("learning rate")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8
-        )
+        legend(figure, 3, panel=axes[0], loc="outside lower center", size=8.0)
     return figure
 
 
@@ -201,8 +193,11 @@ def averaging_length(record: Mapping[str, Any]) -> Figure:
             panel.set_xscale("log")
             panel.set_yscale("log")
             panel.set_ylim(0.3 * float(np.min(bias + variance)), None)
-            panel.set_xlabel("length of the average, steps")
-            title(panel, f"{_TITLES.get(family, family)}; dashed: noise, dotted: way still to go")
+            labels(
+                panel,
+                "length of the average, steps",
+                heading=f"{_TITLES.get(family, family)}; dashed: noise, dotted: way still to go",
+            )
         axes[0].set_ylabel("expected excess loss at the end")
         axes[0].legend(frameon=False, fontsize=8)
     return figure
@@ -223,8 +218,7 @@ def single_runs(record: Mapping[str, Any]) -> Figure:
                     label=f"{where}, {batch}",
                 )  # fmt: skip
         steps.set_ylim(0.0, 2.0)
-        steps.set_xlabel("rate of one step")
-        steps.set_ylabel("batch loss, relative")
+        labels(steps, "rate of one step", "batch loss, relative")
         steps.legend(frameon=False, fontsize=7.5)
         title(steps, "One step: its own batch and another")
 
@@ -237,9 +231,9 @@ def single_runs(record: Mapping[str, Any]) -> Figure:
         lag.plot(record["lags"], record["displacement_measured"], "o", color="black", markersize=3)
         lag.set_xscale("log")
         lag.set_yscale("log")
-        lag.set_xlabel("lag, steps")
-        lag.set_ylabel("mean squared displacement")
-        title(lag, "Stationary: displacement levels off")
+        labels(
+            lag, "lag, steps", "mean squared displacement", "Stationary: displacement levels off"
+        )
 
         bins = np.geomspace(
             min(record["average_positions"].min(), record["iterate_positions"].min()),
@@ -256,8 +250,7 @@ def single_runs(record: Mapping[str, Any]) -> Figure:
             )
         shell.axvline(1.0, color="black", linewidth=1.0)
         shell.set_xscale("log")
-        shell.set_xlabel("position against the shell (1: on it)")
-        shell.set_ylabel("points")
+        labels(shell, "position against the shell (1: on it)", "points")
         shell.legend(frameon=False, fontsize=8)
         title(shell, "Iterates on the shell, averages inside")
 
@@ -267,8 +260,7 @@ def single_runs(record: Mapping[str, Any]) -> Figure:
             measured = record[f"{name}_square_distance_measured"]
             two.plot(measured, color=colour, linewidth=0.6, alpha=0.7)
         two.set_yscale("log")
-        two.set_xlabel("step")
-        two.set_ylabel("squared distance of two runs")
+        labels(two, "step", "squared distance of two runs")
         two.legend(frameon=False, fontsize=8)
         title(two, "Two runs from opposite starts")
     return figure
@@ -279,8 +271,7 @@ def _power_panel(axes: Axes, record: Mapping[str, Any], name: str, label: str) -
     axes.plot(record["rates"], record[f"{name}_measured"], "o", color="black", label="runs")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("learning rate of the run")
-    axes.set_ylabel(label)
+    labels(axes, "learning rate of the run", label)
     axes.legend(frameon=False, fontsize=8)
 
 

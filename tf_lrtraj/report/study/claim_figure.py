@@ -1,4 +1,8 @@
-"""The figure of a claim: drawn from what its judge judged, and from nothing else."""
+"""Figures of claims: each is drawn from what the claim's judge found, and from nothing else.
+
+A module of figures registers its functions with `draws` under the claims that they draw;
+`registry` imports all of them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tf_lrtraj.claims import Judgement
+from tf_lrtraj.report.drawing import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ClaimFigure"]
+FIGURES: dict[str, ClaimFigure] = {}  # by the claim's id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +24,33 @@ class ClaimFigure:
     """How a claim is drawn.
 
     Attributes:
-        alt: what it shows, for those who do not see it.
-        caption: one or two sentences that tell how to read it, without numbers: these stand in
-            the table of parts.
-        draw: the judgement, whose `drawn` holds what is drawn and whose parts hold the intervals
-            and thresholds → the figure; None where there is nothing to draw.
+        alt: what the figure shows, for those who do not see it.
+        caption: one or two sentences on how to read it, without numbers: these stand in the
+            table of parts.
+        plot: the judgement, whose `drawn` holds what is drawn and whose parts hold the
+            intervals and thresholds → the figure.
     """
 
     alt: str
     caption: str
-    draw: Callable[[Judgement], Figure | None]
+    plot: Callable[[Judgement], Figure]
+
+    def draw(self, judgement: Judgement) -> Figure | None:
+        """The figure; None where nothing was measured."""
+        if not judgement.parts:
+            return None
+        with style():
+            return self.plot(judgement)
+
+
+def draws(
+    *names: str, alt: str, caption: str
+) -> Callable[[Callable[[Judgement], Figure]], Callable[[Judgement], Figure]]:
+    """Registers the decorated function as the figure of these claims."""
+
+    def register(plot: Callable[[Judgement], Figure]) -> Callable[[Judgement], Figure]:
+        for name in names:
+            FIGURES[name] = ClaimFigure(alt, caption, plot)
+        return plot
+
+    return register

@@ -29,8 +29,6 @@ from tf_lrtraj.report.study.page_blocks import (
 )
 from tf_lrtraj.statistics import LEVEL
 
-__all__ = ["section"]
-
 _PART = {REPRODUCED: "holds", NOT_REPRODUCED: "fails", INCONCLUSIVE: "undecided"}
 
 

@@ -30,8 +30,6 @@ from tf_lrtraj.report.study.page_blocks import (
 )
 from tf_lrtraj.report.study.registry import HEAD
 
-__all__ = ["GROUPS", "HEADS", "first_screen", "grouped"]
-
 GROUPS = {
     "B": "Mini-batch losses and trajectories",
     "A": "Averaging and schedules",

@@ -6,120 +6,107 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from tf_lrtraj.report.study.page_blocks import (
-    Block,
-    Code,
-    Figure,
-    Fold,
-    Gallery,
-    Heading,
-    Items,
-    Link,
-    Mark,
-    Paragraph,
-    Section,
-    Strip,
-    Table,
-    Text,
-)
+from tf_lrtraj.report.study import page_blocks as blocks
 from tf_lrtraj.report.study.registry import HEAD
-
-__all__ = ["printed"]
 
 _UNIT = re.compile(r"(?<=\d) (?=%)")
 
 
-def printed(blocks: Sequence[Block], figures: Mapping[str, str]) -> str:
+def printed(page: Sequence[blocks.Block], figures: Mapping[str, str]) -> str:
     """The body of a page.
 
     Args:
-        blocks: from top to bottom.
+        page: its blocks, from top to bottom.
         figures: name → SVG element, whose content has the id svg-NAME.
 
+    >>> from tf_lrtraj.report.study.page_blocks import Link, Paragraph
     >>> print(printed([Paragraph(("1 < 2, ", Link("see", "B1")))], {}), end="")
     <p>1 &lt; 2, <a href="#B1">see</a></p>
     """
-    return "".join(f"{_block(block, figures)}\n" for block in blocks)
+    return _Html(figures).all(page)
 
 
-def _block(block: Block, figures: Mapping[str, str]) -> str:
-    match block:
-        case Heading(level, text, name, title):
-            told = f"{text}. {title}" if title else text
-            return f'<h{level} id="{_escaped(name)}">{_escaped(told)}</h{level}>'
-        case Paragraph(text, notice):
-            kind = ' class="notice"' if notice else ""
-            return f"<p{kind}>{_text(text)}</p>"
-        case Items(items):
-            return f"<ul>{''.join(f'<li>{_text(item)}</li>' for item in items)}</ul>"
-        case Table():
-            return _table(block)
-        case Strip(title, cells):
-            inner = "".join(_cell(*cell) for cell in cells)
-            return f'<div class="strip"><p>{_escaped(title)}</p><ul>{inner}</ul></div>'
-        case Figure(name, _, caption):
-            return (
-                f'<figure id="figure-{_escaped(name)}"><div class="pan">{figures[name]}</div>'
-                f"<figcaption>{_escaped(caption)}</figcaption></figure>"
+class _Html(blocks.Printer):
+    def __init__(self, figures: Mapping[str, str]) -> None:
+        self._figures = figures
+
+    def all(self, page: Sequence[blocks.Block]) -> str:
+        return "".join(f"{self.block(block)}\n" for block in page)
+
+    def escaped(self, text: str) -> str:
+        """A number and its unit stay on one line."""
+        return html.escape(_UNIT.sub("\u00a0", text), quote=True)
+
+    def heading(self, block: blocks.Heading) -> str:
+        told = f"{block.text}. {block.title}" if block.title else block.text
+        tag = f"h{block.level}"
+        return f'<{tag} id="{self.escaped(block.id)}">{self.escaped(told)}</{tag}>'
+
+    def paragraph(self, block: blocks.Paragraph) -> str:
+        kind = ' class="notice"' if block.notice else ""
+        return f"<p{kind}>{self.text(block.text)}</p>"
+
+    def items(self, block: blocks.Items) -> str:
+        return f"<ul>{''.join(f'<li>{self.text(item)}</li>' for item in block.items)}</ul>"
+
+    def table(self, block: blocks.Table) -> str:
+        heads = "".join(f'<th scope="col">{self.escaped(head)}</th>' for head in block.heads)
+        rows = []
+        for first, *rest in block.rows:
+            # On narrow screens rows are stacked, and each entry says what it is.
+            entries = "".join(
+                f'<td data-head="{self.escaped(head)}">{self.text(text)}</td>'
+                for head, text in zip(block.heads[1:], rest, strict=True)
             )
-        case Gallery(shown):
-            return f'<div class="gallery">{"".join(_small(*one, figures) for one in shown)}</div>'
-        case Section(blocks):
-            return f"<section>\n{printed(blocks, figures)}</section>"
-        case Fold(summary, blocks):
-            inner = printed(blocks, figures)
-            return f"<details><summary>{_escaped(summary)}</summary>\n{inner}</details>"
+            rows.append(f'<tr><th scope="row">{self.text(first)}</th>{entries}</tr>')
+        kind = "" if len(block.heads) < 3 else ' class="wide"'
+        return f"<table{kind}><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
+    def strip(self, block: blocks.Strip) -> str:
+        cells = ""
+        for name, title, verdict in block.cells:
+            mark, told = blocks.Mark(verdict), self.escaped(f"{name}, {verdict}: {title}")
+            cells += (
+                f'<li><a class="cell {mark.kind}" href="#{self.escaped(name)}" title="{told}" '
+                f'aria-label="{told}">{mark.sign} {self.escaped(name)}</a></li>'
+            )
+        return f'<div class="strip"><p>{self.escaped(block.title)}</p><ul>{cells}</ul></div>'
 
-def _table(table: Table) -> str:
-    heads = "".join(f'<th scope="col">{_escaped(head)}</th>' for head in table.heads)
-    rows = []
-    for first, *rest in table.rows:
-        # On narrow screens rows are stacked, and each entry says what it is.
-        entries = "".join(
-            f'<td data-head="{_escaped(head)}">{_text(text)}</td>'
-            for head, text in zip(table.heads[1:], rest, strict=True)
+    def figure(self, block: blocks.Figure) -> str:
+        return (
+            f'<figure id="figure-{self.escaped(block.name)}">'
+            f'<div class="pan">{self._figures[block.name]}</div>'
+            f"<figcaption>{self.escaped(block.caption)}</figcaption></figure>"
         )
-        rows.append(f'<tr><th scope="row">{_text(first)}</th>{entries}</tr>')
-    kind = "" if len(table.heads) < 3 else ' class="wide"'
-    return f"<table{kind}><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
+    def gallery(self, block: blocks.Gallery) -> str:
+        shown = "".join(self._small(figure, title) for figure, title in block.figures)
+        return f'<div class="gallery">{shown}</div>'
 
-def _cell(name: str, title: str, verdict: str) -> str:
-    mark, told = Mark(verdict), _escaped(f"{name}, {verdict}: {title}")
-    return (
-        f'<li><a class="cell {mark.kind}" href="#{_escaped(name)}" title="{told}" '
-        f'aria-label="{told}">{mark.sign} {_escaped(name)}</a></li>'
-    )
+    def _small(self, figure: blocks.Figure, title: str) -> str:
+        """A drawing that stands elsewhere on the page is referred to."""
+        name, drawing = self.escaped(figure.name.removesuffix(HEAD)), self._figures[figure.name]
+        if not figure.name.endswith(HEAD):
+            box = re.search(r'viewBox="[^"]*"', drawing)
+            drawing = (
+                f'<svg role="img" aria-label="{self.escaped(figure.alt)}" '
+                f'{box.group() if box else ""}><use href="#svg-{name}"/></svg>'
+            )
+        return f'<a href="#{name}">{drawing}<span>{self.escaped(title)}</span></a>'
 
+    def section(self, block: blocks.Section) -> str:
+        return f"<section>\n{self.all(block.blocks)}</section>"
 
-def _small(figure: Figure, title: str, figures: Mapping[str, str]) -> str:
-    """A drawing that stands elsewhere on the page is referred to."""
-    name, drawing = _escaped(figure.name.removesuffix(HEAD)), figures[figure.name]
-    if not figure.name.endswith(HEAD):
-        box = re.search(r'viewBox="[^"]*"', drawing)
-        drawing = (
-            f'<svg role="img" aria-label="{_escaped(figure.alt)}" {box.group() if box else ""}>'
-            f'<use href="#svg-{name}"/></svg>'
-        )
-    return f'<a href="#{name}">{drawing}<span>{_escaped(title)}</span></a>'
+    def fold(self, block: blocks.Fold) -> str:
+        summary = self.escaped(block.summary)
+        return f"<details><summary>{summary}</summary>\n{self.all(block.blocks)}</details>"
 
+    def mark(self, piece: blocks.Mark) -> str:
+        sign = f'<span class="sign" aria-hidden="true">{piece.sign}</span>'
+        return f'<span class="mark {piece.kind}">{sign} {self.escaped(piece.said)}</span>'
 
-def _text(text: Text) -> str:
-    if isinstance(text, tuple):
-        return "".join(map(_text, text))
-    match text:
-        case Mark():
-            sign = f'<span class="sign" aria-hidden="true">{text.sign}</span>'
-            return f'<span class="mark {text.kind}">{sign} {_escaped(text.said)}</span>'
-        case Link(words, to):
-            return f'<a href="#{_escaped(to)}">{_escaped(words)}</a>'
-        case Code(words):
-            return f"<code>{_escaped(words)}</code>"
-        case _:
-            return _escaped(text)
+    def link(self, piece: blocks.Link) -> str:
+        return f'<a href="#{self.escaped(piece.to)}">{self.escaped(piece.text)}</a>'
 
-
-def _escaped(text: str) -> str:
-    """A number and its unit stay on one line."""
-    return html.escape(_UNIT.sub("\u00a0", text), quote=True)
+    def code(self, piece: blocks.Code) -> str:
+        return f"<code>{self.escaped(piece.text)}</code>"

@@ -1,12 +1,13 @@
 """What the page of a reproduction is made of, whatever it is printed as.
 
-`html_printer` and `markdown_printer` print the same blocks.
+`html_printer` and `markdown_printer` print the same blocks, each by its own `Printer`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from tf_lrtraj.claims.verdicts import (
     INCONCLUSIVE,
@@ -16,23 +17,6 @@ from tf_lrtraj.claims.verdicts import (
     NOT_RUN,
     REPRODUCED,
 )
-
-__all__ = [
-    "Block",
-    "Code",
-    "Figure",
-    "Fold",
-    "Gallery",
-    "Heading",
-    "Items",
-    "Link",
-    "Mark",
-    "Paragraph",
-    "Section",
-    "Strip",
-    "Table",
-    "Text",
-]
 
 # Verdict → (sign beside the word, for those who cannot tell colours apart; class of the style).
 _SIGNS = {
@@ -160,3 +144,21 @@ class Fold:
 
 
 Block = Heading | Paragraph | Items | Table | Strip | Figure | Gallery | Section | Fold
+
+
+class Printer:
+    """Prints blocks and pieces of text, each by the method named after its class."""
+
+    def block(self, block: Block) -> Any:
+        return getattr(self, type(block).__name__.lower())(block)
+
+    def text(self, text: Text) -> str:
+        if isinstance(text, tuple):
+            return "".join(map(self.text, text))
+        if isinstance(text, str):
+            return self.escaped(text)
+        return str(getattr(self, type(text).__name__.lower())(text))
+
+    def escaped(self, text: str) -> str:
+        """Text of which nothing is taken for markup."""
+        raise NotImplementedError

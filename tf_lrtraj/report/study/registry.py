@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from tf_lrtraj.report.study import (
+from tf_lrtraj.report.study import (  # noqa: F401  # each registers its figures
     minibatch_figures,
     schedule_figures,
     swa_figures,
     trajectory_figures,
 )
-from tf_lrtraj.report.study.claim_figure import ClaimFigure
+from tf_lrtraj.report.study.claim_figure import FIGURES
 
 __all__ = ["FIGURES", "HEAD"]
 
 HEAD = "_head"  # what the name of a figure for the first screen ends with
-
-FIGURES: dict[str, ClaimFigure] = {
-    **minibatch_figures.FIGURES,
-    **trajectory_figures.FIGURES,
-    **schedule_figures.FIGURES,
-    **swa_figures.FIGURES,
-    **{f"{name}{HEAD}": figure for name, figure in minibatch_figures.HEADS.items()},
-}

@@ -12,8 +12,6 @@ from tf_lrtraj.claims.verdicts import bounds_shown, number
 from tf_lrtraj.records import Count, RecordError, read_json
 from tf_lrtraj.report.study.page_blocks import Block, Fold, Link, Paragraph, Table
 
-__all__ = ["RunState", "facts", "power"]
-
 
 class _Run(TypedDict, total=False):
     status: str

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from tf_lrtraj.claims import Study, write_ledger
 from tf_lrtraj.records import write_atomically
-from tf_lrtraj.report.drawing import UNDRAWN, reason, style, to_svg
+from tf_lrtraj.report import base_page
+from tf_lrtraj.report.drawing import UNDRAWN, reason, to_svg
 from tf_lrtraj.report.study import html_printer, markdown_printer, run_table, svg
 from tf_lrtraj.report.study.claim_figure import ClaimFigure
 from tf_lrtraj.report.study.claim_section import section
@@ -58,8 +59,6 @@ def write_page(study: Study, figures: Figures = FIGURES) -> pathlib.Path:
     Raises:
         OSError: if the files cannot be written.
     """
-    import jinja2
-
     drawn, problems = _drawn(study, figures)
     target = study.records.folder / FOLDER
     target.mkdir(exist_ok=True)
@@ -71,18 +70,10 @@ def write_page(study: Study, figures: Figures = FIGURES) -> pathlib.Path:
             path.unlink()
     elements = {name: svg.inline(text, name, figures[name].alt) for name, text in drawn.items()}
     blocks = _blocks(study, figures, elements, problems)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parents[1] / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    page = environment.get_template("reproduction.html.j2").render(
-        title=_title(study), body=html_printer.printed(blocks, elements)
-    )
+    body = html_printer.printed(blocks, elements)
     path = study.records.folder / PAGE
-    # A lone surrogate, legal in JSON text, has no form in UTF-8.
-    write_atomically(path, page.encode("utf-8", "replace"))
+    page = base_page.render("reproduction.html.j2", title=_title(study), body=body)
+    write_atomically(path, base_page.encoded(page))
     return path
 
 
@@ -96,7 +87,7 @@ def markdown_page(study: Study, results: str = ".", figures: Figures = FIGURES) 
     """
     there = {path.stem for path in (study.records.folder / FOLDER).glob("*.svg")}
     text = markdown_printer.printed(_blocks(study, figures, there), f"{results}/{FOLDER}")
-    return text.encode("utf-8", "replace")
+    return base_page.encoded(text)
 
 
 def _title(study: Study) -> str:
@@ -145,9 +136,7 @@ def _drawn(study: Study, figures: Figures) -> tuple[dict[str, str], list[str]]:
         if judgement is None:
             continue
         try:
-            with style():
-                figure = one.draw(judgement)
-            if figure is not None:
+            if (figure := one.draw(judgement)) is not None:
                 found[name] = svg.compact(to_svg(figure))
         except UNDRAWN as error:
             problems.append(f"The figure {name} could not be drawn ({reason(error)}).")
