@@ -125,3 +125,40 @@ def flip_bit(path, position, bit=0):
     data = bytearray(path.read_bytes())
     data[position] ^= 1 << bit
     path.write_bytes(data)
+
+
+def write_snapshots(folder, steps, iterates, encoding="exact"):
+    """Writes snapshots of one trainable vector; returns the `Snapshots`.
+
+    Args:
+        folder: of the snapshots.
+        steps: of the snapshots.
+        iterates: step → vector: an array [steps, n], or a dict.
+        encoding: of the snapshots.
+    """
+    from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
+
+    first = np.asarray(iterates[int(steps[0])])
+    spec = VariableSpec("w", first.shape, str(first.dtype), "trainable")
+    writer = SnapshotWriter(folder, [spec], Timetable(1), encoding)
+    for step in steps:
+        writer.write(int(step), [np.asarray(iterates[int(step)])])
+    return Snapshots(folder)
+
+
+def cut_short(path, step=1):
+    """Cuts a file at each `step`-th byte in turn; it is whole again at the end."""
+    whole = path.read_bytes()
+    for length in range(0, len(whole), step):
+        path.write_bytes(whole[:length])
+        yield length
+    path.write_bytes(whole)
+
+
+def with_changed_byte(path, step=1):
+    """Changes each `step`-th byte of a file in turn; it is whole again at the end."""
+    whole = path.read_bytes()
+    for place in range(0, len(whole), step):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        yield place
+    path.write_bytes(whole)

@@ -138,6 +138,12 @@ def test_every_form_of_one_input():
         check(model, given, X, batch_size=16)  # and again
 
 
+def test_one_input_by_name():
+    inputs = {"a": keras.Input((6,), name="a")}
+    model = keras.Model(inputs, layers.BatchNormalization(name="norm")(inputs["a"]))
+    check(model, {"a": X}, X, batch_size=10)
+
+
 @pytest.mark.parametrize("form", TWO)
 def test_several_inputs(form):
     check(two_inputs(), TWO[form](), X + 2.0 * Z, batch_size=16)
