@@ -214,40 +214,44 @@ def test_borrowing_gives_everything_back_to_the_bit(trained, policy):
     assert_unchanged(model, before)
 
 
-def test_evaluating_every_average_changes_nothing(trained):
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    """What `evaluate` gives with recomputed statistics; it has changed nothing."""
     averaging = choose(trained.averaging, "recompute")
     before, state = state_of(trained.model), arrays_of(averaging.state.variables)
     results = averaging.evaluate((X, Y))
-    assert list(results) == ["raw", "raw_running", *KERNELS]
     assert_unchanged(trained.model, before)
     assert_same_bits(arrays_of(averaging.state.variables), state)
+    return results
+
+
+def test_evaluating_every_average_changes_nothing(evaluated):
+    assert list(evaluated) == ["raw", "raw_running", *KERNELS]
+    assert all(np.isfinite(metrics["loss"]) for metrics in evaluated.values())
 
 
 @in_float32
-def test_evaluate_gives_what_each_set_of_weights_gives_alone(trained):
+def test_evaluate_gives_what_each_set_of_weights_gives_alone(trained, evaluated):
     model, averaging = trained.model, choose(trained.averaging, "recompute")
-    results = averaging.evaluate((X, Y))
 
     def alone():
         return pytest.approx(model.evaluate(X, Y, verbose=0, return_dict=True), rel=1e-6)
 
-    assert results["raw_running"] == alone()
+    assert evaluated["raw_running"] == alone()
     for name in KERNELS:
         with averaging.borrowed(name):
-            assert results[name] == alone()
+            assert evaluated[name] == alone()
 
 
 @in_float32
-def test_raw_weights_are_shown_with_statistics_as_fresh_as_those_of_averages(trained):
-    model, averaging = trained.model, choose(trained.averaging, "recompute")
-    results = averaging.evaluate((X, Y))
+def test_raw_weights_are_shown_with_statistics_as_fresh_as_those_of_averages(trained, evaluated):
     # The weights of now, as an average of one iterate, with recomputed statistics.
     now = WeightAveraging({"now": kernels.Window(1)}, batch_norm_data=X)
-    now.set_model(model)
-    assert results["raw"] == pytest.approx(now.evaluate((X, Y))["now"], rel=1e-6)
-    assert abs(results["raw"]["loss"] - results["raw_running"]["loss"]) > 1e-3
+    now.set_model(trained.model)
+    assert evaluated["raw"] == pytest.approx(now.evaluate((X, Y))["now"], rel=1e-6)
+    assert abs(evaluated["raw"]["loss"] - evaluated["raw_running"]["loss"]) > 1e-3
     copied = WeightAveraging({"now": kernels.Window(1)}, batch_norm="copy")
-    copied.set_model(model)
+    copied.set_model(trained.model)
     assert list(copied.evaluate(VALIDATION)) == ["raw", "now"]
 
 
