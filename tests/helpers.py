@@ -3,6 +3,8 @@
 `keras_helpers` has tiny models, trainings and weights.
 """
 
+import ast
+import importlib.util
 import os
 import pathlib
 import re
@@ -55,6 +57,16 @@ def run_python(*arguments, check=True, timeout=300, env=None, **options):
     return done
 
 
+def load_script(path):
+    """Imports a script of the repository by its path from the root."""
+    path = ROOT / path
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
 def free_ports(count):
     """Ports that no process listens on."""
     sockets = [socket.socket() for _ in range(count)]
@@ -75,6 +87,22 @@ def python_blocks(page):
     if "\n" not in str(page):
         page = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def named_tests(text):
+    """The tests that a page names, as `` `tests/a.py::test_b` `` or by file; all of them exist."""
+    named = sorted(set(re.findall(r"`(tests/[^`]*)`", text)))
+    for name in named:
+        path, _, function = name.partition("::")
+        assert (ROOT / path).exists(), name
+        assert not function or function in functions_of(path), name
+    return named
+
+
+def functions_of(path):
+    """The names of the functions of a module, by its path from the root."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 def figure_texts(figure):

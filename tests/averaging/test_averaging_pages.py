@@ -1,33 +1,22 @@
 """The code of the pages on averages runs, and the tests that docs/averaging.md names exist."""
 
-import ast
-import re
-
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, python_blocks
+from helpers import ROOT, functions_of, named_tests, python_blocks
 
 from tf_lrtraj.averaging import SnapshotRecorder
 
 PAGE = (ROOT / "docs" / "averaging.md").read_text(encoding="utf-8")
 
 
-def functions(path):
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
 def test_every_test_the_page_names_exists():
-    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", PAGE)
-    assert len(named) > 15
-    for path, test in named:
-        assert test in functions(path), f"{path}::{test}"
+    assert len(named_tests(PAGE)) > 15
 
 
 def test_every_test_of_a_peers_defect_is_named():
     path = "tests/averaging/test_peer_defects.py"
-    for test in (name for name in functions(path) if name.startswith("test_")):
+    for test in (name for name in functions_of(path) if name.startswith("test_")):
         assert f"{path}::{test}`" in PAGE
 
 

@@ -124,21 +124,44 @@ def test_training_is_refused_before_a_weight_moves(train, lent):
         assert_same_bits(everything(model), inside)
 
 
-def test_steps_of_a_custom_loop_are_noticed_and_training_is_possible_again():
+OPTIMIZERS = {
+    "the model's": (lambda model: model.optimizer, "made steps while the model held .* 'ema'"),
+    "another": (lambda model: keras.optimizers.SGD(0.1), "were changed while .* 'ema'.*are lost"),
+}
+
+
+@pytest.mark.parametrize(("choose", "message"), OPTIMIZERS.values(), ids=list(OPTIMIZERS))
+def test_steps_inside_the_block_are_noticed_and_training_is_possible_again(choose, message):
     first, model = averaging(), network()
     fit(model, first)
     before = weights(model)
-    with (
-        pytest.raises(RuntimeError, match="made steps while the model held the average 'ema'"),
-        first.borrowed("ema"),
-    ):
-        model.optimizer.apply(
-            [keras.ops.ones(v.shape) for v in model.trainable_variables],
-            model.trainable_variables,
-        )
+    optimizer = choose(model)
+    own = optimizer is model.optimizer
+    told = pytest.raises(RuntimeError, match=message) if own else pytest.warns(match=message)
+    with told, first.borrowed("ema"):
+        variables = model.trainable_variables
+        optimizer.apply([keras.ops.ones(v.shape) for v in variables], variables)
     assert_same_bits(weights(model), before)
     assert holder_of(model) is None
     fit(model)
+
+
+def test_quantizing_a_lent_model_is_refused(lent):
+    model, first = lent
+    own = model.quantize
+    with first.borrowed("ema"), pytest.raises(RuntimeError, match="before quantizing"):
+        model.quantize("int8")
+    assert model.quantize is own
+
+
+def test_variables_replaced_in_the_block_are_noticed():
+    first, model = averaging(), network()
+    fit(model, first)
+    with (
+        pytest.raises(RuntimeError, match="were replaced while it held the average 'ema'"),
+        first.borrowed("ema"),
+    ):
+        model.layers[0].quantize("int8")
 
 
 def test_a_block_that_is_dropped_gives_the_model_back(lent):

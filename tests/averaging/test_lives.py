@@ -400,52 +400,6 @@ def test_data_sets_are_shared_by_copies():
     assert copy.deepcopy(first).batch_norm_data is data
 
 
-# Inside `borrowed` ----------------------------------------------------------------------------
-
-
-def trained():
-    model, averaging = no_momentum(), WeightAveraging(AVERAGES)
-    fit(model, averaging)
-    return model, averaging
-
-
-@pytest.fixture(scope="module")
-def lent():
-    return trained()
-
-
-def test_quantizing_a_lent_model_is_refused(lent):
-    model, averaging = lent
-    before, own = arrays_of(model.variables), model.quantize
-    with averaging.borrowed("ema"), pytest.raises(RuntimeError, match="before quantizing"):
-        model.quantize("int8")
-    assert_same_bits(arrays_of(model.variables), before)
-    assert model.quantize is own
-
-
-def test_variables_replaced_in_the_block_are_noticed():
-    model, averaging = trained()
-    with (
-        pytest.raises(RuntimeError, match="were replaced while it held the average 'ema'"),
-        averaging.borrowed("ema"),
-    ):
-        model.layers[0].quantize("int8")
-
-
-def test_steps_of_an_optimizer_of_ones_own_are_noticed(lent):
-    model, averaging = lent
-    other = keras.optimizers.SGD(0.1)
-    before = trainable(model)
-    with (
-        pytest.warns(UserWarning, match="Weights were changed while .* 'ema'.*are lost"),
-        averaging.borrowed("ema"),
-    ):
-        other.apply(
-            [ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables
-        )
-    assert_same_bits(trainable(model), before)
-
-
 # Arguments that the numbers contradict --------------------------------------------------------
 
 
@@ -498,10 +452,11 @@ def test_folders_in_buckets_are_refused_and_no_folder_of_that_name_is_made(
 
 
 @pytest.mark.skipif(backend.name() != "tensorflow", reason="TensorFlow's file systems")
-def test_models_are_saved_through_the_file_systems_of_tensorflow(lent):
+def test_models_are_saved_through_the_file_systems_of_tensorflow():
     import tensorflow as tf
 
-    model, averaging = lent
+    model, averaging = network(), WeightAveraging(AVERAGES)
+    fit(model, averaging)
     tf.io.gfile.makedirs("ram://bucket/there")
     averaging.save("ema", "ram://bucket/there/ema.keras")
     assert tf.io.gfile.listdir("ram://bucket/there") == ["ema.keras"]
