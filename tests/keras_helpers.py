@@ -79,7 +79,8 @@ class Iterates(keras.callbacks.Callback):
         self.variables = variables or (lambda model: model.trainable_variables)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.keep(again=False)
+        if not self.values:
+            self.keep()
 
     def on_train_batch_end(self, batch, logs=None):
         self.keep(again=self.every_batch)
