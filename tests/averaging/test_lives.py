@@ -29,7 +29,7 @@ AVERAGES = {
     "short": kernels.Exponential(0.5),
     "swa": kernels.Uniform(),
     "window": kernels.Window(3),
-    "two_point": kernels.TwoPoint(5),
+    "two_point": kernels.TwoPoint(3),
 }
 
 
