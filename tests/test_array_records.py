@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers import cut_short, with_changed_byte
 
 from tf_lrtraj.records import ArrayRecord, RecordError
 
@@ -126,19 +127,15 @@ def test_one_changed_setting_is_named(stored):
 
 def test_a_file_cut_short_at_any_place(stored):
     path, _ = stored
-    whole = path.read_bytes()
-    for length in range(0, len(whole), 97):
-        path.write_bytes(whole[:length])
+    for _ in cut_short(path, 97):
         with pytest.raises(RecordError, match="damaged"):
             ArrayRecord.resume(path, empty())
 
 
 def test_a_file_with_a_changed_byte_is_refused_or_read_as_it_was(stored):
     path, record = stored
-    whole = path.read_bytes()
     refused = 0
-    for place in range(0, len(whole), 53):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+    for _ in with_changed_byte(path, 53):
         try:
             found = ArrayRecord.read(path)
         except RecordError:

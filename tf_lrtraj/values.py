@@ -56,7 +56,8 @@ def received(value: Any) -> str:
     """
     if isinstance(value, np.ndarray) and value.size > 20:
         return f"an array of shape {list(value.shape)}"
-    return _SHORT.repr(value)
+    shown = _SHORT.repr(value)
+    return shown if len(shown) <= 500 else f"{shown[:250]} ... {shown[-245:]}"
 
 
 def error(

@@ -4,12 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers import write_snapshots
 
 from tf_lrtraj import records
 from tf_lrtraj.averaging.advising import advisor, measured, sweep
 from tf_lrtraj.averaging.advising import measurement_plan as advice_plan
 from tf_lrtraj.averaging.advising.advisor import Effort, Measurement
-from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.report import advice_figure as drawing
 
@@ -38,24 +38,21 @@ def write_run(folder, count, seed=0, every=10):
     """Snapshots of a stationary run with many relaxation times."""
     rng = np.random.default_rng(seed)
     ratios = np.exp(-1.0 / np.geomspace(0.5, 30.0, SIZE))
-    spec = VariableSpec("w", (SIZE,), "float64", "trainable")
-    writer = SnapshotWriter(folder, [spec], Timetable(every))
-    iterate = rng.normal(size=SIZE)
+    iterates, iterate = {}, rng.normal(size=SIZE)
     for index in range(count):
-        writer.write(100 + index * every, [iterate])
+        iterates[100 + index * every] = iterate
         iterate = ratios * iterate + np.sqrt(1.0 - ratios**2) * rng.normal(size=SIZE)
-    return Snapshots(folder)
+    return write_snapshots(folder, list(iterates), iterates)
+
+
+def advise(snapshots, loss=None, **options):
+    measurement = loss if isinstance(loss, Measurement) else Measurement("train", loss or quadratic)
+    return advisor.advise(snapshots, measurement, progress=False, **options)
 
 
 def test_with_every_pair_predictions_are_exact_to_rounding(tmp_path):
     snapshots = write_run(tmp_path, 12)
-    found = advisor.advise(
-        snapshots,
-        Measurement("train", quadratic),
-        effort=Effort(every_pair=True, calibration=0),
-        verify=20,
-        progress=False,
-    )
+    found = advise(snapshots, effort=Effort(every_pair=True, calibration=0), verify=20)
     rows = found.record["averages"]
     assert len(rows) >= 15
     for row in rows:
@@ -78,9 +75,7 @@ def test_bands_cover_and_the_recommendation_is_near_the_best(tmp_path):
     inside, median, ratio = [], [], []
     for seed in range(6):
         snapshots = write_run(tmp_path / str(seed), 80, seed)
-        found = advisor.advise(
-            snapshots, Measurement("train", quadratic), verify=20, progress=False
-        )
+        found = advise(snapshots, verify=20)
         rows = [r for r in found.record["averages"] if r["role"] not in ("calibration", "raw")]
         inside += [r["low"] <= r["measured"] <= r["high"] for r in rows]
         accuracy = found.record["accuracy_of_prediction"]
@@ -99,15 +94,11 @@ def test_an_interrupted_advice_goes_on_and_measures_nothing_twice(tmp_path):
     snapshots = write_run(tmp_path / "snapshots", 40)
     folder = tmp_path / "advice"
     whole = Counting()
-    expected = advisor.advise(snapshots, Measurement("train", whole), verify=6, progress=False)
+    expected = advise(snapshots, whole, verify=6)
 
     def attempt(loss, identity=()):
-        return advisor.advise(
-            snapshots,
-            Measurement("train", loss, dict(identity)),
-            verify=6,
-            folder=folder,
-            progress=False,
+        return advise(
+            snapshots, Measurement("train", loss, dict(identity)), verify=6, folder=folder
         )
 
     broken = Counting(stop_after=20)
@@ -129,9 +120,7 @@ def test_an_interrupted_advice_goes_on_and_measures_nothing_twice(tmp_path):
 def test_the_plan_counts_what_is_measured(tmp_path):
     snapshots = write_run(tmp_path, 60)
     told, loss = [], Counting()
-    found = advisor.advise(
-        snapshots, Measurement("train", loss, images=1000), progress=False, tell=told.append
-    )
+    found = advise(snapshots, Measurement("train", loss, images=1000), tell=told.append)
     plan = advice_plan.make_plan(snapshots.steps)
     # Recommendations may coincide with calibration, so a few less may be measured.
     assert plan.measurements - 4 <= loss.calls <= plan.measurements
@@ -182,21 +171,13 @@ def test_a_diverged_snapshot_is_named(tmp_path):
     plan = advice_plan.make_plan(snapshots.steps, Effort(singles=20))
     assert plan.singles[0] == 0
     with pytest.raises(RecordError, match="snapshot of step 100 is not finite; choose --first"):
-        advisor.advise(
-            snapshots, Measurement("train", loss), effort=Effort(singles=20), progress=False
-        )
+        advise(snapshots, loss, effort=Effort(singles=20))
 
 
 def test_a_second_set_is_measured_for_what_is_built(tmp_path):
     snapshots = write_run(tmp_path / "snapshots", 40)
-    found = advisor.advise(
-        snapshots,
-        Measurement("train", quadratic),
-        held_out=Measurement("test", lambda arrays: 2.0 * quadratic(arrays)),
-        verify=6,
-        folder=tmp_path / "advice",
-        progress=False,
-    )
+    held_out = Measurement("test", lambda arrays: 2.0 * quadratic(arrays))
+    found = advise(snapshots, held_out=held_out, verify=6, folder=tmp_path / "advice")
     for row in found.record["averages"]:
         assert row["measured_test"] == pytest.approx(2.0 * row["measured"], rel=1e-12)
     assert found.record["raw"]["loss_test"] == pytest.approx(2.0 * found.record["raw_loss"])
@@ -234,9 +215,7 @@ def test_sweeps_hold_each_family_within_the_snapshots():
 def test_the_figure_is_drawn_from_the_records_alone(tmp_path):
     snapshots = write_run(tmp_path / "snapshots", 30)
     folder = tmp_path / "advice"
-    found = advisor.advise(
-        snapshots, Measurement("train", quadratic), verify=8, folder=folder, progress=False
-    )
+    found = advise(snapshots, verify=8, folder=folder)
     path = drawing.draw(folder)
     first = path.read_text()
     assert "<svg" in first
@@ -256,14 +235,6 @@ def test_the_figure_is_drawn_from_the_records_alone(tmp_path):
     records.write_json(folder / "advice.json", {"format": 99})
     with pytest.raises(RecordError, match=r"advice\.json: `format` must be 1"):
         drawing.draw(folder)
-
-
-def write_line(folder, places):
-    """Snapshots of one weight at given places."""
-    writer = SnapshotWriter(folder, [VariableSpec("w", (1,), "float64", "trainable")], Timetable(1))
-    for step, place in enumerate(places):
-        writer.write(step, [np.array([float(place)])])
-    return Snapshots(folder)
 
 
 NOISE = np.tile([1.0, -1.0], 10)
@@ -298,13 +269,8 @@ def test_nothing_that_measured_worse_than_the_raw_weights_is_recommended(
     tmp_path, places, loss, second, raw
 ):
     held_out = None if second is None else Measurement("test", second)
-    found = advisor.advise(
-        write_line(tmp_path, places),
-        Measurement("train", loss),
-        held_out=held_out,
-        verify=12,
-        progress=False,
-    )
+    snapshots = write_snapshots(tmp_path, range(len(places)), places[:, None])
+    found = advise(snapshots, loss, held_out=held_out, verify=12)
     rows = {row["name"]: row for row in found.record["averages"]}
     chosen = rows[found.record["recommended"]]
     assert (chosen["name"] == "raw") == raw

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from helpers import assert_same_bits
+from keras_helpers import X, arrays_of, everything, fit, network, trainable
 
 from tf_lrtraj import WeightAveraging, kernels
 from tf_lrtraj.averaging import (
@@ -15,9 +16,6 @@ from tf_lrtraj.averaging import (
 )
 from tf_lrtraj.averaging.weight_files import read_weights
 
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(96, 5)).astype(np.float32)
-Y = X[:, :1] * 2.0
 KERNELS = {
     "window": kernels.Window(3, every=2),
     "narrow": kernels.PowerFunction(9.0),
@@ -25,30 +23,23 @@ KERNELS = {
 }
 
 
-def network(norm=True, dtype=None):
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((5,))
-    hidden = keras.layers.Dense(4, dtype=dtype)(inputs)
-    if norm:
-        hidden = keras.layers.BatchNormalization(momentum=0.8)(hidden)
-    hidden = keras.layers.Dropout(0.1, seed=3)(hidden)
-    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.ReLU()(hidden)))
-    model.compile(keras.optimizers.SGD(0.02), "mse")
-    return model
-
-
-def values(model):
-    return [np.array(ops.convert_to_numpy(v.value)) for v in model.variables]
+def made(norm=True, dtype=None):
+    return network(keras.optimizers.SGD(0.02), norm=norm, dropout=0.1, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    model = network()
-    recorder = SnapshotRecorder(folder / "snapshots", every=2)
+    """A trained model, a folder of snapshots, and the averages kept in training."""
+    folder, model = tmp_path_factory.mktemp("run"), made()
     averaging = WeightAveraging(KERNELS, batch_norm_data=X)
-    model.fit(X, Y, batch_size=16, epochs=4, verbose=0, callbacks=[recorder, averaging])
-    return model, folder, averaging
+    recorder = SnapshotRecorder(folder / "snapshots", every=2)
+    fit(model, recorder, averaging, epochs=6)
+    return model, folder / "snapshots", averaging
+
+
+@pytest.fixture
+def found(trained):
+    return average_snapshots(trained[1], {"w": KERNELS["window"]})["w"]
 
 
 POLICIES = {
@@ -58,31 +49,26 @@ POLICIES = {
 }
 
 
-def expected_weights(averaging, folder, policy):
-    """Trainable weights, then mean and variance, without what is tested."""
-    weights = [np.asarray(a, np.float64) for a in averaging.get_average("window")]
-    if policy == "averaged":
-        snapshots = average_snapshots(folder / "snapshots", {"w": KERNELS["window"]})["w"].arrays
-        return weights, snapshots[-2:]
+def moments(weights):
+    """Mean and variance of what batch norm sees under the weights."""
     hidden = X.astype(np.float64) @ weights[0] + weights[1]
-    return weights, [hidden.mean(0), hidden.var(0)]
+    return [hidden.mean(0), hidden.var(0)]
 
 
 def check(model, weights, statistics):
-    for variable, array in zip(model.trainable_variables, weights, strict=True):
-        np.testing.assert_allclose(ops.convert_to_numpy(variable), array, rtol=1e-5, atol=1e-6)
-    norm = next(x for x in model.layers if isinstance(x, keras.layers.BatchNormalization))
-    for variable, array in zip((norm.moving_mean, norm.moving_variance), statistics, strict=True):
-        np.testing.assert_allclose(ops.convert_to_numpy(variable), array, rtol=1e-4, atol=1e-5)
+    norm = model.get_layer("norm")
+    for actual, expected in zip(trainable(model), weights, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    found = arrays_of([norm.moving_mean, norm.moving_variance])
+    for actual, expected in zip(found, statistics, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("how", ["apply", "a.keras", "a.weights.h5"])
-def test_an_average_of_snapshots_in_a_model(trained, tmp_path, policy, how):
-    model, folder, averaging = trained
-    found = average_snapshots(folder / "snapshots", {"w": KERNELS["window"]})["w"]
-    before = values(model)
-    other = network()
+def test_an_average_of_snapshots_in_a_model(trained, found, tmp_path, policy, how):
+    model, _, averaging = trained
+    before, other = everything(model), made()
     if how == "apply":
         found.apply(other, **POLICIES[policy])
     else:
@@ -92,9 +78,9 @@ def test_an_average_of_snapshots_in_a_model(trained, tmp_path, policy, how):
         else:
             other.load_weights(tmp_path / how)
         assert [p.name for p in tmp_path.iterdir()] == [how]
-    for old, new in zip(before, values(model), strict=True):
-        np.testing.assert_array_equal(old, new)
-    check(other, *expected_weights(averaging, folder, policy))
+    assert_same_bits(everything(model), before)
+    weights = averaging.get_average("window")
+    check(other, weights, found.arrays[-2:] if policy == "averaged" else moments(weights))
 
 
 @pytest.mark.parametrize("ending", ["arrays", ".keras", ".weights.h5", ".npz"])
@@ -107,46 +93,37 @@ def test_an_average_made_of_stored_ones(trained, tmp_path, ending):
             source = tmp_path / f"{name}{ending}"
             with averaging.borrowed(name):
                 if ending == ".npz":
-                    np.savez(source, **{v.path: ops.convert_to_numpy(v) for v in model.weights})
+                    paths = [v.path for v in model.weights]
+                    np.savez(source, **dict(zip(paths, arrays_of(model.weights), strict=True)))
                 elif ending == ".keras":
                     model.save(source)
                 else:
                     model.save_weights(source)
         stored.append(StoredAverage(KERNELS[name], 24, source))
-    before = values(model)
-    target = kernels.PowerFunction(5.0)
+    before, target = everything(model), kernels.PowerFunction(5.0)
     found = combine_stored(stored, target, model=None if ending == "arrays" else model)
-    for old, new in zip(before, values(model), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_same_bits(everything(model), before)
     assert found.combination.error < 0.1 and "2 of 2 stored averages" in str(found)
-    arrays = [averaging.get_average(name) for name in ("narrow", "wide")]
+    one, two = found.combination.coefficients
+    averages = [averaging.get_average(name) for name in ("narrow", "wide")]
     expected = [
-        sum(
-            c * np.asarray(a, np.float64)
-            for c, a in zip(found.combination.coefficients, pair, strict=True)
-        )
-        for pair in zip(*arrays, strict=True)
+        one * a.astype(np.float64) + two * b.astype(np.float64)
+        for a, b in zip(*averages, strict=True)
     ]
-    other = network()
+    other = made()
     found.apply(other, batch_norm_data=X)
-    hidden = X.astype(np.float64) @ expected[0] + expected[1]
-    check(other, expected, [hidden.mean(0), hidden.var(0)])
+    check(other, expected, moments(expected))
 
 
-def test_a_model_of_another_precision_takes_it(trained):
-    _, folder, averaging = trained
-    found = average_snapshots(folder / "snapshots", {"w": KERNELS["window"]})["w"]
-    half = network(dtype=keras.DTypePolicy("mixed_bfloat16"))
+def test_a_model_of_another_precision_takes_it(trained, found):
+    half = made(dtype=keras.DTypePolicy("mixed_bfloat16"))
     found.apply(half, batch_norm_data=X)
-    weights, _ = expected_weights(averaging, folder, "recomputed")
-    np.testing.assert_allclose(ops.convert_to_numpy(half.trainable_variables[0]), weights[0], 1e-5)
+    np.testing.assert_allclose(trainable(half)[0], trained[2].get_average("window")[0], 1e-5)
 
 
-def test_what_does_not_fit_is_refused_and_nothing_changes(trained, tmp_path):
-    model, folder, _ = trained
-    found = average_snapshots(folder / "snapshots", {"w": KERNELS["window"]})["w"]
-    before = values(model)
-    bare = network(norm=False)
+def test_what_does_not_fit_is_refused_and_nothing_changes(trained, found, tmp_path):
+    model, bare = trained[0], made(norm=False)
+    before = everything(model)
     for call, message in [
         (lambda: found.apply(model), r"give `batch_norm_data`.*Received: batch_norm_data=None"),
         (lambda: found.apply(model, batch_norm="copy"), "must be one of.*'copy'"),
@@ -162,8 +139,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(trained, tmp_path):
     )
     with borrow(model, *own), pytest.raises(RuntimeError, match="holds other weights"):
         found.apply(model, batch_norm_data=X)
-    for old, new in zip(before, values(model), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_same_bits(everything(model), before)
 
 
 @pytest.mark.parametrize(

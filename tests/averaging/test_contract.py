@@ -1,12 +1,12 @@
 """What every kernel × dtype × batch-norm policy must keep, on whichever Keras backend runs.
 
-One tiny network per dtype is trained once, with every kernel beside it.  Its
-iterates are kept in float64, and everything below is checked against them:
+One tiny network per dtype is trained once, with every kernel beside it.  Its iterates are kept in
+float64, and everything below is checked against them:
 
-* an online average is `kernel.weights` applied to the iterates;
-* batch-norm statistics are what their policy says;
+* an average, online or of the snapshots afterwards, is `kernel.weights` applied to the iterates;
+* batch-norm statistics are those of their policy;
 * borrowing gives back every variable to the bit;
-* a state saved at any step goes on to the same bits.
+* a state saved at any step, followed by an update loop, ends with the bits of the `fit`.
 """
 
 import dataclasses
@@ -16,17 +16,15 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from helpers import assert_same_bits, average_of
 from keras import ops
+from keras_helpers import FIT, VALIDATION, X, Y, arrays_of, everything, network, trainable
 
 from tf_lrtraj import WeightAveraging, backend, kernels
+from tf_lrtraj.averaging import SnapshotRecorder, average_snapshots
 
-RNG = np.random.default_rng(0)
-INPUTS = (RNG.normal(size=(40, 5)) * 2 + 1).astype(np.float32)
-LABELS = (INPUTS.sum(1) > 5).astype(np.int32)
-BATCH = 8
-EPOCHS = 3
-UPDATES = EPOCHS * len(INPUTS) // BATCH
-
+EPOCHS = 4
+UPDATES = 16
 KERNELS = {
     "ema": kernels.Exponential(0.8),
     "ema_start_every": kernels.Exponential(0.9, start=4, every=2),
@@ -49,50 +47,32 @@ DTYPES = {
     "bfloat16": 2.0**-8,
     "float64": 2.0**-53,
 }
+in_float32 = pytest.mark.parametrize("trained", ["float32"], indirect=True)
 
 
-def numpy(variables):
-    return [np.array(a) for a in backend.to_numpy(backend.values(variables))]
+def state_of(model):
+    """Every value that belongs to a run, by name, and the generators of random numbers."""
+    seed = keras.src.random.seed_generator.global_seed_generator().state
+    generators = [random.getstate(), np.random.get_state()[1].tobytes()]  # noqa: NPY002
+    return {**everything(model), "global seed": arrays_of([seed])[0]}, generators
 
 
-def everything(model):
-    """Every value that belongs to a run, by name."""
-    groups = {
-        "model": model.variables,  # with metrics, optimizer and the seeds of dropout
-        "weights": model.non_trainable_variables,
-        "metrics": model.metrics_variables,
-        "optimizer": model.optimizer.variables,
-        "global seed": [keras.src.random.seed_generator.global_seed_generator().state],
-    }
-    values = {f"{k} {i}": a for k, group in groups.items() for i, a in enumerate(numpy(group))}
-    return values, [random.getstate(), np.random.get_state()[1].tobytes()]  # noqa: NPY002
+def assert_unchanged(model, before):
+    values, generators = state_of(model)
+    assert_same_bits(values, before[0])
+    assert generators == before[1]
 
 
-def assert_same(before, after):
-    assert before[1] == after[1]
-    assert list(before[0]) == list(after[0])
-    for key, old in before[0].items():
-        assert old.dtype == after[0][key].dtype
-        assert old.tobytes() == after[0][key].tobytes(), key
-
-
-def network(dtype):
-    keras.utils.set_random_seed(7)
-    options = {"dtype": keras.DTypePolicy(dtype)}
-    inputs = keras.Input((5,), dtype="float64" if dtype == "float64" else "float32")
-    x = keras.layers.Dense(6, use_bias=False, name="first", **options)(inputs)
-    x = keras.layers.BatchNormalization(momentum=0.7, name="norm", **options)(x)
-    x = keras.layers.Dropout(0.2, **options)(keras.layers.ReLU(**options)(x))
-    model = keras.Model(inputs, keras.layers.Dense(2, **options)(x))
+def made(dtype):
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
-    model.compile(
-        optimizer=keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0)
-        if dtype == "mixed_float16"
-        else optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return model
+    if dtype == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0)
+    return network(optimizer, norm=True, dropout=0.2, units=6, dtype=keras.DTypePolicy(dtype))
+
+
+def statistics_of(model):
+    norm = model.get_layer("norm")
+    return [norm.moving_mean, norm.moving_variance]
 
 
 class Recorder(keras.callbacks.Callback):
@@ -105,8 +85,8 @@ class Recorder(keras.callbacks.Callback):
 
     def keep(self):
         model = self.model
-        self.iterates.append([a.astype(np.float64) for a in numpy(model.trainable_variables)])
-        self.statistics.append([a.astype(np.float64) for a in numpy(statistics_of(model))])
+        self.iterates.append([a.astype(np.float64) for a in trainable(model)])
+        self.statistics.append([a.astype(np.float64) for a in arrays_of(statistics_of(model))])
 
     def on_train_begin(self, logs=None):
         self.keep()
@@ -114,11 +94,6 @@ class Recorder(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.keep()
         self.averaging.save_state(self.folder / f"{len(self.iterates) - 1}.npz")
-
-
-def statistics_of(model):
-    norms = [la for la in model.layers if isinstance(la, keras.layers.BatchNormalization)]
-    return [v for norm in norms for v in (norm.moving_mean, norm.moving_variance)]
 
 
 @dataclasses.dataclass
@@ -129,18 +104,11 @@ class Trained:
     recorder: Recorder
     roundoff: float
 
-    def expected(self, kernel, values):
-        weights = kernel.weights(len(values) - 1)
-        return [
-            sum(w * value[i] for w, value in zip(weights, values, strict=True))
-            for i in range(len(values[0]))
-        ]
-
 
 def averaging_of_all():
     # With "average" the state follows the statistics too.  The policy has its effect when an
     # average is read, so tests choose it then.
-    return WeightAveraging(KERNELS, batch_norm="average", batch_norm_data=INPUTS, batch_size=13)
+    return WeightAveraging(KERNELS, batch_norm="average", batch_norm_data=X, batch_size=21)
 
 
 def choose(averaging, policy):
@@ -151,24 +119,16 @@ def choose(averaging, policy):
 @pytest.fixture(scope="module", params=DTYPES)
 def trained(request, tmp_path_factory):
     dtype = request.param
-    if keras.backend.backend() == "jax" and dtype == "float64":
+    if backend.name() == "jax" and dtype == "float64":
         import jax
 
         # Without this JAX has no float64 at all.
         jax.config.update("jax_enable_x64", True)
         request.addfinalizer(lambda: jax.config.update("jax_enable_x64", False))
-    model = network(dtype)
-    averaging = averaging_of_all()
+    model, averaging = made(dtype), averaging_of_all()
     recorder = Recorder(averaging, tmp_path_factory.mktemp(dtype))
-    model.fit(
-        INPUTS,
-        LABELS,
-        batch_size=BATCH,
-        epochs=EPOCHS,
-        shuffle=False,
-        verbose=0,
-        callbacks=[averaging, recorder],
-    )
+    snapshots = SnapshotRecorder(recorder.folder / "snapshots", every=1)
+    model.fit(X, Y, epochs=EPOCHS, callbacks=[averaging, recorder, snapshots], **FIT)
     return Trained(dtype, model, averaging, recorder, DTYPES[dtype])
 
 
@@ -189,13 +149,24 @@ def test_the_suite_has_every_kernel_and_every_policy():
 @pytest.mark.parametrize("name", KERNELS)
 def test_an_online_average_is_the_kernels_weights_on_the_iterates(trained, name):
     iterates = trained.recorder.iterates
-    assert len(iterates) == UPDATES + 1
-    assert trained.averaging.num_updates == UPDATES
+    assert len(iterates) == UPDATES + 1 and trained.averaging.num_updates == UPDATES
     actual = trained.averaging.get_average(name)
     wide = trained.dtype == "float64"
     assert {a.dtype.name for a in actual} <= ({"float64"} if wide else {"float32", "float64"})
-    expected = trained.expected(KERNELS[name], iterates)
+    expected = average_of(KERNELS[name], iterates)
     assert_close(actual, expected, iterates, 1e-14 if wide else 5e-7)
+
+
+def test_averages_of_the_snapshots_are_the_kernels_weights_on_the_iterates(trained):
+    iterates, statistics = trained.recorder.iterates, trained.recorder.statistics
+    found = average_snapshots(trained.recorder.folder / "snapshots", KERNELS, progress=False)
+    # They are rounded once, to the dtype of the variables or to float32 if that is wider.
+    tolerance = 1e-14 if trained.dtype == "float64" else 2e-7
+    for name, kernel in KERNELS.items():
+        assert found[name].exact
+        weights, moments = found[name].arrays[:-2], found[name].arrays[-2:]
+        assert_close(weights, average_of(kernel, iterates), iterates, tolerance)
+        assert_close(moments, average_of(kernel, statistics), statistics, tolerance)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -203,29 +174,25 @@ def test_an_online_average_is_the_kernels_weights_on_the_iterates(trained, name)
 def test_a_borrowed_model_holds_the_average_and_its_statistics(trained, name, policy):
     model, averaging = trained.model, choose(trained.averaging, policy)
     recorder = trained.recorder
-    raw = numpy(statistics_of(model))
+    raw = arrays_of(statistics_of(model))
     with averaging.borrowed(name):
-        held = numpy(model.trainable_variables)
-        statistics = numpy(statistics_of(model))
-        seen = ops.convert_to_numpy(model.get_layer("first")(INPUTS)).astype(np.float64)
-    for own, average, variable in zip(
-        held, averaging.get_average(name), model.trainable_variables, strict=True
-    ):
-        cast = numpy([keras.Variable(average, dtype=variable.dtype)])[0]
-        assert own.tobytes() == cast.tobytes()
+        held, statistics = trainable(model), arrays_of(statistics_of(model))
+        seen = ops.convert_to_numpy(model.layers[0](X)).astype(np.float64)
+    variables = zip(averaging.get_average(name), model.trainable_variables, strict=True)
+    cast = [keras.Variable(average, dtype=variable.dtype) for average, variable in variables]
+    assert_same_bits(held, arrays_of(cast))
     if policy == "copy":
-        for own, theirs in zip(statistics, raw, strict=True):
-            assert own.tobytes() == theirs.tobytes()
+        assert_same_bits(statistics, raw)
     elif policy == "average":
-        expected = trained.expected(KERNELS[name], recorder.statistics)
+        expected = average_of(KERNELS[name], recorder.statistics)
         tolerance = max(1e-6, 1.01 * trained.roundoff)
         assert_close(statistics, expected, recorder.statistics, tolerance)
     else:
         # The first layer's inputs do not depend on statistics, so its moments are exact
-        # though the batches hold 13, 13, 13 and 1 examples.
-        mean, variance = statistics[:2]
+        # though the batches hold 21, 21, 21 and 1 examples.
+        mean, variance = statistics
         tolerance = max(3e-7, 1.01 * trained.roundoff)
-        if keras.backend.backend() == "jax" and trained.dtype.startswith("mixed"):
+        if backend.name() == "jax" and trained.dtype.startswith("mixed"):
             tolerance = 2.0**-8  # compiled, the layer's output is not rounded to what `seen` is
         np.testing.assert_allclose(
             mean.astype(np.float64), seen.mean(0), rtol=tolerance, atol=tolerance * seen.std()
@@ -236,53 +203,94 @@ def test_a_borrowed_model_holds_the_average_and_its_statistics(trained, name, po
 @pytest.mark.parametrize("policy", POLICIES)
 def test_borrowing_gives_everything_back_to_the_bit(trained, policy):
     model, averaging = trained.model, choose(trained.averaging, policy)
-    before = everything(model)
+    before = state_of(model)
     for name in ("ema", "signed"):
         with averaging.borrowed(name):
-            model.predict(INPUTS, verbose=0)
-            model.evaluate(INPUTS, LABELS, verbose=0)
-        assert_same(before, everything(model))
+            model.predict(X, verbose=0)
+            model.evaluate(X, Y, verbose=0)
+        assert_unchanged(model, before)
     with pytest.raises(KeyboardInterrupt), averaging.borrowed("swa"):
         raise KeyboardInterrupt
-    assert_same(before, everything(model))
+    assert_unchanged(model, before)
 
 
-def test_evaluating_every_average_changes_nothing(trained):
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    """What `evaluate` gives with recomputed statistics; it has changed nothing."""
     averaging = choose(trained.averaging, "recompute")
-    before = everything(trained.model)
-    state = numpy(averaging.state.variables)
-    results = averaging.evaluate((INPUTS, LABELS))
-    assert list(results) == ["raw", "raw_running", *KERNELS]
-    assert_same(before, everything(trained.model))
-    for old, new in zip(state, numpy(averaging.state.variables), strict=True):
-        assert old.tobytes() == new.tobytes()
+    before, state = state_of(trained.model), arrays_of(averaging.state.variables)
+    results = averaging.evaluate((X, Y))
+    assert_unchanged(trained.model, before)
+    assert_same_bits(arrays_of(averaging.state.variables), state)
+    return results
+
+
+def test_evaluating_every_average_changes_nothing(evaluated):
+    assert list(evaluated) == ["raw", "raw_running", *KERNELS]
+    assert all(np.isfinite(metrics["loss"]) for metrics in evaluated.values())
+
+
+@in_float32
+def test_evaluate_gives_what_each_set_of_weights_gives_alone(trained, evaluated):
+    model, averaging = trained.model, choose(trained.averaging, "recompute")
+
+    def alone():
+        return pytest.approx(model.evaluate(X, Y, verbose=0, return_dict=True), rel=1e-6)
+
+    assert evaluated["raw_running"] == alone()
+    for name in KERNELS:
+        with averaging.borrowed(name):
+            assert evaluated[name] == alone()
+
+
+@in_float32
+def test_raw_weights_are_shown_with_statistics_as_fresh_as_those_of_averages(trained, evaluated):
+    # The weights of now, as an average of one iterate, with recomputed statistics.
+    now = WeightAveraging({"now": kernels.Window(1)}, batch_norm_data=X)
+    now.set_model(trained.model)
+    assert evaluated["raw"] == pytest.approx(now.evaluate((X, Y))["now"], rel=1e-6)
+    assert abs(evaluated["raw"]["loss"] - evaluated["raw_running"]["loss"]) > 1e-3
+    copied = WeightAveraging({"now": kernels.Window(1)}, batch_norm="copy")
+    copied.set_model(trained.model)
+    assert list(copied.evaluate(VALIDATION)) == ["raw", "now"]
+
+
+@in_float32
+def test_a_saved_model_predicts_what_the_borrowed_one_does_and_can_be_trained(trained, tmp_path):
+    model, averaging = trained.model, choose(trained.averaging, "recompute")
+    averaging.save("ema", tmp_path / "ema.keras")
+    with averaging.borrowed("ema"):
+        expected = model.predict(X, verbose=0)
+    loaded = keras.saving.load_model(tmp_path / "ema.keras")
+    assert_same_bits(trainable(loaded), averaging.get_average("ema"))
+    np.testing.assert_allclose(loaded.predict(X, verbose=0), expected, rtol=1e-5, atol=1e-6)
+    loaded.fit(X, Y, **FIT)
+    assert [path.name for path in tmp_path.iterdir()] == ["ema.keras"]
+    with pytest.raises(ValueError, match=r"must end in '\.keras'.*ema\.h5"):
+        averaging.save("ema", tmp_path / "ema.h5")
 
 
 def test_a_state_saved_at_any_step_goes_on_to_the_same_bits(trained):
     model, averaging = trained.model, choose(trained.averaging, "average")
     recorder = trained.recorder
-    expected = numpy(averaging.state.variables)
+    expected = arrays_of(averaging.state.variables)
     resumed = averaging
     if trained.dtype == "float32":  # compiling takes seconds
         resumed = averaging_of_all()
         resumed.set_model(model)
     followed = [*model.trainable_variables, *statistics_of(model)]
-    own = numpy(followed)
+    own = arrays_of(followed)
     for step in range(1, UPDATES + 1, 1 if trained.dtype == "float32" else 6):
         resumed.load_state(recorder.folder / f"{step}.npz")
         assert resumed.num_updates == step
         for later in range(step + 1, UPDATES + 1):
             backend.assign(followed, [*recorder.iterates[later], *recorder.statistics[later]])
             resumed.update()
-        for a, b in zip(expected, numpy(resumed.state.variables), strict=True):
-            assert a.tobytes() == b.tobytes()
+        assert_same_bits(arrays_of(resumed.state.variables), expected)
     backend.assign(followed, own)
 
 
 def test_training_is_the_same_without_averages(trained):
-    plain = network(trained.dtype)
-    plain.fit(
-        INPUTS, LABELS, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[]
-    )
-    for a, b in zip(numpy(trained.model.variables), numpy(plain.variables), strict=True):
-        assert a.tobytes() == b.tobytes()
+    plain = made(trained.dtype)
+    plain.fit(X, Y, epochs=EPOCHS, **FIT)
+    assert_same_bits(arrays_of(plain.variables), arrays_of(trained.model.variables))

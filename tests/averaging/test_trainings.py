@@ -5,16 +5,16 @@ itself, has seen; written for every Keras backend.
 """
 
 import keras
+import keras_helpers
 import numpy as np
 import pytest
 from keras import ops
+from keras_helpers import Iterates, arrays_of, assert_follows, network, trainable
 
 from tf_lrtraj import WeightAveraging, backend, kernels, probes
 from tf_lrtraj.averaging import SnapshotRecorder, Snapshots
 
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(48, 6)).astype(np.float32)
-Y = (X @ RNG.normal(size=(6, 1))).astype(np.float32)
+X, Y = keras_helpers.X[:48], keras_helpers.Y[:48]
 FIT = {"batch_size": 8, "verbose": 0, "shuffle": False}
 AVERAGES = {
     "ema": kernels.Exponential(0.8),
@@ -23,10 +23,6 @@ AVERAGES = {
     "signed": kernels.Custom([1.5, 0.0, -0.5]),
 }
 ON_JAX = backend.name() == "jax"
-
-
-def numpy_of(variables):
-    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
 
 
 def gradients(model, x, y):
@@ -169,39 +165,6 @@ SITUATIONS = {
 }[backend.name()]
 
 
-class Iterates(keras.callbacks.Callback):
-    """The weights at the start, and after every batch that changed one."""
-
-    def __init__(self):
-        super().__init__()
-        self.values = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.keep()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.keep()
-
-    def keep(self):
-        now = numpy_of(self.model.trainable_variables)
-        if not self.values or any(
-            (a != b).any() for a, b in zip(now, self.values[-1], strict=True)
-        ):
-            self.values.append(now)
-
-
-def assert_follows(averaging, iterates, tolerance=2e-6):
-    assert averaging.num_updates == len(iterates) - 1
-    for name, kernel in averaging.averages.items():
-        weights = kernel.weights(len(iterates) - 1)
-        for index, actual in enumerate(averaging.get_average(name)):
-            expected = sum(
-                w * value[index].astype(np.float64)
-                for w, value in zip(weights, iterates, strict=True)
-            )
-            np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize(
     ("kind", "updates", "message"), SITUATIONS, ids=[kind.__name__ for kind, _, _ in SITUATIONS]
 )
@@ -222,7 +185,7 @@ def test_weights_have_moved_where_something_moved_them(kind, updates, message, t
     each = 2 if kind is TwoSteps else 1  # there the optimizer counts two in a batch
     assert snapshots.steps.tolist() == list(range(0, each * updates + 1, 2))
     last = snapshots.read(int(snapshots.steps[-1]))
-    np.testing.assert_array_equal(last[0], numpy_of(model.trainable_variables)[0])
+    np.testing.assert_array_equal(last[0], trainable(model)[0])
     assert len(list((tmp_path / "probes").iterdir())) == 1 + each * updates // 6
     again = SnapshotRecorder(tmp_path / "snapshots", every=2)
     fresh = kind()
@@ -236,14 +199,6 @@ def test_weights_have_moved_where_something_moved_them(kind, updates, message, t
 
 
 # The trajectory begins where `set_model` says -------------------------------------------------
-
-
-def sequential():
-    keras.utils.set_random_seed(0)
-    layers = [keras.layers.Dense(5, activation="tanh"), keras.layers.Dense(1)]
-    model = keras.Sequential([keras.Input((6,)), *layers])
-    model.compile(keras.optimizers.SGD(0.05), "mse")
-    return model
 
 
 def train_on_batch(model):
@@ -262,7 +217,7 @@ LOOPS = {
     "a part of a model": (train_on_batch, lambda model: model.layers[0]),
     "a model of its layers": (
         train_on_batch,
-        lambda model: keras.Sequential([keras.Input((5,)), model.layers[1]]),
+        lambda model: keras.Sequential([keras.Input((4,)), model.layers[-1]]),
     ),
 }
 
@@ -270,20 +225,20 @@ LOOPS = {
 @pytest.mark.parametrize(("step", "part"), LOOPS.values(), ids=list(LOOPS))
 @pytest.mark.parametrize("look", [False, True])
 def test_loops_of_ones_own_begin_at_the_initial_weights(step, part, look):
-    model = sequential()
+    model = network()
     averaged = part(model)
     averaging = WeightAveraging(AVERAGES)
     averaging.set_model(averaged)
     if look:
         averaging.get_average("swa")
-    iterates = [numpy_of(averaged.trainable_variables)]
+    iterates = [trainable(averaged)]
     for _ in range(6):
         step(model)
         if look and isinstance(averaged, keras.Model):
             with averaging.borrowed("ema"):
                 pass
         assert averaging.update()
-        iterates.append(numpy_of(averaged.trainable_variables))
+        iterates.append(trainable(averaged))
     assert_follows(averaging, iterates)
     averaging.start()
     np.testing.assert_array_equal(averaging.get_average("ema")[0], iterates[-1][0])
@@ -298,10 +253,10 @@ def test_a_model_built_after_set_model_is_begun_by_hand():
     with pytest.raises(RuntimeError, match=r"have not begun.*`start\(\)`"):
         averaging.update()
     averaging.start()
-    iterates = [numpy_of(model.trainable_variables)]
+    iterates = [trainable(model)]
     assign(model)
     averaging.update()
-    assert_follows(averaging, [*iterates, numpy_of(model.trainable_variables)])
+    assert_follows(averaging, [*iterates, trainable(model)])
 
 
 @pytest.mark.parametrize("policy", ["copy", "average"])
@@ -312,28 +267,28 @@ def test_weights_that_a_loop_keeps_elsewhere_are_given(policy):
     )
     averaging = WeightAveraging(AVERAGES, batch_norm=policy)
     averaging.set_model(model)
-    trainable, rest = numpy_of(model.trainable_variables), numpy_of(model.non_trainable_variables)
-    iterates, means = [[v.copy() for v in trainable]], [rest[0].copy()]
+    weights, rest = trainable(model), arrays_of(model.non_trainable_variables)
+    iterates, means = [weights], [rest[0]]
     for _ in range(6):
-        trainable = [v * np.float32(0.9) + np.float32(0.01) for v in trainable]
+        weights = [v * np.float32(0.9) + np.float32(0.01) for v in weights]
         rest = [v * np.float32(0.8) + np.float32(0.1) for v in rest]
-        averaging.update(weights=trainable if policy == "copy" else (trainable, rest))
-        iterates.append(trainable)
+        averaging.update(weights=weights if policy == "copy" else (weights, rest))
+        iterates.append(weights)
         means.append(rest[0])
     assert_follows(averaging, iterates)
     if policy == "average":
         with averaging.borrowed("swa"):
-            mean = numpy_of([model.layers[1].moving_mean])[0]
+            mean = arrays_of([model.layers[1].moving_mean])[0]
         np.testing.assert_allclose(mean, np.mean(means, axis=0), rtol=1e-6)
         with pytest.raises(ValueError, match=r"must be a pair .* Missing: .*moving_mean"):
-            averaging.update(weights=trainable)
+            averaging.update(weights=weights)
     with pytest.raises(ValueError, match=r"must hold 4 arrays .* Received: 3 arrays"):
-        averaging.update(weights=trainable[:3])
+        averaging.update(weights=weights[:3])
 
 
 @pytest.mark.skipif(not ON_JAX, reason="variables elsewhere are assigned to in place")
 def test_on_jax_a_loop_that_assigns_nothing_is_refused():
-    model = sequential()
+    model = network()
     averaging = WeightAveraging(AVERAGES)
     averaging.set_model(model)
     with pytest.raises(RuntimeError, match=r"Nothing has been assigned .*update\(weights="):
@@ -345,7 +300,7 @@ def test_on_jax_a_loop_that_assigns_nothing_is_refused():
 @pytest.mark.skipif(backend.name() == "torch", reason="torch runs eagerly")
 def test_update_in_a_compiled_function_is_refused():
     averaging = WeightAveraging(AVERAGES)
-    averaging.set_model(sequential())
+    averaging.set_model(network())
     if ON_JAX:
         import jax
 
@@ -367,7 +322,7 @@ def fit(model, *callbacks, epochs=1):
 
 
 def test_weights_that_are_set_begin_a_new_average():
-    model, averaging = sequential(), WeightAveraging(AVERAGES)
+    model, averaging = network(), WeightAveraging(AVERAGES)
     start = model.get_weights()
     fit(model, averaging)
     for _ in range(2):
@@ -380,7 +335,7 @@ def test_weights_that_are_set_begin_a_new_average():
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_another_optimizer_goes_on_from_the_same_weights_only(moved):
-    model, averaging, iterates = sequential(), WeightAveraging(AVERAGES), Iterates()
+    model, averaging, iterates = network(), WeightAveraging(AVERAGES), Iterates()
     fit(model, averaging, iterates)
     if moved:
         fit(model)
@@ -398,20 +353,18 @@ def test_another_optimizer_goes_on_from_the_same_weights_only(moved):
 
 
 def test_chosen_variables_are_averaged_and_the_others_stay_raw():
-    model, iterates = sequential(), Iterates()
+    model, iterates = network(), Iterates()
     averaging = WeightAveraging(AVERAGES, variables=lambda v: v.path.endswith("kernel"))
     fit(model, averaging, iterates)
     chosen = [0, 2]
     assert_follows(averaging, [[value[i] for i in chosen] for value in iterates.values])
-    raw = numpy_of(model.trainable_variables)
+    raw = trainable(model)
     with averaging.borrowed("swa"):
-        lent = numpy_of(model.trainable_variables)
+        lent = trainable(model)
     assert [bool((a != b).any()) for a, b in zip(lent, raw, strict=True)] == [1, 0, 1, 0]
     none = WeightAveraging(AVERAGES, variables=lambda v: False)
     with pytest.raises(ValueError, match="or `variables` chooses none"):
         none.set_model(model)
-    with pytest.raises(ValueError, match=r"`variables` must be a function or None\. Received"):
-        WeightAveraging(AVERAGES, variables="kernel")
 
 
 @pytest.mark.parametrize(
@@ -429,7 +382,7 @@ def test_chosen_variables_are_averaged_and_the_others_stay_raw():
     ],
 )
 def test_kernels_in_durations_of_the_fit(config, kernel):
-    model, averaging, iterates = sequential(), WeightAveraging({"a": config}), Iterates()
+    model, averaging, iterates = network(), WeightAveraging({"a": config}), Iterates()
     fit(model, averaging, iterates, epochs=3)
     assert averaging.averages == {"a": kernel}
     assert_follows(averaging, iterates.values)
@@ -437,7 +390,7 @@ def test_kernels_in_durations_of_the_fit(config, kernel):
 
 def test_durations_count_updates_and_not_micro_steps():
     model, averaging = (
-        sequential(),
+        network(),
         WeightAveraging({"a": {"kernel": "Uniform", "start": "1 epoch"}}),
     )
     model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=3), "mse")
@@ -445,22 +398,9 @@ def test_durations_count_updates_and_not_micro_steps():
     assert averaging.averages["a"].start == 2
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"kernel": "Uniform", "start": "1 fortnight"}, "start.*fortnight"),
-        ({"kernel": "Uniforn", "start": "1 epoch"}, "Uniforn.*Did you mean 'Uniform'"),
-        ({"kernel": "Exponential", "decay": 2}, "decay=2"),
-    ],
-)
-def test_bad_configurations_are_refused_at_once(config, message):
-    with pytest.raises(ValueError, match=message):
-        WeightAveraging({"a": config})
-
-
 def test_durations_need_a_fit():
     averaging = WeightAveraging({"a": {"kernel": "Uniform", "start": "1 epoch"}})
-    averaging.set_model(sequential())
+    averaging.set_model(network())
     with pytest.raises(RuntimeError, match=r"\['a'\] are in epochs or percent of a `fit`"):
         averaging.get_average("a")
 
@@ -468,7 +408,7 @@ def test_durations_need_a_fit():
 @pytest.mark.parametrize(("start", "warns"), [(11, False), (12, True), (500, True)])
 def test_averages_that_begin_after_the_end_are_told(start, warns, recwarn):
     averaging = WeightAveraging({"swa": kernels.Uniform(start=start)})
-    fit(sequential(), averaging, epochs=2)
+    fit(network(), averaging, epochs=2)
     found = [str(w.message) for w in recwarn if "'swa'" in str(w.message)]
     assert len(found) == warns
     assert not warns or "this `fit` ends at update 12" in found[0]

@@ -1,17 +1,13 @@
 """A user's script, killed with SIGKILL in mid-training and started again."""
 
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from helpers import ROOT, assert_same_bits, average_of, start_python
 
 from tf_lrtraj import kernels
 
-ROOT = pathlib.Path(__file__).parents[2]
 AVERAGES = {
     "ema": kernels.Exponential(0.98),
     "swa": kernels.Uniform(start=40),
@@ -47,12 +43,7 @@ print("updates", averaging.num_updates, flush=True)
 
 def start(folder, kill_at=None):
     """Runs the script to its end, or kills it at a step; returns the lines it printed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(ROOT / "examples"), str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
+    process = start_python("-c", DRIVER, ROOT / "examples", folder, stderr=None)
     lines = []
     with process:
         for line in process.stdout:
@@ -78,18 +69,13 @@ def test_user_script_killed_and_restarted_ends_with_the_same_averages(tmp_path):
     assert lines[0] == "step 42"  # it went on from the end of the second
     lines = start(killed)
     assert lines[0] == "step 84" and lines[-1] == last == "updates 126"
+    iterates = [arrays(killed / f"iterate_{step}.npz") for step in range(127)]
     for name, kernel in AVERAGES.items():
         first, second = (arrays(folder / f"average_{name}.npz") for folder in (whole, killed))
-        expected = [0.0] * len(first)
-        for weight, step in zip(kernel.weights(126), range(127), strict=True):
-            for index, value in enumerate(arrays(killed / f"iterate_{step}.npz")):
-                expected[index] = expected[index] + weight * value.astype(np.float64)
-        for a, b, reference in zip(first, second, expected, strict=True):
-            np.testing.assert_array_equal(a, b)
-            np.testing.assert_allclose(a, reference, rtol=1e-6, atol=1e-6)
+        assert_same_bits(first, second)
+        for actual, expected in zip(first, average_of(kernel, iterates), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
     with np.load(whole / "averages.npz") as a, np.load(killed / "averages.npz") as b:
-        assert a.files == b.files
-        for name in a.files:
-            np.testing.assert_array_equal(a[name], b[name])
+        assert_same_bits(dict(a), dict(b))
     assert not (killed / "backup").exists()
     assert (killed / "best_ema.keras").exists()

@@ -1,4 +1,4 @@
-"""`WeightAveraging` beside Keras' own callbacks, optimizers, policies and kinds of model.
+"""`WeightAveraging` beside Keras' own callbacks, and with every kind of model.
 
 Written for every Keras backend; what a backend does not have is left out there.
 """
@@ -10,86 +10,33 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from helpers import assert_same_bits
 from keras import ops
+from keras_helpers import (
+    VALIDATION,
+    Iterates,
+    KillAfter,
+    Killed,
+    X,
+    Y,
+    arrays_of,
+    assert_follows,
+    fit,
+    network,
+    trainable,
+)
 
 from tf_lrtraj import WeightAveraging, backend, kernels
 
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(64, 5)).astype(np.float32)
-Y = (X @ RNG.normal(size=(5, 1)) + 0.3 * RNG.normal(size=(64, 1))).astype(np.float32)
-VALIDATION = (X[:24], Y[:24])
 AVERAGES = {"ema": kernels.Exponential(0.8), "swa": kernels.Uniform(start=3)}
-RAW_ONLY = {"shuffle": False, "batch_size": 16, "verbose": 0}
-on_tensorflow = pytest.mark.skipif(backend.name() != "tensorflow", reason="a part of TensorFlow")
-
-
-def network(batch_norm=True, dropout=0.0, **compile_options):
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((5,))
-    x = keras.layers.Dense(4)(inputs)
-    if batch_norm:
-        x = keras.layers.BatchNormalization()(x)
-    x = keras.layers.ReLU()(x)
-    if dropout:
-        x = keras.layers.Dropout(dropout, seed=1)(x)
-    model = keras.Model(inputs, keras.layers.Dense(1)(x))
-    compile_model(model, **compile_options)
-    return model
-
-
-def compile_model(model, **options):
-    options = {"optimizer": keras.optimizers.SGD(0.05, momentum=0.9), **options}
-    model.compile(**{"loss": "mse", "metrics": ["mae"], **options})
-    return model
 
 
 def averaging_of(averages=AVERAGES, **options):
     return WeightAveraging(averages, **{"batch_norm_data": X, **options})
 
 
-def numpy_of(variables):
-    return [np.array(ops.convert_to_numpy(v.value)) for v in variables]
-
-
-class Iterates(keras.callbacks.Callback):
-    """Keeps the trainable weights at the start and after every move of the optimizer."""
-
-    def __init__(self):
-        super().__init__()
-        self.values = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if not self.values:
-            self.values = [numpy_of(self.model.trainable_variables)]
-            self.count = int(self.model.optimizer.iterations)
-
-    def on_train_batch_end(self, batch, logs=None):
-        count = int(self.model.optimizer.iterations)
-        if count != self.count:
-            self.values.append(numpy_of(self.model.trainable_variables))
-            self.count = count
-
-
-def assert_follows(averaging, iterates, tolerance=2e-6):
-    """Every average is `kernel.weights` applied to the iterates, in float64."""
-    assert averaging.num_updates == len(iterates) - 1
-    for name, kernel in averaging.averages.items():
-        weights = kernel.weights(len(iterates) - 1)
-        for index, actual in enumerate(averaging.get_average(name)):
-            expected = sum(
-                w * value[index].astype(np.float64)
-                for w, value in zip(weights, iterates, strict=True)
-            )
-            np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-def assert_same(first, second):
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def fit(model, *callbacks, epochs=3, x=X, y=Y, **options):
-    return model.fit(x, y, epochs=epochs, callbacks=list(callbacks), **{**RAW_ONLY, **options})
+def validated(**options):
+    return averaging_of(validation_data=VALIDATION, **options)
 
 
 # Metrics of averages in `logs` --------------------------------------------------------------
@@ -107,18 +54,33 @@ class EvaluatesByHand(keras.callbacks.Callback):
             self.history.append(model.evaluate(*VALIDATION, verbose=0, return_dict=True)["mae"])
 
 
-def test_metrics_of_averages_are_in_the_history_and_training_is_not_disturbed():
-    averaging = averaging_of(validation_data=VALIDATION)
+def test_metrics_of_averages_are_in_the_history_and_training_is_not_disturbed(tmp_path):
+    averaging = validated()
     by_hand = EvaluatesByHand(averaging)
-    model, plain = network(), network()
-    history = fit(model, averaging, by_hand, validation_data=VALIDATION).history
-    expected = fit(plain, validation_data=VALIDATION).history
+    board = keras.callbacks.TensorBoard(str(tmp_path)) if backend.name() == "tensorflow" else None
+    model, plain = network(norm=True), network(norm=True)
+    callbacks = [averaging, by_hand, *([board] if board else [])]
+    history = fit(model, *callbacks, epochs=3, validation_data=VALIDATION).history
+    expected = fit(plain, epochs=3, validation_data=VALIDATION).history
     assert history["val_ema_mae"] == pytest.approx(by_hand.history, rel=1e-6)
     assert set(history) - set(expected) == {
         f"val_{name}_{metric}" for name in ("raw", *AVERAGES) for metric in ("loss", "mae")
     }
     assert {key: history[key] for key in expected} == expected
-    assert_same(numpy_of(model.variables), numpy_of(plain.variables))
+    assert_same_bits(arrays_of(model.variables), arrays_of(plain.variables))
+    if board:
+        assert events(tmp_path) == pytest.approx(history["val_ema_loss"], rel=1e-6)
+
+
+def events(folder):
+    """What TensorBoard shows of an average."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.util import tensor_util
+
+    found = accumulator.EventAccumulator(str(folder / "validation"))
+    found.Reload()
+    tensors = [event.tensor_proto for event in found.Tensors("epoch_ema_loss")]
+    return [float(tensor_util.make_ndarray(tensor)) for tensor in tensors]
 
 
 def test_validation_can_be_rarer_than_epochs_and_weighs_samples():
@@ -127,7 +89,7 @@ def test_validation_can_be_rarer_than_epochs_and_weighs_samples():
     model = network()
     history = fit(model, averaging, epochs=5).history
     assert len(history["val_swa_loss"]) == 2
-    fit(model, averaging, epochs=1)  # a second fit counts its epochs anew
+    fit(model, averaging)  # a second fit counts its epochs anew
     results = averaging.evaluate((*VALIDATION, weights))
     with averaging.borrowed("swa"):
         errors = (model.predict(VALIDATION[0], verbose=0) - VALIDATION[1])[:, 0] ** 2
@@ -135,24 +97,19 @@ def test_validation_can_be_rarer_than_epochs_and_weighs_samples():
 
 
 def test_early_stopping_goes_by_an_average_and_restores_raw_weights():
-    averaging, iterates = averaging_of(validation_data=VALIDATION), Iterates()
+    averaging, iterates = validated(), Iterates()
     monitored = {"monitor": "val_ema_loss", "mode": "max"}  # the loss falls: epoch 1 is the best
     stopping = keras.callbacks.EarlyStopping(**monitored, patience=2, restore_best_weights=True)
     model = network()
     history = fit(model, averaging, iterates, stopping, epochs=10).history
     assert len(history["val_ema_loss"]) == 3 and stopping.best == history["val_ema_loss"][0]
     # The model is back at its raw weights of epoch 1; the averages are of the last step.
-    assert_same(numpy_of(model.trainable_variables), iterates.values[4])
+    assert_same_bits(trainable(model), iterates.values[4])
     assert_follows(averaging, iterates.values)
 
 
 def test_model_checkpoint_saves_raw_weights_and_save_best_the_average(tmp_path):
-    averaging = averaging_of(
-        validation_data=VALIDATION,
-        save_best={"ema": tmp_path / "ema.keras"},
-        monitor="mae",
-        mode="min",
-    )
+    averaging = validated(save_best={"ema": tmp_path / "ema.keras"}, monitor="mae", mode="min")
     checkpoint = keras.callbacks.ModelCheckpoint(
         str(tmp_path / "raw.keras"), monitor="val_ema_mae", mode="min", save_best_only=True
     )
@@ -160,29 +117,27 @@ def test_model_checkpoint_saves_raw_weights_and_save_best_the_average(tmp_path):
 
     class Keep(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            kept[epoch] = numpy_of(self.model.weights), averaging.get_average("ema")
+            kept[epoch] = arrays_of(self.model.weights), averaging.get_average("ema")
 
     # Uphill again from the fourth epoch on.
     grow = keras.callbacks.LearningRateScheduler(lambda epoch: 0.02 if epoch < 3 else -0.03)
-    model = network(optimizer=keras.optimizers.SGD(0.02))
+    model = network(keras.optimizers.SGD(0.02), norm=True)
     history = fit(model, averaging, checkpoint, grow, Keep(), epochs=6).history
     values = history["val_ema_mae"]
     best = int(np.argmin(values))
     assert best < 5 and averaging.best == {"ema": values[best]}
     raw, average = kept[best]
     loaded = keras.saving.load_model(tmp_path / "raw.keras")
-    assert_same(numpy_of(loaded.weights), raw)
+    assert_same_bits(arrays_of(loaded.weights), raw)
     loaded = keras.saving.load_model(tmp_path / "ema.keras")
-    assert_same(numpy_of(loaded.trainable_variables), average)
+    assert_same_bits(trainable(loaded), average)
     # With the batch-norm statistics it was evaluated with.
     assert loaded.evaluate(*VALIDATION, verbose=0)[1] == pytest.approx(values[best], rel=1e-5)
 
 
 def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path):
     averaging = averaging_of(
-        {"ema": kernels.Exponential(0.5)},
-        validation_data=(X, Y * np.float32(np.nan)),
-        save_best={"ema": tmp_path / "ema.keras"},
+        validation_data=(X, Y * np.float32(np.nan)), save_best={"ema": tmp_path / "ema.keras"}
     )
     fit(network(), averaging, epochs=2)
     assert averaging.best == {} and list(tmp_path.iterdir()) == []
@@ -194,23 +149,21 @@ def test_callbacks_that_monitor_an_average_must_come_later(reader, tmp_path):
     if reader == "ModelCheckpoint":
         arguments["filepath"] = str(tmp_path / "raw.keras")
     other = getattr(keras.callbacks, reader)(**arguments)
-    averaging = averaging_of(validation_data=VALIDATION)
     with pytest.raises(ValueError, match=f"WeightAveraging before {reader}.*'val_swa_loss'"):
-        fit(network(), other, averaging)
-    assert "val_swa_loss" in fit(network(), averaging_of(validation_data=VALIDATION), other).history
+        fit(network(), other, validated())
 
 
 def test_callbacks_that_do_not_depend_on_averages_may_come_first(tmp_path):
     early = keras.callbacks.EarlyStopping(monitor="loss")
-    fit(network(), early, averaging_of(validation_data=VALIDATION), epochs=1)
+    fit(network(), early, validated())
     log = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
-    fit(network(), log, averaging_of(), epochs=1)
+    fit(network(), log, averaging_of())
     with pytest.raises(ValueError, match="WeightAveraging before CSVLogger"):
-        fit(network(), log, averaging_of(validation_data=VALIDATION), epochs=1)
+        fit(network(), log, validated())
 
 
 def test_names_that_collide_with_metrics_of_the_model_are_refused():
-    inputs = keras.Input((5,))
+    inputs = keras.Input((6,))
     outputs = {name: keras.layers.Dense(1, name=name)(inputs) for name in ("ema", "b")}
     model = keras.Model(inputs, outputs)
     model.compile("sgd", {"ema": "mse", "b": "mse"}, metrics={"ema": "mae", "b": "mae"})
@@ -221,86 +174,98 @@ def test_names_that_collide_with_metrics_of_the_model_are_refused():
 
 
 def test_reduce_lr_on_plateau_goes_by_an_average():
-    averaging = averaging_of(validation_data=VALIDATION)
     reduce = keras.callbacks.ReduceLROnPlateau(
         monitor="val_ema_loss", mode="max", factor=0.1, patience=1
     )
-    history = fit(network(), averaging, reduce, epochs=4).history  # the loss falls: no "progress"
+    history = fit(network(), validated(), reduce, epochs=4).history  # the loss falls: no "progress"
     assert history["learning_rate"] == pytest.approx([0.05, 0.05, 0.005, 0.0005])
 
 
-def test_learning_rate_scheduler_and_averages():
-    averaging, iterates = averaging_of(), Iterates()
-    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5)
-    fit(network(), averaging, iterates, scheduler)
-    assert_follows(averaging, iterates.values)
+def test_an_unknown_metric_to_go_by_is_named():
+    averaging = validated(save_best={"ema": "never_written.keras"}, monitor="auc", mode="max")
+    with pytest.raises(ValueError, match=r"\['loss', 'mae'\].*monitor='auc'"):
+        fit(network(), averaging)
 
 
-@on_tensorflow
-def test_tensorboard_has_the_metrics_of_averages(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    from tensorboard.util import tensor_util
+def test_missing_batch_norm_data_is_told_before_training_and_refused_after():
+    model = network(norm=True)
+    averaging = WeightAveraging({"ema": kernels.Exponential(0.9)})
+    with pytest.warns(UserWarning, match="`batch_norm_data` is missing"):
+        fit(model, averaging)
+    assert len(averaging.get_average("ema")) == len(model.trainable_variables)
+    with pytest.raises(ValueError, match="needs `batch_norm_data`"), averaging.borrowed("ema"):
+        pass
+    averaging.batch_norm_data = X
+    with averaging.borrowed("ema"):
+        pass
 
-    averaging = averaging_of(validation_data=VALIDATION)
-    history = fit(network(), averaging, keras.callbacks.TensorBoard(str(tmp_path))).history
-    events = accumulator.EventAccumulator(str(tmp_path / "validation"))
-    events.Reload()
-    written = [
-        float(tensor_util.make_ndarray(event.tensor_proto))
-        for event in events.Tensors("epoch_ema_loss")
-    ]
-    assert written == pytest.approx(history["val_ema_loss"], rel=1e-6)
+
+# Arguments ----------------------------------------------------------------------------------
+
+SAVE = {"validation_data": VALIDATION}
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("arguments", "message"),
     [
-        ({"save_best": {"ema": "a.keras"}}, "needs `validation_data`"),
-        ({"save_best": {"emma": "a.keras"}, "validation_data": VALIDATION}, r"\['emma'\]"),
-        ({"save_best": {"ema": "a.h5"}, "validation_data": VALIDATION}, "must end in '.keras'"),
+        ({"averages": {}}, "non-empty dict"),
+        ({"averages": {"raw": kernels.Uniform()}}, "'raw'"),
+        ({"averages": {"a/b": kernels.Uniform()}}, "'a/b'"),
+        ({"averages": {"ema": 0.99}}, "must be a kernel .* Received: 0.99"),
+        ({"averages": {"a": {"kernel": "Uniform", "start": "1 fortnight"}}}, "start.*fortnight"),
+        (
+            {"averages": {"a": {"kernel": "Uniforn", "start": "1 epoch"}}},
+            "Uniforn.*Did you mean 'Uniform'",
+        ),
+        ({"averages": {"a": {"kernel": "Exponential", "decay": 2}}}, "decay=2"),
+        ({"batch_norm": "refresh"}, "must be one of .*'refresh'"),
+        ({"batch_norm": {"ema": "copy"}}, "policy for each of"),
+        ({"batch_norm": object()}, "batch_norm"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": None}, "batch_size"),
+        ({"variables": "kernel"}, r"`variables` must be a function or None\. Received"),
+        ({"on_non_finite": "drop"}, r"`on_non_finite` must be one of .*'drop'"),
         ({"monitor": "mae"}, "mode=None"),
+        ({"monitor": []}, "monitor"),
         ({"mode": "auto"}, "mode='auto'"),
+        ({"mode": []}, "mode"),
         ({"validation_freq": 0}, "validation_freq=0"),
+        ({"save_best": {"ema": "a.keras"}}, "needs `validation_data`"),
+        ({"save_best": 5}, "save_best"),
+        ({"save_best": {"emma": "a.keras"}, **SAVE}, r"\['emma'\]"),
+        ({"save_best": {"ema": "a.h5"}, **SAVE}, r"save_best\['ema'\].*must end in '.keras'"),
+        (
+            {"save_best": {"ema": "gs://no-such-bucket/ema.keras"}, **SAVE},
+            r"save_best\['ema'\].*must lie in a bucket that is there",
+        ),
+        (
+            {"save_best": {"ema": "nosuch://bucket/ema.keras"}, **SAVE},
+            r"save_best\['ema'\].*begin with one of",
+        ),
+        (
+            {"save_best": {"ema": "gs://bucket/ema.h5"}, **SAVE},
+            r"save_best\['ema'\].*must end in '.keras'",
+        ),
+        ({"save_best": {"ema": b"ema.keras"}, **SAVE}, r"save_best\['ema'\].*must be a path"),
     ],
 )
-def test_bad_options(options, message):
+def test_bad_arguments_are_refused_at_once(arguments, message):
     with pytest.raises(ValueError, match=message):
-        WeightAveraging(AVERAGES, **options)
+        WeightAveraging(**{"averages": AVERAGES, **arguments})
 
 
-def test_an_unknown_metric_to_go_by_is_named():
-    save_best = {"ema": "never_written.keras"}
-    averaging = averaging_of(
-        validation_data=VALIDATION, save_best=save_best, monitor="auc", mode="max"
-    )
-    with pytest.raises(ValueError, match=r"\['loss', 'mae'\].*monitor='auc'"):
-        fit(network(), averaging)
+def test_an_average_asked_for_without_a_model():
+    with pytest.raises(RuntimeError, match="has no model yet"):
+        WeightAveraging(AVERAGES).get_average("ema")
 
 
 # BackupAndRestore ---------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    pass
-
-
-class KillAfter(keras.callbacks.Callback):
-    """Ends the training as if the process had died: nothing is tidied up."""
-
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches -= 1
-        if not self.batches:
-            raise Killed
-
-
 def run(folder, *more, save_freq="epoch", epochs=5, **backup_options):
     """One process' life: a fresh model and fresh callbacks."""
     backup = keras.callbacks.BackupAndRestore(str(folder), save_freq=save_freq, **backup_options)
-    model = network(dropout=0.3)
+    model = network(norm=True, dropout=0.3)
     averaging = averaging_of(
         {**AVERAGES, "two_point": kernels.TwoPoint(5)},
         batch_norm={"ema": "average", "swa": "copy", "two_point": "copy"},
@@ -317,9 +282,9 @@ def uninterrupted(tmp_path_factory):
 
 def assert_same_training(first, second):
     assert first[1].num_updates == second[1].num_updates
-    assert_same(numpy_of(first[0].variables), numpy_of(second[0].variables))
+    assert_same_bits(arrays_of(first[0].variables), arrays_of(second[0].variables))
     for name in first[1].averages:
-        assert_same(first[1].get_average(name), second[1].get_average(name))
+        assert_same_bits(first[1].get_average(name), second[1].get_average(name))
 
 
 @pytest.mark.parametrize("batches", [9, pytest.param(12, marks=pytest.mark.long)])
@@ -341,16 +306,10 @@ def test_killed_twice_between_epochs(tmp_path):
     # middle; so the reference is NumPy's own average of the iterates that make up the run.
     iterates = []
 
-    class Keep(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.add()
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.add()
-
-        def add(self):
+    class Keep(Iterates):
+        def keep(self, again=False):
             del iterates[int(self.model.optimizer.iterations) :]
-            iterates.append(numpy_of(self.model.trainable_variables))
+            iterates.append(trainable(self.model))
 
     for batches in (8, 4, 1000):
         _, averaging = run(tmp_path / "b", Keep(), KillAfter(batches), save_freq=3, epochs=3)
@@ -392,9 +351,7 @@ def test_a_fit_that_failed_goes_on_in_the_same_process(uninterrupted, tmp_path):
 
 def test_the_best_so_far_survives(tmp_path):
     def go(*more):
-        averaging = averaging_of(
-            validation_data=VALIDATION, save_best={"ema": tmp_path / "ema.keras"}
-        )
+        averaging = validated(save_best={"ema": tmp_path / "ema.keras"})
         rate = keras.callbacks.LearningRateScheduler(lambda epoch: 0.05 if epoch < 2 else -0.1)
         backup = keras.callbacks.BackupAndRestore(str(tmp_path / "b"))
         with contextlib.suppress(Killed):
@@ -418,84 +375,93 @@ def test_a_restored_model_without_averages_that_fit_is_refused(tmp_path):
 @pytest.mark.long
 def test_averages_of_another_training_at_the_same_step_are_refused(tmp_path):
     run(tmp_path / "b", KillAfter(10))
-    other = network(dropout=0.3, optimizer=keras.optimizers.SGD(0.01))
+    other = network(keras.optimizers.SGD(0.01), norm=True, dropout=0.3)
     with pytest.raises(Killed):
         backup = keras.callbacks.BackupAndRestore(str(tmp_path / "c"))
-        fit(other, averaging_of(), KillAfter(10), backup)
+        fit(other, averaging_of(), KillAfter(10), backup, epochs=3)
     shutil.copy(tmp_path / "c" / "weight_averaging.8.npz", tmp_path / "b")
     with pytest.raises(ValueError, match=r"restored at iteration 8, and .* has no state"):
         run(tmp_path / "b")
 
 
-def test_backup_and_restore_must_come_later(tmp_path):
+class Forwards(keras.callbacks.Callback):
+    """Calls the hooks of callbacks that it holds."""
+
+    def __init__(self, *held, hide=False):
+        super().__init__()
+        self._held = (lambda: held) if hide else None
+        self.held = [] if hide else list(held)
+
+    def _all(self):
+        return self._held() if self._held else self.held
+
+    def set_model(self, model):
+        super().set_model(model)
+        for one in self._all():
+            one.set_model(model)
+
+    def __getattribute__(self, name):
+        if name.startswith("on_"):
+            held = self._all()
+            return lambda *a, **k: [getattr(one, name)(*a, **k) for one in held]
+        return super().__getattribute__(name)
+
+
+ARRANGEMENTS = {
+    "listed": lambda averaging, backup: [averaging, backup],
+    "forwarded": lambda averaging, backup: [Forwards(averaging), backup],
+    "forwarded, out of sight": lambda averaging, backup: [Forwards(averaging, hide=True), backup],
+    "both forwarded": lambda averaging, backup: [Forwards(averaging, backup)],
+    "forwarded twice": lambda averaging, backup: [Forwards(Forwards(averaging), backup)],
+}
+
+
+def arranged(arrange, folder, *more):
+    """A training with a backup; averages that end with the training."""
+    averaging = WeightAveraging(AVERAGES)
+    backup = keras.callbacks.BackupAndRestore(str(folder))
+    fit(network(), *arrange(averaging, backup), *more, epochs=3)
+    return averaging
+
+
+@pytest.fixture(scope="module")
+def unarranged(tmp_path_factory):
+    return arranged(ARRANGEMENTS["listed"], tmp_path_factory.mktemp("unarranged") / "backup")
+
+
+@pytest.mark.parametrize("arrange", ARRANGEMENTS.values(), ids=list(ARRANGEMENTS))
+def test_backups_are_followed_however_callbacks_are_called(arrange, unarranged, tmp_path):
+    with pytest.raises(Killed):
+        arranged(arrange, tmp_path, KillAfter(9))
+    again = arranged(arrange, tmp_path)
+    assert again.num_updates == unarranged.num_updates == 12
+    for name in AVERAGES:
+        assert_same_bits(again.get_average(name), unarranged.get_average(name))
+
+
+@pytest.mark.parametrize("wrap", [lambda averaging: averaging, Forwards])
+def test_a_backup_before_the_averages_is_refused_at_the_start(wrap, tmp_path):
     backup = keras.callbacks.BackupAndRestore(str(tmp_path / "b"))
     with pytest.raises(ValueError, match="WeightAveraging before BackupAndRestore"):
-        fit(network(), backup, averaging_of())
+        fit(network(), backup, wrap(averaging_of()))
 
 
-def test_state_of_other_kernels_is_refused(tmp_path):
-    model = network()
-    averaging = averaging_of()
-    fit(model, averaging, epochs=1)
-    averaging.save_state(tmp_path / "state.npz")
-    other = averaging_of({**AVERAGES, "ema": kernels.Exponential(0.99)})
-    other.set_model(model)
-    with pytest.raises(ValueError, match=r"0\.99.*Received: .*state\.npz.* with .*0\.8"):
-        other.load_state(tmp_path / "state.npz")
-
-
-# Optimizers, precision ----------------------------------------------------------------------
-
-
-def test_gradient_accumulation_counts_moves_of_the_weights():
-    optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=3)
-    averaging, iterates = averaging_of(), Iterates()
-    fit(network(batch_norm=False, optimizer=optimizer), averaging, iterates)
-    assert averaging.num_updates == 4  # 12 batches
-    assert_follows(averaging, iterates.values)
-
-
-@pytest.mark.skipif(backend.name() == "torch", reason="Keras itself refuses it there")
-def test_several_steps_per_execution_are_refused_before_training():
-    model = network(steps_per_execution=2)
-    before = numpy_of(model.weights)
-    with pytest.raises(ValueError, match="steps_per_execution=1"):
-        fit(model, averaging_of())
-    assert_same(numpy_of(model.weights), before)
-
-
-def test_steps_that_loss_scaling_skips_are_not_counted():
-    inner = keras.optimizers.SGD(0.05)
-    optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**15)
-    x = X.copy()
-    x[20] = np.inf  # one batch of four overflows
-    averaging, iterates = averaging_of(batch_norm_data=X), Iterates()
-    model = network(batch_norm=False, optimizer=optimizer)
-    fit(model, averaging, iterates, x=x)
-    assert averaging.num_updates == 9  # of 12
-    assert float(ops.convert_to_numpy(optimizer.dynamic_scale)) == 2.0**12
-    assert all(np.isfinite(value).all() for value in averaging.get_average("swa"))
-    assert_follows(averaging, iterates.values)
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
-def test_low_precision(policy):
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        model = network()
-    finally:
-        keras.config.set_dtype_policy(previous)
-    averaging, iterates = averaging_of(), Iterates()
-    fit(model, averaging, iterates, epochs=2)
-    weights = "bfloat16" if policy == "bfloat16" else "float32"
-    assert {v.dtype for v in model.trainable_variables} == {weights}
-    assert {value.dtype for value in averaging.get_average("ema")} == {np.dtype("float32")}
-    assert_follows(averaging, iterates.values)
-    before = numpy_of(model.variables)
-    results = averaging.evaluate(VALIDATION)
-    assert all(np.isfinite(metrics["loss"]) for metrics in results.values())
-    assert_same(numpy_of(model.variables), before)
+def test_a_state_file_and_its_averages(tmp_path):
+    model, averaging = network(), averaging_of()
+    fit(model, averaging)
+    path = tmp_path / "state.npz"
+    averaging.save_state(path)
+    with np.load(path, allow_pickle=False) as stored:
+        assert int(stored["num_updates"]) == int(stored["iterations"]) == 4
+        assert json.loads(str(stored["averages"]))["averages"]["ema"]["decay"] == 0.8
+    for averages, message in [
+        ({**AVERAGES, "ema": kernels.Exponential(0.99)}, r"0\.99.*Received: .*state\.npz.*0\.8"),
+        ({"w": kernels.Window(2)}, "must hold the state of the averages"),
+    ]:
+        other = averaging_of(averages)
+        other.set_model(model)
+        with pytest.raises(ValueError, match=message):
+            other.load_state(path)
 
 
 # Kinds of model -----------------------------------------------------------------------------
@@ -514,8 +480,9 @@ class Subclassed(keras.Model):
 @pytest.mark.parametrize("kind", [Subclassed, lambda: keras.Sequential([keras.layers.Dense(1)])])
 def test_a_model_without_weights_before_fit_works_or_is_told_to_be_built(kind):
     keras.utils.set_random_seed(0)
-    model = compile_model(kind())
-    averaging, iterates = averaging_of(validation_data=VALIDATION), Iterates()
+    model = kind()
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    averaging, iterates = validated(), Iterates()
     if backend.name() == "tensorflow":  # there Keras builds the model in its first step only
         with pytest.raises(ValueError, match="no weights yet: build it"):
             fit(model, averaging)
@@ -525,18 +492,20 @@ def test_a_model_without_weights_before_fit_works_or_is_told_to_be_built(kind):
 
 
 def test_weights_shared_between_layers_are_averaged_once():
-    shared = keras.layers.Dense(5)
-    inputs = keras.Input((5,))
+    shared = keras.layers.Dense(6)
+    inputs = keras.Input((6,))
     model = keras.Model(inputs, keras.layers.Dense(1)(shared(ops.tanh(shared(inputs)))))
+    model.compile(keras.optimizers.SGD(0.01), "mse")
     averaging, iterates = averaging_of(), Iterates()
-    fit(compile_model(model), averaging, iterates)
+    fit(model, averaging, iterates)
     assert len(averaging.get_average("ema")) == 4
     assert_follows(averaging, iterates.values)
 
 
 def test_several_inputs_and_outputs_as_dicts():
-    inputs = {"a": keras.Input((5,), name="a"), "b": keras.Input((5,), name="b")}
-    x = keras.layers.BatchNormalization()(keras.layers.Concatenate()([inputs["a"], inputs["b"]]))
+    inputs = {"a": keras.Input((6,), name="a"), "b": keras.Input((6,), name="b")}
+    x = keras.layers.Concatenate()([inputs["a"], inputs["b"]])
+    x = keras.layers.BatchNormalization(name="norm")(x)
     outputs = {name: keras.layers.Dense(1, name=name)(x) for name in ("first", "second")}
     model = keras.Model(inputs, outputs)
     model.compile("sgd", {"first": "mse", "second": "mae"})
@@ -547,149 +516,9 @@ def test_several_inputs_and_outputs_as_dicts():
     history = fit(model, averaging, iterates, x=x, y=y).history
     assert_follows(averaging, iterates.values)
     with averaging.borrowed("ema"):
-        norm = next(v for v in model.layers if isinstance(v, keras.layers.BatchNormalization))
-        mean = ops.convert_to_numpy(norm.moving_mean.value)
+        mean = ops.convert_to_numpy(model.get_layer("norm").moving_mean.value)
         predicted = model.predict(x, verbose=0)
-    np.testing.assert_allclose(
-        mean, np.concatenate([X[:32], X[::-1][:32]], 1).mean(0), rtol=1e-4, atol=1e-6
-    )
+    given = np.concatenate([X[:32], X[::-1][:32]], 1)
+    np.testing.assert_allclose(mean, given.mean(0), rtol=1e-4, atol=1e-6)
     loss = np.mean((predicted["first"] - Y) ** 2) + np.mean(np.abs(predicted["second"] + Y))
     assert history["val_ema_loss"][-1] == pytest.approx(float(loss), rel=1e-4)
-
-
-def test_a_dict_of_arrays_as_batch_norm_data():
-    inputs = {"a": keras.Input((5,), name="a")}
-    outputs = keras.layers.Dense(1)(keras.layers.BatchNormalization()(inputs["a"]))
-    model = compile_model(keras.Model(inputs, outputs))
-    averaging = averaging_of(batch_norm_data={"a": X}, batch_size=10)
-    fit(model, averaging, x={"a": X})
-    with averaging.borrowed("ema"):
-        mean = ops.convert_to_numpy(model.layers[1].moving_mean.value)
-    np.testing.assert_allclose(mean, X.mean(0), rtol=1e-5, atol=1e-6)
-
-
-# Several fits, custom loops, any moment -----------------------------------------------------
-
-
-def test_a_second_fit_goes_on_counting():
-    averaging, iterates = averaging_of(), Iterates()
-    model = network()
-    fit(model, averaging, iterates, epochs=1)
-    fit(model, averaging, iterates, epochs=2)
-    assert_follows(averaging, iterates.values)
-
-
-def test_training_in_between_without_the_callback_is_told():
-    averaging = averaging_of()
-    model = network()
-    fit(model, averaging, epochs=1)
-    fit(model, epochs=1)
-    with pytest.warns(UserWarning, match="from 4 to 8 iterations without WeightAveraging"):
-        fit(model, averaging, epochs=1)
-
-
-@pytest.mark.parametrize("trainable", [False, True])
-@pytest.mark.filterwarnings("ignore:1 weights have become trainable", "ignore:2 weights have")
-def test_averages_go_on_over_freezing_and_unfreezing(trainable):
-    averaging, iterates = averaging_of({**AVERAGES, "two": kernels.TwoPoint(5)}), []
-    model = network(batch_norm=False)
-    variables = model.trainable_variables
-
-    class Keep(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            self.model  # on JAX this brings the variables up to date
-            iterates.append(numpy_of(variables))
-
-    iterates.append(numpy_of(variables))
-    for now in (not trainable, trainable, not trainable):
-        model.layers[1].trainable = now
-        compile_model(model)
-        fit(model, averaging, Keep(), epochs=1)
-    model.layers[1].trainable = True
-    assert averaging.num_updates == 12
-    assert_follows(averaging, iterates)
-
-
-def test_weights_that_become_trainable_are_told():
-    averaging, model = averaging_of(), network(batch_norm=False)
-    model.layers[1].trainable = False
-    compile_model(model)
-    fit(model, averaging, epochs=1)
-    model.layers[1].trainable = True
-    compile_model(model)
-    assert len(averaging.get_average("ema")) == 4  # those that have not joined, as they are
-    with pytest.warns(UserWarning, match="2 weights have become trainable and join .* update 4"):
-        fit(model, averaging, epochs=1)
-
-
-def test_another_model_is_refused_until_the_averages_are_reset():
-    averaging, iterates = averaging_of(), Iterates()
-    fit(network(), averaging, epochs=1)
-    with pytest.raises(ValueError, match=r"Use a new WeightAveraging for another model.*reset"):
-        fit(network(), averaging, epochs=1)
-    averaging.reset()
-    fit(network(), averaging, iterates, epochs=1)
-    assert_follows(averaging, iterates.values)
-
-
-class LooksAround(keras.callbacks.Callback):
-    """Predicts, evaluates and borrows in the middle of an epoch."""
-
-    def __init__(self, averaging):
-        super().__init__()
-        self.averaging = averaging
-
-    def on_train_batch_end(self, batch, logs=None):
-        if batch == 1:
-            self.model.predict(X[:8], verbose=0)
-            with self.averaging.borrowed("swa") as model:
-                model.predict(X[:8], verbose=0)
-            self.averaging.evaluate(VALIDATION)
-
-
-def test_looking_at_averages_in_mid_epoch_changes_nothing():
-    averaging, iterates = averaging_of(), Iterates()
-    model, plain = network(dropout=0.2), network(dropout=0.2)
-    history = fit(model, averaging, iterates, LooksAround(averaging)).history
-    assert history == fit(plain).history
-    assert_same(numpy_of(model.variables), numpy_of(plain.variables))
-    assert_follows(averaging, iterates.values)
-
-
-def test_an_average_before_training_is_the_initial_weights():
-    averaging = averaging_of()
-    model = network()
-    averaging.set_model(model)
-    assert averaging.evaluate(VALIDATION)["ema"]["loss"] > 0
-    assert_same(averaging.get_average("ema"), numpy_of(model.trainable_variables))
-    # Weights loaded after that are where the training, and the averages, begin.
-    model.set_weights([w + 1 for w in model.get_weights()])
-    iterates = Iterates()
-    fit(model, averaging, iterates)
-    assert_follows(averaging, iterates.values)
-
-
-def test_train_on_batch_and_update_by_hand():
-    averaging = averaging_of()
-    model = network()
-    averaging.set_model(model)
-    averaging.get_average("ema")
-    iterates = [numpy_of(model.trainable_variables)]
-    for start in range(0, 64, 16):
-        model.train_on_batch(X[start : start + 16], Y[start : start + 16])
-        averaging.update()
-        iterates.append(numpy_of(model.trainable_variables))
-    assert_follows(averaging, iterates)
-    seen = Iterates()
-    seen.set_model(model)
-    fit(model, averaging, seen, epochs=1)  # and `fit` goes on from there
-    assert_follows(averaging, iterates + seen.values[1:])
-
-
-def test_what_a_state_file_holds(tmp_path):
-    averaging = averaging_of()
-    fit(network(), averaging, epochs=1)
-    averaging.save_state(tmp_path / "state.npz")
-    with np.load(tmp_path / "state.npz", allow_pickle=False) as stored:
-        assert int(stored["num_updates"]) == int(stored["iterations"]) == 4
-        assert json.loads(str(stored["averages"]))["averages"]["ema"]["decay"] == 0.8

@@ -5,12 +5,12 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import toy
+from helpers import flip_bit, start_python
 
 from tf_lrtraj import records
 from tf_lrtraj.averaging.snapshots import Snapshots
@@ -47,9 +47,7 @@ def truncate(path, dice):
 
 
 def flip(path, dice):
-    data = bytearray(path.read_bytes())
-    data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
-    path.write_bytes(data)
+    flip_bit(path, dice.randrange(path.stat().st_size), dice.randrange(8))
 
 
 def remove(path, dice):
@@ -229,8 +227,8 @@ def test_a_clock_that_jumps_decides_nothing(jump, stopped, whole, monkeypatch):
 
 
 def test_leftovers_of_dead_processes_are_removed(stopped, whole):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    dead = start_python("-c", "")
+    dead.communicate()
     for folder in (".", "checkpoints", "models", "snapshots", "probes"):
         (stopped / folder).mkdir(exist_ok=True)
         (stopped / folder / f".something.{dead.pid}.tmp").write_bytes(b"half")
@@ -293,9 +291,8 @@ with records.only_writer(sys.argv[1]):
 
 def test_a_second_program_in_a_workdir_is_refused(stopped, whole):
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
-    command = [sys.executable, "-c", HOLDER, str(stopped)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
+    with start_python("-c", HOLDER, stopped, stdin=subprocess.PIPE, stderr=None) as other:
+        assert other.stdout.readline() == "held\n"
         code, errors = toy.run(stopped)
         assert code == 2 and errors.count("\n") == 1, errors
         assert f"another process is writing to workdir {stopped}. Wait" in errors
@@ -315,10 +312,7 @@ with MetricsWriter(sys.argv[1]) as writer:
 
 def test_rows_can_be_read_while_they_are_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)],
-        env={**os.environ, "PYTHONPATH": str(toy.ROOT)},
-    )
+    writer = start_python("-c", WRITER, path, stdout=None, stderr=None)
     seen, counts = 0, set()
     while True:
         running = writer.poll() is None

@@ -6,10 +6,11 @@ import socket
 import numpy as np
 import pytest
 import toy
+from helpers import write_snapshots
 
 from tf_lrtraj import records, report
 from tf_lrtraj.averaging.model_files import load_model
-from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
+from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.bin import tables
 from tf_lrtraj.runs.average_run import read_arrays
 from tf_lrtraj.study import state_files
@@ -86,10 +87,8 @@ KINDS = [pipe, device, endless_text, folder, listening, linked_pipe, linked_fold
 
 @pytest.fixture
 def workplace(tmp_path):
-    place = tmp_path / "place"
-    variables = [VariableSpec("w", (2,), "float32", "trainable")]
-    SnapshotWriter(place, variables, Timetable(1)).write(0, [np.zeros(2, np.float32)])
-    return place
+    write_snapshots(tmp_path / "place", [0], np.zeros((1, 2), np.float32))
+    return tmp_path / "place"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

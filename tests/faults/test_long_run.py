@@ -1,20 +1,14 @@
 """What a run holds and leaves does not grow with its steps: the long run, shortened."""
 
-import importlib.util
 import json
-import pathlib
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
+from helpers import ROOT, load_script
 
 
 @pytest.fixture(scope="module")
 def long_run():
-    spec = importlib.util.spec_from_file_location("long_run", ROOT / "tools" / "long_run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/long_run.py")
 
 
 @pytest.mark.long

@@ -1,28 +1,17 @@
 """The torture, shortened; the full one stands in results/torture."""
 
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+from helpers import ROOT, run_python, start_python
 
 
 @pytest.mark.long
 def test_killed_at_random_moments_it_ends_the_same(tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "torture.py"), "--trials=3", "--seed=7"]
-    subprocess.run(
-        [*command, f"--out={tmp_path}", f"--scratch={tmp_path / 'scratch'}"],
-        check=True,
-        env=ENVIRONMENT,
-        timeout=1500,
-    )
+    folders = [f"--out={tmp_path}", f"--scratch={tmp_path / 'scratch'}"]
+    run_python(ROOT / "tools/torture.py", "--trials=3", "--seed=7", *folders, timeout=1500)
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["fork_equals_fresh"] == "identical"
     assert len(record["trials"]) == 3
@@ -36,12 +25,7 @@ def test_a_signal_while_the_program_starts(seconds, tmp_path):
     script = (
         "import sys; from tf_lrtraj.bin import train; sys.argv[0] = 'lrtraj-train'; train.run()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, "--config=digits_demo", f"--workdir={tmp_path}"],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_python("-c", script, "--config=digits_demo", f"--workdir={tmp_path}")
     time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=120)[1]

@@ -8,9 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 from fuzzing import judge, programs
+from helpers import write_snapshots
 
 from tf_lrtraj import kernels, rates, records, theory
-from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
+from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.durations import Duration
 from tf_lrtraj.records import ArrayRecord, RecordError
 from tf_lrtraj.runs import run_config as training
@@ -136,11 +137,9 @@ def test_a_record_whose_axes_multiply_beyond_its_values_is_damaged(tmp_path):
 
 @pytest.fixture
 def snapshots(tmp_path):
-    folder = tmp_path / "snapshots"
-    writer = SnapshotWriter(folder, [VariableSpec("w", (2,), "float32", "trainable")], Timetable(1))
-    for step in range(3):
-        writer.write(step, [np.full(2, step, np.float32)])
-    return folder
+    iterates = np.repeat(np.arange(3, dtype=np.float32)[:, None], 2, axis=1)
+    write_snapshots(tmp_path / "snapshots", range(3), iterates)
+    return tmp_path / "snapshots"
 
 
 @pytest.mark.parametrize("step", [1, 10**20, -(10**400)])
@@ -290,23 +289,6 @@ def test_a_report_is_not_written_where_not_all_of_it_can_be(tmp_path, flag):
 # --- With Keras -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"batch_norm": object()},
-        {"save_best": 5},
-        {"monitor": []},
-        {"batch_size": None},
-        {"mode": []},
-    ],
-)
-def test_arguments_of_the_callback_are_refused_by_name(options):
-    from tf_lrtraj import WeightAveraging
-
-    with pytest.raises(ValueError, match=next(iter(options))):
-        WeightAveraging({"a": kernels.Uniform()}, **options)
-
-
 @pytest.mark.parametrize("probes", [None, {"line": 5}, ["line"]])
 def test_probes_that_are_none_are_refused(tmp_path, probes):
     from tf_lrtraj.probes import ProbeRecorder
@@ -323,27 +305,28 @@ def test_schedules_refuse_what_is_no_number(options):
         EquivalentSchedule(kernels.Uniform(), 0.1, 4, **options)
 
 
-@pytest.mark.parametrize("name", ["variables.data-00000-of-00001", "variables.index"])
-def test_a_checkpoint_signed_after_it_was_cut_is_refused(tmp_path, name):
+@pytest.fixture
+def restorer(tmp_path):
+    """Checkpoints of steps 10 and 20, and what reads them."""
     from fuzzing import keras_side
 
     from tf_lrtraj.training import checkpoints
 
     keras_side._checkpoints(tmp_path)
+    return checkpoints.Checkpointer(tmp_path, {"model": keras_side._variables()}, writer=False)
+
+
+@pytest.mark.parametrize("name", ["variables.data-00000-of-00001", "variables.index"])
+def test_a_checkpoint_signed_after_it_was_cut_is_refused(tmp_path, restorer, name):
+    from tf_lrtraj.training import checkpoints
+
     inner = tmp_path / "step_000000020"
     (inner / name).write_bytes((inner / name).read_bytes()[:-1])
     records.write_json(inner / "manifest.json", checkpoints._manifest(inner))
-    restorer = checkpoints.Checkpointer(tmp_path, {"model": keras_side._variables()}, writer=False)
     with pytest.raises(checkpoints.CheckpointError, match="step_000000020"):
         restorer.restore(20)
 
 
-def test_a_checkpoint_whose_manifest_lists_nothing_is_damaged(tmp_path):
-    from fuzzing import keras_side
-
-    from tf_lrtraj.training import checkpoints
-
-    keras_side._checkpoints(tmp_path)
+def test_a_checkpoint_whose_manifest_lists_nothing_is_damaged(tmp_path, restorer):
     records.write_json(tmp_path / "step_000000020" / "manifest.json", {})
-    restorer = checkpoints.Checkpointer(tmp_path, {"model": keras_side._variables()}, writer=False)
     assert restorer.restore()[0] == 10

@@ -1,9 +1,8 @@
-"""What a run writes down and reads back; the format is described in docs/records.md.
+"""Records of a run, written and read; docs/records.md describes the format.
 
-A workdir is a folder of strict JSON files, JSON rows and one array.  Whatever
-reads a run (the report, the claims, a user's notebook) goes through here, so
-that nothing else knows file names.  Files are replaced whole: they are written
-under a temporary name in the same folder, then renamed.
+A workdir is a folder of strict JSON files, JSON rows and one array.  The report, the claims and
+notebooks read it through here; no other module knows the names of its files.  Files are replaced
+whole: each is written under a temporary name in the same folder, then renamed.
 
 Example:
 
@@ -19,12 +18,10 @@ Example:
 
 from tf_lrtraj.records.arrays import ArrayRecord
 from tf_lrtraj.records.files import (
-    FULL,
     RecordError,
     local_path,
     naming,
     open_file,
-    read_bytes,
     remove_leftovers,
     scheme_of,
     sync,
@@ -70,7 +67,6 @@ RecordError.__module__ = __name__
 __all__ = [
     "CONFIG",
     "FORMAT",
-    "FULL",
     "MATCHED",
     "METRICS",
     "RAW",
@@ -100,7 +96,6 @@ __all__ = [
     "open_file",
     "prepare_workdir",
     "problem",
-    "read_bytes",
     "read_json",
     "read_rows",
     "read_run",

@@ -1,8 +1,7 @@
-"""Archives as anybody may have written them, read without trust: `.npz` and `.keras` files.
+"""Archives of unknown origin, read without trust: `.npz` and `.keras` files.
 
-Nothing is unpickled, and no more memory is taken than the file's own bytes account for: what the
-members of an archive unpack to is bounded by the size of the file, and what the header of an
-array promises is held against what the archive holds before any array is made.
+Nothing is unpickled.  Memory is bounded by the size of the file: so is what its members unpack
+to, and the header of an array is compared with the archive before an array is made.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import numpy as np
 
 from tf_lrtraj.records.files import LARGEST, open_file
 
-# An archive may unpack to LARGEST bytes, or to so many times its own size if that is more; of
-# compressed arrays only those that hold little else than zeros reach it.
+# An archive may unpack to LARGEST bytes, or to so many times its own size if that is more.  Of
+# compressed arrays only those of hardly anything but zeros reach it.
 MOST_EXPANSION = 200
 # Bytes of a text in an archive, such as the configuration of a model.
 LARGEST_TEXT = 1 << 26
@@ -32,17 +31,17 @@ _HEADERS = {
 def load_arrays(
     source: str | os.PathLike[str] | bytes, largest: int | None = LARGEST
 ) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file, by name.
+    """Reads the arrays of an `.npz` file, by name.
 
     Args:
         source: its path, or its content.
-        largest: refuse archives whose arrays take more bytes than this; None for `LARGEST`, or
-            `MOST_EXPANSION` times the size of the file if that is more.
+        largest: bytes that the arrays may take; None for `LARGEST`, or `MOST_EXPANSION` times the
+            size of the file if that is more.
 
     Raises:
-        OSError: if the file cannot be read, or is no regular file.
-        ValueError: if it is no such file, damaged, too large, or holds objects, which only
-            unpickling, and so running code of the file's author, could bring back.
+        OSError: if the file cannot be read, or is not a regular file.
+        ValueError: if it is no such archive, damaged, too large, or holds Python objects, which
+            could be read only by running code from the file.
 
     >>> content = io.BytesIO()
     >>> np.savez(content, a=np.arange(3))
@@ -68,13 +67,13 @@ def load_arrays(
 
 
 def check_archive(path: str | os.PathLike[str]) -> None:
-    """Makes sure that an archive can be unpacked within memory, before anything opens it.
+    """Checks that an archive can be unpacked within memory.
 
     Args:
-        path: of a `.keras` file, or any other zip archive of texts and arrays.
+        path: of a `.keras` file, or another zip archive of texts and arrays.
 
     Raises:
-        OSError: if the file cannot be read, or is no regular file.
+        OSError: if the file cannot be read, or is not a regular file.
         ValueError: if it is no archive, or its members unpack to more than `LARGEST` bytes and
             `MOST_EXPANSION` times its size, or a text in it to more than `LARGEST_TEXT` bytes.
     """

@@ -1,7 +1,7 @@
 """Measured arrays with their coordinates, filled in piece by piece and kept on disk.
 
-A value that has not been measured is NaN; one that was measured and came out as
-NaN (a loss that overflowed, say) is infinity, so the two are never confused.
+NaN stands for a value that has not been measured.  A measured NaN, such as a loss that
+overflowed, is stored as infinity.
 
 >>> record = ArrayRecord.empty(
 ...     "line", {"rate": [0.0, 0.1], "batch": [0, 1, 2]}, {"train": ("rate", "batch")}, {"seed": 0}
@@ -35,7 +35,7 @@ _ABOUT = "about.json"
 
 
 class About(TypedDict):
-    """What stands beside the arrays, in JSON."""
+    """The JSON beside the arrays."""
 
     format: Literal[1]
     kind: str
@@ -45,10 +45,10 @@ class About(TypedDict):
 
 @dataclasses.dataclass
 class ArrayRecord:
-    """Arrays over named coordinates, and what they are.
+    """Arrays over named coordinates.
 
     Attributes:
-        kind: what was measured (`"line"`).
+        kind: of measurement, such as `"line"`.
         coordinates: name → vector of numbers or text.
         dims: name of a value → the coordinates of its axes, in order.
         values: name of a value → float64 array; NaN where nothing has been measured.
@@ -69,26 +69,25 @@ class ArrayRecord:
         dims: Mapping[str, Sequence[str]],
         about: Mapping[str, Any] | None = None,
     ) -> ArrayRecord:
-        """A record in which nothing has been measured.
+        """Returns a record in which nothing has been measured.
 
         Raises:
-            ValueError: if a coordinate is no vector of numbers or text, or a value's
-                axes name an unknown one.
+            ValueError: if a coordinate is not a vector of numbers or text, or an axis of a value
+                is not a coordinate.
         """
         vectors = {name: _vector(name, vector) for name, vector in coordinates.items()}
         axes = {name: tuple(names) for name, names in dims.items()}
         for name, names in axes.items():
-            unknown = sorted(set(names) - set(vectors))
-            if unknown or name in vectors:
+            if not set(names) <= set(vectors) or name in vectors:
                 raise ValueError(
                     f"`dims` must name coordinates, {sorted(vectors)}, for each value. "
                     f"Received: {name}={names!r}"
                 )
-        values = {
+        missing = {
             name: np.full([len(vectors[axis]) for axis in names], np.nan)
             for name, names in axes.items()
         }
-        return cls(kind, vectors, axes, values, decode(encode(dict(about or {}))))
+        return cls(kind, vectors, axes, missing, decode(encode(dict(about or {}))))
 
     def put(self, name: str, index: Any, value: Any) -> None:
         """Writes measured numbers into `values[name][index]`; NaN among them becomes infinity."""
@@ -105,12 +104,9 @@ class ArrayRecord:
         return not any(np.isnan(value).any() for value in self.values.values())
 
     def extended(self, coordinate: str, more: Any) -> ArrayRecord:
-        """A copy with entries appended to a coordinate, NaN at the new places."""
-        added = _vector(coordinate, more)
-        coordinates = {
-            **self.coordinates,
-            coordinate: np.concatenate([self.coordinates[coordinate], added]),
-        }
+        """Returns a copy with entries appended to a coordinate, and NaN at the new places."""
+        longer = np.concatenate([self.coordinates[coordinate], _vector(coordinate, more)])
+        coordinates = {**self.coordinates, coordinate: longer}
         grown = ArrayRecord.empty(self.kind, coordinates, self.dims, self.about)
         for name, value in self.values.items():
             grown.values[name][tuple(slice(n) for n in value.shape)] = value
@@ -136,20 +132,20 @@ class ArrayRecord:
         """Reads what `write` wrote.
 
         Raises:
-            RecordError: if the file is missing, damaged, or something else.
+            RecordError: if the file is missing, damaged, or no such record.
         """
         data = read_bytes(path)
         try:
             arrays = load_arrays(data)
             about = parse(arrays.pop(_ABOUT).tobytes(), About)
-            coordinates, values = _under("coordinate/", arrays), _under("value/", arrays)
+            coordinates, measured = _under("coordinate/", arrays), _under("value/", arrays)
             for name, axes in about["dims"].items():  # before memory is taken for them
-                if values[name].size != math.prod(len(coordinates[axis]) for axis in axes):
+                if measured[name].size != math.prod(len(coordinates[axis]) for axis in axes):
                     raise ValueError(name)
             record = cls.empty(about["kind"], coordinates, about["dims"], about["about"])
             for name, value in record.values.items():
-                value[...] = values[name].reshape(value.shape)
-        except Exception as error:  # what a stranger wrote can be wrong in many ways
+                value[...] = measured[name].reshape(value.shape)
+        except Exception as error:  # a file of unknown origin can be wrong in many ways
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise RecordError(
                 f"{os.fspath(path)} is not a record of measured arrays ({reason}). The file is "
@@ -159,16 +155,16 @@ class ArrayRecord:
 
     @classmethod
     def resume(cls, path: PathLike, wanted: ArrayRecord, growing: str | None = None) -> ArrayRecord:
-        """The record at `path`, or `wanted` where there is no file.
+        """Returns the record at `path`, or `wanted` where there is no file.
 
         Args:
-            path: where a probe stores what it has.
-            wanted: an empty record of what is to be measured now.
-            growing: a coordinate to which entries may have been appended meanwhile.
+            path: of the record of a probe.
+            wanted: an empty record of what is to be measured.
+            growing: a coordinate to which entries may have been appended.
 
         Raises:
-            RecordError: if the file is damaged, or holds measurements of something else
-                (the first difference is named).
+            RecordError: if the file is damaged, or a record of other measurements; it names the
+                first difference.
         """
         if not pathlib.Path(path).exists():
             return wanted

@@ -1,6 +1,6 @@
-"""Files as records need them: read if they are regular and of a size, and replaced whole.
+"""Files of records: read if they are regular and not too large, replaced whole.
 
-Files are written under a temporary name in the same folder, then renamed.
+A file is written under a temporary name in the same folder, then renamed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import BinaryIO
 
 PathLike = str | os.PathLike[str]
 
-# What the system says when a disk, or a user's share of it, is full.
+# The system's errors for a full disk and a full quota.
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
-# Bytes of a file that is read whole; far beyond any record that this package writes.
+# Largest size in bytes of a file that is read whole; no record of this package comes near it.
 LARGEST = 1 << 29
 
 
@@ -28,24 +28,24 @@ class RecordError(ValueError):
     """A record is missing, damaged, or does not belong to the run that asks for it."""
 
 
-# What `temporary_path` makes, a suffix kept; for `remove_leftovers`.
+# Names that `temporary_path` makes.
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[a-z]+)?")
 
 
 def temporary_path(path: PathLike, suffix: str = "") -> pathlib.Path:
-    """Where this process writes what it then renames to `path`; beside it, and hidden.
+    """Returns a hidden path beside `path`, under which this process writes before it renames.
 
-    The number of the process is part of the name, so that two processes do not
-    write into one file and `remove_leftovers` knows whether its writer is alive.
+    The name holds the number of the process: two processes do not write into one file, and
+    `remove_leftovers` can tell whether the writer is alive.
     """
     path = pathlib.Path(path)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
 
 
 def remove_leftovers(folder: PathLike) -> None:
-    """Deletes what killed processes left half-written in a folder and in those right inside it.
+    """Deletes half-written files of dead processes in a folder and its direct subfolders.
 
-    Files of other processes of this machine that are still alive stay.
+    Files of other living processes of this machine stay.
     """
     root = pathlib.Path(folder)
     inside = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
@@ -60,7 +60,7 @@ def remove_leftovers(folder: PathLike) -> None:
 
 
 def _alive_elsewhere(number: int) -> bool:
-    """Whether there is another process of this number."""
+    """Whether another process has this number."""
     if number == os.getpid():
         return False
     try:
@@ -77,7 +77,7 @@ _REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
 
 
 def scheme_of(path: object) -> str | None:
-    """The scheme of a remote path; None for a local one.
+    """Returns the scheme of a remote path, and None for a local one.
 
     >>> scheme_of("gs://bucket/runs"), scheme_of("runs/one")
     ('gs', None)
@@ -87,9 +87,10 @@ def scheme_of(path: object) -> str | None:
 
 
 def local_path(path: PathLike, name: str) -> pathlib.Path:
-    """Returns a path of this machine's file systems, or raises ValueError that names it.
+    """Returns a path on this machine's file systems.
 
-    `pathlib` would make a folder "gs:" of a bucket.
+    Raises:
+        ValueError: for a path of another file system, which `pathlib` would take for a folder.
     """
     if scheme_of(path) is not None:
         raise ValueError(
@@ -101,10 +102,10 @@ def local_path(path: PathLike, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Errors of the system inside name `path`, where they name nothing that a user knows.
+    """Makes errors of the system inside name `path` where they name a file unknown to the user.
 
-    Those are files and folders of `temporary_path` and whatever lies in one, and names in a folder
-    that is being deleted, which are relative to it.
+    Such files are those of `temporary_path`, whatever lies in one, and relative names in a folder
+    that is being deleted.
     """
     try:
         yield
@@ -148,7 +149,7 @@ def write_atomically(path: PathLike, data: bytes | str) -> None:
 
 
 def sync(path: PathLike) -> None:
-    """Waits until what was written to a file, or the names in a folder, are on the disk."""
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -196,11 +197,11 @@ def _check_regular(found: os.stat_result, path: PathLike) -> None:
 
 
 def read_bytes(path: PathLike, largest: int = LARGEST) -> bytes:
-    """The content of a file.
+    """Reads a file.
 
     Raises:
-        RecordError: if it is missing, no regular file, cannot be read, or has more than
-            `largest` bytes; nothing of it is read then.
+        RecordError: if it is missing, not a regular file, cannot be read, or has more than
+            `largest` bytes.
     """
     try:
         with open_file(path) as file:

@@ -1,4 +1,4 @@
-"""Rows of JSON, appended one at a time: `metrics.jsonl` and its like."""
+"""Rows of JSON, appended one at a time, as in `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypedDict
 
-import numpy as np
-
+from tf_lrtraj import values
 from tf_lrtraj.records.files import (
     FULL,
     PathLike,
@@ -28,30 +27,26 @@ from tf_lrtraj.records.strict_json import encode, parse
 
 
 class Row(TypedDict):
-    """What every row has."""
+    """A row of any record."""
 
     step: int
 
 
 class Mark(TypedDict):
-    """What `MetricsWriter.mark` says of the rows written so far."""
+    """Size and checksum of the rows written so far; see `MetricsWriter.mark`."""
 
     bytes: Count
     sha256: str
 
 
 def _encode_row(row: Mapping[str, Any]) -> bytes:
-    step = row.get("step")
-    if isinstance(step, (bool, np.bool_)) or not isinstance(step, (int, np.integer)) or step < 0:
-        raise ValueError(
-            f"a row's `step` must be an integer of at least 0. Received: step={step!r}"
-        )
+    values.integer(0).check("step", row.get("step"))
     text = json.dumps(encode(row), allow_nan=False, separators=(",", ":"))
     return text.encode("ascii") + b"\n"
 
 
 def _parse_lines(path: PathLike, shape: Any = Row) -> list[tuple[bytes, dict[str, Any]]]:
-    """(line without its newline, row) for each row; a half-written last line is left out."""
+    """Returns (line without its newline, row) of each row, without a half-written last line."""
     lines = read_bytes(path).split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -70,7 +65,7 @@ def _parse_lines(path: PathLike, shape: Any = Row) -> list[tuple[bytes, dict[str
 
 
 def read_rows(path: PathLike, shape: Any = Row) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file; a half-written last line, as a killed run leaves it, is left out.
+    """Reads the rows of a .jsonl file, without a half-written last line of a killed run.
 
     Args:
         path: of the file.
@@ -84,7 +79,7 @@ def read_rows(path: PathLike, shape: Any = Row) -> list[dict[str, Any]]:
 
 
 def damage_before(path: PathLike, mark: Mapping[str, Any]) -> str | None:
-    """What is wrong with the rows written before `MetricsWriter.mark`, or None."""
+    """Returns what is wrong with the rows written before `MetricsWriter.mark`, or None."""
     digest, left = hashlib.sha256(), mark["bytes"]
     try:
         with open_file(path) as file:
@@ -102,7 +97,7 @@ def damage_before(path: PathLike, mark: Mapping[str, Any]) -> str | None:
 
 
 def keep_until(path: PathLike, mark: Mapping[str, Any]) -> None:
-    """Cuts off, whole or damaged, what was written after `MetricsWriter.mark`.
+    """Cuts off the rows written after `MetricsWriter.mark`, whole or damaged.
 
     The rows before must be whole: see `damage_before`.
     """
@@ -114,13 +109,13 @@ def keep_until(path: PathLike, mark: Mapping[str, Any]) -> None:
 
 
 class MetricsWriter:
-    """Appends rows to a .jsonl file; each row is one write, in the system's hands on return.
+    """Appends rows to a .jsonl file, each in one write.
 
     Args:
         path: the file; made if missing.
-        resume_step: rows of later steps are dropped on opening (they belong to work
-            that a resumed run does again); -1 drops all, None keeps all.  A half-written
-            last line is always dropped.  The rows kept are kept to the byte.
+        resume_step: rows of later steps, which a resumed run makes again, are dropped on opening;
+            -1 drops all, None keeps all.  A half-written last line is always dropped.  The other
+            rows keep every byte.
 
     Raises:
         RecordError: if the existing file is damaged, or the file cannot be written.
@@ -170,7 +165,7 @@ class MetricsWriter:
                 data = data[os.write(self._file, data) :]
 
     def mark(self) -> dict[str, Any]:
-        """Size and SHA-256 of the file as it is now, for `keep_until` later."""
+        """Returns size and SHA-256 of the file as it is now, for `keep_until`."""
         return {"bytes": self._size, "sha256": self._digest.hexdigest()}
 
     def sync(self) -> None:

@@ -1,4 +1,4 @@
-"""A run's workdir: its schedule, its folders, and reading all of it back."""
+"""A run's workdir: its schedule, its folders, its locks, and reading it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.records.archives import load_arrays
 from tf_lrtraj.records.files import (
     FULL,
@@ -72,7 +73,7 @@ def write_schedule(path: PathLike, learning_rates: np.ndarray) -> None:
 
 
 def read_schedule(path: PathLike) -> np.ndarray:
-    """[T] float64 rates that `write_schedule` wrote.
+    """Reads the [T] float64 rates that `write_schedule` wrote.
 
     Raises:
         RecordError: if the file is missing or damaged.
@@ -91,11 +92,14 @@ def read_schedule(path: PathLike) -> np.ndarray:
 
 
 def check_average_name(name: Any, what: str = "an average") -> str:
-    """Returns `name` if it may name an average (it also names a folder), or raises ValueError.
+    """Returns a name that an average, and its folder, may have.
 
     Args:
         name: to check.
-        what: is named, for the error: probes follow the same rule.
+        what: has the name, for the error.
+
+    Raises:
+        ValueError: for another name.
 
     >>> check_average_name("ema-0.999")
     'ema-0.999'
@@ -109,25 +113,25 @@ def check_average_name(name: Any, what: str = "an average") -> str:
         raise ValueError(
             f"{what}'s name must be 1 to 64 of the characters A-Z a-z 0-9 . _ + = -, start "
             "with a letter, a digit or _, not end with a dot, and not be "
-            f"{RAW!r}, 'NaN' or 'Infinity'. Received: {name!r}"
+            f"{RAW!r}, 'NaN' or 'Infinity'. Received: {values.received(name)}"
         )
     return name
 
 
 def matched_dir(workdir: PathLike, average: str) -> pathlib.Path:
-    """The workdir of the run under the schedule equivalent to `average`.
+    """Returns the workdir of the run under the schedule equivalent to `average`.
 
     Raises:
-        ValueError: if `average` is not a name an average may have.
+        ValueError: for a name that no average may have.
     """
     return pathlib.Path(workdir) / MATCHED / check_average_name(average)
 
 
 def prepare_workdir(workdir: PathLike) -> pathlib.Path:
-    """Makes `workdir` if needed and makes sure that files can be written there.
+    """Makes `workdir` if needed and checks that files can be written there.
 
     Raises:
-        RecordError: if it cannot be made or written (the reason and the remedy are named).
+        RecordError: if it cannot be made or written; it names the reason and the remedy.
         OSError: if the disk is full; it names the folder.
     """
     try:
@@ -152,19 +156,17 @@ def prepare_workdir(workdir: PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def only_writer(workdir: PathLike, shared: bool = False) -> Iterator[None]:
-    """While it lasts, no other process can hold `workdir` so.
+    """Locks `workdir` for this process inside the block.
 
-    The folder itself is locked, not a file in it, so nothing is left behind; the system lets go
-    of the lock when the process ends, however it ends.  Where the system or the file system
-    knows no such locks nothing is checked.
+    The lock is on the folder itself, so no file is left behind, and the system releases it
+    however the process ends.  Where the file system has no locks, nothing is checked.
 
     Args:
         workdir: the folder.
-        shared: let others hold it that share it too, as processes do of which each writes
-            files of its own.
+        shared: allow other processes that share it too; each then writes files of its own.
 
     Raises:
-        RecordError: if another process holds it.
+        RecordError: if another process has locked it.
         OSError: if there is no such folder.
     """
     try:
@@ -179,7 +181,7 @@ def only_writer(workdir: PathLike, shared: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: PathLike) -> Iterator[None]:
-    """While it lasts, other processes that want the same wait: for reading and writing one file.
+    """Locks a folder inside the block; other processes wait for it, to change one file in turn.
 
     Raises:
         OSError: if there is no such folder.
@@ -208,7 +210,7 @@ def _locked(folder: PathLike, shared: bool, wait: bool) -> Iterator[None]:
 
 
 class _HeldByAnother(Exception):
-    """A lock that another process has."""
+    """Another process has the lock."""
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -225,19 +227,17 @@ def check_workdir_matches(
     config: Mapping[str, Any],
     complete: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Makes sure that a workdir already in use belongs to this very configuration.
-
-    Passes when the workdir holds no `config.json` yet.
+    """Checks that a workdir with a `config.json` belongs to this very configuration.
 
     Args:
         workdir: of a run.
-        config: what is asked for.
-        complete: fills in what the stored configuration lacks, because an earlier version,
-            which wrote it, had no such settings; if it raises ValueError, nothing is filled in.
+        config: of this run.
+        complete: adds settings that an earlier version did not write to the stored
+            configuration; where it raises ValueError, nothing is added.
 
     Raises:
-        RecordError: if its `config.json` differs; the keys and both values are named.
-        TypeError: if `config` holds what no record can.
+        RecordError: if its `config.json` differs; it names the keys and both values.
+        TypeError: if `config` holds a value that no record can hold.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
@@ -251,8 +251,8 @@ def check_workdir_matches(
     if not keys:
         return
 
-    def show(values: dict[str, Any], key: str) -> str:
-        return json.dumps(values[key]) if key in values else "(absent)"
+    def show(flat: dict[str, Any], key: str) -> str:
+        return json.dumps(flat[key]) if key in flat else "(absent)"
 
     shown = [f"  {key}: there {show(old, key)}, asked {show(new, key)}" for key in keys[:20]]
     if len(keys) > len(shown):
@@ -271,8 +271,8 @@ class RunRecord:
     Attributes:
         workdir: the folder.
         config: the validated configuration.
-        run: what `run.json` says: status, versions, seed, averages, and so on.
-        all_rows: every row of `metrics.jsonl`, in the order written.
+        run: the content of `run.json`: status, versions, seed, averages, and so on.
+        all_rows: the rows of `metrics.jsonl`, in the order written.
     """
 
     workdir: pathlib.Path
@@ -286,13 +286,13 @@ class RunRecord:
 
     @property
     def averages(self) -> dict[str, dict[str, Any]]:
-        """{name: configuration of its kernel} of the averages kept during the run."""
+        """{name: configuration of its kernel} of the run's averages."""
         return self.run.get("averages") or {}
 
     def rows(
         self, kind: str | None = None, weights: str | None = None, split: str | None = None
     ) -> list[dict[str, Any]]:
-        """Rows whose fields equal the values asked for; None asks for nothing."""
+        """Returns the rows of these values; None stands for any."""
         return self._rows_by_fields.get((kind, weights, split), [])
 
     @functools.cached_property
@@ -300,23 +300,19 @@ class RunRecord:
         """(kind, weights, split), each or None for any → rows; looked up thousands of times."""
         found: dict[tuple[str | None, ...], list[dict[str, Any]]] = {(None, None, None): []}
         for row in self.all_rows:
-            values = [(None,) if row.get(k) is None else (None, row[k]) for k in _ROW_FIELDS]
-            for key in itertools.product(*values):
+            keys = [(None,) if row.get(k) is None else (None, row[k]) for k in _ROW_FIELDS]
+            for key in itertools.product(*keys):
                 found.setdefault(key, []).append(row)
         return found
 
     def weights_names(self) -> list[str]:
-        """Names of the weights that were evaluated: raw first, then as in `averages`."""
-        return list(self._weights_names)
-
-    @functools.cached_property
-    def _weights_names(self) -> list[str]:
+        """Returns the names of evaluated weights: raw, those of `averages`, others."""
         seen = dict.fromkeys(row["weights"] for row in self.rows("eval") if "weights" in row)
         known = dict.fromkeys([RAW, *self.averages])
         return [name for name in known if name in seen] + [n for n in seen if n not in known]
 
     def splits(self) -> list[str]:
-        """Names of the splits that were evaluated, in the order met."""
+        """Returns the names of the splits that were evaluated, in the order of the rows."""
         return list(dict.fromkeys(row["split"] for row in self.rows("eval") if "split" in row))
 
     def series(
@@ -326,65 +322,44 @@ class RunRecord:
         split: str = "test",
         batch_norm: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Evaluations of one metric over the run.
+        """Returns the evaluations of one metric over the run.
 
-        Where the same weights were evaluated under several batch-norm policies and
-        none is asked for, the one met first in the record counts.
+        Without `batch_norm`, the policy of the first evaluation of these weights counts.
 
         Returns:
-            ([K] int64 steps, strictly rising, [K] float64 values); K = 0 where none were made.
+            ([K] int64 steps, strictly rising, [K] float64 values).
         """
         rows = [row for row in self.rows("eval", weights, split) if row.get(metric) is not None]
         if rows and batch_norm is None:
             batch_norm = rows[0].get("batch_norm")
-        points = {
-            row["step"]: float(row[metric]) for row in rows if row.get("batch_norm") == batch_norm
-        }
-        steps = sorted(points)
-        return (
-            np.array(steps, dtype=np.int64),
-            np.array([points[step] for step in steps], dtype=np.float64),
-        )
+        return _series(metric, (row for row in rows if row.get("batch_norm") == batch_norm))
 
     def train_series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """A metric of the training batches (or `learning_rate`) against steps; as `series`."""
-        points = {
-            row["step"]: float(row[metric])
-            for row in self.rows("train")
-            if row.get(metric) is not None
-        }
-        steps = sorted(points)
-        return (
-            np.array(steps, dtype=np.int64),
-            np.array([points[step] for step in steps], dtype=np.float64),
-        )
+        """Returns a metric of the training batches, or `learning_rate`, as `series` does."""
+        return _series(metric, self.rows("train"))
 
     def last_step(self) -> int:
-        """The largest step any row speaks of; 0 where there is none."""
+        """Returns the largest step of all rows, or 0."""
         return max((row["step"] for row in self.all_rows), default=0)
 
-    @functools.cached_property
-    def _schedule(self) -> np.ndarray | None:
-        path = self.workdir / SCHEDULE
-        return read_schedule(path) if path.exists() else None
-
     def schedule(self) -> np.ndarray | None:
-        """[T] rates of every update, or None where the record was not written.
+        """Returns the [T] rates of every update, or None where they were not recorded.
 
         Raises:
             RecordError: if the file is damaged.
         """
-        return self._schedule
+        path = self.workdir / SCHEDULE
+        return read_schedule(path) if path.exists() else None
 
     def timing(self) -> list[dict[str, Any]]:
-        """Wall-clock rows; empty where none were written."""
+        """Returns the rows of wall-clock times."""
         path = self.workdir / TIMING
         return read_rows(path, TimingRow) if path.exists() else []
 
     def matched_dirs(self) -> dict[str, pathlib.Path]:
-        """{average: workdir of its matched run} of the matched runs that were started.
+        """Returns {average: workdir of its matched run} of the matched runs that were started.
 
-        Folders whose name no average may have, or that lead out of the workdir, are left out.
+        Folders with a name that no average may have, and those outside the workdir, are left out.
         """
         folder = self.workdir / MATCHED
         if not folder.is_dir():
@@ -401,7 +376,7 @@ class RunRecord:
         return {name: found[name] for name in dict.fromkeys([*known, *found])}
 
     def matched(self) -> dict[str, RunRecord]:
-        """{average: record of its matched run}.
+        """Returns {average: record of its matched run}.
 
         Raises:
             RecordError: if one of them is damaged.
@@ -409,8 +384,15 @@ class RunRecord:
         return {name: load_run(path) for name, path in self.matched_dirs().items()}
 
 
+def _series(metric: str, rows: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ([K] steps, strictly rising, [K] values) of the rows that have the metric."""
+    points = {row["step"]: float(row[metric]) for row in rows if row.get(metric) is not None}
+    steps = np.array(sorted(points), dtype=np.int64)
+    return steps, np.array([points[step] for step in steps.tolist()], dtype=np.float64)
+
+
 def read_run(workdir: PathLike) -> dict[str, Any]:
-    """What `run.json` of a workdir says; empty where there is none.
+    """Reads `run.json` of a workdir; empty where there is none.
 
     Raises:
         RecordError: if it is damaged, or of a format that this version cannot read.
@@ -421,10 +403,10 @@ def read_run(workdir: PathLike) -> dict[str, Any]:
 
 
 def load_run(workdir: PathLike) -> RunRecord:
-    """Reads a workdir; a run that has no rows yet has an empty record.
+    """Reads a workdir; a run without rows has an empty record.
 
     Raises:
-        RecordError: if `workdir` holds no run, or a file is damaged (it is named).
+        RecordError: if `workdir` holds no run, or a file is damaged; it names the file.
     """
     path = pathlib.Path(workdir)
     if not (path / RUN).is_file():

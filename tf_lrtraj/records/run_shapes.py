@@ -1,4 +1,4 @@
-"""The shapes of a run's JSON files, as docs/records.md describes them."""
+"""The shapes of a run's JSON files; docs/records.md describes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _RunBase(TypedDict):
 
 
 class MatchedTo(TypedDict, total=False):
-    """The average that a matched run should end like."""
+    """The average that a matched run emulates."""
 
     average: str
     kernel: dict[str, Any]

@@ -1,8 +1,7 @@
-"""The shape a JSON record must have, stated as a type and checked where the file is read.
+"""The shape of a JSON record, stated as a type and checked where the file is read.
 
-A reader that has checked the shape can use the record without looking again: a list where an
-object belongs, a text where a number belongs or a missing entry is damage, and is reported with
-its place in the record.
+A list in place of an object, text in place of a number and a missing entry are damage; the error
+names the place in the record.  What was checked can be used without another look.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import reprlib
 import types
 from collections.abc import Callable
 from typing import (
@@ -24,13 +22,13 @@ from typing import (
     is_typeddict,
 )
 
+from tf_lrtraj import values
+
 # Strict JSON has no such numbers, so they are kept as these three strings.
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 DEEPEST = 100  # levels of lists and objects inside each other
 
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = 60
 _MISSING = object()
 _Reader = Callable[[Any], Any]
 
@@ -47,11 +45,11 @@ Count = Annotated[int, Within(0)]
 
 
 class ShapeError(ValueError):
-    """A record has another shape than it should.
+    """A value of another shape than the record's.
 
     Args:
-        wanted: what belongs there, in words.
-        received: what is there.
+        wanted: the shape, in words.
+        received: the value.
     """
 
     def __init__(self, wanted: str, received: Any = _MISSING) -> None:
@@ -59,7 +57,7 @@ class ShapeError(ValueError):
         self.wanted, self.received, self.place = wanted, received, ""
 
     def within(self, key: str | int) -> ShapeError:
-        """The same error, seen from the object or list that holds the value under `key`."""
+        """Puts the key of the object, or the index of the list, before the place."""
         dot = "." if self.place and self.place[0] != "[" else ""
         name = key if isinstance(key, str) else f"[{key}]"
         self.place = f"{name}{dot}{self.place}"
@@ -68,14 +66,13 @@ class ShapeError(ValueError):
     def __str__(self) -> str:
         if self.received is _MISSING:
             return f"`{self.place}` is missing"
-        received = _shown.repr(self.received)
         if not self.place:
-            return f"it must be {self.wanted}. Received: {received}"
-        return f"`{self.place}` must be {self.wanted}. Received: {received}"
+            return f"it must be {self.wanted}. Received: {values.received(self.received)}"
+        return str(values.error(self.place, self.wanted, self.received))
 
 
 def decode(value: Any, depth: int = 0) -> Any:
-    """`value` of JSON with the three names of numbers that JSON lacks made numbers.
+    """Returns `value` of JSON with the names of non-finite numbers made numbers.
 
     Raises:
         ValueError: if it is nested more than `DEEPEST` levels deep.
@@ -92,7 +89,7 @@ def decode(value: Any, depth: int = 0) -> Any:
 
 
 def conform(value: Any, shape: Any = Any) -> Any:
-    """`value` as `shape` says it is; the strings "NaN" and "Infinity" are numbers, except in text.
+    """Returns `value` in a shape; the strings "NaN" and "Infinity" become numbers, except in text.
 
     Args:
         value: as `json.loads` gives it.
@@ -101,21 +98,21 @@ def conform(value: Any, shape: Any = Any) -> Any:
             a union, a `Literal`, `Annotated` with `Within`, or `Any`.
 
     Raises:
-        ShapeError: if it is something else; the place in the record, what belongs there and what
-            is there are named.
+        ShapeError: if it has another shape; it names the place, the shape and the value.
 
     >>> conform({"losses": [1, "NaN"]}, dict[str, list[float]])
     {'losses': [1, nan]}
     >>> conform({"losses": [1, "many"]}, dict[str, list[float]])
     Traceback (most recent call last):
     ...
-    tf_lrtraj.records.shapes.ShapeError: `losses[1]` must be a number. Received: 'many'
+    tf_lrtraj.records.shapes.ShapeError: `losses[1]` must be a number. \
+Received: losses[1]='many'
     """
     return _reader(shape)[1](value)
 
 
 def problem(value: Any, shape: Any) -> str | None:
-    """What is wrong with the shape of a value that was read before, or None."""
+    """Returns what is wrong with the shape of a value, or None."""
     try:
         conform(value, shape)
     except ShapeError as error:
@@ -125,11 +122,12 @@ def problem(value: Any, shape: Any) -> str | None:
 
 @functools.cache
 def _reader(shape: Any) -> tuple[str, _Reader]:
-    """(the shape in words, a function that reads a value of it)."""
+    """Returns (the shape in words, a function that reads a value of it)."""
     if shape is Any or shape is object:
         return "anything", decode
     if is_typeddict(shape):
-        return "a JSON object", _object_reader(shape)
+        fields = get_type_hints(shape, include_extras=True)
+        return "a JSON object", _object_reader(fields, Any, shape.__required_keys__)
     origin, arguments = get_origin(shape), get_args(shape)
     if origin in (Union, types.UnionType):
         return _union_reader(arguments)
@@ -138,7 +136,7 @@ def _reader(shape: Any) -> tuple[str, _Reader]:
     if origin is Literal:
         return _literal_reader(arguments)
     if origin is dict or shape is dict:
-        return "a JSON object", _mapping_reader(arguments[1] if arguments else Any)
+        return "a JSON object", _object_reader({}, arguments[1] if arguments else Any)
     if origin is list or shape is list:
         return "a list", _list_reader(arguments[0] if arguments else Any)
     return _plain_reader(shape)
@@ -159,11 +157,12 @@ def _plain_reader(shape: Any) -> tuple[str, _Reader]:
     return wanted, read
 
 
-def _object_reader(shape: Any) -> _Reader:
-    fields = {
-        name: _reader(hint) for name, hint in get_type_hints(shape, include_extras=True).items()
-    }
-    required = shape.__required_keys__
+def _object_reader(
+    fields: dict[str, Any], other: Any, required: frozenset[str] = frozenset()
+) -> _Reader:
+    """Reads objects whose entries have the shapes of `fields`, and all others that of `other`."""
+    readers = {name: _reader(shape) for name, shape in fields.items()}
+    read_other = _reader(other)[1]
 
     def read(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -171,29 +170,12 @@ def _object_reader(shape: Any) -> _Reader:
         found = {}
         for key, item in value.items():
             try:
-                found[key] = fields[key][1](item) if key in fields else decode(item)
+                found[key] = readers[key][1](item) if key in readers else read_other(item)
             except ShapeError as error:
                 raise error.within(key) from None
-        for key in fields:
-            if key not in found and key in required:
-                raise ShapeError(fields[key][0]).within(key)
-        return found
-
-    return read
-
-
-def _mapping_reader(shape: Any) -> _Reader:
-    inner = _reader(shape)[1]
-
-    def read(value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise ShapeError("a JSON object", value)
-        found = {}
-        for key, item in value.items():
-            try:
-                found[key] = inner(item)
-            except ShapeError as error:
-                raise error.within(key) from None
+        for key in readers:
+            if key in required and key not in found:
+                raise ShapeError(readers[key][0]).within(key)
         return found
 
     return read

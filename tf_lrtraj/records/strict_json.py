@@ -1,4 +1,4 @@
-"""Strict JSON: NumPy values and non-finite floats too, within bounds that every reader can hold."""
+"""Strict JSON, with NumPy values and non-finite floats, within bounds that any reader can hold."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LARGEST_INTEGER = 2**64  # of either sign; beyond it no array holds a number
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """`value` in terms of strict JSON: NumPy values, tuples, paths and non-finite floats too.
+    """Returns `value` in terms of strict JSON; it may hold NumPy values, tuples and paths.
 
     Raises:
-        TypeError: for what `read_json` could not give back: other kinds of values, integers beyond
-            64 bits, and more than `DEEPEST` levels of lists and dicts inside each other.
+        TypeError: for values that `read_json` cannot return: other types, integers beyond 64
+            bits, and more than `DEEPEST` levels of lists and dicts inside each other.
     """
     if isinstance(value, (Mapping, list, tuple)) and depth >= DEEPEST:
         raise TypeError(f"a record may be nested {DEEPEST} levels deep. Received: a deeper one")
@@ -71,11 +71,11 @@ def _float(text: str) -> float:
 
 
 def parse(text: bytes, shape: Any = Any) -> Any:
-    """The value of strict JSON, in the shape that `conform` takes.
+    """Parses strict JSON of a shape, as `conform` takes it.
 
     Raises:
-        ValueError: for anything else: text that is not UTF-8 or no JSON, numbers that no float or
-            64-bit integer holds, nesting that is too deep, or another shape.
+        ValueError: if the text is not UTF-8 or not JSON, a number fits no float or 64-bit
+            integer, the nesting is too deep, or the shape is another.
     """
     try:
         value = json.loads(
@@ -92,11 +92,11 @@ def parse(text: bytes, shape: Any = Any) -> Any:
 def write_json(path: PathLike, obj: Any) -> None:
     """Writes `obj` as strict, indented JSON, atomically.
 
-    NumPy scalars and arrays become numbers and lists; non-finite floats become
-    the strings "NaN", "Infinity" and "-Infinity", which `read_json` turns back.
+    NumPy scalars and arrays become numbers and lists; non-finite floats become the strings "NaN",
+    "Infinity" and "-Infinity", which `read_json` reads as numbers.
 
     Raises:
-        TypeError: if `obj` holds something JSON has no form for (the value is named).
+        TypeError: if `obj` holds a value that `encode` refuses.
         OSError: if the folder cannot be written.
     """
     write_atomically(path, json.dumps(encode(obj), indent=2, allow_nan=False) + "\n")
@@ -107,12 +107,12 @@ def read_json(path: PathLike, shape: Any = Any, largest: int = LARGEST) -> Any:
 
     Args:
         path: of the file.
-        shape: what the record must look like, as `tf_lrtraj.records.shapes.conform` takes it.
-        largest: bytes; a file that has more is not read.
+        shape: of the record, as `tf_lrtraj.records.shapes.conform` takes it.
+        largest: bytes of a file that is read.
 
     Raises:
-        RecordError: if the file is missing, no regular file, not strict JSON (the line is named),
-            or of another shape (the entry is named).
+        RecordError: if the file is missing, not a regular file, not strict JSON (it names the
+            line), or of another shape (it names the entry).
     """
     data = read_bytes(path, largest)
     try:
