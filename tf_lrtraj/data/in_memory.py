@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_lrtraj import seeds
 from tf_lrtraj.data import augmentations, randomness
 from tf_lrtraj.data.dataset import ImageDataset, check_shards, integer, positive
 
@@ -203,7 +204,9 @@ class InMemoryDataset(ImageDataset):
         images, labels = self._as_tensors(split)
         subset = None
         if limit is not None:
-            order = np.random.default_rng(0).permutation(self.num_examples[split])[:limit]
+            order = seeds.generator("evaluation_part", 0).permutation(self.num_examples[split])[
+                :limit
+            ]
             subset = tf.constant(order, tf.int64)
 
         def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -247,7 +250,7 @@ def split_off_validation(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Splits training images into "train" and "validation"; both keep the stored order."""
     chosen = np.sort(
-        np.random.default_rng(integer("seed", seed, 0)).permutation(len(labels))[
+        seeds.generator("validation", integer("seed", seed, 0)).permutation(len(labels))[
             : validation_size(fraction, len(labels))
         ]
     )

@@ -23,13 +23,12 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
+from tf_lrtraj import seeds
 from tf_lrtraj.models.sizes import EXPANSION, stages
 
 __all__ = ["resnet"]
@@ -182,8 +181,7 @@ class _Layers:
         """Seed of a layer's initialiser: a function of the network's seed and the name."""
         if self.seed is None:
             return None
-        words = np.random.SeedSequence([self.seed, zlib.crc32(layer.encode())])
-        return int(words.generate_state(1)[0] >> 1)  # backends take a signed 32-bit seed
+        return seeds.word("initial_weights", self.seed, layer)
 
     def pad(self, x: Any, margin: int, name: str) -> Any:
         return keras.layers.ZeroPadding2D(
