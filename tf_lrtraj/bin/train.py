@@ -73,7 +73,7 @@ def _train(options: Any) -> None:
             return
     common.quiet_tensorflow()
     from tf_lrtraj.runs import train_run
-    from tf_lrtraj.training import loop
+    from tf_lrtraj.training import stopping
     from tf_lrtraj.training.checkpoints import CheckpointError
     from tf_lrtraj.training.workers import Lost, Refused, losing
 
@@ -87,7 +87,7 @@ def _train(options: Any) -> None:
             path = train_run.run(plain, dataset, workdir, strategy, options.strategy, tell=print)
     except (RecordError, CheckpointError, Refused) as error:
         common.fail(str(error))
-    except loop.Diverged as error:
+    except stopping.Diverged as error:
         common.fail(f"{error} Status 'diverged'; the last checkpoint is kept.", common.DIVERGED)
     except Lost as error:
         common.fail(str(error), common.RESUMABLE)
