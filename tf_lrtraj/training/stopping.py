@@ -1,4 +1,4 @@
-"""Why training ends early: numbers that are not finite, or a signal.
+"""Why training ends early: numbers that are not finite, a lost worker, or a signal.
 
 A signal (SIGTERM, SIGINT) stops the program at once where nothing would be lost, else after the
 current work.  Machines in the cloud are taken back with a SIGTERM and half a minute of grace.
@@ -37,6 +37,10 @@ from step 20 to 21). Lower the learning rate, or lengthen its warm-up.
             where = f"between steps {step} and {last}"
         super().__init__(f"{what} {where}. Lower the learning rate, or lengthen its warm-up.")
         self.step = step
+
+
+class Lost(RuntimeError):
+    """Another worker is gone, so that the collectives of this one cannot end."""
 
 
 class Interrupted(BaseException):
