@@ -19,7 +19,7 @@ START = "from tf_lrtraj.runs.run_config import default_config\n\n\ndef get_confi
         (
             *("train", "--config.optimizer.name=adamw"),
             "unknown key `config.optimizer.name`. Known keys of config.optimizer: "
-            "['label_smoothing', 'momentum', 'nesterov', 'weight_decay']",
+            "['label_smoothing', 'momentum', 'nesterov', 'weight_decay', 'weight_decay_on']",
         ),
         ("train", "--config.optimizr.momentum=0.5", "Did you mean config.optimizer? Known keys of"),
         (

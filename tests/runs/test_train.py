@@ -21,7 +21,7 @@ from tf_lrtraj.runs import evaluate_run as evaluation
 from tf_lrtraj.runs import train_run
 from tf_lrtraj.runs.assembly import assemble, load_dataset
 from tf_lrtraj.runs.run_config import ConfigError, default_config, read_config, validate
-from tf_lrtraj.training import host_memory, loop
+from tf_lrtraj.training import host_memory, stopping
 from tf_lrtraj.training.strategies import make_strategy
 
 TINY = {
@@ -213,7 +213,7 @@ def test_one_device_and_two_replicas_agree(tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_status(tmp_path):
     config = tiny_config(schedule__constant=1e25, checkpoint__every="1 steps", steps_per_call=1)
-    with pytest.raises(loop.Diverged, match=r"loss became (nan|inf) in step") as error:
+    with pytest.raises(stopping.Diverged, match=r"loss became (nan|inf) in step") as error:
         start(tmp_path, config)
     run = records.load_run(tmp_path)
     assert run.status == "diverged" and str(error.value) == run.run["message"]

@@ -21,7 +21,7 @@ from tf_lrtraj.runs import evaluate_run as evaluation
 from tf_lrtraj.runs import train_run
 from tf_lrtraj.runs.assembly import assemble, load_dataset
 from tf_lrtraj.runs.run_config import ConfigError, read_config, validate
-from tf_lrtraj.training import loop
+from tf_lrtraj.training import stopping
 from tf_lrtraj.training.step import make_train_steps
 from tf_lrtraj.training.strategies import make_strategy
 
@@ -87,7 +87,10 @@ def test_checkpoints_move_between_strategies(one_device, first, second, tmp_path
         strategy = make_strategy(name, 0 if which == "one_device" else which)
         make(tmp_path / "run", strategy, name, scale_config(**BARE))
 
-    with stopped_at(6, monkeypatch), pytest.raises(loop.Interrupted, match="SIGTERM after step 6"):
+    with (
+        stopped_at(6, monkeypatch),
+        pytest.raises(stopping.Interrupted, match="SIGTERM after step 6"),
+    ):
         run(first)
     assert checkpoint_steps(tmp_path / "run") == [4, 6]
     run(second)
@@ -131,7 +134,7 @@ def test_nan_stops_the_run_at_its_step_and_no_checkpoint_holds_it(count, tmp_pat
     assert 0 < step < 60
     strategy = make_strategy("one_device") if count == 1 else mirrored(count)
     plain, _ = train_run.prepare(config, tmp_path, strategy)
-    with pytest.raises(loop.Diverged, match=f"loss became nan in step {step} ") as error:
+    with pytest.raises(stopping.Diverged, match=f"loss became nan in step {step} ") as error:
         train_run.run(plain, dataset, tmp_path, strategy, "mirrored", tell=lambda text: None)
     assert error.value.step == step
     assert records.load_run(tmp_path).status == "diverged"
@@ -162,7 +165,7 @@ def test_weights_that_overflow_under_a_finite_loss_are_not_saved(tmp_path, monke
         return optimizer.iterations.numpy()
 
     monkeypatch.setattr(train_run, "make_train_steps", overflowing)
-    with pytest.raises(loop.Diverged, match="the model became NaN or infinite in step 4"):
+    with pytest.raises(stopping.Diverged, match="the model became NaN or infinite in step 4"):
         make(tmp_path, make_strategy("one_device"), "one_device", config)
     assert checkpoint_steps(tmp_path) == [3, 4]
     for value in checkpoint_values(tmp_path).values():
@@ -173,7 +176,7 @@ def test_weights_that_overflow_under_a_finite_loss_are_not_saved(tmp_path, monke
 def test_a_signal_in_the_last_call_stops_before_the_matched_run(one_device, tmp_path, monkeypatch):
     handler = signal.getsignal(signal.SIGTERM)
     workdir = go_back(one_device, tmp_path / "run", 8)
-    with stopped_at(12, monkeypatch), pytest.raises(loop.Interrupted, match="after step 12"):
+    with stopped_at(12, monkeypatch), pytest.raises(stopping.Interrupted, match="after step 12"):
         make(workdir, make_strategy("one_device"), "one_device", scale_config(**BARE))
     assert records.load_run(workdir).status == "interrupted"
     assert signal.getsignal(signal.SIGTERM) == handler

@@ -1,4 +1,4 @@
-"""Whether what a flag names can be written, as far as that can be told before any work."""
+"""Whether what a flag names can be written or read, as far as that can be told before any work."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import pathlib
 
 from tf_lrtraj.runs.config_checks import ConfigError
 
+__all__ = ["check_file", "check_folder", "check_place"]
+
 
 def check_place(flag: str, path: str) -> None:
-    """Raises ConfigError where no file can be written, as far as that can be told before."""
+    """Raises ConfigError where no file can be written."""
     place = pathlib.Path(path)
     try:
         if place.is_dir():
@@ -27,8 +29,16 @@ def check_folder(flag: str, path: str) -> None:
     place = pathlib.Path(path)
     try:
         there = next(p for p in (place, *place.absolute().parents) if p.exists())
-        possible = there.is_dir() and os.access(there, os.W_OK)
-    except OSError:  # a name that is too long, say
-        possible = False
-    if not possible:
-        raise ConfigError(f"{flag}: {path!r} is no folder, and none can be made there")
+        reason = "" if there.is_dir() else f"{there} is no folder"
+        if not reason and not os.access(there, os.W_OK):
+            reason = f"no permission in {there}"
+    except OSError as error:  # a name that is too long, say
+        reason = str(error.strerror)
+    if reason:
+        raise ConfigError(f"{flag}: {path} cannot be written ({reason}). Choose another {flag}.")
+
+
+def check_file(flag: str, path: str) -> None:
+    """Raises ConfigError where there is no file to read."""
+    if not pathlib.Path(path).is_file():
+        raise ConfigError(f"{flag}: there is no file {path!r}")

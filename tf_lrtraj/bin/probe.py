@@ -50,8 +50,6 @@ from tf_lrtraj.runs.probing.requests import OPTIONS, PROBES, check_request
 
 
 def main(argv: list[str]) -> None:
-    if argv[1:]:
-        common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
     from tf_lrtraj.records import RecordError
     from tf_lrtraj.runs.run_config import ConfigError, read_config
 

@@ -59,10 +59,6 @@ _THREADS = (
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     given = flags.FLAGS
-    if len(argv) > 1:
-        common.fail(f"takes flags only. Received: {' '.join(argv[1:])!r}")
-    if not given.workdir:
-        common.fail("--workdir=DIR is needed")
     if given.report_only:
         return _report(pathlib.Path(given.workdir))
     if given.config is None:
@@ -76,15 +72,13 @@ def main(argv: Sequence[str]) -> int:
         except ValueError as error:
             common.fail(f"--claims: {error}")
     configuration.check_program(given.config, "reproduce")
-    common.check_workdir(given.workdir)
+    outputs.check_folder("--workdir", given.workdir)
     config = as_dict(given.config)
     if not config.get("runs_here", True) and not (given.force or given.dry_run):
         common.fail(
             f"the scale {config.get('name')!r} needs accelerators and was never run by the "
             "project; --force runs it (--dry_run shows its cost)"
         )
-    if given.page:
-        outputs.check_place("--page", given.page)
     if not given.dry_run and _is_done(given.config, pathlib.Path(given.workdir)):
         print(f"{given.workdir}: the reproduction is done already")
         return _report(pathlib.Path(given.workdir))
@@ -198,7 +192,7 @@ def run() -> None:
     flags.DEFINE_bool("report_only", False, "Judge and draw the records that are there.")
     flags.DEFINE_string("page", None, "Also write the page as Markdown to this file.")
     flags.DEFINE_bool("force", False, "Run a scale that the project describes but never ran.")
-    common.run_app(main)
+    common.run_app(main, needs=["workdir"], writes=["page"])
 
 
 if __name__ == "__main__":

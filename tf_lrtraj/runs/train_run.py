@@ -29,7 +29,7 @@ from tf_lrtraj.runs.finished_run import is_done
 from tf_lrtraj.runs.probing import while_training
 from tf_lrtraj.runs.run_config import ConfigError, Plan, resolve, validate
 from tf_lrtraj.runs.run_description import describe
-from tf_lrtraj.training import loop
+from tf_lrtraj.training import loop, stopping
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
 from tf_lrtraj.training.log import RunLog
 from tf_lrtraj.training.progress import Progress, stage
@@ -167,8 +167,8 @@ def run(
         The path of the report; None on workers other than the chief, which write nothing.
 
     Raises:
-        loop.Diverged: when a training loss is not finite (status "diverged").
-        loop.Interrupted: after SIGTERM or SIGINT (status "interrupted").
+        stopping.Diverged: when a training loss is not finite (status "diverged").
+        stopping.Interrupted: after SIGTERM or SIGINT (status "interrupted").
         data.DataError: for a damaged file of the data (status "interrupted").
         workers.Lost: when another worker is gone (status "interrupted").
         records.RecordError: if another process is writing to the workdir.
@@ -349,7 +349,7 @@ def train_one(
             if chief and plan.probes:
                 while_training.at_the_end(assembly, workdir, tell)
         status = "done"
-    except loop.Diverged as error:
+    except stopping.Diverged as error:
         status, message = "diverged", str(error)
         raise
     except BaseException as error:
@@ -435,6 +435,7 @@ def _train_steps(
         assembly.averages,
         batch_size=config["data"]["batch_size"],
         weight_decay=config["optimizer"]["weight_decay"],
+        weight_decay_on=config["optimizer"]["weight_decay_on"],
         label_smoothing=config["optimizer"]["label_smoothing"],
     )
     iterator = iter(assembly.train_batches(start))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import config_dict
 
-from tf_lrtraj.runs.config_checks import Check, integer, is_integer, is_number, number, optional
+from tf_lrtraj.runs.old_checks import Check, integer, is_integer, is_number, number, optional
 
 __all__ = [
     "PROBE_CHECKS",

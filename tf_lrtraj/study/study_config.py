@@ -21,7 +21,7 @@ from ml_collections import config_dict
 
 from tf_lrtraj import claims, kernels, records
 from tf_lrtraj.claims import power
-from tf_lrtraj.runs.config_checks import (
+from tf_lrtraj.runs.old_checks import (
     TEXT,
     TRUTH,
     Check,

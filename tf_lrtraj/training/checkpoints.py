@@ -53,7 +53,7 @@ class Progress(_ProgressBase, total=False):
     extra: bool
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RecordError):
     """Checkpoints exist, and none of them can be used."""
 
 

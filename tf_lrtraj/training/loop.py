@@ -17,24 +17,8 @@ from tf_lrtraj.records import Mark, damage_before, keep_until, problem
 from tf_lrtraj.training.checkpoints import Checkpointer
 from tf_lrtraj.training.log import RunLog
 from tf_lrtraj.training.progress import Progress
-from tf_lrtraj.training.stopping import Interrupted, stop_signals
+from tf_lrtraj.training.stopping import Diverged, Interrupted, stop_signals
 from tf_lrtraj.training.workers import Workers
-
-
-class Diverged(RuntimeError):
-    """The training loss, or what a checkpoint would hold, became NaN or infinite.
-
-    Args:
-        step: of the update, from `step` to `step + 1`, that did it.
-        what: that became so.
-    """
-
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(
-            f"{what} in step {step} (the update from step {step} to {step + 1}). "
-            "Lower the learning rate, or lengthen its warm-up."
-        )
-        self.step = step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +107,7 @@ def run(
         bad = finite()
         if anywhere(bad is not None):
             what = f"a number of the {bad}" if bad else "a number held by another worker"
-            raise Diverged(step - 1, f"{what} became NaN or infinite")
+            raise Diverged(f"{what} became NaN or infinite", step - 1)
         log.sync()
         with shown.doing("writing a checkpoint"):
             mark = {"window": window.state(), "rows": log.mark()}
@@ -152,7 +136,7 @@ def run(
             bad = np.flatnonzero(~np.isfinite(losses))
             if bad.size:
                 loss = float(losses[bad[0]])
-                raise Diverged(step + int(bad[0]), f"the training loss became {loss}")
+                raise Diverged(f"the training loss became {loss}", step + int(bad[0]))
             step += count
             window.extend(losses, accuracies)
             shown.advance(count)

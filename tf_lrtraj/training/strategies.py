@@ -19,6 +19,10 @@ class StrategyError(ValueError):
     """The strategy asked for cannot run on this machine."""
 
 
+class Refused(StrategyError):
+    """Another worker found something wrong before the run could start."""
+
+
 class WorkersMissing(StrategyError):
     """Some workers of the job did not come in time; starting all of them again may help."""
 

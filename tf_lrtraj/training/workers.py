@@ -19,18 +19,11 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tf_lrtraj.training.strategies import StrategyError, is_chief
+from tf_lrtraj.training.stopping import Lost
+from tf_lrtraj.training.strategies import Refused, is_chief
 
 T = TypeVar("T")
 _SMALL, _LARGE = 1 << 9, 1 << 20  # numbers in one message
-
-
-class Refused(StrategyError):
-    """Another worker found something wrong before the run could start."""
-
-
-class Lost(RuntimeError):
-    """Another worker is gone, so that the collectives of this one cannot end."""
 
 
 class Workers:

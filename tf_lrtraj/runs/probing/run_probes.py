@@ -208,6 +208,9 @@ class Measurer:
         self, options: Options, weights: Any, step: int, keep_ends: bool = False
     ) -> probes.SideTrip:
         rate = options["learning_rate"] or self.effective_rate(step, options["momentum"])
+        optimizer = self.assembly.config["optimizer"]
+        if optimizer["weight_decay"] and optimizer["weight_decay_on"] != "kernels":
+            raise ConfigError("side trips need config.optimizer.weight_decay_on='kernels'")
         return probes.SideTrip(
             self.surface(options),
             weights,
@@ -217,7 +220,7 @@ class Measurer:
             learning_rate=rate,
             num_steps=options["num_steps"],
             momentum=options["momentum"],
-            weight_decay=self.assembly.config["optimizer"]["weight_decay"],
+            weight_decay=optimizer["weight_decay"],
             keep_ends=keep_ends,
         )
 
