@@ -17,7 +17,7 @@ from tf_lrtraj.averaging import Snapshots
 from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.study import problem, run_study, schedule_runs, trainer, training_runs
 from tf_lrtraj.study import task_plan as plans
-from tf_lrtraj.study.session import Bench
+from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.state_files import read_arrays, write_arrays
 from tf_lrtraj.study.study_config import default_config, lead, validate
 
@@ -97,7 +97,7 @@ def test_a_part_of_a_finished_reproduction_leaves_it_finished(whole, monkeypatch
 def test_a_stop_that_a_library_swallows_stops_after_the_task(tmp_path, monkeypatch):
     few(monkeypatch)
 
-    def deaf(bench, seed):
+    def deaf(session, seed):
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
 
@@ -126,14 +126,14 @@ def test_a_run_under_constant_rates_is_keras_sgd(whole):
     config = validate(tiny())
     with pytest.MonkeyPatch.context() as patch:
         few(patch)
-        bench = Bench(config, whole, progress=False)
-        data = bench.problem
+        session = Session(config, whole, progress=False)
+        data = session.problem
     model = problem.build_model(config, data, seed=0)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.3), bench.loss)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.3), session.loss)
     batches = problem.Batches(data, 16, 0, 0, 40)
     for index in range(40):
         model.train_on_batch(*batches[index])
-    state = training_runs.base(bench, 0).state()
+    state = training_runs.base(session, 0).state()
     for i, variable in enumerate(model.trainable_variables):
         np.testing.assert_allclose(
             state[f"weights/{i}"], keras.ops.convert_to_numpy(variable), rtol=1e-4, atol=1e-5
@@ -188,15 +188,15 @@ def test_a_set_too_large_for_memory_is_streamed(tmp_path):
     x, y = dataset.arrays("train")
     held = problem.Problem(x[:200], y[:200], *dataset.arrays("test"), 10, stream=dataset)
     assert held.num_train == 1297
-    bench = Bench(config, tmp_path, progress=False)
-    bench.problem = held
-    bench.trainer.compile(0.3)
-    bench.trainer.put(bench.initial(0), 0)
-    log = bench.trainer.steps(3, np.full(2, 0.1), 5, log_every=1)
+    session = Session(config, tmp_path, progress=False)
+    session.problem = held
+    session.trainer.compile(0.3)
+    session.trainer.put(session.initial(0), 0)
+    log = session.trainer.steps(3, np.full(2, 0.1), 5, log_every=1)
     model = problem.build_model(config, held, seed=0)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.3), bench.loss)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.3), session.loss)
     first = next(iter(dataset.train_batches(16, seed=5, start_step=3)))
-    loss = bench.loss(first[1], model(first[0], training=True))
+    loss = session.loss(first[1], model(first[0], training=True))
     assert [step for step, _ in log] == [4, 5]
     assert log[0][1] == pytest.approx(float(loss), rel=1e-5)
 
@@ -219,13 +219,13 @@ def test_a_scored_row_is_the_mean_over_images(whole):
     config = validate(tiny())
     with pytest.MonkeyPatch.context() as patch:
         few(patch)
-        bench = Bench(config, whole, progress=False)
-        data, model = bench.problem, bench.model
-    state = training_runs.base(bench, 0).state()
+        session = Session(config, whole, progress=False)
+        data, model = session.problem, session.model
+    state = training_runs.base(session, 0).state()
     model.set_weights(model.get_weights())
-    bench.trainer.compile(0.3)
-    bench.trainer.put(state, 40)
-    model.compile(loss=bench.loss, metrics=["accuracy"])
+    session.trainer.compile(0.3)
+    session.trainer.put(state, 40)
+    model.compile(loss=session.loss, metrics=["accuracy"])
     loss, accuracy = model.evaluate(data.x_test, data.y_test, batch_size=50, verbose=0)
     penalty = float(keras.ops.convert_to_numpy(sum(model.losses)))
     (row,) = rows(whole, "averages", average="raw", policy="running")

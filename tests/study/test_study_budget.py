@@ -8,7 +8,7 @@ from tf_lrtraj import records
 from tf_lrtraj.averaging import Snapshots
 from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.study import average_cost, equal_budgets, problem, trainer
-from tf_lrtraj.study.session import Bench
+from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.study_config import default_config, validate
 from tf_lrtraj.study.task import Sizes
 
@@ -26,18 +26,18 @@ def tiny(**settings):
 
 
 def made(folder):
-    bench = Bench(tiny(), folder, str, progress=False)
-    whole = bench.problem
+    session = Session(tiny(), folder, str, progress=False)
+    whole = session.problem
     test = whole.x_test[:100], whole.y_test[:100]
-    bench.problem = problem.Problem(whole.x_train[:200], whole.y_train[:200], *test, 10)
-    return bench
+    session.problem = problem.Problem(whole.x_train[:200], whole.y_train[:200], *test, 10)
+    return session
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    bench = made(tmp_path_factory.mktemp("budget"))
-    equal_budgets.budget(bench, 0)
-    return bench
+def session(tmp_path_factory):
+    session = made(tmp_path_factory.mktemp("budget"))
+    equal_budgets.budget(session, 0)
+    return session
 
 
 def published(step, over, low):
@@ -63,11 +63,11 @@ def rates_of(method):
 
 
 @pytest.mark.parametrize("method", ["conventional", "swa_constant", "cyclical"])
-def test_runs_share_prefixes_and_are_keras_sgd(bench, method):
+def test_runs_share_prefixes_and_are_keras_sgd(session, method):
     """Each, forked from another or not, against a plain loop from scratch."""
-    model = problem.build_model(bench.config, bench.problem, seed=0)
-    model.compile(keras.optimizers.SGD(RATE, momentum=0.3), bench.loss)
-    batches, iterates = problem.Batches(bench.problem, 16, 0, 0, TOTAL), {}
+    model = problem.build_model(session.config, session.problem, seed=0)
+    model.compile(keras.optimizers.SGD(RATE, momentum=0.3), session.loss)
+    batches, iterates = problem.Batches(session.problem, 16, 0, 0, TOTAL), {}
     for step, rate in enumerate(rates_of(method)):
         model.optimizer.learning_rate = rate
         model.train_on_batch(*batches[step])
@@ -78,27 +78,27 @@ def test_runs_share_prefixes_and_are_keras_sgd(bench, method):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
     if method == "conventional":
-        same(trainer.arrays_of(equal_budgets.conventional(bench, 0).state()), iterates[TOTAL])
-        points = equal_budgets.trade_off_points(bench, 0)
+        same(trainer.arrays_of(equal_budgets.conventional(session, 0).state()), iterates[TOTAL])
+        points = equal_budgets.trade_off_points(session, 0)
         same(next(w for _, label, w in points if label == "step 22"), iterates[22])
         return
     kind = "swa_constant" if method == "swa_constant" else "swa_cyclical"
     steps = range(START + 2, TOTAL + 1, 2) if method == "swa_constant" else (28, 32)
-    found = equal_budgets.average(bench, 0, kind)[len(steps)]
+    found = equal_budgets.average(session, 0, kind)[len(steps)]
     count = len(model.trainable_variables)
     same(found, [np.mean([iterates[s][i] for s in steps], axis=0) for i in range(count)])
 
 
-def test_rates_are_those_of_the_optimizer(bench):
-    used = bench.read("budget", 0)["optimizer_rates"]
+def test_rates_are_those_of_the_optimizer(session):
+    used = session.read("budget", 0)["optimizer_rates"]
     np.testing.assert_allclose(used, rates_of("cyclical")[START:], rtol=1e-6)
-    assert bench.read("budget", 0)["collected"] == [28, 32]
-    whole = equal_budgets.optimizer_rates(equal_budgets.conventional(bench, 0))
+    assert session.read("budget", 0)["collected"] == [28, 32]
+    whole = equal_budgets.optimizer_rates(equal_budgets.conventional(session, 0))
     np.testing.assert_allclose(whole, rates_of("conventional"), rtol=1e-6)
 
 
-def test_every_method_is_scored(bench):
-    found = bench.read("budget", 0)
+def test_every_method_is_scored(session):
+    found = session.read("budget", 0)
     rows = [(r["method"], r["policy"], r["set"]) for r in found["rows"]]
     both, test = ("train_part", "test"), ("test",)
     wanted = [("conventional", "recompute", both), ("fge", "recompute", both)]
@@ -119,15 +119,15 @@ def test_every_method_is_scored(bench):
     assert last["loss"] == member["loss"]
 
 
-def test_copied_statistics_are_those_of_the_last_iterate(bench):
+def test_copied_statistics_are_those_of_the_last_iterate(session):
     model, snapshots = (
-        bench.model,
-        Snapshots(equal_budgets.swa_constant(bench, 0).folder / "collected"),
+        session.model,
+        Snapshots(equal_budgets.swa_constant(session, 0).folder / "collected"),
     )
-    (row,) = (r for r in bench.read("budget", 0)["rows"] if r["policy"] == "copy" and
+    (row,) = (r for r in session.read("budget", 0)["rows"] if r["policy"] == "copy" and
               r["method"] == "swa_constant")  # fmt: skip
     count = len(model.trainable_variables)
-    last, mean = snapshots.read(TOTAL), equal_budgets.average(bench, 0, "swa_constant")[4]
+    last, mean = snapshots.read(TOTAL), equal_budgets.average(session, 0, "swa_constant")[4]
     other = keras.models.clone_model(model)
     for variables, arrays in (
         (other.trainable_variables, mean[:count]),
@@ -135,24 +135,24 @@ def test_copied_statistics_are_those_of_the_last_iterate(bench):
     ):
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
-    x, y = bench.problem.x_test, bench.problem.y_test
+    x, y = session.problem.x_test, session.problem.y_test
     outputs = keras.ops.convert_to_numpy(other(x, training=False))
     assert row["accuracy"] == pytest.approx((outputs.argmax(axis=1) == y).mean(), abs=1e-6)
 
 
-def test_points_of_the_trade_off(bench):
-    points = equal_budgets.trade_off_points(bench, 0)
+def test_points_of_the_trade_off(session):
+    points = equal_budgets.trade_off_points(session, 0)
     labels = [label for family, label, _ in points if family == "average"]
     assert labels == ["swa_constant of 2", "swa_constant of 4", "swa_cyclical of 2"]
-    snapshots = Snapshots(equal_budgets.swa_constant(bench, 0).folder / "collected")
+    snapshots = Snapshots(equal_budgets.swa_constant(session, 0).folder / "collected")
     for i, array in enumerate(points[0][2]):
         two = [snapshots.read(step)[i] for step in (26, 28)]
         np.testing.assert_allclose(array, np.mean(two, axis=0), rtol=1e-6, atol=1e-7)
     sizes = Sizes(200, 100, 100, 100)
-    assert equal_budgets.trade_off_images(bench.config, sizes) == len(points) * sizes.some
+    assert equal_budgets.trade_off_images(session.config, sizes) == len(points) * sizes.some
 
 
-def test_interruptions_change_nothing(bench, tmp_path, monkeypatch):
+def test_interruptions_change_nothing(session, tmp_path, monkeypatch):
     other = made(tmp_path)
     left = [5, 20, 11, 9]  # steps until each interruption
     begin = trainer._Rates.on_train_batch_begin
@@ -170,13 +170,13 @@ def test_interruptions_change_nothing(bench, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             equal_budgets.budget(other, 0)
     equal_budgets.budget(other, 0)
-    path = bench.record_path("budget", 0)
+    path = session.record_path("budget", 0)
     assert other.record_path("budget", 0).read_bytes() == path.read_bytes()
 
 
-def test_memory_and_time_of_an_average(bench):
-    average_cost.cost(bench, 0)
-    found = records.read_json(bench.record_path("cost", 0))
+def test_memory_and_time_of_an_average(session):
+    average_cost.cost(session, 0)
+    found = records.read_json(session.record_path("cost", 0))
     assert found["about"]["steps_per_epoch"] == 200 // 16
     for row in found["rows"]:
         assert row["step_seconds"] > 0 and row["update_seconds"] > 0

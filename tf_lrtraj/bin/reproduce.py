@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
             os.environ.setdefault(name, "1")
     from tf_lrtraj.records import RecordError
     from tf_lrtraj.study import run_study
-    from tf_lrtraj.study.trainer import Diverged
+    from tf_lrtraj.training.stopping import Diverged, Interrupted
 
     try:
         config = run_study.prepare(given.config, given.workdir)
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
         common.fail(f"--workdir={given.workdir}: {error}")
     except Diverged as error:
         common.fail(str(error), common.DIVERGED)
-    except run_study.Interrupted as error:
+    except Interrupted as error:
         print(f"lrtraj-reproduce: {error}", file=sys.stderr, flush=True)
         # At once: stopped in the midst of work, JAX may crash while Python shuts down, and the exit
         # code would be lost.  Everything is on disk.

@@ -276,7 +276,7 @@ def cifar_config(name: str, power_table: str | os.PathLike[str]) -> ml_collectio
 
 
 def accelerator_config(name: str) -> ml_collections.ConfigDict:
-    """ResNet-34 of width 64: a scale for accelerators, which the project describes and never ran."""
+    """ResNet-34 of width 64, for accelerators: scales that the project describes and never ran."""
     config = default_config(name)
     config.runs_here = False
     config.judged = True
