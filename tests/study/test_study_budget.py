@@ -1,43 +1,16 @@
-"""SWA, FGE and the conventional run of a reproduction, against slow obvious computations."""
+"""SWA, FGE and the conventional run of a study, against slow obvious computations."""
 
 import keras
 import numpy as np
 import pytest
+from study_helpers import keras_iterates
 
-from tf_lrtraj import records
 from tf_lrtraj.averaging import Snapshots
 from tf_lrtraj.runs.config_checks import ConfigError
-from tf_lrtraj.study import average_cost, equal_budgets, problem, trainer
-from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.study_config import default_config, validate
+from tf_lrtraj.study import equal_budgets, trainer
 from tf_lrtraj.study.task import Sizes
 
-RATE, TOTAL, START, LENGTH = 0.1, 32, 24, 4
-
-
-def tiny(**settings):
-    config = default_config()
-    config.model.width = 2
-    config.batch_size, config.momentum, config.segment = 16, 0.3, 7
-    config.evaluate.update(part=100, batch_norm_images=100, batch_size=100)
-    config.budget.update(steps=TOTAL, every=2, cycle=2, low=0.1, **settings)
-    config.cost.update(depth=8, width=3, repeats=3, steps=1)
-    return validate(config)
-
-
-def made(folder):
-    session = Session(tiny(), folder, str, progress=False)
-    whole = session.problem
-    test = whole.x_test[:100], whole.y_test[:100]
-    session.problem = problem.Problem(whole.x_train[:200], whole.y_train[:200], *test, 10)
-    return session
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    session = made(tmp_path_factory.mktemp("budget"))
-    equal_budgets.budget(session, 0)
-    return session
+RATE, TOTAL, START, LENGTH = 0.1, 40, 32, 4
 
 
 def published(step, over, low):
@@ -65,13 +38,7 @@ def rates_of(method):
 @pytest.mark.parametrize("method", ["conventional", "swa_constant", "cyclical"])
 def test_runs_share_prefixes_and_are_keras_sgd(session, method):
     """Each, forked from another or not, against a plain loop from scratch."""
-    model = problem.build_model(session.config, session.problem, seed=0)
-    model.compile(keras.optimizers.SGD(RATE, momentum=0.3), session.loss)
-    batches, iterates = problem.Batches(session.problem, 16, 0, 0, TOTAL), {}
-    for step, rate in enumerate(rates_of(method)):
-        model.optimizer.learning_rate = rate
-        model.train_on_batch(*batches[step])
-        iterates[step + 1] = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    iterates = keras_iterates(session, rates_of(method))
 
     def same(arrays, wanted):
         for one, other in zip(arrays, wanted, strict=False):
@@ -83,16 +50,16 @@ def test_runs_share_prefixes_and_are_keras_sgd(session, method):
         same(next(w for _, label, w in points if label == "step 22"), iterates[22])
         return
     kind = "swa_constant" if method == "swa_constant" else "swa_cyclical"
-    steps = range(START + 2, TOTAL + 1, 2) if method == "swa_constant" else (28, 32)
+    steps = range(START + 2, TOTAL + 1, 2) if method == "swa_constant" else (36, 40)
     found = equal_budgets.average(session, 0, kind)[len(steps)]
-    count = len(model.trainable_variables)
+    count = len(iterates[TOTAL])
     same(found, [np.mean([iterates[s][i] for s in steps], axis=0) for i in range(count)])
 
 
 def test_rates_are_those_of_the_optimizer(session):
     used = session.read("budget", 0)["optimizer_rates"]
     np.testing.assert_allclose(used, rates_of("cyclical")[START:], rtol=1e-6)
-    assert session.read("budget", 0)["collected"] == [28, 32]
+    assert session.read("budget", 0)["collected"] == [36, 40]
     whole = equal_budgets.optimizer_rates(equal_budgets.conventional(session, 0))
     np.testing.assert_allclose(whole, rates_of("conventional"), rtol=1e-6)
 
@@ -108,13 +75,13 @@ def test_every_method_is_scored(session):
     once = [(method, policy, one) for method, policy, sets in wanted for one in sets]
     for method in ("fge_member", "constant_iterate"):
         steps = [r["step"] for r in found["rows"] if r["method"] == method and r["set"] == "test"]
-        assert steps == [28, 32]
+        assert steps == [36, 40]
         once += [(method, "recompute", one) for one in both] * 2
     assert sorted(rows) == sorted(once)
     # The last member is the last iterate.
     (last,) = (r for r in found["rows"] if r["method"] == "swa_cyclical_last" and r["set"] ==
                "test" and r["policy"] == "recompute")  # fmt: skip
-    (member,) = (r for r in found["rows"] if r.get("step") == 32 and r["set"] == "test" and
+    (member,) = (r for r in found["rows"] if r.get("step") == 40 and r["set"] == "test" and
                  r["method"] == "fge_member")  # fmt: skip
     assert last["loss"] == member["loss"]
 
@@ -146,37 +113,14 @@ def test_points_of_the_trade_off(session):
     assert labels == ["swa_constant of 2", "swa_constant of 4", "swa_cyclical of 2"]
     snapshots = Snapshots(equal_budgets.swa_constant(session, 0).folder / "collected")
     for i, array in enumerate(points[0][2]):
-        two = [snapshots.read(step)[i] for step in (26, 28)]
+        two = [snapshots.read(step)[i] for step in (34, 36)]
         np.testing.assert_allclose(array, np.mean(two, axis=0), rtol=1e-6, atol=1e-7)
-    sizes = Sizes(200, 100, 100, 100)
+    sizes = Sizes(200, 200, 100, 100)
     assert equal_budgets.trade_off_images(session.config, sizes) == len(points) * sizes.some
 
 
-def test_interruptions_change_nothing(session, tmp_path, monkeypatch):
-    other = made(tmp_path)
-    left = [5, 20, 11, 9]  # steps until each interruption
-    begin = trainer._Rates.on_train_batch_begin
-
-    def began(this, batch, logs=None):
-        if left:
-            left[0] -= 1
-            if not left[0]:
-                left.pop(0)
-                raise KeyboardInterrupt
-        begin(this, batch, logs)
-
-    monkeypatch.setattr(trainer._Rates, "on_train_batch_begin", began)
-    while left:
-        with pytest.raises(KeyboardInterrupt):
-            equal_budgets.budget(other, 0)
-    equal_budgets.budget(other, 0)
-    path = session.record_path("budget", 0)
-    assert other.record_path("budget", 0).read_bytes() == path.read_bytes()
-
-
 def test_memory_and_time_of_an_average(session):
-    average_cost.cost(session, 0)
-    found = records.read_json(session.record_path("cost", 0))
+    found = session.read("cost", 0)
     assert found["about"]["steps_per_epoch"] == 200 // 16
     for row in found["rows"]:
         assert row["step_seconds"] > 0 and row["update_seconds"] > 0
@@ -190,8 +134,9 @@ def test_memory_and_time_of_an_average(session):
     ]
 
 
-def test_cycles_end_with_the_budget():
-    at = equal_budgets.times(tiny(), 200)
-    assert (at.total, at.start, at.fork, at.ends) == (TOTAL, START, START // 2, [28, 32])
+def test_cycles_end_with_the_budget(session):
+    config = session.config
+    at = equal_budgets.times(config, 200)
+    assert (at.total, at.start, at.fork, at.ends) == (TOTAL, START, START // 2, [36, 40])
     with pytest.raises(ConfigError, match=r"config\.budget\.cycle` must be so short that 2 cycles"):
-        equal_budgets.times({**tiny(), "budget": {**tiny()["budget"], "cycle": 8}}, 200)
+        equal_budgets.times({**config, "budget": {**config["budget"], "cycle": 10}}, 200)

@@ -1,205 +1,44 @@
-"""The probing tasks of a reproduction, against slow obvious computations."""
+"""The probing tasks of a study, against slow obvious computations."""
 
 import dataclasses
 import pathlib
 import types
 
-import keras
 import numpy as np
 import pytest
+from study_helpers import IMAGES, beside, loss_at, walk
 
-from tf_lrtraj import probes, records
-from tf_lrtraj.backend import batch_norm
+from tf_lrtraj import probes
+from tf_lrtraj.data.portable import Order, crop_and_flip
 from tf_lrtraj.records import ArrayRecord, RecordError
-from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.study import (
-    batch_sizes,
-    equal_budgets,
-    geometry,
     line_probes,
     probe_settings,
+    scoring,
     side_trip_probes,
     study_points,
     training_runs,
-    trajectories,
     width_probes,
 )
-from tf_lrtraj.study.problem import Batches, Problem, crop_and_flip
-from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.study_config import default_config, validate
-from tf_lrtraj.study.trainer import Trainer
-
-TASKS = {
-    "line": line_probes.line,
-    "side_trip": side_trip_probes.side_trip,
-    "basin": side_trip_probes.basin,
-    "gradients": line_probes.gradients,
-    "one_step_lines": line_probes.one_step_lines,
-    "convexity": line_probes.convexity,
-    "reach": batch_sizes.reach,
-    "displacement": geometry.displacement,
-    "width": width_probes.width,
-    "ensemble": width_probes.ensemble,
-}
-
-
-def tiny_config():
-    config = default_config()
-    config.model.width = 2
-    config.batch_size, config.momentum = 16, 0.3
-    config.burn_in, config.window, config.every, config.horizon = 24, 16, 2, 8
-    config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
-    config.budget.update(every=2, cycle=2)
-    config.speed.steps = 12
-    config.pairs.steps, config.start.steps = 8, (0, 1, 3, 10)
-    config.shell.update(places=2, steps=3)
-    config.evaluate.batch_norm_images = 64
-    config.averages = {"swa": {"kernel": "Uniform"}}
-    config.probes.update(
-        batches=3,
-        held_out=2,
-        others=3,
-        low=0.05,
-        high=20.0,
-        rates=9,
-        gradients=4,
-        trip_length=3,
-        trip_quantile=0.25,
-        trip_batches=1,
-        basin_positions=3,
-    )
-    config.convexity.update(distances=2, pairs=2, positions=5, batches=2)
-    config.reach.update(steps=16, sizes=(4, 16), images=32)
-    config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
-    config.displacement.lags = 4
-    config.width.update(images=40, size=20, rays=2, num=3, positions=3)
-    config.ensemble.update(members=2, images=40, size=20)
-    return config
-
-
-def some(problem):
-    """200 training images, so that an epoch is 12 updates."""
-    return Problem(problem.x_train[:200], problem.y_train[:200], problem.x_test, problem.y_test, 10)
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    session = Session(validate(tiny_config()), tmp_path_factory.mktemp("w"), str, progress=False)
-    session.problem = some(session.problem)
-    for seed in (0, 1):  # B6's control reads the next seed's run
-        training_runs.base(session, seed)
-    trajectories.one_step_run(session, 0)
-    equal_budgets.cyclical(session, 0)
-    return session
-
-
-class Count:
-    """Counts images that go forward through networks, while it is on."""
-
-    def __init__(self, patch):
-        self.images = 0.0
-        surface, evaluate, along, gradient, predict = (
-            probes.Surface,
-            *(getattr(probes.Surface, n) for n in ("evaluate", "along", "gradient", "predict")),
-        )
-        recompute = batch_norm.Recompute.__call__
-
-        def counted(function, images):
-            def call(*args):
-                self.images += images(*args)
-                return function(*args)
-
-            return call
-
-        def recomputed(this, trainable, non_trainable, data):
-            self.images += sum(len(keras.tree.flatten(batch)[0]) for batch in data)
-            return recompute(this, trainable, non_trainable, data)
-
-        patch.setattr(surface, "seconds_per_pass", lambda *_: 1.0)
-        patch.setattr(
-            surface, "evaluate", counted(evaluate, lambda s, p, b: sum(len(y) for _, y in b))
-        )
-        patch.setattr(surface, "along", counted(along, lambda s, o, d, k, b: len(k) * len(b[1])))
-        patch.setattr(surface, "gradient", counted(gradient, lambda s, p, b: 3 * len(b[1])))
-        patch.setattr(surface, "predict", counted(predict, lambda s, p, x: len(x)))
-        patch.setattr(batch_norm.Recompute, "__call__", recomputed)
-
-
-@pytest.fixture(scope="module")
-def measured(session):
-    """Images each task took; every task has been done once."""
-    before = [array.copy() for array in session.model.get_weights()]
-    images = {}
-    with pytest.MonkeyPatch.context() as patch:
-        count = Count(patch)
-        for name, task in TASKS.items():
-            count.images = 0.0
-            task(session, 0)
-            images[name] = count.images
-    for array, now in zip(before, session.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(array, now)
-    return images
 
 
 def read(session, name):
     return ArrayRecord.read(session.probe_path(name, 0))
 
 
-def loss_at(session, weights, batch, training=True):
-    """The loss by Keras' own forward pass of a copy of the model."""
-    model = keras.models.clone_model(session.model)
-    trainable = weights[: len(model.trainable_variables)]
-    for variable, array in zip(model.trainable_variables, trainable, strict=True):
-        variable.assign(array)
-    return float(session.loss(batch[1], model(batch[0], training=training)))
-
-
-def vectors(session, run="base"):
-    snapshots = session.snapshots(0, run)
-    count = snapshots.num_trainable
-    return {
-        int(s): np.concatenate([a.ravel() for a in snapshots.read(s)[:count]]).astype(float)
-        for s in snapshots.steps
-    }
-
-
 # Settings -------------------------------------------------------------------------------------
 
 
-def test_costs_are_the_images_that_were_counted(session, measured):
-    assert measured == probe_settings.costs(session.config)
-
-
-@pytest.mark.parametrize(
-    ("group", "key", "value"),
-    [
-        ("probes", "steps", (20, 10)),
-        ("probes", "trip_steps", (24,)),
-        ("probes", "trip_quantile", 1.5),
-        ("probes", "basin_level", 0.0),
-        ("one_step", "points", 3),
-        ("reach", "sizes", (8, 4)),
-        ("reach", "divisor", 3),
-        ("displacement", "longest", 1.5),
-    ],
-)
-def test_settings_out_of_range_are_named(group, key, value):
-    config = tiny_config().to_dict()
-    config[group][key] = value
-    with pytest.raises(ConfigError, match=rf"config\.{group}\.{key}` must be .*Received"):
-        validate(config)
-
-
-def test_every_probe_setting_is_checked():
-    keys = {f"{g}.{k}" for g, group in probe_settings.PROBE_DEFAULTS.items() for k in group}
-    assert keys == set(probe_settings.PROBE_CHECKS)
+def test_costs_are_the_images_that_were_counted(session):
+    expected = probe_settings.costs(session.config)
+    assert {task: IMAGES[task] for task in expected} == expected
 
 
 # Batches and points ---------------------------------------------------------------------------
 
 
 def test_unseen_images_are_those_of_the_rest_of_the_epoch(session):
-    order = Batches(session.problem, 16, 0, 0, 100)
+    order = Order(200, 16, 0)
     for step in (24, 27, 35):  # an epoch of 12 updates starts at 24
         seen = {row for s in range(24, step) for row in order.rows(s).tolist()}
         assert study_points.unseen(session, 0, step).tolist() == sorted(set(range(200)) - seen)
@@ -219,7 +58,7 @@ def test_the_next_step_of_a_stationary_run_changes_nothing():
     session = types.SimpleNamespace(
         config={"batch_size": 1}, problem=types.SimpleNamespace(x_train=np.zeros(images))
     )
-    order = Batches(session.problem, 1, 0, 0, 10**6)
+    order = Order(images, 1, 0)
     theta, shares = np.zeros(size), np.linspace(0.5, 2.0, 7)
     gains = np.zeros((2, shares.size))
     for step in range(images * 250):
@@ -236,7 +75,9 @@ def test_the_next_step_of_a_stationary_run_changes_nothing():
 
 
 def test_drawn_batches_do_not_overlap(session):
-    first, second = study_points.drawn(session, (3, 2), np.random.default_rng([0]), without=range(50))
+    first, second = study_points.drawn(
+        session, (3, 2), np.random.default_rng([0]), without=range(50)
+    )
     rows = np.concatenate([*first, *second])
     assert len(set(rows.tolist())) == 80 and rows.min() >= 50
     with pytest.raises(ValueError, match=r"12 batches of 16 training images are more .* 150"):
@@ -255,7 +96,7 @@ def test_weights_come_from_snapshots_or_states(session):
 # Lines ----------------------------------------------------------------------------------------
 
 
-def test_line_records(session, measured):
+def test_line_records(session):
     assert study_points.probe_steps(session, 0) == (20, 24, 40)
     record = read(session, "line-000000024")
     assert record.complete and record.kind == "line" and record.about["step"] == 24
@@ -281,7 +122,7 @@ def test_line_records(session, measured):
     )
 
 
-def test_one_step_lines(session, measured):
+def test_one_step_lines(session):
     rate = session.config["learning_rate"] / (1.0 - session.config["momentum"])
     steps = session.snapshots(0, "one_step").steps
     settled = steps[round(0.25 * (len(steps) - 1))]
@@ -296,13 +137,13 @@ def test_one_step_lines(session, measured):
         assert record.about["learning_rate"] == rate
 
 
-def test_gradients_and_displacement(session, measured):
-    walk = vectors(session)
+def test_gradients_and_displacement(session):
+    path = walk(session)
     assert "direction" not in read(session, "gradients-000000024").coordinates
     record = read(session, "gradients-000000040")
     assert record.coordinates["direction"].tolist() == ["from_start", "from_previous"]
     for number, origin in enumerate((24, 38)):
-        away = walk[40] - walk[origin]
+        away = path[40] - path[origin]
         np.testing.assert_allclose(
             record.values["direction_square"][0, number], away @ away, rtol=1e-6
         )
@@ -319,10 +160,10 @@ def test_gradients_and_displacement(session, measured):
 # Trips ----------------------------------------------------------------------------------------
 
 
-def test_side_trips_share_their_batches(session, measured):
+def test_side_trips_share_their_batches(session):
     found = {step: read(session, f"side_trip-{step:09d}") for step in (24, 40)}
     assert found[24].about["batches"] == found[40].about["batches"]
-    order = Batches(session.problem, 16, 0, 0, 100)
+    order = Order(200, 16, 0)
     batches = study_points.taken(session, [order.rows(23), order.rows(39)])
     for step, record in found.items():
         assert record.complete and record.values["train_loss"].shape == (3, 4)
@@ -336,17 +177,15 @@ def test_side_trips_share_their_batches(session, measured):
             )
 
 
-def test_basin_connects_the_ends_of_trips(session, measured):
+def test_basin_connects_the_ends_of_trips(session):
     record = read(session, "basin")
     own, losses = record.about["own"], record.values["loss"][:, 0]
-    assert own == 3 and losses.shape == (3 + 6 + 1 + 3 + 3 + 1, 3, 6)
+    assert own == 3 and losses.shape == (3 + 6 + 1, 3, 6)
     ends = {s: read(session, f"side_trip-{s:09d}").values for s in (24, 40)}
     kinds = []
     for pair, segment in enumerate(record.about["segments"]):
         (first, second), i = segment["steps"], segment["batch"]
         kinds.append(segment["kind"])
-        if segment["kind"].startswith("control"):
-            continue
         if segment["kind"] == "main":
             name = f"main-{first} to main-{second}"
             assert i is None
@@ -362,16 +201,22 @@ def test_basin_connects_the_ends_of_trips(session, measured):
                     losses[pair, place, own:], ends[step]["others_loss"][i, at], rtol=1e-4
                 )
         assert record.coordinates["pair"][pair] == name
-    assert kinds[:10] == ["ends"] * 3 + ["to_main"] * 6 + ["main"]
-    assert kinds[10:] == ["control_ends"] * 3 + ["control_to_main"] * 3 + ["control_main"]
+    assert kinds == ["ends"] * 3 + ["to_main"] * 6 + ["main"]
     starts = np.mean([ends[s]["train_loss"][:, 0].mean() for s in (24, 40)])
     np.testing.assert_allclose(record.about["level"], 0.05 * starts, rtol=1e-4)
 
 
-def test_controls_of_basins_end_in_another_seeds_run(session, measured):
+def test_controls_of_basins_end_in_another_seeds_run(session, tmp_path):
+    first, session = session, beside(session, tmp_path, {**session.config, "seeds": 2}, "state")
+    (tmp_path / "probes/seed0").mkdir(parents=True)
+    for path in first.probe_path("x", 0).parent.glob("line-*"):
+        (tmp_path / "probes/seed0" / path.name).symlink_to(path)
+    side_trip_probes.basin(session, 0)
     record = read(session, "basin")
+    kinds = [segment["kind"] for segment in record.about["segments"]]
+    assert kinds[10:] == ["control_ends"] * 3 + ["control_to_main"] * 3 + ["control_main"]
     assert record.coordinates["pair"][-1] == "main-40 to other-main-40"
-    batch = study_points.taken(session, [Batches(session.problem, 16, 0, 0, 100).rows(39)])[0]
+    batch = study_points.taken(session, [Order(200, 16, 0).rows(39)])[0]
     other = study_points.weights_at(session, 1, 40)
     np.testing.assert_allclose(
         record.values["loss"][-1, 0, -1, 1], loss_at(session, other, batch), rtol=1e-4
@@ -389,7 +234,7 @@ def test_controls_of_basins_end_in_another_seeds_run(session, measured):
 # Batch sizes and convexity ----------------------------------------------------------------------
 
 
-def test_reach_of_both_networks(session, measured):
+def test_reach_of_both_networks(session):
     record = session.read("reach", 0)
     places = [(r["network"], r["step"], r["size"]) for r in record["rows"]]
     assert places == [
@@ -399,7 +244,9 @@ def test_reach_of_both_networks(session, measured):
         row = next(r for r in record["rows"] if r["network"] == network and r["size"] == 16)
         count = sum(int(np.prod(v.shape)) for v in of.model.trainable_variables)
         assert row["weights"] == count
-        path = session.state_folder({"wide": "base"}.get(network, network), 0) / "state-000000016.npz"
+        path = (
+            session.state_folder({"wide": "base"}.get(network, network), 0) / "state-000000016.npz"
+        )
         with np.load(path) as state:
             weights = [state[f"weights/{i}"] for i in range(len(of.model.trainable_variables))]
         (rows,) = study_points.drawn(session, (4,), np.random.default_rng([0, 16, 5]), size=16)
@@ -418,27 +265,7 @@ def test_reach_of_both_networks(session, measured):
     assert all(r["left"] > 0.0 and r["share"] <= 1.0 for r in record["rows"] if r["step"] == 40)
 
 
-def test_the_narrow_run_goes_on_where_it_stopped(session, measured, tmp_path, monkeypatch):
-    other = Session({**session.config, "segment": 4}, tmp_path, str, progress=False)
-    other.problem, steps, calls = session.problem, Trainer.steps, []
-
-    def interrupted(*args):
-        calls.append(args[1])
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return steps(*args)
-
-    monkeypatch.setattr(Trainer, "steps", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        batch_sizes.narrow_run(other, 0)
-    found = batch_sizes.narrow_run(other, 0).state()
-    assert calls == [0, 4, 8, 8, 12]
-    for name, array in batch_sizes.narrow_run(session, 0).state().items():
-        if not name.startswith("log"):
-            np.testing.assert_array_equal(array, found[name])
-
-
-def test_convexity_is_measured_between_iterates(session, measured):
+def test_convexity_is_measured_between_iterates(session):
     record = read(session, "convexity")
     assert record.coordinates["pair"].tolist() == ["24 to 26", "38 to 40", "24 to 40"]
     (rows,) = study_points.drawn(session, (2,), np.random.default_rng([0, 6]))
@@ -450,8 +277,7 @@ def test_convexity_is_measured_between_iterates(session, measured):
     )
 
 
-def test_a_trained_network_is_the_run_with_its_rate_lowered(session, measured):
-    line_probes.trained(session, 0)
+def test_a_trained_network_is_the_run_with_its_rate_lowered(session):
     record = session.read("trained", 0)
     run = training_runs.fork(session, 0, "trained", 24, 0.1 * np.linspace(1.0, 0.0, 17)[:-1])
     weights = [run.state()[f"weights/{i}"] for i in range(len(session.model.trainable_variables))]
@@ -473,10 +299,8 @@ def test_steps_are_made_of_batches_as_training_sees_them(session):
     assert not np.array_equal(moved, plain)
 
 
-def test_interrupted_is_uninterrupted(session, measured, tmp_path, monkeypatch):
-    other = Session(session.config, tmp_path, str, progress=False)
-    (tmp_path / "state").symlink_to(session.folder / "state")
-    other.problem, other.model, other.surface = session.problem, session.model, session.surface
+def test_interrupted_is_uninterrupted(session, tmp_path, monkeypatch):
+    other = beside(session, tmp_path, None, "state")
     measure, done = probes.Line.measure, []
 
     def interrupted(*args):
@@ -505,12 +329,9 @@ def test_interrupted_is_uninterrupted(session, measured, tmp_path, monkeypatch):
             np.testing.assert_array_equal(found.values[key], value)
 
 
-def test_trips_go_on_whatever_the_model_holds(session, measured, tmp_path):
+def test_trips_go_on_whatever_the_model_holds(session, tmp_path):
     """The same points are known as the same after other runs have used the model."""
-    other = Session(session.config, tmp_path, str, progress=False)
-    (tmp_path / "state").symlink_to(session.folder / "state")
-    (tmp_path / "probes").symlink_to(session.folder / "probes")
-    other.problem, other.model, other.surface = session.problem, session.model, session.surface
+    other = beside(session, tmp_path, None, "state", "probes")
     for array in session.model.variables:
         array.assign(np.asarray(array) + 0.5)
     for task in (
@@ -523,9 +344,7 @@ def test_trips_go_on_whatever_the_model_holds(session, measured, tmp_path):
 
 
 def test_trips_without_a_line_say_so(session, tmp_path):
-    other = Session(session.config, tmp_path, str, progress=False)
-    (tmp_path / "state").symlink_to(session.folder / "state")
-    other.problem, other.model = session.problem, session.model
+    other = beside(session, tmp_path, None, "state")
     with pytest.raises(RecordError, match=r"line-000000024\.npz is missing"):
         side_trip_probes.side_trip(other, 0)
 
@@ -533,12 +352,12 @@ def test_trips_without_a_line_say_so(session, tmp_path):
 # Geometry -------------------------------------------------------------------------------------
 
 
-def test_displacement(session, measured):
-    record, walk = session.read("displacement", 0), vectors(session)
+def test_displacement(session):
+    record, path = session.read("displacement", 0), walk(session)
     assert record["about"]["total_lag"] == 16
     assert record["lags"] == [2, 4]
     for lag, found in zip(record["lags"], record["mean_squared"], strict=True):
-        squares = [((walk[s] - walk[s - lag]) ** 2).sum() for s in walk if s - lag in walk]
+        squares = [((path[s] - path[s - lag]) ** 2).sum() for s in path if s - lag in path]
         np.testing.assert_allclose(found, np.mean(squares), rtol=1e-6)
     assert len(record["standard_error"]) == len(record["filters_mean_squared"]) == 2
     assert np.isfinite(record["standard_error"]).all()
@@ -547,7 +366,7 @@ def test_displacement(session, measured):
 # Widths and ensembles -------------------------------------------------------------------------
 
 
-def test_width_and_segment(session, measured):
+def test_width_and_segment(session):
     width, segment = read(session, "width"), read(session, "sgd_to_swa")
     assert width.coordinates["point"].tolist() == ["sgd", "swa"]
     assert segment.coordinates["pair"].tolist() == ["sgd to swa"]
@@ -562,20 +381,20 @@ def test_width_and_segment(session, measured):
         np.testing.assert_allclose(start, at[places.index(place)], rtol=1e-5)
 
 
-def test_width_is_measured_as_averages_are_scored(session, measured):
-    other = Session(session.config, session.folder, str, progress=False)
-    other.model, test = session.model, session.problem.images("test", 0)
-    other.problem = dataclasses.replace(session.problem, x_test=test[0][:40], y_test=test[1][:40])
+def test_width_is_measured_as_averages_are_scored(session):
+    problem = session.problem
+    few = dataclasses.replace(problem, x_test=problem.x_test[:100], y_test=problem.y_test[:100])
+    scorer = scoring.Scorer(session.model, session.loss, few, session.config["evaluate"])
     snapshots = session.snapshots(0, "swa_constant", "collected")
     assert snapshots.steps.tolist() == [32, 34, 36, 38, 40]
     count = snapshots.num_trainable
     arrays = zip(*(snapshots.read(step)[:count] for step in (34, 36, 38, 40)), strict=True)
-    row = other.scorer.score([np.mean(a, axis=0) for a in arrays], ["test"])[0]
+    (row,) = scorer.score([np.mean(a, axis=0) for a in arrays], ["test"])
     found = read(session, "width").values["loss"][1, 0, 0].mean()
     np.testing.assert_allclose(found, row["loss"], rtol=1e-5)
 
 
-def test_ensemble_members_are_ends_of_cycles(session, measured):
+def test_ensemble_members_are_ends_of_cycles(session):
     record = read(session, "ensemble")
     assert record.coordinates["member"].tolist() == ["36", "40"]
     assert record.about["steps"] == [36, 40] and record.about["run"] == "cyclical"
@@ -588,7 +407,3 @@ def test_ensemble_members_are_ends_of_cycles(session, measured):
         record.values["distance"][0, 1], np.linalg.norm(one - other), rtol=1e-5
     )
     assert record.values["ensemble_difference"].shape == (4, 2)
-
-
-def test_records_are_plain(session, measured):
-    assert records.read_json(session.record_path("displacement", 0))["task"] == "displacement"

@@ -1,4 +1,4 @@
-"""A reproduction made by several processes, each for one seed."""
+"""A study made by several processes, each for one seed."""
 
 import concurrent.futures
 import threading
@@ -92,17 +92,6 @@ def test_a_seed_at_work_is_left_alone(scale):
 
 @pytest.mark.parametrize("seed", [-1, 2])
 def test_seeds_that_there_are_not(scale, seed):
-    with pytest.raises(ConfigError, match=f"below config.seeds, 2. Received: {seed}"):
+    with pytest.raises(ConfigError, match=f"of at least 0 and below 2. Received: only_seed={seed}"):
         scale(only_seed=seed)
     assert not (scale.folder / "run.json").exists()
-
-
-def test_what_cannot_be_planned(scale):
-    config = default_config()
-    config.claims = ("Z1",)
-    with pytest.raises(ConfigError, match="Received: Z1"):
-        run_study.prepare(config, scale.folder)
-    config = default_config()
-    config.power = ({"claim": "A1"},)
-    with pytest.raises(ConfigError, match=r"`power\[0\]` must have claim"):
-        run_study.prepare(config, scale.folder)

@@ -1,68 +1,20 @@
 """Tasks about trajectories, at the smallest scale, against slow obvious computations."""
 
-import keras
 import numpy as np
 import pytest
+from study_helpers import keras_iterates, vector, walk
 
-from tf_lrtraj.runs.config_checks import ConfigError
-from tf_lrtraj.study import geometry, iterates, training_runs, trajectories
-from tf_lrtraj.study.problem import Problem
-from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.study_config import default_config, validate
+from tf_lrtraj.study import iterates, training_runs
 from tf_lrtraj.study.trainer import arrays_of
 
 
-def tiny_config():
-    config = default_config()
-    config.model.width = 2
-    config.batch_size, config.momentum = 16, 0.3
-    config.burn_in, config.window, config.every, config.horizon = 24, 32, 2, 8
-    config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
-    config.evaluate.update(part=100, batch_norm_images=100, levels=3, batch_size=100)
-    config.averages = {"swa": {"kernel": "Uniform"}}
-    config.sweep.update(singles=4, lags=2, pairs=1, verify=4)
-    config.rates = (0.5, 0.25)
-    config.pairs.update(factor=0.5, steps=8)
-    config.speed.update(steps=12, places=2)
-    config.start.update(steps=(0, 1, 3, 10), batches=3)
-    config.reach.steps = 16
-    config.ema_times.update(decades=1, per_decade=2)
-    config.shell.update(places=4, steps=3)
-    config.displacement.lags = 4
-    return config
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    session = Session(validate(tiny_config()), tmp_path_factory.mktemp("w"), str, progress=False)
-    whole = session.problem
-    kept = (whole.x_train[:200], whole.y_train[:200], whole.x_test[:200], whole.y_test[:200])
-    session.problem = Problem(*kept, 10)
-    return session
-
-
-def vector(session, arrays):
-    count = len(session.model.trainable_variables)
-    return np.concatenate([np.float64(a).ravel() for a in arrays[:count]])
-
-
-def walk(session, run, which="window"):
-    snapshots = session.snapshots(0, run, which)
-    return {step: vector(session, snapshots.read(step)) for step in snapshots.steps.tolist()}
-
-
 def test_rates(session):
-    iterates.sweep(session, 0)
-    trajectories.rates(session, 0)
     record = session.read("rates", 0)
     rows = {(row["learning_rate"], row["half"]): row for row in record["rows"]}
-    # Late: 32 to 56; its second half: 46 to 56, six iterates; at a quarter of the rate half of it.
-    assert {rate: rows[rate, 2]["lag"] for rate in (0.1, 0.05, 0.025)} == {
-        0.1: 2,
-        0.05: 4,
-        0.025: 8,
-    }
-    for rate, run in ((0.1, "base"), (0.05, "rate-0.5"), (0.025, "rate-0.25")):
+    # Late: 28 to 40; its second half: 36 to 40, three iterates; at the highest rate one apart.
+    lags = {0.2: 2, 0.1: 4, 0.05: 4, 0.025: 4}
+    assert {rate: rows[rate, 2]["lag"] for rate in lags} == lags
+    for rate, run in ((0.2, "rate-2"), (0.1, "base"), (0.05, "rate-0.5"), (0.025, "rate-0.25")):
         found, path = rows[rate, 2], walk(session, run)
         lag = found["lag"]
         late = [s for s in path if s >= found["from_step"] and s + lag in path]
@@ -74,7 +26,7 @@ def test_rates(session):
             n["step"]: n["squared_norm"] for n in record["norms"] if n["learning_rate"] == rate
         }
         assert list(norms) == [s for s in path if s >= found["from_step"]]
-        assert norms[56] == pytest.approx((path[56] ** 2).sum(), rel=1e-6)
+        assert norms[40] == pytest.approx((path[40] ** 2).sum(), rel=1e-6)
     excess = {row["learning_rate"]: row["excess"] for row in record["predicted"]}
     found = iterates.estimate(session, 0)
     assert excess[0.1] == pytest.approx(found.excess.sum(), rel=1e-6)
@@ -94,7 +46,6 @@ def _turned(session, run, first, second):
 
 
 def test_pairs(session):
-    trajectories.pairs(session, 0)
     rows = session.read("pairs", 0)["rows"]
     steps = {}
     for rate, first, name in ((0.1, "base", "pair-1"), (0.05, "rate-0.5", "pair-0.5")):
@@ -118,15 +69,13 @@ def test_pairs(session):
 
 def test_shared_batches_are_those_of_the_base_run(session):
     """From the base run's own state the run on shared batches would be the base run."""
-    trajectories.pairs(session, 0)
     again = training_runs.fork(session, 0, "again", 24, np.full(4, 0.1), every=2)
     np.testing.assert_allclose(
-        walk(session, "again")[again.last], walk(session, "base")[28], rtol=1e-5, atol=1e-6
+        walk(session, "again")[again.last], walk(session)[28], rtol=1e-5, atol=1e-6
     )
 
 
 def test_start(session):
-    trajectories.start(session, 0)
     rows = {row["step"]: row for row in session.read("start", 0)["rows"]}
     assert list(rows) == [0, 1, 3, 10, 24]
     origin = vector(session, arrays_of(session.initial(0)))
@@ -148,13 +97,12 @@ def test_start(session):
 
 
 def test_ema_times(session):
-    trajectories.ema_times(session, 0)
     rows = [row for row in session.read("ema_times", 0)["rows"] if row["set"] == "train_part"]
     assert [r["time"] for r in rows if r["phase"] == "window"] == pytest.approx(
         [0.0, 2.0, 2.0 * 10**0.5, 20.0]
     )
     snapshots = session.snapshots(0)
-    weights = np.exp((snapshots.steps - 56.0) / 20.0)
+    weights = np.exp((snapshots.steps - 40.0) / 20.0)
     arrays = [snapshots.read(step) for step in snapshots.steps.tolist()]
     average = [
         sum(w * a[i] for w, a in zip(weights / weights.sum(), arrays, strict=True))
@@ -170,7 +118,6 @@ def test_ema_times(session):
 
 
 def test_shell(session):
-    geometry.shell(session, 0)
     record, path = session.read("shell", 0), walk(session, "base")
     places = np.array(list(path.values()))
     steps = list(path)
@@ -181,7 +128,7 @@ def test_shell(session):
     ]
     np.testing.assert_allclose(record["squared_distance"], away, rtol=1e-5)
     stretch = np.array_split(halves[1], 2)[1]
-    last = [row for row in record["rows"] if row["to_step"] == 56]
+    last = [row for row in record["rows"] if row["to_step"] == 40]
     by_name = {row["of"]: row for row in last if row["of"] != "walk"}
     expected = ((places[stretch].mean(0) - centres[1]) ** 2).sum()
     assert by_name["window"]["squared_distance"] == pytest.approx(expected, rel=1e-5)
@@ -190,32 +137,19 @@ def test_shell(session):
         ((two - centres[1]) ** 2).sum(), rel=1e-5
     )
     assert by_name["window"]["iterates"] == pytest.approx(np.mean(np.array(away)[stretch]))
-    # The same updates by Keras' own loop.
+    # The same updates by Keras' own loop, on batches of another order.
     (walked,) = (row for row in last if row.get("scale") == 1.5)
     place = centres[1] + 1.5 * (places[-1] - centres[1])
     assert walked["before"] == pytest.approx(2.25 * away[-1], rel=1e-5)
-    expected = ((_stepped(session, steps[-1], place) - centres[1]) ** 2).sum()
+    shapes = [tuple(v.shape) for v in session.model.trainable_variables]
+    cuts = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    weights = [a.reshape(shape) for a, shape in zip(np.split(place, cuts), shapes, strict=True)]
+    moved = keras_iterates(session, [0.1] * 3, weights, training_runs.OTHER_ORDER, steps[-1])
+    expected = ((vector(session, moved[steps[-1] + 3]) - centres[1]) ** 2).sum()
     assert walked["after"] == pytest.approx(expected, rel=1e-3)
 
 
-def _stepped(session, step, place):
-    from tf_lrtraj.study import problem
-
-    model = problem.build_model(session.config, session.problem, seed=0)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.3), session.loss)
-    low = 0
-    for variable in model.trainable_variables:
-        size = int(np.prod(variable.shape))
-        variable.assign(place[low : low + size].reshape(variable.shape))
-        low += size
-    batches = problem.Batches(session.problem, 16, training_runs.OTHER_ORDER, 56, 3)
-    for index in range(3):
-        model.train_on_batch(*batches[index])
-    return vector(session, [keras.ops.convert_to_numpy(v) for v in model.trainable_variables])
-
-
 def test_speed_is_of_the_last_third(session):
-    trajectories.speed(session, 0)
     rows = session.read("speed", 0)["rows"]
     assert {row["step"] for row in rows} == {6, 12}
     early = session.snapshots(0, which="early")
@@ -226,22 +160,3 @@ def test_speed_is_of_the_last_third(session):
         row for row in rows if (row["of"], row["step"], row["set"]) == ("average", 12, "test_part")
     )
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("key", "name", "value"),
-    [
-        ("pairs", "steps", 6),
-        ("pairs", "steps", 64),
-        ("start", "steps", (1, 3, 10)),
-        ("start", "steps", (0, 1, 100)),
-        ("shell", "places", 3),
-        ("shell", "scales", (0.5, 1.0)),
-        ("ema_times", "decades", 0),
-    ],
-)
-def test_settings_that_make_no_sense(key, name, value):
-    config = tiny_config()
-    config[key][name] = value
-    with pytest.raises(ConfigError, match=rf"config\.{key}\.{name}|`config.{key}.{name}"):
-        validate(config)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 import tf_lrtraj
-from tf_lrtraj import backend, claims, kernels, records
+from tf_lrtraj import backend, claims, kernels, records, values
 from tf_lrtraj.claims import power
 from tf_lrtraj.claims.verdicts import bounds_shown
 from tf_lrtraj.models import resnet_size
@@ -165,11 +165,8 @@ def run(
         Diverged: when a training loss is not finite.
         Interrupted: after SIGTERM or SIGINT; what is finished is kept.
     """
-    if only_seed is not None and not 0 <= only_seed < config["seeds"]:
-        raise ConfigError(
-            f"`only_seed` must be at least 0 and below config.seeds, {config['seeds']}. "
-            f"Received: {only_seed}"
-        )
+    if only_seed is not None:
+        values.integer(0, below=config["seeds"]).check("only_seed", only_seed, ConfigError)
     folder = records.prepare_workdir(folder)
     with contextlib.ExitStack() as held:
         held.enter_context(records.only_writer(folder, shared=only_seed is not None))
