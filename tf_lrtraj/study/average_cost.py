@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -13,15 +12,20 @@ from tf_lrtraj import backend, kernels
 from tf_lrtraj.averaging import AverageState
 from tf_lrtraj.study.problem import build_model
 from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.task import ONCE, Task
+from tf_lrtraj.study.task import ONCE, task
 from tf_lrtraj.study.trainer import Trainer
 
-__all__ = ["TASKS", "cost"]
+__all__ = ["TASKS"]
 
 # "single" is SWA as it is published; "auto" is what this package keeps by default.
 PRECISIONS = ("single", "auto")
 
 
+@task(
+    "time and memory of an average",
+    steps=lambda config: {"cost": 2 * (config["cost"]["repeats"] + 1) * config["cost"]["steps"]},
+    seeds_of=ONCE,
+)
 def cost(session: Session, seed: int) -> None:
     """Times an update of SWA and a training step in turn, on two networks; counts the memory.
 
@@ -100,9 +104,4 @@ class _Average:
         backend.to_numpy(self._state.variables[-1:])
 
 
-def _steps(config: Mapping[str, Any]) -> dict[str, int]:
-    settings = config["cost"]
-    return {"cost": 2 * (settings["repeats"] + 1) * settings["steps"]}
-
-
-TASKS = (Task("cost", cost, "time and memory of an average", steps=_steps, seeds_of=ONCE),)
+TASKS = (cost,)

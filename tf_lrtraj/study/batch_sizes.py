@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ from tf_lrtraj import probes, seeds
 from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.probe_settings import REACH_TRIP, batches_of, images_of
 from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.task import Task, base_run
+from tf_lrtraj.study.task import PROBE_SEEDS, base_run, task
 from tf_lrtraj.study.trainer import Run, arrays_of
 
-__all__ = ["TASKS", "narrow_run", "reach"]
+__all__ = ["TASKS", "narrow_run"]
 
 
 def narrow_run(session: Session, seed: int) -> Run:
@@ -24,6 +23,12 @@ def narrow_run(session: Session, seed: int) -> Run:
     return narrow.finish(run, f"seed {seed}: narrower network")
 
 
+@task(
+    "steps on batches of several sizes",
+    steps=lambda config: base_run(config) | {"narrow": config["reach"]["steps"]},
+    images=images_of("reach"),
+    seeds_of=PROBE_SEEDS,
+)
 def reach(session: Session, seed: int) -> None:
     """Loss before a step and the lowest along it, for batches of several sizes.
 
@@ -87,17 +92,4 @@ def _steps_of(session: Session, seed: int, weights: Any, size: int, more: bool) 
     return found
 
 
-def _narrow_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"narrow": int(config["reach"]["steps"])}
-
-
-TASKS = (
-    Task(
-        "reach",
-        reach,
-        "steps on batches of several sizes",
-        steps=_narrow_steps,
-        images=images_of("reach"),
-        seeds_of=("probe_seeds",),
-    ),
-)
+TASKS = (reach,)

@@ -28,7 +28,7 @@ from tf_lrtraj.runs.config_checks import refusal
 from tf_lrtraj.study import training_runs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.state_files import read_arrays, write_arrays
-from tf_lrtraj.study.task import ONCE, Sizes, Task
+from tf_lrtraj.study.task import ONCE, Sizes, task
 from tf_lrtraj.study.trainer import Run, Watch, arrays_of
 
 __all__ = [
@@ -273,9 +273,33 @@ def _doubling(most: int) -> list[int]:
     return sorted({2**k for k in range(1, most.bit_length()) if 2**k <= most} | {most})
 
 
+def trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    """Images of scoring `trade_off_points`."""
+    at = times(config, sizes.train)
+    models = (len(at.ends), (at.total - at.start) // at.every)
+    return float((sum(len(_doubling(n)) for n in models) + len(at.decay)) * sizes.some)
+
+
 # Tasks ----------------------------------------------------------------------------------------
 
 
+def training_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    """Run → its steps, to within the rounding to whole cycles."""
+    total, start = budget_steps(config), config["budget"]["swa_start"]
+    return {
+        "conventional": total,
+        "swa_constant": round((1.0 - 0.5 * start) * total),
+        "cyclical": round((1.0 - start) * total),
+    }
+
+
+def _images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    cycles = len(times(config, sizes.train).ends)
+    whole = 1 + 3 * cycles + 4  # of single runs, members and their ensemble, and of averages
+    return float(whole * sizes.some + 6 * sizes.test)
+
+
+@task("SWA, FGE and conventional training", steps=training_steps, images=_images)
 def budget(session: Session, seed: int) -> None:
     """Scores of every method, under every batch-norm policy where averages need one."""
     config, at = session.config, _times(session)
@@ -314,6 +338,14 @@ def budget(session: Session, seed: int) -> None:
     session.store("budget", seed, rows, about, optimizer_rates=used, collected=ends)
 
 
+@task(
+    "ensemble of independent runs",
+    after=("budget",),
+    steps=lambda config: {"conventional": budget_steps(config)},
+    images=lambda config, sizes: config["seeds"] * sizes.some,
+    seeds_of=ONCE,
+    across=True,
+)
 def independent(session: Session, seed: int) -> None:
     """The ensemble of the conventional runs of all seeds, which costs as many budgets."""
     members = [
@@ -353,47 +385,4 @@ def _ensemble(
     return rows
 
 
-def training_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    """Run → its steps, to within the rounding to whole cycles."""
-    total, start = budget_steps(config), config["budget"]["swa_start"]
-    return {
-        "conventional": total,
-        "swa_constant": round((1.0 - 0.5 * start) * total),
-        "cyclical": round((1.0 - start) * total),
-    }
-
-
-def trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    """Images of scoring `trade_off_points`."""
-    at = times(config, sizes.train)
-    models = (len(at.ends), (at.total - at.start) // at.every)
-    return float((sum(len(_doubling(n)) for n in models) + len(at.decay)) * sizes.some)
-
-
-def _images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    cycles = len(times(config, sizes.train).ends)
-    whole = 1 + 3 * cycles + 4  # of single runs, members and their ensemble, and of averages
-    return float(whole * sizes.some + 6 * sizes.test)
-
-
-def _independent_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return {"conventional": budget_steps(config)}
-
-
-def _independent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(config["seeds"] * sizes.some)
-
-
-TASKS = (
-    Task("budget", budget, "SWA, FGE and conventional training", (), training_steps, _images),
-    Task(
-        "independent",
-        independent,
-        "ensemble of independent runs",
-        after=("budget",),
-        steps=_independent_steps,
-        images=_independent_images,
-        seeds_of=ONCE,
-        across=True,
-    ),
-)
+TASKS = (budget, independent)

@@ -17,12 +17,13 @@ from tf_lrtraj import probes
 from tf_lrtraj.probes.flat_vectors import RunningMean, square_distance
 from tf_lrtraj.study import training_runs
 from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.task import Task, base_run
+from tf_lrtraj.study.task import base_run, task
 from tf_lrtraj.study.trainer import Run, arrays_of
 
-__all__ = ["TASKS", "displacement", "shell"]
+__all__ = ["TASKS"]
 
 
+@task("displacement against lag")
 def displacement(session: Session, seed: int) -> None:
     """Squared displacement of weights against lag over the window: `displacement`.
 
@@ -70,6 +71,10 @@ def displacement(session: Session, seed: int) -> None:
     )
 
 
+@task(
+    "distances to the centre",
+    steps=lambda config: base_run(config) | {"shell": _walks(config) * config["shell"]["steps"]},
+)
 def shell(session: Session, seed: int) -> None:
     """Where averages lie, and whether steps lead away from the centre or towards it: `shell`.
 
@@ -145,12 +150,8 @@ def _walked(
     return session.vector(arrays_of(trainer.take()))
 
 
-def _shell_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    shell = config["shell"]
-    return base_run(config) | {"shell": shell["places"] * len(shell["scales"]) * shell["steps"]}
+def _walks(config: Mapping[str, Any]) -> int:
+    return int(config["shell"]["places"]) * len(config["shell"]["scales"])
 
 
-TASKS = (
-    Task("displacement", displacement, "displacement against lag"),
-    Task("shell", shell, "distances to the centre", steps=_shell_steps),
-)
+TASKS = (displacement, shell)

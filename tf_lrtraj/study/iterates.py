@@ -13,7 +13,7 @@ from tf_lrtraj.averaging.advising.measurement_plan import Effort
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.study import training_runs
 from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.task import Sizes, Task
+from tf_lrtraj.study.task import Sizes, task
 from tf_lrtraj.study.trainer import arrays_of
 from tf_lrtraj.theory import SpectrumEstimate, estimate_spectrum
 
@@ -32,6 +32,10 @@ def spaced(config: Mapping[str, Any], number: int, share: float = 1.0) -> list[i
     return [int(step) for step in np.unique(steps)]
 
 
+@task(
+    "losses of single iterates over the window",
+    images=lambda config, sizes: config["evaluate"]["levels"] * sizes.all,
+)
 def levels(session: Session, seed: int) -> None:
     """Single iterates over the window, on all images: has the loss levelled off?"""
     training_runs.base(session, seed)
@@ -42,6 +46,10 @@ def levels(session: Session, seed: int) -> None:
     session.store("levels", seed, rows)
 
 
+@task(
+    "the averages at the end",
+    images=lambda config, sizes: (1 + len(config["averages"])) * (sizes.all + 2 * sizes.test),
+)
 def averages(session: Session, seed: int) -> None:
     """The raw weights and the averages at the end, under every batch-norm policy."""
     run = training_runs.base(session, seed)
@@ -74,6 +82,13 @@ def _far_points(config: Mapping[str, Any]) -> list[tuple[int, int, int]]:
     return found
 
 
+def _many_points_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    wanted = _far_points(config)
+    singles = sum(points == 1 for points, *_ in wanted)
+    return float(len(wanted) * sizes.some + singles * sizes.test)
+
+
+@task("averages of n points", after=("sweep",), images=_many_points_images)
 def many_points(session: Session, seed: int) -> None:
     """Averages of n iterates `gap` updates apart, ending at places of the window."""
     training_runs.base(session, seed)
@@ -111,7 +126,7 @@ def _predicted(
 ) -> list[dict[str, float]]:
     """Loss of n points by the quadratic identity, from the mean single loss and the gap curve."""
     curve = estimate(session, seed).gaps
-    single = session.read("sweep", seed)["about"]["mean_single_loss"][PART[0]]
+    single = sweep.measured(session, seed)["about"]["mean_single_loss"][PART[0]]
     rows = []
     for points, gap in pairs:
         places = np.arange(points) * (gap // session.config["every"])
@@ -122,6 +137,13 @@ def _predicted(
     return rows
 
 
+def _sweep_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    sweep = config["sweep"]
+    count = sweep["singles"] + 2 * sweep["lags"] * sweep["pairs"] + sweep["verify"]
+    return float(count * (sizes.parts + sizes.moments))
+
+
+@task("predicted and measured losses of many averages", images=_sweep_images)
 def sweep(session: Session, seed: int) -> None:
     """Predicted and measured losses of a whole sweep, and the best weights there are."""
     training_runs.base(session, seed)
@@ -179,9 +201,7 @@ def _sweep_rows(record: Mapping[str, Any], name: str, other: str) -> list[dict[s
 
 def estimate(session: Session, seed: int) -> SpectrumEstimate:
     """Curvatures and noise of a seed's base run, from the pairs its sweep measured."""
-    if not session.has("sweep", seed):
-        sweep(session, seed)
-    found, config = session.read("sweep", seed), session.config
+    found, config = sweep.measured(session, seed), session.config
     return estimate_spectrum(
         found[PART[0]]["lags"],
         found[PART[0]]["jensen_gaps"],
@@ -191,35 +211,4 @@ def estimate(session: Session, seed: int) -> SpectrumEstimate:
     )
 
 
-def _levels_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(config["evaluate"]["levels"] * sizes.all)
-
-
-def _averages_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float((1 + len(config["averages"])) * (sizes.all + 2 * sizes.test))
-
-
-def _sweep_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    sweep = config["sweep"]
-    count = sweep["singles"] + 2 * sweep["lags"] * sweep["pairs"] + sweep["verify"]
-    return float(count * (sizes.parts + sizes.moments))
-
-
-def _many_points_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    wanted = _far_points(config)
-    singles = sum(n == 1 for n, *_ in wanted)
-    return float(len(wanted) * sizes.some + singles * sizes.test)
-
-
-TASKS = (
-    Task("levels", levels, "losses of single iterates over the window", images=_levels_images),
-    Task("averages", averages, "the averages at the end", images=_averages_images),
-    Task("sweep", sweep, "predicted and measured losses of many averages", images=_sweep_images),
-    Task(
-        "many_points",
-        many_points,
-        "averages of n points",
-        after=("sweep",),
-        images=_many_points_images,
-    ),
-)
+TASKS = (levels, averages, sweep, many_points)

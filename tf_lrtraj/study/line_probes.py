@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from tf_lrtraj import probes, seeds
@@ -13,14 +10,15 @@ from tf_lrtraj.probes.flat_vectors import joined
 from tf_lrtraj.study import study_points, training_runs, trajectories
 from tf_lrtraj.study.probe_settings import images_of, iterate_pairs
 from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.task import Sizes, Task, base_run
+from tf_lrtraj.study.task import PROBE_SEEDS, base_run, task
 from tf_lrtraj.study.trainer import arrays_of
 
-__all__ = ["TASKS", "convexity", "gradients", "line", "one_step_lines", "trained"]
+__all__ = ["TASKS"]
 
 SETS = {"held_out_set": "test", "others_set": "train"}
 
 
+@task("losses along one step", images=images_of("line"), seeds_of=PROBE_SEEDS, probes=("line-*",))
 def line(session: Session, seed: int) -> None:
     """Losses of batches, and of others, along each batch's own gradient: `line-<step>.npz`.
 
@@ -55,6 +53,12 @@ def _batches(session: Session, seed: int) -> list[list[Batch]]:
     return [study_points.taken(session, rows) for rows in drawn]
 
 
+@task(
+    "a fully trained network",
+    steps=lambda config: base_run(config) | {"trained": config["window"]},
+    images=lambda config, sizes: config["probes"]["batches"] * config["batch_size"] + sizes.some,
+    seeds_of=PROBE_SEEDS,
+)
 def trained(session: Session, seed: int) -> None:
     """A fully trained network: the base run, its rate lowered to 0 over the window.
 
@@ -71,6 +75,12 @@ def trained(session: Session, seed: int) -> None:
     session.store("trained", seed, rows, {"step": run.last}, batch_loss=losses)
 
 
+@task(
+    "losses between iterates",
+    images=images_of("convexity"),
+    seeds_of=PROBE_SEEDS,
+    probes=("convexity",),
+)
 def convexity(session: Session, seed: int) -> None:
     """Losses of fixed batches between iterates of the window: `convexity.npz`."""
     training_runs.base(session, seed)
@@ -89,6 +99,13 @@ def convexity(session: Session, seed: int) -> None:
     session.measure(probe, "convexity", seed)
 
 
+@task(
+    "steps of the run without momentum on other batches",
+    steps=trajectories.one_step_steps,
+    images=images_of("one_step_lines"),
+    seeds_of=PROBE_SEEDS,
+    probes=("one_step-*",),
+)
 def one_step_lines(session: Session, seed: int) -> None:
     """Losses along one more step of the run without momentum: `one_step-<step>.npz`.
 
@@ -139,6 +156,12 @@ def one_step_lines(session: Session, seed: int) -> None:
         )
 
 
+@task(
+    "alignment of gradients",
+    images=images_of("gradients"),
+    seeds_of=PROBE_SEEDS,
+    probes=("gradients-*",),
+)
 def gradients(session: Session, seed: int) -> None:
     """Inner products of batch gradients: `gradients-<step>.npz`.
 
@@ -174,54 +197,4 @@ def gradients(session: Session, seed: int) -> None:
         )
 
 
-def _trained_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"trained": int(config["window"])}
-
-
-def _trained_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(config["probes"]["batches"] * config["batch_size"] + sizes.some)
-
-
-TASKS = (
-    Task(
-        "line",
-        line,
-        "losses along one step",
-        images=images_of("line"),
-        seeds_of=("probe_seeds",),
-        probes=("line-*",),
-    ),
-    Task(
-        "trained",
-        trained,
-        "a fully trained network",
-        steps=_trained_steps,
-        images=_trained_images,
-        seeds_of=("probe_seeds",),
-    ),
-    Task(
-        "convexity",
-        convexity,
-        "losses between iterates",
-        images=images_of("convexity"),
-        seeds_of=("probe_seeds",),
-        probes=("convexity",),
-    ),
-    Task(
-        "gradients",
-        gradients,
-        "alignment of gradients",
-        images=images_of("gradients"),
-        seeds_of=("probe_seeds",),
-        probes=("gradients-*",),
-    ),
-    Task(
-        "one_step_lines",
-        one_step_lines,
-        "steps of the run without momentum on other batches",
-        steps=trajectories.one_step_steps,
-        images=images_of("one_step_lines"),
-        seeds_of=("probe_seeds",),
-        probes=("one_step-*",),
-    ),
-)
+TASKS = (line, trained, convexity, gradients, one_step_lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from tf_lrtraj.averaging.post_hoc import combine, snapshot_weights
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.study import equal_budgets, iterates, training_runs
 from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.task import Sizes, Task, base_run
+from tf_lrtraj.study.task import Sizes, base_run, task
 from tf_lrtraj.study.trainer import Run
 from tf_lrtraj.theory import SpectrumEstimate
 
@@ -81,6 +81,31 @@ def along_steps(config: Mapping[str, Any]) -> list[int]:
     return [end - count * config["horizon_every"] for count in before]
 
 
+def _followed(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(config["along"]["averages"] or config["averages"])
+
+
+def _equivalent_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    steps = base_run(config)
+    for end in training_runs.ends(config):
+        tail = end - training_runs.fork_step(config, end)
+        steps |= {f"equivalent-{name}-{end}": tail for name in config["averages"]}
+    return steps | {"loss_match": len(_followed(config)) * int(config["horizon"])}
+
+
+def _equivalent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    averages, followed = len(config["averages"]), len(_followed(config))
+    whole = averages * (2 * config["places"] - 1) + followed
+    along = 4 * followed * config["along"]["places"]
+    return float(whole * sizes.all + along * (sizes.some - sizes.test))
+
+
+@task(
+    "runs under equivalent schedules",
+    after=("sweep", "averages"),
+    steps=_equivalent_steps,
+    images=_equivalent_images,
+)
 def equivalent(session: Session, seed: int) -> None:
     """Each average against the run under its equivalent schedule, at the end of each horizon.
 
@@ -89,7 +114,7 @@ def equivalent(session: Session, seed: int) -> None:
     """
     config = session.config
     found = iterates.estimate(session, seed)
-    followed = config["along"]["averages"] or tuple(config["averages"])
+    followed = _followed(config)
     rows: list[dict[str, Any]] = []
     along: list[dict[str, Any]] = []
     predicted = [{"average": "raw", "of": "raw", "excess": float(found.excess.sum())}]
@@ -235,6 +260,17 @@ def _decay_places(config: Mapping[str, Any]) -> list[int]:
     return [round(config["horizon"] * i / places) for i in range(1, places + 1)]
 
 
+def _decays_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    return base_run(config) | {"decays": config["places"] * len(DECAYS) * config["horizon"]}
+
+
+@task(
+    "decays, trained and emulated",
+    steps=_decays_steps,
+    images=lambda config, sizes: (
+        config["places"] * (2 * len(DECAYS) + config["raw_iterates"]) * sizes.all
+    ),
+)
 def decays(session: Session, seed: int) -> None:
     """Decays that were trained, the same emulated from constant-rate iterates, and these."""
     config = session.config
@@ -269,6 +305,18 @@ def lower_rate_run(session: Session, seed: int, factor: float) -> Run:
     )
 
 
+def _lower_rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    points = config["many_points"]["points"]
+    return base_run(config) | {f"rate-{1.0 / n:g}": int(config["window"]) for n in points}
+
+
+@task(
+    "runs at lower constant rates",
+    steps=_lower_rates_steps,
+    images=lambda config, sizes: (
+        config["late_iterates"] * len(config["many_points"]["points"]) * sizes.some
+    ),
+)
 def lower_rates(session: Session, seed: int) -> None:
     """Late single iterates of runs at 1/n of the rate, for the averages of n points."""
     config, rows = session.config, []
@@ -284,6 +332,19 @@ def lower_rates(session: Session, seed: int) -> None:
 # Test against training loss ---------------------------------------------------------------------
 
 
+def _trade_off_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    if config["trade_off"]["of"] == "window":
+        return _decays_steps(config) | _lower_rates_steps(config)
+    return equal_budgets.training_steps(config)
+
+
+def _trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    if config["trade_off"]["of"] == "window":
+        return float(len(DECAYS) * config["trade_off"]["places"] * sizes.some)
+    return equal_budgets.trade_off_images(config, sizes)
+
+
+@task("test against training loss", steps=_trade_off_steps, images=_trade_off_images)
 def trade_off(session: Session, seed: int) -> None:
     """Training and test loss of averages, of lower rates and of decays."""
     if session.config["trade_off"]["of"] == "window":
@@ -298,7 +359,7 @@ def trade_off(session: Session, seed: int) -> None:
 def _of_window(session: Session, seed: int) -> list[dict[str, Any]]:
     """Averages of far points and single iterates, as they were scored, and states of decays."""
     config, rows = session.config, []
-    many = _made(session, seed, "many_points", iterates.many_points)
+    many = iterates.many_points.measured(session, seed)["rows"]
     gap = max(row["gap"] for row in many)
     for row in many:
         if row["policy"] != "recompute":
@@ -307,7 +368,7 @@ def _of_window(session: Session, seed: int) -> list[dict[str, Any]]:
             rows += [_labelled(row, "rate", "1"), _labelled(row, "decay", "0")]
         elif row["gap"] == gap:
             rows.append(_labelled(row, "average", f"{row['points']}"))
-    for row in _made(session, seed, "lower_rates", lower_rates):
+    for row in lower_rates.measured(session, seed)["rows"]:
         rows.append(_labelled(row, "rate", f"1/{row['points']}"))
     for name in DECAYS:
         run = _decay_run(session, seed, name, training_runs.total_steps(config))
@@ -317,101 +378,9 @@ def _of_window(session: Session, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _made(
-    session: Session, seed: int, task: str, make: Callable[[Session, int], None]
-) -> list[dict[str, Any]]:
-    """The rows of a task, made if they are not there yet."""
-    if not session.has(task, seed):
-        make(session, seed)
-    rows: list[dict[str, Any]] = session.read(task, seed)["rows"]
-    return rows
-
-
 def _labelled(row: Mapping[str, Any], family: str, label: str) -> dict[str, Any]:
     chosen = {key: row[key] for key in ("set", "loss", "accuracy")}
     return {"family": family, "label": label, **chosen}
 
 
-# Costs ------------------------------------------------------------------------------------------
-
-
-def _followed(config: Mapping[str, Any]) -> int:
-    return len(config["along"]["averages"] or config["averages"])
-
-
-def _equivalent_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    steps, horizon = base_run(config), int(config["horizon"])
-    for end in training_runs.ends(config):
-        tail = end - training_runs.fork_step(config, end)
-        steps |= {f"equivalent-{name}-{end}": tail for name in config["averages"]}
-    return steps | {"loss_match": _followed(config) * horizon}
-
-
-def _equivalent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    averages, places = len(config["averages"]), config["places"]
-    whole = averages * (2 * places - 1) + _followed(config)
-    along = 4 * _followed(config) * config["along"]["places"]
-    return float(whole * sizes.all + along * (sizes.some - sizes.test))
-
-
-def _decays_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    count = config["places"] * len(DECAYS)
-    return base_run(config) | {"decays": count * int(config["horizon"])}
-
-
-def _decays_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(config["places"] * (2 * len(DECAYS) + config["raw_iterates"]) * sizes.all)
-
-
-def _lower_rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    points = config["many_points"]["points"]
-    return base_run(config) | {f"rate-{1.0 / n:g}": int(config["window"]) for n in points}
-
-
-def _lower_rates_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(config["late_iterates"] * len(config["many_points"]["points"]) * sizes.some)
-
-
-def _trade_off_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    if config["trade_off"]["of"] == "window":
-        return _decays_steps(config) | _lower_rates_steps(config)
-    return equal_budgets.training_steps(config)
-
-
-def _trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    if config["trade_off"]["of"] == "window":
-        return float(len(DECAYS) * config["trade_off"]["places"] * sizes.some)
-    return equal_budgets.trade_off_images(config, sizes)
-
-
-TASKS = (
-    Task(
-        "equivalent",
-        equivalent,
-        "runs under equivalent schedules",
-        after=("sweep", "averages"),
-        steps=_equivalent_steps,
-        images=_equivalent_images,
-    ),
-    Task(
-        "decays",
-        decays,
-        "decays, trained and emulated",
-        steps=_decays_steps,
-        images=_decays_images,
-    ),
-    Task(
-        "lower_rates",
-        lower_rates,
-        "runs at lower constant rates",
-        steps=_lower_rates_steps,
-        images=_lower_rates_images,
-    ),
-    Task(
-        "trade_off",
-        trade_off,
-        "test against training loss",
-        steps=_trade_off_steps,
-        images=_trade_off_images,
-    ),
-)
+TASKS = (equivalent, decays, lower_rates, trade_off)

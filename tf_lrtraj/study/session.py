@@ -228,10 +228,6 @@ class Session:
         found: dict[str, Any] = records.read_json(self.record_path(task, seed), dict[str, Any])
         return found
 
-    def has(self, task: str, seed: int) -> bool:
-        """Whether `store` has written the record of a task."""
-        return self.record_path(task, seed).exists()
-
     def store(
         self,
         task: str,

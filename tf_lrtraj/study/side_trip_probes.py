@@ -13,11 +13,18 @@ from tf_lrtraj.records import ArrayRecord, RecordError
 from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.probe_settings import images_of
 from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.task import Task
+from tf_lrtraj.study.task import PROBE_SEEDS, task
 
-__all__ = ["TASKS", "basin", "side_trip"]
+__all__ = ["TASKS"]
 
 
+@task(
+    "trips on one batch",
+    after=("line",),
+    images=images_of("side_trip"),
+    seeds_of=PROBE_SEEDS,
+    probes=("side_trip-*",),
+)
 def side_trip(session: Session, seed: int) -> None:
     """Steps on one fixed batch, from every start on the same batches: `side_trip-<step>.npz`.
 
@@ -31,6 +38,14 @@ def side_trip(session: Session, seed: int) -> None:
         session.measure(trip, f"side_trip-{step:09d}", seed, **about)
 
 
+@task(
+    "barriers between ends",
+    after=("side_trip",),
+    images=images_of("basin"),
+    seeds_of=PROBE_SEEDS,
+    probes=("basin",),
+    across=True,
+)
 def basin(session: Session, seed: int) -> None:
     """Losses between the ends of trips, and from each to where it left the run: `basin.npz`.
 
@@ -184,24 +199,4 @@ def _rate(session: Session, seed: int, step: int) -> float:
     return rate
 
 
-TASKS = (
-    Task(
-        "side_trip",
-        side_trip,
-        "trips on one batch",
-        after=("line",),
-        images=images_of("side_trip"),
-        seeds_of=("probe_seeds",),
-        probes=("side_trip-*",),
-    ),
-    Task(
-        "basin",
-        basin,
-        "barriers between ends",
-        after=("side_trip",),
-        images=images_of("basin"),
-        seeds_of=("probe_seeds",),
-        probes=("basin",),
-        across=True,
-    ),
-)
+TASKS = (side_trip, basin)

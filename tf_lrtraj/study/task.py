@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from tf_lrtraj.study.session import Session
 
-__all__ = ["ONCE", "Sizes", "Task", "base_run", "no_images", "no_runs"]
+__all__ = ["ONCE", "PROBE_SEEDS", "Sizes", "Task", "base_run", "no_runs", "task"]
 
+# Entries of the configuration with numbers of seeds; see `Task.seeds_of`.
 ONCE: tuple[str, ...] = ()
+PROBE_SEEDS = ("probe_seeds",)
 
 
 class Sizes(NamedTuple):
@@ -55,11 +57,6 @@ def base_run(config: Mapping[str, Any]) -> dict[str, int]:
     return {"base": int(config["burn_in"] + config["window"])}
 
 
-def no_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    """Of a task whose scoring is not worth counting."""
-    return 0.0
-
-
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Something to measure, for one seed at a time.
@@ -88,10 +85,20 @@ class Task:
     what: str
     after: tuple[str, ...] = ()
     steps: Callable[[Mapping[str, Any]], Mapping[str, int]] = base_run
-    images: Callable[[Mapping[str, Any], Sizes], float] = no_images
+    images: Callable[[Mapping[str, Any], Sizes], float] = lambda config, sizes: 0.0
     seeds_of: tuple[str, ...] = ("seeds",)
     probes: tuple[str, ...] = ()
     across: bool = False
+
+    def __call__(self, session: Session, seed: int) -> None:
+        """Measures, and leaves the record."""
+        self.run(session, seed)
+
+    def measured(self, session: Session, seed: int) -> dict[str, Any]:
+        """The measured numbers of a seed, made if they are not there yet."""
+        if not session.record_path(self.name, seed).exists():
+            self.run(session, seed)
+        return session.read(self.name, seed)
 
     def seeds(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """The seeds it is made for; never more than the configuration has."""
@@ -106,3 +113,13 @@ class Task:
         if self.probes:
             return tuple(f"probes/seed*/{pattern}.npz" for pattern in self.probes)
         return (f"measured/{self.name}/seed*.json",)
+
+
+def task(what: str, **options: Any) -> Callable[[Callable[[Session, int], None]], Task]:
+    """Decorates the function that measures, whose name becomes the task's.
+
+    Args:
+        what: in a few words.
+        **options: other attributes of the `Task`.
+    """
+    return lambda run: Task(run.__name__, run, what, **options)

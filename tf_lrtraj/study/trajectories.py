@@ -14,10 +14,10 @@ from tf_lrtraj.probes.filters import Filters
 from tf_lrtraj.probes.flat_vectors import dot, joined, square_distance
 from tf_lrtraj.study import iterates, schedule_runs, study_points, training_runs
 from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.task import Sizes, Task, base_run
+from tf_lrtraj.study.task import PROBE_SEEDS, Sizes, base_run, task
 from tf_lrtraj.study.trainer import Run, arrays_of
 
-__all__ = ["TASKS", "base", "ema_times", "one_step", "pairs", "rates", "speed", "start"]
+__all__ = ["TASKS", "one_step_run", "one_step_steps"]
 
 _ABOUT_BASE = (
     *("learning_rate", "momentum", "weight_decay", "batch_size"),
@@ -26,6 +26,7 @@ _ABOUT_BASE = (
 _PAIRS = 24  # of iterates one lag apart, from which a mean squared displacement is taken
 
 
+@task("the run at constant rate")
 def base(session: Session, seed: int) -> None:
     """Batch losses of the base run from its first step, and norms over the window."""
     run, config = training_runs.base(session, seed), session.config
@@ -60,6 +61,17 @@ def _at_rate(session: Session, seed: int, factor: float) -> Run:
     return schedule_runs.lower_rate_run(session, seed, factor)
 
 
+def _with_rates(config: Mapping[str, Any], factors: Sequence[float]) -> dict[str, int]:
+    """The base run and those at other constant rates over the window."""
+    others = {f"rate-{f:g}": int(config["window"]) for f in factors if f != 1.0}
+    return base_run(config) | others
+
+
+@task(
+    "distances at several constant rates",
+    after=("sweep",),
+    steps=lambda config: _with_rates(config, config["rates"]),
+)
 def rates(session: Session, seed: int) -> None:
     """Squared distance to the centre at several constant rates, over two halves of a late part.
 
@@ -122,6 +134,13 @@ def rates(session: Session, seed: int) -> None:
     session.store("rates", seed, rows, about, norms=norms, predicted=predicted)
 
 
+def _pairs_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    steps = config["pairs"]["steps"]
+    made = {"pairs": 2 * (2 * steps - steps // 2)}
+    return _with_rates(config, [config["pairs"]["factor"]]) | made
+
+
+@task("distances between two trajectories", steps=_pairs_steps, seeds_of=("pairs", "seeds"))
 def pairs(session: Session, seed: int) -> None:
     """Distances of two runs from one state: on independent batches, and shared from half-way on."""
     config = session.config
@@ -167,6 +186,16 @@ def pairs(session: Session, seed: int) -> None:
     session.store("pairs", seed, rows, about)
 
 
+def _start_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    settings = config["start"]
+    return 3.0 * (len(settings["steps"]) + 1) * settings["batches"] * config["batch_size"]
+
+
+@task(
+    "the first steps of two runs",
+    steps=lambda config: base_run(config) | {"start": max(config["start"]["steps"])},
+    images=_start_images,
+)
 def start(session: Session, seed: int) -> None:
     """The first steps: gradients of batches beside each other, and two runs from one point.
 
@@ -237,6 +266,12 @@ def one_step_run(session: Session, seed: int) -> Any:
     )
 
 
+def one_step_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    """Of tasks that read the run without momentum."""
+    return base_run(config) | {"one_step": config["window"]}
+
+
+@task("a run without momentum", steps=one_step_steps, seeds_of=PROBE_SEEDS)
 def one_step(session: Session, seed: int) -> None:
     """The record of that run; what its steps do to other batches is measured along lines."""
     run, config = one_step_run(session, seed), session.config
@@ -250,6 +285,12 @@ def one_step(session: Session, seed: int) -> None:
     session.store("one_step", seed, (), about, steps=steps, batch_loss=losses)
 
 
+@task(
+    "early losses at a large and a small rate",
+    steps=lambda config: base_run(config) | {"speed": config["speed"]["steps"]},
+    images=lambda config, sizes: 3.0 * config["speed"]["places"] * sizes.parts,
+    seeds_of=("speed", "seeds"),
+)
 def speed(session: Session, seed: int) -> None:
     """From scratch: iterates at the rate, averages of them, and iterates at a small rate."""
     config = session.config
@@ -274,6 +315,12 @@ def speed(session: Session, seed: int) -> None:
     session.store("speed", seed, rows, {"window_share": 1 / 3})
 
 
+def _ema_times_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    settings = config["ema_times"]
+    return 2.0 * (settings["decades"] * settings["per_decade"] + 2) * sizes.parts
+
+
+@task("EMAs against their time", images=_ema_times_images, seeds_of=("speed", "seeds"))
 def ema_times(session: Session, seed: int) -> None:
     """EMAs of iterates against their time, while the loss still falls and when it has settled.
 
@@ -307,87 +354,4 @@ def _places(early: Snapshots, number: int) -> list[int]:
     return [int(step) for step in early.steps[indices]]
 
 
-def _with_rates(config: Mapping[str, Any], factors: Sequence[float]) -> dict[str, int]:
-    """The base run and those at other constant rates over the window."""
-    others = {f"rate-{f:g}": int(config["window"]) for f in factors if f != 1.0}
-    return base_run(config) | others
-
-
-def _rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return _with_rates(config, config["rates"])
-
-
-def _pairs_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    steps = config["pairs"]["steps"]
-    return _with_rates(config, [config["pairs"]["factor"]]) | {
-        "pairs": 2 * (2 * steps - steps // 2)
-    }
-
-
-def _start_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"start": max(config["start"]["steps"])}
-
-
-def _start_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    settings = config["start"]
-    return 3.0 * (len(settings["steps"]) + 1) * settings["batches"] * config["batch_size"]
-
-
-def _ema_times_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    settings = config["ema_times"]
-    return 2.0 * (settings["decades"] * settings["per_decade"] + 2) * sizes.parts
-
-
-def one_step_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    """Of tasks that read the run without momentum."""
-    return base_run(config) | {"one_step": config["window"]}
-
-
-def _speed_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"speed": config["speed"]["steps"]}
-
-
-def _speed_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return 3.0 * config["speed"]["places"] * sizes.parts
-
-
-TASKS = (
-    Task("base", base, "the run at constant rate"),
-    Task(
-        "rates",
-        rates,
-        "distances at several constant rates",
-        after=("sweep",),
-        steps=_rates_steps,
-    ),
-    Task(
-        "pairs",
-        pairs,
-        "distances between two trajectories",
-        steps=_pairs_steps,
-        seeds_of=("pairs", "seeds"),
-    ),
-    Task(
-        "one_step",
-        one_step,
-        "a run without momentum",
-        steps=one_step_steps,
-        seeds_of=("probe_seeds",),
-    ),
-    Task(
-        "speed",
-        speed,
-        "early losses at a large and a small rate",
-        steps=_speed_steps,
-        images=_speed_images,
-        seeds_of=("speed", "seeds"),
-    ),
-    Task("start", start, "the first steps of two runs", steps=_start_steps, images=_start_images),
-    Task(
-        "ema_times",
-        ema_times,
-        "EMAs against their time",
-        images=_ema_times_images,
-        seeds_of=("speed", "seeds"),
-    ),
-)
+TASKS = (base, rates, pairs, one_step, speed, start, ema_times)

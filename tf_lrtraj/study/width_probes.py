@@ -12,12 +12,19 @@ from tf_lrtraj.study import study_points
 from tf_lrtraj.study.equal_budgets import average, collected, conventional, training_steps
 from tf_lrtraj.study.probe_settings import images_of
 from tf_lrtraj.study.session import Session
-from tf_lrtraj.study.task import Task
+from tf_lrtraj.study.task import PROBE_SEEDS, task
 from tf_lrtraj.study.trainer import arrays_of
 
-__all__ = ["TASKS", "ensemble", "width"]
+__all__ = ["TASKS"]
 
 
+@task(
+    "random rays from SGD and SWA, and the segment between them",
+    steps=training_steps,
+    images=images_of("width"),
+    seeds_of=PROBE_SEEDS,
+    probes=("width", "sgd_to_swa"),
+)
 def width(session: Session, seed: int) -> None:
     """Test errors along rays, and losses on the segment: `width.npz`, `sgd_to_swa.npz`.
 
@@ -49,6 +56,13 @@ def width(session: Session, seed: int) -> None:
     session.measure(segment, "sgd_to_swa", seed, None, batches_set="train", held_out_set="test")
 
 
+@task(
+    "ensembles against averages",
+    steps=training_steps,
+    images=images_of("ensemble"),
+    seeds_of=PROBE_SEEDS,
+    probes=("ensemble",),
+)
 def ensemble(session: Session, seed: int) -> None:
     """Predictions of cycle ends, of their ensemble and of their mean, on test images.
 
@@ -68,23 +82,4 @@ def ensemble(session: Session, seed: int) -> None:
     session.measure(probe, "ensemble", seed, "cyclical", steps=steps, batches_set="test")
 
 
-TASKS = (
-    Task(
-        "width",
-        width,
-        "random rays from SGD and SWA, and the segment between them",
-        steps=training_steps,
-        images=images_of("width"),
-        seeds_of=("probe_seeds",),
-        probes=("width", "sgd_to_swa"),
-    ),
-    Task(
-        "ensemble",
-        ensemble,
-        "ensembles against averages",
-        steps=training_steps,
-        images=images_of("ensemble"),
-        seeds_of=("probe_seeds",),
-        probes=("ensemble",),
-    ),
-)
+TASKS = (width, ensemble)
