@@ -109,7 +109,7 @@ def test_kernels_in_every_form(text, name, kernel):
                 f"--model={__file__}",
                 f"--export={__file__}/x",
             ],
-            ["--export:", "none can be made there"],
+            ["--export:", "cannot be written", "is no folder"],
         ),
         (["--snapshots={folder}", "--schedule=0.05:20", "--base=0.1"], ["'0.05' with 20"]),
         (["--snapshots={folder}/none", "--kernel=ema:0.5"], ["no folder of snapshots"]),

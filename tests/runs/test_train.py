@@ -122,9 +122,8 @@ def test_a_forked_matched_run_is_the_run_made_whole(finished, tmp_path):
     assert np.all(schedule[:step].astype(np.float32) == np.float32(0.1))
     config = {**read_config(finished / "matched" / "two_point"), "name": "whole"}
     dataset = train_run.load_dataset(config)
-    train_run.train_one(
-        config, dataset, tmp_path, make_strategy("one_device"), learning_rates=schedule
-    )
+    strategy = make_strategy("one_device")
+    train_run.OneRun(config, dataset, tmp_path, strategy, learning_rates=schedule).make()
     assert (tmp_path / "metrics.jsonl").read_bytes() == (
         finished / "matched" / "two_point" / "metrics.jsonl"
     ).read_bytes()

@@ -18,14 +18,10 @@ import numpy as np
 
 from tf_lrtraj.data import order, reading
 from tf_lrtraj.data.augmentations import AUGMENTATIONS
-from tf_lrtraj.data.dataset import DataError, ImageDataset, check_augmentation, integer
+from tf_lrtraj.data.dataset import DataError, ImageDataset, check_augmentation
 from tf_lrtraj.data.digits import MAX_VALUE, digits
-from tf_lrtraj.data.in_memory import (
-    InMemoryDataset,
-    check_fraction,
-    from_splits,
-    validation_size,
-)
+from tf_lrtraj.data.in_memory import InMemoryDataset, from_splits, validation_size
+from tf_lrtraj.values import error, integer, number, one_of, text
 
 __all__ = ["DatasetNotPreparedError", "load", "names", "prepare"]
 
@@ -125,21 +121,14 @@ def load(
     >>> dataset.num_examples, dataset.image_shape
     ({'train': 1297, 'test': 500}, (8, 8, 1))
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"`name` must be the name of a dataset. Received: name={name!r}")
-    usual = _usual(name)
-    if augmentation == "standard":
-        augmentation = usual.augmentation
-    elif augmentation not in (None, *AUGMENTATIONS):
-        raise ValueError(
-            f"`augmentation` must be one of {['standard', *AUGMENTATIONS]} or None. "
-            f"Received: augmentation={augmentation!r}"
-        )
-    augmentation = check_augmentation(augmentation)
-    if image_size is not None:
-        image_size = integer("image_size", image_size, 4)
-    integer("shuffle_window", shuffle_window, 1)
-    check_fraction(validation_fraction)
+    usual = _usual(text().check("name", name))
+    one_of(["standard", *AUGMENTATIONS, None]).check("augmentation", augmentation)
+    augmentation = check_augmentation(
+        usual.augmentation if augmentation == "standard" else augmentation
+    )
+    image_size = integer(4).or_none().check("image_size", image_size)
+    integer(1).check("shuffle_window", shuffle_window)
+    number(0, below=1).check("validation_fraction", validation_fraction)
     if name == "digits":
         held = digits()
         _check_size(name, held, image_size)
@@ -404,10 +393,11 @@ def _check_size(
     count = sum(len(labels) for _, labels in splits.values())
     size = _held_bytes(count, splits["train"][0].shape[1:], image_size)
     if size > MEMORY_LIMIT:
-        raise ValueError(
-            f"`image_size` must leave the {count} images of {name!r} within "
-            f"{MEMORY_LIMIT // 10**6:,} MB of memory. "
-            f"Received: image_size={image_size}, which takes {size // 10**6:,} MB"
+        raise error(
+            "image_size",
+            f"so small that the {count} images of {name!r} fit into {MEMORY_LIMIT // 10**6:,} MB "
+            f"of memory (they take {size // 10**6:,} MB)",
+            image_size,
         )
 
 
@@ -440,10 +430,8 @@ def _from_splits(
 
 def _check_no_validation(name: str, splits: Any, validation_fraction: float) -> None:
     if validation_fraction and "validation" in splits:
-        raise ValueError(
-            f"`validation_fraction` must be 0 for {name!r}, which has a split 'validation'. "
-            f"Received: validation_fraction={validation_fraction!r}"
-        )
+        allowed = f"0 for {name!r}, which has a split 'validation'"
+        raise error("validation_fraction", allowed, validation_fraction)
 
 
 def _split_specs(name: str, sizes: dict[str, int], fraction: float) -> dict[str, str]:

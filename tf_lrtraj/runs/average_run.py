@@ -47,6 +47,7 @@ class Target:
     snapshots: Snapshots
     policy: str
     splits: Sequence[str]
+    default_split = "data"
 
     def weights(self, arrays: Sequence[np.ndarray], last: int, policy: str | None = None) -> Any:
         """Values for every variable of the model.
@@ -170,6 +171,7 @@ class RunTarget(Target):
         self._kept: dict[Any, list[Any]] = {}
         self.policy = config["batch_norm"]["policy"]
         self.splits = sorted(self.assembly.dataset.num_examples)
+        self.default_split = self.assembly.eval_split
         self._check_variables(self.assembly.model, f"the model of {workdir}")
 
     def _weights(self, trainable: list[Any], statistics: list[Any] | None) -> Any:
