@@ -7,8 +7,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from tf_lrtraj.bin.common import OK, RESUMABLE, USAGE
 
 TINY = pathlib.Path(__file__).parents[1] / "study" / "tiny_study.py"
@@ -17,22 +15,6 @@ PROGRAM = [sys.executable, "-m", "tf_lrtraj.bin.reproduce"]
 
 def run(*args):
     return subprocess.run([*PROGRAM, *args], capture_output=True, text=True, timeout=300)
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--config={config}"], "--workdir=DIR is needed"),
-        (["--workdir={folder}"], "--config=FILE is needed"),
-        (["--config=reproduce_digit", "--workdir={folder}"], "Did you mean 'reproduce_digits'?"),
-        (["--workdir={folder}", "--report_only"], "config.json"),
-        (["--config={config}", "--workdir={folder}", "extra"], "takes flags only"),
-    ],
-)
-def test_mistakes_in_flags_are_one_line(args, message, tmp_path):
-    done = run(*[arg.format(config=TINY, folder=tmp_path) for arg in args])
-    assert done.returncode == USAGE
-    assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_mistakes_are_told_before_any_work(tmp_path):

@@ -18,7 +18,8 @@ from tf_lrtraj import records
 from tf_lrtraj.averaging.advising.measured import Measurement
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.records.archives import load_arrays
-from tf_lrtraj.runs.run_config import POLICIES, ConfigError
+from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.values import one_of
 
 __all__ = ["ModelTarget", "RunTarget", "Target", "open_snapshots", "read_arrays"]
 
@@ -118,9 +119,7 @@ class Target:
         Raises:
             ConfigError: otherwise.
         """
-        if split not in self.splits:
-            raise ConfigError(f"split must be one of {sorted(self.splits)}. Received: {split!r}")
-        return split
+        return str(one_of(self.splits).check("split", split, ConfigError))
 
     def _check_variables(self, model: Any, what: str) -> None:
         from tf_lrtraj.averaging.recorder import recorded_variables
@@ -348,14 +347,3 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray | 
     if y is not None and len(y) != len(x):
         raise ConfigError(f"the data {path} holds {len(x)} inputs and {len(y)} labels")
     return x, y
-
-
-def check_policy(policy: str | None, allowed: Sequence[str] = POLICIES) -> str | None:
-    """Returns `policy` if it is None or allowed.
-
-    Raises:
-        ConfigError: otherwise.
-    """
-    if policy is not None and policy not in allowed:
-        raise ConfigError(f"batch norm must be one of {list(allowed)}. Received: {policy!r}")
-    return policy
