@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import pathlib
+import platform
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
-from tf_lrtraj import records
+import tf_lrtraj
+from tf_lrtraj import backend, records
 from tf_lrtraj.training.rate_record import RateRecord
+
+
+def now() -> str:
+    """The time in UTC, as `run.json` holds it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run is made with, and the backend of Keras."""
+    name = backend.name()
+    return {
+        "tf_lrtraj": tf_lrtraj.__version__,
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        name: str(sys.modules[name].__version__),
+        "backend": name,
+    }
+
+
+def parameters(model: Any) -> int:
+    """The number of trainable weights of a model."""
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
 class RunFiles:

@@ -10,6 +10,7 @@ import signal
 from typing import Any, NoReturn
 
 from tf_lrtraj.training import rendezvous
+from tf_lrtraj.values import integer, one_of
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 JOIN_TIMEOUT = 600  # seconds
@@ -43,12 +44,9 @@ def make_strategy(
         StrategyError: if `name` is unknown, or the hardware or its set-up is missing, or
             some workers did not come.
     """
-    if name not in STRATEGIES:
-        raise StrategyError(f"`strategy` must be one of {list(STRATEGIES)}. Received: {name!r}")
-    if num_devices < 0:
-        raise StrategyError(f"`num_devices` must be at least 0. Received: {num_devices}")
-    if join_timeout < 1:
-        raise StrategyError(f"`join_timeout` must be at least 1 second. Received: {join_timeout}")
+    one_of(STRATEGIES).check("strategy", name, StrategyError)
+    integer(0).check("num_devices", num_devices, StrategyError)
+    integer(1).check("join_timeout", join_timeout, StrategyError)
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
