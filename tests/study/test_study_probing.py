@@ -236,11 +236,11 @@ def test_the_next_step_of_a_stationary_run_changes_nothing():
 
 
 def test_drawn_batches_do_not_overlap(bench):
-    first, second = study_points.drawn(bench, (3, 2), [0], without=range(50))
+    first, second = study_points.drawn(bench, (3, 2), np.random.default_rng([0]), without=range(50))
     rows = np.concatenate([*first, *second])
     assert len(set(rows.tolist())) == 80 and rows.min() >= 50
     with pytest.raises(ValueError, match=r"12 batches of 16 training images are more .* 150"):
-        study_points.drawn(bench, (12,), [0], without=range(50))
+        study_points.drawn(bench, (12,), np.random.default_rng([0]), without=range(50))
 
 
 def test_weights_come_from_snapshots_or_states(bench):
@@ -265,7 +265,7 @@ def test_line_records(bench, measured):
     same = {read(bench, f"line-{s:09d}").about["batches"] for s in (20, 24, 40)}
     assert len(same) == 1
 
-    batches, others = study_points.drawn(bench, (3, 3), [0, 1])
+    batches, others = study_points.drawn(bench, (3, 3), np.random.default_rng([0, 1]))
     weights = study_points.weights_at(bench, 0, 24)
     batch = study_points.taken(bench, batches)[1]
     _, gradient = bench.surface.gradient(bench.surface.point(weights), batch)
@@ -306,7 +306,7 @@ def test_gradients_and_displacement(bench, measured):
         np.testing.assert_allclose(
             record.values["direction_square"][0, number], away @ away, rtol=1e-6
         )
-        (rows,) = study_points.drawn(bench, (4,), [0, 3])
+        (rows,) = study_points.drawn(bench, (4,), np.random.default_rng([0, 3]))
         for b, batch in enumerate(study_points.taken(bench, rows)):
             point = bench.surface.point(study_points.weights_at(bench, 0, 40))
             gradient = bench.surface.gradient(point, batch)[1]
@@ -402,7 +402,7 @@ def test_reach_of_both_networks(bench, measured):
         path = bench.state_folder({"wide": "base"}.get(network, network), 0) / "state-000000016.npz"
         with np.load(path) as state:
             weights = [state[f"weights/{i}"] for i in range(len(of.model.trainable_variables))]
-        (rows,) = study_points.drawn(bench, (4,), [0, 16, 5], size=16)
+        (rows,) = study_points.drawn(bench, (4,), np.random.default_rng([0, 16, 5]), size=16)
         grid = probes.rate_grid(0.05, 20.0, 9)
         lowest = []
         for batch in study_points.taken(bench, rows):
@@ -441,7 +441,7 @@ def test_the_narrow_run_goes_on_where_it_stopped(bench, measured, tmp_path, monk
 def test_convexity_is_measured_between_iterates(bench, measured):
     record = read(bench, "convexity")
     assert record.coordinates["pair"].tolist() == ["24 to 26", "38 to 40", "24 to 40"]
-    (rows,) = study_points.drawn(bench, (2,), [0, 6])
+    (rows,) = study_points.drawn(bench, (2,), np.random.default_rng([0, 6]))
     batch = study_points.taken(bench, rows)[1]
     first, last = (study_points.weights_at(bench, 0, step) for step in (24, 40))
     middle = [0.75 * a + 0.25 * b for a, b in zip(first, last, strict=True)]
@@ -455,7 +455,7 @@ def test_a_trained_network_is_the_run_with_its_rate_lowered(bench, measured):
     record = bench.read("trained", 0)
     run = training_runs.fork(bench, 0, "trained", 24, 0.1 * np.linspace(1.0, 0.0, 17)[:-1])
     weights = [run.state()[f"weights/{i}"] for i in range(len(bench.model.trainable_variables))]
-    batches, _ = study_points.drawn(bench, (3, 3), [0, 1])
+    batches, _ = study_points.drawn(bench, (3, 3), np.random.default_rng([0, 1]))
     losses = [loss_at(bench, weights, batch) for batch in study_points.taken(bench, batches)]
     np.testing.assert_allclose(record["batch_loss"], losses, rtol=1e-4)
 

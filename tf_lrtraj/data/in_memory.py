@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_lrtraj import seeds
 from tf_lrtraj.data import augmentations, randomness
 from tf_lrtraj.data.dataset import ImageDataset, Shards, deterministic, plain
 from tf_lrtraj.values import error, integer, number
@@ -179,8 +180,8 @@ class InMemoryDataset(ImageDataset):
         part, count = shards.part, limit or self.num_examples[split]
         subset = None
         if limit is not None:
-            order = np.random.default_rng(0).permutation(self.num_examples[split])[:limit]
-            subset = tf.constant(order, tf.int64)
+            order = seeds.generator("evaluation_part", 0).permutation(self.num_examples[split])
+            subset = tf.constant(order[:limit], tf.int64)
 
         def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             position = _first(shards, element) + tf.range(part, dtype=tf.int64)
@@ -220,11 +221,9 @@ def split_off_validation(
     images: np.ndarray, labels: np.ndarray, fraction: float, seed: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Splits training images into "train" and "validation"; both keep the stored order."""
-    chosen = np.sort(
-        np.random.default_rng(integer(0).check("seed", seed)).permutation(len(labels))[
-            : validation_size(fraction, len(labels))
-        ]
-    )
+    size = validation_size(fraction, len(labels))
+    order = seeds.generator("validation", integer(0).check("seed", seed)).permutation(len(labels))
+    chosen = np.sort(order[:size])
     mask = np.zeros(len(labels), bool)
     mask[chosen] = True
     return {

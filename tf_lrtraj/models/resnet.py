@@ -22,13 +22,12 @@ Where descriptions of the architecture differ, this is what is built:
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
+from tf_lrtraj import seeds
 from tf_lrtraj.models.sizes import EXPANSION, stages
 from tf_lrtraj.values import error, integer, number, one_of, sequence_of
 
@@ -174,8 +173,7 @@ class _Layers:
         """Seed of a layer's initialiser: a function of the network's seed and the name."""
         if self.seed is None:
             return None
-        words = np.random.SeedSequence([self.seed, zlib.crc32(layer.encode())])
-        return int(words.generate_state(1)[0] >> 1)  # backends take a signed 32-bit seed
+        return seeds.word("initial_weights", self.seed, layer)
 
     def pad(self, x: Any, margin: int, name: str) -> Any:
         return keras.layers.ZeroPadding2D(

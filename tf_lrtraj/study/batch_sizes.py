@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import probes
+from tf_lrtraj import probes, seeds
 from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.probe_settings import REACH_TRIP, batches_of, images_of
 from tf_lrtraj.study.session import Bench
@@ -71,7 +71,9 @@ def reach(bench: Bench, seed: int) -> None:
 def _steps_of(bench: Bench, seed: int, weights: Any, size: int, more: bool) -> dict[str, float]:
     """Numbers of batches of one size, the same ones for every network."""
     settings, count = bench.config["probes"], batches_of(size, bench.config["reach"])
-    (rows,) = study_points.drawn(bench, (count,), [seed, size, 5], size=size)
+    (rows,) = study_points.drawn(
+        bench, (count,), seeds.generator("reach_batches", seed, size), size=size
+    )
     batches = study_points.taken(bench, rows)
     line = probes.measure(
         probes.Line(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import probes
+from tf_lrtraj import probes, seeds
 from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.probes.flat_vectors import joined
 from tf_lrtraj.study import study_points, training_runs, trajectories
@@ -17,8 +17,6 @@ from tf_lrtraj.study.task import Sizes, Task, base_run
 from tf_lrtraj.study.trainer import arrays_of
 
 __all__ = ["TASKS", "convexity", "gradients", "line", "one_step_lines", "trained"]
-
-_ONE_STEP = 0x6F6E
 
 
 def line(bench: Bench, seed: int) -> None:
@@ -51,7 +49,9 @@ def line(bench: Bench, seed: int) -> None:
 def _batches(bench: Bench, seed: int) -> list[list[Batch]]:
     """The batches that steps are made of, and others of which none is made."""
     settings = bench.config["probes"]
-    drawn = study_points.drawn(bench, (settings["batches"], settings["others"]), [seed, 1])
+    drawn = study_points.drawn(
+        bench, (settings["batches"], settings["others"]), seeds.generator("line_batches", seed)
+    )
     return [study_points.taken(bench, rows) for rows in drawn]
 
 
@@ -81,7 +81,9 @@ def convexity(bench: Bench, seed: int) -> None:
     settings, snapshots = bench.config["convexity"], bench.snapshots(seed)
     steps = snapshots.steps.tolist()
     pairs = [(str(steps[a]), str(steps[b])) for a, b in iterate_pairs(len(steps), settings)]
-    (rows,) = study_points.drawn(bench, (settings["batches"],), [seed, 6])
+    (rows,) = study_points.drawn(
+        bench, (settings["batches"],), seeds.generator("convexity_batches", seed)
+    )
     probe = probes.Segments(
         bench.surface,
         {name: snapshots.read(int(name)) for pair in pairs for name in pair},
@@ -114,10 +116,12 @@ def one_step_lines(bench: Bench, seed: int) -> None:
     first = round(settings["settle"] * (len(snapshots) - 1))
     chosen = np.linspace(first, len(snapshots) - 1, settings["iterates"]).round().astype(int)
     for step in snapshots.steps[np.unique(chosen)].tolist():
-        rng = np.random.default_rng([seed, step, _ONE_STEP])
+        rng = seeds.generator("one_step_batches", seed, step)
         fresh = study_points.unseen(bench, seed, step)
         batches = [rng.choice(fresh, size, replace=False) for _ in range(settings["batches"])]
-        (others,) = study_points.drawn(bench, (settings["others"],), [seed, step, 2])
+        (others,) = study_points.drawn(
+            bench, (settings["others"],), seeds.generator("one_step_others", seed, step)
+        )
         probe = probes.Line(
             bench.surface,
             study_points.weights_at(bench, seed, step, "one_step"),
@@ -148,7 +152,9 @@ def gradients(bench: Bench, seed: int) -> None:
     snapshots = bench.snapshots(seed)
     steps = snapshots.steps.tolist()
     count = snapshots.num_trainable
-    (rows,) = study_points.drawn(bench, (bench.config["probes"]["gradients"],), [seed, 3])
+    (rows,) = study_points.drawn(
+        bench, (bench.config["probes"]["gradients"],), seeds.generator("gradient_batches", seed)
+    )
     for step in study_points.probe_steps(bench, seed):
         here = study_points.weights_at(bench, seed, step)
         origins = {}

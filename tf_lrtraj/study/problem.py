@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_lrtraj import data, models
+from tf_lrtraj import data, models, seeds
 from tf_lrtraj.data import ImageDataset
 from tf_lrtraj.records.archives import load_arrays
 from tf_lrtraj.runs.config_checks import ConfigError
@@ -178,7 +178,7 @@ def order_of(seed: int, epoch: int, count: int) -> np.ndarray:
     >>> order_of(0, 0, 4).tolist() == order_of(0, 0, 4).tolist()
     True
     """
-    return np.random.default_rng([seed, epoch, 0x6F72]).permutation(count)
+    return seeds.generator("order", seed, epoch).permutation(count)
 
 
 def crop_and_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -228,7 +228,7 @@ class Batches(keras.utils.PyDataset):
         rows = self.rows(step)
         images = problem.x_train[rows]
         if problem.augmentation == "crop_flip":
-            images = crop_and_flip(images, np.random.default_rng([self._seed, step, 0x6175]))
+            images = crop_and_flip(images, seeds.generator("augmentation", self._seed, step))
         return images, problem.y_train[rows]
 
     def rows(self, step: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from tf_lrtraj import records
+from tf_lrtraj import records, seeds
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.study.problem import Problem, build_model, load_problem
@@ -94,7 +94,7 @@ class Bench:
         """`count` batches of a set ("train" or "test"), without repetition, drawn by `seed`."""
         size = size or self.config["batch_size"]
         x, y = self.problem.images(name, 0)
-        order = np.random.default_rng([seed, len(x), 0x7072]).permutation(len(x))
+        order = seeds.generator("held_batches", seed, len(x)).permutation(len(x))
         if count * size > len(x):
             raise ValueError(
                 f"{count} batches of {size} {name} images are more than there are, {len(x)}."

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import probes
+from tf_lrtraj import probes, seeds
 from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.records import ArrayRecord, RecordError
 from tf_lrtraj.study import study_points, training_runs
@@ -133,7 +133,10 @@ class _Sets:
         self.starts = study_points.trip_steps(bench, seed)
         seen = [study_points.just_seen(bench, seed, step) for step in self.starts]
         fresh, others = study_points.drawn(
-            bench, (settings["trip_batches"], settings["others"]), [seed, 4], np.concatenate(seen)
+            bench,
+            (settings["trip_batches"], settings["others"]),
+            seeds.generator("side_trip_batches", seed),
+            np.concatenate(seen),
         )
         self.batches = study_points.taken(bench, [*seen, *fresh])
         self.others = study_points.taken(bench, others)

@@ -98,7 +98,7 @@ def unseen(bench: Bench, seed: int, step: int) -> np.ndarray:
 def drawn(
     bench: Bench,
     counts: Sequence[int],
-    seed: Sequence[int],
+    random: np.random.Generator,
     without: Any = (),
     size: int | None = None,
 ) -> list[list[np.ndarray]]:
@@ -106,7 +106,7 @@ def drawn(
 
     Args:
         counts: numbers of batches.
-        seed: of the draw.
+        random: of the draw.
         without: images that are not to be among them.
         size: images in a batch; those of a training batch by default.
 
@@ -120,9 +120,7 @@ def drawn(
             f"{sum(counts)} batches of {size} training images are more than there are to draw "
             f"from, {len(rows)}: lower the numbers of batches, or their size, in the configuration."
         )
-    order = iter(
-        np.random.default_rng(seed).permutation(rows)[: sum(counts) * size].reshape(-1, size)
-    )
+    order = iter(random.permutation(rows)[: sum(counts) * size].reshape(-1, size))
     return [[next(order) for _ in range(count)] for count in counts]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import backend, probes
+from tf_lrtraj import backend, probes, seeds
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.probes.filters import Filters
@@ -201,7 +201,9 @@ def start(bench: Bench, seed: int) -> None:
         order=seed + training_runs.OTHER_ORDER,
         keep=tuple(steps),
     )
-    (chosen,) = study_points.drawn(bench, (config["start"]["batches"],), [seed, 4])
+    (chosen,) = study_points.drawn(
+        bench, (config["start"]["batches"],), seeds.generator("start_batches", seed)
+    )
     batches = study_points.taken(bench, chosen)
     origin = _vector(bench, arrays_of(bench.initial(seed)))
     rows: list[dict[str, Any]] = []

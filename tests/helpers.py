@@ -1,0 +1,127 @@
+"""What several folders of tests share and that needs no Keras.
+
+`keras_helpers` has tiny models, trainings and weights.
+"""
+
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+# Programs -------------------------------------------------------------------------------------
+
+
+def environment(**variables):
+    """The environment for a process that imports this checkout, with variables added."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        **variables,
+    }
+
+
+def start_python(*arguments, env=None, **options):
+    """Starts Python; standard output and error are pipes of text unless `options` say otherwise."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(**(env or {})), **{**pipes, **options})
+
+
+def run_python(*arguments, check=True, timeout=300, env=None, **options):
+    """Runs Python to its end and returns the completed process, with its output as text.
+
+    Args:
+        arguments: as on the command line: `"-c", code` or `"-m", "tf_lrtraj.bin.train", …`.
+        check: an exit code other than 0 fails the test, which then shows the output.
+        timeout: seconds.
+        env: variables added to the environment.
+        options: of `subprocess.run`.
+    """
+    command = [sys.executable, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    done = subprocess.run(
+        command, timeout=timeout, env=environment(**(env or {})), **{**pipes, **options}
+    )
+    assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done
+
+
+def free_ports(count):
+    """Ports that no process listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+# Pages and figures ----------------------------------------------------------------------------
+
+
+def python_blocks(page):
+    """The Python examples of a page of documentation: a path from the root, or its text."""
+    if "\n" not in str(page):
+        page = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def figure_texts(figure):
+    """Every visible text of a Matplotlib figure, in the order in which it is drawn."""
+    import matplotlib.text
+
+    figure.draw_without_rendering()
+    found = figure.findobj(matplotlib.text.Text)
+    return [text.get_text() for text in found if text.get_visible() and text.get_text()]
+
+
+# Arrays and files -----------------------------------------------------------------------------
+
+
+def assert_same_bits(actual, expected):
+    """Lists or dicts of arrays are equal in dtype, shape and every bit."""
+    if isinstance(expected, dict):
+        assert list(actual) == list(expected)
+        pairs = {key: (actual[key], expected[key]) for key in expected}
+    else:
+        assert len(actual) == len(expected)
+        pairs = dict(enumerate(zip(actual, expected, strict=True)))
+    for key, (one, other) in pairs.items():
+        one, other = np.asarray(one), np.asarray(other)
+        assert (one.dtype, one.shape) == (other.dtype, other.shape), key
+        if one.tobytes() != other.tobytes():
+            np.testing.assert_array_equal(one, other, err_msg=str(key))
+            raise AssertionError(f"{key}: equal numbers, other bits")
+
+
+def average_of(kernel, iterates):
+    """The definition of an average: `kernel.weights` applied to every iterate, in float64.
+
+    Args:
+        kernel: of `tf_lrtraj.kernels`.
+        iterates: lists of arrays, the initial weights first.
+    """
+    weights = kernel.weights(len(iterates) - 1)
+    wide = [np.result_type(array, np.float64) for array in iterates[0]]
+    return [
+        sum(w * value[i].astype(dtype) for w, value in zip(weights, iterates, strict=True))
+        for i, dtype in enumerate(wide)
+    ]
+
+
+def flip_bit(path, position, bit=0):
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
