@@ -27,7 +27,7 @@ Which average is best?  Measured on few single snapshots and pairs, predicted fo
   lrtraj-average --workdir=runs/digits --advise --advise_examples=4000 --advise_held_out=test \
       --verify=24
 
-The cost is told before.  Measured losses are kept in WORKDIR/advice, so an interrupted advice
+The cost is printed first.  Measured losses are kept in WORKDIR/advice, so an interrupted advice
 goes on where it stopped.
 
 A Keras model of your own, with snapshots by tf_lrtraj.averaging.SnapshotRecorder:

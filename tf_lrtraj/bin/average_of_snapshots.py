@@ -73,7 +73,7 @@ def _snapshots(options: Any) -> Snapshots:
 
 
 def _target(options: Any, snapshots: Snapshots, config: dict[str, Any] | None) -> Target:
-    """What averages are put into: the run's model, or a model of one's own."""
+    """What averages are put into: the run's model, or a custom one."""
     from tf_lrtraj.runs import average_files, average_run
 
     if config is not None:

@@ -1,4 +1,4 @@
-"""Whether what a flag names can be written or read, as far as that can be told before any work."""
+"""Checks, before any work, that what a flag names can be written or read."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class DatasetNotPreparedError(FileNotFoundError, ValueError):
 
 
 def names() -> list[str]:
-    """Datasets with constants of their own; `load` takes any image-classification set of TFDS.
+    """Datasets whose usual constants are known; `load` takes any image-classification set of TFDS.
 
     >>> names()
     ['cifar10', 'cifar100', 'digits', 'fashion_mnist', 'imagenet2012', 'mnist']

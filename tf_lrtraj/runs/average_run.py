@@ -1,6 +1,6 @@
 """Averages of a run's snapshots: evaluated, exported, and advised on.
 
-`RunTarget` knows a run from its workdir; `ModelTarget` a Keras model of one's own
+`RunTarget` knows a run from its workdir; `ModelTarget` a custom Keras model
 beside a folder of snapshots.  Both turn the arrays of an average into weights with
 batch-norm statistics by a policy, evaluate them and save them, and leave the model as it was.
 """
@@ -31,7 +31,7 @@ def open_snapshots(workdir: str | os.PathLike[str]) -> Snapshots:
     """The snapshots of a run.
 
     Raises:
-        RecordError: if there are none; how to take them is told.
+        RecordError: if there are none; the message says how to take them.
     """
     folder = pathlib.Path(workdir) / "snapshots"
     if not folder.is_dir():
@@ -227,7 +227,7 @@ class RunTarget(Target):
 
 
 class ModelTarget(Target):
-    """A Keras model of one's own beside a folder of snapshots; runs on every Keras backend.
+    """A custom Keras model beside a folder of snapshots; runs on every Keras backend.
 
     Args:
         snapshots: as `SnapshotRecorder` wrote them.

@@ -88,7 +88,7 @@ def check_memory(
         available: bytes; None where it is not known.
 
     Raises:
-        ConfigError: naming the entry that takes most, what it takes, and what there is.
+        ConfigError: naming the entry that takes most, its bytes, and the bytes available.
     """
     total, most = replicas * sum(wanted.values()), ABSURD if available is None else available
     if total <= most:

@@ -184,7 +184,7 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
 
     Raises:
         ConfigError: naming the key, the value received and what is allowed;
-            unknown keys come with the nearest known one.
+            for an unknown key, with the nearest known one.
     """
     plain = SCHEMA.read(config)
     for name, entry in plain["averages"].items():

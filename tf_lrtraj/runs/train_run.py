@@ -45,7 +45,7 @@ MODELS = "models"
 def prepare(
     config: Any, workdir: str | os.PathLike[str], strategy: Any = None
 ) -> tuple[dict[str, Any], Any]:
-    """Checks everything that can be checked before anything is written or trained.
+    """Checks the configuration, the data and the workdir before anything is written.
 
     Args:
         config: a configuration.
@@ -222,7 +222,7 @@ def _matched_config(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _without_averages(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The configuration of a matched run: the same, with no averages of its own."""
+    """The configuration of a matched run: the same, without averages."""
     return {
         **config,
         "name": f"{config['name']}, schedule equivalent to {name}",

@@ -27,7 +27,7 @@ def _open_timing(path: pathlib.Path, step: int) -> MetricsWriter:
 class RunLog:
     """Writes the rows of a run.
 
-    Wall-clock values go to a file of their own, so that `metrics.jsonl` holds
+    Wall-clock values go to another file, so that `metrics.jsonl` holds
     only what the seed and the configuration decide.
 
     Args:

@@ -123,7 +123,7 @@ class RunFiles:
         self._clock, self._timed_at = now, step
 
     def end(self, status: str, message: str | None = None) -> None:
-        """Writes how the run ended, and lets go of its files; only the first call counts."""
+        """Writes how the run ended, and closes its files; only the first call counts."""
         if self._ended:
             return
         self._ended = True

@@ -141,8 +141,8 @@ class RunRecorder(keras.callbacks.Callback):
             raise
         self._run = RunFiles(self.workdir, held, earlier)
         if running is not None:
-            # `fit` lets go of the list however it ends, and Keras tells callbacks only of good
-            # ends; this is also called when the process exits.
+            # `fit` drops the list however it ends, while Keras calls `on_train_end` only after a
+            # good end.  Python also calls this when the process exits.
             weakref.finalize(running, RunFiles.end, self._run, "interrupted", _INTERRUPTED)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -155,7 +155,7 @@ def read_tf_config(text: str) -> tuple[dict[str, list[str]], str, int]:
         refuse("The cluster is empty")
     twice = sorted({host for host in addresses if addresses.count(host) > 1})
     if twice:
-        refuse(f"Every worker needs an address of its own, and {twice} stand there twice")
+        refuse(f"Every worker needs another address, and {twice} occur twice")
     job, index = task.get("type"), task.get("index")
     if not isinstance(job, str) or not cluster.get(job):
         refuse(f"`task.type` must be one of the cluster's jobs {sorted(cluster)}, not {job!r}")
@@ -184,7 +184,7 @@ def _multi_worker(tf: Any, join_timeout: int) -> Any:
             f"({error.strerror or error}). Choose a free port in TF_CONFIG."
         ) from None
     # TensorFlow takes SIGTERM for itself when it starts the workers' service, and then does
-    # nothing with it: whoever handled signals before handles them again afterwards.
+    # nothing with it: the handlers of before are restored afterwards.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     for number, handler in handlers.items():
