@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import glob
 import math
 import os
@@ -129,12 +130,20 @@ def load(
     image_size = integer(4).or_none().check("image_size", image_size)
     integer(1).check("shuffle_window", shuffle_window)
     number(0, below=1).check("validation_fraction", validation_fraction)
+    in_memory = functools.partial(
+        _resized_and_held,
+        name,
+        image_size,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        mean=usual.mean,
+        std=usual.std,
+        augmentation=augmentation,
+    )
     if name == "digits":
         held = digits()
         _check_size(name, held, image_size)
-        return _from_splits(
-            name, held, usual, augmentation, image_size, validation_fraction, seed, MAX_VALUE
-        )
+        return in_memory(held, max_value=MAX_VALUE)
 
     info = open_prepared(name, data_dir, download)
     keys = image_and_label(info)
@@ -156,9 +165,7 @@ def load(
     sizes = {s: int(info.splits[s].num_examples) for s in splits}
     if None not in shape and _held_bytes(sum(sizes.values()), shape, image_size) <= MEMORY_LIMIT:
         arrays = {s: _read_split(info, s, sizes[s], keys) for s in splits}
-        return _from_splits(
-            name, arrays, usual, augmentation, image_size, validation_fraction, seed, **common
-        )
+        return in_memory(arrays, max_value=255.0, **common)
     from tf_lrtraj.data.streaming import StreamedDataset
 
     return StreamedDataset(
@@ -401,30 +408,20 @@ def _check_size(
         )
 
 
-def _from_splits(
+def _resized_and_held(
     name: str,
-    splits: dict[str, tuple[np.ndarray, np.ndarray]],
-    usual: _Usual,
-    augmentation: str,
     image_size: int | None,
+    splits: dict[str, tuple[np.ndarray, np.ndarray]],
+    max_value: float,
     validation_fraction: float,
-    seed: int,
-    max_value: float = 255.0,
-    **common: Any,
+    **fields: Any,
 ) -> InMemoryDataset:
+    """`from_splits`, with images of another size."""
     _check_no_validation(name, splits, validation_fraction)
     if image_size is not None:
         splits = {s: (_resized(x, image_size, max_value), y) for s, (x, y) in splits.items()}
     return from_splits(
-        name,
-        splits,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        mean=usual.mean,
-        std=usual.std,
-        max_value=max_value,
-        augmentation=augmentation,
-        **common,
+        name, splits, max_value=max_value, validation_fraction=validation_fraction, **fields
     )
 
 
