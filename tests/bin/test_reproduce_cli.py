@@ -2,10 +2,13 @@
 
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
+
+import pytest
 
 from tf_lrtraj.bin.common import OK, RESUMABLE, USAGE
 
@@ -17,26 +20,26 @@ def run(*args):
     return subprocess.run([*PROGRAM, *args], capture_output=True, text=True, timeout=300)
 
 
-def test_mistakes_are_told_before_any_work(tmp_path):
-    done = run(f"--config={TINY}", f"--workdir={tmp_path}", "--claims=A1,Z1")
-    assert done.returncode == USAGE
-    assert "`claims` must be among B1, " in done.stderr and "Received: Z1" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([f"--config={TINY}", "--claims=A1,Z1"], "`claims` must be among B1, .*Received: Z1"),
+        (["--config=reproduce_cifar10_resnet34"], "was never run by the project; --force runs it"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(program, tmp_path, flags, message):
+    code, _, errors = program("lrtraj-reproduce", *flags, f"--workdir={tmp_path}")
+    assert code == USAGE and re.search(message, errors)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_scale_that_was_never_run_is_not_started(tmp_path):
-    done = run("--config=reproduce_cifar10_resnet34", f"--workdir={tmp_path}")
-    assert done.returncode == USAGE
-    assert "was never run by the project; --force runs it" in done.stderr
-
-
-def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
-    done = run(f"--config={TINY}", f"--workdir={tmp_path}", "--dry_run", "--claims=B1,A4")
-    assert done.returncode == OK, done.stderr
-    names = [line.split()[0] for line in done.stdout.splitlines()[1:-1]]
+def test_a_dry_run_prints_the_plan_and_writes_nothing(program, tmp_path):
+    flags = [f"--config={TINY}", f"--workdir={tmp_path}", "--dry_run", "--claims=B1,A4"]
+    code, out, errors = program("lrtraj-reproduce", *flags)
+    assert code == OK, errors
+    names = [line.split()[0] for line in out.splitlines()[1:-1]]
     assert names == ["levels", "decays", "line"]
-    assert "3 of 3 to do" in done.stdout
+    assert "3 of 3 to do" in out
     assert not list(tmp_path.iterdir())
 
 

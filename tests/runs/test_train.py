@@ -172,7 +172,7 @@ def test_a_checkpoint_evaluates_to_what_training_recorded(finished):
     copied = list(evaluation.evaluate(assembly, step, ["raw", "ema"], batch_norm="copy"))
     assert [row["batch_norm"] for row in copied] == ["running", "copy"]
     assert copied[1]["loss"] != rows[2]["loss"]
-    with pytest.raises(ConfigError, match=r"must be among \['raw', 'ema', 'two_point'\].*emma"):
+    with pytest.raises(ConfigError, match=r"must be one of \['raw', 'ema', 'two_point'\].*emma"):
         next(evaluation.evaluate(assembly, step, ["emma"]))
     with pytest.raises(ConfigError, match=r"split must be one of.*'dev'"):
         next(evaluation.evaluate(assembly, step, split="dev"))

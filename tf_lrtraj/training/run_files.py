@@ -17,6 +17,7 @@ import numpy as np
 import tf_lrtraj
 from tf_lrtraj import backend, records
 from tf_lrtraj.training.rate_record import RateRecord
+from tf_lrtraj.training.rows import RunRows
 
 
 def now() -> str:
@@ -66,8 +67,7 @@ class RunFiles:
         self.rows_at = 0
         self.rates = RateRecord(None)
         self._held = held
-        self._metrics: records.MetricsWriter | None = None
-        self._timing: records.MetricsWriter | None = None
+        self._rows: RunRows | None = None
         self._clock, self._timed_at = time.monotonic(), 0
         self._ended = False
 
@@ -86,40 +86,31 @@ class RunFiles:
         path = self.workdir / records.SCHEDULE
         earlier = records.read_schedule(path) if self.earlier and path.exists() else np.zeros(0)
         planned = rates.begin(step, self.planned, earlier)
-        records.remove_leftovers(self.workdir)
         records.write_json(self.workdir / records.CONFIG, config)
         records.write_json(self.workdir / records.RUN, description)
         if planned is not None:
             records.write_schedule(path, planned)
-        self._metrics = self._opened(records.METRICS, step)
-        self._timing = self._opened(records.TIMING, step)
+        self._rows = RunRows(self.workdir, step)
+        self._held.callback(self._rows.close)
         self._clock, self._timed_at, self.rows_at = time.monotonic(), step, step
-
-    def _opened(self, name: str, step: int) -> records.MetricsWriter:
-        writer = records.MetricsWriter(self.workdir / name, resume_step=step)
-        return self._held.enter_context(writer)
 
     def train_row(self, step: int, epoch: float, rate: float, means: Mapping[str, float]) -> None:
         """Training means over the steps since the row before."""
-        row = {"kind": "train", "step": step, "epoch": epoch, "learning_rate": rate, **means}
-        if self._metrics is not None:
-            self._metrics.write(row)
+        if self._rows is not None:
+            self._rows.train(step, epoch, rate, means)
         self.rows_at = step
 
     def eval_row(self, step: int, epoch: float, fields: Mapping[str, Any]) -> None:
         """One evaluation of one set of weights."""
-        if self._metrics is not None:
-            self._metrics.write({"kind": "eval", "step": step, "epoch": epoch, **fields})
+        if self._rows is not None:
+            self._rows.evaluation(step, epoch, fields)
 
     def timing_row(self, step: int, batch_size: int | None) -> None:
         """How long the steps since the last such row took, evaluations included."""
         now = time.monotonic()
         seconds, steps = now - self._clock, step - self._timed_at
-        if self._timing is not None and seconds > 0.0 and steps > 0:
-            row: dict[str, Any] = {"step": step, "seconds": seconds}
-            if batch_size is not None:
-                row["images_per_second"] = steps * batch_size / seconds
-            self._timing.write(row)
+        if self._rows is not None and seconds > 0.0 and steps > 0:
+            self._rows.timing(step, seconds, None if batch_size is None else steps * batch_size)
         self._clock, self._timed_at = now, step
 
     def end(self, status: str, message: str | None = None) -> None:
