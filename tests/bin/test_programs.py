@@ -8,15 +8,11 @@ import dataclasses
 import importlib
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from helpers import ROOT, run_python
 
 from tf_lrtraj.bin import common
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +175,7 @@ def test_nothing_slow_is_imported_for_a_mistake(tmp_path):
     for name, entry in PROGRAMS.items():
         last = (entry.folders or entry.files or entry.needs)[0]
         calls.append((name, entry.flags(tmp_path, **{last: "/dev/null/x"})))
-    done = subprocess.run(
-        [sys.executable, "-c", ALL_IN_TURN, json.dumps(calls)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python("-c", ALL_IN_TURN, json.dumps(calls))
     assert done.stdout.splitlines() == [f"{name} 2 []" for name in PROGRAMS], done.stderr
 
 
@@ -197,13 +188,8 @@ def test_nothing_slow_is_imported_for_a_mistake(tmp_path):
     ids=["backend of Matplotlib", "name that is not UTF-8"],
 )
 def test_what_would_fail_at_the_end_is_told_at_the_start(tmp_path, workdir, environment, expected):
-    done = subprocess.run(
-        [sys.executable, "-m", "tf_lrtraj.bin.report", "--workdir", tmp_path / workdir],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    program = ("-m", "tf_lrtraj.bin.report", "--workdir", tmp_path / workdir)
+    done = run_python(*program, env=environment, check=False)
     assert done.returncode == common.USAGE
     assert expected in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

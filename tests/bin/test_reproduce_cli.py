@@ -4,20 +4,15 @@ import json
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from helpers import run_python, start_python
 
 from tf_lrtraj.bin.common import OK, RESUMABLE, USAGE
 
 TINY = pathlib.Path(__file__).parents[1] / "study" / "tiny_study.py"
-PROGRAM = [sys.executable, "-m", "tf_lrtraj.bin.reproduce"]
-
-
-def run(*args):
-    return subprocess.run([*PROGRAM, *args], capture_output=True, text=True, timeout=300)
+PROGRAM = ["-m", "tf_lrtraj.bin.reproduce"]
 
 
 @pytest.mark.parametrize(
@@ -45,9 +40,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(program, tmp_path):
 
 def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
     command = [f"--config={TINY}", f"--workdir={tmp_path}", "--claims=A7,S2"]
-    process = subprocess.Popen(
-        [*PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start_python(*PROGRAM, *command)
     begin = time.monotonic()
     while not (tmp_path / "measured/single_runs/seed0.json").exists():  # at work on the next
         assert process.poll() is None and time.monotonic() - begin < 240
@@ -58,8 +51,7 @@ def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
     assert "the same command goes on from there" in errors and "Traceback" not in errors
     stopped = json.loads((tmp_path / "run.json").read_text())
     assert stopped["status"] == "interrupted"
-    done = run(*command)
-    assert done.returncode == OK, done.stderr
+    done = run_python(*PROGRAM, *command)
     ledger = json.loads((tmp_path / "ledger.json").read_text())
     verdicts = {entry["id"]: entry["verdict"] for entry in ledger["claims"]}
     assert verdicts["S2"] == "not judged"

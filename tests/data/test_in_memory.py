@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from batches import assert_parts, assert_same, take
+from data_helpers import assert_parts, assert_same, take
 
 from tf_lrtraj import data
 

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from batches import assert_parts, take
+from data_helpers import assert_parts, take
 
 from tf_lrtraj import data
 from tf_lrtraj.data import order, randomness

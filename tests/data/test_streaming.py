@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 import pytest
-from batches import assert_same, take
+from data_helpers import assert_same, take
 
 from tf_lrtraj import data
 
