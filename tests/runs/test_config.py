@@ -1,11 +1,13 @@
 """Configurations: defaults, every refusal, and lengths in steps."""
 
 import importlib.util
+import json
 import pathlib
 
 import pytest
 
-from tf_lrtraj import kernels, rates
+from tf_lrtraj import kernels, rates, records
+from tf_lrtraj.runs import run_config
 from tf_lrtraj.runs.run_config import ConfigError, default_config, resolve, validate
 from tf_lrtraj.study import study_config as reproduction
 
@@ -24,10 +26,28 @@ def changed(**changes):
     return config
 
 
-def test_defaults_are_valid_and_plain():
-    plain = validate(default_config())
-    assert plain["optimizer"]["momentum"] == 0.9
-    assert validate(plain) == plain
+@pytest.mark.parametrize(
+    ("schema", "check"),
+    [(run_config.SCHEMA, validate), (reproduction.SCHEMA, reproduction.validate)],
+    ids=["run", "study"],
+)
+def test_every_entry_is_declared_once(schema, check):
+    plain = check(schema.defaults())
+    assert check(plain) == plain
+    assert check(json.loads(json.dumps(records.encode(plain)))) == plain
+    assert check(schema.defaults()) == plain  # nothing is shared with the last one
+    text = schema.help()
+    for key, entry in schema.entries.items():
+        assert f"config.{key}={entry.default!r}: " in " ".join(text.split()), key
+        assert entry.help and not entry.help.endswith("."), key
+        assert entry.default is not None or entry.kind is not None, key
+
+
+def test_what_decays_is_another_entry():
+    config = validate(default_config())
+    assert config["optimizer"]["weight_decay_on"] == "kernels"
+    del config["optimizer"]["weight_decay_on"]  # as earlier versions stored it
+    assert validate(config)["optimizer"]["weight_decay_on"] == "kernels"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -107,10 +127,10 @@ def test_lengths_become_steps():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__batch_size": 200}, "at most the number of training images, 105. Received: 200"),
+        ({"data__batch_size": 200}, "at most the number of training images, 105. .*=200"),
         (
             {"evaluate__train_examples": 106},
-            "train_examples` must be at most the number of training images, 105. Received: 106",
+            "train_examples` must be at most the number of training images, 105. .*=106",
         ),
         ({"total": "2 examples"}, "`config.total` must be at least 1 step long .*it is 0.*'2 ex"),
         ({"schedule": {"rate": "Constant", "constant": -0.1}}, r"config.schedule: .*constant=-0.1"),

@@ -144,7 +144,7 @@ def clean_errors() -> Iterator[None]:
         fail(f"{error}. Run the same command again to go on.", RESUMABLE)
     except Lost as error:
         fail(str(error), RESUMABLE)
-    except BrokenPipeError:  # whoever read the output has left
+    except BrokenPipeError:  # the reader of the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except OSError as error:

@@ -1,7 +1,8 @@
-"""Whether what a flag names can be written or read, as far as that can be told before any work."""
+"""Checks, before any work, that what a flag names can be written or read."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 
@@ -31,7 +32,8 @@ def check_folder(flag: str, path: str) -> None:
         there = next(p for p in (place, *place.absolute().parents) if p.exists())
         reason = "" if there.is_dir() else f"{there} is no folder"
         if not reason and not os.access(there, os.W_OK):
-            reason = f"no permission in {there}"
+            read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+            reason = os.strerror(errno.EROFS if read_only else errno.EACCES)
     except OSError as error:  # a name that is too long, say
         reason = str(error.strerror)
     if reason:

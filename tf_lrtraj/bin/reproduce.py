@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     if given.config is None:
         common.fail("--config=FILE is needed, for example configs/reproduce_digits.py")
     ids = [part.strip() for part in given.claims if part.strip()] or None
-    if ids:  # what can be told without Keras is told at once
+    if ids:  # checked before Keras is imported
         from tf_lrtraj import claims
 
         try:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
         if given.dry_run:
             print(_dry(config, given.workdir, needed, given.only_seed))
             return common.OK
-        # Flushed: whoever follows a log wants to see where the work is.
+        # Flushed, so that a log shows where the work is.
         tell = functools.partial(print, flush=True)
         study = run_study.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
     except RecordError as error:
@@ -126,11 +126,8 @@ def _is_done(given: Any, workdir: pathlib.Path) -> bool:
     from tf_lrtraj.runs.finished_run import is_done
     from tf_lrtraj.study.study_config import validate
 
-    try:
-        records.check_workdir_matches(workdir, validate(given), validate)
-        return is_done(workdir)
-    except records.RecordError as error:
-        common.fail(str(error))
+    records.check_workdir_matches(workdir, validate(given), validate)
+    return is_done(workdir)
 
 
 def _dry(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | None) -> str:

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 def _train(options: Any) -> None:
     workdir = options.workdir
-    # What can be told before the slow import of TensorFlow is told there.
+    # Mistakes that show without TensorFlow come before its slow import.
     configuration.check_program(options.config, "train")
     plain = run_config.validate(options.config)
     several = options.strategy == "multi_worker"

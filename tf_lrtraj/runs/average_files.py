@@ -50,7 +50,7 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     """A `.keras` model, loaded without trust.
 
     Raises:
-        ConfigError: if it cannot be loaded; what to do about a class of one's own is said.
+        ConfigError: if it cannot be loaded; the message says what to do about a custom class.
     """
     from tf_lrtraj.averaging import model_files
 

@@ -68,7 +68,9 @@ def _length(zero: bool = False, never: bool = False, percent: bool = True) -> Ru
             raise ValueError
         return value
 
-    units = "'8 epochs' or '300 steps'" if not percent else "'8 epochs', '300 steps' or '10 percent'"
+    units = (
+        "'8 epochs' or '300 steps'" if not percent else "'8 epochs', '300 steps' or '10 percent'"
+    )
     words = f"one amount and one unit, such as {units}{'' if zero else ', longer than 0'}"
     return Rule(words + (f", or {NEVER!r}" if never else ""), read)
 
@@ -182,7 +184,7 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
 
     Raises:
         ConfigError: naming the key, the value received and what is allowed;
-            unknown keys come with the nearest known one.
+            for an unknown key, with the nearest known one.
     """
     plain = SCHEMA.read(config)
     for name, entry in plain["averages"].items():

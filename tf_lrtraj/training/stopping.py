@@ -46,8 +46,7 @@ class Lost(RuntimeError):
 class Interrupted(BaseException):
     """SIGTERM or SIGINT asked the run to stop; what is on disk can be gone on with.
 
-    Like KeyboardInterrupt it is no `Exception`, so that no library takes it for an
-    error of its own and goes on.
+    Like KeyboardInterrupt it is no `Exception`, so that no library catches it and goes on.
     """
 
 
@@ -64,7 +63,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is only noted: whoever defers looks at `requested` and stops.
+        """Inside, a signal is only noted; the caller looks at `requested` and stops.
 
         Raises:
             Interrupted: at the end, for a signal that came after the last look.
