@@ -139,7 +139,7 @@ def clean_errors() -> Iterator[None]:
     except StrategyError as error:
         fail(str(error), RESUMABLE if isinstance(error, WorkersMissing) else USAGE)
     except Diverged as error:
-        fail(f"{error} Status 'diverged'; the last checkpoint is kept.", DIVERGED)
+        fail(f"{error} Status 'diverged'; what was saved before is kept.", DIVERGED)
     except Interrupted as error:
         fail(f"{error}. Run the same command again to go on.", RESUMABLE)
     except Lost as error:

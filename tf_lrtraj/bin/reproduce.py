@@ -46,6 +46,7 @@ from ml_collections import config_flags
 
 from tf_lrtraj.bin import common, configuration, outputs
 from tf_lrtraj.runs.config_checks import as_dict
+from tf_lrtraj.training.stopping import Interrupted
 
 # What libraries take their number of threads from.
 _THREADS = (
@@ -86,9 +87,7 @@ def main(argv: Sequence[str]) -> int:
     if given.only_seed is not None:
         for name in _THREADS:
             os.environ.setdefault(name, "1")
-    from tf_lrtraj.records import RecordError
     from tf_lrtraj.study import run_study
-    from tf_lrtraj.training.stopping import Diverged, Interrupted
 
     try:
         config = run_study.prepare(given.config, given.workdir)
@@ -99,12 +98,8 @@ def main(argv: Sequence[str]) -> int:
         # Flushed, so that a log shows where the work is.
         tell = functools.partial(print, flush=True)
         study = run_study.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
-    except RecordError as error:
-        common.fail(str(error))
     except OSError as error:
         common.fail(f"--workdir={given.workdir}: {error}")
-    except Diverged as error:
-        common.fail(str(error), common.DIVERGED)
     except Interrupted as error:
         print(f"lrtraj-reproduce: {error}", file=sys.stderr, flush=True)
         # At once: stopped in the midst of work, JAX may crash while Python shuts down, and the exit
