@@ -275,19 +275,15 @@ class ModelTarget(Target):
         self, weights: Any, split: str, limit: int | None = None, batch: bool = False
     ) -> dict[str, float]:
         from tf_lrtraj.averaging import borrow
+        from tf_lrtraj.runs.average_files import evaluate_model
 
         x, y = self._data[split]
-        if y is None:
-            raise ConfigError(f"evaluating needs labels: {split} holds no array `y`")
         if batch:
             raise ConfigError("batch statistics are for runs with a --workdir")
-        if not self.model.compiled:
-            raise ConfigError(f"the model {self._path} is not compiled, so it has no loss")
+        x, y = x[:limit], None if y is None else y[:limit]
         with borrow(self.model, *weights):
-            found = self.model.evaluate(
-                x[:limit], y[:limit], batch_size=self._batch_size, verbose=0, return_dict=True
-            )
-        return {**{k: float(v) for k, v in found.items()}, "examples": len(x[:limit])}
+            found = evaluate_model(self.model, x, y, self._batch_size)
+        return {**found, "examples": len(x)}
 
     def save(self, weights: Any, path: str | os.PathLike[str]) -> None:
         from tf_lrtraj.averaging import borrow, save_model
