@@ -29,7 +29,6 @@ from tf_lrtraj.values import (
     integer,
     number,
     one_of,
-    received,
     sequence_of,
     text,
 )
@@ -100,6 +99,7 @@ class ProbeSpec:
         beside: coordinates of the record that are no axis of a value.
         what: what it measures, in one line.  Empty for records that are not requested by kind.
         takes: what it is built from, beside its own options.
+        renamed: part → the name that its class has for it.
         own: options of its own.  Its class takes them as keywords, but for `instead` and those
             that change an option of a part.
         conditions: what options must fulfil together.
@@ -117,6 +117,7 @@ class ProbeSpec:
     beside: tuple[str, ...] = ()
     what: str = ""
     takes: tuple[Part, ...] = ()
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own: Mapping[str, Option] = dataclasses.field(default_factory=dict)
     conditions: tuple[Condition, ...] = ()
     instead: tuple[str, str] | None = None
@@ -205,7 +206,7 @@ class ProbeSpec:
                 others = [spec.kind for spec in requestable().values() if name in spec.options]
                 goes = f"; it goes with {others}" if others else ""
                 raise kind(
-                    f"`{received(name)[1:-1]}` is not an option of the probe {self.kind!r}{goes}."
+                    f"`{name}` is not an option of the probe {self.kind!r}{goes}."
                     f"{closest(name, known)} Options of {self.kind!r}: {sorted(known)}"
                 )
         found = {
@@ -300,6 +301,7 @@ RATES = Part(
     },
 )
 TRIP = Part("trip", _TRIP)
+TRIP_ENDS = Part("trip_ends", _TRIP)  # side trips' ends are points too
 RAYS = Part(
     "rays",
     {
@@ -513,7 +515,7 @@ PROBES: dict[str, ProbeSpec] = {
             optional=_HELD_OUT_VALUES,
             beside=("first", "second", "point"),
             what="losses along the segments between points; heights of barriers; SGD to SWA",
-            takes=(SURFACE, Part("points", {**_points(2), **_TRIP}), TRAINING, HELD_OUT),
+            takes=(Part("points", _points(2)), TRIP_ENDS, SURFACE, TRAINING, HELD_OUT),
             own={
                 "num": Option(24, integer(3), "points along a segment"),
                 "extend": Option(
@@ -565,7 +567,7 @@ PROBES: dict[str, ProbeSpec] = {
             "width.Width",
             optional=_HELD_OUT_VALUES,
             what="losses along random rays from points",
-            takes=(SURFACE, Part("points", _points(0)), TRAINING, HELD_OUT, RAYS, SEED),
+            takes=(Part("points", _points(0)), SURFACE, TRAINING, HELD_OUT, RAYS, SEED),
             own={
                 "ray_kind": Option(
                     "uniform",
@@ -586,7 +588,7 @@ PROBES: dict[str, ProbeSpec] = {
             optional=_HELD_OUT_VALUES,
             beside=("point", "point_u", "point_v"),
             what="losses on the plane through three points, with the trajectory projected on it",
-            takes=(SURFACE, Part("points", _points(3, 3)), TRAINING, HELD_OUT, WHOLE_TRAJECTORY),
+            takes=(Part("points", _points(3, 3)), SURFACE, TRAINING, HELD_OUT, WHOLE_TRAJECTORY),
             own={
                 "num": Option(24, integer(3), "points along a side"),
                 "margin": Option(0.3, number(0), "around the three points, in their extent"),
@@ -599,7 +601,8 @@ PROBES: dict[str, ProbeSpec] = {
             "ensemble.Ensembles",
             optional={"logits": ("*logit_difference*",)},
             what="predictions of several weights: accuracy, and difference against distance",
-            takes=(SURFACE, Part("points", _points(2)), HELD_OUT),
+            takes=(Part("points", _points(2)), SURFACE, HELD_OUT),
+            renamed={"points": "members", "held_out": "batches"},
         ),
         ProbeSpec(
             "lagged_gradients",
@@ -607,7 +610,7 @@ PROBES: dict[str, ProbeSpec] = {
             _lagged_gradients_dims(),
             "lagged_gradients.LaggedGradients",
             optional={"sketch": ("sketch",)},
-            takes=(SURFACE, TRAJECTORY, TRAINING, SEED),
+            takes=(TRAJECTORY, SURFACE, TRAINING, SEED),
         ),
         ProbeSpec(
             "separation",
@@ -616,6 +619,7 @@ PROBES: dict[str, ProbeSpec] = {
             "distance.Separation",
             optional={"filters": ("filters_squared",)},
             takes=(TRAJECTORY, OTHER_RUN, FILTERS),
+            renamed={"trajectory": "trajectory_a", "other_run": "trajectory_b"},
         ),
         ProbeSpec(
             "modes",
