@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from fuzzing.generate import NUMBERS, ODD, PLAIN, SCALARS, TEXTS, edited, edits, mostly
+from fuzzing.generate import NUMBERS, ODD, SCALARS, TEXTS, edited, edits, mostly
 from fuzzing.judge import Fault, Target
 from tf_lrtraj import kernels, rates, records, specs, theory
 from tf_lrtraj.durations import Duration
@@ -370,4 +370,3 @@ TARGETS = [
     TIMETABLES,
     NAMES,
 ]
-_ = PLAIN
