@@ -10,7 +10,7 @@ Traceback (most recent call last):
     ...
 ValueError: `line.batches` must be an integer of at least 1. Received: line.batches=0
 
-A new probe is an entry here, a class in `tf_lrtraj.probes`, and a module of
+A new probe is an entry here, a class in `tf_lrtraj.probes`, and a module KIND_figure in
 `tf_lrtraj.report.probe_figures` with `draw` and `sentences`.
 """
 
@@ -104,8 +104,7 @@ class ProbeSpec:
             that change an option of a part.
         conditions: what options must fulfil together.
         instead: (option, kind): with that option the record is of another kind.
-        together: whether one figure shows several records, of different steps.
-        figure: module that draws it; by default KIND_figure.
+        together: whether its figure shows several records, of different steps.
         measured_by: "MODULE.CLASS" in `tf_lrtraj.probes`.
     """
 
@@ -122,10 +121,6 @@ class ProbeSpec:
     conditions: tuple[Condition, ...] = ()
     instead: tuple[str, str] | None = None
     together: bool = False
-    figure: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "figure", self.figure or f"{self.kind}_figure")
 
     @property
     def options(self) -> dict[str, Option]:
