@@ -220,7 +220,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path):
         ],
         "must end in .png": [kernel, "--num_steps=9", "--figure=a.txt"],
         "--csv: there is no folder '/nowhere'": [kernel, "--num_steps=9", "--csv=/nowhere/a.csv"],
-        "takes flags only": [kernel, "--num_steps=9", "extra"],
+        "unexpected arguments": [kernel, "--num_steps=9", "extra"],
         "num_steps": [kernel, "--num_steps=0"],
         "Unknown command line flag 'kernal'": ["--kernal=x"],
     }
