@@ -112,7 +112,7 @@ def bare(depth: int, width: int, steps: int, count: int, data: Any) -> Callable[
 def loop(
     depth: int, width: int, steps: int, count: int, data: Any, folder: pathlib.Path
 ) -> Callable[[], Times]:
-    """`training.loop.run` over as many steps, with its records."""
+    """`training.loop.Loop` over as many steps, with its records."""
     from tf_lrtraj.training import host_memory
     from tf_lrtraj.training import loop as outer
     from tf_lrtraj.training.checkpoints import Checkpointer
@@ -148,15 +148,8 @@ def loop(
         def at_the_end(step: int) -> None:
             seconds.append(now() - began)
 
-        outer.run(
-            train_steps,
-            at_the_end,
-            checkpointer,
-            log,
-            cadence,
-            start + steps,
-            (start, outer.Window()),
-        )
+        made = outer.Loop(train_steps, at_the_end, checkpointer, log, cadence, start + steps)
+        made.run(start, outer.Window())
         return seconds[0] / steps
 
     return timed

@@ -14,36 +14,22 @@ Note:     the first 25,000 of CIFAR-100's training images, at 24 by 24 pixels, c
           procedure, 60 epochs each.  Sizes were fixed with the power table, before the run.
 """
 
-import json
 import pathlib
 
-from tf_lrtraj.study.study_config import default_config
+from tf_lrtraj.study.study_config import cifar_config
 
 
 def get_config():
-    config = default_config()
-    config.name = "cifar100_resnet14"
-    config.command = "lrtraj-reproduce --config=configs/reproduce_cifar100_resnet14.py"
-    config.judged = True
+    power = pathlib.Path(__file__).with_name("power_cifar100_resnet14.json")
+    config = cifar_config("cifar100_resnet14", power)
     config.claims = ("S1", "S2", "S4", "S5", "S6", "S7", "S8", "O2")
     config.pilot = (
         "two seeds of this configuration with a budget of 8 epochs and cycles of one, where all "
         "runs still descend; S4 and S5: the digits"
     )
-    config.power = json.loads(
-        pathlib.Path(__file__).with_name("power_cifar100_resnet14.json").read_text()
-    )
     config.data.name = "cifar100"
-    config.data.image_size = 24
-    config.data.augmentation = "crop_flip"
     config.model.depth = 14
-    config.model.width = 16
-    config.batch_size = 128
-    config.learning_rate = 0.1
-    config.weight_decay = 5e-4
     config.seeds = config.probe_seeds = 5
-    config.segment = 390
-    config.log_every = 39
     config.evaluate.update(part=5000, batch_norm_images=2500)
     config.trade_off.of = "budget"
     config.budget.steps = 11700  # 60 epochs

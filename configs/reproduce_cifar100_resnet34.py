@@ -12,9 +12,6 @@ from tf_lrtraj.study.study_config import full_size_config
 
 
 def get_config():
-    config = full_size_config()
-    config.name = "cifar100_resnet34"
-    config.command = "lrtraj-reproduce --config=configs/reproduce_cifar100_resnet34.py"
+    config = full_size_config("cifar100_resnet34")
     config.data.name = "cifar100"
-    config.data.augmentation = "crop_flip"
     return config

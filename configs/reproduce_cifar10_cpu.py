@@ -17,9 +17,7 @@ from tf_lrtraj.study.study_config import default_config
 
 
 def get_config():
-    config = default_config()
-    config.name = "cifar10_cpu"
-    config.command = "lrtraj-reproduce --config=configs/reproduce_cifar10_cpu.py"
+    config = default_config("cifar10_cpu")
     config.judged = True
     config.seeds = 3
     config.data.name = "cifar10"

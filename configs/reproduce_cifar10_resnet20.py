@@ -15,17 +15,14 @@ Note:     all 50,000 training images, at 24 by 24 pixels, cropped and flipped; R
           the run.
 """
 
-import json
 import pathlib
 
-from tf_lrtraj.study.study_config import default_config
+from tf_lrtraj.study.study_config import cifar_config
 
 
 def get_config():
-    config = default_config()
-    config.name = "cifar10_resnet20"
-    config.command = "lrtraj-reproduce --config=configs/reproduce_cifar10_resnet20.py"
-    config.judged = True
+    power = pathlib.Path(__file__).with_name("power_cifar10_resnet20.json")
+    config = cifar_config("cifar10_resnet20", power)
     config.claims = (
         *(f"B{number}" for number in range(1, 15)),
         *(f"A{number}" for number in range(1, 11)),
@@ -35,23 +32,12 @@ def get_config():
         "two seeds of this configuration with ResNet-8 on 16 by 16 pixels, a burn-in of 6 epochs "
         "and a window of 3; B4, B5, B6, B11, B12 and O5: the digits"
     )
-    config.power = json.loads(
-        pathlib.Path(__file__).with_name("power_cifar10_resnet20.json").read_text()
-    )
     config.data.name = "cifar10"
-    config.data.image_size = 24
-    config.data.augmentation = "crop_flip"
     config.model.depth = 20
-    config.model.width = 16
-    config.batch_size = 128
-    config.learning_rate = 0.1
-    config.weight_decay = 5e-4
     config.seeds = config.probe_seeds = config.pairs.seeds = config.speed.seeds = 3
     config.burn_in = 7800  # 20 epochs
     config.window = 3900
     config.every = 30
-    config.segment = 390
-    config.log_every = 39
     config.horizon = 390
     config.averages = {
         "ema": {"kernel": "Exponential", "decay": 0.985},

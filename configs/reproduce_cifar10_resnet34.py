@@ -14,9 +14,6 @@ from tf_lrtraj.study.study_config import full_size_config
 
 
 def get_config():
-    config = full_size_config()
-    config.command = "lrtraj-reproduce --config=configs/reproduce_cifar10_resnet34.py"
-    config.name = "cifar10_resnet34"
+    config = full_size_config("cifar10_resnet34")
     config.data.name = "cifar10"
-    config.data.augmentation = "crop_flip"
     return config

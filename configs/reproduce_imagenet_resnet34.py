@@ -10,24 +10,16 @@ Runtime:  not measured; --dry_run tells the cost
 Expected: not run by the project; the streamed path is tested on small data only.
 """
 
-from tf_lrtraj.study.study_config import default_config
+from tf_lrtraj.study.study_config import accelerator_config
 
 
 def get_config():
-    config = default_config()
-    config.name = "imagenet_resnet34"
-    config.command = "lrtraj-reproduce --config=configs/reproduce_imagenet_resnet34.py"
-    config.runs_here = False
+    config = accelerator_config("imagenet_resnet34")
     config.data.name = "imagenet2012"
     config.data.image_size = 224
     config.data.augmentation = "random_resized_crop"
-    config.model.depth = 34
-    config.model.width = 64
     config.model.stem = "imagenet"
     config.batch_size = 256
-    config.judged = True
-    config.seeds = config.probe_seeds = config.pairs.seeds = config.speed.seeds = 3
-    config.learning_rate = 0.1
     config.weight_decay = 5e-5
     config.burn_in = 240000  # 48 epochs
     config.window = 80000
@@ -42,17 +34,10 @@ def get_config():
         "two_point": {"kernel": "TwoPoint", "gap": 15000},
     }
     config.evaluate.update(batch_size=250, part=5000, batch_norm_images=5000)
-    config.places = 2
-    config.raw_iterates = 10
-    config.along = {"places": 10, "averages": ("ema", "swa")}
-    config.many_points = {"points": (2, 4, 8), "gaps": (1000, 4000, 8000), "ends": 20}
-    config.late_iterates = 20
-    config.sweep.update(singles=24, pairs=34)  # 204 pairs
+    config.many_points.gaps = (1000, 4000, 8000)
     config.pairs.steps = 8000
     config.speed.steps = 48000
-    config.budget.cycle = 2
-    config.cost.update(depth=34, width=64, repeats=7, steps=20)
-    config.probes.update(batches=32, held_out=4, gradients=12)
+    config.probes.gradients = 12
     config.one_step.update(batches=6, held_out=4, others=4)
     config.width.update(images=2000, size=250)
     config.ensemble.update(images=2000, size=250)

@@ -33,6 +33,7 @@ RECORDS_SIDE = {"report", "claims"}
 ALLOWED = {room: set() for room in BASE} | {room: BASE for room in GROUND - BASE}
 ALLOWED["kernels"] = ALLOWED["rates"] = BASE | {"configurable"}
 ALLOWED["durations"] = BASE | {"configurable", "kernels", "rates"}
+ALLOWED["seeds"] = {"values"}
 ALLOWED["backend"] = BASE | {"memory"}
 ALLOWED["theory"] = BASE | {"kernels", "rates"}
 ALLOWED["schedules"] = GROUND | {"theory"}

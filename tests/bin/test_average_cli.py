@@ -1,44 +1,21 @@
 """`lrtraj-average`: mistakes are one clear line; a Keras model's snapshots from end to end."""
 
+import functools
 import sys
 
 import numpy as np
 import pytest
-from absl import flags
 
 from tf_lrtraj import kernels, records, theory
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
-from tf_lrtraj.bin import average, common
+from tf_lrtraj.bin import common
 from tf_lrtraj.runs import kernel_parsing
 
 
 @pytest.fixture
-def program(monkeypatch, capsys):
-    """Runs the program in this process; returns (exit code, standard output, standard error)."""
-
-    def run(*args):
-        forget_flags()
-        monkeypatch.setattr(sys, "argv", ["lrtraj-average", *map(str, args)])
-        with pytest.raises(SystemExit) as stopped:
-            average.run()
-        output = capsys.readouterr()
-        return stopped.value.code or 0, output.out, output.err
-
-    yield run
-    forget_flags()
-
-
-def forget_flags():
-    """Undoes what a program defines and parses, as if its process were new."""
-    flags.FLAGS.unparse_flags()
-    ours = {
-        flag.name
-        for module, defined in flags.FLAGS.flags_by_module_dict().items()
-        for flag in defined
-        if module.startswith("tf_lrtraj.")
-    }
-    for name in ours & set(flags.FLAGS):
-        delattr(flags.FLAGS, name)
+def average(program):
+    """Runs `lrtraj-average`; returns (exit code, standard output, standard error)."""
+    return functools.partial(program, "lrtraj-average")
 
 
 @pytest.fixture(scope="module")
@@ -98,26 +75,11 @@ def test_kernels_in_every_form(text, name, kernel):
             ["--data=FILE.npz"],
         ),
         (["--workdir={folder}", "--advise", "--split=test"], ["does not use --split"]),
-        (
-            ["--snapshots={folder}", "--kernel=ema:0.5", "--json=/nowhere/rows.jsonl"],
-            ["--json: there is no folder '/nowhere'"],
-        ),
-        (
-            [
-                "--snapshots={folder}",
-                "--kernel=ema:0.5",
-                f"--model={__file__}",
-                f"--export={__file__}/x",
-            ],
-            ["--export:", "none can be made there"],
-        ),
         (["--snapshots={folder}", "--schedule=0.05:20", "--base=0.1"], ["'0.05' with 20"]),
         (["--snapshots={folder}/none", "--kernel=ema:0.5"], ["no folder of snapshots"]),
         (["--workdir={folder}/none", "--kernel=ema:0.5"], ["there is no folder"]),
         (["--workdir={folder}", "--kernel=ema:0.5"], ["--config.snapshots.every="]),
         (["--workdir={folder}", "--advise", "--kernel=ema:0.5"], ["--advise tries all"]),
-        (["--snapshots={folder}", "--kernell=ema:0.5"], ["kernell"]),
-        (["--snapshots={folder}", "extra"], ["unexpected arguments", "extra"]),
         (["--snapshots={folder}", "--kernel=ema:0.5", "--output=a.keras"], ["--output", "--files"]),
         (
             ["--snapshots={folder}", "--kernel=ema:0.5", "--batch_norm_data=none.npz"],
@@ -141,27 +103,27 @@ def test_kernels_in_every_form(text, name, kernel):
         ([*TWO, "--import=no_such_module", "--output=a.npz"], ["--import: 'no_such_module'"]),
     ],
 )
-def test_mistakes_are_one_clear_line(program, folder, args, expected):
-    code, out, error = program(*(arg.format(folder=folder) for arg in args))
+def test_mistakes_are_one_clear_line(average, folder, args, expected):
+    code, out, error = average(*(arg.format(folder=folder) for arg in args))
     assert code == common.USAGE
     for text in expected:
         assert text in error
     assert "Traceback" not in error and out == ""
 
 
-def test_a_damaged_snapshot_is_named(program, tmp_path):
+def test_a_damaged_snapshot_is_named(average, tmp_path):
     spec = VariableSpec("w", (2,), "float32", "trainable")
     writer = SnapshotWriter(tmp_path, [spec], Timetable(1))
     for step in range(4):
         writer.write(step, [np.zeros(2, np.float32)])
     path = Snapshots(tmp_path).path(2)
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    code, _, error = program(f"--snapshots={tmp_path}", "--kernel=window:3")
+    code, _, error = average(f"--snapshots={tmp_path}", "--kernel=window:3")
     assert code == common.USAGE and "step_000000002.snap is damaged" in error
 
 
-def test_averages_without_a_model_say_what_they_are(program, folder, tmp_path):
-    code, out, error = program(
+def test_averages_without_a_model_say_what_they_are(average, folder, tmp_path):
+    code, out, error = average(
         f"--snapshots={folder}",
         "--kernel=two_point:40",
         "--kernel=ema:0.9",
@@ -183,21 +145,14 @@ def test_averages_without_a_model_say_what_they_are(program, folder, tmp_path):
     assert "exact" in out and "two_point-40: 2 snapshots, steps 60 to 100" in out
 
 
-def test_kernels_may_count_snapshots(program, folder, tmp_path):
-    code, _, error = program(
+def test_kernels_may_count_snapshots(average, folder, tmp_path):
+    code, _, error = average(
         f"--snapshots={folder}", "--kernel=window:3", "--per=snapshot", "--last=90",
         f"--json={tmp_path}/rows.jsonl",
     )  # fmt: skip
     assert code == 0, error
     (row,) = records.read_rows(tmp_path / "rows.jsonl")
     assert row["exact"] and row["distance"] == 10.0 and row["step"] == 90
-
-
-def test_help_teaches(program):
-    code, out, _ = program("--help")
-    assert code in (0, 1)
-    for text in ("--kernel=ema:0.99", "--advise", "--schedule=linear:200", "--snapshots=DIR"):
-        assert text in out
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +179,7 @@ def own_model(tmp_path_factory):
     return path, x, y
 
 
-def test_a_model_of_one_s_own_from_end_to_end(program, own_model):
+def test_a_model_of_one_s_own_from_end_to_end(average, own_model):
     import keras
 
     path, x, y = own_model
@@ -233,7 +188,7 @@ def test_a_model_of_one_s_own_from_end_to_end(program, own_model):
         f"--model={path}/model.keras",
         f"--data={path}/data.npz",
     ]
-    code, out, error = program(
+    code, out, error = average(
         *given,
         "--kernel=tail=window:5,every=4",
         "--evaluate",
@@ -260,7 +215,7 @@ def test_a_model_of_one_s_own_from_end_to_end(program, own_model):
     metrics = loaded.evaluate(x, y, verbose=0, return_dict=True)
     assert rows["tail"]["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
 
-    code, out, error = program(
+    code, out, error = average(
         *given, "--advise", "--advise_examples=128", "--verify=6", f"--export={path}/out"
     )
     assert code == 0, error
@@ -274,9 +229,9 @@ def test_a_model_of_one_s_own_from_end_to_end(program, own_model):
     assert recommended["measured"] == pytest.approx(found["loss"], rel=1e-3)
 
 
-def test_snapshots_of_another_model_are_refused(program, own_model, folder):
+def test_snapshots_of_another_model_are_refused(average, own_model, folder):
     path, _, _ = own_model
-    code, _, error = program(
+    code, _, error = average(
         f"--snapshots={folder}",
         f"--model={path}/model.keras",
         f"--data={path}/data.npz",
@@ -297,15 +252,15 @@ def test_snapshots_of_another_model_are_refused(program, own_model, folder):
         (["--kernel=c=Custom([2,-1])"], [5, 10]),
     ],
 )
-def test_files_of_arrays_need_no_model(program, folder, tmp_path, more, expected):
+def test_files_of_arrays_need_no_model(average, folder, tmp_path, more, expected):
     files = [f"{folder}/one.npz", f"{folder}/two.npz"]
-    code, out, error = program("--files", *files, *more, f"--output={tmp_path}/mean.npz")
+    code, out, error = average("--files", *files, *more, f"--output={tmp_path}/mean.npz")
     assert code == 0, error
     with np.load(tmp_path / "mean.npz") as found:
         np.testing.assert_array_equal(found["a"], expected)
         assert found["count"] == 5 and found["count"].dtype.kind == "i"
     assert "2 of 2 files" in out
-    code, _, error = program("--files", f"{folder}/one.npz", f"{folder}/other.npz", *more,
+    code, _, error = average("--files", f"{folder}/one.npz", f"{folder}/other.npz", *more,
                              f"--output={tmp_path}/mean.npz")  # fmt: skip
     assert code == common.USAGE and "other.npz holds the arrays ['b'" in error
 
@@ -355,13 +310,13 @@ def in_model(path, weights, x=None):
 
 @pytest.mark.parametrize("output", ["mean.keras", "mean.weights.h5", "mean.npz"])
 @pytest.mark.parametrize("recompute", [True, False])
-def test_files_of_three_kinds_are_averaged(program, ingredients, tmp_path, output, recompute):
+def test_files_of_three_kinds_are_averaged(average, ingredients, tmp_path, output, recompute):
     import keras
 
     folder, weights, x, _ = ingredients
     files = [folder / name for name in ("a.keras", "b.weights.h5", "c.npz")]
     more = [f"--batch_norm_data={folder}/train.npz"] if recompute else []
-    code, out, error = program("--files", *files, f"--output={tmp_path / output}", *more)
+    code, out, error = average("--files", *files, f"--output={tmp_path / output}", *more)
     assert code == 0, error
     mean = [np.mean(arrays, 0) for arrays in zip(*weights[:3], strict=True)]
     expected = in_model(folder / "a.keras", mean, x[:128] if recompute else None)
@@ -380,7 +335,7 @@ def test_files_of_three_kinds_are_averaged(program, ingredients, tmp_path, outpu
 
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
-def test_a_greedy_soup_is_that_of_its_recipe(program, ingredients, tmp_path, metric):
+def test_a_greedy_soup_is_that_of_its_recipe(average, ingredients, tmp_path, metric):
     """Best first, each if the metric gets no worse, written out again by hand."""
     folder, weights, x, y = ingredients
     files = [folder / name for name in ("bad.npz", "a.keras", "b.weights.h5", "c.npz")]
@@ -397,7 +352,7 @@ def test_a_greedy_soup_is_that_of_its_recipe(program, ingredients, tmp_path, met
     for index in order[1:]:
         if sign * measure([*soup, index]) <= sign * measure(soup):
             soup.append(index)
-    code, out, error = program(
+    code, out, error = average(
         "--files", *files, f"--soup={metric}", f"--data={folder}/held_out.npz",
         f"--batch_norm_data={folder}/train.npz", f"--output={tmp_path}/soup.npz", "--evaluate",
     )  # fmt: skip
@@ -413,15 +368,15 @@ def test_a_greedy_soup_is_that_of_its_recipe(program, ingredients, tmp_path, met
     assert f"{metric} {measure(soup):.4f}" in row
 
 
-def test_unknown_metrics_and_foreign_files_are_one_clear_line(program, ingredients, folder):
+def test_unknown_metrics_and_foreign_files_are_one_clear_line(average, ingredients, folder):
     here = ingredients[0]
     files = ["--files", here / "a.keras", here / "c.npz"]
     data = f"--data={here}/held_out.npz"
-    code, _, error = program(*files, "--soup=f1", data, "--evaluate")
+    code, _, error = average(*files, "--soup=f1", data, "--evaluate")
     assert code == common.USAGE and "--soup must be one of ['accuracy', 'loss']" in error
-    code, _, error = program("--files", here / "a.keras", folder / "one.npz", "--evaluate", data)
+    code, _, error = average("--files", here / "a.keras", folder / "one.npz", "--evaluate", data)
     assert code == common.USAGE and "one.npz does not hold weights of the model" in error
-    code, _, error = program("--files", here / "b.weights.h5", here / "c.npz", "--evaluate", data)
+    code, _, error = average("--files", here / "b.weights.h5", here / "c.npz", "--evaluate", data)
     assert code == common.USAGE and "--model=FILE.keras is needed" in error
 
 
@@ -435,7 +390,7 @@ class Twice(keras.layers.Layer):
 """
 
 
-def test_models_with_layers_and_schedules_of_one_s_own_load(program, tmp_path, monkeypatch):
+def test_models_with_layers_and_schedules_of_one_s_own_load(average, tmp_path, monkeypatch):
     import keras
 
     from tf_lrtraj import rates, schedules
@@ -458,9 +413,9 @@ def test_models_with_layers_and_schedules_of_one_s_own_load(program, tmp_path, m
     given = ["--snapshots=snapshots", "--model=model.keras", "--data=data.npz", "--evaluate",
              "--kernel=window:3", "--batch_norm_data=statistics.npz"]  # fmt: skip
     del keras.saving.get_custom_objects()["own>Twice"]
-    code, _, error = program(*given)
+    code, _, error = average(*given)
     assert code == common.USAGE and "a class 'Twice' that Keras does not know. Give --imp" in error
-    code, _, error = program(*given, "--import=layers_of_mine", "--export=out")
+    code, _, error = average(*given, "--import=layers_of_mine", "--export=out")
     assert code == 0, error
     snapshots = Snapshots("snapshots")
     mean = np.mean([snapshots.read(step)[0] for step in (6, 7, 8)], axis=0)
@@ -469,10 +424,10 @@ def test_models_with_layers_and_schedules_of_one_s_own_load(program, tmp_path, m
     assert loaded.optimizer._learning_rate.rate == rate
 
 
-def test_batch_norm_may_have_data_of_its_own(program, own_model, tmp_path):
+def test_batch_norm_may_have_data_of_its_own(average, own_model, tmp_path):
     path, x, _ = own_model
     np.savez(tmp_path / "statistics.npz", x=x[:64])
-    code, out, error = program(
+    code, out, error = average(
         f"--snapshots={path}/snapshots", f"--model={path}/model.keras", f"--data={path}/data.npz",
         f"--batch_norm_data={tmp_path}/statistics.npz", "--kernel=tail=window:5,every=4",
         f"--export={tmp_path}", "--evaluate",

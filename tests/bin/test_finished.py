@@ -1,9 +1,7 @@
 """The same command on a run that is done: it says so, without importing TensorFlow."""
 
-import subprocess
-import sys
-
 import pytest
+from helpers import run_python
 
 from tf_lrtraj import kernels, records
 from tf_lrtraj.bin.configuration import known_configs
@@ -82,12 +80,7 @@ def test_the_program_says_so_without_tensorflow(tmp_path):
     module = {}
     exec(compile(path.read_text(), str(path), "exec"), module)
     write_run(tmp_path / "run", validate(module["get_config"]()))
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, f"--config={path}", f"--workdir={tmp_path / 'run'}"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("-c", SCRIPT, f"--config={path}", f"--workdir={tmp_path / 'run'}")
     assert "the run is done already" in done.stdout and "75.0 %" in done.stdout
     assert done.stdout.splitlines()[-1] == "loaded: []"
     assert (tmp_path / "run" / "report.html").exists()

@@ -32,8 +32,6 @@ def train(program, tmp_path):
         ("--strategy=mirored", ["mirored", "mirrored"]),
         ("--strategy=tpu", ["no TPU", "one_device"]),
         ("--num_devices=2", ["num_devices=2", "mirrored"]),
-        ("--wrokdir=x", ["wrokdir"]),
-        ("extra", ["unexpected arguments", "extra"]),
     ],
 )
 def test_mistakes_name_value_and_remedy_before_anything_is_written(
@@ -53,26 +51,11 @@ def test_data_that_is_not_prepared_says_how(train, tmp_path):
     assert "tools/prepare_data.py" in error and "cifar10" in error
 
 
-def test_a_configuration_that_is_not_there(program, tmp_path):
-    code, _, error = program("lrtraj-train", "--config=digit_demo", f"--workdir={tmp_path}")
-    assert code == common.USAGE
-    assert "Did you mean 'digits_demo'?" in error
-    code, _, error = program("lrtraj-train", f"--workdir={tmp_path}")
-    assert code == common.USAGE and "--config is required" in error
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_unwritable_workdir_for_users(train, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     code, _, error = train(workdir=tmp_path / "locked" / "run")
     assert code == common.USAGE and "cannot be written" in error
-
-
-def test_a_workdir_that_cannot_be_made(train, tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    code, _, error = train(workdir=tmp_path / "file" / "run")
-    assert code == common.USAGE
-    assert "cannot be written" in error and "Choose another --workdir" in error
 
 
 def test_a_workdir_of_another_configuration(train, tmp_path):
@@ -84,20 +67,6 @@ def test_a_workdir_of_another_configuration(train, tmp_path):
     code, _, error = train()
     assert code == common.USAGE
     assert "another configuration" in error and "data.batch_size: there 128, asked 32" in error
-
-
-def test_evaluate_without_a_run(program, tmp_path):
-    code, _, error = program("lrtraj-evaluate", f"--workdir={tmp_path}")
-    assert code == common.USAGE and "config.json does not exist" in error
-    code, _, error = program("lrtraj-evaluate")
-    assert code == common.USAGE and "--workdir is required" in error
-
-
-def test_help_teaches(program):
-    code, out, _ = program("lrtraj-train", "--help")
-    assert code in (0, 1)  # absl ends its help with 1
-    for text in ("Examples:", "--strategy", "--workdir", "Exit codes"):
-        assert text in out
 
 
 def test_a_folder_named_like_a_configuration_does_not_hide_it(program, tmp_path, monkeypatch):
@@ -116,12 +85,6 @@ def test_another_backend_of_keras_is_refused(program, monkeypatch, tmp_path):
     )
     assert code == 2 and "Received: KERAS_BACKEND='jax'" in errors
     assert not (tmp_path / "run").exists()
-
-
-def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(program, tmp_path):
-    place = tmp_path / "absent" / "rows.jsonl"
-    code, _, errors = program("lrtraj-evaluate", f"--workdir={tmp_path}", f"--json={place}")
-    assert code == 2 and f"--json: there is no folder {str(place.parent)!r}" in errors
 
 
 def test_errors_of_the_system_name_the_file_and_not_the_temporary_one():

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from data_helpers import assert_parts, take
 
 from tf_lrtraj import data
 from tf_lrtraj.data import order, randomness
@@ -48,7 +49,7 @@ def opened(root, **options):
 
 
 def labels_of(pipeline, count):
-    return [labels.tolist() for _, labels in itertools.islice(pipeline.as_numpy_iterator(), count)]
+    return [labels.tolist() for _, labels in take(pipeline, count)]
 
 
 def permutation(size, keys):
@@ -140,16 +141,10 @@ def test_hosts_make_up_the_global_batch(root, batch_size, num_shards, hosts):
     """Whatever the hosts: images, labels and augmentation to the bit, resumed over a seam."""
     dataset = opened(root, augmentation="random_resized_crop")
     start, steps, part = TRAIN // batch_size - 1, 3, batch_size // num_shards
-    whole = list(
-        itertools.islice(dataset.train_batches(batch_size, 3, start).as_numpy_iterator(), steps)
-    )
+    whole = take(dataset.train_batches(batch_size, 3, start), steps)
     for ids in hosts:
         pipeline = dataset.train_batches(batch_size, 3, start, num_shards, ids)
-        made = list(itertools.islice(pipeline.as_numpy_iterator(), steps * len(ids)))
-        for i, element in enumerate(made):
-            rows = slice(ids[i % len(ids)] * part, (ids[i % len(ids)] + 1) * part)
-            for x, y in zip(whole[i // len(ids)], element, strict=True):
-                np.testing.assert_array_equal(x[rows], y)
+        assert_parts(take(pipeline, steps * len(ids)), whole, part, ids)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +166,7 @@ def test_evaluation_in_order_and_in_shares(root, batch_size, num_shards, limit, 
     rows = batch_size // num_shards
     for ids in ((0, num_shards - 1), (1,)):
         pipeline = dataset.eval_batches("validation", batch_size, num_shards, ids, limit)
-        made = list(pipeline.as_numpy_iterator())
-        assert len(made) == len(whole) * len(ids)
-        for i, element in enumerate(made):
-            first = ids[i % len(ids)] * rows
-            for x, y in zip(whole[i // len(ids)], element, strict=True):
-                np.testing.assert_array_equal(x[first : first + rows], y)
+        assert_parts(list(pipeline.as_numpy_iterator()), whole, rows, ids)
 
 
 @pytest.mark.parametrize("takes", [[5], [3, 1, 4, 1, 5], [2, 2, 2], [1, 7, 0, 3]])

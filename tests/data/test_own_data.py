@@ -102,7 +102,7 @@ def test_what_cannot_be_used_is_said(root, name, message):
 def test_a_configuration_names_it(root):
     config = default_config()
     config.data.name, config.data.dir, config.data.batch_size = "val_split", str(root), 4
-    with pytest.raises(ConfigError, match=r"eval_split` must name.*\['train', 'val'\].*None"):
+    with pytest.raises(ConfigError, match=r"one of the splits \['train', 'val'\].*None"):
         load_dataset(validate(config))
     config.data.eval_split = "val"
     dataset = load_dataset(validate(config))

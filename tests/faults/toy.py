@@ -86,7 +86,7 @@ def assemble(config, dataset, strategy, learning_rates=None):
     optimizer = keras.optimizers.SGD(0.1)
     optimizer.build(model.trainable_variables)
     averages = AverageState(model.trainable_variables, plan.averages) if plan.averages else None
-    return Assembly(
+    assembly = Assembly(
         config=config,
         plan=plan,
         dataset=dataset,
@@ -94,9 +94,10 @@ def assemble(config, dataset, strategy, learning_rates=None):
         model=model,
         optimizer=optimizer,
         averages=averages,
-        evaluator=ToyEvaluator(model, averages),
         learning_rates=rates.as_array(rate, plan.total_steps),
     )
+    assembly.evaluator = ToyEvaluator(model, averages)
+    return assembly
 
 
 def train_steps(assembly, start):

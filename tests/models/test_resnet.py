@@ -285,7 +285,7 @@ def test_saves_and_loads(tmp_path, shortcut):
         ({"input_shape": (32, 32)}, ["`input_shape`", "(32, 32)"]),
         ({"input_shape": 32}, ["`input_shape`", "32"]),
         ({"input_shape": (32, 32, None)}, ["`input_shape`", "None)"]),
-        ({"batch_norm_momentum": 1.0}, ["`batch_norm_momentum`", "[0, 1)", "1.0"]),
+        ({"batch_norm_momentum": 1.0}, ["`batch_norm_momentum`", "below 1", "1.0"]),
         ({"batch_norm_epsilon": 0.0}, ["`batch_norm_epsilon`", "0.0"]),
     ],
 )

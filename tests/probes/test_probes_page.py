@@ -9,7 +9,7 @@ import numpy as np
 
 from tf_lrtraj import probes
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.runs.probing.requests import PROBES
+from tf_lrtraj.specs import requestable
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "probes.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def test_the_code_runs(tmp_path, monkeypatch):
 
 
 def test_the_page_names_every_probe_and_function():
-    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) >= set(PROBES)
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) >= set(requestable())
     functions = {
         n for n in probes.__all__ if n.startswith(("loss_", "gradient")) or n == "ensemble"
     }

@@ -202,37 +202,6 @@ def test_the_program_writes_the_page_and_prints_the_table(workdir, tmp_path):
     assert output.stat().st_size > 100_000
 
 
-def test_the_program_says_what_is_wrong(workdir, tmp_path):
-    for arguments, reason in (
-        ([], "--workdir=DIR is needed"),
-        ([f"--workdir={tmp_path}"], "holds no run.json"),
-        (
-            [f"--workdir={workdir}", f"--output={tmp_path}/no/page.html"],
-            "--output: there is no folder",
-        ),
-    ):
-        failed = _run_program(*arguments)
-        assert failed.returncode == 2
-        assert reason in failed.stderr and "Traceback" not in failed.stderr
-
-
-def test_the_console_script_explains_itself_without_tensorflow():
-    code = (
-        "import sys; sys.argv = ['lrtraj-report', {argument!r}]\n"
-        "from tf_lrtraj.bin.report import run\n"
-        "try:\n    run()\nfinally:\n    assert 'tensorflow' not in sys.modules"
-    )
-    for argument, expected in (
-        ("--help", "--workdir: Folder of the run"),
-        ("--wrkdir=x", "wrkdir"),
-    ):
-        command = [sys.executable, "-c", code.format(argument=argument)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert expected in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-    assert done.returncode == 2
-
-
 def test_reports_do_not_import_tensorflow(workdir, tmp_path):
     code = (
         "import sys; from tf_lrtraj import report; import tf_lrtraj.bin.report; "

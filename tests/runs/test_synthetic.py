@@ -188,4 +188,4 @@ def test_the_program_writes_records_and_figures(tmp_path):
         assert (out / f"{name}.svg").read_text().lstrip().startswith("<?xml")
     assert json.loads((out / "config.json").read_text())["averaging_length"]["modes"] == 5
     bad = subprocess.run(command, capture_output=True, text=True)
-    assert bad.returncode == 2 and "--workdir=DIR are needed" in bad.stderr
+    assert bad.returncode == 2 and "--workdir is required" in bad.stderr

@@ -1,81 +1,23 @@
-"""The main job on the embedded digits: records, replicas, resuming, faults.
-
-The network is tiny, so that a run is mostly start-up; what is compared is bits.
-"""
+"""The main job on the embedded digits: records, replicas, resuming, faults."""
 
 import json
-import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from helpers import run_python, start_python
+from run_helpers import FINISHED, TINY, checkpoint_steps, checkpoint_values, make, tiny_config
 
 from tf_lrtraj import kernels, records
 from tf_lrtraj.runs import evaluate_run as evaluation
 from tf_lrtraj.runs import train_run
 from tf_lrtraj.runs.assembly import assemble, load_dataset
-from tf_lrtraj.runs.run_config import ConfigError, default_config, read_config, validate
-from tf_lrtraj.training import host_memory, loop
+from tf_lrtraj.runs.run_config import ConfigError, read_config, validate
+from tf_lrtraj.training import host_memory, stopping
 from tf_lrtraj.training.strategies import make_strategy
-
-TINY = {
-    "data.batch_size": 32,
-    "data.augmentation": "crop",
-    "model.width": 4,
-    "optimizer.momentum": 0.3,
-    "total": "26 steps",
-    "log_every": "4 steps",
-    "evaluate.every": "13 steps",
-    "evaluate.batch_size": 250,
-    "checkpoint.every": "5 steps",
-    "steps_per_call": 3,
-    "batch_norm.batches": 2,
-    "threads": 1,
-}
-
-
-def tiny_config(**changes):
-    config = default_config()
-    settings = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
-    for key, value in settings.items():
-        config.update_from_flattened_dict({key: value})
-    config.averages = {
-        "ema": {"kernel": "Exponential", "decay": 0.8},
-        "two_point": {"kernel": "TwoPoint", "gap": 6, "batch_norm": "average"},
-    }
-    return config
-
-
-def start(workdir, config, strategy=None, name="one_device"):
-    plain, dataset = train_run.prepare(config, workdir)
-    strategy = strategy or make_strategy("one_device")
-    return train_run.run(plain, dataset, workdir, strategy, name, tell=lambda text: None)
-
-
-def checkpoint_values(workdir):
-    """Every tensor of the newest checkpoint, by name."""
-    newest = max((pathlib.Path(workdir) / "checkpoints").glob("step_*"))
-    reader = tf.train.load_checkpoint(str(newest / "variables"))
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if "OBJECT_GRAPH" not in name
-    }
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run with a matched run, made in this process."""
-    workdir = tmp_path_factory.mktemp("finished")
-    config = tiny_config(matched__averages=("two_point",))
-    start(workdir, config)
-    return workdir
 
 
 def test_a_run_leaves_complete_records(finished):
@@ -122,9 +64,8 @@ def test_a_forked_matched_run_is_the_run_made_whole(finished, tmp_path):
     assert np.all(schedule[:step].astype(np.float32) == np.float32(0.1))
     config = {**read_config(finished / "matched" / "two_point"), "name": "whole"}
     dataset = train_run.load_dataset(config)
-    train_run.train_one(
-        config, dataset, tmp_path, make_strategy("one_device"), learning_rates=schedule
-    )
+    strategy = make_strategy("one_device")
+    train_run.OneRun(config, dataset, tmp_path, strategy, learning_rates=schedule).make()
     assert (tmp_path / "metrics.jsonl").read_bytes() == (
         finished / "matched" / "two_point" / "metrics.jsonl"
     ).read_bytes()
@@ -173,52 +114,27 @@ def test_a_checkpoint_evaluates_to_what_training_recorded(finished):
     copied = list(evaluation.evaluate(assembly, step, ["raw", "ema"], batch_norm="copy"))
     assert [row["batch_norm"] for row in copied] == ["running", "copy"]
     assert copied[1]["loss"] != rows[2]["loss"]
-    with pytest.raises(ConfigError, match=r"must be among \['raw', 'ema', 'two_point'\].*emma"):
+    with pytest.raises(ConfigError, match=r"must be one of \['raw', 'ema', 'two_point'\].*emma"):
         next(evaluation.evaluate(assembly, step, ["emma"]))
-    with pytest.raises(ConfigError, match=r"split must be one of.*'dev'"):
+    with pytest.raises(ConfigError, match=r"`split` must be one of.*'dev'"):
         next(evaluation.evaluate(assembly, step, split="dev"))
 
 
 def test_a_finished_run_is_left_alone_and_another_configuration_refused(finished):
     before = (finished / "metrics.jsonl").read_bytes()
-    start(finished, tiny_config(matched__averages=("two_point",)))
+    make(finished, tiny_config(**FINISHED))
     assert (finished / "metrics.jsonl").read_bytes() == before
     with pytest.raises(records.RecordError, match=r"seed: there 0, asked 5"):
-        train_run.prepare(tiny_config(matched__averages=("two_point",), seed=5), finished)
-
-
-@pytest.mark.long
-def test_one_device_and_two_replicas_agree(tmp_path):
-    # Same global batches, batch norm over the whole batch: the same run up to the
-    # order of float32 sums.
-    options = {"model__batch_norm__synchronized": True, "data__batch_size": 64}
-    options |= {"total": "12 steps", "evaluate__every": "never", "save_models": False}
-    start(tmp_path / "one", tiny_config(**options))
-    start(tmp_path / "two", tiny_config(**options), make_strategy("mirrored", 2), "mirrored")
-    one, two = (checkpoint_values(tmp_path / name) for name in ("one", "two"))
-    assert one.keys() == two.keys() and len(one) > 50
-    for name, value in one.items():
-        scale = np.abs(value).max() + 1e-3
-        np.testing.assert_allclose(two[name], value, atol=1e-4 * scale, rtol=0, err_msg=name)
-    first, second = (records.load_run(tmp_path / name) for name in ("one", "two"))
-    np.testing.assert_allclose(
-        first.train_series("loss")[1], second.train_series("loss")[1], rtol=1e-5
-    )
-    for weights in ("raw", "ema", "two_point"):
-        np.testing.assert_allclose(
-            first.series("loss", weights)[1], second.series("loss", weights)[1], rtol=1e-4
-        )
-        assert second.rows("eval", weights=weights)[0]["examples"] == 500
+        train_run.prepare(tiny_config(**FINISHED, seed=5), finished)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_status(tmp_path):
     config = tiny_config(schedule__constant=1e25, checkpoint__every="1 steps", steps_per_call=1)
-    with pytest.raises(loop.Diverged, match=r"loss became (nan|inf) in step") as error:
-        start(tmp_path, config)
+    with pytest.raises(stopping.Diverged, match=r"loss became (nan|inf) in step") as error:
+        make(tmp_path, config)
     run = records.load_run(tmp_path)
     assert run.status == "diverged" and str(error.value) == run.run["message"]
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept[-1] == f"step_{error.value.step:09d}"  # the last good one
+    assert checkpoint_steps(tmp_path)[-1] == error.value.step  # the last good one
     assert (tmp_path / "report.html").exists()
 
 
@@ -230,44 +146,27 @@ train.run()
 """
 
 
-def command(workdir, *more):
+def command(workdir):
     settings = [f"--config.{key}={value}" for key, value in TINY.items()]
     config = pathlib.Path(__file__).with_name("bare_config.py")
-    return [
-        sys.executable,
-        "-c",
-        SCRIPT,
-        f"--config={config}",
-        f"--workdir={workdir}",
-        *settings,
-        *more,
-    ]
-
-
-def environment():
-    root = str(pathlib.Path(__file__).parents[2])
-    paths = [root, os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    return ["-c", SCRIPT, f"--config={config}", f"--workdir={workdir}", *settings]
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole), check=True, env=environment(), capture_output=True)
-    process = subprocess.Popen(
-        command(killed), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    run_python(*command(whole))
+    process = start_python(*command(killed))
     metrics = killed / "metrics.jsonl"
     deadline = time.monotonic() + 300
     # Step 12 is logged: past the checkpoint of step 10, in the middle of an epoch of 40.5.
     while not (metrics.exists() and b'"step":12,' in metrics.read_bytes()):
-        assert process.poll() is None, process.stdout.read().decode()
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    process.communicate()
     assert records.load_run(killed).status == "incomplete"
-    subprocess.run(command(killed), check=True, env=environment(), capture_output=True)
+    run_python(*command(killed))
     run = records.load_run(killed)
     assert run.status == "done"
     resumed = run.run["resumed_at"]

@@ -1,25 +1,14 @@
 """Multi-worker jobs on loopback, each worker a process of its own, for tests."""
 
 import json
-import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).parents[2]
+from helpers import environment, free_ports
+
 TIME_LIMIT = 900  # seconds, on a machine with other work; most of it is TensorFlow's start
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Cluster:
@@ -42,18 +31,11 @@ class Cluster:
                 "cluster": {"worker": addresses},
                 "task": {"type": "worker", "index": index},
             }
-            paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-            environment = {
-                **os.environ,
-                "TF_CONFIG": json.dumps(task),
-                "CUDA_VISIBLE_DEVICES": "-1",
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-                "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            }
+            told = {"TF_CONFIG": json.dumps(task), "CUDA_VISIBLE_DEVICES": "-1"}
             with open(self.outputs[index], "w") as output:
                 self.processes[index] = subprocess.Popen(
                     command,
-                    env=environment,
+                    env=environment(**told),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -11,22 +11,20 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 @pytest.fixture(scope="session")
 def one_device(tmp_path_factory):
     """A run on one device without probes, models and matched run."""
-    from run_contents import BARE, make, scale_config
-
-    from tf_lrtraj.training.strategies import make_strategy
+    from run_contents import BARE, scale_config
+    from run_helpers import make
 
     workdir = tmp_path_factory.mktemp("scale") / "one_device"
-    make(workdir, make_strategy("one_device"), "one_device", scale_config(**BARE))
+    make(workdir, scale_config(**BARE))
     return workdir
 
 
 @pytest.fixture(scope="session")
 def everything_on_one_device(tmp_path_factory):
     """A run on one device with everything on."""
-    from run_contents import make, scale_config
-
-    from tf_lrtraj.training.strategies import make_strategy
+    from run_contents import scale_config
+    from run_helpers import make
 
     workdir = tmp_path_factory.mktemp("scale") / "everything"
-    make(workdir, make_strategy("one_device"), "one_device", scale_config())
+    make(workdir, scale_config())
     return workdir

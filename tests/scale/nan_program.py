@@ -7,7 +7,8 @@ import json
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+FOLDER = pathlib.Path(__file__).parent
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
 
 def main(workdir):
@@ -18,12 +19,12 @@ def main(workdir):
     from run_contents import scale_config
 
     from tf_lrtraj.runs import train_run
-    from tf_lrtraj.training import loop
+    from tf_lrtraj.training import stopping
 
     plain, _ = train_run.prepare(scale_config(**OPTIONS), workdir, strategy)
     try:
         train_run.run(plain, poisoned(), workdir, strategy, "multi_worker", tell=lambda text: None)
-    except loop.Diverged as error:
+    except stopping.Diverged as error:
         print(json.dumps({"diverged": error.step, "message": str(error)}), flush=True)
         sys.exit(3)
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 
 import numpy as np
-import tensorflow as tf
+from run_helpers import changed, checkpoint_steps, checkpoint_values
 from scale_config import get_config
 
 from tf_lrtraj import records
@@ -22,35 +22,9 @@ BARE = {"probes": {}, "save_models": False, "tensorboard": False, "matched.avera
 
 def scale_config(**changes):
     config = get_config()
-    for key, value in changes.items():
-        key = key.replace("__", ".")
-        if key == "probes":
-            config.probes = value
-        else:
-            config.update_from_flattened_dict({key: value})
-    return config
-
-
-def make(workdir, strategy, name, config):
-    plain, dataset = train_run.prepare(config, workdir, strategy)
-    return train_run.run(plain, dataset, workdir, strategy, name, tell=lambda text: None)
-
-
-def checkpoint_steps(workdir):
-    return sorted(int(path.name[5:]) for path in (workdir / "checkpoints").glob("step_*"))
-
-
-def checkpoint_values(workdir, step=None):
-    """Every tensor of a checkpoint, by name; of the newest by default."""
-    step = checkpoint_steps(workdir)[-1] if step is None else step
-    reader = tf.train.load_checkpoint(
-        str(workdir / "checkpoints" / f"step_{step:09d}" / "variables")
-    )
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if "OBJECT_GRAPH" not in name
-    }
+    if "probes" in changes:
+        config.probes = changes.pop("probes")
+    return changed(config, **changes)
 
 
 def files_of(workdir):

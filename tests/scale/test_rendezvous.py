@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from clusters import free_ports
+from helpers import free_ports
 
 from tf_lrtraj.training.rendezvous import Missed, meet
 

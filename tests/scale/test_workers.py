@@ -12,14 +12,8 @@ import sys
 import numpy as np
 import pytest
 from clusters import Cluster, train_command
-from run_contents import (
-    assert_same_run,
-    checkpoint_steps,
-    files_of,
-    go_back,
-    make,
-    scale_config,
-)
+from run_contents import assert_same_run, files_of, go_back, scale_config
+from run_helpers import checkpoint_steps, checkpoint_values, make
 
 from tf_lrtraj import records
 from tf_lrtraj.training.strategies import make_strategy
@@ -82,7 +76,7 @@ def test_a_job_of_two_workers_goes_on_under_another_strategy(
     two, everything_on_one_device, name, count, tmp_path
 ):
     workdir = go_back(two[0] / "chief", tmp_path / "run", 8)
-    make(workdir, make_strategy(name, count), name, scale_config())
+    make(workdir, scale_config(), make_strategy(name, count), name)
     assert records.load_run(workdir).run["resumed_at"] == [8]
     assert_same_run(workdir, everything_on_one_device)
 
@@ -201,8 +195,6 @@ def test_nan_on_one_worker_stops_all_at_the_same_step(tmp_path):
         said = [json.loads(cluster.said(i).splitlines()[-1]) for i in range(2)]
     assert said[0] == said[1] and said[0]["diverged"] > 0
     assert records.load_run(tmp_path / "chief").status == "diverged"
-    from run_contents import checkpoint_values
-
     assert checkpoint_steps(tmp_path / "chief")[-1] <= said[0]["diverged"]
     for value in checkpoint_values(tmp_path / "chief").values():
         assert value.dtype.kind != "f" or np.isfinite(value).all()

@@ -1,43 +1,16 @@
-"""SWA, FGE and the conventional run of a reproduction, against slow obvious computations."""
+"""SWA, FGE and the conventional run of a study, against slow obvious computations."""
 
 import keras
 import numpy as np
 import pytest
+from study_helpers import keras_iterates
 
-from tf_lrtraj import records
 from tf_lrtraj.averaging import Snapshots
 from tf_lrtraj.runs.config_checks import ConfigError
-from tf_lrtraj.study import average_cost, equal_budgets, problem, trainer
-from tf_lrtraj.study.session import Bench
-from tf_lrtraj.study.study_config import default_config, validate
+from tf_lrtraj.study import equal_budgets, trainer
 from tf_lrtraj.study.task import Sizes
 
-RATE, TOTAL, START, LENGTH = 0.1, 32, 24, 4
-
-
-def tiny(**settings):
-    config = default_config()
-    config.model.width = 2
-    config.batch_size, config.momentum, config.segment = 16, 0.3, 7
-    config.evaluate.update(part=100, batch_norm_images=100, batch_size=100)
-    config.budget.update(steps=TOTAL, every=2, cycle=2, low=0.1, **settings)
-    config.cost.update(depth=8, width=3, repeats=3, steps=1)
-    return validate(config)
-
-
-def made(folder):
-    bench = Bench(tiny(), folder, str, progress=False)
-    whole = bench.problem
-    test = whole.x_test[:100], whole.y_test[:100]
-    bench.problem = problem.Problem(whole.x_train[:200], whole.y_train[:200], *test, 10)
-    return bench
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    bench = made(tmp_path_factory.mktemp("budget"))
-    equal_budgets.budget(bench, 0)
-    return bench
+RATE, TOTAL, START, LENGTH = 0.1, 40, 32, 4
 
 
 def published(step, over, low):
@@ -63,42 +36,36 @@ def rates_of(method):
 
 
 @pytest.mark.parametrize("method", ["conventional", "swa_constant", "cyclical"])
-def test_runs_share_prefixes_and_are_keras_sgd(bench, method):
+def test_runs_share_prefixes_and_are_keras_sgd(session, method):
     """Each, forked from another or not, against a plain loop from scratch."""
-    model = problem.build_model(bench.config, bench.problem, seed=0)
-    model.compile(keras.optimizers.SGD(RATE, momentum=0.3), bench.loss)
-    batches, iterates = problem.Batches(bench.problem, 16, 0, 0, TOTAL), {}
-    for step, rate in enumerate(rates_of(method)):
-        model.optimizer.learning_rate = rate
-        model.train_on_batch(*batches[step])
-        iterates[step + 1] = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    iterates = keras_iterates(session, rates_of(method))
 
     def same(arrays, wanted):
         for one, other in zip(arrays, wanted, strict=False):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
     if method == "conventional":
-        same(trainer.arrays_of(equal_budgets.conventional(bench, 0).state()), iterates[TOTAL])
-        points = equal_budgets.trade_off_points(bench, 0)
+        same(trainer.arrays_of(equal_budgets.conventional(session, 0).state()), iterates[TOTAL])
+        points = equal_budgets.trade_off_points(session, 0)
         same(next(w for _, label, w in points if label == "step 22"), iterates[22])
         return
     kind = "swa_constant" if method == "swa_constant" else "swa_cyclical"
-    steps = range(START + 2, TOTAL + 1, 2) if method == "swa_constant" else (28, 32)
-    found = equal_budgets.average(bench, 0, kind)[len(steps)]
-    count = len(model.trainable_variables)
+    steps = range(START + 2, TOTAL + 1, 2) if method == "swa_constant" else (36, 40)
+    found = equal_budgets.average(session, 0, kind)[len(steps)]
+    count = len(iterates[TOTAL])
     same(found, [np.mean([iterates[s][i] for s in steps], axis=0) for i in range(count)])
 
 
-def test_rates_are_those_of_the_optimizer(bench):
-    used = bench.read("budget", 0)["optimizer_rates"]
+def test_rates_are_those_of_the_optimizer(session):
+    used = session.read("budget", 0)["optimizer_rates"]
     np.testing.assert_allclose(used, rates_of("cyclical")[START:], rtol=1e-6)
-    assert bench.read("budget", 0)["collected"] == [28, 32]
-    whole = equal_budgets.optimizer_rates(equal_budgets.conventional(bench, 0))
+    assert session.read("budget", 0)["collected"] == [36, 40]
+    whole = equal_budgets.optimizer_rates(equal_budgets.conventional(session, 0))
     np.testing.assert_allclose(whole, rates_of("conventional"), rtol=1e-6)
 
 
-def test_every_method_is_scored(bench):
-    found = bench.read("budget", 0)
+def test_every_method_is_scored(session):
+    found = session.read("budget", 0)
     rows = [(r["method"], r["policy"], r["set"]) for r in found["rows"]]
     both, test = ("train_part", "test"), ("test",)
     wanted = [("conventional", "recompute", both), ("fge", "recompute", both)]
@@ -108,26 +75,26 @@ def test_every_method_is_scored(bench):
     once = [(method, policy, one) for method, policy, sets in wanted for one in sets]
     for method in ("fge_member", "constant_iterate"):
         steps = [r["step"] for r in found["rows"] if r["method"] == method and r["set"] == "test"]
-        assert steps == [28, 32]
+        assert steps == [36, 40]
         once += [(method, "recompute", one) for one in both] * 2
     assert sorted(rows) == sorted(once)
     # The last member is the last iterate.
     (last,) = (r for r in found["rows"] if r["method"] == "swa_cyclical_last" and r["set"] ==
                "test" and r["policy"] == "recompute")  # fmt: skip
-    (member,) = (r for r in found["rows"] if r.get("step") == 32 and r["set"] == "test" and
+    (member,) = (r for r in found["rows"] if r.get("step") == 40 and r["set"] == "test" and
                  r["method"] == "fge_member")  # fmt: skip
     assert last["loss"] == member["loss"]
 
 
-def test_copied_statistics_are_those_of_the_last_iterate(bench):
+def test_copied_statistics_are_those_of_the_last_iterate(session):
     model, snapshots = (
-        bench.model,
-        Snapshots(equal_budgets.swa_constant(bench, 0).folder / "collected"),
+        session.model,
+        Snapshots(equal_budgets.swa_constant(session, 0).folder / "collected"),
     )
-    (row,) = (r for r in bench.read("budget", 0)["rows"] if r["policy"] == "copy" and
+    (row,) = (r for r in session.read("budget", 0)["rows"] if r["policy"] == "copy" and
               r["method"] == "swa_constant")  # fmt: skip
     count = len(model.trainable_variables)
-    last, mean = snapshots.read(TOTAL), equal_budgets.average(bench, 0, "swa_constant")[4]
+    last, mean = snapshots.read(TOTAL), equal_budgets.average(session, 0, "swa_constant")[4]
     other = keras.models.clone_model(model)
     for variables, arrays in (
         (other.trainable_variables, mean[:count]),
@@ -135,48 +102,25 @@ def test_copied_statistics_are_those_of_the_last_iterate(bench):
     ):
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
-    x, y = bench.problem.x_test, bench.problem.y_test
+    x, y = session.problem.x_test, session.problem.y_test
     outputs = keras.ops.convert_to_numpy(other(x, training=False))
     assert row["accuracy"] == pytest.approx((outputs.argmax(axis=1) == y).mean(), abs=1e-6)
 
 
-def test_points_of_the_trade_off(bench):
-    points = equal_budgets.trade_off_points(bench, 0)
+def test_points_of_the_trade_off(session):
+    points = equal_budgets.trade_off_points(session, 0)
     labels = [label for family, label, _ in points if family == "average"]
     assert labels == ["swa_constant of 2", "swa_constant of 4", "swa_cyclical of 2"]
-    snapshots = Snapshots(equal_budgets.swa_constant(bench, 0).folder / "collected")
+    snapshots = Snapshots(equal_budgets.swa_constant(session, 0).folder / "collected")
     for i, array in enumerate(points[0][2]):
-        two = [snapshots.read(step)[i] for step in (26, 28)]
+        two = [snapshots.read(step)[i] for step in (34, 36)]
         np.testing.assert_allclose(array, np.mean(two, axis=0), rtol=1e-6, atol=1e-7)
-    sizes = Sizes(200, 100, 100, 100)
-    assert equal_budgets.trade_off_images(bench.config, sizes) == len(points) * sizes.some
+    sizes = Sizes(200, 200, 100, 100)
+    assert equal_budgets.trade_off_images(session.config, sizes) == len(points) * sizes.some
 
 
-def test_interruptions_change_nothing(bench, tmp_path, monkeypatch):
-    other = made(tmp_path)
-    left = [5, 20, 11, 9]  # steps until each interruption
-    begin = trainer._Rates.on_train_batch_begin
-
-    def began(this, batch, logs=None):
-        if left:
-            left[0] -= 1
-            if not left[0]:
-                left.pop(0)
-                raise KeyboardInterrupt
-        begin(this, batch, logs)
-
-    monkeypatch.setattr(trainer._Rates, "on_train_batch_begin", began)
-    while left:
-        with pytest.raises(KeyboardInterrupt):
-            equal_budgets.budget(other, 0)
-    equal_budgets.budget(other, 0)
-    path = bench.record_path("budget", 0)
-    assert other.record_path("budget", 0).read_bytes() == path.read_bytes()
-
-
-def test_memory_and_time_of_an_average(bench):
-    average_cost.cost(bench, 0)
-    found = records.read_json(bench.record_path("cost", 0))
+def test_memory_and_time_of_an_average(session):
+    found = session.read("cost", 0)
     assert found["about"]["steps_per_epoch"] == 200 // 16
     for row in found["rows"]:
         assert row["step_seconds"] > 0 and row["update_seconds"] > 0
@@ -190,8 +134,9 @@ def test_memory_and_time_of_an_average(bench):
     ]
 
 
-def test_cycles_end_with_the_budget():
-    at = equal_budgets.times(tiny(), 200)
-    assert (at.total, at.start, at.fork, at.ends) == (TOTAL, START, START // 2, [28, 32])
+def test_cycles_end_with_the_budget(session):
+    config = session.config
+    at = equal_budgets.times(config, 200)
+    assert (at.total, at.start, at.fork, at.ends) == (TOTAL, START, START // 2, [36, 40])
     with pytest.raises(ConfigError, match=r"config\.budget\.cycle` must be so short that 2 cycles"):
-        equal_budgets.times({**tiny(), "budget": {**tiny()["budget"], "cycle": 8}}, 200)
+        equal_budgets.times({**config, "budget": {**config["budget"], "cycle": 10}}, 200)

@@ -1,4 +1,4 @@
-"""A reproduction made by several processes, each for one seed."""
+"""A study made by several processes, each for one seed."""
 
 import concurrent.futures
 import threading
@@ -9,7 +9,7 @@ import pytest
 from tf_lrtraj import records
 from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.study import problem, run_study
-from tf_lrtraj.study import session as benches
+from tf_lrtraj.study import session as sessions
 from tf_lrtraj.study import task_plan as plans
 from tf_lrtraj.study.study_config import default_config
 from tf_lrtraj.study.task import Task
@@ -23,9 +23,9 @@ def scale(monkeypatch, tmp_path):
     made = []
 
     def make(name):
-        def run(bench, seed):
+        def run(session, seed):
             made.append((name, seed))
-            bench.store(name, seed, [{"value": seed}])
+            session.store(name, seed, [{"value": seed}])
 
         return run
 
@@ -37,7 +37,7 @@ def scale(monkeypatch, tmp_path):
     images = np.zeros((1000, 8, 8, 1), np.float32), np.zeros(1000, np.int32)
     small = problem.Problem(*images, *images, 10)
     monkeypatch.setattr(plans, "TASKS", tasks)
-    monkeypatch.setattr(benches, "load_problem", lambda config: small)
+    monkeypatch.setattr(sessions, "load_problem", lambda config: small)
     monkeypatch.setattr(run_study, "write_results", lambda folder: folder / "report.html")
     plain = run_study.prepare(config, tmp_path)
 
@@ -92,17 +92,6 @@ def test_a_seed_at_work_is_left_alone(scale):
 
 @pytest.mark.parametrize("seed", [-1, 2])
 def test_seeds_that_there_are_not(scale, seed):
-    with pytest.raises(ConfigError, match=f"below config.seeds, 2. Received: {seed}"):
+    with pytest.raises(ConfigError, match=f"of at least 0 and below 2. Received: only_seed={seed}"):
         scale(only_seed=seed)
     assert not (scale.folder / "run.json").exists()
-
-
-def test_what_cannot_be_planned(scale):
-    config = default_config()
-    config.claims = ("Z1",)
-    with pytest.raises(ConfigError, match="Received: Z1"):
-        run_study.prepare(config, scale.folder)
-    config = default_config()
-    config.power = ({"claim": "A1"},)
-    with pytest.raises(ConfigError, match=r"`power\[0\]` must have claim"):
-        run_study.prepare(config, scale.folder)

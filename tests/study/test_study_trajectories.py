@@ -1,91 +1,43 @@
 """Tasks about trajectories, at the smallest scale, against slow obvious computations."""
 
-import keras
 import numpy as np
 import pytest
+from study_helpers import keras_iterates, vector, walk
 
-from tf_lrtraj.runs.config_checks import ConfigError
-from tf_lrtraj.study import geometry, iterates, training_runs, trajectories
-from tf_lrtraj.study.problem import Problem
-from tf_lrtraj.study.session import Bench
-from tf_lrtraj.study.study_config import default_config, validate
+from tf_lrtraj.study import iterates, training_runs
 from tf_lrtraj.study.trainer import arrays_of
 
 
-def tiny_config():
-    config = default_config()
-    config.model.width = 2
-    config.batch_size, config.momentum = 16, 0.3
-    config.burn_in, config.window, config.every, config.horizon = 24, 32, 2, 8
-    config.many_points = {"points": (2,), "gaps": (2,), "ends": 1}
-    config.evaluate.update(part=100, batch_norm_images=100, levels=3, batch_size=100)
-    config.averages = {"swa": {"kernel": "Uniform"}}
-    config.sweep.update(singles=4, lags=2, pairs=1, verify=4)
-    config.rates = (0.5, 0.25)
-    config.pairs.update(factor=0.5, steps=8)
-    config.speed.update(steps=12, places=2)
-    config.start.update(steps=(0, 1, 3, 10), batches=3)
-    config.reach.steps = 16
-    config.ema_times.update(decades=1, per_decade=2)
-    config.shell.update(places=4, steps=3)
-    config.displacement.lags = 4
-    return config
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    bench = Bench(validate(tiny_config()), tmp_path_factory.mktemp("w"), str, progress=False)
-    whole = bench.problem
-    kept = (whole.x_train[:200], whole.y_train[:200], whole.x_test[:200], whole.y_test[:200])
-    bench.problem = Problem(*kept, 10)
-    return bench
-
-
-def vector(bench, arrays):
-    count = len(bench.model.trainable_variables)
-    return np.concatenate([np.float64(a).ravel() for a in arrays[:count]])
-
-
-def walk(bench, run, which="window"):
-    snapshots = bench.snapshots(0, run, which)
-    return {step: vector(bench, snapshots.read(step)) for step in snapshots.steps.tolist()}
-
-
-def test_rates(bench):
-    iterates.sweep(bench, 0)
-    trajectories.rates(bench, 0)
-    record = bench.read("rates", 0)
+def test_rates(session):
+    record = session.read("rates", 0)
     rows = {(row["learning_rate"], row["half"]): row for row in record["rows"]}
-    # Late: 32 to 56; its second half: 46 to 56, six iterates; at a quarter of the rate half of it.
-    assert {rate: rows[rate, 2]["lag"] for rate in (0.1, 0.05, 0.025)} == {
-        0.1: 2,
-        0.05: 4,
-        0.025: 8,
-    }
-    for rate, run in ((0.1, "base"), (0.05, "rate-0.5"), (0.025, "rate-0.25")):
-        found, path = rows[rate, 2], walk(bench, run)
+    # Late: 28 to 40; its second half: 36 to 40, three iterates; at the highest rate one apart.
+    lags = {0.2: 2, 0.1: 4, 0.05: 4, 0.025: 4}
+    assert {rate: rows[rate, 2]["lag"] for rate in lags} == lags
+    for rate, run in ((0.2, "rate-2"), (0.1, "base"), (0.05, "rate-0.5"), (0.025, "rate-0.25")):
+        found, path = rows[rate, 2], walk(session, run)
         lag = found["lag"]
         late = [s for s in path if s >= found["from_step"] and s + lag in path]
         squares = [((path[s + lag] - path[s]) ** 2).sum() for s in late]
         assert found["squared_distance"] == pytest.approx(0.5 * np.mean(squares), rel=1e-6)
-        turned = np.mean([_turned(bench, run, s, s + lag) for s in late])
+        turned = np.mean([_turned(session, run, s, s + lag) for s in late])
         assert found["filters_squared_distance"] == pytest.approx(0.5 * turned, rel=1e-5)
         norms = {
             n["step"]: n["squared_norm"] for n in record["norms"] if n["learning_rate"] == rate
         }
         assert list(norms) == [s for s in path if s >= found["from_step"]]
-        assert norms[56] == pytest.approx((path[56] ** 2).sum(), rel=1e-6)
+        assert norms[40] == pytest.approx((path[40] ** 2).sum(), rel=1e-6)
     excess = {row["learning_rate"]: row["excess"] for row in record["predicted"]}
-    found = iterates.estimate(bench, 0)
+    found = iterates.estimate(session, 0)
     assert excess[0.1] == pytest.approx(found.excess.sum(), rel=1e-6)
     assert excess[0.1] > excess[0.05] > excess[0.025] > 0.0
 
 
-def _turned(bench, run, first, second):
+def _turned(session, run, first, second):
     """Mean over filters of 2 - 2 cos; filters are told apart by a kernel's last axis."""
     found = []
-    ends = [bench.snapshots(0, run).read(step) for step in (first, second)]
-    for i, variable in enumerate(bench.model.trainable_variables):
+    ends = [session.snapshots(0, run).read(step) for step in (first, second)]
+    for i, variable in enumerate(session.model.trainable_variables):
         if len(variable.shape) > 1:
             a, b = (np.float64(end[i]).reshape(-1, variable.shape[-1]) for end in ends)
             lengths = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
@@ -93,9 +45,8 @@ def _turned(bench, run, first, second):
     return np.mean(found)
 
 
-def test_pairs(bench):
-    trajectories.pairs(bench, 0)
-    rows = bench.read("pairs", 0)["rows"]
+def test_pairs(session):
+    rows = session.read("pairs", 0)["rows"]
     steps = {}
     for rate, first, name in ((0.1, "base", "pair-1"), (0.05, "rate-0.5", "pair-0.5")):
         for batches, second in (("independent", name), ("shared", f"{name}-shared")):
@@ -105,7 +56,7 @@ def test_pairs(bench):
                 if row["batches"] == batches and row["learning_rate"] == rate
             }
             steps[batches] = list(found)
-            left, right = walk(bench, first), walk(bench, second)
+            left, right = walk(session, first), walk(session, second)
             for step, square in found.items():
                 away = left[24 + step] - right[24 + step]
                 assert square == pytest.approx(away @ away, rel=1e-6, abs=1e-12)
@@ -116,25 +67,23 @@ def test_pairs(bench):
     assert at["shared", 0.1, 8] != at["independent", 0.1, 8]
 
 
-def test_shared_batches_are_those_of_the_base_run(bench):
+def test_shared_batches_are_those_of_the_base_run(session):
     """From the base run's own state the run on shared batches would be the base run."""
-    trajectories.pairs(bench, 0)
-    again = training_runs.fork(bench, 0, "again", 24, np.full(4, 0.1), every=2)
+    again = training_runs.fork(session, 0, "again", 24, np.full(4, 0.1), every=2)
     np.testing.assert_allclose(
-        walk(bench, "again")[again.last], walk(bench, "base")[28], rtol=1e-5, atol=1e-6
+        walk(session, "again")[again.last], walk(session)[28], rtol=1e-5, atol=1e-6
     )
 
 
-def test_start(bench):
-    trajectories.start(bench, 0)
-    rows = {row["step"]: row for row in bench.read("start", 0)["rows"]}
+def test_start(session):
+    rows = {row["step"]: row for row in session.read("start", 0)["rows"]}
     assert list(rows) == [0, 1, 3, 10, 24]
-    origin = vector(bench, arrays_of(bench.initial(0)))
+    origin = vector(session, arrays_of(session.initial(0)))
     first, second = (
-        vector(bench, arrays_of(run.state(3))) - origin
+        vector(session, arrays_of(run.state(3))) - origin
         for run in (
-            training_runs.base(bench, 0),
-            training_runs.fork(bench, 0, "start-other", 0, np.full(10, 0.1)),
+            training_runs.base(session, 0),
+            training_runs.fork(session, 0, "start-other", 0, np.full(10, 0.1)),
         )
     )
     assert rows[3]["squared_distance"] == pytest.approx(((first - second) ** 2).sum(), rel=1e-4)
@@ -147,31 +96,29 @@ def test_start(bench):
     assert "squared_distance" not in rows[0] and "cosine_to_start" not in rows[24]
 
 
-def test_ema_times(bench):
-    trajectories.ema_times(bench, 0)
-    rows = [row for row in bench.read("ema_times", 0)["rows"] if row["set"] == "train_part"]
+def test_ema_times(session):
+    rows = [row for row in session.read("ema_times", 0)["rows"] if row["set"] == "train_part"]
     assert [r["time"] for r in rows if r["phase"] == "window"] == pytest.approx(
         [0.0, 2.0, 2.0 * 10**0.5, 20.0]
     )
-    snapshots = bench.snapshots(0)
-    weights = np.exp((snapshots.steps - 56.0) / 20.0)
+    snapshots = session.snapshots(0)
+    weights = np.exp((snapshots.steps - 40.0) / 20.0)
     arrays = [snapshots.read(step) for step in snapshots.steps.tolist()]
     average = [
         sum(w * a[i] for w, a in zip(weights / weights.sum(), arrays, strict=True))
         for i in range(len(arrays[0]))
     ]
-    (expected,) = bench.scorer.score(average, ["train_part"])
+    (expected,) = session.scorer.score(average, ["train_part"])
     (found,) = (r for r in rows if r["phase"] == "window" and r["time"] > 10.0)
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-    (last,) = bench.scorer.score(arrays[-1], ["train_part"])
+    (last,) = session.scorer.score(arrays[-1], ["train_part"])
     (raw,) = (r for r in rows if r["phase"] == "window" and r["time"] == 0.0)
     assert raw["loss"] == pytest.approx(last["loss"], rel=1e-5)
     assert {r["step"] for r in rows if r["phase"] == "early"} == {12}
 
 
-def test_shell(bench):
-    geometry.shell(bench, 0)
-    record, path = bench.read("shell", 0), walk(bench, "base")
+def test_shell(session):
+    record, path = session.read("shell", 0), walk(session, "base")
     places = np.array(list(path.values()))
     steps = list(path)
     halves = np.array_split(np.arange(len(places)), 2)
@@ -181,7 +128,7 @@ def test_shell(bench):
     ]
     np.testing.assert_allclose(record["squared_distance"], away, rtol=1e-5)
     stretch = np.array_split(halves[1], 2)[1]
-    last = [row for row in record["rows"] if row["to_step"] == 56]
+    last = [row for row in record["rows"] if row["to_step"] == 40]
     by_name = {row["of"]: row for row in last if row["of"] != "walk"}
     expected = ((places[stretch].mean(0) - centres[1]) ** 2).sum()
     assert by_name["window"]["squared_distance"] == pytest.approx(expected, rel=1e-5)
@@ -190,58 +137,26 @@ def test_shell(bench):
         ((two - centres[1]) ** 2).sum(), rel=1e-5
     )
     assert by_name["window"]["iterates"] == pytest.approx(np.mean(np.array(away)[stretch]))
-    # The same updates by Keras' own loop.
+    # The same updates by Keras' own loop, on batches of another order.
     (walked,) = (row for row in last if row.get("scale") == 1.5)
     place = centres[1] + 1.5 * (places[-1] - centres[1])
     assert walked["before"] == pytest.approx(2.25 * away[-1], rel=1e-5)
-    expected = ((_stepped(bench, steps[-1], place) - centres[1]) ** 2).sum()
+    shapes = [tuple(v.shape) for v in session.model.trainable_variables]
+    cuts = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    weights = [a.reshape(shape) for a, shape in zip(np.split(place, cuts), shapes, strict=True)]
+    moved = keras_iterates(session, [0.1] * 3, weights, training_runs.OTHER_ORDER, steps[-1])
+    expected = ((vector(session, moved[steps[-1] + 3]) - centres[1]) ** 2).sum()
     assert walked["after"] == pytest.approx(expected, rel=1e-3)
 
 
-def _stepped(bench, step, place):
-    from tf_lrtraj.study import problem
-
-    model = problem.build_model(bench.config, bench.problem, seed=0)
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.3), bench.loss)
-    low = 0
-    for variable in model.trainable_variables:
-        size = int(np.prod(variable.shape))
-        variable.assign(place[low : low + size].reshape(variable.shape))
-        low += size
-    batches = problem.Batches(bench.problem, 16, training_runs.OTHER_ORDER, 56, 3)
-    for index in range(3):
-        model.train_on_batch(*batches[index])
-    return vector(bench, [keras.ops.convert_to_numpy(v) for v in model.trainable_variables])
-
-
-def test_speed_is_of_the_last_third(bench):
-    trajectories.speed(bench, 0)
-    rows = bench.read("speed", 0)["rows"]
+def test_speed_is_of_the_last_third(session):
+    rows = session.read("speed", 0)["rows"]
     assert {row["step"] for row in rows} == {6, 12}
-    early = bench.snapshots(0, which="early")
+    early = session.snapshots(0, which="early")
     arrays = [early.read(step) for step in (9, 10, 11, 12)]
     average = [np.mean([a[i] for a in arrays], axis=0) for i in range(len(arrays[0]))]
-    (expected,) = bench.scorer.score(average, ["test_part"])
+    (expected,) = session.scorer.score(average, ["test_part"])
     (found,) = (
         row for row in rows if (row["of"], row["step"], row["set"]) == ("average", 12, "test_part")
     )
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("key", "name", "value"),
-    [
-        ("pairs", "steps", 6),
-        ("pairs", "steps", 64),
-        ("start", "steps", (1, 3, 10)),
-        ("start", "steps", (0, 1, 100)),
-        ("shell", "places", 3),
-        ("shell", "scales", (0.5, 1.0)),
-        ("ema_times", "decades", 0),
-    ],
-)
-def test_settings_that_make_no_sense(key, name, value):
-    config = tiny_config()
-    config[key][name] = value
-    with pytest.raises(ConfigError, match=rf"config\.{key}\.{name}|`config.{key}.{name}"):
-        validate(config)

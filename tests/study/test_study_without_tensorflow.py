@@ -1,4 +1,4 @@
-"""The reproduction on Keras' other backends, on a machine that has no TensorFlow."""
+"""The study on Keras' other backends, on a machine that has no TensorFlow."""
 
 import os
 import pathlib

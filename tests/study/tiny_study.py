@@ -1,4 +1,4 @@
-"""A reproduction so small that all of it takes seconds of training, for tests."""
+"""A study so small that all of it takes seconds of training, for tests."""
 
 from tf_lrtraj.study.study_config import default_config
 
@@ -17,29 +17,31 @@ def get_config():
     config.many_points = {"points": (2, 4), "gaps": (2, 4), "ends": 2}
     config.rates = (2.0, 0.5, 0.25)
     config.sweep.update(singles=4, lags=2, pairs=1, verify=4)
-    config.pairs.factor = 0.5
     config.late_iterates = 3
-    config.budget.update(every=2, cycle=2)
-    config.cost.update(depth=8, width=2, repeats=3, steps=1)
+    config.budget.update(every=2, cycle=2, low=0.1)
+    config.cost.update(depth=8, width=3, repeats=3, steps=1)
     config.speed.update(steps=12, places=2)
-    config.pairs.steps, config.start.steps = 8, (0, 1, 3, 10)
+    config.pairs.update(factor=0.5, steps=8)
+    config.start.update(steps=(0, 1, 3, 10), batches=3)
     config.ema_times.update(decades=1, per_decade=2)
-    config.shell.update(places=2, steps=3)
+    config.shell.update(places=4, steps=3)
     config.probes.update(
         batches=3,
         held_out=2,
+        others=3,
         low=0.05,
         high=20.0,
         rates=9,
         gradients=4,
         trip_length=3,
+        trip_quantile=0.25,
         trip_batches=1,
         basin_positions=3,
     )
-    config.convexity.update(distances=2, pairs=1, positions=5, batches=2)
-    config.reach.update(steps=12, sizes=(4, 16), images=16)
+    config.convexity.update(distances=2, pairs=2, positions=5, batches=2)
+    config.reach.update(steps=16, sizes=(4, 16), images=32)
     config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
     config.displacement.lags = 4
     config.width.update(images=100, size=100, rays=2, num=3, positions=3)
-    config.ensemble.update(members=3, images=100, size=100)
+    config.ensemble.update(members=2, images=100, size=100)
     return config

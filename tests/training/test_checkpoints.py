@@ -45,30 +45,32 @@ def test_one_step_can_be_chosen(saved):
         checkpointer.restore(5)
 
 
-def damage_truncate(folder):
-    path = next(path for path in folder.iterdir() if ".data-" in path.name)
-    path.write_bytes(path.read_bytes()[:-1])
+def flip_bit(content):
+    return b"".join([content[:40], bytes([content[40] ^ 1]), content[41:]])
 
 
-def damage_flip(folder):
-    path = next(path for path in folder.iterdir() if ".data-" in path.name)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
+# Name of the file, and what becomes of its content; None: it is deleted.
+DAMAGES = {
+    "cut": (".data-", lambda content: content[:-1]),
+    "a flipped bit": (".data-", flip_bit),
+    "no manifest": ("manifest.json", None),
+    "a manifest that is no JSON": ("manifest.json", lambda _: b"[1, 2"),
+}
 
 
-def damage_remove(folder):
-    (folder / "manifest.json").unlink()
+def damage(folder, kind="cut"):
+    name, change = DAMAGES[kind]
+    path = next(path for path in folder.iterdir() if name in path.name)
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
 
 
-def damage_manifest(folder):
-    (folder / "manifest.json").write_text("[1, 2")
-
-
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_remove, damage_manifest])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, damage, caplog):
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, kind, caplog):
     checkpointer, variables = saved
-    damage(checkpointer.path(2))
+    damage(checkpointer.path(2), kind)
     with caplog.at_level(logging.WARNING, logger="absl"):
         step, _ = checkpointer.restore()
     assert (step, variables[1].numpy()) == (1, 1)
@@ -79,7 +81,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, damage, caplog)
 def test_when_all_are_damaged_the_error_names_each(saved):
     checkpointer, _ = saved
     for step in (1, 2):
-        damage_truncate(checkpointer.path(step))
+        damage(checkpointer.path(step))
     with pytest.raises(CheckpointError, match=r"step_000000002.*step_000000001.*Delete"):
         checkpointer.restore()
     with pytest.raises(CheckpointError, match="is damaged"):

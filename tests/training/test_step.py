@@ -24,7 +24,7 @@ def softmax(logits):
     return exp / exp.sum(-1, keepdims=True)
 
 
-def by_hand(kernel, bias, rate, momentum, decay, smoothing, nesterov):
+def by_hand(kernel, bias, rate, momentum, decay, smoothing, nesterov, on="kernels"):
     """SGD on a linear softmax classifier in float64; yields (mean loss, kernel, bias)."""
     velocity = [np.zeros_like(kernel), np.zeros_like(bias)]
     for x, y in zip(INPUTS.astype(np.float64), LABELS, strict=True):
@@ -33,6 +33,8 @@ def by_hand(kernel, bias, rate, momentum, decay, smoothing, nesterov):
         loss = -(targets * np.log(p)).sum(-1).mean()
         delta = (p - targets) / len(x)
         gradients = [x.T @ delta + decay * kernel, delta.sum(0)]
+        if on == "all":
+            gradients[1] += decay * bias
         for i, (weight, g) in enumerate(zip((kernel, bias), gradients, strict=True)):
             velocity[i] = momentum * velocity[i] - rate * g
             weight += momentum * velocity[i] - rate * g if nesterov else velocity[i]
@@ -40,10 +42,15 @@ def by_hand(kernel, bias, rate, momentum, decay, smoothing, nesterov):
 
 
 @pytest.mark.parametrize(
-    ("momentum", "decay", "smoothing", "nesterov"),
-    [(0.0, 0.0, 0.0, False), (0.9, 0.01, 0.0, False), (0.9, 0.01, 0.1, True)],
+    ("momentum", "decay", "smoothing", "nesterov", "on"),
+    [
+        (0.0, 0.0, 0.0, False, "kernels"),
+        (0.9, 0.01, 0.0, False, "kernels"),
+        (0.9, 0.3, 0.0, False, "all"),
+        (0.9, 0.01, 0.1, True, "kernels"),
+    ],
 )
-def test_steps_equal_sgd_written_out(momentum, decay, smoothing, nesterov):
+def test_steps_equal_sgd_written_out(momentum, decay, smoothing, nesterov, on):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, bias_initializer="ones")])
     kernel, bias = (v.numpy().astype(np.float64) for v in model.trainable_variables)
     iterates = [(kernel.copy(), bias.copy())]
@@ -61,13 +68,14 @@ def test_steps_equal_sgd_written_out(momentum, decay, smoothing, nesterov):
         averages,
         batch_size=8,
         weight_decay=decay,
+        weight_decay_on=on,
         label_smoothing=smoothing,
     )
     iterator = iter(tf.data.Dataset.from_tensor_slices((INPUTS, LABELS)))
     losses = np.concatenate(
         [run(iterator, averages.plan(1, 4))[0], run(iterator, averages.plan(5, 2))[0]]
     )
-    expected = list(by_hand(kernel, bias, 0.3, momentum, decay, smoothing, nesterov))
+    expected = list(by_hand(kernel, bias, 0.3, momentum, decay, smoothing, nesterov, on))
     np.testing.assert_allclose(losses, [row[0] for row in expected], rtol=2e-6)
     for variable, value in zip(model.trainable_variables, expected[-1][1:], strict=True):
         np.testing.assert_allclose(variable.numpy(), value, rtol=2e-6, atol=1e-6)

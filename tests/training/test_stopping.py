@@ -1,11 +1,11 @@
-"""Signals as requests to stop."""
+"""Why training ends early: signals as requests to stop, and losses that are not finite."""
 
 import os
 import signal
 
 import pytest
 
-from tf_lrtraj.training.stopping import Interrupted, stop_signals
+from tf_lrtraj.training.stopping import Diverged, Interrupted, stop_signals
 
 
 def send(number):
@@ -31,3 +31,12 @@ def test_a_signal_after_the_last_look_is_not_lost():
             reached.append("the outer block goes on")
         reached.append("what comes after it does not")
     assert reached == ["the outer block goes on"]
+
+
+@pytest.mark.parametrize(
+    ("last", "where"),
+    [(None, "in step 20 "), (21, "in step 20 "), (40, "between steps 20 and 40")],
+)
+def test_divergence_names_its_steps(last, where):
+    error = Diverged("the training loss became nan", 20, last)
+    assert str(error).startswith(f"the training loss became nan {where}") and error.step == 20

@@ -8,9 +8,9 @@ from tf_lrtraj.training.strategies import StrategyError, is_chief, make_strategy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("mirored",), r"must be one of \['one_device'.*Received: 'mirored'"),
+        (("mirored",), r"must be one of \['one_device'.*Did you mean 'mirrored'\?.*='mirored'"),
         (("one_device", 2), "num_devices=2.*mirrored"),
-        (("mirrored", -1), "Received: -1"),
+        (("mirrored", -1), "num_devices=-1"),
         (("mirrored",), "found no GPU.*one_device.*num_devices"),
         (("mirrored", 64), "already"),
         (("multi_worker", 2), "goes with 'mirrored'. Received: num_devices=2"),

@@ -28,6 +28,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tf_lrtraj import seeds
+
 __all__ = ["CoordinateSample", "interpolation_error"]
 
 MARGIN = 2.25  # of the error stated, over its estimate
@@ -67,7 +69,8 @@ class CoordinateSample:
             self._places = np.arange(size)
         else:
             # With repeats, which leave means unbiased, and no permutation of all coordinates.
-            self._places = np.sort(np.random.default_rng(seed).integers(size, size=count))
+            random = seeds.generator("displacement_places", seed)
+            self._places = np.sort(random.integers(size, size=count))
         self._rows = {int(step): row for row, step in enumerate(self.steps)}
         self.values = np.zeros((self.steps.size, self._places.size), np.float32)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.bin import common, outputs, tables
+from tf_lrtraj.bin import common, tables
 
 _OTHERS = (
     *("workdir", "snapshots", "schedule", "advise", "export", "split", "batch_norm", "last"),
@@ -35,7 +35,6 @@ def check(options: Any, files: Sequence[str]) -> dict[str, np.ndarray]:
     if len(files) < 2:
         raise ValueError(f"--files must name at least two files. Received: {list(files)}")
     if options.output:
-        outputs.check_place("--output", options.output)
         check_ending(options.output)
     if (options.evaluate or options.soup) and not options.data:
         raise ValueError("--evaluate and --soup need --data=FILE.npz.")

@@ -1,4 +1,8 @@
-"""What the command-line programs share: configuration flags, clean errors, quiet start."""
+"""What the command-line programs share: checks of flags, errors in one line, a quiet start.
+
+A program is one file: its text for --help, `main`, and `run`, which defines the flags and calls
+`run_app` with what is wanted of them.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,19 @@ import contextlib
 import errno
 import io
 import os
-import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from tf_lrtraj.bin import configuration, terminal
-from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.bin import configuration, outputs, terminal
+from tf_lrtraj.records import RecordError
+from tf_lrtraj.runs.config_checks import ConfigError, Schema
 from tf_lrtraj.training.host_memory import keep_freed_memory
 from tf_lrtraj.training.progress import program_name, stage
+from tf_lrtraj.training.stopping import Diverged, Interrupted, Lost
+from tf_lrtraj.training.strategies import StrategyError, WorkersMissing, make_strategy
 
 OK, FAILED, USAGE, DIVERGED, RESUMABLE = 0, 1, 2, 3, 75  # 75 is EX_TEMPFAIL: run it again
 _BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
@@ -41,24 +47,6 @@ def quiet_tensorflow() -> None:
     stage(f"importing {_BACKENDS.get(backend, backend)}")
 
 
-def check_workdir(workdir: str) -> None:
-    """Makes sure, before anything slow, that no file stands where a workdir is to be.
-
-    Raises:
-        ConfigError: where one does, or the name cannot be one.
-    """
-    place = pathlib.Path(workdir)
-    try:
-        there = next(p for p in (place, *place.absolute().parents) if p.exists())
-        reason = "" if there.is_dir() else f"{there} is no folder"
-    except OSError as error:  # a name that is too long, say
-        reason = str(error.strerror)
-    if reason:
-        raise ConfigError(
-            f"workdir {workdir} cannot be written ({reason}). Choose another --workdir."
-        )
-
-
 def need_tensorflow() -> None:
     """Ends a program that trains or evaluates runs if Keras would run on another backend."""
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -69,17 +57,52 @@ def need_tensorflow() -> None:
         )
 
 
-def run_app(main: Callable[[list[str]], Any]) -> None:
-    """Runs an absl program; a mistake in flags or configuration is one line, not a traceback."""
+def run_app(
+    main: Callable[[list[str]], Any],
+    *,
+    needs: Sequence[str] = (),
+    reads: Sequence[str] = (),
+    writes: Sequence[str] = (),
+    folders: Sequence[str] = (),
+    arguments: bool = False,
+    schema: Schema | None = None,
+) -> None:
+    """Runs an absl program; what a user can mend is one line and an exit code, not a traceback.
+
+    Args:
+        main: called with the arguments once the flags are checked; may return the exit code.
+        needs: flags that must be given.
+        reads, writes: flags that name files to read, and to write.
+        folders: flags that name folders to write into.
+        arguments: whether there may be arguments besides flags.
+        schema: of the configuration, which --help explains.
+    """
     for stream in (sys.stdout, sys.stderr):  # in place of an error where a terminal knows no "θ"
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    _teach_help(main)
+
+    def checked(argv: list[str]) -> Any:
+        if argv[1:] and not arguments:
+            fail(f"unexpected arguments {argv[1:]}. Try --help.")
+        for name in needs:
+            if not getattr(flags.FLAGS, name):
+                fail(f"--{name} is required. Try --help.")
+        for names, check in (
+            (reads, outputs.check_file),
+            (writes, outputs.check_place),
+            (folders, outputs.check_folder),
+        ):
+            for name in names:
+                if getattr(flags.FLAGS, name):
+                    check(f"--{name}", getattr(flags.FLAGS, name))
+        return main(argv)
+
+    _teach_help(main, schema)
     keep_freed_memory()
     with terminal.escaped_output(), clean_errors():
         _check_environment(sys.argv[1:])
         argv = [sys.argv[0], *configuration.with_paths(sys.argv[1:])]
-        app.run(main, argv=argv, flags_parser=configuration.parse)
+        app.run(checked, argv=argv, flags_parser=configuration.parse)
 
 
 def _check_environment(args: Sequence[str]) -> None:
@@ -111,9 +134,17 @@ def clean_errors() -> Iterator[None]:
     """Inside, what a user can mend ends the program with one line, not a traceback."""
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, RecordError) as error:
         fail(str(error))
-    except BrokenPipeError:  # whoever read the output has left
+    except StrategyError as error:
+        fail(str(error), RESUMABLE if isinstance(error, WorkersMissing) else USAGE)
+    except Diverged as error:
+        fail(f"{error} Status 'diverged'; what was saved before is kept.", DIVERGED)
+    except Interrupted as error:
+        fail(f"{error}. Run the same command again to go on.", RESUMABLE)
+    except Lost as error:
+        fail(str(error), RESUMABLE)
+    except BrokenPipeError:  # the reader of the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except OSError as error:
@@ -148,29 +179,25 @@ def _system_error(error: OSError) -> str:
     return text
 
 
-def _teach_help(main: Callable[[list[str]], Any]) -> None:
-    """Makes --help show the program's own text and flags when a console script starts it.
+def _teach_help(main: Callable[[list[str]], Any], schema: Schema | None) -> None:
+    """Makes --help show the program's own text and flags, and the entries of its configuration.
 
-    absl takes both from `__main__`, which is then the script's few lines.
+    absl takes them from `__main__`, which is a few lines where a console script starts the program.
     """
-    if main.__module__ == "__main__":
-        return
-    module = sys.modules[main.__module__]
-    sys.modules["__main__"].__doc__ = module.__doc__
-    for flag in flags.FLAGS.get_flags_for_module(main.__module__):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    module, started = sys.modules[main.__module__], sys.modules["__main__"]
+    entries = "" if schema is None else f"\nEntries of the configuration:\n\n{schema.help()}\n"
+    started.__doc__ = f"{module.__doc__}{entries}"
+    if module is not started:
+        for flag in flags.FLAGS.get_flags_for_module(main.__module__):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def make_strategy_or_fail(name: str, num_devices: int, tpu: str, **more: Any) -> Any:
-    """`training.strategies.make_strategy`, with a clean error."""
-    from tf_lrtraj.training.strategies import StrategyError, WorkersMissing, make_strategy
-
+    """`training.strategies.make_strategy`, whose errors name the flag."""
     try:
         return make_strategy(name, num_devices, tpu, **more)
-    except WorkersMissing as error:
-        fail(f"--strategy: {error}", RESUMABLE)
     except StrategyError as error:
-        fail(f"--strategy: {error}")
+        raise type(error)(f"--strategy: {error}") from None
 
 
 def configure_threads(threads: int, deterministic: bool) -> None:
@@ -182,3 +209,10 @@ def configure_threads(threads: int, deterministic: bool) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def one_device(config: Mapping[str, Any]) -> Any:
+    """Starts TensorFlow as a run's configuration says, and returns the strategy of one device."""
+    quiet_tensorflow()
+    configure_threads(config["threads"], config["deterministic"])
+    return make_strategy_or_fail("one_device", 0, "")

@@ -6,7 +6,6 @@ Nothing here imports TensorFlow.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import pathlib
 import re
@@ -21,6 +20,7 @@ from absl import flags
 from tf_lrtraj import kernels, rates
 from tf_lrtraj.configurable import parameters
 from tf_lrtraj.runs.config_checks import ConfigError, unknown_key
+from tf_lrtraj.values import closest
 
 _TRACED = "Error whilst parsing config file:"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(=.*)?", re.DOTALL)
@@ -60,11 +60,9 @@ def with_paths(args: Sequence[str]) -> Iterator[str]:
             known = known_configs()
             name = pathlib.Path(path).name.removesuffix(".py")
             if name not in known or ("/" in path and not path.startswith("configs/")):
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise ConfigError(
                     f"--config: there is no file {path!r}, and no configuration of that name."
-                    f"{hint} Known: {sorted(known)}"
+                    f"{closest(name, known)} Known: {sorted(known)}"
                 )
             value = str(known[name]) + (f":{argument}" if argument else "")
         yield f"--config={value}" if match else value

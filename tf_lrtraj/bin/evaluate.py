@@ -17,46 +17,37 @@ from __future__ import annotations
 
 from absl import flags
 
-from tf_lrtraj.bin import common, outputs
+from tf_lrtraj.bin import common
+from tf_lrtraj.runs.run_config import POLICIES, read_config
 
 
 def main(argv: list[str]) -> None:
-    if argv[1:]:
-        common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
-    options = flags.FLAGS
-    if not options.workdir:
-        common.fail("--workdir is required. Try --help.")
-    if options.json:
-        outputs.check_place("--json", options.json)
-    common.quiet_tensorflow()
     common.need_tensorflow()
-    from tf_lrtraj.records import RecordError, append_rows
+    options = flags.FLAGS
+    config = read_config(options.workdir, options.data_dir)
+    strategy = common.one_device(config)
+    from tf_lrtraj.records import append_rows
     from tf_lrtraj.runs import evaluate_run
-    from tf_lrtraj.runs.run_config import read_config
-    from tf_lrtraj.training.checkpoints import CheckpointError
 
     try:
-        config = read_config(options.workdir, options.data_dir)
-        common.configure_threads(config["threads"], config["deterministic"])
-        strategy = common.make_strategy_or_fail("one_device", 0, "")
         assembly, step = evaluate_run.open_checkpoint(
             config, options.workdir, strategy, options.step
         )
-        print(f"checkpoint of step {step}")
-        print(f"{'weights':<16}{'split':<12}{'loss':>10}{'accuracy':>10}{'images':>9}  batch norm")
-        rows = evaluate_run.evaluate(
-            assembly, step, options.weights, options.split, options.batch_norm, options.limit
-        )
-        for row in rows:
-            print(
-                f"{row['weights']:<16}{row['split']:<12}{row['loss']:>10.4f}"
-                f"{row['accuracy']:>10.4f}{row['examples']:>9}  {row['batch_norm']}",
-                flush=True,
-            )
-            if options.json:
-                append_rows(options.json, [row])
-    except (RecordError, CheckpointError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         common.fail(str(error))
+    print(f"checkpoint of step {step}")
+    print(f"{'weights':<16}{'split':<12}{'loss':>10}{'accuracy':>10}{'images':>9}  batch norm")
+    rows = evaluate_run.evaluate(
+        assembly, step, options.weights, options.split, options.batch_norm, options.limit
+    )
+    for row in rows:
+        print(
+            f"{row['weights']:<16}{row['split']:<12}{row['loss']:>10.4f}"
+            f"{row['accuracy']:>10.4f}{row['examples']:>9}  {row['batch_norm']}",
+            flush=True,
+        )
+        if options.json:
+            append_rows(options.json, [row])
 
 
 def run() -> None:
@@ -69,13 +60,13 @@ def run() -> None:
     flags.DEFINE_enum(
         "batch_norm",
         None,
-        ["recompute", "average", "copy"],
+        POLICIES,
         "batch-norm policy; by default the run's own; raw weights also have running ones",
     )
     flags.DEFINE_integer("limit", None, "only so many images", lower_bound=1)
     flags.DEFINE_string("data_dir", None, "where the data lies, if it moved")
     flags.DEFINE_string("json", None, "also append the rows to this .jsonl file")
-    common.run_app(main)
+    common.run_app(main, needs=["workdir"], writes=["json"])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""Whether what a flag names can be written, as far as that can be told before any work."""
+"""Checks, before any work, that what a flag names can be written or read."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 
 from tf_lrtraj.runs.config_checks import ConfigError
 
+__all__ = ["check_file", "check_folder", "check_place"]
+
 
 def check_place(flag: str, path: str) -> None:
-    """Raises ConfigError where no file can be written, as far as that can be told before."""
+    """Raises ConfigError where no file can be written."""
     place = pathlib.Path(path)
     try:
         if place.is_dir():
@@ -27,8 +30,17 @@ def check_folder(flag: str, path: str) -> None:
     place = pathlib.Path(path)
     try:
         there = next(p for p in (place, *place.absolute().parents) if p.exists())
-        possible = there.is_dir() and os.access(there, os.W_OK)
-    except OSError:  # a name that is too long, say
-        possible = False
-    if not possible:
-        raise ConfigError(f"{flag}: {path!r} is no folder, and none can be made there")
+        reason = "" if there.is_dir() else f"{there} is no folder"
+        if not reason and not os.access(there, os.W_OK):
+            read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+            reason = os.strerror(errno.EROFS if read_only else errno.EACCES)
+    except OSError as error:  # a name that is too long, say
+        reason = str(error.strerror)
+    if reason:
+        raise ConfigError(f"{flag}: {path} cannot be written ({reason}). Choose another {flag}.")
+
+
+def check_file(flag: str, path: str) -> None:
+    """Raises ConfigError where there is no file to read."""
+    if not pathlib.Path(path).is_file():
+        raise ConfigError(f"{flag}: there is no file {path!r}")

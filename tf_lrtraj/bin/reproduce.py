@@ -46,6 +46,7 @@ from ml_collections import config_flags
 
 from tf_lrtraj.bin import common, configuration, outputs
 from tf_lrtraj.runs.config_checks import as_dict
+from tf_lrtraj.training.stopping import Interrupted
 
 # What libraries take their number of threads from.
 _THREADS = (
@@ -59,16 +60,12 @@ _THREADS = (
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     given = flags.FLAGS
-    if len(argv) > 1:
-        common.fail(f"takes flags only. Received: {' '.join(argv[1:])!r}")
-    if not given.workdir:
-        common.fail("--workdir=DIR is needed")
     if given.report_only:
         return _report(pathlib.Path(given.workdir))
     if given.config is None:
         common.fail("--config=FILE is needed, for example configs/reproduce_digits.py")
     ids = [part.strip() for part in given.claims if part.strip()] or None
-    if ids:  # what can be told without Keras is told at once
+    if ids:  # checked before Keras is imported
         from tf_lrtraj import claims
 
         try:
@@ -76,15 +73,13 @@ def main(argv: Sequence[str]) -> int:
         except ValueError as error:
             common.fail(f"--claims: {error}")
     configuration.check_program(given.config, "reproduce")
-    common.check_workdir(given.workdir)
+    outputs.check_folder("--workdir", given.workdir)
     config = as_dict(given.config)
     if not config.get("runs_here", True) and not (given.force or given.dry_run):
         common.fail(
             f"the scale {config.get('name')!r} needs accelerators and was never run by the "
             "project; --force runs it (--dry_run shows its cost)"
         )
-    if given.page:
-        outputs.check_place("--page", given.page)
     if not given.dry_run and _is_done(given.config, pathlib.Path(given.workdir)):
         print(f"{given.workdir}: the reproduction is done already")
         return _report(pathlib.Path(given.workdir))
@@ -92,9 +87,7 @@ def main(argv: Sequence[str]) -> int:
     if given.only_seed is not None:
         for name in _THREADS:
             os.environ.setdefault(name, "1")
-    from tf_lrtraj.records import RecordError
     from tf_lrtraj.study import run_study
-    from tf_lrtraj.study.trainer import Diverged
 
     try:
         config = run_study.prepare(given.config, given.workdir)
@@ -102,16 +95,12 @@ def main(argv: Sequence[str]) -> int:
         if given.dry_run:
             print(_dry(config, given.workdir, needed, given.only_seed))
             return common.OK
-        # Flushed: whoever follows a log wants to see where the work is.
+        # Flushed, so that a log shows where the work is.
         tell = functools.partial(print, flush=True)
         study = run_study.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
-    except RecordError as error:
-        common.fail(str(error))
     except OSError as error:
         common.fail(f"--workdir={given.workdir}: {error}")
-    except Diverged as error:
-        common.fail(str(error), common.DIVERGED)
-    except run_study.Interrupted as error:
+    except Interrupted as error:
         print(f"lrtraj-reproduce: {error}", file=sys.stderr, flush=True)
         # At once: stopped in the midst of work, JAX may crash while Python shuts down, and the exit
         # code would be lost.  Everything is on disk.
@@ -132,11 +121,8 @@ def _is_done(given: Any, workdir: pathlib.Path) -> bool:
     from tf_lrtraj.runs.finished_run import is_done
     from tf_lrtraj.study.study_config import validate
 
-    try:
-        records.check_workdir_matches(workdir, validate(given), validate)
-        return is_done(workdir)
-    except records.RecordError as error:
-        common.fail(str(error))
+    records.check_workdir_matches(workdir, validate(given), validate)
+    return is_done(workdir)
 
 
 def _dry(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | None) -> str:
@@ -198,7 +184,7 @@ def run() -> None:
     flags.DEFINE_bool("report_only", False, "Judge and draw the records that are there.")
     flags.DEFINE_string("page", None, "Also write the page as Markdown to this file.")
     flags.DEFINE_bool("force", False, "Run a scale that the project describes but never ran.")
-    common.run_app(main)
+    common.run_app(main, needs=["workdir"], writes=["page"])
 
 
 if __name__ == "__main__":

@@ -25,12 +25,7 @@ def main(argv: Sequence[str]) -> int:
     from tf_lrtraj.runs import synthetic_run
 
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
-    if len(argv) > 1:
-        common.fail(f"takes flags only. Received: {' '.join(argv[1:])!r}")
-    if config is None or not workdir:
-        common.fail("--config=FILE and --workdir=DIR are needed")
     configuration.check_program(config, "synthetic")
-    common.check_workdir(workdir)
     try:
         synthetic_run.run(config, workdir)
         for path in report.draw(workdir):
@@ -45,7 +40,7 @@ def run() -> None:
     # Defined here: importing several programs must not define a flag twice.
     config_flags.DEFINE_config_file("config", None, "Configuration, e.g. configs/synthetic.py")
     flags.DEFINE_string("workdir", None, "Folder for records and figures.")
-    common.run_app(main)
+    common.run_app(main, needs=["config", "workdir"], folders=["workdir"])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ Examples:
   lrtraj-train --config=cifar10_resnet34 --workdir=runs/r34 --strategy=multi_worker
 
 `--config` takes a file, or the name of a configuration that comes with the
-package.  What every entry means stands in tf_lrtraj/runs/run_config.py.
+package.  Its entries are explained at the end of this text.
 The same command run again goes on where the run stopped.
 
 Exit codes: 0 done; 1 the disk is full or a file cannot be read or written (mend what the
@@ -32,65 +32,43 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from tf_lrtraj.bin import common, configuration
+from tf_lrtraj.bin import common, configuration, outputs
+from tf_lrtraj.runs import run_config
+from tf_lrtraj.training import stopping, strategies
 
 
 def main(argv: list[str]) -> None:
-    if argv[1:]:
-        common.fail(f"unexpected arguments {argv[1:]}. Try --help.")
-    options = flags.FLAGS
-    if not options.config:
-        common.fail("--config is required. Try --help.")
-    if not options.workdir:
-        common.fail("--workdir is required. Try --help.")
     common.need_tensorflow()
-    from tf_lrtraj.training import stopping
-
-    try:
-        with stopping.stop_signals():  # also during the slow import of TensorFlow
-            _train(options)
-    except stopping.Interrupted as error:
-        common.fail(f"{error}. Run the same command again to go on.", common.RESUMABLE)
+    with stopping.stop_signals():  # also during the slow import of TensorFlow
+        _train(flags.FLAGS)
 
 
 def _train(options: Any) -> None:
     workdir = options.workdir
-    from tf_lrtraj.records import RecordError
-    from tf_lrtraj.runs import finished_run, run_config
-
-    # What can be told before the slow import of TensorFlow is told there.
+    # Mistakes that show without TensorFlow come before its slow import.
     configuration.check_program(options.config, "train")
     plain = run_config.validate(options.config)
-    if options.strategy != "multi_worker":  # of several workers each must come to the meetings
-        common.check_workdir(workdir)
-        try:
-            path = finished_run.finished_report(plain, workdir)
-        except RecordError as error:
-            common.fail(str(error))
+    several = options.strategy == "multi_worker"
+    if not several:  # of several workers each must come to the meetings
+        from tf_lrtraj.runs import finished_run
+
+        outputs.check_folder("--workdir", workdir)
+        path = finished_run.finished_report(plain, workdir)
         if path is not None:
             print(f"{workdir}: the run is done already")
             _show(workdir, path)
             return
     common.quiet_tensorflow()
     from tf_lrtraj.runs import train_run
-    from tf_lrtraj.training import loop
-    from tf_lrtraj.training.checkpoints import CheckpointError
-    from tf_lrtraj.training.workers import Lost, Refused, losing
+    from tf_lrtraj.training.workers import losing
 
     common.configure_threads(plain["threads"], plain["deterministic"])
     strategy = common.make_strategy_or_fail(
         options.strategy, options.num_devices, options.tpu, join_timeout=options.join_timeout
     )
-    try:
-        with losing(options.strategy == "multi_worker"):
-            plain, dataset = train_run.prepare(plain, workdir, strategy)
-            path = train_run.run(plain, dataset, workdir, strategy, options.strategy, tell=print)
-    except (RecordError, CheckpointError, Refused) as error:
-        common.fail(str(error))
-    except loop.Diverged as error:
-        common.fail(f"{error} Status 'diverged'; the last checkpoint is kept.", common.DIVERGED)
-    except Lost as error:
-        common.fail(str(error), common.RESUMABLE)
+    with losing(several):
+        plain, dataset = train_run.prepare(plain, workdir, strategy)
+        path = train_run.run(plain, dataset, workdir, strategy, options.strategy, tell=print)
     if path is not None:  # the chief, of several workers
         _show(workdir, path)
 
@@ -112,7 +90,7 @@ def run() -> None:
     flags.DEFINE_enum(
         "strategy",
         "one_device",
-        ["one_device", "mirrored", "multi_worker", "tpu"],
+        strategies.STRATEGIES,
         "tf.distribute strategy",
     )
     flags.DEFINE_integer(
@@ -123,12 +101,12 @@ def run() -> None:
     )
     flags.DEFINE_integer(
         "join_timeout",
-        600,
+        strategies.JOIN_TIMEOUT,
         "with --strategy=multi_worker: seconds to wait for the other workers to start",
         lower_bound=1,
     )
     flags.DEFINE_string("tpu", "", "with --strategy=tpu: name or address; empty on a TPU VM")
-    common.run_app(main)
+    common.run_app(main, needs=["config", "workdir"], schema=run_config.SCHEMA)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""What every dataset offers, and the checks its methods share."""
+"""What every dataset offers."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
-import math
-import operator
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.data.augmentations import AUGMENTATIONS
+from tf_lrtraj.values import integer, number, one_of, vector
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -74,19 +75,25 @@ class ImageDataset(abc.ABC):
         max_value: float = 255.0,
     ) -> None:
         self.name = name
-        self.num_classes = integer("num_classes", num_classes, 1)
+        self.num_classes = integer(1).check("num_classes", num_classes)
         self.image_shape = image_shape
-        self.class_names = None if class_names is None else _names(class_names, self.num_classes)
+        self.class_names = None if class_names is None else tuple(class_names)
+        if isinstance(class_names, str) or (
+            self.class_names is not None and len(self.class_names) != self.num_classes
+        ):
+            allowed = f"a list of names, one for each of the {self.num_classes} classes"
+            raise values.error("class_names", allowed, class_names)
         self.num_examples = dict(num_examples)
-        self.mean = _per_channel("mean", mean, image_shape[-1])
-        self.std = _per_channel("std", std, image_shape[-1])
-        if min(self.std) <= 0:
-            raise ValueError(f"`std` must be positive. Received: std={std!r}")
+        self.mean = tuple(vector(image_shape[-1]).check("mean", mean).tolist())
+        scale = vector(image_shape[-1]).check("std", std)
+        if np.any(scale <= 0):
+            raise values.error("std", "positive", std)
+        self.std = tuple(scale.tolist())
         self.augmentation = check_augmentation(augmentation)
         self.version = version
         # (x / max_value - mean) / std as one multiplication and one addition.
-        scale = np.asarray(self.std)
-        self._scale = (1.0 / (positive("max_value", max_value) * scale)).astype(np.float32)
+        max_value = number(above=0).check("max_value", max_value)
+        self._scale = (1.0 / (max_value * scale)).astype(np.float32)
         self._offset = (-np.asarray(self.mean) / scale).astype(np.float32)
 
     @property
@@ -94,7 +101,6 @@ class ImageDataset(abc.ABC):
         """The split to evaluate on: "test" if there is one, else "validation", else None."""
         return next((s for s in ("test", "validation") if s in self.num_examples), None)
 
-    @abc.abstractmethod
     def train_batches(
         self,
         batch_size: int,
@@ -122,8 +128,14 @@ class ImageDataset(abc.ABC):
             normalised, and int32 [b], with b = batch_size / num_shards.  Element i belongs to
             step `start_step + i // k` and to part `shard_ids[i % k]`, k = len(shard_ids).
         """
+        count = self._count("train")
+        if integer(1).check("batch_size", batch_size) > count:
+            allowed = f"at most {count}, the number of training images of {self.name!r}"
+            raise values.error("batch_size", allowed, batch_size)
+        integer(0).check("start_step", start_step)
+        integer(0, below=2**63).check("seed", seed)
+        return self._train(_shards(batch_size, num_shards, shard_ids), seed, start_step)
 
-    @abc.abstractmethod
     def eval_batches(
         self,
         split: str,
@@ -147,6 +159,19 @@ class ImageDataset(abc.ABC):
             float32 [b], are 1 for images and 0 for the padding of the last batch.
             Every part has the same number of batches.
         """
+        count = self._count(split)
+        if limit is not None and integer(1).check("limit", limit) > count:
+            allowed = f"at most {count}, the number of images in {split!r} of {self.name!r}"
+            raise values.error("limit", allowed, limit)
+        return self._eval(_shards(batch_size, num_shards, shard_ids), split, limit)
+
+    @abc.abstractmethod
+    def _train(self, shards: Shards, seed: int, start_step: int) -> tf.data.Dataset:
+        """`train_batches`, of arguments that are checked."""
+
+    @abc.abstractmethod
+    def _eval(self, shards: Shards, split: str, limit: int | None) -> tf.data.Dataset:
+        """`eval_batches`, of arguments that are checked."""
 
     @abc.abstractmethod
     def arrays(self, split: str, normalize: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +202,7 @@ class ImageDataset(abc.ABC):
 
     def steps_per_epoch(self, batch_size: int) -> float:
         """Training images over the batch size; not rounded, as batches straddle epochs."""
-        return self.num_examples["train"] / integer("batch_size", batch_size, 1)
+        return self.num_examples["train"] / integer(1).check("batch_size", batch_size)
 
     def describe(self) -> dict[str, Any]:
         """A JSON-serialisable account for a run's records."""
@@ -202,71 +227,51 @@ class ImageDataset(abc.ABC):
         rows = rows * np.tile(self._scale, width) + np.tile(self._offset, width)
         return tf.reshape(rows, images.shape)
 
-    def _check_split(self, split: str) -> int:
+    def _count(self, split: str) -> int:
+        """Images in a split, which must exist."""
+        allowed = f"one of {sorted(self.num_examples)}, the splits of {self.name!r}"
         if split not in self.num_examples:
-            raise ValueError(
-                f"`split` must be one of {sorted(self.num_examples)}, the splits of "
-                f"{self.name!r}. Received: split={split!r}"
-            )
+            raise values.error("split", allowed, split)
         return self.num_examples[split]
-
-    def _check_train(self, batch_size: int, seed: int, start_step: int) -> int:
-        """Checks what is particular to training; returns the number of training images."""
-        count = self._check_split("train")
-        if integer("batch_size", batch_size, 1) > count:
-            raise ValueError(
-                f"`batch_size` must be at most {count}, the number of training images of "
-                f"{self.name!r}. Received: batch_size={batch_size}"
-            )
-        integer("start_step", start_step, 0)
-        if integer("seed", seed, 0) >= 2**63:
-            raise ValueError(f"`seed` must be below 2**63. Received: seed={seed}")
-        return count
-
-    def _check_eval(self, split: str, limit: int | None) -> int:
-        """Returns the number of images to evaluate."""
-        count = self._check_split(split)
-        if limit is None:
-            return count
-        if integer("limit", limit, 1) > count:
-            raise ValueError(
-                f"`limit` must be at most {count}, the number of images in split {split!r} of "
-                f"{self.name!r}. Received: limit={limit}"
-            )
-        return limit
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.num_examples}, {self.image_shape})"
 
 
-def check_shards(
-    batch_size: int, num_shards: int, shard_ids: Sequence[int] | None
-) -> tuple[int, tuple[int, ...]]:
-    """Returns (images per part, the parts to make)."""
-    integer("batch_size", batch_size, 1)
-    integer("num_shards", num_shards, 1)
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Which of the equal parts of every global batch a pipeline makes.
+
+    Attributes:
+        batch_size: images in the global batch.
+        count: parts in all.
+        ids: those of this pipeline, in increasing order.
+    """
+
+    batch_size: int
+    count: int
+    ids: tuple[int, ...]
+
+    @property
+    def part(self) -> int:
+        """Images in a part."""
+        return self.batch_size // self.count
+
+
+def _shards(batch_size: int, num_shards: int, shard_ids: Sequence[int] | None) -> Shards:
+    integer(1).check("batch_size", batch_size)
+    integer(1).check("num_shards", num_shards)
     if batch_size % num_shards:
-        raise ValueError(
-            "`batch_size` must be divisible by `num_shards`. "
-            f"Received: batch_size={batch_size}, num_shards={num_shards}"
-        )
+        raise values.error("batch_size", f"divisible by `num_shards`, {num_shards}", batch_size)
     ids = tuple(range(num_shards)) if shard_ids is None else tuple(int(i) for i in shard_ids)
     if not ids or list(ids) != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= num_shards:
-        raise ValueError(
-            f"`shard_ids` must be increasing integers in 0..{num_shards - 1}. "
-            f"Received: shard_ids={shard_ids!r}, num_shards={num_shards}"
-        )
-    return batch_size // num_shards, ids
+        raise values.error("shard_ids", f"increasing integers in 0..{num_shards - 1}", shard_ids)
+    return Shards(batch_size, num_shards, ids)
 
 
 def check_augmentation(augmentation: str | None) -> str:
-    name = "none" if augmentation is None else augmentation
-    if name not in AUGMENTATIONS:
-        raise ValueError(
-            f"`augmentation` must be one of {list(AUGMENTATIONS)} or None. "
-            f"Received: augmentation={augmentation!r}"
-        )
-    return name
+    """The name of an augmentation; None stands for "none"."""
+    return str(one_of([*AUGMENTATIONS, None]).check("augmentation", augmentation) or "none")
 
 
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -276,59 +281,12 @@ def plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.autograph.experimental.do_not_convert(function)
 
 
-def integer(name: str, value: Any, minimum: int) -> int:
-    """Returns `value` as an int of at least `minimum`, or raises an error that names it."""
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        number = minimum - 1
-    if number < minimum:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}"
-        )
-    return number
+def deterministic(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The dataset with its order fixed."""
+    import tensorflow as tf
 
-
-def positive(name: str, value: Any) -> float:
-    """Returns `value` as a finite float above 0, or raises an error that names it."""
-    number = _finite(value)
-    if number is None or number <= 0.0:
-        raise ValueError(f"`{name}` must be a finite number above 0. Received: {name}={value!r}")
-    return number
-
-
-def _finite(value: Any) -> float | None:
-    """`value` as a float; None if it is no finite number."""
-    if isinstance(value, (str, bytes, bool, np.bool_)):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _per_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
-    try:
-        given = [_finite(value) for value in values]
-    except TypeError:  # nothing to go through
-        given = []
-    numbers = tuple(number for number in given if number is not None)
-    if not len(numbers) == len(given) == channels:
-        raise ValueError(
-            f"`{name}` must have one finite number per channel, {channels} of them. "
-            f"Received: {name}={values!r}"
-        )
-    return numbers
-
-
-def _names(class_names: Sequence[str], num_classes: int) -> tuple[str, ...]:
-    names = tuple(class_names)
-    if isinstance(class_names, str) or len(names) != num_classes:
-        raise ValueError(
-            f"`class_names` must be a list of names, one for each of the {num_classes} classes. "
-            f"Received: {len(names)} of them, class_names={class_names!r}"
-        )
-    return names
+    options = tf.data.Options()
+    options.deterministic = True
+    # Pipelines are split over workers by `shard_ids`, never behind their back.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tf_lrtraj import seeds
+
 __all__ = ["MAX_VALUE", "TEST_PER_CLASS", "digits"]
 
 MAX_VALUE = 16.0  # pixels are counts 0..16 of dark cells in a 4×4 block
@@ -39,7 +41,7 @@ def digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     source = load_digits()
     images = source.images.astype(np.uint8)[..., None]
     labels = source.target.astype(np.int32)
-    rng = np.random.default_rng(_SPLIT_SEED)
+    rng = seeds.generator("digits_test", _SPLIT_SEED)
     in_test = np.zeros(len(labels), bool)
     for digit in range(10):
         in_test[rng.permutation(np.flatnonzero(labels == digit))[:TEST_PER_CLASS]] = True

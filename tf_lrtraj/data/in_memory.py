@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_lrtraj import seeds
 from tf_lrtraj.data import augmentations, randomness
-from tf_lrtraj.data.dataset import ImageDataset, check_shards, integer, positive
+from tf_lrtraj.data.dataset import ImageDataset, Shards, deterministic, plain
+from tf_lrtraj.values import error, integer, number
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -92,34 +93,29 @@ def from_splits(
     max_value: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    augmentation: str | None = None,
-    version: str | None = None,
+    **fields: Any,
 ) -> InMemoryDataset:
     """As `from_arrays`, from {split: (images [n, height, width, channels], labels int32 [n])}."""
-    check_fraction(validation_fraction)
+    number(0, below=1).check("validation_fraction", validation_fraction)
     images, labels = splits["train"]
     for split, (other, _) in splits.items():
         if other.shape[1:] != images.shape[1:] or other.dtype != images.dtype:
-            raise ValueError(
-                "`test_images` must have the shape and the dtype of `images`. Received: "
-                f"{other.shape[1:]} of {other.dtype} in split {split!r}, {images.shape[1:]} of "
-                f"{images.dtype} in 'train'"
-            )
+            allowed = f"{list(images.shape[1:])} of {images.dtype}, as `images` are"
+            raise error(f"{split}_images", allowed, f"{list(other.shape[1:])} of {other.dtype}")
     smallest = min(int(y.min()) for _, y in splits.values())
     largest = max(int(y.max()) for _, y in splits.values())
     if num_classes is None:
         num_classes = largest + 1 if class_names is None else len(class_names)
-    num_classes = integer("num_classes", num_classes, 1)
+    num_classes = int(integer(1).check("num_classes", num_classes))
     if smallest < 0 or largest >= num_classes:
-        wrong = smallest if smallest < 0 else largest
-        raise ValueError(f"`labels` must be in 0..{num_classes - 1}. Received: a label of {wrong}")
+        raise error("labels", f"in 0..{num_classes - 1}", smallest if smallest < 0 else largest)
     splits = dict(splits)
     if validation_fraction:
         splits.update(split_off_validation(images, labels, validation_fraction, seed))
     integral = images.dtype == np.uint8
     if max_value is None:
         max_value = 255.0 if integral else 1.0
-    max_value = positive("max_value", max_value)
+    max_value = float(number(above=0).check("max_value", max_value))
     if mean is None or std is None:
         if integral:
             measured = channel_moments(splits["train"][0], max_value)
@@ -135,8 +131,7 @@ def from_splits(
         class_names=class_names,
         mean=mean,
         std=std,
-        augmentation=augmentation,
-        version=version,
+        **fields,
     )
 
 
@@ -159,24 +154,14 @@ class InMemoryDataset(ImageDataset):
         self._splits = dict(splits)
         self._tensors: dict[str, tuple[tf.Tensor, tf.Tensor]] = {}
 
-    def train_batches(
-        self,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        num_shards: int = 1,
-        shard_ids: Sequence[int] | None = None,
-    ) -> tf.data.Dataset:
-        count = self._check_train(batch_size, seed, start_step)
-        part, ids = check_shards(batch_size, num_shards, shard_ids)
+    def _train(self, shards: Shards, seed: int, start_step: int) -> tf.data.Dataset:
         import tensorflow as tf
 
         images, labels = self._as_tensors("train")
+        part, count = shards.part, self.num_examples["train"]
 
         def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            step = start_step + element // len(ids)
-            shard = tf.gather(tf.constant(ids, tf.int64), element % len(ids))
-            first = step * batch_size + shard * part
+            first = _first(shards, element) + start_step * shards.batch_size
             index = _epoch_order(seed, first, part, count)
             chosen = augmentations.augment(
                 tf.ensure_shape(tf.gather(images, index), (part, *self.image_shape)),
@@ -188,28 +173,18 @@ class InMemoryDataset(ImageDataset):
 
         return _pipeline(tf.data.Dataset.counter(), batch)
 
-    def eval_batches(
-        self,
-        split: str,
-        batch_size: int,
-        num_shards: int = 1,
-        shard_ids: Sequence[int] | None = None,
-        limit: int | None = None,
-    ) -> tf.data.Dataset:
-        count = self._check_eval(split, limit)
-        part, ids = check_shards(batch_size, num_shards, shard_ids)
+    def _eval(self, shards: Shards, split: str, limit: int | None) -> tf.data.Dataset:
         import tensorflow as tf
 
         images, labels = self._as_tensors(split)
+        part, count = shards.part, limit or self.num_examples[split]
         subset = None
         if limit is not None:
-            order = np.random.default_rng(0).permutation(self.num_examples[split])[:limit]
-            subset = tf.constant(order, tf.int64)
+            order = seeds.generator("evaluation_part", 0).permutation(self.num_examples[split])
+            subset = tf.constant(order[:limit], tf.int64)
 
         def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            step = element // len(ids)
-            shard = tf.gather(tf.constant(ids, tf.int64), element % len(ids))
-            position = step * batch_size + shard * part + tf.range(part, dtype=tf.int64)
+            position = _first(shards, element) + tf.range(part, dtype=tf.int64)
             real = position < count
             index = tf.where(real, position, 0)  # padding repeats the first image
             if subset is not None:
@@ -217,11 +192,11 @@ class InMemoryDataset(ImageDataset):
             chosen = tf.ensure_shape(tf.gather(images, index), (part, *self.image_shape))
             return self._normalized(chosen), tf.gather(labels, index), tf.cast(real, tf.float32)
 
-        batches = -(-count // batch_size)
-        return _pipeline(tf.data.Dataset.range(batches * len(ids)), batch)
+        batches = -(-count // shards.batch_size)
+        return _pipeline(tf.data.Dataset.range(batches * len(shards.ids)), batch)
 
     def arrays(self, split: str, normalize: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        self._check_split(split)
+        self._count(split)
         images, labels = self._splits[split]
         if normalize:
             images = images.astype(np.float32)
@@ -246,11 +221,9 @@ def split_off_validation(
     images: np.ndarray, labels: np.ndarray, fraction: float, seed: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Splits training images into "train" and "validation"; both keep the stored order."""
-    chosen = np.sort(
-        np.random.default_rng(integer("seed", seed, 0)).permutation(len(labels))[
-            : validation_size(fraction, len(labels))
-        ]
-    )
+    size = validation_size(fraction, len(labels))
+    order = seeds.generator("validation", integer(0).check("seed", seed)).permutation(len(labels))
+    chosen = np.sort(order[:size])
     mask = np.zeros(len(labels), bool)
     mask[chosen] = True
     return {
@@ -259,24 +232,12 @@ def split_off_validation(
     }
 
 
-def check_fraction(fraction: Any) -> None:
-    """Raises an error that names `validation_fraction` unless it is a number in [0, 1)."""
-    number = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
-    if not number or not 0.0 <= fraction < 1.0:
-        raise ValueError(
-            "`validation_fraction` must be a number of at least 0 and below 1. "
-            f"Received: validation_fraction={fraction!r}"
-        )
-
-
 def validation_size(fraction: float, count: int) -> int:
     """Images set apart from `count`, checked to leave both parts non-empty."""
     size = round(fraction * count) if 0.0 < fraction < 1.0 else 0
     if not 0 < size < count:
-        raise ValueError(
-            "`validation_fraction` must be 0, or in (0, 1) and leave images in both splits. "
-            f"Received: validation_fraction={fraction!r} of {count} images"
-        )
+        allowed = f"0, or in (0, 1) and leave some of {count} images in both splits"
+        raise error("validation_fraction", allowed, fraction)
     return size
 
 
@@ -309,16 +270,20 @@ def _epoch_order(seed: int, first: Any, part: int, count: int) -> tf.Tensor:
     return randomness.permute(place, count, tf.gather(keys, epoch - epoch[0]))
 
 
+def _first(shards: Shards, element: Any) -> tf.Tensor:
+    """The place of an element's first image among those from the pipeline's first batch on."""
+    import tensorflow as tf
+
+    count = len(shards.ids)
+    shard = tf.gather(tf.constant(shards.ids, tf.int64), element % count)
+    return element // count * shards.batch_size + shard * shards.part
+
+
 def _pipeline(elements: tf.data.Dataset, make: Any) -> tf.data.Dataset:
     import tensorflow as tf
 
-    options = tf.data.Options()
-    options.deterministic = True
-    # Pipelines are split over workers by `shard_ids`, never behind their back.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    make = tf.autograph.experimental.do_not_convert(make)
-    made = elements.map(make, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return made.prefetch(tf.data.AUTOTUNE).with_options(options)
+    made = elements.map(plain(make), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return deterministic(made.prefetch(tf.data.AUTOTUNE))
 
 
 def _view(tensor: tf.Tensor) -> np.ndarray:
@@ -332,27 +297,18 @@ def _checked(
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
-            f"`{images_name}` must be [n, height, width] or [n, height, width, channels], not "
-            f"empty. Received: shape={images.shape}"
-        )
+        allowed = "[n, height, width] or [n, height, width, channels], not empty"
+        raise error(images_name, allowed, images)
     if images.dtype != np.uint8:
         if not np.issubdtype(images.dtype, np.floating):
-            raise ValueError(
-                f"`{images_name}` must be uint8 or floating. Received: dtype={images.dtype}"
-            )
+            raise error(images_name, "uint8 or floating", images.dtype.name)
         images = images.astype(np.float32)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"`{labels_name}` must be integers, one for each of the {len(images)} images. "
-            f"Received: shape={labels.shape}, dtype={labels.dtype}"
-        )
+        raise error(labels_name, f"integers, one for each of the {len(images)} images", labels)
     # Held as int32, into which larger ones would be wrapped around.
     largest = np.iinfo(np.int32).max
-    wrong = next((n for n in (int(labels.min()), int(labels.max())) if abs(n) > largest), None)
-    if wrong is not None:
-        raise ValueError(
-            f"`{labels_name}` must be in 0..{largest}, and below the number of classes. "
-            f"Received: a label of {wrong}"
-        )
+    for label in (int(labels.min()), int(labels.max())):
+        if abs(label) > largest:
+            allowed = f"in 0..{largest}, and below the number of classes"
+            raise error(labels_name, allowed, label)
     return np.ascontiguousarray(images), labels.astype(np.int32)

@@ -5,7 +5,7 @@ fills the v-th of them in every batch.  A position of the endless sequence of im
 to one stream, and so do, in any epoch of N positions, n_v of them, Σ n_v = N.  The files
 of an epoch, in an order of that epoch's own, are laid end to end and cut into V *parts* of
 n_0, n_1, … records: stream v reads part v.  So every image comes once in each epoch's N positions,
-and whoever makes only some rows of the batches reads only the files of their streams.
+and a pipeline that makes only some rows of the batches reads only the files of their streams.
 
 Within its part a stream
 

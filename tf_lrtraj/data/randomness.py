@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tf_lrtraj.seeds import PHILOX
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -28,8 +30,9 @@ __all__ = ["FILES", "ORDER", "WINDOW", "permute", "uniforms", "words"]
 ROUNDS = 16
 _PHILOX = 1
 
-# Streams: the upper half of Philox's counter.
-ORDER, FILES, WINDOW, AUGMENT = 0, 1, 2, 16
+ORDER, FILES, WINDOW, AUGMENT = (
+    PHILOX[name] for name in ("order", "files", "window", "augmentation")
+)
 # Room for that many streams under one epoch, where an epoch is part of the address.
 STREAMS = 256
 

@@ -42,7 +42,7 @@ def read_file(name: Any, skip: Any, take: Any, total: Any) -> tf.data.Dataset:
     """
     import tensorflow as tf
 
-    # Without a buffer of its own TensorFlow skips a record on reading its header alone, and
+    # Without a buffer TensorFlow skips a record on reading its header alone, and
     # whole images come as fast.  Over a network it is the buffer that makes reading fast.
     remote = tf.strings.regex_full_match(name, "[a-z0-9]+://.*")
     buffer = tf.where(remote, tf.constant(1 << 18, tf.int64), 0)
@@ -61,7 +61,7 @@ def read_file(name: Any, skip: Any, take: Any, total: Any) -> tf.data.Dataset:
 
     too_short = tf.data.Dataset.from_tensors(0).map(complain("fewer"))
     records = from_record(skip).concatenate(too_short).take(take)
-    # Whoever reads the last record looks whether there is one more.
+    # With the last record comes a look whether there is one more.
     last = tf.logical_and(tf.equal(skip + take, total), tf.logical_not(remote))
     beyond = from_record(total).take(tf.cast(last, tf.int64))
     return records.concatenate(beyond.map(complain("more")))

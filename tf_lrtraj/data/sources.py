@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import glob
 import math
 import os
@@ -18,14 +19,10 @@ import numpy as np
 
 from tf_lrtraj.data import order, reading
 from tf_lrtraj.data.augmentations import AUGMENTATIONS
-from tf_lrtraj.data.dataset import DataError, ImageDataset, check_augmentation, integer
+from tf_lrtraj.data.dataset import DataError, ImageDataset, check_augmentation
 from tf_lrtraj.data.digits import MAX_VALUE, digits
-from tf_lrtraj.data.in_memory import (
-    InMemoryDataset,
-    check_fraction,
-    from_splits,
-    validation_size,
-)
+from tf_lrtraj.data.in_memory import InMemoryDataset, from_splits, validation_size
+from tf_lrtraj.values import error, integer, number, one_of, text
 
 __all__ = ["DatasetNotPreparedError", "load", "names", "prepare"]
 
@@ -67,7 +64,7 @@ class DatasetNotPreparedError(FileNotFoundError, ValueError):
 
 
 def names() -> list[str]:
-    """Datasets with constants of their own; `load` takes any image-classification set of TFDS.
+    """Datasets whose usual constants are known; `load` takes any image-classification set of TFDS.
 
     >>> names()
     ['cifar10', 'cifar100', 'digits', 'fashion_mnist', 'imagenet2012', 'mnist']
@@ -125,27 +122,28 @@ def load(
     >>> dataset.num_examples, dataset.image_shape
     ({'train': 1297, 'test': 500}, (8, 8, 1))
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"`name` must be the name of a dataset. Received: name={name!r}")
-    usual = _usual(name)
-    if augmentation == "standard":
-        augmentation = usual.augmentation
-    elif augmentation not in (None, *AUGMENTATIONS):
-        raise ValueError(
-            f"`augmentation` must be one of {['standard', *AUGMENTATIONS]} or None. "
-            f"Received: augmentation={augmentation!r}"
-        )
-    augmentation = check_augmentation(augmentation)
-    if image_size is not None:
-        image_size = integer("image_size", image_size, 4)
-    integer("shuffle_window", shuffle_window, 1)
-    check_fraction(validation_fraction)
+    usual = _usual(text().check("name", name))
+    one_of(["standard", *AUGMENTATIONS, None]).check("augmentation", augmentation)
+    augmentation = check_augmentation(
+        usual.augmentation if augmentation == "standard" else augmentation
+    )
+    image_size = integer(4).or_none().check("image_size", image_size)
+    integer(1).check("shuffle_window", shuffle_window)
+    number(0, below=1).check("validation_fraction", validation_fraction)
+    in_memory = functools.partial(
+        _resized_and_held,
+        name,
+        image_size,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        mean=usual.mean,
+        std=usual.std,
+        augmentation=augmentation,
+    )
     if name == "digits":
         held = digits()
         _check_size(name, held, image_size)
-        return _from_splits(
-            name, held, usual, augmentation, image_size, validation_fraction, seed, MAX_VALUE
-        )
+        return in_memory(held, max_value=MAX_VALUE)
 
     info = open_prepared(name, data_dir, download)
     keys = image_and_label(info)
@@ -167,9 +165,7 @@ def load(
     sizes = {s: int(info.splits[s].num_examples) for s in splits}
     if None not in shape and _held_bytes(sum(sizes.values()), shape, image_size) <= MEMORY_LIMIT:
         arrays = {s: _read_split(info, s, sizes[s], keys) for s in splits}
-        return _from_splits(
-            name, arrays, usual, augmentation, image_size, validation_fraction, seed, **common
-        )
+        return in_memory(arrays, max_value=255.0, **common)
     from tf_lrtraj.data.streaming import StreamedDataset
 
     return StreamedDataset(
@@ -404,46 +400,35 @@ def _check_size(
     count = sum(len(labels) for _, labels in splits.values())
     size = _held_bytes(count, splits["train"][0].shape[1:], image_size)
     if size > MEMORY_LIMIT:
-        raise ValueError(
-            f"`image_size` must leave the {count} images of {name!r} within "
-            f"{MEMORY_LIMIT // 10**6:,} MB of memory. "
-            f"Received: image_size={image_size}, which takes {size // 10**6:,} MB"
+        raise error(
+            "image_size",
+            f"so small that the {count} images of {name!r} fit into {MEMORY_LIMIT // 10**6:,} MB "
+            f"of memory (they take {size // 10**6:,} MB)",
+            image_size,
         )
 
 
-def _from_splits(
+def _resized_and_held(
     name: str,
-    splits: dict[str, tuple[np.ndarray, np.ndarray]],
-    usual: _Usual,
-    augmentation: str,
     image_size: int | None,
+    splits: dict[str, tuple[np.ndarray, np.ndarray]],
+    max_value: float,
     validation_fraction: float,
-    seed: int,
-    max_value: float = 255.0,
-    **common: Any,
+    **fields: Any,
 ) -> InMemoryDataset:
+    """`from_splits`, with images of another size."""
     _check_no_validation(name, splits, validation_fraction)
     if image_size is not None:
         splits = {s: (_resized(x, image_size, max_value), y) for s, (x, y) in splits.items()}
     return from_splits(
-        name,
-        splits,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        mean=usual.mean,
-        std=usual.std,
-        max_value=max_value,
-        augmentation=augmentation,
-        **common,
+        name, splits, max_value=max_value, validation_fraction=validation_fraction, **fields
     )
 
 
 def _check_no_validation(name: str, splits: Any, validation_fraction: float) -> None:
     if validation_fraction and "validation" in splits:
-        raise ValueError(
-            f"`validation_fraction` must be 0 for {name!r}, which has a split 'validation'. "
-            f"Received: validation_fraction={validation_fraction!r}"
-        )
+        allowed = f"0 for {name!r}, which has a split 'validation'"
+        raise error("validation_fraction", allowed, validation_fraction)
 
 
 def _split_specs(name: str, sizes: dict[str, int], fraction: float) -> dict[str, str]:

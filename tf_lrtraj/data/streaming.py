@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.data import augmentations, order, randomness, reading
-from tf_lrtraj.data.dataset import ImageDataset, check_shards, opened, plain
+from tf_lrtraj.data.dataset import ImageDataset, Shards, deterministic, opened, plain
 from tf_lrtraj.data.order import Streams
 
 if TYPE_CHECKING:
@@ -60,10 +61,11 @@ class StreamedDataset(ImageDataset):
             **fields,
         )
         if self.augmentation not in _AUGMENTATIONS:
-            raise ValueError(
-                f"`augmentation` must be one of {list(_AUGMENTATIONS)} for {name!r}, which is "
-                f"streamed: its images vary in size, or take too much memory at {image_size} "
-                f"pixels. Received: augmentation={self.augmentation!r}"
+            raise values.error(
+                "augmentation",
+                f"one of {list(_AUGMENTATIONS)} for {name!r}, which is streamed: its images vary "
+                f"in size, or take too much memory at {image_size} pixels",
+                self.augmentation,
             )
         self._files = {split: order.table(part.file_instructions) for split, part in splits.items()}
         for split, files in self._files.items():
@@ -72,20 +74,12 @@ class StreamedDataset(ImageDataset):
         self._window = shuffle_window
         opened.add(self)
 
-    def train_batches(
-        self,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        num_shards: int = 1,
-        shard_ids: Sequence[int] | None = None,
-    ) -> tf.data.Dataset:
-        count = self._check_train(batch_size, seed, start_step)
-        part, ids = check_shards(batch_size, num_shards, shard_ids)
+    def _train(self, shards: Shards, seed: int, start_step: int) -> tf.data.Dataset:
         import tensorflow as tf
 
+        batch_size, count = shards.batch_size, self.num_examples["train"]
         streams = Streams(batch_size)
-        touched = streams.touched(part, ids)
+        touched = streams.touched(shards.part, shards.ids)
         window = -(-self._window // streams.count)
         entries = []
         for stream in touched:
@@ -111,23 +105,15 @@ class StreamedDataset(ImageDataset):
             encoded, label = self._parse(record)
             return self._decode(encoded, position(index), seed), label
 
-        mine = _numbered(records, position, _chosen(streams, touched, part, num_shards, ids))
-        return _batched(_decoded(mine, example), part, len(ids))
+        mine = _numbered(records, position, _chosen(streams, touched, shards))
+        return _batched(_decoded(mine, example), shards)
 
-    def eval_batches(
-        self,
-        split: str,
-        batch_size: int,
-        num_shards: int = 1,
-        shard_ids: Sequence[int] | None = None,
-        limit: int | None = None,
-    ) -> tf.data.Dataset:
-        count = self._check_eval(split, limit)
-        part, ids = check_shards(batch_size, num_shards, shard_ids)
+    def _eval(self, shards: Shards, split: str, limit: int | None) -> tf.data.Dataset:
         import tensorflow as tf
 
-        streams = Streams(batch_size)
-        touched = streams.touched(part, ids)
+        count = limit or self.num_examples[split]
+        streams = Streams(shards.batch_size)
+        touched = streams.touched(shards.part, shards.ids)
         files = self._files[split].map(tf.constant)
 
         def read(stream: tf.Tensor) -> tf.data.Dataset:
@@ -144,15 +130,15 @@ class StreamedDataset(ImageDataset):
         # Streams end in the last batch, each where the positions do, so that all numbers fit.
         records = _merged([(stream,) for stream in touched], read, streams)
         position = streams.positions(touched, 0)
-        mine = _numbered(records, position, _chosen(streams, touched, part, num_shards, ids))
-        batches = -(-count // batch_size)
-        real = sum(_images_of(count, batch_size, part, i) for i in ids)
+        mine = _numbered(records, position, _chosen(streams, touched, shards))
+        filled = -(-count // shards.batch_size) * shards.part * len(shards.ids)
+        real = sum(_images_of(count, shards, shard) for shard in shards.ids)
         nothing = tf.zeros(self.image_shape), tf.constant(0), tf.constant(0.0)
-        padding = tf.data.Dataset.from_tensors(nothing).repeat(batches * part * len(ids) - real)
-        return _batched(_decoded(mine, example).concatenate(padding), part, len(ids))
+        padding = tf.data.Dataset.from_tensors(nothing).repeat(filled - real)
+        return _batched(_decoded(mine, example).concatenate(padding), shards)
 
     def arrays(self, split: str, normalize: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        self._check_split(split)
+        self._count(split)
         raise ValueError(
             f"{self.name!r} is streamed from disk and has no `arrays`: use `eval_batches`. "
             f"Received: split={split!r}"
@@ -267,11 +253,9 @@ def _merged(
     )
 
 
-def _chosen(
-    streams: Streams, touched: Sequence[int], part: int, num_shards: int, ids: Sequence[int]
-) -> np.ndarray | None:
+def _chosen(streams: Streams, touched: Sequence[int], shards: Shards) -> np.ndarray | None:
     """Which places of a batch this pipeline fills; None if all of the streams it touches."""
-    chosen = np.repeat(np.isin(np.arange(num_shards), ids), part)
+    chosen = np.repeat(np.isin(np.arange(shards.count), shards.ids), shards.part)
     return None if chosen.sum() == len(touched) * streams.block else chosen
 
 
@@ -290,10 +274,10 @@ def _numbered(
     return records.enumerate().filter(plain(wanted))
 
 
-def _images_of(count: int, batch_size: int, part: int, shard: int) -> int:
+def _images_of(count: int, shards: Shards, shard: int) -> int:
     """Images that a shard holds of `count` in all."""
-    whole, rest = divmod(count, batch_size)
-    return whole * part + min(max(rest - shard * part, 0), part)
+    whole, rest = divmod(count, shards.batch_size)
+    return whole * shards.part + min(max(rest - shard * shards.part, 0), shards.part)
 
 
 def _decoded(numbered: tf.data.Dataset, example: Callable[..., Any]) -> tf.data.Dataset:
@@ -302,12 +286,6 @@ def _decoded(numbered: tf.data.Dataset, example: Callable[..., Any]) -> tf.data.
     return numbered.map(plain(example), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _batched(decoded: tf.data.Dataset, part: int, parts: int) -> tf.data.Dataset:
-    import tensorflow as tf
-
-    options = tf.data.Options()
-    options.deterministic = True
-    # Pipelines are split over workers by `shard_ids`, never behind their back.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    ahead = PREFETCHED_STEPS * parts
-    return decoded.batch(part, drop_remainder=True).prefetch(ahead).with_options(options)
+def _batched(decoded: tf.data.Dataset, shards: Shards) -> tf.data.Dataset:
+    ahead = PREFETCHED_STEPS * len(shards.ids)
+    return deterministic(decoded.batch(shards.part, drop_remainder=True).prefetch(ahead))

@@ -22,20 +22,20 @@ Where descriptions of the architecture differ, this is what is built:
 from __future__ import annotations
 
 import dataclasses
-import operator
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
+from tf_lrtraj import seeds
 from tf_lrtraj.models.sizes import EXPANSION, stages
+from tf_lrtraj.values import error, integer, number, one_of, sequence_of
 
 __all__ = ["resnet"]
 
 _STEMS = ("imagenet", "cifar")
 _SHORTCUTS = ("projection", "identity")
+_SHAPE = "(height, width, channels), positive integers of which height and width may be None"
 
 
 def resnet(
@@ -98,31 +98,22 @@ def resnet(
     >>> model.output_shape, model.count_params()
     ((None, 10), 78714)
     """
-    depth = _integer("depth", depth, 1)
-    num_classes = _integer("num_classes", num_classes, 1)
-    width = _integer("width", width, 1)
-    _choice("stem", stem, _STEMS)
-    _choice("shortcut", shortcut, _SHORTCUTS)
+    depth = integer(1).check("depth", depth)
+    num_classes = integer(1).check("num_classes", num_classes)
+    width = integer(1).check("width", width)
+    one_of(_STEMS).check("stem", stem)
+    one_of(_SHORTCUTS).check("shortcut", shortcut)
     blocks_per_stage, bottleneck = stages(depth, stem)
-    shape = _image_shape(input_shape)
-    if seed is not None:
-        seed = _integer("seed", seed, 0)
-    if not 0.0 <= batch_norm_momentum < 1.0:
-        raise ValueError(
-            "`batch_norm_momentum` must be in [0, 1). "
-            f"Received: batch_norm_momentum={batch_norm_momentum!r}"
-        )
-    if not batch_norm_epsilon > 0.0:
-        raise ValueError(
-            "`batch_norm_epsilon` must be positive. "
-            f"Received: batch_norm_epsilon={batch_norm_epsilon!r}"
-        )
+    shape = sequence_of(integer(1).or_none(), _SHAPE, 3, 3).check("input_shape", input_shape)
+    if shape[2] is None:
+        raise error("input_shape", _SHAPE, input_shape)
+    seed = integer(0).or_none().check("seed", seed)
+    momentum = number(0, below=1).check("batch_norm_momentum", batch_norm_momentum)
+    epsilon = number(above=0).check("batch_norm_epsilon", batch_norm_epsilon)
     if batch_norm_synchronized and keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "`batch_norm_synchronized` must be False on the Keras backend "
-            f"{keras.backend.backend()!r}: only TensorFlow synchronises batch norm. "
-            "Received: batch_norm_synchronized=True"
-        )
+        backend = keras.backend.backend()
+        allowed = f"False on the Keras backend {backend!r}: only TensorFlow synchronises batch norm"
+        raise error("batch_norm_synchronized", allowed, True)
 
     policy = keras.dtype_policies.get(dtype)
     layers = _Layers(
@@ -131,8 +122,8 @@ def resnet(
         shortcut=shortcut,
         zero_init_residual=zero_init_residual,
         norm_options={
-            "momentum": float(batch_norm_momentum),
-            "epsilon": float(batch_norm_epsilon),
+            "momentum": momentum,
+            "epsilon": epsilon,
             "synchronized": bool(batch_norm_synchronized),
         },
     )
@@ -182,8 +173,7 @@ class _Layers:
         """Seed of a layer's initialiser: a function of the network's seed and the name."""
         if self.seed is None:
             return None
-        words = np.random.SeedSequence([self.seed, zlib.crc32(layer.encode())])
-        return int(words.generate_state(1)[0] >> 1)  # backends take a signed 32-bit seed
+        return seeds.word("initial_weights", self.seed, layer)
 
     def pad(self, x: Any, margin: int, name: str) -> Any:
         return keras.layers.ZeroPadding2D(
@@ -258,36 +248,3 @@ class _Layers:
         y = self.conv_norm(y, width, 3, stride, f"{name}_2", relu=True)
         y = self.conv_norm(y, EXPANSION * width, 1, 1, f"{name}_3", relu=False, last=True)
         return self.join(x, y, stride, name)
-
-
-def _image_shape(input_shape: Any) -> tuple[int | None, ...]:
-    message = (
-        "`input_shape` must be (height, width, channels), positive integers of which height "
-        f"and width may be None. Received: input_shape={input_shape!r}"
-    )
-    try:
-        shape = tuple(None if size is None else operator.index(size) for size in input_shape)
-    except TypeError:
-        raise ValueError(message) from None
-    if len(shape) != 3 or shape[2] is None or any(s is not None and s < 1 for s in shape):
-        raise ValueError(message)
-    return shape
-
-
-def _choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {list(allowed)}. Received: {name}={value!r}")
-
-
-def _integer(name: str, value: Any, minimum: int) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        number = minimum - 1
-    if number < minimum:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}"
-        )
-    return number

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from tf_lrtraj.values import error
+
 __all__ = ["EXPANSION", "Size", "resnet_size", "stages"]
 
 # depth -> (blocks per stage, bottleneck?)
@@ -133,18 +135,12 @@ def stages(depth: int, stem: str) -> tuple[tuple[int, ...], bool]:
     if depth in FOUR_STAGES:
         return FOUR_STAGES[depth]
     if depth < 8 or depth % 6 != 2:
-        raise ValueError(
-            "`depth` must be 18, 34, 50 or 6n + 2 with n of at least 1 (8, 14, 20, 26, 32, …). "
-            f"Received: depth={depth}"
-        )
+        allowed = "18, 34, 50 or 6n + 2 with n of at least 1 (8, 14, 20, 26, 32, …)"
+        raise error("depth", allowed, depth)
     if depth > DEEPEST:
-        raise ValueError(
-            f"`depth` must be at most {DEEPEST}: Keras cannot build so many layers one after "
-            f"another. Received: depth={depth}"
-        )
+        allowed = f"at most {DEEPEST}: Keras cannot build so many layers one after another"
+        raise error("depth", allowed, depth)
     if stem != "cifar":
-        raise ValueError(
-            f"`stem` must be 'cifar' with depth={depth}: only the depths 18, 34 and 50 have "
-            f"the ImageNet stem. Received: stem={stem!r}"
-        )
+        allowed = f"'cifar' with depth={depth}: only 18, 34 and 50 have the ImageNet stem"
+        raise error("stem", allowed, stem)
     return ((depth - 2) // 6,) * 3, False

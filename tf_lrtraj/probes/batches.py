@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_lrtraj import backend
+from tf_lrtraj import backend, seeds
 
 Batch = tuple[Any, ...]  # (inputs, targets) or (inputs, targets, example weights)
 
@@ -194,7 +194,7 @@ def _drawn(data: Batch, batch_size: int, count: int, seed: int) -> list[Batch]:
     (size,) = sizes[0]
     if batch_size * count > size:
         raise ValueError(_too_small(size, batch_size, count))
-    order = np.random.default_rng(seed).permutation(size)[: batch_size * count]
+    order = seeds.generator("probe_batches", seed).permutation(size)[: batch_size * count]
     parts = np.split(np.sort(order) if count == 1 else order, count)
     return [
         tuple(keras.tree.map_structure(lambda array, at=part: array[at], one) for one in data)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import seeds
 from tf_lrtraj.probes.vectors import Vector, host
 
 KINDS = ("uniform", "filter")
@@ -38,7 +39,7 @@ def random_direction(
     Args:
         like: arrays in the order of `model.trainable_variables`: weights, which
             `"filter"` scales by, or (for `"uniform"`) anything of their shapes.
-        seed: what `numpy.random.default_rng` takes, so `[seed, number]` for one of several.
+        seed: integers of at least 0: a seed, or `[seed, number]` for one of several.
         kind: `"uniform"`: a Gaussian vector divided by its norm, that is, a point of the
             unit sphere (Izmailov et al. 2018, arXiv 1803.05407, section 3.3);
             `"filter"`: a Gaussian vector whose filters have the norms of the weights' own,
@@ -67,7 +68,7 @@ def random_direction(
     shapes = [tuple(array.shape) for array in like]
     if not sum(int(np.prod(shape)) for shape in shapes):
         raise ValueError(f"`like` must hold weights. Received: arrays of shapes {shapes}")
-    rng = np.random.default_rng(seed)
+    rng = seeds.generator("direction", *np.atleast_1d(seed))
     # Drawn for every array, so that both kinds take the same numbers for the same kernel.
     drawn = [rng.standard_normal(shape) for shape in shapes]
     if kind == "uniform":

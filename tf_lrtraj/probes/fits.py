@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import seeds
+
 DEGREES = (1, 2, 3, 4)
 WINDOWS = (0.5, 1.0, 1.5, 2.0, 3.0)  # in multiples of the best rate
 LEVELS = (0.01, 0.05, 0.1)  # in units of the drop
@@ -304,7 +306,7 @@ def bootstrap(
     value = np.asarray(statistic(curves.mean(axes)), np.float64)
     if curves.shape[1] < 2:
         return value, np.full_like(value, np.inf)
-    rng = np.random.default_rng(seed)
+    rng = seeds.generator("resampling", seed)
     found = []
     for _ in range(repeats):
         # Weights of a resampling: how often each was drawn.

@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import seeds
+
 _BLOCK = 1 << 18  # numbers whose signs are drawn at a time
 
 
@@ -65,7 +67,7 @@ class Sketch:
         """(first place, signs as booleans, turn of each row), block by block."""
         step = max(_BLOCK // self.k, 1) * self.k
         for number, low in enumerate(range(0, self.size, step)):
-            random = np.random.default_rng([*self._seed, number])
+            random = seeds.generator("sketch", *self._seed, number)
             count = min(step, self.size - low)
             turns = random.integers(self.k, size=-(-count // self.k))
             bits = np.frombuffer(random.bytes(-(-count // 8)), np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 from tf_lrtraj import data, rates
 from tf_lrtraj.averaging import AverageState
 from tf_lrtraj.models import resnet
-from tf_lrtraj.runs.run_config import ConfigError, Plan, resolve
+from tf_lrtraj.runs.config_checks import ConfigError, refusal
+from tf_lrtraj.runs.run_config import Plan, resolve
 from tf_lrtraj.schedules import RateSchedule
 from tf_lrtraj.training import host_memory
 from tf_lrtraj.training.evaluation import Evaluator, averaged_statistics
@@ -36,12 +38,23 @@ class Assembly:
     model: Any
     optimizer: Any
     averages: AverageState | None
-    evaluator: Evaluator
     learning_rates: np.ndarray
     progress: Progress | None = None
     # Each pipeline is built once and iterated anew: building one traces functions, which costs
     # more than a small evaluation, and leaves a megabyte for the garbage collector.
     _pipelines: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """Evaluates the raw weights and the averages."""
+        return Evaluator(
+            self.strategy,
+            self.model,
+            self.averages,
+            self.plan.policies,
+            self.moment_batches,
+            self.config["batch_norm"]["batches"],
+        )
 
     @property
     def checkpointed(self) -> dict[str, list[Any]]:
@@ -74,12 +87,14 @@ class Assembly:
         return itertools.islice(self._pipelines["moments"], count)
 
     def _distributed_training(self, seed: int, start_step: int) -> Any:
-        def for_pipeline(context: Any) -> Any:
-            return self.dataset.train_batches(
-                self.config["data"]["batch_size"], seed, start_step, **_shards(context)
+        batch = self.config["data"]["batch_size"]
+        return _Batches(
+            self.strategy.distribute_datasets_from_function(
+                lambda context: self.dataset.train_batches(
+                    batch, seed, start_step, **_shards(context)
+                )
             )
-
-        return _Batches(self.strategy.distribute_datasets_from_function(for_pipeline))
+        )
 
     def eval_batches(self, split: str, limit: int | None = None) -> Any:
         """Distributed evaluation batches (images, labels, weights), each image once.
@@ -100,10 +115,13 @@ class Assembly:
         batch = self.config["evaluate"]["batch_size"]
         batch = -(-batch // replicas) * replicas
 
-        def for_pipeline(context: Any) -> Any:
-            return self.dataset.eval_batches(split, batch, limit=limit, **_shards(context))
-
-        return _Batches(self.strategy.distribute_datasets_from_function(for_pipeline))
+        return _Batches(
+            self.strategy.distribute_datasets_from_function(
+                lambda context: self.dataset.eval_batches(
+                    split, batch, limit=limit, **_shards(context)
+                )
+            )
+        )
 
 
 class _Batches:
@@ -152,10 +170,8 @@ def load_dataset(config: dict[str, Any]) -> Any:
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from None
     if (options["eval_split"] or dataset.eval_split) not in dataset.num_examples:
-        raise ConfigError(
-            "`config.data.eval_split` must name the split to evaluate on, one of "
-            f"{sorted(dataset.num_examples)}. Received: {options['eval_split']!r}"
-        )
+        allowed = f"one of the splits {sorted(dataset.num_examples)}"
+        raise refusal("data.eval_split", allowed, options["eval_split"])
     return dataset
 
 
@@ -191,10 +207,8 @@ def check_replicas(config: dict[str, Any], strategy: Any) -> None:
     """
     replicas = strategy.num_replicas_in_sync
     if config["data"]["batch_size"] % replicas:
-        raise ConfigError(
-            f"`config.data.batch_size` must be a multiple of the number of replicas, {replicas}. "
-            f"Received: {config['data']['batch_size']}"
-        )
+        allowed = f"a multiple of the number of replicas, {replicas}"
+        raise refusal("data.batch_size", allowed, config["data"]["batch_size"])
 
 
 def assemble(
@@ -227,12 +241,9 @@ def assemble(
         optimizer.build(model.trainable_variables)
         averages = None
         if plan.averages:
-            variables = [
-                *model.trainable_variables,
-                *averaged_statistics(model, plan.policies),
-            ]
-            averages = AverageState(variables, plan.averages)
-    assembly = Assembly(
+            statistics = averaged_statistics(model, plan.policies)
+            averages = AverageState([*model.trainable_variables, *statistics], plan.averages)
+    return Assembly(
         config=config,
         plan=plan,
         dataset=dataset,
@@ -240,15 +251,5 @@ def assemble(
         model=model,
         optimizer=optimizer,
         averages=averages,
-        evaluator=Evaluator(strategy, model),
         learning_rates=rates.as_array(rate, plan.total_steps),
     )
-    assembly.evaluator = Evaluator(
-        strategy,
-        model,
-        averages,
-        plan.policies,
-        assembly.moment_batches,
-        config["batch_norm"]["batches"],
-    )
-    return assembly

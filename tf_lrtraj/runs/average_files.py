@@ -22,7 +22,16 @@ import numpy as np
 from tf_lrtraj.averaging.weight_files import check_ending, read_npz, read_weights
 from tf_lrtraj.runs.config_checks import ConfigError
 
-__all__ = ["MODES", "Soup", "WeightFiles", "better", "greedy_soup", "import_modules", "load_model"]
+__all__ = [
+    "MODES",
+    "Soup",
+    "WeightFiles",
+    "better",
+    "evaluate_model",
+    "greedy_soup",
+    "import_modules",
+    "load_model",
+]
 
 MODES = ("auto", "min", "max")
 _LOWER = ("loss", "error", "entropy", "mse", "mae", "perplexity", "divergence")
@@ -50,7 +59,7 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     """A `.keras` model, loaded without trust.
 
     Raises:
-        ConfigError: if it cannot be loaded; what to do about a class of one's own is said.
+        ConfigError: if it cannot be loaded; the message says what to do about a custom class.
     """
     from tf_lrtraj.averaging import model_files
 
@@ -65,6 +74,22 @@ def load_model(path: str | os.PathLike[str]) -> Any:
             "--import=MODULE, a module that registers it with "
             "keras.saving.register_keras_serializable"
         ) from None
+
+
+def evaluate_model(
+    model: Any, x: np.ndarray, y: np.ndarray | None, batch_size: int
+) -> dict[str, float]:
+    """The compiled loss and metrics of a Keras model.
+
+    Raises:
+        ConfigError: if there are no labels, or the model is not compiled.
+    """
+    if y is None:
+        raise ConfigError("evaluating needs labels: an array `y` beside `x`")
+    if not model.compiled:
+        raise ConfigError("the model is not compiled, so it has no loss")
+    found = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
+    return {name: float(value) for name, value in found.items()}
 
 
 class WeightFiles:
@@ -179,14 +204,10 @@ class WeightFiles:
         Raises:
             ConfigError: if there are no labels, or the model is not compiled.
         """
-        if self.model is None or self._data is None or self._data[1] is None:
+        if self.model is None or self._data is None:
             raise ConfigError("evaluating needs --data=FILE.npz with x and y, and a model")
-        if not self.model.compiled:
-            raise ConfigError("the model is not compiled, so it has no loss")
-        x, y = self._data
         with self._in_model(arrays) as model:
-            found = model.evaluate(x, y, batch_size=self._batch_size, verbose=0, return_dict=True)
-        return {name: float(value) for name, value in found.items()}
+            return evaluate_model(model, *self._data, self._batch_size)
 
     def save(self, arrays: Sequence[np.ndarray], path: str | os.PathLike[str]) -> None:
         """Writes `.keras`, `.weights.h5` or `.npz`, whole or not at all.

@@ -1,6 +1,6 @@
 """Averages of a run's snapshots: evaluated, exported, and advised on.
 
-`RunTarget` knows a run from its workdir; `ModelTarget` a Keras model of one's own
+`RunTarget` knows a run from its workdir; `ModelTarget` a custom Keras model
 beside a folder of snapshots.  Both turn the arrays of an average into weights with
 batch-norm statistics by a policy, evaluate them and save them, and leave the model as it was.
 """
@@ -18,7 +18,8 @@ from tf_lrtraj import records
 from tf_lrtraj.averaging.advising.measured import Measurement
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.records.archives import load_arrays
-from tf_lrtraj.runs.run_config import POLICIES, ConfigError
+from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.values import one_of
 
 __all__ = ["ModelTarget", "RunTarget", "Target", "open_snapshots", "read_arrays"]
 
@@ -30,7 +31,7 @@ def open_snapshots(workdir: str | os.PathLike[str]) -> Snapshots:
     """The snapshots of a run.
 
     Raises:
-        RecordError: if there are none; how to take them is told.
+        RecordError: if there are none; the message says how to take them.
     """
     folder = pathlib.Path(workdir) / "snapshots"
     if not folder.is_dir():
@@ -47,6 +48,7 @@ class Target:
     snapshots: Snapshots
     policy: str
     splits: Sequence[str]
+    default_split = "data"
 
     def weights(self, arrays: Sequence[np.ndarray], last: int, policy: str | None = None) -> Any:
         """Values for every variable of the model.
@@ -117,9 +119,7 @@ class Target:
         Raises:
             ConfigError: otherwise.
         """
-        if split not in self.splits:
-            raise ConfigError(f"split must be one of {sorted(self.splits)}. Received: {split!r}")
-        return split
+        return str(one_of(self.splits).check("split", split, ConfigError))
 
     def _check_variables(self, model: Any, what: str) -> None:
         from tf_lrtraj.averaging.recorder import recorded_variables
@@ -170,6 +170,7 @@ class RunTarget(Target):
         self._kept: dict[Any, list[Any]] = {}
         self.policy = config["batch_norm"]["policy"]
         self.splits = sorted(self.assembly.dataset.num_examples)
+        self.default_split = self.assembly.eval_split
         self._check_variables(self.assembly.model, f"the model of {workdir}")
 
     def _weights(self, trainable: list[Any], statistics: list[Any] | None) -> Any:
@@ -226,7 +227,7 @@ class RunTarget(Target):
 
 
 class ModelTarget(Target):
-    """A Keras model of one's own beside a folder of snapshots; runs on every Keras backend.
+    """A custom Keras model beside a folder of snapshots; runs on every Keras backend.
 
     Args:
         snapshots: as `SnapshotRecorder` wrote them.
@@ -274,19 +275,15 @@ class ModelTarget(Target):
         self, weights: Any, split: str, limit: int | None = None, batch: bool = False
     ) -> dict[str, float]:
         from tf_lrtraj.averaging import borrow
+        from tf_lrtraj.runs.average_files import evaluate_model
 
         x, y = self._data[split]
-        if y is None:
-            raise ConfigError(f"evaluating needs labels: {split} holds no array `y`")
         if batch:
             raise ConfigError("batch statistics are for runs with a --workdir")
-        if not self.model.compiled:
-            raise ConfigError(f"the model {self._path} is not compiled, so it has no loss")
+        x, y = x[:limit], None if y is None else y[:limit]
         with borrow(self.model, *weights):
-            found = self.model.evaluate(
-                x[:limit], y[:limit], batch_size=self._batch_size, verbose=0, return_dict=True
-            )
-        return {**{k: float(v) for k, v in found.items()}, "examples": len(x[:limit])}
+            found = evaluate_model(self.model, x, y, self._batch_size)
+        return {**found, "examples": len(x)}
 
     def save(self, weights: Any, path: str | os.PathLike[str]) -> None:
         from tf_lrtraj.averaging import borrow, save_model
@@ -346,14 +343,3 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray | 
     if y is not None and len(y) != len(x):
         raise ConfigError(f"the data {path} holds {len(x)} inputs and {len(y)} labels")
     return x, y
-
-
-def check_policy(policy: str | None, allowed: Sequence[str] = POLICIES) -> str | None:
-    """Returns `policy` if it is None or allowed.
-
-    Raises:
-        ConfigError: otherwise.
-    """
-    if policy is not None and policy not in allowed:
-        raise ConfigError(f"batch norm must be one of {list(allowed)}. Received: {policy!r}")
-    return policy

@@ -1,83 +1,177 @@
-"""Settings and what is allowed in them: what the configurations of all experiments share."""
+"""Configurations of runs and studies: an entry is declared once, and everything derives from it.
+
+A `Schema` is a table of entries, each with its default, a `tf_lrtraj.values.Rule` and a line of
+help.  Defaults, checks and the text of --help come from it:
+
+>>> from tf_lrtraj.values import text
+>>> schema = Schema(
+...     {
+...         "seed": Entry(0, count(0), "of the initial weights"),
+...         "model.width": Entry(16, count(1), "channels of the first stage"),
+...         "model.file": Entry(None, text().or_none(), "of weights to start from", str),
+...     }
+... )
+>>> config = schema.defaults()  # an ml_collections.ConfigDict
+>>> config.model.width = 32
+>>> schema.read(config)
+{'seed': 0, 'model': {'width': 32, 'file': None}}
+>>> schema.read({"model": {"widht": 32}})
+Traceback (most recent call last):
+    ...
+tf_lrtraj.runs.config_checks.ConfigError: unknown key `config.model.widht`. \
+Did you mean config.model.width? Known keys of config.model: ['file', 'width']
+>>> schema.read({"model": {"width": 0}})
+Traceback (most recent call last):
+    ...
+tf_lrtraj.runs.config_checks.ConfigError: `config.model.width` must be an integer of at least 1 \
+and below 2147483648. Received: config.model.width=0
+"""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import difflib
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
+
+from tf_lrtraj.records import encode
+from tf_lrtraj.values import LARGEST_COUNT, Rule, error, integer, number
 
 __all__ = [
-    "TEXT",
-    "TRUTH",
-    "Check",
+    "GROUP",
+    "WEIGHT_DECAY_ON",
     "ConfigError",
+    "Entry",
+    "Schema",
     "as_dict",
-    "check_all",
-    "get",
-    "integer",
-    "is_integer",
-    "is_number",
-    "merge",
-    "number",
-    "one_of",
-    "optional",
+    "count",
+    "refusal",
     "unknown_key",
 ]
+
+# Weights that weight decay acts on: kernels alone, or all trainable ones.
+WEIGHT_DECAY_ON = ("kernels", "all")
 
 
 class ConfigError(ValueError):
     """A configuration holds an unknown key or a value that is not allowed."""
 
 
-# What is allowed, in words, and whether a value is.
-Check = tuple[str, Callable[[Any], bool]]
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An entry of a configuration.
+
+    Attributes:
+        default: its value where none is given.
+        rule: what is allowed.
+        help: what it means, as --help shows it.
+        kind: type of its values, where the default is None (for overrides by flags).
+    """
+
+    default: Any
+    rule: Rule
+    help: str
+    kind: type | None = None
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; an integer beyond every float is none."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+def count(at_least: int) -> Rule:
+    """A count.  What is so large that no array has as many elements is refused here."""
+    return integer(at_least, below=LARGEST_COUNT)
 
 
-def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _group(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    encode(value)  # TypeError
+    return value
 
 
-def integer(minimum: int, below: int = 2**31) -> Check:
-    """A count; so many that arrays of them fit in no memory are refused here, not there."""
-    return (
-        f"an integer of at least {minimum}, below {below}",
-        lambda value: is_integer(value) and minimum <= value < below,
-    )
+# A group whose keys are checked by whatever it describes, such as a kernel.
+GROUP = Rule("a group of settings that JSON can hold", _group)
 
 
-def number(low: float, high: float = math.inf) -> Check:
-    if high == math.inf:
-        return f"a number of at least {low:g}", lambda value: is_number(value) and value >= low
-    return (
-        f"a number in [{low:g}, {high:g})",
-        lambda value: is_number(value) and low <= value < high,
-    )
+class Schema:
+    """The entries of a configuration.
+
+    Args:
+        entries: dotted key, such as "model.width" → entry; keys of a group stand together.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self.entries = dict(entries)
+        self._tree: dict[str, Any] = {}
+        for key, entry in self.entries.items():
+            *groups, last = key.split(".")
+            node = self._tree
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[last] = entry
+
+    def defaults(self) -> ml_collections.ConfigDict:
+        """A new configuration of the defaults, to be changed by a file and by flags."""
+        return ml_collections.ConfigDict(_defaults(self._tree))
+
+    def read(self, config: Any) -> dict[str, Any]:
+        """A configuration as nested dicts, checked, defaults filled in.
+
+        Args:
+            config: a ConfigDict or a mapping, which may lack entries.
+
+        Raises:
+            ConfigError: naming the key, the value received and what is allowed; unknown keys come
+                with the nearest known one.
+        """
+        return _read(self._tree, as_dict(config), "config")
+
+    def help(self) -> str:
+        """Every entry with its default, what it means and what is allowed, for --help."""
+        return "\n".join(
+            textwrap.fill(
+                f"config.{key}={entry.default!r}: {entry.help}; {entry.rule.allowed}.",
+                width=92,
+                initial_indent="  ",
+                subsequent_indent="      ",
+                break_on_hyphens=False,
+            )
+            for key, entry in self.entries.items()
+        )
 
 
-def one_of(allowed: Iterable[str]) -> Check:
-    choices = list(allowed)
-    return f"one of {choices}", lambda value: isinstance(value, str) and value in choices
+def _defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    def value(entry: Any) -> Any:
+        if not isinstance(entry, Entry):
+            return _defaults(entry)
+        # None alone would make an entry that no flag can change.
+        return (
+            copy.deepcopy(entry.default)
+            if entry.kind is None
+            else config_dict.placeholder(entry.kind)
+        )
+
+    return {key: value(entry) for key, entry in tree.items()}
 
 
-def optional(check: Check) -> Check:
-    return f"{check[0]}, or None", lambda value: value is None or check[1](value)
-
-
-TRUTH: Check = ("True or False", lambda value: isinstance(value, bool))
-TEXT: Check = ("a non-empty text", lambda value: isinstance(value, str) and bool(value))
+def _read(tree: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    for key in given:
+        if key not in tree:
+            raise ConfigError(unknown_key(path, key, tree))
+    found: dict[str, Any] = {}
+    for key, entry in tree.items():
+        name = f"{path}.{key}"
+        if isinstance(entry, Entry):
+            value = given.get(key, copy.deepcopy(entry.default))
+            found[key] = entry.rule.check(name, value, ConfigError)
+            continue
+        value = given.get(key, {})
+        if not isinstance(value, Mapping):
+            raise error(name, f"a group with the keys {sorted(entry)}", value, ConfigError)
+        found[key] = _read(entry, value, name)
+    return found
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -89,20 +183,20 @@ def as_dict(config: Any) -> dict[str, Any]:
     if isinstance(config, ml_collections.ConfigDict):
         return dict(config.to_dict())
     if not isinstance(config, Mapping):
-        raise ConfigError(f"a configuration must be a ConfigDict or a dict. Received: {config!r}")
+        raise error("config", "a ConfigDict or a dict", config, ConfigError)
     return dict(config)
 
 
-def check_all(plain: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
-    """Checks the entries that `checks` names.
+def refusal(key: str, allowed: str, value: Any) -> Exception:
+    """The error for an entry that does not fit the others, to be raised.
 
-    Raises:
-        ConfigError: naming the entry, the value received and what is allowed.
+    >>> raise refusal("horizon", "at most config.window, 100", 200)
+    Traceback (most recent call last):
+        ...
+    tf_lrtraj.runs.config_checks.ConfigError: `config.horizon` must be at most config.window, 100. \
+Received: config.horizon=200
     """
-    for key, (allowed, check) in checks.items():
-        value = get(plain, key)
-        if not check(value):
-            raise ConfigError(f"`config.{key}` must be {allowed}. Received: {value!r}")
+    return error(f"config.{key}", allowed, value, ConfigError)
 
 
 def unknown_key(
@@ -137,40 +231,4 @@ def _paths(config: Mapping[str, Any], path: str) -> Iterator[str]:
             yield from _paths(value, f"{path}.{key}")
 
 
-def merge(
-    defaults: dict[str, Any],
-    given: Mapping[str, Any],
-    path: str = "config",
-    free: Collection[str] = (),
-) -> dict[str, Any]:
-    """`defaults` with the given values put in; unknown keys are refused with the nearest known one.
-
-    Args:
-        free: keys, as `group.key`, of parts whose content is not known here.
-
-    Raises:
-        ConfigError: for an unknown key, or a value where a group is needed.
-    """
-    for key in given:
-        if key not in defaults:
-            raise ConfigError(unknown_key(path, key, defaults))
-    merged = {}
-    for key, default in defaults.items():
-        value = given.get(key, default)
-        if isinstance(default, dict):
-            is_free = f"{path}.{key}" in {f"config.{f}" for f in free}
-            if not isinstance(value, Mapping):
-                keys = "" if is_free else f" with the keys {sorted(default)}"
-                raise ConfigError(f"`{path}.{key}` must be a group{keys}. Received: {value!r}")
-            if not is_free:
-                value = merge(default, dict(value), f"{path}.{key}", free)
-        merged[key] = value
-    return merged
-
-
-def get(plain: Mapping[str, Any], key: str) -> Any:
-    """The entry `group.key` of nested settings."""
-    value: Any = plain
-    for part in key.split("."):
-        value = value[part]
-    return value
+is_number = number().accepts  # until its callers use rules

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tf_lrtraj import memory
 from tf_lrtraj.kernels import Kernel
-from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.runs.config_checks import ConfigError, refusal
 
 if TYPE_CHECKING:
     from tf_lrtraj.models import Size
@@ -34,16 +34,12 @@ def check_counts(config: Mapping[str, Any], examples: int) -> None:
         ("evaluate.train_examples", config["evaluate"]["train_examples"]),
     ):
         if value > examples:
-            raise ConfigError(
-                f"`config.{key}` must be at most the number of training images, {examples}. "
-                f"Received: {value}"
-            )
+            raise refusal(key, f"at most the number of training images, {examples}", value)
     most = max(_MOMENT_BATCHES, math.ceil(_MOMENT_EPOCHS * examples / batch))
-    if config["batch_norm"]["batches"] > most:
-        raise ConfigError(
-            f"`config.batch_norm.batches` must be at most {most:,}, as statistics are recomputed "
-            f"for every average at every evaluation. Received: {config['batch_norm']['batches']:,}"
-        )
+    pooled = config["batch_norm"]["batches"]
+    if pooled > most:
+        why = "as statistics are recomputed for every average at every evaluation"
+        raise refusal("batch_norm.batches", f"at most {most:,}, {why}", pooled)
 
 
 def needs(
@@ -92,7 +88,7 @@ def check_memory(
         available: bytes; None where it is not known.
 
     Raises:
-        ConfigError: naming the entry that takes most, what it takes, and what there is.
+        ConfigError: naming the entry that takes most, its bytes, and the bytes available.
     """
     total, most = replicas * sum(wanted.values()), ABSURD if available is None else available
     if total <= most:

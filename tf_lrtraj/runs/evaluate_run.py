@@ -9,9 +9,10 @@ from typing import Any
 
 from tf_lrtraj.records import RAW
 from tf_lrtraj.runs.assembly import Assembly, assemble, load_dataset
-from tf_lrtraj.runs.run_config import ConfigError
+from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.runs.train_run import CHECKPOINTS
 from tf_lrtraj.training.checkpoints import Checkpointer
+from tf_lrtraj.values import one_of
 
 
 def open_checkpoint(
@@ -70,15 +71,9 @@ def evaluate(
         ConfigError: for unknown names, splits, or a policy the checkpoint cannot serve.
     """
     known = [RAW, *assembly.plan.averages]
-    names = known if names is None else list(names)
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise ConfigError(f"weights must be among {known}. Received unknown: {unknown}")
-    split = split or assembly.eval_split
-    if split not in assembly.dataset.num_examples:
-        raise ConfigError(
-            f"split must be one of {sorted(assembly.dataset.num_examples)}. Received: {split!r}"
-        )
+    names = [one_of(known).check("weights", name, ConfigError) for name in names or known]
+    splits = sorted(assembly.dataset.num_examples)
+    split = one_of(splits).check("split", split or assembly.eval_split, ConfigError)
     evaluator = assembly.evaluator
     if batch_norm == "average" and "average" not in evaluator.policies.values():
         raise ConfigError(

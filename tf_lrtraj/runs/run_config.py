@@ -1,4 +1,4 @@
-"""The configuration of a training run: its defaults, what each entry means, and what is allowed.
+"""The configuration of a training run: its entries, and what they come to in steps.
 
 A file in `configs/` starts from `default_config()` and changes what it needs;
 `validate` turns the result into plain, checked values before anything starts.
@@ -8,42 +8,46 @@ A file in `configs/` starts from `default_config()` and changes what it needs;
 >>> validate(config)
 Traceback (most recent call last):
     ...
-tf_lrtraj.runs.config_checks.ConfigError: `config.optimizer.momentum` must be a number in \
-[0, 1). Received: 1.5
+tf_lrtraj.runs.config_checks.ConfigError: `config.optimizer.momentum` must be a number of at \
+least 0 and below 1. Received: config.optimizer.momentum=1.5
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fractions
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
 
 from tf_lrtraj import kernels, rates, records
 from tf_lrtraj.averaging.snapshots import Timetable
 from tf_lrtraj.durations import NEVER, Duration, resolve_durations
-from tf_lrtraj.records.strict_json import encode
 from tf_lrtraj.runs.config_checks import (
-    TEXT,
-    TRUTH,
-    Check,
+    GROUP,
+    WEIGHT_DECAY_ON,
     ConfigError,
-    as_dict,
-    check_all,
-    get,
-    integer,
-    is_integer,
-    merge,
-    number,
-    one_of,
-    optional,
+    Entry,
+    Schema,
+    count,
+    refusal,
 )
 from tf_lrtraj.runs.cost_estimates import check_counts
+from tf_lrtraj.values import (
+    LARGEST_COUNT,
+    Rule,
+    boolean,
+    error,
+    integer,
+    number,
+    one_of,
+    sequence_of,
+    text,
+)
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 DTYPES = ("float32", "mixed_bfloat16")
@@ -53,134 +57,124 @@ ENCODINGS = ("exact", "int16", "int8")
 LONGEST_RUN = 10**8  # steps; the rate of each is kept, in memory and in the records
 
 
-def default_config() -> ml_collections.ConfigDict:
-    """The configuration every file in `configs/` starts from; each entry is explained here."""
-    return ml_collections.ConfigDict(
-        {
-            "name": "run",  # shown in the report
-            "seed": 0,  # decides weights, data order and augmentation
-            "data": {
-                "name": "digits",  # "digits" (embedded) or a TensorFlow Datasets name
-                "dir": config_dict.placeholder(str),  # where TFDS data lies; None: its default
-                "download": False,  # let TFDS download and prepare what is missing
-                "augmentation": "none",  # one of AUGMENTATIONS
-                "image_size": config_dict.placeholder(int),  # None: as stored
-                "batch_size": 128,  # global, over all replicas
-                # None: "test" if the data set has one, else "validation"
-                "eval_split": config_dict.placeholder(str),
-            },
-            "model": {
-                "depth": 8,  # 18, 34, 50, or 6n+2
-                "width": 16,  # channels of the first stage
-                "stem": "cifar",  # one of STEMS
-                "batch_norm": {"momentum": 0.9, "epsilon": 1e-5, "synchronized": False},
-                "dtype": "float32",  # one of DTYPES
-            },
-            "optimizer": {
-                "momentum": 0.9,
-                "nesterov": False,
-                "weight_decay": 0.0,  # L2, on kernels only
-                "label_smoothing": 0.0,
-            },
-            # A formula of tf_lrtraj.rates; numbers of steps may be durations ("5 epochs").
-            "schedule": {"rate": "Constant", "constant": 0.1},
-            "total": "8 epochs",  # a duration: steps, epochs, examples (elsewhere also percent)
-            # name -> kernel of tf_lrtraj.kernels; numbers of steps may be durations.  An entry
-            # may set its own "batch_norm" policy.
-            "averages": {},
-            "batch_norm": {
-                "policy": "recompute",  # one of POLICIES, for averaged weights
-                "batches": 20,  # training batches for "recompute"
-            },
-            "evaluate": {
-                "every": "1 epochs",  # a duration, or "never" (the end is always evaluated)
-                "batch_size": 500,
-                "train_examples": 0,  # also evaluate this many training images, unaugmented
-            },
-            "checkpoint": {"every": "1 epochs", "keep": 2},
-            # Iterates kept in workdir/snapshots, for lrtraj-average.
-            "snapshots": {
-                "every": "never",  # a duration, or "never"
-                "start": "0 steps",  # a duration
-                "encoding": "exact",  # one of ENCODINGS
-                "limit": 0,  # at most so many on disk; 0 for no limit
-                "when_full": "thin",  # or "drop_oldest"
-            },
-            # name -> a probe of the run while it trains: its kind ("probe", by default the name),
-            # "every" and "start" as durations, and its options (lrtraj-probe --help).  Probes that
-            # need several points are measured at the end, on the snapshots.
-            "probes": {},
-            "log_every": "50 steps",
-            "steps_per_call": 10,  # training steps in one compiled call
-            "tensorboard": True,
-            "save_models": True,  # write raw.keras and one .keras file per average at the end
-            # Averages for which a run under the equivalent schedule is made as well.
-            "matched": {"averages": (), "curvature": 0.0},
-            "threads": 0,  # 0: TensorFlow's choice.  Bits of a run depend on it.
-            "deterministic": True,  # make TensorFlow's operations reproducible to the bit
-        }
+def _length(zero: bool = False, never: bool = False, percent: bool = True) -> Rule:
+    """A duration, kept as it is written; `Plan` turns it into steps."""
+
+    def read(value: Any) -> Any:
+        if never and value == NEVER:
+            return value
+        duration = Duration.parse(value)
+        if (duration.amount == 0 and not zero) or (duration.unit == "percent" and not percent):
+            raise ValueError
+        return value
+
+    units = (
+        "'8 epochs' or '300 steps'" if not percent else "'8 epochs', '300 steps' or '10 percent'"
     )
+    words = f"one amount and one unit, such as {units}{'' if zero else ', longer than 0'}"
+    return Rule(words + (f", or {NEVER!r}" if never else ""), read)
 
 
-# Free-form parts: their keys are checked by the formula or kernel they describe.
-_FREE = ("schedule", "averages", "probes")
+def _limit(value: Any) -> int:
+    found: int = count(0).read(value)
+    if found == 1:
+        raise ValueError
+    return found
 
-_CHECKS: dict[str, Check] = {
-    "name": TEXT,
-    "seed": (
-        "an integer from 0 to 2147483647",
-        lambda value: is_integer(value) and 0 <= value < 2**31,
+
+_ENTRIES = {
+    "name": Entry("run", text(), "the run's name, shown in the report"),
+    "seed": Entry(
+        0, integer(0, below=LARGEST_COUNT), "decides weights, data order and augmentation"
     ),
-    "data.name": TEXT,
-    "data.dir": optional(TEXT),
-    "data.download": TRUTH,
-    "data.augmentation": one_of(AUGMENTATIONS),
-    "data.image_size": optional(integer(4)),
-    "data.batch_size": integer(1),
-    "data.eval_split": optional(TEXT),
-    "model.depth": integer(8),
-    "model.width": integer(1),
-    "model.stem": one_of(STEMS),
-    "model.batch_norm.momentum": number(0, 1),
-    "model.batch_norm.epsilon": number(0),
-    "model.batch_norm.synchronized": TRUTH,
-    "model.dtype": one_of(DTYPES),
-    "optimizer.momentum": number(0, 1),
-    "optimizer.nesterov": TRUTH,
-    "optimizer.weight_decay": number(0),
-    "optimizer.label_smoothing": number(0, 1),
-    "batch_norm.policy": one_of(POLICIES),
-    "batch_norm.batches": integer(1),
-    "evaluate.batch_size": integer(1),
-    "evaluate.train_examples": integer(0),
-    "checkpoint.keep": integer(1),
-    "snapshots.encoding": one_of(ENCODINGS),
-    "snapshots.limit": (
-        "0, or an integer of at least 2",
-        lambda value: is_integer(value) and (value == 0 or value >= 2),
+    "data.name": Entry("digits", text(), "'digits' (embedded) or a TensorFlow Datasets name"),
+    "data.dir": Entry(None, text().or_none(), "where TFDS data lies; None: its default", str),
+    "data.download": Entry(False, boolean(), "let TFDS download and prepare what is missing"),
+    "data.augmentation": Entry("none", one_of(AUGMENTATIONS), "of training images"),
+    "data.image_size": Entry(None, count(4).or_none(), "side in pixels; None: as stored", int),
+    "data.batch_size": Entry(128, count(1), "images of a step, over all replicas"),
+    "data.eval_split": Entry(
+        None,
+        text().or_none(),
+        "split to evaluate on; None: 'test' if the data set has one, else 'validation'",
+        str,
     ),
-    "snapshots.when_full": one_of(("thin", "drop_oldest")),
-    "steps_per_call": integer(1),
-    "tensorboard": TRUTH,
-    "save_models": TRUTH,
-    "matched.averages": (
-        "a list of names of averages",
-        lambda value: isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value),
+    "model.depth": Entry(8, count(8), "layers: 18, 34, 50, or 6n+2"),
+    "model.width": Entry(16, count(1), "channels of the first stage"),
+    "model.stem": Entry("cifar", one_of(STEMS), "first layers"),
+    "model.batch_norm.momentum": Entry(0.9, number(0, below=1), "of the running statistics"),
+    "model.batch_norm.epsilon": Entry(1e-5, number(0), "added to variances"),
+    "model.batch_norm.synchronized": Entry(False, boolean(), "moments of all replicas together"),
+    "model.dtype": Entry("float32", one_of(DTYPES), "of the computation"),
+    "optimizer.momentum": Entry(0.9, number(0, below=1), "of SGD"),
+    "optimizer.nesterov": Entry(False, boolean(), "Nesterov's momentum"),
+    "optimizer.weight_decay": Entry(
+        0.0, number(0), "L2: so many times a weight is added to its gradient"
     ),
-    "matched.curvature": number(0),
-    "threads": integer(0),
-    "deterministic": TRUTH,
+    "optimizer.weight_decay_on": Entry(
+        "kernels", one_of(WEIGHT_DECAY_ON), "weights that decay: kernels, or all trainable ones"
+    ),
+    "optimizer.label_smoothing": Entry(0.0, number(0, below=1), "share spread over all classes"),
+    "schedule": Entry(
+        {"rate": "Constant", "constant": 0.1},
+        GROUP,
+        "learning rate: a formula of tf_lrtraj.rates; numbers of steps may be durations",
+    ),
+    "total": Entry("8 epochs", _length(percent=False), "length of the run"),
+    "averages": Entry(
+        {},
+        GROUP,
+        "name -> kernel of tf_lrtraj.kernels; numbers of steps may be durations, and each may "
+        "have its own 'batch_norm' policy",
+    ),
+    "batch_norm.policy": Entry("recompute", one_of(POLICIES), "statistics of averaged weights"),
+    "batch_norm.batches": Entry(20, count(1), "training batches for 'recompute'"),
+    "evaluate.every": Entry("1 epochs", _length(never=True), "when to evaluate; the end always is"),
+    "evaluate.batch_size": Entry(500, count(1), "images at a time"),
+    "evaluate.train_examples": Entry(
+        0, count(0), "also evaluate so many training images, unaugmented"
+    ),
+    "checkpoint.every": Entry("1 epochs", _length(never=True), "when to save; the end always is"),
+    "checkpoint.keep": Entry(2, count(1), "newest checkpoints kept"),
+    "snapshots.every": Entry(
+        "never", _length(never=True), "iterates kept in workdir/snapshots, for lrtraj-average"
+    ),
+    "snapshots.start": Entry("0 steps", _length(zero=True), "the first of them"),
+    "snapshots.encoding": Entry("exact", one_of(ENCODINGS), "how values are stored"),
+    "snapshots.limit": Entry(
+        0, Rule("0, or an integer of at least 2", _limit), "most snapshots on disk; 0: no limit"
+    ),
+    "snapshots.when_full": Entry(
+        "thin", one_of(("thin", "drop_oldest")), "what happens at the limit"
+    ),
+    "probes": Entry(
+        {},
+        GROUP,
+        "name -> a probe of the run while it trains: its kind ('probe', by default the name), "
+        "'every' and 'start' as durations, and its options (lrtraj-probe --help). Probes that "
+        "need several points are measured at the end, on the snapshots",
+    ),
+    "log_every": Entry("50 steps", _length(), "length of the window that a logged row is over"),
+    "steps_per_call": Entry(10, count(1), "training steps in one compiled call"),
+    "tensorboard": Entry(True, boolean(), "write event files for TensorBoard"),
+    "save_models": Entry(
+        True, boolean(), "write raw.keras and a .keras file per average at the end"
+    ),
+    "matched.averages": Entry(
+        (),
+        sequence_of(text(), "a list of names of averages"),
+        "averages for which a run under the equivalent schedule is made as well",
+    ),
+    "matched.curvature": Entry(0.0, number(0), "at which that schedule is equivalent"),
+    "threads": Entry(0, count(0), "of TensorFlow, which bits depend on; 0: its choice"),
+    "deterministic": Entry(True, boolean(), "make operations reproducible to the bit"),
 }
-_DURATIONS = (
-    "total",
-    "log_every",
-    "evaluate.every",
-    "checkpoint.every",
-    "snapshots.every",
-    "snapshots.start",
-)
-_MAY_BE_NEVER = ("evaluate.every", "checkpoint.every", "snapshots.every")
-_MAY_BE_ZERO = ("snapshots.start",)
+SCHEMA = Schema(_ENTRIES)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The configuration every file in `configs/` starts from; `lrtraj-train --help` explains it."""
+    return SCHEMA.defaults()
 
 
 def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
@@ -190,30 +184,31 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
 
     Raises:
         ConfigError: naming the key, the value received and what is allowed;
-            unknown keys come with the nearest known one.
+            for an unknown key, with the nearest known one.
     """
-    plain = merge(default_config().to_dict(), as_dict(config), free=_FREE)
-    check_all(plain, _CHECKS)
-    for key in _DURATIONS:
-        value = get(plain, key)
-        if value == NEVER and key in _MAY_BE_NEVER:
-            continue
-        duration = _checked(Duration.parse, value, f"config.{key}")
-        empty = duration.amount == 0 and key not in _MAY_BE_ZERO
-        if empty or (key == "total" and duration.unit == "percent"):
-            raise ConfigError(
-                f"`config.{key}` must be longer than 0"
-                + (" and not in percent" if key == "total" else "")
-                + f". Received: {value!r}"
-            )
-    plain["matched"]["averages"] = list(plain["matched"]["averages"])
-    for key in _FREE:
-        try:
-            encode(plain[key])
-        except TypeError as error:
-            raise ConfigError(f"`config.{key}`: {error}") from None
-    _check_averages(plain)
-    _check_probes(plain)
+    plain = SCHEMA.read(config)
+    for name, entry in plain["averages"].items():
+        with _as_config_errors():
+            records.check_average_name(name)
+        key = f"averages.{name}"
+        if not isinstance(entry, Mapping):
+            example = "{'kernel': 'Exponential', 'decay': 0.99}"
+            raise refusal(key, f"a kernel's configuration, such as {example}", entry)
+        one_of(POLICIES).check(
+            f"config.{key}.batch_norm", entry.get("batch_norm", POLICIES[0]), ConfigError
+        )
+    for name, entry in plain["probes"].items():
+        with _as_config_errors():
+            records.check_average_name(name, "a probe")
+        if not isinstance(entry, Mapping):
+            example = "{'probe': 'line', 'every': '1 epochs'}"
+            raise refusal(f"probes.{name}", f"a probe's options, such as {example}", entry)
+    if not set(plain["matched"]["averages"]) <= set(plain["averages"]):
+        raise refusal(
+            "matched.averages",
+            f"names of config.averages, {sorted(plain['averages'])}",
+            plain["matched"]["averages"],
+        )
     return plain
 
 
@@ -234,43 +229,13 @@ def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) ->
     return config
 
 
-def _check_probes(plain: dict[str, Any]) -> None:
-    for name, entry in plain["probes"].items():
-        _checked(records.check_average_name, name, "a probe")
-        if not isinstance(entry, Mapping):
-            raise ConfigError(
-                f"`config.probes.{name}` must be a probe's options, such as "
-                f"{{'probe': 'line', 'every': '1 epochs'}}. Received: {entry!r}"
-            )
-
-
-def _check_averages(plain: dict[str, Any]) -> None:
-    for name, entry in plain["averages"].items():
-        _checked(records.check_average_name, name)
-        if not isinstance(entry, Mapping):
-            raise ConfigError(
-                f"`config.averages.{name}` must be a kernel's configuration, such as "
-                f"{{'kernel': 'Exponential', 'decay': 0.99}}. Received: {entry!r}"
-            )
-        policy = entry.get("batch_norm", "recompute")
-        if policy not in POLICIES:
-            raise ConfigError(
-                f"`config.averages.{name}.batch_norm` must be one of {list(POLICIES)}. "
-                f"Received: {policy!r}"
-            )
-    unknown = sorted(set(plain["matched"]["averages"]) - set(plain["averages"]))
-    if unknown:
-        raise ConfigError(
-            f"`config.matched.averages` must name entries of config.averages "
-            f"({sorted(plain['averages'])}). Received unknown: {unknown}"
-        )
-
-
-def _checked(function: Callable[..., Any], *args: Any) -> Any:
+@contextlib.contextmanager
+def _as_config_errors(where: str = "") -> Iterator[None]:
+    """Inside, a ValueError becomes a ConfigError, with the entry's name before it."""
     try:
-        return function(*args)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+        yield
+    except ValueError as caught:
+        raise ConfigError(f"{where}: {caught}" if where else str(caught)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +256,39 @@ class Plan:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Lengths:
+    """Turns the durations of one configuration into steps; every error is a ConfigError."""
+
+    per_epoch: fractions.Fraction
+    batch: int
+    total: int | None = None
+
+    def steps(self, value: Any, name: str, at_least: int = 1) -> int:
+        """Steps of a duration."""
+        with _as_config_errors():
+            found = Duration.parse(value, name).steps(self.per_epoch, self.total, self.batch, name)
+        if found < at_least:
+            allowed = f"at least {at_least} step long (at batch size {self.batch} it is {found})"
+            raise error(name, allowed, value, ConfigError)
+        return found
+
+    def every(self, value: Any, name: str) -> int:
+        """Steps of a duration; 0 for never."""
+        return 0 if value == NEVER else self.steps(value, name)
+
+    def timetable(self, entry: Mapping[str, Any], name: str, **more: Any) -> Timetable | None:
+        """Of `every` and `start` of a group; None for never."""
+        start = self.steps(entry.get("start", "0 steps"), f"{name}.start", at_least=0)
+        every = self.every(entry.get("every", NEVER), f"{name}.every")
+        return Timetable(every, start, **more) if every else None
+
+    def in_steps(self, entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """The configuration of a kernel or rate."""
+        with _as_config_errors():
+            return resolve_durations(entry, self.per_epoch, self.total, self.batch, name)
+
+
 def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
     """Turns every duration of a validated configuration into steps.
 
@@ -302,78 +300,48 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
         ConfigError: for durations that come to nothing, and for rates and kernels
             that do not exist or are given values out of range.
     """
-    batch = plain["data"]["batch_size"]
     check_counts(plain, epoch_examples)
-    per_epoch = fractions.Fraction(epoch_examples, batch)
-
-    def steps(value: Any, name: str, total: int | None, minimum: int = 1) -> int:
-        duration = _checked(Duration.parse, value, name)
-        count = _checked(duration.steps, per_epoch, total, batch, name)
-        if count < minimum:
-            raise ConfigError(
-                f"`{name}` must come to at least {minimum} step. Received: {value!r}, which is "
-                f"{count} steps at batch size {batch}"
-            )
-        return count
-
-    total = steps(plain["total"], "config.total", None)
+    batch = plain["data"]["batch_size"]
+    lengths = _Lengths(fractions.Fraction(epoch_examples, batch), batch)
+    total = lengths.steps(plain["total"], "config.total")
     if total > LONGEST_RUN:
-        raise ConfigError(
-            f"`config.total` must come to at most {LONGEST_RUN:,} steps. "
-            f"Received: {plain['total']!r}, which is {total:,} steps at batch size {batch}"
-        )
-
-    def every(key: str) -> int:
-        value = get(plain, key)
-        return 0 if value == NEVER else steps(value, f"config.{key}", total)
-
-    def in_steps(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-        return _checked(resolve_durations, value, per_epoch, total, batch, name)
-
-    def timetable() -> Timetable | None:
-        options = plain["snapshots"]
-        if options["every"] == NEVER:
-            return None
-        start = steps(options["start"], "config.snapshots.start", total, minimum=0)
-        return Timetable(
-            every("snapshots.every"), start, options["limit"] or None, options["when_full"]
-        )
-
-    def probe(name: str, entry: Mapping[str, Any]) -> tuple[Timetable | None, dict[str, Any]]:
-        """(when, what); None where it is measured once, at the end."""
-        what = dict(entry)
-        where = f"config.probes.{name}"
-        start = steps(what.pop("start", "0 steps"), f"{where}.start", total, minimum=0)
-        length = what.pop("every", NEVER)
-        if length == NEVER:
-            return None, what
-        return Timetable(steps(length, f"{where}.every", total), start), what
-
+        allowed = f"at most {LONGEST_RUN:,} steps long (at batch size {batch} it is {total:,})"
+        raise refusal("total", allowed, plain["total"])
+    lengths = dataclasses.replace(lengths, total=total)
     averages, policies = {}, {}
     # By name: averages that share buffers are told apart by their order, which must be the same
     # when a run goes on, and a configuration's own depends on how it was written down.
     for name, entry in sorted(plain["averages"].items()):
-        entry = dict(entry)
-        policies[name] = entry.pop("batch_norm", plain["batch_norm"]["policy"])
         where = f"config.averages.{name}"
-        averages[name] = _named(where, kernels.from_config, in_steps(entry, where))
-    schedule = in_steps(plain["schedule"], "config.schedule")
+        kernel = {key: value for key, value in entry.items() if key != "batch_norm"}
+        policies[name] = entry.get("batch_norm", plain["batch_norm"]["policy"])
+        kernel = lengths.in_steps(kernel, where)
+        with _as_config_errors(where):
+            averages[name] = kernels.from_config(kernel)
+    schedule = lengths.in_steps(plain["schedule"], "config.schedule")
+    with _as_config_errors("config.schedule"):
+        rate = rates.from_config(schedule)
+    snapshots = plain["snapshots"]
     return Plan(
         total_steps=total,
         steps_per_epoch=epoch_examples / batch,
-        rate=_named("config.schedule", rates.from_config, schedule),
+        rate=rate,
         averages=averages,
         policies=policies,
-        log=every("log_every"),
-        evaluate=every("evaluate.every"),
-        checkpoint=every("checkpoint.every"),
-        snapshots=timetable(),
-        probes={name: probe(name, entry) for name, entry in plain["probes"].items()},
+        log=lengths.every(plain["log_every"], "config.log_every"),
+        evaluate=lengths.every(plain["evaluate"]["every"], "config.evaluate.every"),
+        checkpoint=lengths.every(plain["checkpoint"]["every"], "config.checkpoint.every"),
+        snapshots=lengths.timetable(
+            snapshots,
+            "config.snapshots",
+            limit=snapshots["limit"] or None,
+            when_full=snapshots["when_full"],
+        ),
+        probes={
+            name: (
+                lengths.timetable(entry, f"config.probes.{name}"),
+                {key: value for key, value in entry.items() if key not in ("every", "start")},
+            )
+            for name, entry in plain["probes"].items()
+        },
     )
-
-
-def _named(where: str, function: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return function(value)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import pathlib
-import platform
 import shlex
 import sys
 from typing import Any
 
-import keras
-import numpy as np
 import tensorflow as tf
 
-import tf_lrtraj
 from tf_lrtraj import records
 from tf_lrtraj.records import RAW
 from tf_lrtraj.runs.assembly import Assembly
+from tf_lrtraj.training.progress import program_name
+from tf_lrtraj.training.run_files import now, parameters, versions
 
 
 def _command() -> str:
     """The command line, without where the program itself is installed."""
-    program = pathlib.Path(sys.argv[0])
-    name = f"lrtraj-{program.stem}" if program.suffix == ".py" else program.name
-    return shlex.join([name, *sys.argv[1:]])
+    return shlex.join([program_name(), *sys.argv[1:]])
 
 
 def describe(
@@ -38,15 +32,8 @@ def describe(
         "status": "incomplete",
         "name": config["name"],
         "command": _command(),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "tf_lrtraj": tf_lrtraj.__version__,
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-            "backend": keras.backend.backend(),
-        },
+        "created": now(),
+        "versions": versions(),
         "seed": config["seed"],
         "threads": {
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
@@ -65,7 +52,7 @@ def describe(
         },
         "model": {
             "name": model.name,
-            "parameters": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+            "parameters": parameters(model),
         },
         "averages": {name: kernel.get_config() for name, kernel in plan.averages.items()},
         "average_bytes": (

@@ -7,10 +7,11 @@ their own in `matched/<average>/` inside it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -29,7 +30,7 @@ from tf_lrtraj.runs.finished_run import is_done
 from tf_lrtraj.runs.probing import while_training
 from tf_lrtraj.runs.run_config import ConfigError, Plan, resolve, validate
 from tf_lrtraj.runs.run_description import describe
-from tf_lrtraj.training import loop
+from tf_lrtraj.training import loop, stopping
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
 from tf_lrtraj.training.log import RunLog
 from tf_lrtraj.training.progress import Progress, stage
@@ -44,7 +45,7 @@ MODELS = "models"
 def prepare(
     config: Any, workdir: str | os.PathLike[str], strategy: Any = None
 ) -> tuple[dict[str, Any], Any]:
-    """Checks everything that can be checked before anything is written or trained.
+    """Checks the configuration, the data and the workdir before anything is written.
 
     Args:
         config: a configuration.
@@ -58,65 +59,56 @@ def prepare(
         ConfigError: for anything wrong in the configuration or its data.
         records.RecordError: if the workdir belongs to another configuration, cannot
             be written, or another process is writing there.
-        workers.Refused: if another worker found something wrong.
+        strategies.Refused: if another worker found something wrong.
     """
     plain = validate(config)
     workers = Workers(strategy)
-
-    def check() -> Any:
-        dataset = load_dataset(plain)
-        plan = resolve(plain, dataset.num_examples["train"])
-        if strategy is not None:
-            check_replicas(plain, strategy)
-            _check_memory(plain, plan, dataset, strategy, workers)
-        matched_rates(plain, plan)
-        while_training.check(plain, plan, dataset)
-        build_model(plain, dataset)  # its mistakes show now rather than later
-        return dataset
-
-    def on_chief() -> None:
-        records.check_workdir_matches(workdir, plain, validate)
-
-    workers.from_chief(on_chief)
-    _same_everywhere(plain, workers)
-    dataset = workers.together(check)
-    workers.from_chief(lambda: _usable(workdir))
+    workers.from_chief(lambda: records.check_workdir_matches(workdir, plain, validate))
+    if workers.count > 1:
+        chiefs = workers.from_chief(lambda: _as_stored(plain))
+        workers.together(lambda: _check_same(chiefs, _as_stored(plain)))
+    dataset = workers.together(lambda: _check_with_data(plain, strategy, workers))
+    workers.from_chief(lambda: _check_writable(workdir))
     return plain, dataset
 
 
-def _check_memory(
-    config: dict[str, Any], plan: Plan, dataset: Any, strategy: Any, workers: Workers
-) -> None:
-    """Refuses what cannot fit into memory: the machine's, where its processors train."""
-    replicas, available = strategy.num_replicas_in_sync // workers.count, memory.total()
-    on_processors = {"CPU"} == {d.device_type for d in tf.config.list_logical_devices()}
-    if not on_processors:  # how much a device has is not known here
-        available = None
-    shape, classes = dataset.image_shape, dataset.num_classes
-    check_run(config, plan.averages, shape, classes, replicas, available)
+def _check_with_data(config: dict[str, Any], strategy: Any, workers: Workers) -> Any:
+    """Loads the data, and checks what depends on it."""
+    dataset = load_dataset(config)
+    plan = resolve(config, dataset.num_examples["train"])
+    if strategy is not None:
+        check_replicas(config, strategy)
+        # The machine's memory, where its processors train; what a device has is not known here.
+        kinds = {device.device_type for device in tf.config.list_logical_devices()}
+        available = memory.total() if kinds == {"CPU"} else None
+        replicas = strategy.num_replicas_in_sync // workers.count
+        shape, classes = dataset.image_shape, dataset.num_classes
+        check_run(config, plan.averages, shape, classes, replicas, available)
+    matched_rates(config, plan)
+    while_training.check(config, plan, dataset)
+    build_model(config, dataset)  # its mistakes show now rather than later
+    return dataset
 
 
-def _usable(workdir: str | os.PathLike[str]) -> None:
+def _check_writable(workdir: str | os.PathLike[str]) -> None:
     with records.only_writer(records.prepare_workdir(workdir)):
         pass
 
 
-def _same_everywhere(config: dict[str, Any], workers: Workers) -> None:
-    """Makes sure that all workers were given the same configuration."""
-    if workers.count == 1:
-        return
-    mine = json.loads(json.dumps(records.encode(config)))
-    chiefs = workers.from_chief(lambda: mine)
+def _as_stored(config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(records.encode(config)))
+    return found
 
-    def check() -> None:
-        differing = [key for key, value in chiefs.items() if mine[key] != value]
-        if differing:
-            shown = [
-                f"config.{key}: {chiefs[key]!r} there, {mine[key]!r} here" for key in differing
-            ]
-            raise ConfigError(f"the chief has another configuration: {'; '.join(shown)}")
 
-    workers.together(check)
+def _check_same(chiefs: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Makes sure that this worker was given the chief's configuration."""
+    shown = [
+        f"config.{key}: {value!r} there, {mine[key]!r} here"
+        for key, value in chiefs.items()
+        if mine[key] != value
+    ]
+    if shown:
+        raise ConfigError(f"the chief has another configuration: {'; '.join(shown)}")
 
 
 def matched_rates(config: dict[str, Any], plan: Plan) -> dict[str, np.ndarray]:
@@ -161,18 +153,18 @@ def run(
         workdir: where everything is written.
         strategy: a `tf.distribute` strategy.
         strategy_name: for the record.
-        tell: told in a few words what starts, and what it will cost in memory and on disk.
+        tell: receives what starts, and what it will cost in memory and on disk.
 
     Returns:
         The path of the report; None on workers other than the chief, which write nothing.
 
     Raises:
-        loop.Diverged: when a training loss is not finite (status "diverged").
-        loop.Interrupted: after SIGTERM or SIGINT (status "interrupted").
+        stopping.Diverged: when a training loss is not finite (status "diverged").
+        stopping.Interrupted: after SIGTERM or SIGINT (status "interrupted").
         data.DataError: for a damaged file of the data (status "interrupted").
-        workers.Lost: when another worker is gone (status "interrupted").
+        stopping.Lost: when another worker is gone (status "interrupted").
         records.RecordError: if another process is writing to the workdir.
-        workers.Refused: if the chief could not begin or go on with the run.
+        strategies.Refused: if the chief could not begin or go on with the run.
     """
     workdir = pathlib.Path(workdir)
     workers = Workers(strategy)
@@ -182,24 +174,22 @@ def run(
     plan = resolve(config, dataset.num_examples["train"])
     schedules = matched_rates(config, plan)
     forks = {name: fork_step(plan, rates) for name, rates in schedules.items()}
+    base = OneRun(config, dataset, workdir, strategy, strategy_name)
     with contextlib.ExitStack() as held:
         workers.from_chief(lambda: held.enter_context(records.only_writer(workdir)))
         try:
             tell(f"{config['name']}: training in {workdir}")
-            pinned = tuple(forks.values())
-            train_one(config, dataset, workdir, strategy, strategy_name, pinned=pinned, tell=tell)
+            dataclasses.replace(base, pinned=tuple(forks.values()), tell=tell).make()
             for name, rates in schedules.items():
                 tell(f"{config['name']}: the run under the schedule equivalent to {name!r}")
-                train_one(
-                    _without_averages(config, name),
-                    dataset,
-                    records.matched_dir(workdir, name),
-                    strategy,
-                    strategy_name,
+                dataclasses.replace(
+                    base,
+                    config=_without_averages(config, name),
+                    workdir=records.matched_dir(workdir, name),
                     learning_rates=rates,
                     matched_to={"average": name, **_matched_config(config, name)},
                     fork=(workdir, forks[name]),
-                )
+                ).make()
         finally:
             if workers.chief and (workdir / records.RUN).exists():
                 stage("drawing the report")
@@ -232,7 +222,7 @@ def _matched_config(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _without_averages(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The configuration of a matched run: the same, with no averages of its own."""
+    """The configuration of a matched run: the same, without averages."""
     return {
         **config,
         "name": f"{config['name']}, schedule equivalent to {name}",
@@ -243,148 +233,164 @@ def _without_averages(config: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def train_one(
-    config: dict[str, Any],
-    dataset: Any,
-    workdir: pathlib.Path,
-    strategy: Any,
-    strategy_name: str = "",
-    learning_rates: np.ndarray | None = None,
-    matched_to: dict[str, Any] | None = None,
-    fork: tuple[pathlib.Path, int] | None = None,
-    pinned: Sequence[int] = (),
-    tell: Callable[[str], None] = logging.info,
-) -> None:
-    """Makes one run in `workdir`, or finishes it, or finds that it is done.
+@dataclasses.dataclass(frozen=True)
+class OneRun:
+    """The run of one workdir: as configured, or under a schedule that an average equals.
 
-    Args:
-        config, dataset, strategy, strategy_name: as in `run`.
+    Attributes:
+        config, dataset, strategy, strategy_name, tell: as in `run`.
         workdir: of this run.
         learning_rates: [T] rates to run instead of the configured schedule.
         matched_to: what `run.json` says of the average the run should match.
         fork: (workdir of another run, step): where this run has not begun, take over
             that run's records and checkpoint of that step, if there is one.
         pinned: steps whose checkpoints are kept for such forks.
-        tell: as in `run`.
     """
-    workers = Workers(strategy)
-    if workers.from_chief(lambda: is_done(workdir)):
-        logging.info("%s is done already", workdir)
-        return
-    workers.from_chief(lambda: str(records.prepare_workdir(workdir)))
-    keras.utils.set_random_seed(config["seed"])
-    assembly = assemble(config, dataset, strategy, learning_rates)
-    plan, chief = assembly.plan, workers.chief
-    if assembly.averages is not None:
-        tell(assembly.averages.describe_memory())
-    checkpointer = Checkpointer(
-        workdir / CHECKPOINTS,
-        assembly.checkpointed,
-        keep=config["checkpoint"]["keep"],
-        writer=chief,
-        pinned=pinned,
-    )
-    description = describe(assembly, strategy_name, matched_to)
 
-    def begin() -> dict[str, Any]:
-        previous = records.read_run(workdir)
+    config: dict[str, Any]
+    dataset: Any
+    workdir: pathlib.Path
+    strategy: Any
+    strategy_name: str = ""
+    learning_rates: np.ndarray | None = None
+    matched_to: dict[str, Any] | None = None
+    fork: tuple[pathlib.Path, int] | None = None
+    pinned: Sequence[int] = ()
+    tell: Callable[[str], None] = logging.info
+
+    def make(self) -> None:
+        """Makes the run, or finishes it, or finds that it is done."""
+        workers = Workers(self.strategy)
+        if workers.from_chief(lambda: is_done(self.workdir)):
+            logging.info("%s is done already", self.workdir)
+            return
+        workers.from_chief(lambda: str(records.prepare_workdir(self.workdir)))
+        keras.utils.set_random_seed(self.config["seed"])
+        assembly = assemble(self.config, self.dataset, self.strategy, self.learning_rates)
+        if assembly.averages is not None:
+            self.tell(assembly.averages.describe_memory())
+        checkpointer = Checkpointer(
+            self.workdir / CHECKPOINTS,
+            assembly.checkpointed,
+            keep=self.config["checkpoint"]["keep"],
+            writer=workers.chief,
+            pinned=self.pinned,
+        )
+        description = describe(assembly, self.strategy_name, self.matched_to)
+        found = workers.from_chief(lambda: self._begin(checkpointer, assembly))
+        step, previous = found["step"], found["previous"]
+        if step:
+            for group in checkpointer.variables.values():
+                workers.share(group)
+        description["forked_at"] = found["forked_at"]
+        if previous and step:
+            description["created"] = previous.get("created", description["created"])
+            description["resumed_at"] = [*previous.get("resumed_at", []), step]
+        if workers.chief:
+            records.write_json(self.workdir / records.CONFIG, self.config)
+            records.write_json(self.workdir / records.RUN, description)
+            records.write_schedule(self.workdir / records.SCHEDULE, assembly.learning_rates)
+        log = RunLog(
+            self.workdir,
+            step,
+            assembly.plan.steps_per_epoch,
+            lambda step: float(assembly.learning_rates[step]),
+            self.config["data"]["batch_size"],
+            tensorboard=self.config["tensorboard"],
+            writer=workers.chief,
+        )
+        with (
+            _status_written(self.workdir / records.RUN if workers.chief else None, description),
+            contextlib.closing(log),
+        ):
+            self._train(assembly, checkpointer, log, workers, step, loop.Window(**found["window"]))
+
+    def _begin(self, checkpointer: Checkpointer, assembly: Assembly) -> dict[str, Any]:
+        """Where the run starts or goes on, in terms of JSON."""
+        previous = records.read_run(self.workdir)
         forked_at = previous.get("forked_at", 0)
-        if fork is not None and not checkpointer.steps():
-            forked_at = _take_over(*fork, checkpointer, workdir, assembly)
-        step, window = loop.resume(checkpointer, workdir / records.METRICS)
+        if self.fork is not None and not checkpointer.steps():
+            forked_at = _take_over(*self.fork, checkpointer, self.workdir, assembly)
+        step, window = loop.resume(checkpointer, self.workdir / records.METRICS)
         found = {"previous": previous, "forked_at": forked_at}
         return {**found, "step": step, "window": window.state()}
 
-    found = workers.from_chief(begin)
-    step, window, previous = found["step"], loop.Window(**found["window"]), found["previous"]
-    if step:
-        for group in checkpointer.variables.values():
-            workers.share(group)
-    description["forked_at"] = found["forked_at"]
-    if previous and step:
-        description["created"] = previous.get("created", description["created"])
-        description["resumed_at"] = [*previous.get("resumed_at", []), step]
-    if chief:
-        records.write_json(workdir / records.CONFIG, config)
-        records.write_json(workdir / records.RUN, description)
-        records.write_schedule(workdir / records.SCHEDULE, assembly.learning_rates)
-    log = RunLog(
-        workdir,
-        step,
-        plan.steps_per_epoch,
-        lambda step: float(assembly.learning_rates[step]),
-        config["data"]["batch_size"],
-        tensorboard=config["tensorboard"],
-        writer=chief,
-    )
-    status, message = "interrupted", None
-    try:
+    def _train(
+        self,
+        assembly: Assembly,
+        checkpointer: Checkpointer,
+        log: RunLog,
+        workers: Workers,
+        step: int,
+        window: loop.Window,
+    ) -> None:
+        plan, config, chief = assembly.plan, self.config, workers.chief
         actions = [
-            *_snapshots(assembly, workdir, step, tell, writer=chief),
-            *while_training.actions(assembly, workdir, tell, writer=chief),
+            *self._snapshots(assembly, step, writer=chief),
+            *while_training.actions(assembly, self.workdir, self.tell, writer=chief),
         ]
         assembly.progress = Progress(plan.total_steps, step, config["name"])
         assembly.evaluator.on_batch = assembly.progress.tick
-        with losing(workers.count > 1), dataset.named_faults():
-            loop.run(
+        with losing(workers.count > 1), self.dataset.named_faults():
+            loop.Loop(
                 _train_steps(assembly, step),
                 lambda step: evaluate_all(assembly, step, log),
                 checkpointer,
                 log,
-                loop.Cadence(
-                    plan.log,
-                    plan.evaluate,
-                    plan.checkpoint,
-                    config["steps_per_call"],
-                ),
+                loop.Cadence(plan.log, plan.evaluate, plan.checkpoint, config["steps_per_call"]),
                 plan.total_steps,
-                (step, window),
-                progress=assembly.progress,
-                actions=actions,
-                workers=workers,
-            )
+                assembly.progress,
+                actions,
+                workers,
+            ).run(step, window)
             if config["save_models"]:
                 stage("writing the models")
-                save_models(assembly, plan.total_steps, workdir / MODELS, writer=chief)
+                save_models(assembly, plan.total_steps, self.workdir / MODELS, writer=chief)
             if chief and plan.probes:
-                while_training.at_the_end(assembly, workdir, tell)
+                while_training.at_the_end(assembly, self.workdir, self.tell)
+
+    def _snapshots(self, assembly: Assembly, step: int, writer: bool) -> list[loop.Action]:
+        """What writes the run's snapshots; those later than `step` are deleted."""
+        plan = assembly.plan
+        if plan.snapshots is None:
+            return []
+        if not writer:
+            return [loop.Action(plan.snapshots, loop.nothing)]
+        snapshots = ModelSnapshots(
+            assembly.model,
+            self.workdir / SNAPSHOTS,
+            plan.snapshots,
+            self.config["snapshots"]["encoding"],
+            plan.total_steps,
+        )
+        snapshots.writer.forget_after(step)
+        self.tell(
+            f"at most {snapshots.most} snapshots of {snapshots.bytes_each / 1e6:.1f} MB are kept"
+        )
+        return [loop.Action(plan.snapshots, snapshots.write)]
+
+
+@contextlib.contextmanager
+def _status_written(path: pathlib.Path | None, description: dict[str, Any]) -> Iterator[None]:
+    """Afterwards `run.json` says how what was done inside has ended.
+
+    Args:
+        path: of the file; None where another worker writes it.
+        description: the rest of it.
+    """
+    status, message = "interrupted", None
+    try:
+        yield
         status = "done"
-    except loop.Diverged as error:
+    except stopping.Diverged as error:
         status, message = "diverged", str(error)
         raise
     except BaseException as error:
         message = f"{type(error).__name__}: {error}"
         raise
     finally:
-        log.close()
-        if chief:
-            description.update(status=status, message=message)
-            records.write_json(workdir / records.RUN, description)
-
-
-def _snapshots(
-    assembly: Assembly,
-    workdir: pathlib.Path,
-    step: int,
-    tell: Callable[[str], None],
-    writer: bool = True,
-) -> list[loop.Action]:
-    """What writes the run's snapshots; those later than `step` are deleted."""
-    plan = assembly.plan
-    if plan.snapshots is None:
-        return []
-    if not writer:
-        return [loop.Action(plan.snapshots, loop.nothing)]
-    snapshots = ModelSnapshots(
-        assembly.model,
-        workdir / SNAPSHOTS,
-        plan.snapshots,
-        assembly.config["snapshots"]["encoding"],
-        plan.total_steps,
-    )
-    snapshots.writer.forget_after(step)
-    tell(f"at most {snapshots.most} snapshots of {snapshots.bytes_each / 1e6:.1f} MB are kept")
-    return [loop.Action(plan.snapshots, snapshots.write)]
+        if path is not None:
+            records.write_json(path, {**description, "status": status, "message": message})
 
 
 def _take_over(
@@ -435,6 +441,7 @@ def _train_steps(
         assembly.averages,
         batch_size=config["data"]["batch_size"],
         weight_decay=config["optimizer"]["weight_decay"],
+        weight_decay_on=config["optimizer"]["weight_decay_on"],
         label_smoothing=config["optimizer"]["label_smoothing"],
     )
     iterator = iter(assembly.train_batches(start))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -12,43 +11,46 @@ import numpy as np
 from tf_lrtraj import backend, kernels
 from tf_lrtraj.averaging import AverageState
 from tf_lrtraj.study.problem import build_model
-from tf_lrtraj.study.session import Bench
-from tf_lrtraj.study.task import Task
+from tf_lrtraj.study.session import Session
+from tf_lrtraj.study.task import ONCE, task
 from tf_lrtraj.study.trainer import Trainer
 
-__all__ = ["TASKS", "cost"]
+__all__ = ["TASKS"]
 
 # "single" is SWA as it is published; "auto" is what this package keeps by default.
 PRECISIONS = ("single", "auto")
 
 
-def cost(bench: Bench, seed: int) -> None:
+@task(
+    "time and memory of an average",
+    steps=lambda config: {"cost": 2 * (config["cost"]["repeats"] + 1) * config["cost"]["steps"]},
+    seeds_of=ONCE,
+)
+def cost(session: Session, seed: int) -> None:
     """Times an update of SWA and a training step in turn, on two networks; counts the memory.
 
     The networks are the scale's own and one of `config.cost.depth` and `config.cost.width`,
     on batches of the scale's images.
     """
-    config, problem = bench.config, bench.problem
+    config, problem = session.config, session.problem
     settings = config["cost"]
     rows: list[dict[str, Any]] = []
-    for name in ("own", "large"):
-        chosen = config["model"] if name == "own" else {**config["model"], **_size(settings)}
+    large = {key: settings[key] for key in ("depth", "width")}
+    for name, size in (("own", {}), ("large", large)):
+        chosen = {**config["model"], **size}
         model = build_model({**config, "model": chosen}, problem, seed)
-        trainer = Trainer(model, bench.loss, problem, config["batch_size"])
+        trainer = Trainer(model, session.loss, problem, config["batch_size"])
         trainer.compile(config["momentum"])
-        about = {"network": name, "depth": chosen["depth"], "width": chosen["width"]}
-        rows += [{**about, **row} for row in _measured(bench, trainer, seed)]
+        network = {"network": name, "depth": chosen["depth"], "width": chosen["width"]}
+        rows += [{**network, **row} for row in _measured(session, trainer, seed)]
     epoch = max(problem.num_train // config["batch_size"], 1)
-    bench.store("cost", seed, rows, {"steps_per_epoch": epoch, "batch_size": config["batch_size"]})
+    about = {"steps_per_epoch": epoch, "batch_size": config["batch_size"]}
+    session.store("cost", seed, rows, about)
 
 
-def _size(settings: Mapping[str, Any]) -> dict[str, int]:
-    return {key: settings[key] for key in ("depth", "width")}
-
-
-def _measured(bench: Bench, trainer: Trainer, seed: int) -> list[dict[str, Any]]:
+def _measured(session: Session, trainer: Trainer, seed: int) -> list[dict[str, Any]]:
     """A row for each precision and repeat: seconds of a step and of an update, and bytes."""
-    repeats, steps = (bench.config["cost"][key] for key in ("repeats", "steps"))
+    repeats, steps = (session.config["cost"][key] for key in ("repeats", "steps"))
     model, rates = trainer.model, np.zeros(steps)  # a step at rate 0 takes as long as any
     weights = model.trainable_variables
     size = sum(array.nbytes for array in backend.to_numpy(backend.values(weights)))
@@ -65,9 +67,16 @@ def _measured(bench: Bench, trainer: Trainer, seed: int) -> list[dict[str, Any]]
             begin = time.perf_counter()
             average.update(steps)
             of_update = (time.perf_counter() - begin) / steps
-            seconds = {"step_seconds": of_step, "update_seconds": of_update}
-            held = {"weights_bytes": size, "extra_bytes": average.nbytes}
-            rows.append({"precision": precision, "repeat": repeat, **seconds, **held})
+            rows.append(
+                {
+                    "precision": precision,
+                    "repeat": repeat,
+                    "step_seconds": of_step,
+                    "update_seconds": of_update,
+                    "weights_bytes": size,
+                    "extra_bytes": average.nbytes,
+                }
+            )
     return rows
 
 
@@ -95,9 +104,4 @@ class _Average:
         backend.to_numpy(self._state.variables[-1:])
 
 
-def _steps(config: Mapping[str, Any]) -> dict[str, int]:
-    settings = config["cost"]
-    return {"cost": 2 * (settings["repeats"] + 1) * settings["steps"]}
-
-
-TASKS = (Task("cost", cost, "time and memory of an average", steps=_steps),)
+TASKS = (cost,)

@@ -2,87 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import probes
+from tf_lrtraj import probes, seeds
 from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.probe_settings import REACH_TRIP, batches_of, images_of
-from tf_lrtraj.study.session import Bench
-from tf_lrtraj.study.task import Task, base_run
+from tf_lrtraj.study.session import Session
+from tf_lrtraj.study.task import PROBE_SEEDS, base_run, task
 from tf_lrtraj.study.trainer import Run, arrays_of
 
-__all__ = ["TASKS", "narrow_run", "reach"]
+__all__ = ["TASKS", "narrow_run"]
 
 
-def narrow_run(bench: Bench, seed: int) -> Run:
+def narrow_run(session: Session, seed: int) -> Run:
     """The first steps of the base run, with the narrower network."""
-    config, narrow = bench.config, bench.narrow
-    run = Run(
-        narrow.trainer,
-        narrow.state_folder("narrow", seed),
-        0,
-        np.full(config["reach"]["steps"], config["learning_rate"]),
-        config["momentum"],
-        seed,
-        lambda: narrow.initial(seed),
-        segment=config["segment"],
-        log_every=config["log_every"],
-    )
-    narrow.finish(run, f"seed {seed}: narrower network")
-    return run
+    config, narrow = session.config, session.narrow
+    run = narrow.run("narrow", seed, np.full(config["reach"]["steps"], config["learning_rate"]))
+    return narrow.finish(run, f"seed {seed}: narrower network")
 
 
-def reach(bench: Bench, seed: int) -> None:
+@task(
+    "steps on batches of several sizes",
+    steps=lambda config: base_run(config) | {"narrow": config["reach"]["steps"]},
+    images=images_of("reach"),
+    seeds_of=PROBE_SEEDS,
+)
+def reach(session: Session, seed: int) -> None:
     """Loss before a step and the lowest along it, for batches of several sizes.
 
     Of both networks after `config.reach.steps` updates, and of the base run at its end; there
     also what side trips of a few steps leave, and how gradients are aligned.
     """
-    training_runs.base(bench, seed)
-    steps, end = bench.config["reach"]["steps"], training_runs.total_steps(bench.config)
+    training_runs.base(session, seed)
+    steps, end = session.config["reach"]["steps"], training_runs.total_steps(session.config)
     places = (
-        ("wide", steps, bench, study_points.weights_at(bench, seed, steps)),
-        ("narrow", steps, bench.narrow, arrays_of(narrow_run(bench, seed).state())),
-        ("wide", end, bench, study_points.weights_at(bench, seed, end)),
+        ("wide", steps, session, study_points.weights_at(session, seed, steps)),
+        ("narrow", steps, session.narrow, arrays_of(narrow_run(session, seed).state())),
+        ("wide", end, session, study_points.weights_at(session, seed, end)),
     )
     rows: list[dict[str, Any]] = []
     for network, step, of, weights in places:
-        arrays = weights[: len(of.model.trainable_variables)]
+        arrays = of.trainable(weights)
         place = {
             "network": network,
             "step": step,
             "weights": int(sum(np.size(array) for array in arrays)),
         }
-        for size in bench.config["reach"]["sizes"]:
+        for size in session.config["reach"]["sizes"]:
             found = _steps_of(of, seed, arrays, size, more=step == end)
             rows.append({**place, "size": size, **found})
     about = {
         "steps": steps,
         "end": end,
         "trip_steps": REACH_TRIP,
-        "batch_size": bench.config["batch_size"],
+        "batch_size": session.config["batch_size"],
     }
-    bench.store("reach", seed, rows, about)
+    session.store("reach", seed, rows, about)
 
 
-def _steps_of(bench: Bench, seed: int, weights: Any, size: int, more: bool) -> dict[str, float]:
+def _steps_of(session: Session, seed: int, weights: Any, size: int, more: bool) -> dict[str, float]:
     """Numbers of batches of one size, the same ones for every network."""
-    settings, count = bench.config["probes"], batches_of(size, bench.config["reach"])
-    (rows,) = study_points.drawn(bench, (count,), [seed, size, 5], size=size)
-    batches = study_points.taken(bench, rows)
-    line = probes.measure(
-        probes.Line(
-            bench.surface,
-            weights,
-            batches,
-            rates=probes.rate_grid(settings["low"], settings["high"], settings["rates"]),
-            extensions=1,
-        ),
-        progress=bench.progress,
-    ).values
+    settings, count = session.config["probes"], batches_of(size, session.config["reach"])
+    random = seeds.generator("reach_batches", seed, size)
+    (rows,) = study_points.drawn(session, (count,), random, size=size)
+    batches = study_points.taken(session, rows)
+
+    def measured(probe: probes.Probe) -> Any:
+        return probes.measure(probe, progress=session.progress).values
+
+    grid = probes.rate_grid(settings["low"], settings["high"], settings["rates"])
+    line = measured(probes.Line(session.surface, weights, batches, rates=grid, extensions=1))
     start, gain = line["train"][0], line["gain"][0]
     rate = float(np.quantile(line["best_rate"][0], settings["trip_quantile"]))
     found = {
@@ -91,26 +82,14 @@ def _steps_of(bench: Bench, seed: int, weights: Any, size: int, more: bool) -> d
         "rate": rate,
     }
     if more:
-        trips = probes.SideTrip(
-            bench.surface, weights, batches, learning_rate=rate, num_steps=REACH_TRIP
-        )
-        left = probes.measure(trips, progress=bench.progress).values["train_loss"]
-        aligned = probes.Gradients(bench.surface, weights, batches)
-        share = probes.measure(aligned, progress=bench.progress).values["share"]
+        left = measured(
+            probes.SideTrip(
+                session.surface, weights, batches, learning_rate=rate, num_steps=REACH_TRIP
+            )
+        )["train_loss"]
+        share = measured(probes.Gradients(session.surface, weights, batches))["share"]
         found |= {"left": float((left[:, -1] / left[:, 0]).mean()), "share": float(share[0])}
     return found
 
 
-def _narrow_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"narrow": int(config["reach"]["steps"])}
-
-
-TASKS = (
-    Task(
-        "reach",
-        reach,
-        "steps on batches of several sizes",
-        steps=_narrow_steps,
-        images=images_of("reach"),
-    ),
-)
+TASKS = (reach,)

@@ -14,7 +14,6 @@ SWA is the mean of the weights collected, FGE that of the predictions of the cyc
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,12 +24,12 @@ from tf_lrtraj import rates
 from tf_lrtraj.averaging import Ensemble
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.averaging.snapshots import Snapshots
-from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.runs.config_checks import refusal
 from tf_lrtraj.study import training_runs
-from tf_lrtraj.study.session import Bench
+from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.state_files import read_arrays, write_arrays
-from tf_lrtraj.study.task import Sizes, Task
-from tf_lrtraj.study.trainer import Run, arrays_of
+from tf_lrtraj.study.task import ONCE, Sizes, task
+from tf_lrtraj.study.trainer import Run, Watch, arrays_of
 
 __all__ = [
     "RUNS",
@@ -47,7 +46,6 @@ __all__ = [
     "times",
     "trade_off_images",
     "trade_off_points",
-    "trade_off_steps",
     "training_steps",
 ]
 
@@ -102,9 +100,11 @@ def times(config: Mapping[str, Any], num_train: int) -> Times:
     cycles = max(round((1.0 - settings["swa_start"]) * total / length), 2)
     start = total - cycles * length
     if start < 4:
-        raise ConfigError(
-            f"`config.budget.cycle` must be so short that 2 cycles of {every} times as many steps "
-            f"leave 4 of the budget of {total}. Received: {settings['cycle']}"
+        raise refusal(
+            "budget.cycle",
+            f"so short that 2 cycles of {every} times as many steps leave 4 of the budget of "
+            f"{total}",
+            settings["cycle"],
         )
     return Times(total, start // 2, start, every, length)
 
@@ -122,33 +122,46 @@ def annealed(rate: float, count: int, over: int, low: float) -> np.ndarray:
 # Runs -----------------------------------------------------------------------------------------
 
 
-def _times(bench: Bench) -> Times:
-    return times(bench.config, bench.problem.num_train)
+def _times(session: Session) -> Times:
+    return times(session.config, session.problem.num_train)
 
 
-def conventional(bench: Bench, seed: int) -> Run:
+def conventional(session: Session, seed: int) -> Run:
     """The conventional run from scratch, made if it is not there yet."""
-    at = _times(bench)
-    found = annealed(bench.config["learning_rate"], at.total, at.total, _CONVENTIONAL_END)
-    keep = (at.fork, *at.decay)
-    return _finished(bench, seed, "conventional", None, 0, found, keep=keep)
+    at = _times(session)
+    found = annealed(session.config["learning_rate"], at.total, at.total, _CONVENTIONAL_END)
+    return _finished(session, session.run("conventional", seed, found, keep=(at.fork, *at.decay)))
 
 
-def swa_constant(bench: Bench, seed: int) -> Run:
+def swa_constant(session: Session, seed: int) -> Run:
     """SWA's run at its constant rate, made if it is not there yet."""
-    at, low = _times(bench), bench.config["budget"]["swa_rate"]
-    found = annealed(bench.config["learning_rate"], at.total, at.start, low)[at.fork :]
-    return _finished(
-        bench, seed, "swa_constant", conventional, at.fork, found, keep=(at.start,), every=at.every
+    at, low = _times(session), session.config["budget"]["swa_rate"]
+    found = annealed(session.config["learning_rate"], at.total, at.start, low)[at.fork :]
+    run = session.run(
+        "swa_constant",
+        seed,
+        found,
+        first=at.fork,
+        start=lambda: conventional(session, seed).state(at.fork),
+        keep=(at.start,),
+        snapshots=((COLLECTED, at.every, at.start, at.total),),
     )
+    return _finished(session, run, conventional)
 
 
-def cyclical(bench: Bench, seed: int) -> Run:
+def cyclical(session: Session, seed: int) -> Run:
     """The run under the cyclical rate, made if it is not there yet."""
-    at = _times(bench)
-    formula = rates.Cyclical(*_high_and_low(bench.config), length=at.length)
-    found = rates.as_array(formula, at.total - at.start)
-    return _finished(bench, seed, "cyclical", swa_constant, at.start, found, every=at.length)
+    at = _times(session)
+    formula = rates.Cyclical(*_high_and_low(session.config), length=at.length)
+    run = session.run(
+        "cyclical",
+        seed,
+        rates.as_array(formula, at.total - at.start),
+        first=at.start,
+        start=lambda: swa_constant(session, seed).state(at.start),
+        snapshots=((COLLECTED, at.length, at.start, at.total),),
+    )
+    return _finished(session, run, swa_constant)
 
 
 def _high_and_low(config: Mapping[str, Any]) -> tuple[float, float]:
@@ -157,50 +170,18 @@ def _high_and_low(config: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _finished(
-    bench: Bench,
-    seed: int,
-    name: str,
-    source: Callable[[Bench, int], Run] | None,
-    first: int,
-    found: np.ndarray,
-    keep: tuple[int, ...] = (),
-    every: int | None = None,
+    session: Session, run: Run, source: Callable[[Session, int], Run] | None = None
 ) -> Run:
-    """A run that leaves `source` at step `first`; collects from its `start` on if `every` is given.
+    """Makes what is missing of a run, and before it that of the run it leaves.
 
-    The rate that the optimizer had at each step is kept in `rates-*.npz`.
+    The trainer has one model: what is made in the midst of another run would take it away.
     """
-    config, at = bench.config, _times(bench)
-    made_before: list[Run] = []
-    run = Run(
-        bench.trainer,
-        bench.state_folder(name, seed),
-        first,
-        found,
-        config["momentum"],
-        seed,
-        lambda: made_before[0].state(first) if made_before else bench.initial(seed),
-        keep=keep,
-        segment=config["segment"],
-        snapshots=() if every is None else ((COLLECTED, every, at.start, at.total),),
-        log_every=config["log_every"],
-    )
     if source is not None and not run.path(run.last).exists():
-        made_before.append(source(bench, seed))
-    used: list[_RatesUsed] = []
-
-    def callbacks(low: int, high: int) -> list[keras.callbacks.Callback]:
-        used[:] = [_RatesUsed()]
-        return list(used)
-
-    def done(low: int, high: int) -> None:
-        write_arrays(_rates_file(run, low), {"rates": np.array(used[0].rates)})
-
-    bench.finish(run, f"seed {seed}: {name}", callbacks, done)
-    return run
+        source(session, run.order_seed)
+    return session.finish(run, f"seed {run.order_seed}: {run.folder.name}", _RatesUsed())
 
 
-class _RatesUsed(keras.callbacks.Callback):
+class _Rates(keras.callbacks.Callback):
     """Notes the rate that the optimizer has after each of its steps."""
 
     def __init__(self) -> None:
@@ -212,8 +193,18 @@ class _RatesUsed(keras.callbacks.Callback):
         self.rates.append(float(keras.ops.convert_to_numpy(rate)))
 
 
-def _rates_file(run: Run, low: int) -> pathlib.Path:
-    return run.folder / f"rates-{low:09d}.npz"
+class _RatesUsed(Watch):
+    """Keeps the rates that the optimizer had in each segment in `rates-*.npz`."""
+
+    def __init__(self) -> None:
+        self._noted = _Rates()
+
+    def callbacks(self, low: int, high: int) -> list[keras.callbacks.Callback]:
+        self._noted = _Rates()
+        return [self._noted]
+
+    def done(self, run: Run, low: int, high: int) -> None:
+        write_arrays(run.folder / f"rates-{low:09d}.npz", {"rates": np.array(self._noted.rates)})
 
 
 def optimizer_rates(run: Run) -> np.ndarray:
@@ -225,23 +216,23 @@ def optimizer_rates(run: Run) -> np.ndarray:
 # What they collect ----------------------------------------------------------------------------
 
 # Kind of SWA → its run.
-RUNS: dict[str, Callable[[Bench, int], Run]] = {
+RUNS: dict[str, Callable[[Session, int], Run]] = {
     "swa_constant": swa_constant,
     "swa_cyclical": cyclical,
 }
 
 
-def collected(bench: Bench, seed: int, kind: str) -> tuple[Snapshots, list[int]]:
+def collected(session: Session, seed: int, kind: str) -> tuple[Snapshots, list[int]]:
     """(snapshots of the run, steps of the models it collected); both from the disk.
 
     The first snapshot is the model at `start`, before anything was collected.
     """
-    snapshots = Snapshots(RUNS[kind](bench, seed).folder / COLLECTED)
+    snapshots = Snapshots(RUNS[kind](session, seed).folder / COLLECTED)
     return snapshots, [int(step) for step in snapshots.steps[1:]]
 
 
 def average(
-    bench: Bench, seed: int, kind: str, counts: Sequence[int] | None = None
+    session: Session, seed: int, kind: str, counts: Sequence[int] | None = None
 ) -> dict[int, list[np.ndarray]]:
     """Number of models → the mean of so many collected first: weights, then statistics.
 
@@ -249,29 +240,27 @@ def average(
         kind: "swa_constant" or "swa_cyclical".
         counts: the numbers; None for that of all.
     """
-    snapshots, steps = collected(bench, seed, kind)
+    snapshots, steps = collected(session, seed, kind)
     counts = [len(steps)] if counts is None else counts
     place = np.arange(len(snapshots))
     weights = {str(n): np.where((place >= 1) & (place <= n), 1.0 / n, 0.0) for n in counts}
     return {int(n): arrays for n, arrays in combine(snapshots, weights, progress=False).items()}
 
 
-def trade_off_points(bench: Bench, seed: int) -> list[tuple[str, str, list[np.ndarray]]]:
-    """(family, label, trainable weights) of points that trade training loss for test loss.
+def trade_off_points(session: Session, seed: int) -> list[tuple[str, str, list[np.ndarray]]]:
+    """(family, label, weights) of points that trade training loss for test loss.
 
     "average": SWA of the first 2, 4, … and of all models collected, of both kinds; "decay": the
     conventional run from the beginning of its decay to the end, whose training losses reach from
     above those of the averages to below.  (Iterates at SWA's rate are not: theirs are all above.)
     """
-    count = len(bench.model.trainable_variables)
     found: list[tuple[str, str, list[np.ndarray]]] = []
     for kind in RUNS:
-        means = average(bench, seed, kind, _doubling(len(collected(bench, seed, kind)[1])))
-        found += [("average", f"{kind} of {n}", arrays[:count]) for n, arrays in means.items()]
-    run = conventional(bench, seed)
+        means = average(session, seed, kind, _doubling(len(collected(session, seed, kind)[1])))
+        found += [("average", f"{kind} of {n}", arrays) for n, arrays in means.items()]
+    run = conventional(session, seed)
     return found + [
-        ("decay", f"step {step}", arrays_of(run.state(step))[:count])
-        for step in _times(bench).decay
+        ("decay", f"step {step}", arrays_of(run.state(step))) for step in _times(session).decay
     ]
 
 
@@ -284,26 +273,47 @@ def _doubling(most: int) -> list[int]:
     return sorted({2**k for k in range(1, most.bit_length()) if 2**k <= most} | {most})
 
 
+def trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    """Images of scoring `trade_off_points`."""
+    at = times(config, sizes.train)
+    models = (len(at.ends), (at.total - at.start) // at.every)
+    return float((sum(len(_doubling(n)) for n in models) + len(at.decay)) * sizes.some)
+
+
 # Tasks ----------------------------------------------------------------------------------------
 
 
-def budget(bench: Bench, seed: int) -> None:
+def training_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    """Run → its steps, to within the rounding to whole cycles."""
+    total, start = budget_steps(config), config["budget"]["swa_start"]
+    return {
+        "conventional": total,
+        "swa_constant": round((1.0 - 0.5 * start) * total),
+        "cyclical": round((1.0 - start) * total),
+    }
+
+
+def _images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    cycles = len(times(config, sizes.train).ends)
+    whole = 1 + 3 * cycles + 4  # of single runs, members and their ensemble, and of averages
+    return float(whole * sizes.some + 6 * sizes.test)
+
+
+@task("SWA, FGE and conventional training", steps=training_steps, images=_images)
+def budget(session: Session, seed: int) -> None:
     """Scores of every method, under every batch-norm policy where averages need one."""
-    config, at = bench.config, _times(bench)
-    count = len(bench.model.trainable_variables)
+    config, at = session.config, _times(session)
     rows: list[dict[str, Any]] = []
 
-    def add(method: str, arrays: Sequence[Any], policy: str = "recompute", **more: Any) -> None:
-        recomputed = policy == "recompute"
-        kept = arrays[:count] if recomputed else arrays
-        scored = bench.scorer.score(kept, SETS if recomputed else SETS[1:], policy)
-        rows.extend({"method": method, "member": -1, **more, **row} for row in scored)
+    def add(method: str, arrays: Any, policy: str = "recompute", **more: Any) -> None:
+        sets = SETS if policy == "recompute" else SETS[1:]
+        rows.extend(session.score(arrays, sets, policy, method=method, **{"member": -1, **more}))
 
-    add("conventional", arrays_of(conventional(bench, seed).state()))
+    add("conventional", conventional(session, seed).state())
     members: list[list[np.ndarray]] = []
     for kind, single in (("swa_constant", "constant_iterate"), ("swa_cyclical", "fge_member")):
-        snapshots, steps = collected(bench, seed, kind)
-        (mean,) = average(bench, seed, kind).values()
+        snapshots, steps = collected(session, seed, kind)
+        (mean,) = average(session, seed, kind).values()
         last: list[np.ndarray] = []
         for member, step in enumerate(step for step in steps if step in at.ends):
             last = snapshots.read(step)
@@ -312,10 +322,10 @@ def budget(bench: Bench, seed: int) -> None:
                 members.append(last)
         add(kind, mean)
         add(kind, mean, "average")
-        add(kind, [*mean[:count], *last[count:]], "copy")
+        add(kind, [*session.trainable(mean), *last[session.num_trainable :]], "copy")
         add(f"{kind}_last", last)
         add(f"{kind}_last", last, "running")
-    rows += _ensemble(bench, "fge", members)
+    rows += _ensemble(session, "fge", members)
     high, low = _high_and_low(config)
     about = {
         **at._asdict(),
@@ -323,35 +333,42 @@ def budget(bench: Bench, seed: int) -> None:
         "cycle": {"length": at.length, "high": high, "low": low, "first_step": at.start},
         "members": len(members),
     }
-    run = cyclical(bench, seed)
-    used, ends = optimizer_rates(run), collected(bench, seed, "swa_cyclical")[1]
-    bench.store("budget", seed, rows, about, optimizer_rates=used, collected=ends)
+    used = optimizer_rates(cyclical(session, seed))
+    ends = collected(session, seed, "swa_cyclical")[1]
+    session.store("budget", seed, rows, about, optimizer_rates=used, collected=ends)
 
 
-def independent(bench: Bench, seed: int) -> None:
+@task(
+    "ensemble of independent runs",
+    after=("budget",),
+    steps=lambda config: {"conventional": budget_steps(config)},
+    images=lambda config, sizes: config["seeds"] * sizes.some,
+    seeds_of=ONCE,
+    across=True,
+)
+def independent(session: Session, seed: int) -> None:
     """The ensemble of the conventional runs of all seeds, which costs as many budgets."""
     members = [
-        arrays_of(conventional(bench, other).state()) for other in range(bench.config["seeds"])
+        arrays_of(conventional(session, other).state()) for other in range(session.config["seeds"])
     ]
-    rows = _ensemble(bench, "independent", members)
-    bench.store("independent", seed, rows, {"members": len(members)})
+    rows = _ensemble(session, "independent", members)
+    session.store("independent", seed, rows, {"members": len(members)})
 
 
 def _ensemble(
-    bench: Bench, method: str, members: Sequence[Sequence[np.ndarray]]
+    session: Session, method: str, members: Sequence[Sequence[np.ndarray]]
 ) -> list[dict[str, Any]]:
-    settings = bench.config["evaluate"]
-    count = len(bench.model.trainable_variables)
+    settings = session.config["evaluate"]
     ensemble = Ensemble(
-        bench.model,
-        [m[:count] for m in members],
+        session.model,
+        [session.trainable(arrays) for arrays in members],
         logits=True,
-        batch_norm_data=bench.problem.x_train[: settings["batch_norm_images"]],
+        batch_norm_data=session.problem.x_train[: settings["batch_norm_images"]],
         batch_size=settings["batch_size"],
     )
     rows = []
     for name in SETS:
-        x, y = bench.problem.images(name, settings["part"])
+        x, y = session.problem.images(name, settings["part"])
         found = ensemble.predict(x)
         chosen = found[np.arange(len(y)), y]
         rows.append(
@@ -368,49 +385,4 @@ def _ensemble(
     return rows
 
 
-def training_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    """Run → its steps, to within the rounding to whole cycles."""
-    total, start = budget_steps(config), config["budget"]["swa_start"]
-    return {
-        "conventional": total,
-        "swa_constant": round((1.0 - 0.5 * start) * total),
-        "cyclical": round((1.0 - start) * total),
-    }
-
-
-trade_off_steps = training_steps  # of the runs that `trade_off_points` reads
-
-
-def trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    """Images of scoring `trade_off_points`."""
-    at = times(config, sizes.train)
-    models = (len(at.ends), (at.total - at.start) // at.every)
-    return float((sum(len(_doubling(n)) for n in models) + len(at.decay)) * sizes.some)
-
-
-def _images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    cycles = len(times(config, sizes.train).ends)
-    whole = 1 + 3 * cycles + 4  # of single runs, members and their ensemble, and of averages
-    return float(whole * sizes.some + 6 * sizes.test)
-
-
-def _independent_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return {"conventional": budget_steps(config)}
-
-
-def _independent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(config["seeds"] * sizes.some)
-
-
-TASKS = (
-    Task("budget", budget, "SWA, FGE and conventional training", (), training_steps, _images),
-    Task(
-        "independent",
-        independent,
-        "ensemble of independent runs",
-        after=("budget",),
-        steps=_independent_steps,
-        images=_independent_images,
-        across=True,
-    ),
-)
+TASKS = (budget, independent)

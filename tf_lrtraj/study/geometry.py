@@ -14,24 +14,25 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import probes
-from tf_lrtraj.probes.flat_vectors import RunningMean, joined, square_distance
+from tf_lrtraj.probes.flat_vectors import RunningMean, square_distance
 from tf_lrtraj.study import training_runs
-from tf_lrtraj.study.session import Bench
-from tf_lrtraj.study.task import Task, base_run
+from tf_lrtraj.study.session import Session
+from tf_lrtraj.study.task import base_run, task
 from tf_lrtraj.study.trainer import Run, arrays_of
 
-__all__ = ["TASKS", "displacement", "shell"]
+__all__ = ["TASKS"]
 
 
-def displacement(bench: Bench, seed: int) -> None:
+@task("displacement against lag")
+def displacement(session: Session, seed: int) -> None:
     """Squared displacement of weights against lag over the window: `displacement`.
 
     Arrays `lags`, `mean_squared`, `standard_error` (infinite where too few stretches of
     that length do not overlap), and the same with prefix `filters_` between filters divided by
     their norms (mean over filters of 2 - 2 cos), which is what counts before batch norm.
     """
-    training_runs.base(bench, seed)
-    settings, snapshots = bench.config["displacement"], bench.snapshots(seed)
+    training_runs.base(session, seed)
+    settings, snapshots = session.config["displacement"], session.snapshots(seed)
     steps = snapshots.steps
     spacing = int(np.diff(steps).min())
     total = int(steps[-1] - steps[0])
@@ -41,9 +42,9 @@ def displacement(bench: Bench, seed: int) -> None:
         snapshots,
         lags=lags,
         filters=True,
-        filter_axes=probes.filter_axes_of(bench.model),
-        progress=bench.progress,
-        tell=bench.tell,
+        filter_axes=probes.filter_axes_of(session.model),
+        progress=session.progress,
+        tell=session.tell,
     )
     values = record.values
     about: dict[str, Any] = {
@@ -56,7 +57,7 @@ def displacement(bench: Bench, seed: int) -> None:
     for name in ("squared", "filters_squared"):
         about[f"{name}_growth"] = float(values[f"{name}_growth"])
         about[f"{name}_growth_se"] = float(values[f"{name}_growth_se"])
-    bench.store(
+    session.store(
         "displacement",
         seed,
         about=about,
@@ -70,7 +71,11 @@ def displacement(bench: Bench, seed: int) -> None:
     )
 
 
-def shell(bench: Bench, seed: int) -> None:
+@task(
+    "distances to the centre",
+    steps=lambda config: base_run(config) | {"shell": _walks(config) * config["shell"]["steps"]},
+)
+def shell(session: Session, seed: int) -> None:
     """Where averages lie, and whether steps lead away from the centre or towards it: `shell`.
 
     The window's snapshots, each half of them seen from the mean of the other: their own mean is
@@ -79,15 +84,14 @@ def shell(bench: Bench, seed: int) -> None:
     ("two_point"), beside the mean of the stretch's iterates; rows ("walk") of the squared distance
     before and after some updates from c + s (θ - c), θ the stretch's last iterate.
     """
-    run, config = training_runs.base(bench, seed), bench.config
-    settings, snapshots = config["shell"], bench.snapshots(seed)
-    count = snapshots.num_trainable
+    run, config = training_runs.base(session, seed), session.config
+    settings, snapshots = config["shell"], session.snapshots(seed)
     halves = np.array_split(snapshots.steps, 2)
     means = []
     for part in halves:
         mean = RunningMean()
         for step in part.tolist():
-            mean.add(joined(snapshots.read(step)[:count]))
+            mean.add(session.vector(snapshots.read(step)))
         means.append(mean.value)
     squared: list[float] = []
     rows: list[dict[str, Any]] = []
@@ -96,7 +100,7 @@ def shell(bench: Bench, seed: int) -> None:
         for stretch in np.array_split(part, settings["places"] // 2):
             average, ends = RunningMean(), RunningMean()
             for step in stretch.tolist():
-                vector = joined(snapshots.read(step)[:count])
+                vector = session.vector(snapshots.read(step))
                 average.add(vector)
                 if step in (stretch[0], stretch[-1]):
                     ends.add(vector)
@@ -114,7 +118,7 @@ def shell(bench: Bench, seed: int) -> None:
                 )
             for scale in settings["scales"]:
                 place = centre + scale * (vector - centre)
-                after = _walked(bench, seed, run, snapshots.read(int(stretch[-1])), place)
+                after = _walked(session, seed, run, snapshots.read(int(stretch[-1])), place)
                 rows.append(
                     {
                         "of": "walk",
@@ -126,17 +130,16 @@ def shell(bench: Bench, seed: int) -> None:
                     }
                 )
     about = {"updates": settings["steps"], "num_weights": int(means[0].size)}
-    bench.store("shell", seed, rows, about, steps=snapshots.steps, squared_distance=squared)
+    session.store("shell", seed, rows, about, steps=snapshots.steps, squared_distance=squared)
 
 
 def _walked(
-    bench: Bench, seed: int, run: Run, arrays: Sequence[np.ndarray], place: np.ndarray
+    session: Session, seed: int, run: Run, arrays: Sequence[np.ndarray], place: np.ndarray
 ) -> np.ndarray:
     """Where a few updates lead from a place, on batches of another order, without a velocity."""
-    trainer, config = bench.trainer, bench.config
-    count = len(bench.model.trainable_variables)
+    trainer, config = session.trainer, session.config
     moved, low = [*arrays], 0
-    for i in range(count):
+    for i in range(session.num_trainable):
         size = arrays[i].size
         moved[i] = place[low : low + size].reshape(arrays[i].shape).astype(np.float32)
         low += size
@@ -144,15 +147,11 @@ def _walked(
     trainer.put({f"weights/{i}": array for i, array in enumerate(moved)}, run.last)
     rates = np.full(config["shell"]["steps"], config["learning_rate"])
     trainer.steps(run.last, rates, seed + training_runs.OTHER_ORDER)
-    return joined(arrays_of(trainer.take())[:count])
+    return session.vector(arrays_of(trainer.take()))
 
 
-def _shell_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    shell = config["shell"]
-    return base_run(config) | {"shell": shell["places"] * len(shell["scales"]) * shell["steps"]}
+def _walks(config: Mapping[str, Any]) -> int:
+    return int(config["shell"]["places"]) * len(config["shell"]["scales"])
 
 
-TASKS = (
-    Task("displacement", displacement, "displacement against lag"),
-    Task("shell", shell, "distances to the centre", steps=_shell_steps),
-)
+TASKS = (displacement, shell)

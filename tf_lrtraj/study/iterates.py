@@ -12,8 +12,8 @@ from tf_lrtraj.averaging.advising.measured import Measurement
 from tf_lrtraj.averaging.advising.measurement_plan import Effort
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.study import training_runs
-from tf_lrtraj.study.session import Bench
-from tf_lrtraj.study.task import Sizes, Task
+from tf_lrtraj.study.session import Session
+from tf_lrtraj.study.task import Sizes, task
 from tf_lrtraj.study.trainer import arrays_of
 from tf_lrtraj.theory.estimate import SpectrumEstimate, estimate_spectrum
 
@@ -32,32 +32,37 @@ def spaced(config: Mapping[str, Any], number: int, share: float = 1.0) -> list[i
     return [int(step) for step in np.unique(steps)]
 
 
-def levels(bench: Bench, seed: int) -> None:
+@task(
+    "losses of single iterates over the window",
+    images=lambda config, sizes: config["evaluate"]["levels"] * sizes.all,
+)
+def levels(session: Session, seed: int) -> None:
     """Single iterates over the window, on all images: has the loss levelled off?"""
-    training_runs.base(bench, seed)
-    snapshots = bench.snapshots(seed)
+    training_runs.base(session, seed)
+    snapshots = session.snapshots(seed)
     rows: list[dict[str, Any]] = []
-    for step in bench.bar(spaced(bench.config, bench.config["evaluate"]["levels"]), "levels"):
-        rows += [{"step": step, **row} for row in bench.scorer.score(snapshots.read(step), ALL)]
-    bench.store("levels", seed, rows)
+    for step in session.bar(spaced(session.config, session.config["evaluate"]["levels"]), "levels"):
+        rows += session.score(snapshots.read(step), ALL, step=step)
+    session.store("levels", seed, rows)
 
 
-def averages(bench: Bench, seed: int) -> None:
+@task(
+    "the averages at the end",
+    images=lambda config, sizes: (1 + len(config["averages"])) * (sizes.all + 2 * sizes.test),
+)
+def averages(session: Session, seed: int) -> None:
     """The raw weights and the averages at the end, under every batch-norm policy."""
-    run = training_runs.base(bench, seed)
+    run = training_runs.base(session, seed)
     raw = arrays_of(run.state())
-    count = len(bench.model.trainable_variables)
-    score = bench.scorer.score
-    rows = [{"average": "raw", **row} for row in score(raw, ALL)]
-    rows += [{"average": "raw", **row} for row in score(raw, ["test"], "running")]
-    for name, arrays in training_runs.averages(bench, seed).items():
-        named = {"average": name}
-        rows += [{**named, **row} for row in score(arrays[:count], ALL)]
-        rows += [{**named, **row} for row in score(arrays, ["test"], "average")]
-        copied = [*arrays[:count], *raw[count:]]
-        rows += [{**named, **row} for row in score(copied, ["test"], "copy")]
-    about = {"kernels": bench.config["averages"], "horizon": bench.config["horizon"]}
-    bench.store("averages", seed, rows, about)
+    rows = session.score(raw, ALL, average="raw")
+    rows += session.score(raw, ["test"], "running", average="raw")
+    for name, arrays in training_runs.averages(session, seed).items():
+        rows += session.score(arrays, ALL, average=name)
+        rows += session.score(arrays, ["test"], "average", average=name)
+        copied = [*session.trainable(arrays), *raw[session.num_trainable :]]
+        rows += session.score(copied, ["test"], "copy", average=name)
+    about = {"kernels": session.config["averages"], "horizon": session.config["horizon"]}
+    session.store("averages", seed, rows, about)
 
 
 def _far_points(config: Mapping[str, Any]) -> list[tuple[int, int, int]]:
@@ -77,13 +82,20 @@ def _far_points(config: Mapping[str, Any]) -> list[tuple[int, int, int]]:
     return found
 
 
-def many_points(bench: Bench, seed: int) -> None:
+def _many_points_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    wanted = _far_points(config)
+    singles = sum(points == 1 for points, *_ in wanted)
+    return float(len(wanted) * sizes.some + singles * sizes.test)
+
+
+@task("averages of n points", after=("sweep",), images=_many_points_images)
+def many_points(session: Session, seed: int) -> None:
     """Averages of n iterates `gap` updates apart, ending at places of the window."""
-    training_runs.base(bench, seed)
-    config, snapshots = bench.config, bench.snapshots(seed)
+    training_runs.base(session, seed)
+    config, snapshots = session.config, session.snapshots(seed)
     steps, wanted = snapshots.steps.tolist(), _far_points(config)
     rows: list[dict[str, Any]] = []
-    with bench.bar(total=len(wanted), what="many points") as bar:
+    with session.bar(total=len(wanted), what="many points") as bar:
         for low in range(0, len(wanted), 8):  # so many averages in memory at once
             group = wanted[low : low + 8]
             weights = {}
@@ -93,30 +105,31 @@ def many_points(bench: Bench, seed: int) -> None:
                 weights[f"{points} {gap} {end}"] = row
             built = combine(snapshots, weights, progress=False)
             for points, gap, end in group:
-                meant = {"points": points, "gap": gap, "end": end}
+                meant: dict[str, Any] = {"points": points, "gap": gap, "end": end}
                 arrays = built.pop(f"{points} {gap} {end}")
-                scored = bench.scorer.score(arrays, PART)
+                rows += session.score(arrays, PART, **meant)
                 if points == 1:
-                    scored += bench.scorer.score(arrays, ["test"], "running")
-                rows += [{**meant, **row} for row in scored]
+                    rows += session.score(arrays, ["test"], "running", **meant)
                 bar.update()
     pairs = sorted({(n, gap) for n, gap, _ in wanted if n > 1})
-    bench.store(
+    session.store(
         "many_points",
         seed,
         rows,
         {"every": config["every"]},
-        predicted=_predicted(bench, seed, pairs),
+        predicted=_predicted(session, seed, pairs),
     )
 
 
-def _predicted(bench: Bench, seed: int, pairs: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+def _predicted(
+    session: Session, seed: int, pairs: Sequence[tuple[int, int]]
+) -> list[dict[str, float]]:
     """Loss of n points by the quadratic identity, from the mean single loss and the gap curve."""
-    curve = estimate(bench, seed).gaps
-    single = bench.read("sweep", seed)["about"]["mean_single_loss"][PART[0]]
+    curve = estimate(session, seed).gaps
+    single = sweep.measured(session, seed)["about"]["mean_single_loss"][PART[0]]
     rows = []
     for points, gap in pairs:
-        places = np.arange(points) * (gap // bench.config["every"])
+        places = np.arange(points) * (gap // session.config["every"])
         lags = np.abs(places[:, None] - places[None, :])
         rows.append(
             {"points": points, "gap": gap, "loss": single - 2.0 * float(curve[lags].mean())}
@@ -124,19 +137,25 @@ def _predicted(bench: Bench, seed: int, pairs: Sequence[tuple[int, int]]) -> lis
     return rows
 
 
-def sweep(bench: Bench, seed: int) -> None:
+def _sweep_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    sweep = config["sweep"]
+    count = sweep["singles"] + 2 * sweep["lags"] * sweep["pairs"] + sweep["verify"]
+    return float(count * (sizes.parts + sizes.moments))
+
+
+@task("predicted and measured losses of many averages", images=_sweep_images)
+def sweep(session: Session, seed: int) -> None:
     """Predicted and measured losses of a whole sweep, and the best weights there are."""
-    training_runs.base(bench, seed)
-    config = bench.config
+    training_runs.base(session, seed)
+    config = session.config
     settings = config["sweep"]
-    count = len(bench.model.trainable_variables)
 
     def measurement(name: str) -> Measurement:
         def measure(arrays: list[np.ndarray]) -> dict[str, float]:
-            (row,) = bench.scorer.score(arrays[:count], [name])
+            (row,) = session.scorer.score(arrays, [name])
             return {"loss": row["loss"], "accuracy": row["accuracy"]}
 
-        images = bench.scorer.images(name) + config["evaluate"]["batch_norm_images"]
+        images = session.scorer.images(name) + config["evaluate"]["batch_norm_images"]
         return Measurement(name, measure, {"seed": seed, "set": name}, images)
 
     sets = {name: measurement(name) for name in SWEPT}
@@ -145,13 +164,13 @@ def sweep(bench: Bench, seed: int) -> None:
     curves = {}
     for name, other in zip(SWEPT, reversed(SWEPT), strict=True):
         advice = advise(
-            bench.snapshots(seed),
+            session.snapshots(seed),
             sets[name],
             held_out=sets[other] if other == "test_part" else None,
             effort=Effort(settings["singles"], settings["lags"], settings["pairs"]),
             verify=settings["verify"],
-            folder=bench.state_folder("sweep", seed),  # what was measured once is kept there
-            progress=bench.progress,
+            folder=session.state_folder("sweep", seed),  # what was measured once is kept there
+            progress=session.progress,
         )
         rows += _sweep_rows(advice.record, name, other)
         curves[name] = {
@@ -160,7 +179,7 @@ def sweep(bench: Bench, seed: int) -> None:
         about |= {key: advice.record[key] for key in ("level", "snapshots")}
         about["cost"] = advice.record["measured"]
         about["mean_single_loss"][name] = float(np.mean(advice.arrays["losses"]))
-    bench.store("sweep", seed, rows, about, **curves)
+    session.store("sweep", seed, rows, about, **curves)
 
 
 def _sweep_rows(record: Mapping[str, Any], name: str, other: str) -> list[dict[str, Any]]:
@@ -180,11 +199,9 @@ def _sweep_rows(record: Mapping[str, Any], name: str, other: str) -> list[dict[s
     return rows
 
 
-def estimate(bench: Bench, seed: int) -> SpectrumEstimate:
+def estimate(session: Session, seed: int) -> SpectrumEstimate:
     """Curvatures and noise of a seed's base run, from the pairs its sweep measured."""
-    if not bench.record_path("sweep", seed).exists():
-        sweep(bench, seed)
-    found, config = bench.read("sweep", seed), bench.config
+    found, config = sweep.measured(session, seed), session.config
     return estimate_spectrum(
         found[PART[0]]["lags"],
         found[PART[0]]["jensen_gaps"],
@@ -194,36 +211,4 @@ def estimate(bench: Bench, seed: int) -> SpectrumEstimate:
     )
 
 
-def _levels_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(config["evaluate"]["levels"] * sizes.all)
-
-
-def _averages_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float((1 + len(config["averages"])) * (sizes.all + 2 * sizes.test))
-
-
-def _sweep_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    sweep = config["sweep"]
-    count = sweep["singles"] + 2 * sweep["lags"] * sweep["pairs"] + sweep["verify"]
-    part = min(config["evaluate"]["part"], sizes.test)
-    return float(count * (sizes.part + part + 2 * sizes.moments))
-
-
-def _many_points_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    wanted = _far_points(config)
-    singles = sum(n == 1 for n, *_ in wanted)
-    return float(len(wanted) * sizes.some + singles * sizes.test)
-
-
-TASKS = (
-    Task("levels", levels, "losses of single iterates over the window", images=_levels_images),
-    Task("averages", averages, "the averages at the end", images=_averages_images),
-    Task("sweep", sweep, "predicted and measured losses of many averages", images=_sweep_images),
-    Task(
-        "many_points",
-        many_points,
-        "averages of n points",
-        after=("sweep",),
-        images=_many_points_images,
-    ),
-)
+TASKS = (levels, averages, sweep, many_points)

@@ -1,12 +1,4 @@
-"""What the probing tasks of a reproduction measure: settings, what is allowed, and the cost.
-
-`PROBE_DEFAULTS` and `PROBE_CHECKS` are parts of the reproduction's configuration; `costs`
-serves its plan.
-
->>> from tf_lrtraj.study import probe_settings
->>> sorted(probe_settings.PROBE_DEFAULTS)
-['convexity', 'displacement', 'ensemble', 'one_step', 'probes', 'reach', 'shell', 'width']
-"""
+"""What the probing tasks of a study measure: entries of its configuration, and the cost."""
 
 from __future__ import annotations
 
@@ -14,14 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import config_dict
 
-from tf_lrtraj.runs.config_checks import Check, integer, is_integer, is_number, number, optional
+from tf_lrtraj.runs.config_checks import Entry, count
+from tf_lrtraj.values import Rule, number, sequence_of
 
 __all__ = [
-    "PROBE_CHECKS",
-    "PROBE_DEFAULTS",
+    "PROBE_ENTRIES",
     "REACH_TRIP",
+    "ascending",
     "batches_of",
     "costs",
     "images_of",
@@ -30,174 +22,171 @@ __all__ = [
 
 REACH_TRIP = 4  # steps of the side trips on batches of several sizes
 
+
+def ascending(rule: Rule, words: str, fewest: int = 1) -> Rule:
+    """A list of different values in ascending order, each of which keeps `rule`."""
+    members = sequence_of(rule, words, fewest)
+
+    def read(value: Any) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = members.read(value)
+        if list(found) != sorted(set(found)):
+            raise ValueError
+        return found
+
+    return Rule(words, read)
+
+
+_STEPS = ascending(count(1), "different positive integers, ascending", fewest=0)
+
+
+def _trip_steps(value: Any) -> tuple[int, ...]:
+    found: tuple[int, ...] = _STEPS.read(value)
+    if len(found) == 1:
+        raise ValueError
+    return found
+
+
+def _even(value: Any) -> int:
+    found: int = count(2).read(value)
+    if found % 2:
+        raise ValueError
+    return found
+
+
+def _around_one(value: Any) -> tuple[float, ...]:
+    found: tuple[float, ...] = sequence_of(number(above=0), "", fewest=2).read(value)
+    if not min(found) < 1 < max(found):
+        raise ValueError
+    return found
+
+
+_POSITIVE = number(above=0)
+_SHARE = number(above=0, at_most=1)
+_EVEN = Rule("an even integer of at least 2", _even)
+
 # Sizes for the digits (ResNet-8 of width 8, 8x8 images): a minute or two of one core for a seed.
-PROBE_DEFAULTS: dict[str, Any] = {
+PROBE_ENTRIES = {
     # One step, side trips and gradients of mini-batches on the base run; batch norm by the
     # batch's own moments.  Batches have `config.batch_size` images.
-    "probes": {
-        # Numbers of updates at which lines and gradients are measured: of snapshots, or of states
-        # that are kept.  (): half-way through the run, and the window's first and last.
-        "steps": (),
-        "batches": 8,  # training batches, each stepped along its own gradient
-        "held_out": 4,  # test batches
-        "others": 2,  # training batches on which no step is made
-        # Rates of the line: 0, and `rates` from `low` to `high`, even in the logarithm; it
-        # goes on beyond `high` until the minimum of each batch is passed.
-        "low": 0.05,
-        "high": 8.0,
-        "rates": 17,
-        "gradients": 24,  # batches whose gradients are compared
-        "trip_steps": (),  # starts of side trips, two or more; (): the window's first and last
-        "trip_length": 9,  # steps of a trip
-        # Rate of trips; None: of the best rates of the line's batches at their start, the one at
-        # this quantile.  Beyond twice its own a batch's loss rises: where best rates differ many
-        # times over, as near a loss of 0, take the lowest.
-        "trip_rate": config_dict.placeholder(float),
-        "trip_quantile": 0.5,  # 0.5: the median, 0: the lowest
-        # Batches of trips, one trip each, from every start: first the one just seen at each
-        # start, then so many drawn from the rest.
-        "trip_batches": 6,
-        "basin_positions": 11,  # on each segment between trips' ends and the trajectory
-        "basin_level": 0.05,  # smaller barriers count as none, as a share of the loss at the starts
-    },
+    "probes.steps": Entry(
+        (),
+        _STEPS,
+        "numbers of updates at which lines and gradients are measured: of snapshots, or of states "
+        "that are kept; (): half-way through the run, and the window's first and last",
+    ),
+    "probes.batches": Entry(8, count(2), "training batches, each stepped along its own gradient"),
+    "probes.held_out": Entry(4, count(2), "test batches"),
+    "probes.others": Entry(2, count(2), "training batches on which no step is made"),
+    "probes.low": Entry(
+        0.05,
+        _POSITIVE,
+        "lowest rate of a line above 0; rates are even in the logarithm",
+    ),
+    "probes.high": Entry(
+        8.0,
+        _POSITIVE,
+        "highest; a line goes on beyond until the minimum of each batch is passed",
+    ),
+    "probes.rates": Entry(17, count(8), "number of rates above 0"),
+    "probes.gradients": Entry(24, count(3), "batches whose gradients are compared"),
+    "probes.trip_steps": Entry(
+        (),
+        Rule(f"{_STEPS.allowed}, none or two or more", _trip_steps),
+        "starts of side trips; (): the window's first and last",
+    ),
+    "probes.trip_length": Entry(9, count(1), "steps of a trip"),
+    "probes.trip_rate": Entry(
+        None,
+        _POSITIVE.or_none(),
+        "rate of trips; None: of the best rates of the line's batches at their start, the one at "
+        "trip_quantile",
+        float,
+    ),
+    "probes.trip_quantile": Entry(
+        0.5,
+        number(0, 1),
+        "0.5: the median, 0: the lowest. Beyond twice its own best rate a batch's loss rises: "
+        "where best rates differ many times over, as near a loss of 0, take the lowest",
+    ),
+    "probes.trip_batches": Entry(
+        6,
+        count(1),
+        "batches of trips, one trip each from every start, drawn beside those just seen at the "
+        "starts",
+    ),
+    "probes.basin_positions": Entry(
+        11, count(3), "on each segment between trips' ends and the trajectory"
+    ),
+    "probes.basin_level": Entry(
+        0.05, _SHARE, "smaller barriers count as none, as a share of the loss at the starts"
+    ),
     # Lines at iterates of the run without momentum.
-    "one_step": {
-        "settle": 0.25,  # share of the run that is left to the new rate to settle
-        "iterates": 10,  # evenly spaced over the rest
-        "batches": 6,  # whose gradients are stepped along, at each iterate
-        "held_out": 4,  # test batches that the loss is measured on
-        "others": 6,  # training batches, likewise
-        "points": 4,  # rates from one multiple of the run's rate to the next, up to twice it; even
-    },
+    "one_step.settle": Entry(
+        0.25, number(0, below=1), "share of the run that is left to the new rate to settle"
+    ),
+    "one_step.iterates": Entry(10, count(2), "evenly spaced over the rest"),
+    "one_step.batches": Entry(6, count(2), "whose gradients are stepped along, at each iterate"),
+    "one_step.held_out": Entry(4, count(2), "test batches that the loss is measured on"),
+    "one_step.others": Entry(6, count(2), "training batches, likewise"),
+    "one_step.points": Entry(
+        4, _EVEN, "rates from one multiple of the run's rate to the next, up to twice it"
+    ),
     # Losses of fixed batches between iterates of the window.
-    "convexity": {
-        "distances": 3,  # between two iterates; evenly spaced in the logarithm, to the whole window
-        "pairs": 2,  # of iterates at each distance
-        "positions": 9,  # on each segment
-        "batches": 4,
-    },
+    "convexity.distances": Entry(
+        3,
+        count(1),
+        "between two iterates; evenly spaced in the logarithm, to the whole window",
+    ),
+    "convexity.pairs": Entry(2, count(1), "of iterates at each distance"),
+    "convexity.positions": Entry(9, count(5), "on each segment"),
+    "convexity.batches": Entry(4, count(2), "whose losses are measured"),
     # One step on batches of several sizes, and the same with a narrower network.
-    "reach": {
-        "divisor": 2,  # the narrower network's width is that of the model over this
-        "steps": 200,  # of its run; the base run is looked at after as many, and at its end
-        "sizes": (4, 16, 64),  # of batches; a span of at least `divisor` squared
-        "images": 64,  # in all batches of one size, of which there are four or more
-    },
-    "displacement": {
-        "lags": 16,  # evenly spaced in the logarithm
-        "longest": 0.25,  # longest lag, as a share of the window
-    },
-    # Averages over `places` stretches of the window, each seen from the mean of the window's
-    # other half; and runs of `steps` updates that start there at `scales` times an iterate's place.
-    "shell": {"places": 4, "scales": (0.5, 1.0, 1.5), "steps": 20},
+    "reach.divisor": Entry(
+        2, count(2), "the narrower network's width is that of the model over this"
+    ),
+    "reach.steps": Entry(
+        200, count(1), "of its run; the base run is looked at after as many, and at its end"
+    ),
+    "reach.sizes": Entry(
+        (4, 16, 64),
+        ascending(count(2), "two or more different integers of at least 2, ascending", fewest=2),
+        "of batches; a span of at least `divisor` squared",
+    ),
+    "reach.images": Entry(
+        64, count(4), "in all batches of one size, of which there are four or more"
+    ),
+    "displacement.lags": Entry(16, count(3), "evenly spaced in the logarithm"),
+    "displacement.longest": Entry(0.25, _SHARE, "longest lag, as a share of the window"),
+    "shell.places": Entry(
+        4,
+        _EVEN,
+        "stretches of the window whose averages are seen from the mean of the window's other half",
+    ),
+    "shell.scales": Entry(
+        (0.5, 1.0, 1.5),
+        Rule("positive numbers, one below 1 and one above", _around_one),
+        "of the distance of an iterate at which runs from it start",
+    ),
+    "shell.steps": Entry(20, count(1), "of these runs"),
     # The end of the conventional run and SWA: rays of normalised filters, and the segment between
     # them.  Batch norm recomputed at every point, on the images that evaluations recompute it on.
-    "width": {
-        "images": 500,  # at most so many test images, and, on the segment, training images
-        "size": 100,  # in a batch of them
-        "rays": 4,
-        # Distances along a ray, in norms of the kernels: 0, and `num` from `low` to `high`,
-        # even in the logarithm.  The test error must rise by 5 points on the way.
-        "low": 0.05,
-        "high": 1.6,
-        "num": 11,
-        "positions": 5,  # on the segment; it goes on for its length at both ends
-    },
+    "width.images": Entry(
+        500, count(2), "at most so many test images, and, on the segment, training images"
+    ),
+    "width.size": Entry(100, count(2), "in a batch of them"),
+    "width.rays": Entry(4, count(2), "from each point"),
+    "width.low": Entry(
+        0.05, _POSITIVE, "lowest distance along a ray above 0, in norms of the kernels"
+    ),
+    "width.high": Entry(1.6, _POSITIVE, "highest; the test error must rise by 5 points on the way"),
+    "width.num": Entry(11, count(2), "number of distances above 0, even in the logarithm"),
+    "width.positions": Entry(
+        5, count(3), "on the segment, which goes on for its length at both ends"
+    ),
     # Predictions of cycle ends, of their ensemble and of their mean; batch norm recomputed.
-    "ensemble": {
-        "members": 5,  # the last so many
-        "images": 500,  # at most so many test images
-        "size": 100,  # in a batch of them
-    },
-}
-
-
-def _above(low: float, high: float) -> Check:
-    return (
-        f"a number above {low:g} and at most {high:g}",
-        lambda value: is_number(value) and low < value <= high,
-    )
-
-
-_STEPS: Check = (
-    "different positive integers, ascending",
-    lambda value: (
-        isinstance(value, (list, tuple))
-        and all(is_integer(step) and step > 0 for step in value)
-        and list(value) == sorted(set(value))
-    ),
-)
-_TRIP_STEPS: Check = (
-    f"{_STEPS[0]}, none or two or more",
-    lambda value: _STEPS[1](value) and len(value) != 1,
-)
-_POSITIVE: Check = ("a positive number", lambda value: is_number(value) and value > 0)
-
-# Key → (what is allowed, whether a value is).
-PROBE_CHECKS: dict[str, Check] = {
-    "probes.steps": _STEPS,
-    "probes.batches": integer(2),
-    "probes.held_out": integer(2),
-    "probes.others": integer(2),
-    "probes.low": _POSITIVE,
-    "probes.high": _POSITIVE,  # and above `low`, which rate_grid tells
-    "probes.rates": integer(8),
-    "probes.gradients": integer(3),
-    "probes.trip_steps": _TRIP_STEPS,
-    "probes.trip_length": integer(1),
-    "probes.trip_rate": optional(_POSITIVE),
-    "probes.trip_quantile": (
-        "a number from 0 to 1",
-        lambda value: is_number(value) and 0 <= value <= 1,
-    ),
-    "probes.trip_batches": integer(1),
-    "probes.basin_positions": integer(3),
-    "probes.basin_level": _above(0, 1),
-    "one_step.settle": number(0, 1),
-    "one_step.iterates": integer(2),
-    "one_step.batches": integer(2),
-    "one_step.held_out": integer(2),
-    "one_step.others": integer(2),
-    "one_step.points": (
-        "an even integer of at least 2",
-        lambda value: is_integer(value) and value >= 2 and value % 2 == 0,
-    ),
-    "convexity.distances": integer(1),
-    "convexity.pairs": integer(1),
-    "convexity.positions": integer(5),
-    "convexity.batches": integer(2),
-    "reach.divisor": integer(2),
-    "reach.steps": integer(1),
-    "reach.sizes": (
-        "two or more different integers of at least 2, ascending",
-        lambda value: _STEPS[1](value) and len(value) >= 2 and value[0] >= 2,
-    ),
-    "reach.images": integer(4),
-    "displacement.lags": integer(3),
-    "displacement.longest": _above(0, 1),
-    "shell.places": (
-        "an even integer of at least 2",
-        lambda value: is_integer(value) and value >= 2 and value % 2 == 0,
-    ),
-    "shell.scales": (
-        "positive numbers, one below 1 and one above",
-        lambda value: (
-            isinstance(value, (list, tuple))
-            and all(is_number(scale) and scale > 0 for scale in value)
-            and min(value, default=1) < 1 < max(value, default=1)
-        ),
-    ),
-    "shell.steps": integer(1),
-    "width.images": integer(2),
-    "width.size": integer(2),
-    "width.rays": integer(2),
-    "width.low": _POSITIVE,
-    "width.high": _POSITIVE,
-    "width.num": integer(2),
-    "width.positions": integer(3),
-    "ensemble.members": integer(2),
-    "ensemble.images": integer(2),
-    "ensemble.size": integer(2),
+    "ensemble.members": Entry(5, count(2), "the last so many"),
+    "ensemble.images": Entry(500, count(2), "at most so many test images"),
+    "ensemble.size": Entry(100, count(2), "in a batch of them"),
 }
 
 

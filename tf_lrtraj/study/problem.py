@@ -1,25 +1,24 @@
-"""The learning problem of a reproduction: its arrays, its model, and its batches.
-
-Plain arrays in memory, so that everything runs on any Keras backend.
-"""
+"""The learning problem of a study: arrays in memory, on every Keras backend, and its network."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 from typing import Any
 
 import keras
 import numpy as np
 
-from tf_lrtraj import data, models
+from tf_lrtraj import data, models, seeds
 from tf_lrtraj.data import ImageDataset
+from tf_lrtraj.data.portable import AUGMENTATIONS, Order, augmented
 from tf_lrtraj.records.archives import load_arrays
-from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.runs.config_checks import ConfigError, refusal
+from tf_lrtraj.values import one_of
 
-__all__ = ["Batches", "Problem", "build_model", "crop_and_flip", "load_problem", "order_of"]
+__all__ = ["Batches", "Problem", "build_model", "load_problem"]
 
-IN_MEMORY = ("none", "crop_flip")  # augmentations of sets in memory
 _MOST_CLASSES = 1_000_000
 _SETS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -56,11 +55,7 @@ class Problem:
 
     def images(self, name: str, part: int) -> tuple[np.ndarray, np.ndarray]:
         """The set "train" or "test"; with "_part" after it, its first `part` images."""
-        whole = name.removesuffix("_part")
-        if whole not in ("train", "test"):
-            raise ValueError(
-                f"`name` must be train, test, train_part or test_part. Received: {name!r}"
-            )
+        whole = one_of(("train", "test")).check("name", name.removesuffix("_part"))
         x, y = getattr(self, f"x_{whole}"), getattr(self, f"y_{whole}")
         return (x, y) if whole == name else (x[:part], y[:part])
 
@@ -80,17 +75,17 @@ def load_problem(config: dict[str, Any]) -> Problem:
         except ValueError as error:
             raise ConfigError(f"config.data: {error}") from None
     found = dataclasses.replace(found, augmentation=chosen["augmentation"])
-    if found.stream is None and found.augmentation not in IN_MEMORY:
-        raise ConfigError(
-            f"`config.data.augmentation` must be one of {list(IN_MEMORY)} for a set held in "
-            f"memory. Received: {found.augmentation!r}"
-        )
-    needed = max(config["batch_size"], config["evaluate"]["batch_norm_images"])
-    if len(found.x_train) < needed:
-        raise ConfigError(
-            f"`config.batch_size` and `config.evaluate.batch_norm_images` must be at most the "
-            f"number of training images, {len(found.x_train)}. Received: {needed}"
-        )
+    if found.stream is None and found.augmentation not in AUGMENTATIONS:
+        allowed = f"one of {list(AUGMENTATIONS)} for a set held in memory"
+        raise refusal("data.augmentation", allowed, found.augmentation)
+    most = len(found.x_train)
+    for key, value in (
+        ("batch_size", config["batch_size"]),
+        ("evaluate.batch_norm_images", config["evaluate"]["batch_norm_images"]),
+        ("evaluate.part", config["evaluate"]["part"]),
+    ):
+        if value > most:
+            raise refusal(key, f"at most the number of training images, {most}", value)
     return found
 
 
@@ -165,76 +160,31 @@ def build_model(config: dict[str, Any], problem: Problem, seed: int) -> keras.Mo
         seed=seed,
     )
     if config["weight_decay"]:
-        # L2 on every weight, scales of batch norm included: with decay on the kernels alone
-        # those scales keep growing, and a run at constant rate never becomes stationary.
-        for variable in model.trainable_variables:
+        # By default on scales of batch norm as well: with decay on the kernels alone those keep
+        # growing, and a run at constant rate never becomes stationary.
+        decayed = models.decayed_variables(model, config["weight_decay_on"])
+        for variable in itertools.compress(model.trainable_variables, decayed):
             variable.regularizer = keras.regularizers.L2(0.5 * config["weight_decay"])
     return model
 
 
-def order_of(seed: int, epoch: int, count: int) -> np.ndarray:
-    """[count] order of the training images in an epoch; a function of its arguments alone.
-
-    >>> order_of(0, 0, 4).tolist() == order_of(0, 0, 4).tolist()
-    True
-    """
-    return np.random.default_rng([seed, epoch, 0x6F72]).permutation(count)
-
-
-def crop_and_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each image shifted by up to an eighth of its size, zeros moving in, and flipped at random.
-
-    Args:
-        images: [n, height, width, channels], normalised, so that 0 is the mean.
-        rng: what shifts and flips are drawn from.
-    """
-    count, height, width, _ = images.shape
-    down, right = max(height // 8, 1), max(width // 8, 1)
-    padded = np.pad(images, ((0, 0), (down, down), (right, right), (0, 0)))
-    tops = rng.integers(0, 2 * down + 1, count)
-    lefts = rng.integers(0, 2 * right + 1, count)
-    flipped = rng.random(count) < 0.5
-    cropped = np.stack(
-        [
-            image[top : top + height, left : left + width]
-            for image, top, left in zip(padded, tops, lefts, strict=True)
-        ]
-    )
-    cropped[flipped] = cropped[flipped, :, ::-1]
-    return cropped
-
-
 class Batches(keras.utils.PyDataset):
-    """The training batches of steps `first` … `first + num - 1`: a function of (seed, step).
-
-    Whole batches only; the images left over at an epoch's end wait for the next one.
-    """
+    """The training batches of steps `first` … `first + num - 1`: a function of (seed, step)."""
 
     def __init__(self, problem: Problem, batch_size: int, seed: int, first: int, num: int) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
         self._problem = problem
-        self._batch_size = batch_size
+        self._order = Order(len(problem.x_train), batch_size, seed)
         self._seed = seed
         self._first = first
         self._num = num
-        self._epoch = -1
-        self._order = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return self._num
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         step, problem = self._first + index, self._problem
-        rows = self.rows(step)
-        images = problem.x_train[rows]
-        if problem.augmentation == "crop_flip":
-            images = crop_and_flip(images, np.random.default_rng([self._seed, step, 0x6175]))
+        rows = self._order.rows(step)
+        random = seeds.generator("augmentation", self._seed, step)
+        images = augmented(problem.x_train[rows], problem.augmentation, random)
         return images, problem.y_train[rows]
-
-    def rows(self, step: int) -> np.ndarray:
-        """Which training images step `step` sees."""
-        count = len(self._problem.x_train)
-        epoch, place = divmod(step, count // self._batch_size)
-        if epoch != self._epoch:
-            self._order, self._epoch = order_of(self._seed, epoch, count), epoch
-        return self._order[place * self._batch_size : (place + 1) * self._batch_size]

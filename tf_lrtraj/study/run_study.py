@@ -1,4 +1,4 @@
-"""Runs a reproduction: plans it, makes what is missing, judges the claims, writes the page."""
+"""Runs a study: plans it, makes what is missing, judges the claims, writes the page."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import contextlib
 import os
 import pathlib
 import platform
-import signal
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypedDict
 
 import keras
 import numpy as np
 
 import tf_lrtraj
-from tf_lrtraj import backend, claims, kernels, records
+from tf_lrtraj import backend, claims, kernels, records, values
 from tf_lrtraj.claims import power
 from tf_lrtraj.claims.verdicts import bounds_shown
 from tf_lrtraj.models import resnet_size
@@ -25,15 +23,11 @@ from tf_lrtraj.runs import cost_estimates
 from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.study import task_plan as plans
 from tf_lrtraj.study.problem import Problem
-from tf_lrtraj.study.session import MEASURED, STATE, Bench
+from tf_lrtraj.study.session import MEASURED, STATE, Session
 from tf_lrtraj.study.study_config import validate
-from tf_lrtraj.study.trainer import Diverged
+from tf_lrtraj.training.stopping import Diverged, Interrupted, StopRequest, stop_signals
 
-__all__ = ["Interrupted", "describe_plan", "needed_tasks", "prepare", "run"]
-
-
-class Interrupted(RuntimeError):
-    """The reproduction was asked to stop; the same command goes on with it."""
+__all__ = ["describe_plan", "needed_tasks", "prepare", "run"]
 
 
 def needed_tasks(
@@ -171,11 +165,8 @@ def run(
         Diverged: when a training loss is not finite.
         Interrupted: after SIGTERM or SIGINT; what is finished is kept.
     """
-    if only_seed is not None and not 0 <= only_seed < config["seeds"]:
-        raise ConfigError(
-            f"`only_seed` must be at least 0 and below config.seeds, {config['seeds']}. "
-            f"Received: {only_seed}"
-        )
+    if only_seed is not None:
+        values.integer(0, below=config["seeds"]).check("only_seed", only_seed, ConfigError)
     folder = records.prepare_workdir(folder)
     with contextlib.ExitStack() as held:
         held.enter_context(records.only_writer(folder, shared=only_seed is not None))
@@ -194,34 +185,18 @@ def _run(
     progress: bool,
     only_seed: int | None,
 ) -> claims.Study | None:
-    bench = Bench(config, folder, tell, progress)
-    sizes = (len(bench.problem.x_train), len(bench.problem.x_test))  # nothing is written without
-    _check_sizes(config, bench.problem)
+    session = Session(config, folder, tell, progress)
+    problem = session.problem  # nothing is written where data is missing
+    sizes = (len(problem.x_train), len(problem.x_test))
+    _check_sizes(config, problem)
     (folder / MEASURED).mkdir(exist_ok=True)
     if not (folder / records.CONFIG).exists():  # `prepare` has held one that is there against it
         records.write_json(folder / records.CONFIG, config)
-    done = _done(read_run(folder))
-    tasks = plans.plan(config, needed, only_seed)
-    left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
+    tell(describe_plan(config, folder, needed, *sizes, only_seed))
     status, message, study = "interrupted", None, None
     try:
-        with _stopping_cleanly() as asked:
-            tell(describe_plan(config, folder, needed, *sizes, only_seed))
-            begin = time.monotonic()
-            total = plans.images(config, left, *sizes)
-            for index, (task, seed) in enumerate(left):
-                # A run that several tasks read counts for the first, which makes it.
-                made = plans.images(config, left[:index], *sizes)
-                tell(
-                    f"[{index + 1}/{len(left)}] {task.name}, seed {seed}: {task.what}"
-                    + _time_left(time.monotonic() - begin, made, total - made)
-                )
-                started = time.monotonic()
-                task.run(bench, seed)
-                seconds = round(time.monotonic() - started, 1)
-                _note(config, folder, made=(task.name, seed, seconds), status="incomplete")
-                if asked.is_set():  # and something on the way has swallowed the exception
-                    raise KeyboardInterrupt
+        with stop_signals() as stop:
+            _make(session, needed, only_seed, sizes, stop)
         everything = {
             (task.name, seed) for task, seed in plans.plan(config, needed_tasks(None, config))
         }
@@ -229,7 +204,7 @@ def _run(
     except Diverged as error:
         status, message = "diverged", str(error)
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         message = "stopped by a signal"
         raise Interrupted(
             "stopped; what is finished is kept, and the same command goes on from there"
@@ -243,6 +218,34 @@ def _run(
         if status != "interrupted" and only_seed is None:
             study = write_results(folder)
     return study
+
+
+def _make(
+    session: Session,
+    needed: Collection[str] | None,
+    only_seed: int | None,
+    sizes: tuple[int, int],
+    stop: StopRequest,
+) -> None:
+    """Runs the tasks that are left, and notes each."""
+    config, folder = session.config, session.folder
+    done = _done(read_run(folder))
+    tasks = plans.plan(config, needed, only_seed)
+    left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
+    begin, total = time.monotonic(), plans.images(config, left, *sizes)
+    for index, (task, seed) in enumerate(left):
+        # A run that several tasks read counts for the first, which makes it.
+        made = plans.images(config, left[:index], *sizes)
+        session.tell(
+            f"[{index + 1}/{len(left)}] {task.name}, seed {seed}: {task.what}"
+            + _time_left(time.monotonic() - begin, made, total - made)
+        )
+        started = time.monotonic()
+        task.run(session, seed)
+        seconds = round(time.monotonic() - started, 1)
+        _note(config, folder, made=(task.name, seed, seconds), status="incomplete")
+        if stop.requested:  # and something on the way has swallowed the exception
+            raise Interrupted
 
 
 def _note(
@@ -274,15 +277,9 @@ def _check_sizes(config: Mapping[str, Any], problem: Problem) -> None:
     """What can only be told once the data is known.
 
     Raises:
-        ConfigError: for a part of more images than there are, a network that does not exist, and
-            what no machine has memory for (how much a device has is not known here).
+        ConfigError: for a network that does not exist, and what no machine has memory for (how
+            much a device has is not known here).
     """
-    part, num_train = config["evaluate"]["part"], len(problem.x_train)
-    if part > num_train:
-        raise ConfigError(
-            f"`config.evaluate.part` must be at most the number of training images, {num_train}. "
-            f"Received: {part}"
-        )
     model, shape = config["model"], problem.x_train.shape[1:]
     try:
         size = resnet_size(
@@ -324,27 +321,3 @@ def _describe(config: Mapping[str, Any]) -> dict[str, Any]:
         "done": {},
         "seconds": {},
     }
-
-
-@contextlib.contextmanager
-def _stopping_cleanly() -> Iterator[threading.Event]:
-    """SIGTERM stops the work as Ctrl-C does: between two Python statements, files whole.
-
-    Yields:
-        what is set once a stop has been asked for.
-    """
-    asked = threading.Event()
-
-    def stop(*_: Any) -> None:
-        asked.set()
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: whoever is there handles signals
-        yield asked
-        return
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tf_lrtraj import kernels, rates, theory
 from tf_lrtraj.averaging.post_hoc import combine, snapshot_weights
+from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.study import equal_budgets, iterates, training_runs
-from tf_lrtraj.study.session import Bench
-from tf_lrtraj.study.task import Sizes, Task, base_run
-from tf_lrtraj.study.trainer import Run, arrays_of
+from tf_lrtraj.study.session import Session
+from tf_lrtraj.study.task import Sizes, base_run, task
+from tf_lrtraj.study.trainer import Run
 from tf_lrtraj.theory.estimate import SpectrumEstimate
 
 __all__ = [
@@ -38,7 +39,7 @@ DECAYS = ("cosine", "linear", "one_minus_sqrt")
 
 
 def curvature_free_rates(config: Mapping[str, Any], kernel: kernels.Kernel, end: int) -> np.ndarray:
-    """[n] rates from `runs.fork_step` on of the run that should end where the average does."""
+    """[n] rates from `fork_step` on, of a run that should end where the average does."""
     weights, horizon = np.zeros(end + 1), config["horizon"]
     weights[-horizon - 1 :] = kernel.weights(horizon)
     found = theory.schedule_from_weights(weights, config["learning_rate"], 0.0, config["momentum"])
@@ -80,15 +81,40 @@ def along_steps(config: Mapping[str, Any]) -> list[int]:
     return [end - count * config["horizon_every"] for count in before]
 
 
-def equivalent(bench: Bench, seed: int) -> None:
+def _followed(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(config["along"]["averages"] or config["averages"])
+
+
+def _equivalent_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    steps = base_run(config)
+    for end in training_runs.ends(config):
+        tail = end - training_runs.fork_step(config, end)
+        steps |= {f"equivalent-{name}-{end}": tail for name in config["averages"]}
+    return steps | {"loss_match": len(_followed(config)) * int(config["horizon"])}
+
+
+def _equivalent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    averages, followed = len(config["averages"]), len(_followed(config))
+    whole = averages * (2 * config["places"] - 1) + followed
+    along = 4 * followed * config["along"]["places"]
+    return float(whole * sizes.all + along * (sizes.some - sizes.test))
+
+
+@task(
+    "runs under equivalent schedules",
+    after=("sweep", "averages"),
+    steps=_equivalent_steps,
+    images=_equivalent_images,
+)
+def equivalent(session: Session, seed: int) -> None:
     """Each average against the run under its equivalent schedule, at the end of each horizon.
 
     The averages of `config.along` are followed along the last horizon too, beside the run under
     that schedule and the run that should match their loss.
     """
-    config = bench.config
-    found = iterates.estimate(bench, seed)
-    followed = config["along"]["averages"] or tuple(config["averages"])
+    config = session.config
+    found = iterates.estimate(session, seed)
+    followed = _followed(config)
     rows: list[dict[str, Any]] = []
     along: list[dict[str, Any]] = []
     predicted = [{"average": "raw", "of": "raw", "excess": float(found.excess.sum())}]
@@ -102,20 +128,20 @@ def equivalent(bench: Bench, seed: int) -> None:
             for kind, schedule in schedules.items():
                 label = {"average": name, "equivalence": kind}
                 run = training_runs.fork(
-                    bench,
+                    session,
                     seed,
                     f"equivalent-{name}-{kind}-{end}",
                     end - len(schedule),
                     schedule,
                     keep=tuple(along_steps(config)) if follow else (),
                 )
-                rows += _scored(bench, run.state(), iterates.ALL, **label, of="run", end=end)
+                rows += session.score(run.state(), iterates.ALL, **label, of="run", end=end)
                 if follow:
-                    along += _along(bench, seed, run, kernel, label)
+                    along += _along(session, seed, run, kernel, label)
                     excess = predicted_excess(config, kernel, schedule, found)
                     for of, value in zip(("average", "run"), excess, strict=True):
                         predicted.append({**label, "of": of, "excess": value})
-        rows += _averages(bench, seed, end)
+        rows += _averages(session, seed, end)
     about = {
         "estimates": {
             "curvature": found.curvature,
@@ -130,58 +156,48 @@ def equivalent(bench: Bench, seed: int) -> None:
         "begin": training_runs.total_steps(config) - config["horizon"],
         "horizon": config["horizon"],
     }
-    bench.store("equivalent", seed, rows, about, along=along)
+    session.store("equivalent", seed, rows, about, along=along)
 
 
-def _scored(bench: Bench, weights: Any, sets: Sequence[str], **label: Any) -> list[dict[str, Any]]:
-    """Rows of a state's or an array's scores, batch norm recomputed."""
-    arrays = arrays_of(weights) if isinstance(weights, Mapping) else weights
-    count = len(bench.model.trainable_variables)
-    return [{**label, **row} for row in bench.scorer.score(arrays[:count], sets)]
-
-
-def _averages(bench: Bench, seed: int, end: int) -> list[dict[str, Any]]:
+def _averages(session: Session, seed: int, end: int) -> list[dict[str, Any]]:
     """Rows of the averages over a horizon; those of the last are scored already."""
-    label = {"equivalence": "none", "of": "average", "end": end}
-    if end == training_runs.total_steps(bench.config):
-        known = bench.read("averages", seed)["rows"]
+    label: dict[str, Any] = {"equivalence": "none", "of": "average", "end": end}
+    if end == training_runs.total_steps(session.config):
+        known = session.read("averages", seed)["rows"]
         chosen = [r for r in known if r["policy"] == "recompute" and r["average"] != "raw"]
         return [{**row, **label} for row in chosen]
-    found = training_runs.averages(bench, seed, end)
-    return [
-        row
-        for name, arrays in found.items()
-        for row in _scored(bench, arrays, iterates.ALL, average=name, **label)
-    ]
+    rows = []
+    for name, arrays in training_runs.averages(session, seed, end).items():
+        rows += session.score(arrays, iterates.ALL, average=name, **label)
+    return rows
 
 
 def _along(
-    bench: Bench, seed: int, run: Run, kernel: kernels.Kernel, label: Mapping[str, Any]
+    session: Session, seed: int, run: Run, kernel: kernels.Kernel, label: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Rows of a run and of its averages along the last horizon."""
-    steps = along_steps(bench.config)
+    steps = along_steps(session.config)
     if label["equivalence"] == "curvature_free":
-        averages = emulated(bench, seed, run.rates, run.first, steps)
+        averages = emulated(session, seed, run.rates, run.first, steps)
     else:
-        averages = running(bench, seed, kernel, steps)
+        averages = running(session, seed, kernel, steps)
     rows = []
     for step in steps:
-        pair = {"run": run.state(step), "average": averages.pop(step)}
-        for of, weights in pair.items():
-            rows += _scored(bench, weights, iterates.PART[:1], **label, of=of, step=step)
+        for of, weights in (("run", run.state(step)), ("average", averages.pop(step))):
+            rows += session.score(weights, iterates.PART[:1], **label, of=of, step=step)
     return rows
 
 
 def emulated(
-    bench: Bench, seed: int, schedule: np.ndarray, first: int, steps: Sequence[int]
+    session: Session, seed: int, schedule: np.ndarray, first: int, steps: Sequence[int]
 ) -> dict[int, list[np.ndarray]]:
     """Where a run under `schedule` from step `first` on is at `steps`, built from snapshots.
 
     They are those of the horizon that ends with the schedule.
     """
-    config = bench.config
+    config = session.config
     end = first + len(schedule)
-    snapshots = bench.snapshots(seed, which=training_runs.horizon_name(config, end))
+    snapshots = session.snapshots(seed, which=training_runs.horizon_name(config, end))
     base = np.full(end, config["learning_rate"])
     whole = np.concatenate([base[:first], schedule])
     wanted = {}
@@ -191,24 +207,31 @@ def emulated(
         early = weights[: snapshots.steps[0]].sum()
         weights[: snapshots.steps[0]] = 0.0
         weights[-1] += early
-        wanted[str(step)] = snapshot_weights(snapshots.steps, weights, step).weights
-    built = combine(snapshots, wanted, progress=False)
-    return {int(step): arrays for step, arrays in built.items()}
+        wanted[step] = weights
+    return _built(snapshots, wanted)
 
 
 def running(
-    bench: Bench, seed: int, kernel: kernels.Kernel, steps: Sequence[int]
+    session: Session, seed: int, kernel: kernels.Kernel, steps: Sequence[int]
 ) -> dict[int, list[np.ndarray]]:
     """The average over the last horizon as it stands at `steps`."""
-    config = bench.config
+    config = session.config
     begin = training_runs.total_steps(config) - config["horizon"]
-    snapshots = bench.snapshots(seed, which="horizon")
+    snapshots = session.snapshots(seed, which="horizon")
     wanted = {}
     for step in steps:
-        weights = np.zeros(step + 1)
-        weights[begin:] = kernel.weights(step - begin)
-        wanted[str(step)] = snapshot_weights(snapshots.steps, weights, step).weights
-    built = combine(snapshots, wanted, progress=False)
+        wanted[step] = np.zeros(step + 1)
+        wanted[step][begin:] = kernel.weights(step - begin)
+    return _built(snapshots, wanted)
+
+
+def _built(snapshots: Snapshots, wanted: Mapping[int, np.ndarray]) -> dict[int, list[np.ndarray]]:
+    """Step → the sum over iterates with these weights, interpolated where one was not kept."""
+    weights = {
+        str(step): snapshot_weights(snapshots.steps, row, step).weights
+        for step, row in wanted.items()
+    }
+    built = combine(snapshots, weights, progress=False)
     return {int(step): arrays for step, arrays in built.items()}
 
 
@@ -223,12 +246,12 @@ def decay_rates(config: Mapping[str, Any], name: str) -> np.ndarray:
     return rates.as_array(formulas[name], horizon)
 
 
-def _decay_run(bench: Bench, seed: int, name: str, end: int) -> Run:
-    schedule = decay_rates(bench.config, name)
+def _decay_run(session: Session, seed: int, name: str, end: int) -> Run:
+    schedule = decay_rates(session.config, name)
     first = end - len(schedule)
-    last = end == training_runs.total_steps(bench.config)
-    keep = tuple(first + count for count in _decay_places(bench.config)) if last else ()
-    return training_runs.fork(bench, seed, f"decay-{name}-{end}", first, schedule, keep=keep)
+    last = end == training_runs.total_steps(session.config)
+    keep = tuple(first + count for count in _decay_places(session.config)) if last else ()
+    return training_runs.fork(session, seed, f"decay-{name}-{end}", first, schedule, keep=keep)
 
 
 def _decay_places(config: Mapping[str, Any]) -> list[int]:
@@ -237,34 +260,43 @@ def _decay_places(config: Mapping[str, Any]) -> list[int]:
     return [round(config["horizon"] * i / places) for i in range(1, places + 1)]
 
 
-def decays(bench: Bench, seed: int) -> None:
+def _decays_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    return base_run(config) | {"decays": config["places"] * len(DECAYS) * config["horizon"]}
+
+
+@task(
+    "decays, trained and emulated",
+    steps=_decays_steps,
+    images=lambda config, sizes: (
+        config["places"] * (2 * len(DECAYS) + config["raw_iterates"]) * sizes.all
+    ),
+)
+def decays(session: Session, seed: int) -> None:
     """Decays that were trained, the same emulated from constant-rate iterates, and these."""
-    config = bench.config
-    training_runs.base(bench, seed)
+    config = session.config
+    training_runs.base(session, seed)
     rows: list[dict[str, Any]] = []
     for end in training_runs.ends(config):
         for name in DECAYS:
             schedule = decay_rates(config, name)
-            run = _decay_run(bench, seed, name, end)
-            built = emulated(bench, seed, schedule, run.first, [end])
+            run = _decay_run(session, seed, name, end)
+            built = emulated(session, seed, schedule, run.first, [end])
             for of, weights in (("trained", run.state()), ("emulated", built[end])):
-                rows += _scored(bench, weights, iterates.ALL, decay=name, of=of, end=end)
-        snapshots = bench.snapshots(seed, which=training_runs.horizon_name(config, end))
+                rows += session.score(weights, iterates.ALL, decay=name, of=of, end=end)
+        snapshots = session.snapshots(seed, which=training_runs.horizon_name(config, end))
         kept = snapshots.steps[snapshots.steps >= end - config["horizon"]]
         for place in np.linspace(0, len(kept) - 1, config["raw_iterates"]).round().astype(int):
             step = int(kept[place])
-            weights = snapshots.read(step)
-            rows += _scored(
-                bench, weights, iterates.ALL, decay="none", of="raw", end=end, step=step
-            )
-    bench.store("decays", seed, rows, {"snapshot_every": config["horizon_every"]})
+            label: dict[str, Any] = {"decay": "none", "of": "raw", "end": end, "step": step}
+            rows += session.score(snapshots.read(step), iterates.ALL, **label)
+    session.store("decays", seed, rows, {"snapshot_every": config["horizon_every"]})
 
 
-def lower_rate_run(bench: Bench, seed: int, factor: float) -> Run:
+def lower_rate_run(session: Session, seed: int, factor: float) -> Run:
     """A run at `factor` times the base rate, from the burn-in's end to the base run's end."""
-    config = bench.config
+    config = session.config
     return training_runs.fork(
-        bench,
+        session,
         seed,
         f"rate-{factor:g}",
         config["burn_in"],
@@ -273,39 +305,61 @@ def lower_rate_run(bench: Bench, seed: int, factor: float) -> Run:
     )
 
 
-def lower_rates(bench: Bench, seed: int) -> None:
+def _lower_rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    points = config["many_points"]["points"]
+    return base_run(config) | {f"rate-{1.0 / n:g}": int(config["window"]) for n in points}
+
+
+@task(
+    "runs at lower constant rates",
+    steps=_lower_rates_steps,
+    images=lambda config, sizes: (
+        config["late_iterates"] * len(config["many_points"]["points"]) * sizes.some
+    ),
+)
+def lower_rates(session: Session, seed: int) -> None:
     """Late single iterates of runs at 1/n of the rate, for the averages of n points."""
-    config, rows = bench.config, []
+    config, rows = session.config, []
     for points in config["many_points"]["points"]:
-        run = lower_rate_run(bench, seed, 1.0 / points)
-        snapshots = bench.snapshots(seed, run.folder.name)
+        run = lower_rate_run(session, seed, 1.0 / points)
+        snapshots = session.snapshots(seed, run.folder.name)
+        label = {"points": points, "learning_rate": config["learning_rate"] / points}
         for step in iterates.spaced(config, config["late_iterates"], share=0.25):
-            scored = bench.scorer.score(snapshots.read(step), iterates.PART)
-            label = {"points": points, "learning_rate": config["learning_rate"] / points}
-            rows += [{**label, "step": step, **row} for row in scored]
-    bench.store("lower_rates", seed, rows)
+            rows += session.score(snapshots.read(step), iterates.PART, **label, step=step)
+    session.store("lower_rates", seed, rows)
 
 
 # Test against training loss ---------------------------------------------------------------------
 
 
-def trade_off(bench: Bench, seed: int) -> None:
+def _trade_off_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    if config["trade_off"]["of"] == "window":
+        return _decays_steps(config) | _lower_rates_steps(config)
+    return equal_budgets.training_steps(config)
+
+
+def _trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    if config["trade_off"]["of"] == "window":
+        return float(len(DECAYS) * config["trade_off"]["places"] * sizes.some)
+    return equal_budgets.trade_off_images(config, sizes)
+
+
+@task("test against training loss", steps=_trade_off_steps, images=_trade_off_images)
+def trade_off(session: Session, seed: int) -> None:
     """Training and test loss of averages, of lower rates and of decays."""
-    if bench.config["trade_off"]["of"] == "window":
-        rows = _of_window(bench, seed)
+    if session.config["trade_off"]["of"] == "window":
+        rows = _of_window(session, seed)
     else:
-        rows = [
-            row
-            for family, label, weights in equal_budgets.trade_off_points(bench, seed)
-            for row in _scored(bench, weights, iterates.PART, family=family, label=label)
-        ]
-    bench.store("trade_off", seed, rows)
+        rows = []
+        for family, label, weights in equal_budgets.trade_off_points(session, seed):
+            rows += session.score(weights, iterates.PART, family=family, label=label)
+    session.store("trade_off", seed, rows)
 
 
-def _of_window(bench: Bench, seed: int) -> list[dict[str, Any]]:
+def _of_window(session: Session, seed: int) -> list[dict[str, Any]]:
     """Averages of far points and single iterates, as they were scored, and states of decays."""
-    config, rows = bench.config, []
-    many = _made(bench, seed, "many_points", iterates.many_points)
+    config, rows = session.config, []
+    many = iterates.many_points.measured(session, seed)["rows"]
     gap = max(row["gap"] for row in many)
     for row in many:
         if row["policy"] != "recompute":
@@ -314,23 +368,13 @@ def _of_window(bench: Bench, seed: int) -> list[dict[str, Any]]:
             rows += [_labelled(row, "rate", "1"), _labelled(row, "decay", "0")]
         elif row["gap"] == gap:
             rows.append(_labelled(row, "average", f"{row['points']}"))
-    for row in _made(bench, seed, "lower_rates", lower_rates):
+    for row in lower_rates.measured(session, seed)["rows"]:
         rows.append(_labelled(row, "rate", f"1/{row['points']}"))
     for name in DECAYS:
-        run = _decay_run(bench, seed, name, training_runs.total_steps(config))
+        run = _decay_run(session, seed, name, training_runs.total_steps(config))
         for i, count in enumerate(_decay_places(config), 1):
             label = {"family": "decay", "label": f"{i}/{config['trade_off']['places']}"}
-            rows += _scored(bench, run.state(run.first + count), iterates.PART, **label)
-    return rows
-
-
-def _made(
-    bench: Bench, seed: int, task: str, make: Callable[[Bench, int], None]
-) -> list[dict[str, Any]]:
-    """The rows of a task, made if they are not there yet."""
-    if not bench.record_path(task, seed).exists():
-        make(bench, seed)
-    rows: list[dict[str, Any]] = bench.read(task, seed)["rows"]
+            rows += session.score(run.state(run.first + count), iterates.PART, **label)
     return rows
 
 
@@ -339,86 +383,4 @@ def _labelled(row: Mapping[str, Any], family: str, label: str) -> dict[str, Any]
     return {"family": family, "label": label, **chosen}
 
 
-# Costs ------------------------------------------------------------------------------------------
-
-
-def _followed(config: Mapping[str, Any]) -> int:
-    return len(config["along"]["averages"] or config["averages"])
-
-
-def _equivalent_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    steps, horizon = base_run(config), int(config["horizon"])
-    for end in training_runs.ends(config):
-        tail = end - training_runs.fork_step(config, end)
-        steps |= {f"equivalent-{name}-{end}": tail for name in config["averages"]}
-    return steps | {"loss_match": _followed(config) * horizon}
-
-
-def _equivalent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    averages, places = len(config["averages"]), config["places"]
-    whole = averages * (2 * places - 1) + _followed(config)
-    along = 4 * _followed(config) * config["along"]["places"]
-    return float(whole * sizes.all + along * (sizes.some - sizes.test))
-
-
-def _decays_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    count = config["places"] * len(DECAYS)
-    return base_run(config) | {"decays": count * int(config["horizon"])}
-
-
-def _decays_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(config["places"] * (2 * len(DECAYS) + config["raw_iterates"]) * sizes.all)
-
-
-def _lower_rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    points = config["many_points"]["points"]
-    return base_run(config) | {f"rate-{1.0 / n:g}": int(config["window"]) for n in points}
-
-
-def _lower_rates_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return float(config["late_iterates"] * len(config["many_points"]["points"]) * sizes.some)
-
-
-def _trade_off_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    if config["trade_off"]["of"] == "window":
-        return _decays_steps(config) | _lower_rates_steps(config)
-    return dict(equal_budgets.TASKS[0].steps(config))
-
-
-def _trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    if config["trade_off"]["of"] == "window":
-        return float(len(DECAYS) * config["trade_off"]["places"] * sizes.some)
-    return equal_budgets.TASKS[0].images(config, sizes)
-
-
-TASKS = (
-    Task(
-        "equivalent",
-        equivalent,
-        "runs under equivalent schedules",
-        after=("sweep", "averages"),
-        steps=_equivalent_steps,
-        images=_equivalent_images,
-    ),
-    Task(
-        "decays",
-        decays,
-        "decays, trained and emulated",
-        steps=_decays_steps,
-        images=_decays_images,
-    ),
-    Task(
-        "lower_rates",
-        lower_rates,
-        "runs at lower constant rates",
-        steps=_lower_rates_steps,
-        images=_lower_rates_images,
-    ),
-    Task(
-        "trade_off",
-        trade_off,
-        "test against training loss",
-        steps=_trade_off_steps,
-        images=_trade_off_images,
-    ),
-)
+TASKS = (equivalent, decays, lower_rates, trade_off)

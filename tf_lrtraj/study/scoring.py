@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.study.problem import Problem
 
@@ -23,6 +24,10 @@ class Scorer:
         loss: of the examples.
         problem: its images.
         settings: `config.evaluate`: batch_size, part, batch_norm_images.
+
+    Attributes:
+        recalibrated: the loss with batch norm recomputed on a fixed part of the training images,
+            as averages are evaluated.
     """
 
     def __init__(
@@ -31,19 +36,13 @@ class Scorer:
         self._problem = problem
         self._size = int(settings["batch_size"])
         self._part = int(settings["part"])
-        moments = self._split(*self._problem.images("train_part", settings["batch_norm_images"]))
-        self._surfaces = {
-            "recompute": Surface(
-                model, loss, batch_norm="recalibrated", moment_batches=[(x, y) for x, y in moments]
-            ),
-            "stored": Surface(model, loss, batch_norm="frozen"),
-        }
+        moments = self._split(*problem.images("train_part", settings["batch_norm_images"]))
+        self.recalibrated = Surface(model, loss, batch_norm="recalibrated", moment_batches=moments)
+        self._stored = Surface(model, loss, batch_norm="frozen")
 
-    def _split(self, x: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [
-            (x[low : low + self._size], y[low : low + self._size])
-            for low in range(0, len(x), self._size)
-        ]
+    def _split(self, x: np.ndarray, y: np.ndarray) -> list[Batch]:
+        lows = range(0, len(x), self._size)
+        return [(x[low : low + self._size], y[low : low + self._size]) for low in lows]
 
     def images(self, name: str) -> int:
         """How many images a set has."""
@@ -57,11 +56,11 @@ class Scorer:
         Args:
             weights: trainable arrays and, where statistics are not recomputed, mean and
                 variance of each batch-norm layer.
-            sets: of "train", "train_part", "test".
+            sets: of "train", "test", "train_part", "test_part".
             policy: "recompute" takes the statistics of a fixed part of the training images;
                 any other name takes those that come with the weights, and is kept as a label.
         """
-        surface = self._surfaces["recompute" if policy == "recompute" else "stored"]
+        surface = self.recalibrated if policy == "recompute" else self._stored
         point = surface.point(weights)
         rows = []
         for name in sets:

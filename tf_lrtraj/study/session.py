@@ -1,4 +1,4 @@
-"""What the tasks of a reproduction share: its problem, its model, and where things lie on disk."""
+"""What the tasks of a study share: its problem, its model, and where things lie on disk."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from tf_lrtraj import records
+from tf_lrtraj import probes, records, seeds
 from tf_lrtraj.averaging.snapshots import Snapshots
-from tf_lrtraj.probes.surface import Surface
+from tf_lrtraj.probes.batches import Batch
+from tf_lrtraj.probes.flat_vectors import joined
 from tf_lrtraj.study.problem import Problem, build_model, load_problem
 from tf_lrtraj.study.scoring import Scorer
-from tf_lrtraj.study.trainer import Run, Trainer, state_of
+from tf_lrtraj.study.trainer import Run, Trainer, Watch, arrays_of, state_of
 
-__all__ = ["MEASURED", "PROBES", "STATE", "Bench"]
+__all__ = ["MEASURED", "PROBES", "STATE", "Session"]
 
 MEASURED, PROBES, STATE = "measured", "probes", "state"
 
 
-class Bench:
-    """One reproduction at work.
+class Session:
+    """One study at work.
 
     Args:
-        config: as `config.validate` returns it.
+        config: as `study_config.validate` returns it.
         folder: the workdir.
-        tell: told in a few words what goes on.
+        tell: receives what goes on, in a few words.
         progress: show progress bars where there is a terminal.
     """
 
@@ -62,9 +63,9 @@ class Bench:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     @functools.cached_property
-    def surface(self) -> Surface:
+    def surface(self) -> probes.Surface:
         """The loss of batches in training mode: batch norm by the batch's own moments."""
-        return Surface(self.model, self.loss)
+        return probes.Surface(self.model, self.loss)
 
     @functools.cached_property
     def trainer(self) -> Trainer:
@@ -75,51 +76,96 @@ class Bench:
         return Scorer(self.model, self.loss, self.problem, self.config["evaluate"])
 
     @functools.cached_property
-    def narrow(self) -> Bench:
+    def narrow(self) -> Session:
         """The same problem with a narrower network, whose runs have names of their own."""
         model = dict(self.config["model"])
         model["width"] //= self.config["reach"]["divisor"]
-        found = Bench({**self.config, "model": model}, self.folder, self.tell, self.progress)
+        found = Session({**self.config, "model": model}, self.folder, self.tell, self.progress)
         found.problem = self.problem
         return found
+
+    # Weights and batches --------------------------------------------------------------------
 
     def initial(self, seed: int) -> dict[str, np.ndarray]:
         """The state before the first step; every seed has initial weights of its own."""
         model = build_model(self.config, self.problem, seed)
         return state_of([*model.trainable_variables, *model.non_trainable_variables])
 
-    def batches(
-        self, name: str, count: int, seed: int, size: int | None = None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    @functools.cached_property
+    def num_trainable(self) -> int:
+        """Number of trainable arrays, which come first in a state and in a snapshot."""
+        return len(self.model.trainable_variables)
+
+    def trainable(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """The trainable weights among the arrays of a state or a snapshot."""
+        return arrays[: self.num_trainable]
+
+    def vector(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The trainable weights among the arrays of a state or a snapshot, in one vector."""
+        return joined(self.trainable(arrays))
+
+    def batches(self, name: str, count: int, seed: int) -> list[Batch]:
         """`count` batches of a set ("train" or "test"), without repetition, drawn by `seed`."""
-        size = size or self.config["batch_size"]
+        size = self.config["batch_size"]
         x, y = self.problem.images(name, 0)
-        order = np.random.default_rng([seed, len(x), 0x7072]).permutation(len(x))
         if count * size > len(x):
             raise ValueError(
                 f"{count} batches of {size} {name} images are more than there are, {len(x)}."
             )
-        chosen = order[: count * size].reshape(count, size)
-        return [(x[rows], y[rows]) for rows in chosen]
+        order = seeds.generator("held_batches", seed, len(x)).permutation(len(x))
+        return [(x[rows], y[rows]) for rows in order[: count * size].reshape(count, size)]
 
-    def finish(
+    # Runs -----------------------------------------------------------------------------------
+
+    def run(
         self,
-        run: Run,
-        what: str,
-        callbacks: Callable[..., Any] = lambda *_: (),
-        done: Callable[..., None] = lambda *_: None,
-    ) -> None:
-        """Makes what is missing of a training run, with a progress bar."""
-        if run.path(run.last).exists():
-            return
-        with tqdm(
-            total=len(run.rates), desc=what, unit="step", disable=None if self.progress else True
-        ) as bar:
-            run.finish(callbacks, done, bar.update)
+        name: str,
+        seed: int,
+        rates: np.ndarray,
+        *,
+        first: int = 0,
+        start: Callable[[], dict[str, np.ndarray]] | None = None,
+        momentum: float | None = None,
+        order_seed: int | None = None,
+        **options: Any,
+    ) -> Run:
+        """A training run under the settings of the configuration; nothing is made yet.
+
+        Args:
+            name: of its folder.
+            seed: of its initial weights and, unless `order_seed` says otherwise, of its batches.
+            rates: [n] rates of its steps.
+            first: the step that it starts from.
+            start: () → the state that it starts with; the initial one by default.
+            momentum: the configuration's by default.
+            order_seed: of the order of batches.
+            **options: `keep`, `snapshots` and `whole` of `Run`.
+        """
+        return Run(
+            self.trainer,
+            self.state_folder(name, seed),
+            first,
+            rates,
+            self.config["momentum"] if momentum is None else momentum,
+            seed if order_seed is None else order_seed,
+            start or (lambda: self.initial(seed)),
+            segment=self.config["segment"],
+            log_every=self.config["log_every"],
+            **options,
+        )
+
+    def finish(self, run: Run, what: str, watch: Watch | None = None) -> Run:
+        """Makes what is missing of a training run, with a progress bar; returns the run."""
+        if not run.path(run.last).exists():
+            with self.bar(what=what, total=len(run.rates)) as bar:
+                run.finish(watch, bar.update)
+        return run
 
     def bar(self, items: Any = None, what: str = "", total: int | None = None) -> Any:
         """A progress bar where there is a terminal."""
-        return tqdm(items, total=total, desc=what, disable=None if self.progress else True)
+        return tqdm(
+            items, total=total, desc=what, unit="step", disable=None if self.progress else True
+        )
 
     # Where things lie -----------------------------------------------------------------------
 
@@ -138,6 +184,44 @@ class Bench:
         path = self.folder / PROBES / f"seed{seed}" / f"{name}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def measure(
+        self, probe: probes.Probe, name: str, seed: int, run: str | None = "base", **about: Any
+    ) -> None:
+        """Measures a probe into the record of that name.
+
+        Args:
+            probe: what to measure.
+            name: of the record.
+            seed: whose record it is.
+            run: that the points are of; None for points of several runs.
+            **about: what the record says of itself beside these and what the probe says.
+        """
+        of = {} if run is None else {"run": run}
+        probes.measure(
+            probe,
+            self.probe_path(name, seed),
+            progress=self.progress,
+            tell=self.tell,
+            about={**of, "run_seed": seed, **about},
+        )
+
+    def score(
+        self,
+        weights: Sequence[Any] | Mapping[str, np.ndarray],
+        sets: Sequence[str],
+        policy: str = "recompute",
+        **label: Any,
+    ) -> list[dict[str, Any]]:
+        """Rows of scores, each with the label before it.
+
+        Args:
+            weights: a state, or trainable weights and statistics of batch norm.
+            sets: of images; see `Scorer.score`.
+            policy: of batch norm; see there.
+        """
+        arrays = arrays_of(weights) if isinstance(weights, Mapping) else weights
+        return [{**label, **row} for row in self.scorer.score(arrays, sets, policy)]
 
     def read(self, task: str, seed: int) -> dict[str, Any]:
         """What `store` wrote."""

@@ -7,36 +7,46 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import probes
+from tf_lrtraj import probes, seeds
 from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.records import ArrayRecord, RecordError
 from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.probe_settings import images_of
-from tf_lrtraj.study.session import Bench
-from tf_lrtraj.study.task import Task
+from tf_lrtraj.study.session import Session
+from tf_lrtraj.study.task import PROBE_SEEDS, task
 
-__all__ = ["TASKS", "basin", "side_trip"]
+__all__ = ["TASKS"]
 
 
-def side_trip(bench: Bench, seed: int) -> None:
+@task(
+    "trips on one batch",
+    after=("line",),
+    images=images_of("side_trip"),
+    seeds_of=PROBE_SEEDS,
+    probes=("side_trip-*",),
+)
+def side_trip(session: Session, seed: int) -> None:
     """Steps on one fixed batch, from every start on the same batches: `side_trip-<step>.npz`.
 
     `held_out` are test images, `others` training images that no trip steps on.
     """
-    training_runs.base(bench, seed)
-    sets = _Sets(bench, seed)
+    training_runs.base(session, seed)
+    sets = _Sets(session, seed)
     for step in sets.starts:
+        trip = _trip(session, seed, sets, step)
         about = sets.about | {"step": step, "held_out_set": "test", "others_set": "train"}
-        probes.measure(
-            _trip(bench, seed, sets, step),
-            bench.probe_path(f"side_trip-{step:09d}", seed),
-            progress=bench.progress,
-            tell=bench.tell,
-            about=about,
-        )
+        session.measure(trip, f"side_trip-{step:09d}", seed, **about)
 
 
-def basin(bench: Bench, seed: int) -> None:
+@task(
+    "barriers between ends",
+    after=("side_trip",),
+    images=images_of("basin"),
+    seeds_of=PROBE_SEEDS,
+    probes=("basin",),
+    across=True,
+)
+def basin(session: Session, seed: int) -> None:
     """Losses between the ends of trips, and from each to where it left the run: `basin.npz`.
 
     Points are `trip-<step>-<batch>` and `main-<step>`.  The training batches are those of the
@@ -47,64 +57,49 @@ def basin(bench: Bench, seed: int) -> None:
     kind: the run of the next seed, at the last start, and trips from there on the same batches
     are `other-main-<step>` and `other-trip-<step>-<batch>`.
     """
-    training_runs.base(bench, seed)
-    sets = _Sets(bench, seed)
-    trips = {step: _trip(bench, seed, sets, step, keep_ends=True) for step in sets.starts}
+    training_runs.base(session, seed)
+    sets = _Sets(session, seed)
+    trips = {step: _trip(session, seed, sets, step, keep_ends=True) for step in sets.starts}
     numbers = range(len(sets.batches))
-    segments = [
-        {"kind": "ends", "steps": [a, b], "batch": i}
-        for a, b in itertools.combinations(sets.starts, 2)
-        for i in numbers
-    ]
-    segments += [
-        {"kind": "to_main", "steps": [step, step], "batch": i}
-        for step in sets.starts
-        for i in numbers
-    ]
-    segments += [
-        {"kind": "main", "steps": [a, b], "batch": None}
-        for a, b in itertools.combinations(sets.starts, 2)
-    ]
     ends = {_end(step, i): trips[step].end_point(i) for step in sets.starts for i in numbers}
     main = {_main(step): trips[step].origin for step in sets.starts}
+    couples = list(itertools.combinations(sets.starts, 2))
+    segments = [_segment("ends", a, b, i) for a, b in couples for i in numbers]
+    segments += [_segment("to_main", step, step, i) for step in sets.starts for i in numbers]
+    segments += [_segment("main", a, b) for a, b in couples]
     pairs = [_names(segment) for segment in segments]
-    if bench.config["seeds"] > 1:
+    if session.config["seeds"] > 1:
         last = sets.starts[-1]
-        trip = _other_trip(bench, seed, sets, last)
+        trip = _other_trip(session, seed, sets, last)
         ends |= {f"other-{_end(last, i)}": trip.end_point(i) for i in numbers}
         main[f"other-{_main(last)}"] = trip.origin
-        for kind, batches in (("ends", numbers), ("to_main", numbers), ("main", (None,))):
-            for i in batches:
-                segment = {"kind": kind, "steps": [last, last], "batch": i}
-                first, second = _names(segment)
-                pairs.append((first, f"other-{second}"))
-                segments.append({**segment, "kind": f"control_{kind}"})
-    share = bench.config["probes"]["basin_level"]
+        controls = [_segment(kind, last, last, i) for kind in ("ends", "to_main") for i in numbers]
+        controls.append(_segment("main", last, last))
+        pairs += [(first, f"other-{second}") for first, second in map(_names, controls)]
+        segments += [{**one, "kind": f"control_{one['kind']}"} for one in controls]
+    share = session.config["probes"]["basin_level"]
     at_starts = [
-        bench.surface.evaluate(trips[step].origin, sets.batches)[0].mean() for step in sets.starts
+        session.surface.evaluate(trips[step].origin, sets.batches)[0].mean() for step in sets.starts
     ]
     probe = probes.Segments(
-        bench.surface,
+        session.surface,
         {**main, **ends},
         [*sets.batches, *sets.others],
         held_out=sets.held_out,
         pairs=pairs,
-        num=bench.config["probes"]["basin_positions"],
+        num=session.config["probes"]["basin_positions"],
         level=share * float(np.mean(at_starts)),
     )
-    about = sets.about | {
-        "segments": segments,
-        "own": len(sets.batches),
-        "held_out_set": "test",
-        "level_share": share,
-        "loss_at_starts": float(np.mean(at_starts)),
-    }
-    probes.measure(
+    session.measure(
         probe,
-        bench.probe_path("basin", seed),
-        progress=bench.progress,
-        tell=bench.tell,
-        about=about,
+        "basin",
+        seed,
+        **sets.about,
+        segments=segments,
+        own=len(sets.batches),
+        held_out_set="test",
+        level_share=share,
+        loss_at_starts=float(np.mean(at_starts)),
     )
 
 
@@ -116,31 +111,35 @@ def _main(step: int) -> str:
     return f"main-{step}"
 
 
+def _segment(kind: str, first: int, second: int, batch: int | None = None) -> dict[str, Any]:
+    return {"kind": kind, "steps": [first, second], "batch": batch}
+
+
 def _names(segment: dict[str, Any]) -> tuple[str, str]:
     (first, second), batch = segment["steps"], segment["batch"]
     if segment["kind"] == "main":
         return _main(first), _main(second)
-    return _end(first, batch), _main(second) if segment["kind"] == "to_main" else _end(
-        second, batch
-    )
+    there = _main(second) if segment["kind"] == "to_main" else _end(second, batch)
+    return _end(first, batch), there
 
 
 class _Sets:
     """The batches of trips and those beside them, the same at every start."""
 
-    def __init__(self, bench: Bench, seed: int) -> None:
-        settings = bench.config["probes"]
-        self.starts = study_points.trip_steps(bench, seed)
-        seen = [study_points.just_seen(bench, seed, step) for step in self.starts]
+    def __init__(self, session: Session, seed: int) -> None:
+        settings = session.config["probes"]
+        self.starts = study_points.trip_steps(session, seed)
+        seen = [study_points.just_seen(session, seed, step) for step in self.starts]
         fresh, others = study_points.drawn(
-            bench, (settings["trip_batches"], settings["others"]), [seed, 4], np.concatenate(seen)
+            session,
+            (settings["trip_batches"], settings["others"]),
+            seeds.generator("side_trip_batches", seed),
+            np.concatenate(seen),
         )
-        self.batches = study_points.taken(bench, [*seen, *fresh])
-        self.others = study_points.taken(bench, others)
-        self.held_out: list[Batch] = bench.batches("test", settings["held_out"], seed)
-        self.about = {
-            "run": "base",
-            "run_seed": seed,
+        self.batches = study_points.taken(session, [*seen, *fresh])
+        self.others = study_points.taken(session, others)
+        self.held_out: list[Batch] = session.batches("test", settings["held_out"], seed)
+        self.about: dict[str, Any] = {
             "starts": list(self.starts),
             # The start at which each trip's batch has just been seen; None for the rest.
             "just_seen": [*self.starts, *[None] * settings["trip_batches"]],
@@ -148,7 +147,7 @@ class _Sets:
 
 
 def _trip(
-    bench: Bench,
+    session: Session,
     seed: int,
     sets: _Sets,
     step: int,
@@ -156,64 +155,48 @@ def _trip(
     run_seed: int | None = None,
 ) -> probes.SideTrip:
     """Trips of a seed, from a step of its own run or another seed's."""
-    settings = bench.config["probes"]
+    settings = session.config["probes"]
     return probes.SideTrip(
-        bench.surface,
-        study_points.weights_at(bench, seed if run_seed is None else run_seed, step),
+        session.surface,
+        study_points.weights_at(session, seed if run_seed is None else run_seed, step),
         sets.batches,
         held_out=sets.held_out,
         others=sets.others,
-        learning_rate=_rate(bench, seed, step),
+        learning_rate=_rate(session, seed, step),
         num_steps=settings["trip_length"],
         keep_ends=keep_ends,
     )
 
 
-def _other_trip(bench: Bench, seed: int, sets: _Sets, step: int) -> probes.SideTrip:
+def _other_trip(session: Session, seed: int, sets: _Sets, step: int) -> probes.SideTrip:
     """The same batches and rate, from the next seed's run."""
-    other = (seed + 1) % bench.config["seeds"]
-    training_runs.base(bench, other)
-    return _trip(bench, seed, sets, step, keep_ends=True, run_seed=other)
+    other = (seed + 1) % session.config["seeds"]
+    training_runs.base(session, other)
+    return _trip(session, seed, sets, step, keep_ends=True, run_seed=other)
 
 
-def _rate(bench: Bench, seed: int, step: int) -> float:
+def _rate(session: Session, seed: int, step: int) -> float:
     """The rate of trips from a step: as configured, or from the best rates of the line there.
 
     Where no line was measured there, from that at the nearest step with one.
     """
-    given = bench.config["probes"]["trip_rate"]
+    given = session.config["probes"]["trip_rate"]
     if given is not None:
         return float(given)
     nearest = min(
-        study_points.probe_steps(bench, seed), key=lambda other: (abs(other - step), other)
+        study_points.probe_steps(session, seed), key=lambda other: (abs(other - step), other)
     )
-    path = bench.probe_path(f"line-{nearest:09d}", seed)
+    path = session.probe_path(f"line-{nearest:09d}", seed)
     if not path.exists():
         raise RecordError(
             f"{path.name} is missing: the task line comes before side trips whose rate is "
             "taken from it (`config.probes.trip_rate` is None)"
         )
     best = ArrayRecord.read(path).values["best_rate"][0]  # of each batch's own loss
-    rate = float(np.quantile(best, bench.config["probes"]["trip_quantile"]))
+    rate = float(np.quantile(best, session.config["probes"]["trip_quantile"]))
     if not 0.0 < rate < np.inf:
         raise RecordError(f"{path.name} has no best rate for side trips. Received: {best.tolist()}")
     return rate
 
 
-TASKS = (
-    Task(
-        "side_trip",
-        side_trip,
-        "trips on one batch",
-        after=("line",),
-        images=images_of("side_trip"),
-    ),
-    Task(
-        "basin",
-        basin,
-        "barriers between ends",
-        after=("side_trip",),
-        images=images_of("basin"),
-        across=True,
-    ),
-)
+TASKS = (side_trip, basin)

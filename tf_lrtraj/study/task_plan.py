@@ -1,4 +1,4 @@
-"""Which tasks a reproduction consists of, what they cost, and which are needed for a claim."""
+"""Which tasks a study consists of, what they cost, and which are needed for a claim."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import itertools
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -23,14 +23,11 @@ from tf_lrtraj import backend
 from tf_lrtraj.averaging.recorder import SnapshotRecorder
 from tf_lrtraj.study.problem import Problem
 from tf_lrtraj.study.state_files import read_arrays, write_arrays
+from tf_lrtraj.training.stopping import Diverged
 
-__all__ = ["Diverged", "Run", "Trainer", "arrays_of", "state_name", "state_of"]
+__all__ = ["Run", "Trainer", "Watch", "arrays_of", "state_name", "state_of"]
 
 _STATE = re.compile(r"state-(\d{9})\.npz")
-
-
-class Diverged(RuntimeError):
-    """A training loss was not finite."""
 
 
 def state_name(step: int) -> str:
@@ -166,11 +163,24 @@ class _Log(keras.callbacks.Callback):
         loss = (mean * count - before * seen) / (count - seen)
         if not math.isfinite(loss):
             raise Diverged(
-                f"the training loss is {loss} between steps {self._first + seen} and "
-                f"{self._first + count}; choose a smaller learning rate"
+                f"the training loss became {loss}", self._first + seen, self._first + count
             )
         self.rows.append((self._first + count, loss))
         self._seen = (count, mean)
+
+
+class Watch:
+    """What happens beside the steps of a run's segments; by default nothing."""
+
+    def callbacks(self, low: int, high: int) -> list[keras.callbacks.Callback]:
+        """Callbacks of the segment from step `low` to `high`."""
+        return []
+
+    def done(self, run: Run, low: int, high: int) -> None:
+        """Called after the segment, before its end's state is written.
+
+        What it writes is there whenever the state is.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,49 +246,39 @@ class Run:
         return bounds
 
     def finish(
-        self,
-        callbacks: Callable[[int, int], Iterable[keras.callbacks.Callback]] = lambda *_: (),
-        done: Callable[[int, int], None] = lambda *_: None,
-        progress: Callable[[int], Any] = lambda _: None,
+        self, watch: Watch | None = None, progress: Callable[[int], Any] = lambda _: None
     ) -> None:
         """Makes what is missing of the run.
 
         Args:
-            callbacks: (first, last step of a segment) → callbacks for its call of `fit`.
-            done: called with the same after the segment, before its end's state is written:
-                what it writes is there whenever the state is.
-            progress: told the number of steps made.
+            watch: what happens beside the steps.
+            progress: receives numbers of steps made.
         """
+        watch = watch or Watch()
         bounds = self._bounds()
         at = max((i for i, step in enumerate(bounds) if self.path(step).exists()), default=-1)
         if at == len(bounds) - 1:
             progress(len(self.rates))
             return
+        bounds = bounds[max(at, 0) :]
         trainer = self.trainer
         trainer.compile(self.momentum)
-        state = self.start() if at < 0 else self.state(bounds[at])
-        if at < 0:
-            state = {k: v for k, v in state.items() if not k.startswith("log_")}
-        trainer.put(state, bounds[max(at, 0)])
-        log = list(
-            zip(
-                state.get("log_steps", np.zeros(0, np.int64)).tolist(),
-                state.get("log_loss", np.zeros(0)).tolist(),
-                strict=True,
-            )
-        )
-        progress(bounds[max(at, 0)] - self.first)
-        for low, high in itertools.pairwise(bounds[max(at, 0) :]):
+        state = dict(self.start()) if at < 0 else self.state(bounds[0])
+        # A run that starts from another's state has a log of its own.
+        steps, losses = (state.pop(f"log_{name}", np.zeros(0)) for name in ("steps", "loss"))
+        log = [] if at < 0 else list(zip(steps.tolist(), losses.tolist(), strict=True))
+        trainer.put(state, bounds[0])
+        progress(bounds[0] - self.first)
+        for low, high in itertools.pairwise(bounds):
             recorders = [
                 SnapshotRecorder(self.folder / name, every=every, start=begin)
                 for name, every, begin, end in self.snapshots
                 if begin <= low and high <= end
             ]
             rates = self.rates[low - self.first : high - self.first]
-            log += trainer.steps(
-                low, rates, self.order_seed, [*recorders, *callbacks(low, high)], self.log_every
-            )
-            done(low, high)
+            callbacks = [*recorders, *watch.callbacks(low, high)]
+            log += trainer.steps(low, rates, self.order_seed, callbacks, self.log_every)
+            watch.done(self, low, high)
             rows = np.array(log, np.float64).reshape(-1, 2)
             write_arrays(
                 self.path(high),

@@ -1,8 +1,9 @@
-"""The training runs of a reproduction: the base run of each seed, and those that fork from it."""
+"""The training runs of a study: the base run of each seed, and those that fork from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import collections
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -11,10 +12,10 @@ import numpy as np
 from tf_lrtraj import backend, kernels
 from tf_lrtraj.averaging import WeightAveraging
 from tf_lrtraj.backend import batch_norm
-from tf_lrtraj.study.session import Bench
+from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.state_files import read_arrays, write_arrays
 from tf_lrtraj.study.study_config import lead
-from tf_lrtraj.study.trainer import Run, state_name
+from tf_lrtraj.study.trainer import Run, Watch, state_name
 
 __all__ = ["averages", "base", "ends", "fork", "fork_step", "horizon_name", "total_steps"]
 
@@ -60,100 +61,96 @@ def _averages_name(config: Mapping[str, Any], end: int) -> str:
     return "averages.npz" if end == total_steps(config) else f"averages-{end}.npz"
 
 
-def base(bench: Bench, seed: int) -> Run:
+def base(session: Session, seed: int) -> Run:
     """The run at constant rate from scratch, made if it is not there yet.
 
     Keeps the states others fork from; iterates of the window and, every one, of each horizon;
     and the averages over each horizon, as the callback makes them.
     """
-    config = bench.config
-    total, burn_in = total_steps(config), config["burn_in"]
-    stretches = {end - config["horizon"]: end for end in ends(config)}
-    forks = {end: fork_step(config, end) for end in stretches.values()}
-    kept = [("window", config["every"], burn_in, total)]
-    kept += [
+    config = session.config
+    total, burn_in, speed = total_steps(config), config["burn_in"], config["speed"]
+    horizons = {end - config["horizon"]: end for end in ends(config)}
+    forks = {end: fork_step(config, end) for end in horizons.values()}
+    snapshots = [("window", config["every"], burn_in, total)]
+    snapshots += [
         (horizon_name(config, end), config["horizon_every"], at, end) for end, at in forks.items()
     ]
-    speed = config["speed"]
-    if seed < speed["seeds"]:
-        kept.append(("early", _early_every(config), 0, speed["steps"]))
-    run = Run(
-        bench.trainer,
-        bench.state_folder("base", seed),
-        0,
-        np.full(total, config["learning_rate"]),
-        config["momentum"],
+    if seed < speed["seeds"]:  # 12 iterates for each place where early averages are looked at
+        every = max(int(speed["steps"]) // (12 * int(speed["places"])), 1)
+        snapshots.append(("early", every, 0, speed["steps"]))
+    run = session.run(
+        "base",
         seed,
-        lambda: bench.initial(seed),
+        np.full(total, config["learning_rate"]),
         keep=(
             *(config["reach"]["steps"], total // 2, burn_in),
-            *(*forks.values(), *stretches, *config["start"]["steps"]),
+            *(*forks.values(), *horizons, *config["start"]["steps"]),
         ),
-        segment=config["segment"],
-        snapshots=tuple(kept),
-        log_every=config["log_every"],
-        whole=tuple(stretches.items()),
+        snapshots=tuple(snapshots),
+        whole=tuple(horizons.items()),
     )
-    averaging: list[WeightAveraging] = []
-
-    def callbacks(low: int, high: int) -> Iterable[keras.callbacks.Callback]:
-        if low not in stretches:
-            return []
-        chosen = {name: kernels.from_config(k) for name, k in config["averages"].items()}
-        averaging[:] = [WeightAveraging(chosen, batch_norm="average")]
-        return averaging
-
-    def done(low: int, high: int) -> None:
-        if low in stretches:
-            write_arrays(run.folder / _averages_name(config, high), _arrays_of(averaging[0]))
-
-    bench.finish(run, f"seed {seed}: constant rate", callbacks, done)
-    return run
+    return session.finish(run, f"seed {seed}: constant rate", _HorizonAverages(config, horizons))
 
 
-def _early_every(config: Mapping[str, Any]) -> int:
-    """Spacing of the first iterates, 12 for each place where early averages are looked at."""
-    return max(int(config["speed"]["steps"]) // (12 * int(config["speed"]["places"])), 1)
+class _HorizonAverages(Watch):
+    """Averages over each horizon, which is one segment; written at its end.
+
+    Args:
+        config: of the study.
+        horizons: first step → last step.
+    """
+
+    def __init__(self, config: Mapping[str, Any], horizons: Mapping[int, int]) -> None:
+        self._config = config
+        self._horizons = horizons
+        self._averaging: WeightAveraging | None = None
+
+    def callbacks(self, low: int, high: int) -> list[keras.callbacks.Callback]:
+        self._averaging = None
+        if low in self._horizons:
+            averages = self._config["averages"].items()
+            chosen = {name: kernels.from_config(entry) for name, entry in averages}
+            self._averaging = WeightAveraging(chosen, batch_norm="average")
+        return [] if self._averaging is None else [self._averaging]
+
+    def done(self, run: Run, low: int, high: int) -> None:
+        if self._averaging is None:
+            return
+        # `<average>/<i>`: trainable weights, then averaged mean and variance of each batch norm.
+        found = {}
+        for name in self._averaging.averages:
+            with self._averaging.borrowed(name) as model:
+                own = list(model.trainable_variables)
+                for entry in batch_norm.find_statistics(model):
+                    own += [entry.layer.moving_mean, entry.layer.moving_variance]
+                for i, array in enumerate(backend.to_numpy(backend.values(own))):
+                    found[f"{name}/{i}"] = array
+        write_arrays(run.folder / _averages_name(self._config, high), found)
 
 
-def _arrays_of(averaging: WeightAveraging) -> dict[str, np.ndarray]:
-    """`<average>/<i>`: trainable weights, then averaged mean and variance of each batch norm."""
-    found = {}
-    for name in averaging.averages:
-        with averaging.borrowed(name) as model:
-            own = list(model.trainable_variables)
-            for entry in batch_norm.find_statistics(model):
-                own += [entry.layer.moving_mean, entry.layer.moving_variance]
-            for i, array in enumerate(backend.to_numpy(backend.values(own))):
-                found[f"{name}/{i}"] = array
-    return found
-
-
-def averages(bench: Bench, seed: int, end: int | None = None) -> dict[str, list[np.ndarray]]:
+def averages(session: Session, seed: int, end: int | None = None) -> dict[str, list[np.ndarray]]:
     """name → arrays of the averages over a horizon, statistics averaged alike.
 
     Args:
         end: of the horizon; the base run's end by default.
     """
-    run = base(bench, seed)
-    stored = read_arrays(
-        run.folder / _averages_name(bench.config, run.last if end is None else end)
-    )
-    found = {}
-    for name in bench.config["averages"]:
-        count = sum(key.startswith(f"{name}/") for key in stored)
-        found[name] = [stored[f"{name}/{i}"] for i in range(count)]
-    return found
+    run = base(session, seed)
+    name_of_file = _averages_name(session.config, run.last if end is None else end)
+    stored = read_arrays(run.folder / name_of_file)
+    counts = collections.Counter(key.rpartition("/")[0] for key in stored)
+    return {
+        name: [stored[f"{name}/{i}"] for i in range(counts[name])]
+        for name in session.config["averages"]
+    }
 
 
 def fork(
-    bench: Bench,
+    session: Session,
     seed: int,
     name: str,
     at: int,
     rates: Any,
     *,
-    state: int | None = None,
     of: str = "base",
     momentum: float | None = None,
     order: int | None = None,
@@ -166,42 +163,34 @@ def fork(
         name: of its folder.
         at: the step it starts from (and whose batch it takes first).
         rates: [n] rates of its steps.
-        state: the step of the other run whose state it starts with; `at` by default.  At
-            step 0 it starts as the base run does.
-        of: the name of that run, which must have been made.
+        of: the name of the run whose state it starts with, which must have been made; at step 0
+            it starts as the base run does.
         momentum: the base run's by default.  With another the velocity starts at 0.
         order: seed of the order of batches; the base run's by default.
         keep: steps whose states are kept.
         every: keep an iterate so often, in the folder "window".
     """
-    config = bench.config
     rates = np.asarray(rates, np.float64)
-    momentum = config["momentum"] if momentum is None else momentum
-    source = at if state is None else state
-    last = at + len(rates)
 
     def start() -> dict[str, np.ndarray]:
-        if source == 0:
-            return bench.initial(seed)
-        found = read_arrays(bench.state_folder(of, seed) / state_name(source))
-        if momentum != config["momentum"]:
+        if at == 0:
+            return session.initial(seed)
+        found = read_arrays(session.state_folder(of, seed) / state_name(at))
+        if momentum not in (None, session.config["momentum"]):
             found = {key: a for key, a in found.items() if not key.startswith("velocity/")}
         return found
 
-    run = Run(
-        bench.trainer,
-        bench.state_folder(name, seed),
-        at,
+    run = session.run(
+        name,
+        seed,
         rates,
-        momentum,
-        seed if order is None else order,
-        start,
+        first=at,
+        start=start,
+        momentum=momentum,
+        order_seed=order,
         keep=keep,
-        segment=config["segment"],
-        snapshots=() if every is None else (("window", every, at, last),),
-        log_every=config["log_every"],
+        snapshots=() if every is None else (("window", every, at, at + len(rates)),),
     )
-    if source and not run.path(run.last).exists():
-        base(bench, seed)
-    bench.finish(run, f"seed {seed}: {name}")
-    return run
+    if at and not run.path(run.last).exists():
+        base(session, seed)
+    return session.finish(run, f"seed {seed}: {name}")

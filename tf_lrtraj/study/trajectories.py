@@ -7,54 +7,42 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import backend, probes
+from tf_lrtraj import backend, probes, seeds
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.probes.filters import Filters
 from tf_lrtraj.probes.flat_vectors import dot, joined, square_distance
 from tf_lrtraj.study import iterates, schedule_runs, study_points, training_runs
-from tf_lrtraj.study.session import Bench
-from tf_lrtraj.study.task import Sizes, Task, base_run
+from tf_lrtraj.study.session import Session
+from tf_lrtraj.study.task import PROBE_SEEDS, Sizes, base_run, task
 from tf_lrtraj.study.trainer import Run, arrays_of
 
-__all__ = ["TASKS", "base", "ema_times", "one_step", "pairs", "rates", "speed", "start"]
+__all__ = ["TASKS", "one_step_run", "one_step_steps"]
 
+_ABOUT_BASE = (
+    *("learning_rate", "momentum", "weight_decay", "batch_size"),
+    *("burn_in", "window", "horizon", "every"),
+)
 _PAIRS = 24  # of iterates one lag apart, from which a mean squared displacement is taken
 
 
-def _vector(bench: Bench, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The trainable weights of a snapshot, in one vector."""
-    return joined(arrays[: len(bench.model.trainable_variables)])
-
-
-def base(bench: Bench, seed: int) -> None:
+@task("the run at constant rate")
+def base(session: Session, seed: int) -> None:
     """Batch losses of the base run from its first step, and norms over the window."""
-    run, config = training_runs.base(bench, seed), bench.config
+    run, config = training_runs.base(session, seed), session.config
     steps, losses = run.log()
-    snapshots = bench.snapshots(seed)
-    vectors = (_vector(bench, snapshots.read(step)) for step in snapshots.steps.tolist())
+    snapshots = session.snapshots(seed)
+    vectors = (session.vector(snapshots.read(step)) for step in snapshots.steps.tolist())
     norms = [dot(vector, vector) for vector in vectors]
     about = {
-        key: config[key]
-        for key in (
-            "learning_rate",
-            "momentum",
-            "weight_decay",
-            "batch_size",
-            "burn_in",
-            "window",
-            "horizon",
-            "every",
-        )
+        **{key: config[key] for key in _ABOUT_BASE},
+        "num_train": session.problem.num_train,
+        "augmentation": session.problem.augmentation,
+        "num_test": len(session.problem.x_test),
+        "image_shape": list(session.problem.x_train.shape[1:]),
+        "num_weights": int(sum(np.prod(v.shape) for v in session.model.trainable_variables)),
     }
-    about |= {
-        "num_train": bench.problem.num_train,
-        "augmentation": bench.problem.augmentation,
-        "num_test": len(bench.problem.x_test),
-        "image_shape": list(bench.problem.x_train.shape[1:]),
-        "num_weights": int(sum(np.prod(v.shape) for v in bench.model.trainable_variables)),
-    }
-    bench.store(
+    session.store(
         "base",
         seed,
         (),
@@ -66,16 +54,25 @@ def base(bench: Bench, seed: int) -> None:
     )
 
 
-def _at_rate(bench: Bench, seed: int, factor: float) -> Run:
+def _at_rate(session: Session, seed: int, factor: float) -> Run:
     """The run at `factor` times the base rate over the window; the base run itself at 1."""
-    return (
-        training_runs.base(bench, seed)
-        if factor == 1.0
-        else schedule_runs.lower_rate_run(bench, seed, factor)
-    )
+    if factor == 1.0:
+        return training_runs.base(session, seed)
+    return schedule_runs.lower_rate_run(session, seed, factor)
 
 
-def rates(bench: Bench, seed: int) -> None:
+def _with_rates(config: Mapping[str, Any], factors: Sequence[float]) -> dict[str, int]:
+    """The base run and those at other constant rates over the window."""
+    others = {f"rate-{f:g}": int(config["window"]) for f in factors if f != 1.0}
+    return base_run(config) | others
+
+
+@task(
+    "distances at several constant rates",
+    after=("sweep",),
+    steps=lambda config: _with_rates(config, config["rates"]),
+)
+def rates(session: Session, seed: int) -> None:
     """Squared distance to the centre at several constant rates, over two halves of a late part.
 
     Half of the mean squared displacement, of the weights and of filters divided by their norms
@@ -83,15 +80,15 @@ def rates(bench: Bench, seed: int) -> None:
     be given less of the time that they need.  Beside it the squared norms, and the excess loss at
     each rate that the quadratic model of the base run predicts.
     """
-    config = bench.config
+    config = session.config
     factors = sorted({1.0, *config["rates"]}, reverse=True)
-    variables = bench.model.trainable_variables
-    filters = Filters([tuple(v.shape) for v in variables], probes.filter_axes_of(bench.model))
+    variables = session.model.trainable_variables
+    filters = Filters([tuple(v.shape) for v in variables], probes.filter_axes_of(session.model))
     rows: list[dict[str, Any]] = []
     norms: list[dict[str, Any]] = []
     for factor in factors:
-        rate, run = factor * config["learning_rate"], _at_rate(bench, seed, factor)
-        snapshots = bench.snapshots(seed, run.folder.name)
+        rate, run = factor * config["learning_rate"], _at_rate(session, seed, factor)
+        snapshots = session.snapshots(seed, run.folder.name)
         steps, losses = run.log()
         # The first quarter of the window is left to the new rate to settle.
         late = snapshots.steps[snapshots.steps >= run.last - 0.75 * config["window"]]
@@ -103,7 +100,7 @@ def rates(bench: Bench, seed: int) -> None:
             starts = np.linspace(0, len(part) - 1 - lag, min(len(part) - lag, _PAIRS))
             squares, angles = [], []
             for i in np.round(starts).astype(int).tolist():
-                ends = [_vector(bench, snapshots.read(int(part[k]))) for k in (i, i + lag)]
+                ends = [session.vector(snapshots.read(int(part[k]))) for k in (i, i + lag)]
                 squares.append(square_distance(*ends))
                 angles.append(filters.square_distance(*ends))
             inside = (steps > part[0]) & (steps <= part[-1])
@@ -120,9 +117,9 @@ def rates(bench: Bench, seed: int) -> None:
                 }
             )
         for step in halves[1].tolist():
-            vector = _vector(bench, snapshots.read(step))
+            vector = session.vector(snapshots.read(step))
             norms.append({"learning_rate": rate, "step": step, "squared_norm": dot(vector, vector)})
-    model = iterates.estimate(bench, seed).model
+    model = iterates.estimate(session, seed).model
     effective = config["learning_rate"] / (1.0 - config["momentum"])
     predicted = [
         {
@@ -132,22 +129,29 @@ def rates(bench: Bench, seed: int) -> None:
         for factor in factors
         if factor <= 1.0  # beyond, the model need not be stable
     ]
-    single = bench.read("sweep", seed)["about"]["mean_single_loss"][iterates.PART[0]]
+    single = session.read("sweep", seed)["about"]["mean_single_loss"][iterates.PART[0]]
     about = {"single_loss": single, "learning_rate": config["learning_rate"]}
-    bench.store("rates", seed, rows, about, norms=norms, predicted=predicted)
+    session.store("rates", seed, rows, about, norms=norms, predicted=predicted)
 
 
-def pairs(bench: Bench, seed: int) -> None:
+def _pairs_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    steps = config["pairs"]["steps"]
+    made = {"pairs": 2 * (2 * steps - steps // 2)}
+    return _with_rates(config, [config["pairs"]["factor"]]) | made
+
+
+@task("distances between two trajectories", steps=_pairs_steps, seeds_of=("pairs", "seeds"))
+def pairs(session: Session, seed: int) -> None:
     """Distances of two runs from one state: on independent batches, and shared from half-way on."""
-    config = bench.config
+    config = session.config
     burn_in, every, steps = config["burn_in"], config["every"], config["pairs"]["steps"]
     half = burn_in + steps // 2
     rows: list[dict[str, Any]] = []
     for factor in (1.0, config["pairs"]["factor"]):
         name, rate = f"pair-{factor:g}", factor * config["learning_rate"]
-        first = _at_rate(bench, seed, factor)
+        first = _at_rate(session, seed, factor)
         apart = training_runs.fork(
-            bench,
+            session,
             seed,
             name,
             burn_in,
@@ -157,7 +161,7 @@ def pairs(bench: Bench, seed: int) -> None:
             every=every,
         )
         shared = training_runs.fork(
-            bench,
+            session,
             seed,
             f"{name}-shared",
             half,
@@ -165,11 +169,11 @@ def pairs(bench: Bench, seed: int) -> None:
             of=name,
             every=every,
         )
-        left = bench.snapshots(seed, first.folder.name)
+        left = session.snapshots(seed, first.folder.name)
         for batches, second in (("independent", apart), ("shared", shared)):
-            right = bench.snapshots(seed, second.folder.name)
+            right = session.snapshots(seed, second.folder.name)
             for step in right.steps.tolist():
-                ends = [_vector(bench, one.read(step)) for one in (left, right)]
+                ends = [session.vector(one.read(step)) for one in (left, right)]
                 rows.append(
                     {
                         "batches": batches,
@@ -179,21 +183,31 @@ def pairs(bench: Bench, seed: int) -> None:
                     }
                 )
     about = {"switch": half - burn_in, "learning_rate": config["learning_rate"]}
-    bench.store("pairs", seed, rows, about)
+    session.store("pairs", seed, rows, about)
 
 
-def start(bench: Bench, seed: int) -> None:
+def _start_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    settings = config["start"]
+    return 3.0 * (len(settings["steps"]) + 1) * settings["batches"] * config["batch_size"]
+
+
+@task(
+    "the first steps of two runs",
+    steps=lambda config: base_run(config) | {"start": max(config["start"]["steps"])},
+    images=_start_images,
+)
+def start(session: Session, seed: int) -> None:
     """The first steps: gradients of batches beside each other, and two runs from one point.
 
     The second run takes independent batches.  At each step `pair_cosine`, the mean cosine of
     gradients of two batches; cosines of their mean with the displacement so far and with the mean
     at the start; and the runs' squared distance.  The last row is from the burn-in's end.
     """
-    config = bench.config
+    config = session.config
     steps, rate = config["start"]["steps"], config["learning_rate"]
-    first = training_runs.base(bench, seed)
+    first = training_runs.base(session, seed)
     second = training_runs.fork(
-        bench,
+        session,
         seed,
         "start-other",
         0,
@@ -201,15 +215,18 @@ def start(bench: Bench, seed: int) -> None:
         order=seed + training_runs.OTHER_ORDER,
         keep=tuple(steps),
     )
-    (chosen,) = study_points.drawn(bench, (config["start"]["batches"],), [seed, 4])
-    batches = study_points.taken(bench, chosen)
-    origin = _vector(bench, arrays_of(bench.initial(seed)))
+    random = seeds.generator("start_batches", seed)
+    (chosen,) = study_points.drawn(session, (config["start"]["batches"],), random)
+    batches = study_points.taken(session, chosen)
+    origin = session.vector(arrays_of(session.initial(seed)))
     rows: list[dict[str, Any]] = []
     at_start = np.zeros(0)
-    for step in bench.bar([*steps, config["burn_in"]], "first steps"):
-        here = arrays_of(first.state(step) if step else bench.initial(seed))
-        point = bench.surface.point(here)
-        gradients = [joined(backend.to_numpy(bench.surface.gradient(point, b)[1])) for b in batches]
+    for step in session.bar([*steps, config["burn_in"]], "first steps"):
+        here = arrays_of(first.state(step) if step else session.initial(seed))
+        point = session.surface.point(here)
+        gradients = [
+            joined(backend.to_numpy(session.surface.gradient(point, batch)[1])) for batch in batches
+        ]
         count = len(gradients)
         units = sum((g / np.sqrt(dot(g, g)) for g in gradients), np.zeros(origin.size))
         row: dict[str, Any] = {"step": step}
@@ -217,29 +234,29 @@ def start(bench: Bench, seed: int) -> None:
         if step in steps:
             mean = np.mean(gradients, axis=0)
             at_start = mean if not step else at_start
-            moved = _vector(bench, here) - origin
+            moved = session.vector(here) - origin
             row["cosine_to_start"] = _cosine(mean, at_start) if at_start.size else None
             if step:
                 row["cosine_to_displacement"] = _cosine(-mean, moved)
-                there = _vector(bench, arrays_of(second.state(step))) - origin
+                there = session.vector(arrays_of(second.state(step))) - origin
                 row |= {
                     "squared_displacement": 0.5 * (dot(moved, moved) + dot(there, there)),
                     "squared_distance": square_distance(moved, there),
                 }
         rows.append(row)
-    bench.store("start", seed, rows, {"learning_rate": rate})
+    session.store("start", seed, rows, {"learning_rate": rate})
 
 
 def _cosine(first: np.ndarray, second: np.ndarray) -> float:
     return dot(first, second) / float(np.sqrt(dot(first, first) * dot(second, second)))
 
 
-def one_step_run(bench: Bench, seed: int) -> Any:
+def one_step_run(session: Session, seed: int) -> Any:
     """A run without momentum at the same effective rate, from the burn-in's end."""
-    config = bench.config
+    config = session.config
     rate = config["learning_rate"] / (1.0 - config["momentum"])
     return training_runs.fork(
-        bench,
+        session,
         seed,
         "one_step",
         config["burn_in"],
@@ -249,9 +266,15 @@ def one_step_run(bench: Bench, seed: int) -> Any:
     )
 
 
-def one_step(bench: Bench, seed: int) -> None:
+def one_step_steps(config: Mapping[str, Any]) -> dict[str, int]:
+    """Of tasks that read the run without momentum."""
+    return base_run(config) | {"one_step": config["window"]}
+
+
+@task("a run without momentum", steps=one_step_steps, seeds_of=PROBE_SEEDS)
+def one_step(session: Session, seed: int) -> None:
     """The record of that run; what its steps do to other batches is measured along lines."""
-    run, config = one_step_run(bench, seed), bench.config
+    run, config = one_step_run(session, seed), session.config
     steps, losses = run.log()
     about = {
         "learning_rate": float(run.rates[0]),
@@ -259,48 +282,58 @@ def one_step(bench: Bench, seed: int) -> None:
         "window": config["window"],
         "first": run.first,
     }
-    bench.store("one_step", seed, (), about, steps=steps, batch_loss=losses)
+    session.store("one_step", seed, (), about, steps=steps, batch_loss=losses)
 
 
-def speed(bench: Bench, seed: int) -> None:
+@task(
+    "early losses at a large and a small rate",
+    steps=lambda config: base_run(config) | {"speed": config["speed"]["steps"]},
+    images=lambda config, sizes: 3.0 * config["speed"]["places"] * sizes.parts,
+    seeds_of=("speed", "seeds"),
+)
+def speed(session: Session, seed: int) -> None:
     """From scratch: iterates at the rate, averages of them, and iterates at a small rate."""
-    config = bench.config
+    config = session.config
     settings = config["speed"]
     small = config["learning_rate"] * settings["factor"]
-    training_runs.base(bench, seed)
-    early = bench.snapshots(seed, which="early")
+    training_runs.base(session, seed)
+    early = session.snapshots(seed, which="early")
     places = _places(early, settings["places"])
     slow = training_runs.fork(
-        bench, seed, "speed-small", 0, np.full(settings["steps"], small), keep=tuple(places)
+        session, seed, "speed-small", 0, np.full(settings["steps"], small), keep=tuple(places)
     )
     rows: list[dict[str, Any]] = []
     for step in places:
-        weights = np.zeros(len(early))
-        weights[(early.steps > 2 * step / 3) & (early.steps <= step)] = 1.0
-        average = combine(early, {"average": weights / weights.sum()}, progress=False)["average"]
-        for rate, of, arrays in (
+        late = ((early.steps > 2 * step / 3) & (early.steps <= step)).astype(np.float64)
+        average = combine(early, {"average": late / late.sum()}, progress=False)["average"]
+        for rate, of, weights in (
             (config["learning_rate"], "raw", early.read(step)),
             (config["learning_rate"], "average", average),
-            (small, "raw", arrays_of(slow.state(step))),
+            (small, "raw", slow.state(step)),
         ):
-            scored = bench.scorer.score(arrays, iterates.SWEPT)
-            rows += [{"learning_rate": rate, "of": of, "step": step, **row} for row in scored]
-    bench.store("speed", seed, rows, {"window_share": 1 / 3})
+            rows += session.score(weights, iterates.SWEPT, learning_rate=rate, of=of, step=step)
+    session.store("speed", seed, rows, {"window_share": 1 / 3})
 
 
-def ema_times(bench: Bench, seed: int) -> None:
+def _ema_times_images(config: Mapping[str, Any], sizes: Sizes) -> float:
+    settings = config["ema_times"]
+    return 2.0 * (settings["decades"] * settings["per_decade"] + 2) * sizes.parts
+
+
+@task("EMAs against their time", images=_ema_times_images, seeds_of=("speed", "seeds"))
+def ema_times(session: Session, seed: int) -> None:
     """EMAs of iterates against their time, while the loss still falls and when it has settled.
 
     Of the first iterates, taken at the end of `speed.steps`, and of the window's, at its end.
     Weights fall as exp(-age / time); times go from the spacing of the iterates by factors of
     10^(1/`per_decade`) over `decades`.  A time of 0 is the last iterate alone.
     """
-    training_runs.base(bench, seed)
-    settings = bench.config["ema_times"]
+    training_runs.base(session, seed)
+    settings = session.config["ema_times"]
     powers = np.arange(settings["decades"] * settings["per_decade"] + 1) / settings["per_decade"]
     rows: list[dict[str, Any]] = []
     for phase in ("early", "window"):
-        snapshots = bench.snapshots(seed, which=phase)
+        snapshots = session.snapshots(seed, which=phase)
         ages = (snapshots.steps[-1] - snapshots.steps).astype(np.float64)
         times = [0.0, *(float(ages[-2]) * 10.0**powers).tolist()]
         for low in range(0, len(times), 8):  # so many averages in memory at once
@@ -309,9 +342,10 @@ def ema_times(bench: Bench, seed: int) -> None:
                 weights = np.exp(-ages / time) if time else (ages == 0.0).astype(np.float64)
                 chosen[f"{time!r}"] = weights / weights.sum()
             for name, arrays in combine(snapshots, chosen, progress=False).items():
-                label = {"phase": phase, "time": float(name), "step": int(snapshots.steps[-1])}
-                rows += [{**label, **row} for row in bench.scorer.score(arrays, iterates.SWEPT)]
-    bench.store("ema_times", seed, rows, {"per_decade": settings["per_decade"]})
+                at = int(snapshots.steps[-1])
+                label: dict[str, Any] = {"phase": phase, "time": float(name), "step": at}
+                rows += session.score(arrays, iterates.SWEPT, **label)
+    session.store("ema_times", seed, rows, {"per_decade": settings["per_decade"]})
 
 
 def _places(early: Snapshots, number: int) -> list[int]:
@@ -320,73 +354,4 @@ def _places(early: Snapshots, number: int) -> list[int]:
     return [int(step) for step in early.steps[indices]]
 
 
-def _with_rates(config: Mapping[str, Any], factors: Sequence[float]) -> dict[str, int]:
-    """The base run and those at other constant rates over the window."""
-    others = {f"rate-{f:g}": int(config["window"]) for f in factors if f != 1.0}
-    return base_run(config) | others
-
-
-def _rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return _with_rates(config, config["rates"])
-
-
-def _pairs_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    steps = config["pairs"]["steps"]
-    return _with_rates(config, [config["pairs"]["factor"]]) | {
-        "pairs": 2 * (2 * steps - steps // 2)
-    }
-
-
-def _start_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"start": max(config["start"]["steps"])}
-
-
-def _start_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    settings = config["start"]
-    return 3.0 * (len(settings["steps"]) + 1) * settings["batches"] * config["batch_size"]
-
-
-def _ema_times_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    settings = config["ema_times"]
-    return 2.0 * (settings["decades"] * settings["per_decade"] + 2) * _swept(config, sizes)
-
-
-def _swept(config: Mapping[str, Any], sizes: Sizes) -> float:
-    """Images of a scoring on parts of the training and test images."""
-    return float(sizes.part + min(config["evaluate"]["part"], sizes.test) + sizes.moments)
-
-
-def one_step_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    """Of tasks that read the run without momentum."""
-    return base_run(config) | {"one_step": config["window"]}
-
-
-def _speed_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    return base_run(config) | {"speed": config["speed"]["steps"]}
-
-
-def _speed_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    return 3.0 * config["speed"]["places"] * _swept(config, sizes)
-
-
-TASKS = (
-    Task("base", base, "the run at constant rate"),
-    Task(
-        "rates",
-        rates,
-        "distances at several constant rates",
-        after=("sweep",),
-        steps=_rates_steps,
-    ),
-    Task("pairs", pairs, "distances between two trajectories", steps=_pairs_steps),
-    Task("one_step", one_step, "a run without momentum", steps=one_step_steps),
-    Task(
-        "speed",
-        speed,
-        "early losses at a large and a small rate",
-        steps=_speed_steps,
-        images=_speed_images,
-    ),
-    Task("start", start, "the first steps of two runs", steps=_start_steps, images=_start_images),
-    Task("ema_times", ema_times, "EMAs against their time", images=_ema_times_images),
-)
+TASKS = (base, rates, pairs, one_step, speed, start, ema_times)

@@ -53,7 +53,7 @@ class Progress(_ProgressBase, total=False):
     extra: bool
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RecordError):
     """Checkpoints exist, and none of them can be used."""
 
 
@@ -250,18 +250,10 @@ def _manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _sha256(path: pathlib.Path) -> str:
-    with open_file(path) as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256_by_blocks(file)
-        )
-
-
-def _sha256_by_blocks(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""TensorFlow's errors about files, told as the system's."""
+"""TensorFlow's errors about files, raised as the system's."""
 
 from __future__ import annotations
 

@@ -17,24 +17,8 @@ from tf_lrtraj.records import Mark, damage_before, keep_until, problem
 from tf_lrtraj.training.checkpoints import Checkpointer
 from tf_lrtraj.training.log import RunLog
 from tf_lrtraj.training.progress import Progress
-from tf_lrtraj.training.stopping import Interrupted, stop_signals
+from tf_lrtraj.training.stopping import Diverged, Interrupted, stop_signals
 from tf_lrtraj.training.workers import Workers
-
-
-class Diverged(RuntimeError):
-    """The training loss, or what a checkpoint would hold, became NaN or infinite.
-
-    Args:
-        step: of the update, from `step` to `step + 1`, that did it.
-        what: that became so.
-    """
-
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(
-            f"{what} in step {step} (the update from step {step} to {step + 1}). "
-            "Lower the learning rate, or lengthen its warm-up."
-        )
-        self.step = step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +61,8 @@ def nothing(step: int) -> None:
     """What other workers do while the chief acts; all make the same number of steps in a call."""
 
 
-def run(
-    train_steps: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
-    evaluate: Callable[[int], None],
-    checkpointer: Checkpointer,
-    log: RunLog,
-    cadence: Cadence,
-    total_steps: int,
-    start: tuple[int, Window],
-    progress: Progress | None = None,
-    actions: Sequence[Action] = (),
-    workers: Workers | None = None,
-) -> None:
-    """Trains from `start` to `total_steps`.
+class Loop:
+    """The outer loop of a run: calls of the compiled steps, and what is due between them.
 
     Everything that decides a number is a function of the step, so a run that was
     killed and started again writes the same rows and ends with the same bits.
@@ -98,114 +71,151 @@ def run(
         train_steps: (first step, count) → ([count] losses, [count] accuracies).
         evaluate: called with the step when an evaluation is due.
         checkpointer: saves when a checkpoint is due.
-        log: told of every logging window.
+        log: receives every logging window.
         cadence: when to do what.
         total_steps: number of updates of the whole run.
-        start: from `resume`.
-        progress: told of steps, and of what is done between them.
+        progress: the progress bar; a new one by default.
         actions: done in their order when they are due, at the start too.
         workers: the processes of a multi-worker run, which stop at the same step.
-
-    Raises:
-        Diverged: at the first loss that is not finite, or where a checkpoint would hold
-            such a number; the last checkpoint stays.
-        Interrupted: after SIGTERM or SIGINT at any worker, with a checkpoint of the last
-            step made.
     """
-    step, window = start
-    shown = Progress(total_steps, step) if progress is None else progress
-    finite = _make_finiteness_test(checkpointer.variables)
 
-    def anywhere(flag: bool) -> bool:
-        return flag if workers is None else workers.any(flag)
+    def __init__(
+        self,
+        train_steps: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+        evaluate: Callable[[int], None],
+        checkpointer: Checkpointer,
+        log: RunLog,
+        cadence: Cadence,
+        total_steps: int,
+        progress: Progress | None = None,
+        actions: Sequence[Action] = (),
+        workers: Workers | None = None,
+    ) -> None:
+        self._train_steps = train_steps
+        self._evaluate = evaluate
+        self._checkpointer = checkpointer
+        self._log = log
+        self._cadence = cadence
+        self._total = total_steps
+        self._progress = progress
+        self._actions = actions
+        self._workers = Workers(None) if workers is None else workers
+        self._non_finite = _NonFinite(checkpointer.variables)
 
-    def save(step: int, extra: bool = False) -> None:
-        bad = finite()
-        if anywhere(bad is not None):
-            what = f"a number of the {bad}" if bad else "a number held by another worker"
-            raise Diverged(step - 1, f"{what} became NaN or infinite")
-        log.sync()
-        with shown.doing("writing a checkpoint"):
-            mark = {"window": window.state(), "rows": log.mark()}
-            checkpointer.save(step, mark, extra=extra)
+    def run(self, step: int, window: Window) -> None:
+        """Trains from a step to the end of the run.
 
-    def act(step: int) -> None:
-        for action in actions:
+        Args:
+            step, window: from `resume`.
+
+        Raises:
+            Diverged: at the first loss that is not finite, or where a checkpoint would hold
+                such a number; the last checkpoint stays.
+            Interrupted: after SIGTERM or SIGINT at any worker, with a checkpoint of the last
+                step made.
+        """
+        shown = Progress(self._total, step) if self._progress is None else self._progress
+        first, due = step, self._cadence.due
+        # A signal is answered between two calls, when a checkpoint can be saved.
+        with shown, stop_signals() as stop, stop.deferred():
+            self._act(step, shown)
+            clock = _Clock(step)
+            while step < self._total:
+                count = self._next_stop(step) - step
+                with shown.doing("compiling") if step == first else contextlib.nullcontext():
+                    losses, accuracies = self._train_steps(step, count)
+                bad = np.flatnonzero(~np.isfinite(losses))
+                if bad.size:
+                    what = f"the training loss became {float(losses[bad[0]])}"
+                    raise Diverged(what, step + int(bad[0]))
+                step += count
+                window.extend(losses, accuracies)
+                shown.advance(count)
+                self._act(step, shown)
+                if due(self._cadence.log, step, self._total):
+                    steps, seconds = clock.since(step)
+                    loss, accuracy = window.means()
+                    self._log.train(step, loss, accuracy)
+                    self._log.speed(step, steps, seconds)
+                    shown.show_loss(loss)
+                    clock = _Clock(step)
+                if due(self._cadence.evaluate, step, self._total):
+                    with shown.doing("evaluating"):
+                        self._evaluate(step)
+                    clock = _Clock(step)
+                saved = due(self._cadence.checkpoint, step, self._total)
+                if saved:
+                    self._save(step, window, shown)
+                    clock = _Clock(step)
+                if self._workers.any(bool(stop.requested)):
+                    if not saved:
+                        self._save(step, window, shown, extra=True)
+                    self._workers.wait()  # for the chief's checkpoint
+                    raise _stopped(stop.requested, step)
+            if self._workers.any(bool(stop.requested)):  # while the last action was done
+                raise _stopped(stop.requested, step)
+
+    def _next_stop(self, step: int) -> int:
+        stops = [action.when.next_due(step) for action in self._actions]
+        return min([self._cadence.next_stop(step, self._total), *stops])
+
+    def _act(self, step: int, shown: Progress) -> None:
+        for action in self._actions:
             if action.when.due(step):
                 with shown.doing("snapshots and probes"):
                     action.what(step)
 
-    def stopped() -> Interrupted:
-        who = stop.requested or "a signal to another worker"
-        return Interrupted(f"stopped by {who} after step {step}")
-
-    # A signal is answered between two calls, when a checkpoint can be saved.
-    with shown, stop_signals() as stop, stop.deferred():
-        act(step)
-        clock, timed_from = time.perf_counter(), step
-        while step < total_steps:
-            stops = [action.when.next_due(step) for action in actions]
-            count = min([cadence.next_stop(step, total_steps), *stops]) - step
-            first = step == start[0]
-            with shown.doing("compiling") if first else contextlib.nullcontext():
-                losses, accuracies = train_steps(step, count)
-            bad = np.flatnonzero(~np.isfinite(losses))
-            if bad.size:
-                loss = float(losses[bad[0]])
-                raise Diverged(step + int(bad[0]), f"the training loss became {loss}")
-            step += count
-            window.extend(losses, accuracies)
-            shown.advance(count)
-            act(step)
-            if cadence.due(cadence.log, step, total_steps):
-                loss, accuracy = window.means()
-                seconds = time.perf_counter() - clock
-                log.train(step, loss, accuracy)
-                log.speed(step, step - timed_from, seconds)
-                shown.show_loss(loss)
-                clock, timed_from = time.perf_counter(), step
-            if cadence.due(cadence.evaluate, step, total_steps):
-                with shown.doing("evaluating"):
-                    evaluate(step)
-                clock, timed_from = time.perf_counter(), step
-            if cadence.due(cadence.checkpoint, step, total_steps):
-                save(step)
-                clock, timed_from = time.perf_counter(), step
-            if anywhere(bool(stop.requested)):
-                if not cadence.due(cadence.checkpoint, step, total_steps):
-                    save(step, extra=True)
-                if workers is not None:
-                    workers.wait()  # for the chief's checkpoint
-                raise stopped()
-        if anywhere(bool(stop.requested)):  # while the last action was done
-            raise stopped()
+    def _save(self, step: int, window: Window, shown: Progress, extra: bool = False) -> None:
+        bad = self._non_finite.group()
+        if self._workers.any(bad is not None):
+            what = f"a number of the {bad}" if bad else "a number held by another worker"
+            raise Diverged(f"{what} became NaN or infinite", step - 1)
+        self._log.sync()
+        with shown.doing("writing a checkpoint"):
+            mark = {"window": window.state(), "rows": self._log.mark()}
+            self._checkpointer.save(step, mark, extra=extra)
 
 
-def _make_finiteness_test(variables: Mapping[str, Sequence[Any]]) -> Callable[[], str | None]:
-    """A function that names a group holding NaN or infinity, or returns None.
+def _stopped(signal: str, step: int) -> Interrupted:
+    return Interrupted(f"stopped by {signal or 'a signal to another worker'} after step {step}")
+
+
+class _Clock:
+    """Wall-clock time of steps, started anew after whatever else was done."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._start = step, time.perf_counter()
+
+    def since(self, step: int) -> tuple[int, float]:
+        """(steps made, seconds) since the start."""
+        return step - self._step, time.perf_counter() - self._start
+
+
+class _NonFinite:
+    """Looks for NaN and infinity in groups of variables.
 
     On a process of several replicas it looks at the first one's values, which are saved.
     """
 
-    floating = {
-        name: [variable for variable in group if variable.value.dtype.is_floating]
-        for name, group in variables.items()
-    }
+    def __init__(self, variables: Mapping[str, Sequence[Any]]) -> None:
+        self._floating = {
+            name: [variable for variable in group if variable.value.dtype.is_floating]
+            for name, group in variables.items()
+        }
+        self._finite = tf.function(self._all_finite)
 
-    @tf.function
-    def all_finite() -> Any:
+    def _all_finite(self) -> dict[str, Any]:
         return {
             name: tf.reduce_all(
                 [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in group]
             )
-            for name, group in floating.items()
+            for name, group in self._floating.items()
         }
 
-    def bad() -> str | None:
-        found = [name for name, finite in all_finite().items() if not bool(finite.numpy())]
-        return found[0] if found else None
-
-    return bad
+    def group(self) -> str | None:
+        """The name of a group that holds one, or None."""
+        found = self._finite().items()
+        return next((name for name, finite in found if not bool(finite.numpy())), None)
 
 
 class Window:

@@ -1,9 +1,9 @@
 """Where the workers of a job meet before TensorFlow starts.
 
-TensorFlow waits an hour for workers that do not come, deaf to signals, and then does not say
-who they were.  So the workers meet here first: the first of them listens at its own address,
-the others connect to it and say who they are, and when all have come it lets them go; when
-time is up it tells all of them who is missing.
+TensorFlow waits an hour for missing workers, ignores signals meanwhile, and does not name them.
+So the workers meet here first: the first of them listens at its own address, and the others
+connect and send their names.  When all have come they start; when time is up all of them are
+sent the names of those missing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def meet(cluster: Mapping[str, Sequence[str]], job: str, index: int, seconds: fl
         seconds: how long to wait.
 
     Raises:
-        Missed: naming the workers that did not come in time or were told of another cluster.
+        Missed: naming the workers that did not come in time or have another cluster in TF_CONFIG.
         OSError: if this worker's own port is taken.
     """
     names = {

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import pathlib
+import platform
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
-from tf_lrtraj import records
+import tf_lrtraj
+from tf_lrtraj import backend, records
 from tf_lrtraj.training.rate_record import RateRecord
+from tf_lrtraj.training.rows import RunRows
+
+
+def now() -> str:
+    """The time in UTC, as `run.json` holds it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run is made with, and the backend of Keras."""
+    name = backend.name()
+    return {
+        "tf_lrtraj": tf_lrtraj.__version__,
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        name: str(sys.modules[name].__version__),
+        "backend": name,
+    }
+
+
+def parameters(model: Any) -> int:
+    """The number of trainable weights of a model."""
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
 class RunFiles:
@@ -38,8 +67,7 @@ class RunFiles:
         self.rows_at = 0
         self.rates = RateRecord(None)
         self._held = held
-        self._metrics: records.MetricsWriter | None = None
-        self._timing: records.MetricsWriter | None = None
+        self._rows: RunRows | None = None
         self._clock, self._timed_at = time.monotonic(), 0
         self._ended = False
 
@@ -58,44 +86,35 @@ class RunFiles:
         path = self.workdir / records.SCHEDULE
         earlier = records.read_schedule(path) if self.earlier and path.exists() else np.zeros(0)
         planned = rates.begin(step, self.planned, earlier)
-        records.remove_leftovers(self.workdir)
         records.write_json(self.workdir / records.CONFIG, config)
         records.write_json(self.workdir / records.RUN, description)
         if planned is not None:
             records.write_schedule(path, planned)
-        self._metrics = self._opened(records.METRICS, step)
-        self._timing = self._opened(records.TIMING, step)
+        self._rows = RunRows(self.workdir, step)
+        self._held.callback(self._rows.close)
         self._clock, self._timed_at, self.rows_at = time.monotonic(), step, step
-
-    def _opened(self, name: str, step: int) -> records.MetricsWriter:
-        writer = records.MetricsWriter(self.workdir / name, resume_step=step)
-        return self._held.enter_context(writer)
 
     def train_row(self, step: int, epoch: float, rate: float, means: Mapping[str, float]) -> None:
         """Training means over the steps since the row before."""
-        row = {"kind": "train", "step": step, "epoch": epoch, "learning_rate": rate, **means}
-        if self._metrics is not None:
-            self._metrics.write(row)
+        if self._rows is not None:
+            self._rows.train(step, epoch, rate, means)
         self.rows_at = step
 
     def eval_row(self, step: int, epoch: float, fields: Mapping[str, Any]) -> None:
         """One evaluation of one set of weights."""
-        if self._metrics is not None:
-            self._metrics.write({"kind": "eval", "step": step, "epoch": epoch, **fields})
+        if self._rows is not None:
+            self._rows.evaluation(step, epoch, fields)
 
     def timing_row(self, step: int, batch_size: int | None) -> None:
         """How long the steps since the last such row took, evaluations included."""
         now = time.monotonic()
         seconds, steps = now - self._clock, step - self._timed_at
-        if self._timing is not None and seconds > 0.0 and steps > 0:
-            row: dict[str, Any] = {"step": step, "seconds": seconds}
-            if batch_size is not None:
-                row["images_per_second"] = steps * batch_size / seconds
-            self._timing.write(row)
+        if self._rows is not None and seconds > 0.0 and steps > 0:
+            self._rows.timing(step, seconds, None if batch_size is None else steps * batch_size)
         self._clock, self._timed_at = now, step
 
     def end(self, status: str, message: str | None = None) -> None:
-        """Writes how the run ended, and lets go of its files; only the first call counts."""
+        """Writes how the run ended, and closes its files; only the first call counts."""
         if self._ended:
             return
         self._ended = True

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import inspect
 import os
 import pathlib
-import platform
 import shlex
 import sys
 import weakref
@@ -17,7 +15,6 @@ from typing import Any
 import keras
 import numpy as np
 
-import tf_lrtraj
 from tf_lrtraj import backend, records
 from tf_lrtraj.averaging import WeightAveraging
 from tf_lrtraj.backend import batch_norm as bn
@@ -26,7 +23,10 @@ from tf_lrtraj.records import RAW
 from tf_lrtraj.schedules import EquivalentSchedule
 from tf_lrtraj.training.fit_logs import Window, evaluations, numbers
 from tf_lrtraj.training.rate_record import RateRecord, schedule_of, updates_per_batch
-from tf_lrtraj.training.run_files import RunFiles
+from tf_lrtraj.training.run_files import RunFiles, now, parameters, versions
+from tf_lrtraj.values import integer, text
+
+_COUNT = integer(1).or_none()
 
 
 class RunRecorder(keras.callbacks.Callback):
@@ -97,23 +97,17 @@ class RunRecorder(keras.callbacks.Callback):
         config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for label, value in (("every", every), ("batch_size", batch_size), ("examples", examples)):
-            count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if value is not None and not count:
-                raise ValueError(
-                    f"`{label}` must be None or an integer of at least 1. Received: "
-                    f"{label}={value!r}"
-                )
-        if not isinstance(split, str) or not split:
-            raise ValueError(f"`split` must be a name. Received: split={split!r}")
+        self.every = _COUNT.check("every", every)
+        self.batch_size = _COUNT.check("batch_size", batch_size)
+        self.examples = _COUNT.check("examples", examples)
+        self.split = text().check("split", split)
         try:
             self.config = records.encode({} if config is None else dict(config))
         except (TypeError, ValueError) as error:
             raise ValueError(f"`config` must hold what JSON can: {error}") from None
         self.workdir = records.local_path(workdir, "workdir")
         self.name = name or self.workdir.resolve().name
-        self.every, self.split, self.seed = every, split, seed
-        self.batch_size, self.data, self.examples = batch_size, data, examples
+        self.seed, self.data = seed, data
         self._step = 0
         self._counted = 0  # of the model's updates when `_step` was brought up to date
         self._recorded = False  # whether this recorder has recorded a run
@@ -147,8 +141,8 @@ class RunRecorder(keras.callbacks.Callback):
             raise
         self._run = RunFiles(self.workdir, held, earlier)
         if running is not None:
-            # `fit` lets go of the list however it ends, and Keras tells callbacks only of good
-            # ends; this is also called when the process exits.
+            # `fit` drops the list however it ends, while Keras calls `on_train_end` only after a
+            # good end.  Python also calls this when the process exits.
             weakref.finalize(running, RunFiles.end, self._run, "interrupted", _INTERRUPTED)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -284,7 +278,7 @@ class RunRecorder(keras.callbacks.Callback):
                 optimizer["config"]["learning_rate"] = rate
         return {
             "name": self.name,
-            "model": {"class": type(model).__name__, "parameters": _parameters(model)},
+            "model": {"class": type(model).__name__, "parameters": parameters(model)},
             "optimizer": optimizer,
             "loss": _described(model.loss),
             "averages": {} if averaging is None else _kernels(averaging),
@@ -296,23 +290,14 @@ class RunRecorder(keras.callbacks.Callback):
         earlier, averaging, steps = run.earlier, self._averaging, (self.params or {}).get("steps")
         strategy = backend.strategy_of(self.model)
         replicas = 1 if strategy is None else strategy.num_replicas_in_sync
-        package = sys.modules[backend.name()]
         names = [RAW] if averaging is None else [RAW, *averaging.averages]
         return {
             "format": records.FORMAT,
             "status": "incomplete",
             "name": self.name,
             "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "created": earlier.get("created")
-            or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "versions": {
-                "tf_lrtraj": tf_lrtraj.__version__,
-                "python": platform.python_version(),
-                "keras": keras.__version__,
-                "numpy": np.__version__,
-                backend.name(): str(package.__version__),
-                "backend": backend.name(),
-            },
+            "created": earlier.get("created") or now(),
+            "versions": versions(),
             "seed": self.seed,
             "threads": {"processors": os.cpu_count()},
             "strategy": None if replicas == 1 else type(strategy).__name__,
@@ -321,7 +306,7 @@ class RunRecorder(keras.callbacks.Callback):
             "batch_size": self.batch_size,
             "steps_per_epoch": steps,
             "dataset": {} if self.data is None else {"name": self.data},
-            "model": {"name": self.model.name, "parameters": _parameters(self.model)},
+            "model": {"name": self.model.name, "parameters": parameters(self.model)},
             "averages": {} if averaging is None else _kernels(averaging),
             "batch_norm": {name: self._policy(name) for name in names},
             "matched_to": self._matched_to(),
@@ -365,10 +350,6 @@ def _callback_list(callback: Any) -> Any:
         return None
     finally:
         del frame  # frames keep everything in them alive
-
-
-def _parameters(model: Any) -> int:
-    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
 def _kernels(averaging: WeightAveraging) -> dict[str, Any]:

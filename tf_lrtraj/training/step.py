@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lrtraj.averaging import AverageState
+from tf_lrtraj.models import decayed_variables
 
 
 def per_example_loss(labels: Any, logits: Any, label_smoothing: float = 0.0) -> Any:
@@ -33,14 +34,6 @@ def correct(labels: Any, logits: Any) -> Any:
     return tf.cast(tf.equal(predicted, labels), tf.float32)
 
 
-def decayed_variables(model: Any) -> list[bool]:
-    """For each trainable variable whether weight decay applies: kernels only.
-
-    Biases and batch-norm scales and offsets are left alone.
-    """
-    return [variable.name == "kernel" for variable in model.trainable_variables]
-
-
 def make_replica_step(
     model: Any,
     optimizer: Any,
@@ -49,6 +42,7 @@ def make_replica_step(
     batch_size: int,
     replicas: int = 1,
     weight_decay: float = 0.0,
+    weight_decay_on: str = "kernels",
     label_smoothing: float = 0.0,
 ) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, Any]]:
     """Builds one training step as a replica sees it, for `strategy.run`.
@@ -59,7 +53,7 @@ def make_replica_step(
         `replica_step(images, labels, row)`: one update of model and averages from this
         replica's part of the batch, and its share of the mean loss and of the accuracy.
     """
-    decayed = decayed_variables(model)
+    decayed = decayed_variables(model, weight_decay_on)
 
     def replica_step(images: Any, labels: Any, row: dict[str, Any]) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
@@ -91,12 +85,13 @@ def make_train_steps(
     *,
     batch_size: int,
     weight_decay: float = 0.0,
+    weight_decay_on: str = "kernels",
     label_smoothing: float = 0.0,
 ) -> Callable[[Any, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
     """Builds the function that makes several training steps in one graph.
 
     The loss is the mean cross-entropy over the *global* batch.  Weight decay adds
-    `weight_decay * w` to the gradient of every kernel (an L2 term of the loss, so
+    `weight_decay * w` to the gradient of every weight that decays (an L2 term of the loss, so
     it passes through momentum); it is not part of the reported loss.
 
     Returns:
@@ -111,6 +106,7 @@ def make_train_steps(
         batch_size=batch_size,
         replicas=strategy.num_replicas_in_sync,
         weight_decay=weight_decay,
+        weight_decay_on=weight_decay_on,
         label_smoothing=label_smoothing,
     )
 

@@ -1,7 +1,10 @@
-"""Stopping on SIGTERM and SIGINT: at once where nothing would be lost, else after the current work.
+"""Why training ends early: numbers that are not finite, a lost worker, or a signal.
 
-Machines in the cloud are taken back with a SIGTERM and half a minute of grace.
-This module does not import TensorFlow, so a program can be stopped while it starts.
+A signal (SIGTERM, SIGINT) stops the program at once where nothing would be lost, else after the
+current work.  Machines in the cloud are taken back with a SIGTERM and half a minute of grace.
+
+This module does not import TensorFlow: a program can be stopped while it starts, and the study
+trains on other backends.
 """
 
 from __future__ import annotations
@@ -13,11 +16,37 @@ from types import FrameType
 from typing import Any
 
 
+class Diverged(RuntimeError):
+    """A training loss, or a value that would be stored, became NaN or infinite.
+
+    Args:
+        what: that became so.
+        step: of the update, from `step` to `step + 1`, that did it.
+        last: where only a range is known, the number of updates at its end.
+
+    >>> raise Diverged("the training loss became nan", 20)
+    Traceback (most recent call last):
+        ...
+    tf_lrtraj.training.stopping.Diverged: the training loss became nan in step 20 (the update \
+from step 20 to 21). Lower the learning rate, or lengthen its warm-up.
+    """
+
+    def __init__(self, what: str, step: int, last: int | None = None) -> None:
+        where = f"in step {step} (the update from step {step} to {step + 1})"
+        if last is not None and last > step + 1:
+            where = f"between steps {step} and {last}"
+        super().__init__(f"{what} {where}. Lower the learning rate, or lengthen its warm-up.")
+        self.step = step
+
+
+class Lost(RuntimeError):
+    """Another worker is gone, so that the collectives of this one cannot end."""
+
+
 class Interrupted(BaseException):
     """SIGTERM or SIGINT asked the run to stop; what is on disk can be gone on with.
 
-    Like KeyboardInterrupt it is no `Exception`, so that no library takes it for an
-    error of its own and goes on.
+    Like KeyboardInterrupt it is no `Exception`, so that no library catches it and goes on.
     """
 
 
@@ -34,7 +63,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is only noted: whoever defers looks at `requested` and stops.
+        """Inside, a signal is only noted; the caller looks at `requested` and stops.
 
         Raises:
             Interrupted: at the end, for a signal that came after the last look.

@@ -10,6 +10,7 @@ import signal
 from typing import Any, NoReturn
 
 from tf_lrtraj.training import rendezvous
+from tf_lrtraj.values import integer, one_of
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 JOIN_TIMEOUT = 600  # seconds
@@ -17,6 +18,10 @@ JOIN_TIMEOUT = 600  # seconds
 
 class StrategyError(ValueError):
     """The strategy asked for cannot run on this machine."""
+
+
+class Refused(StrategyError):
+    """Another worker found something wrong before the run could start."""
 
 
 class WorkersMissing(StrategyError):
@@ -39,12 +44,9 @@ def make_strategy(
         StrategyError: if `name` is unknown, or the hardware or its set-up is missing, or
             some workers did not come.
     """
-    if name not in STRATEGIES:
-        raise StrategyError(f"`strategy` must be one of {list(STRATEGIES)}. Received: {name!r}")
-    if num_devices < 0:
-        raise StrategyError(f"`num_devices` must be at least 0. Received: {num_devices}")
-    if join_timeout < 1:
-        raise StrategyError(f"`join_timeout` must be at least 1 second. Received: {join_timeout}")
+    one_of(STRATEGIES).check("strategy", name, StrategyError)
+    integer(0).check("num_devices", num_devices, StrategyError)
+    integer(1).check("join_timeout", join_timeout, StrategyError)
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -153,7 +155,7 @@ def read_tf_config(text: str) -> tuple[dict[str, list[str]], str, int]:
         refuse("The cluster is empty")
     twice = sorted({host for host in addresses if addresses.count(host) > 1})
     if twice:
-        refuse(f"Every worker needs an address of its own, and {twice} stand there twice")
+        refuse(f"Every worker needs another address, and {twice} occur twice")
     job, index = task.get("type"), task.get("index")
     if not isinstance(job, str) or not cluster.get(job):
         refuse(f"`task.type` must be one of the cluster's jobs {sorted(cluster)}, not {job!r}")
@@ -182,7 +184,7 @@ def _multi_worker(tf: Any, join_timeout: int) -> Any:
             f"({error.strerror or error}). Choose a free port in TF_CONFIG."
         ) from None
     # TensorFlow takes SIGTERM for itself when it starts the workers' service, and then does
-    # nothing with it: whoever handled signals before handles them again afterwards.
+    # nothing with it: the handlers of before are restored afterwards.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     for number, handler in handlers.items():

@@ -1,12 +1,9 @@
-"""What the processes of a multi-worker run tell each other.
+"""What the processes of a multi-worker run communicate.
 
-All workers compute every number together; a signal, a damaged file or a full disk is
-known to one of them only.  Whatever decides what the others do next is agreed upon
-here, through small collectives, so that no worker waits for one that went another way.
-Only the chief reads and writes the workdir.
-
-A run of one process, whatever its number of devices, has nobody to tell: every method
-then returns at once.
+All workers compute every number together, but a signal, a damaged file or a full disk is known
+to one of them only.  Small collectives spread it, so that no worker waits for one that stopped.
+Only the chief reads and writes the workdir.  In a run of one process every method returns at
+once.
 """
 
 from __future__ import annotations
@@ -19,18 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tf_lrtraj.training.strategies import StrategyError, is_chief
+from tf_lrtraj.training.stopping import Lost
+from tf_lrtraj.training.strategies import Refused, is_chief
 
 T = TypeVar("T")
 _SMALL, _LARGE = 1 << 9, 1 << 20  # numbers in one message
-
-
-class Refused(StrategyError):
-    """Another worker found something wrong before the run could start."""
-
-
-class Lost(RuntimeError):
-    """Another worker is gone, so that the collectives of this one cannot end."""
 
 
 class Workers:
@@ -237,5 +227,5 @@ def _gist(message: str) -> str:
     for i, line in enumerate(lines):
         if "eartbeat" in line and i + 1 < len(lines) and lines[i + 1].startswith("/job:"):
             return f"{lines[i + 1].split()[0]} sends no heartbeats"
-    told = [line for line in lines if _is_about_workers(line) and "defined at" not in line]
-    return (told or lines or [""])[0][:300]
+    about = [line for line in lines if _is_about_workers(line) and "defined at" not in line]
+    return (about or lines or [""])[0][:300]

@@ -343,7 +343,7 @@ def _reproduce_patches() -> list[Any]:
 
     return [
         mock.patch.object(run_study, "run", reached),
-        mock.patch.object(session, "Bench", reached),
+        mock.patch.object(session, "Session", reached),
     ]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, panels, style, title
-from tf_lrtraj.report.probe_figures.bands import caption, mode_note
+from tf_lrtraj.report.probe_figures.bands import bars, caption, measured, mode_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,11 +32,10 @@ def draw(record: ArrayRecord) -> Figure:
             shown = np.where(np.isfinite(each), each, np.nan)
             for row, numbers in zip(rows, shown, strict=True):
                 panel.plot(numbers, np.full(numbers.size, row), "|", color=GREY, alpha=0.7)
-            error = values[f"{mean}_se"]
             panel.errorbar(
                 values[mean],
                 rows,
-                xerr=2.0 * np.where(np.isfinite(error), error, 0.0),
+                xerr=bars(values[f"{mean}_se"]),
                 fmt="o",
                 color=color,
                 markersize=4.5,
@@ -55,3 +55,10 @@ def draw(record: ArrayRecord) -> Figure:
         penalties = mode_note({"penalties": said[0] if said else None})
         caption(figure, f"{note}, {penalties}" if penalties else note)
     return figure
+
+
+def sentences(record: ArrayRecord) -> Iterator[str]:
+    """What a record found."""
+    names = record.coordinates["mode"].tolist()
+    told = [f"{name}: {measured(record, 'mean', i)}" for i, name in enumerate(names)]
+    yield f"loss by batch norm and dropout: {'; '.join(told)}"

@@ -1,0 +1,62 @@
+"""The rows of a run while it trains: `metrics.jsonl` and `timing.jsonl`."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from tf_lrtraj.records import METRICS, TIMING, MetricsWriter, RecordError, remove_leftovers
+
+
+class RunRows:
+    """Writes the rows of a run.
+
+    Wall-clock times go to another file, so that `metrics.jsonl` holds only what the seed and
+    the configuration decide.
+
+    Args:
+        workdir: the run's folder.  Files that killed processes left half-written are deleted.
+        step: where the run starts or goes on; rows of later steps are dropped.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int) -> None:
+        remove_leftovers(workdir)
+        self._metrics = MetricsWriter(workdir / METRICS, resume_step=step)
+        try:
+            self._timing = MetricsWriter(workdir / TIMING, resume_step=step)
+        except RecordError as error:  # no run should fail for its times
+            logging.warning("%s Earlier times are dropped.", error)
+            (workdir / TIMING).unlink()
+            self._timing = MetricsWriter(workdir / TIMING)
+
+    def train(self, step: int, epoch: float, rate: float, means: Mapping[str, float]) -> None:
+        """Training means over the steps since the row before."""
+        row = {"kind": "train", "step": step, "epoch": epoch, "learning_rate": rate}
+        self._metrics.write({**row, **means})
+
+    def evaluation(self, step: int, epoch: float, fields: Mapping[str, Any]) -> None:
+        """One evaluation of one set of weights."""
+        self._metrics.write({"kind": "eval", "step": step, "epoch": epoch, **fields})
+
+    def timing(self, step: int, seconds: float, images: int | None) -> None:
+        """How long the last steps took, and how many images they had."""
+        row: dict[str, Any] = {"step": step, "seconds": seconds}
+        if images is not None:
+            row["images_per_second"] = images / seconds
+        self._timing.write(row)
+
+    def mark(self) -> dict[str, Any]:
+        """What tells whether the rows written so far are whole."""
+        return self._metrics.mark()
+
+    def sync(self) -> None:
+        """Puts everything on the disk before a checkpoint that relies on it."""
+        self._metrics.sync()
+        self._timing.sync()
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._timing.close()
