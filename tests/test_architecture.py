@@ -32,7 +32,7 @@ RECORDS_SIDE = {"report", "claims"}
 # room -> rooms it may import.  A room not named here must be given its place first.
 ALLOWED = {room: set() for room in BASE} | {room: BASE for room in GROUND - BASE}
 ALLOWED["durations"] = BASE | {"kernels", "rates"}
-ALLOWED["backend"] = BASE | {"memory"}
+ALLOWED["backend"] = BASE | {"memory", "records"}
 ALLOWED["theory"] = BASE | {"kernels", "rates"}
 ALLOWED["schedules"] = GROUND | {"theory"}
 ALLOWED["averaging"] = GROUND | {"theory"}

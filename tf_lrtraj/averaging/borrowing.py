@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.interrupts import HeldSignals
+from tf_lrtraj.backend.layer_calls import layers_of
 from tf_lrtraj.backend.weight_updates import steps_made
 
 # Variables and the values they are to hold.
@@ -146,7 +147,7 @@ def _state_of(model: Any) -> list[Any]:
     """The non-trainable variables that using a model may change: all but frozen weights."""
     frozen = {
         id(variable)
-        for layer in model._flatten_layers(include_self=True, recursive=True)
+        for layer in layers_of(model, itself=True)
         for variable in getattr(layer, "_trainable_variables", ())
     }
     return [v for v in model.non_trainable_variables if id(v) not in frozen]

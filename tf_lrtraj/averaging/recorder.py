@@ -27,13 +27,11 @@ from tf_lrtraj.records import local_path
 
 def recorded_variables(model: Any) -> list[tuple[Any, str]]:
     """(variable, role) of everything a snapshot of `model` holds, in its order."""
-    found = [(variable, "trainable") for variable in model.trainable_variables]
-    for entry in bn.find_statistics(model):
-        found += [
-            (entry.layer.moving_mean, "statistic"),
-            (entry.layer.moving_variance, "statistic"),
-        ]
-    return found
+    trainable = len(model.trainable_variables)
+    return [
+        (variable, "trainable" if i < trainable else "statistic")
+        for i, variable in enumerate(bn.weights_and_statistics(model))
+    ]
 
 
 class ModelSnapshots:

@@ -129,8 +129,8 @@ def _arrays(source: Any, model: Any) -> list[np.ndarray]:
         if not os.fspath(source).endswith(".npz"):
             raise ValueError(f"`model` must be given to read {os.fspath(source)!r}")
         return list(read_npz(source).values())
-    from tf_lrtraj.averaging.recorder import recorded_variables
+    from tf_lrtraj.backend.batch_norm import weights_and_statistics
 
     positions = {id(variable): index for index, variable in enumerate(model.weights)}
     weights = read_weights(source, model)
-    return [weights[positions[id(variable)]] for variable, _ in recorded_variables(model)]
+    return [weights[positions[id(variable)]] for variable in weights_and_statistics(model)]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import keras
 
 from tf_lrtraj import backend
+from tf_lrtraj.backend.layer_calls import layers_of
 
 
 def check_model(model: Any, name: str) -> None:
@@ -76,7 +77,7 @@ def optimizers_of(model: Any) -> list[Any]:
             found.setdefault(id(value), value)
 
     take(getattr(model, "optimizer", None))
-    for layer in [model, *model._flatten_layers(include_self=False, recursive=True)]:
+    for layer in [model, *layers_of(model)]:
         for value in vars(layer).values():
             for leaf in _leaves(value):
                 take(leaf)

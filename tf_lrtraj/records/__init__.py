@@ -41,6 +41,7 @@ from tf_lrtraj.records.rows import (
     read_rows,
 )
 from tf_lrtraj.records.run import (
+    BATCH_NORM_POLICIES,
     CONFIG,
     FORMAT,
     MATCHED,
@@ -68,6 +69,7 @@ from tf_lrtraj.records.strict_json import encode, read_json, write_json
 RecordError.__module__ = __name__
 
 __all__ = [
+    "BATCH_NORM_POLICIES",
     "CONFIG",
     "FORMAT",
     "FULL",

@@ -39,6 +39,8 @@ except ImportError:  # Windows
 
 FORMAT = 1
 RAW = "raw"  # the name of the weights themselves, beside the averages' names
+# What batch-norm statistics averaged weights get; `backend.batch_norm` says what they mean.
+BATCH_NORM_POLICIES = ("recompute", "average", "copy")
 
 CONFIG = "config.json"
 RUN = "run.json"

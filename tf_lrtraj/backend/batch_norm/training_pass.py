@@ -215,7 +215,7 @@ def batch_moments(
             entry.layer: functools.partial(_listen, heard, observed, value_of)
             for entry in statistics
         }
-        for layer in model._flatten_layers(include_self=False, recursive=True):
+        for layer in layer_calls.layers_of(model):
             if isinstance(layer, keras.layers.SpectralNormalization):
                 handlers[layer] = _in_inference
         handlers |= {layer: _with_given_weights for layer in torch_modules(model)}
