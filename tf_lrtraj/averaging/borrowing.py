@@ -129,7 +129,8 @@ class Loan:
         """Gives the model its own weights back."""
         self._signals.holding = True
         if self._restore is not None:
-            _attach(self._model)
+            # What is left of an interrupted loop on JAX would overwrite the weights later.
+            backend.synchronized(self._model)
             self._restore()
             self._restore = None
         for name, own in self._refused.items():
@@ -151,16 +152,6 @@ def _state_of(model: Any) -> list[Any]:
         for variable in getattr(layer, "_trainable_variables", ())
     }
     return [v for v in model.non_trainable_variables if id(v) not in frozen]
-
-
-def _attach(model: Any) -> None:
-    """Has Keras put the values of an interrupted loop on JAX back into the model's variables.
-
-    While such a loop runs they are in none, and what is left of it would overwrite them later.
-    """
-    sync = getattr(model, "jax_state_sync", None)
-    if sync is not None:
-        sync()
 
 
 @contextlib.contextmanager

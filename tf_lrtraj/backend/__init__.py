@@ -40,6 +40,7 @@ from tf_lrtraj.backend.variables import (
     mix,
     mix_rows,
     steps_of,
+    synchronized,
     values,
     versions,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "strategy_of",
     "strategy_scope",
     "sum_over_replicas",
+    "synchronized",
     "to_numpy",
     "unconverted",
     "value_and_gradient",

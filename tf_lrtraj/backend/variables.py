@@ -40,6 +40,17 @@ def replicas_of(variable: Any) -> tuple[Any, ...]:
     return tuple(getattr(variable.value, "values", None) or ())
 
 
+def synchronized(model: Any) -> Any:
+    """Returns a model whose variables hold their values.
+
+    While one of Keras' loops runs on JAX, the values are elsewhere.
+    """
+    sync = getattr(model, "jax_state_sync", None)
+    if sync is not None:
+        sync()
+    return model
+
+
 def steps_of(optimizer: Any) -> int:
     """How often a Keras optimizer has moved weights."""
     count = optimizer.iterations  # with gradient accumulation a tensor, otherwise a variable
