@@ -27,6 +27,13 @@ def holder_of(model: Any) -> str | None:
     return None if loan is None else loan.holder
 
 
+def refuse_lent(model: Any, what: str) -> None:
+    """Raises RuntimeError if a model holds other weights than its own; `what` cannot be done."""
+    holder = holder_of(model)
+    if holder is not None:
+        raise RuntimeError(f"The model holds {holder}, so {what}: leave `borrowed` first.")
+
+
 class Loan:
     """Other weights in a model, from `claim` and `put_in` to `end`.
 

@@ -6,7 +6,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,20 +14,9 @@ import numpy as np
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.average_settings import RAW_RUNNING
 from tf_lrtraj.averaging.borrowing import Values, lend
+from tf_lrtraj.averaging.model_averages import ModelAverages, Settings
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.records import RAW
-
-# The averaged variables and their averages, by the average's name.
-Average = Callable[[str], Values]
-
-
-class Settings(Protocol):
-    """How batch-norm statistics of averages are found; see `WeightAveraging`."""
-
-    batch_norm: dict[str, str]
-    batch_norm_data: Any
-    batch_norm_batches: int | None
-    batch_size: int
 
 
 class Lending:
@@ -35,18 +24,16 @@ class Lending:
 
     Args:
         model: a built Keras model.
-        average: reads an average; called when nobody else can borrow the model any more.
+        averages: returns them; called when nobody else can borrow the model any more.
         settings: of batch norm.
-        recompute: batch-norm statistics of the model; None as long as no average has begun.
     """
 
     def __init__(
-        self, model: Any, average: Average, settings: Settings, recompute: bn.Recompute | None
+        self, model: Any, averages: Callable[[], ModelAverages], settings: Settings
     ) -> None:
         self._given = model
-        self._average = average
+        self._averages = averages
         self._settings = settings
-        self._recompute = recompute
 
     @property
     def model(self) -> Any:
@@ -109,7 +96,7 @@ class Lending:
 
     def _values(self, name: str) -> Values:
         """(variable, value) of everything that differs where the model holds an average."""
-        average = self._average(name)
+        average = self._averages().average(name, self.model)
         # The policy may have changed since the averages began.
         statistics = {id(v) for v in bn.averaged_variables(self.model)}
         changes = [
@@ -160,9 +147,8 @@ class Lending:
             [known.get(id(v), value) for v, value in zip(vs, backend.values(vs), strict=True)]
             for vs in (model.trainable_variables, model.non_trainable_variables)
         )
-        assert self._recompute is not None
         try:
-            new = self._recompute(
+            new = self._averages().recompute(
                 trainable,
                 old,
                 settings.batch_norm_data,

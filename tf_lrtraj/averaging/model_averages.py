@@ -1,10 +1,11 @@
-"""`ModelAverages`: the averages of one model's weights, begun, updated and read."""
+"""`ModelAverages`: the averages of one model's weights, begun, updated, read and stored."""
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -12,32 +13,71 @@ import numpy as np
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.buffers import buffer_dtype
 from tf_lrtraj.averaging.state import AverageState
+from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.backend.weight_updates import check_built, steps_made
 from tf_lrtraj.kernels import Kernel
 
 
+class Settings(Protocol):
+    """What is averaged, and how batch-norm statistics are found; see `WeightAveraging`."""
+
+    averages: dict[str, Kernel]
+    variables: Callable[[Any], bool] | None
+    batch_norm: dict[str, str]
+    batch_norm_data: Any
+    batch_norm_batches: int | None
+    batch_norm_call: Callable[[Any, Any], Any] | None
+    batch_size: int
+
+
 class ModelAverages:
-    """Running averages of variables of one model.
+    """Running averages of the weights of one model.
 
     Args:
-        model: a built Keras model.
-        kernels: name → kernel.
-        variables: of the model, which are averaged.
+        model: a Keras model.
+        settings: of the averages.
 
     Attributes:
-        kernels: as given.
         variables: those averaged, in the order of the buffers.
         state: the buffers.
         num_updates: updates made so far, `T`.
+        recompute: batch-norm statistics of the model, for `Lending`.
+
+    Raises:
+        ValueError: if the model has no weights yet or none to average, or averages do not fit
+            into memory.
     """
 
-    def __init__(self, model: Any, kernels: Mapping[str, Kernel], variables: Sequence[Any]) -> None:
-        self._model = model
-        self.kernels = kernels
+    def __init__(self, model: Any, settings: Settings) -> None:
+        check_built(model, "WeightAveraging")
+        self._model, self._settings = model, settings
+        self.recompute = bn.Recompute(model, settings.batch_norm_call)
+        if not chosen(model, settings):
+            raise ValueError(
+                "The model has no trainable weights to average"
+                + ("." if settings.variables is None else ", or `variables` chooses none.")
+            )
+        recomputed = [n for n, policy in settings.batch_norm.items() if policy == "recompute"]
+        if recomputed and settings.batch_norm_data is None and bn.find_statistics(model):
+            warnings.warn(
+                f"Averages {recomputed} recompute batch-norm statistics but `batch_norm_data` is "
+                "missing: they can be read but not evaluated, borrowed or saved until it is set "
+                "(for example `averaging.batch_norm_data = x_train[:4096]`).",
+                stacklevel=5,
+            )
         self.num_updates = 0
+        self._with_statistics = _needs_statistics(settings)
+        variables = self._wanted(model)
         with backend.strategy_scope(model):
-            state = AverageState(variables, kernels)
+            state = AverageState(variables, settings.averages)
         self._keep(state, variables)
+        self._seen: list[Any] = []
         self.note_versions()
+
+    def _wanted(self, model: Any) -> list[Any]:
+        """The variables to average now: weights, and running statistics if they are followed."""
+        statistics = bn.averaged_variables(model) if self._with_statistics else []
+        return [*chosen(model, self._settings), *statistics]
 
     def _keep(self, state: AverageState, variables: Sequence[Any]) -> None:
         self.state, self.variables = state, list(variables)
@@ -46,32 +86,41 @@ class ModelAverages:
         )
         self._update_from: Any = None
 
-    def restart(self) -> None:
-        """Begins anew at the variables' current values; the count of updates is 0."""
+    def restart(self, model: Any) -> bool:
+        """Begins anew at the current weights, with no updates made.
+
+        Returns:
+            whether that was possible: not if other variables are to be averaged now.
+        """
+        self._with_statistics = _needs_statistics(self._settings)
+        if [*map(id, self._wanted(model))] != [*map(id, self.variables)]:
+            return False
         self.num_updates = 0
         self.state.start()
         self.note_versions()
+        return True
 
-    def join(self, variables: Sequence[Any]) -> bool:
-        """Takes in variables that have not moved until now, so that every average stays exact.
+    def join_new_weights(self, model: Any) -> None:
+        """Takes in weights that have become trainable; they had not moved until now.
 
-        Returns:
-            whether some of them are new.
+        Raises:
+            ValueError: for another model.
         """
+        self.check_model(model)
         known = {id(variable) for variable in self.variables}
-        new = [variable for variable in variables if id(variable) not in known]
+        new = [variable for variable in self._wanted(model) if id(variable) not in known]
         if not new:
-            return False
+            return
         warnings.warn(
             f"{len(new)} weights have become trainable and join the averages at update "
             f"{self.num_updates}. Until now they have not moved, so every average is exact.",
-            stacklevel=5,
+            stacklevel=4,
         )
         variables = [*self.variables, *new]
-        with backend.strategy_scope(self._model):
+        with backend.strategy_scope(model):
             extended = self.state.extended(variables)
         self._keep(extended, variables)
-        return True
+        self.recompute = bn.Recompute(model, self._settings.batch_norm_call)
 
     def check_model(self, model: Any) -> None:
         """Raises ValueError for a model that has none of the averaged variables."""
@@ -146,72 +195,89 @@ class ModelAverages:
         """
         if backend.name() != "jax":
             return True
-        seen, self._seen = getattr(self, "_seen", []), backend.versions(self.variables)
+        seen, self._seen = self._seen, backend.versions(self.variables)
         return not seen or seen != self._seen
 
     # Reading ----------------------------------------------------------------------------------
 
-    def average(self, name: str) -> list[tuple[Any, Any]]:
+    def average(self, name: str, model: Any) -> list[tuple[Any, Any]]:
         """(variable, its average in the dtype of the buffers) of each averaged variable.
 
         Raises:
             KeyError: for an unknown name.
+            ValueError: for another model.
         """
-        if name not in self.kernels:
-            raise KeyError(f"`name` must be one of {sorted(self.kernels)}. Received: {name!r}")
+        known = sorted(self._settings.averages)
+        if name not in known:
+            raise KeyError(f"`name` must be one of {known}. Received: {name!r}")
         if not self.num_updates:  # the average is the weights as they are
             return [(variable, wide(variable)) for variable in self.variables]
+        self.check_model(model)
         values = self.state.average(name, self.num_updates)
         return list(zip(self.variables, values, strict=True))
 
-    # On disk ----------------------------------------------------------------------------------
+    # Stored -----------------------------------------------------------------------------------
 
-    def arrays(self) -> dict[str, Any]:
-        """Everything that `load` needs."""
+    def arrays(self, model: Any) -> dict[str, Any]:
+        """Everything that `load` needs to go on from here."""
         buffers = backend.to_numpy(backend.values(self.state.variables))
-        numbered = {f"buffer_{i}": buffer for i, buffer in enumerate(buffers)}
-        return {"num_updates": np.int64(self.num_updates), **numbered}
+        return {
+            "averages": np.array(self._described()),
+            "num_updates": np.int64(self.num_updates),
+            "iterations": np.int64(steps_made(model)),
+            **{f"buffer_{i}": buffer for i, buffer in enumerate(buffers)},
+        }
 
-    def load(self, stored: Mapping[str, Any], path: str) -> None:
+    def _described(self) -> str:
+        averages = {name: k.get_config() for name, k in self._settings.averages.items()}
+        return json.dumps({"averages": averages, "batch_norm": self._settings.batch_norm})
+
+    def load(self, stored: Mapping[str, Any], path: str) -> int:
         """Goes on from what `arrays` returned.
 
         Args:
             stored: by name.
             path: where they come from, for errors.
 
+        Returns:
+            the steps that the optimizer had made.
+
         Raises:
-            ValueError: if they are damaged, or of another model.
+            ValueError: if they are of other averages or another model, or damaged.
         """
+        described = str(stored.get("averages", "nothing known"))
+        if described != self._described():
+            raise ValueError(
+                f"`path` must hold the state of the averages {self._described()}. "
+                f"Received: {path!r} with {described}"
+            )
         names = [f"buffer_{i}" for i in range(len(self.state.variables))]
         held = {name: stored[name] for name in names if name in stored}
         shapes = [tuple(held[name].shape) if name in held else None for name in names]
-        count = stored_count(stored, "num_updates", path)
-        if any(array.dtype.kind not in "fc" for array in held.values()):
-            raise damaged(path)
+        counts = [np.asarray(stored.get(name, -1)) for name in ("num_updates", "iterations")]
+        sound = all(array.dtype.kind in "fc" for array in held.values()) and all(
+            not count.shape and count.dtype.kind in "iu" and count >= 0 for count in counts
+        )
+        if not sound:
+            raise ValueError(f"{path} is no saved state: its content is damaged")
         if shapes != [tuple(v.shape) for v in self.state.variables]:
             raise ValueError(
                 "`path` must hold averages of this model. "
                 f"Received: {path!r} with buffers of shapes {shapes}"
             )
         backend.assign(self.state.variables, [stored[name] for name in names])
-        self.num_updates = count
+        self.num_updates, iterations = map(int, counts)
+        return iterations
 
 
-def stored_count(stored: Mapping[str, Any], name: str, path: str) -> int:
-    """A stored number of steps or updates.
-
-    Raises:
-        ValueError: if it is missing or damaged; `path` is named.
-    """
-    count = np.asarray(stored.get(name, -1))
-    if count.shape or count.dtype.kind not in "iu" or count < 0:
-        raise damaged(path)
-    return int(count)
+def chosen(model: Any, settings: Settings) -> list[Any]:
+    """The model's trainable variables that are averaged."""
+    wanted = settings.variables
+    return [v for v in model.trainable_variables if wanted is None or wanted(v)]
 
 
-def damaged(path: str) -> ValueError:
-    """The error for a file that holds no sound state of averages."""
-    return ValueError(f"{path} is no saved state: its content is damaged")
+def _needs_statistics(settings: Settings) -> bool:
+    return "average" in settings.batch_norm.values()
 
 
 def wide(variable: Any) -> Any:

@@ -82,7 +82,12 @@ def single_output(model: Any) -> None:
     outputs = getattr(model, "output", None) if _has_outputs(model) else None
     if isinstance(outputs, (list, tuple, dict)) and len(outputs) != 1:
         names = list(outputs) if isinstance(outputs, dict) else list(model.output_names)
-        raise ValueError(f"`model` must have one output. Received: a model with outputs {names}")
+        raise several_outputs(names)
+
+
+def several_outputs(names: Any) -> ValueError:
+    """The error for a model of several outputs."""
+    return ValueError(f"`model` must have one output. Received: a model with outputs {names}")
 
 
 def find_kind(model: Any, outputs: np.ndarray, logits: bool | None) -> OutputKind:

@@ -14,15 +14,16 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.snapshots import (
+    ENCODINGS,
     SnapshotWriter,
     Timetable,
     VariableSpec,
-    check_encoding,
     snapshot_bytes,
 )
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.backend.weight_updates import UpdateCounter, check_trainable
 from tf_lrtraj.records import local_path
+from tf_lrtraj.values import one_of
 
 
 def recorded_variables(model: Any) -> list[tuple[Any, str]]:
@@ -57,7 +58,8 @@ class ModelSnapshots:
         specs = [
             VariableSpec(v.path, tuple(v.shape), str(v.dtype), role) for v, role in self._recorded
         ]
-        self.bytes_each = snapshot_bytes(specs, check_encoding(encoding))
+        one_of(ENCODINGS).check("encoding", encoding)
+        self.bytes_each = snapshot_bytes(specs, encoding)
         self.most = most_snapshots(timetable, total_steps)
         self._check_space(pathlib.Path(folder))
         self.writer = SnapshotWriter(folder, specs, timetable, encoding)
@@ -142,7 +144,7 @@ class SnapshotRecorder(keras.callbacks.Callback):
         super().__init__()
         self.folder = local_path(folder, "folder")
         self.timetable = Timetable(every, start, limit, when_full)
-        self.encoding = check_encoding(encoding)
+        self.encoding = one_of(ENCODINGS).check("encoding", encoding)
         self._snapshots: ModelSnapshots | None = None
         self._counter: UpdateCounter | None = None
         self._epoch = 0

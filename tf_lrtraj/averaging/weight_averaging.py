@@ -18,17 +18,16 @@ import numpy as np
 from tf_lrtraj import backend
 from tf_lrtraj.averaging import average_settings
 from tf_lrtraj.averaging.backup import Backup, read_state, restore_streams, write_arrays
-from tf_lrtraj.averaging.borrowing import holder_of
+from tf_lrtraj.averaging.borrowing import holder_of, refuse_lent
 from tf_lrtraj.averaging.companions import callbacks_beside, check_order
 from tf_lrtraj.averaging.lending import Lending, split
-from tf_lrtraj.averaging.model_averages import ModelAverages, stored_count, wide
+from tf_lrtraj.averaging.model_averages import ModelAverages, chosen, wide
 from tf_lrtraj.averaging.model_files import check_model_path, save_model
 from tf_lrtraj.averaging.state import AverageState
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.backend.weight_updates import (
     Standing,
     UpdateCounter,
-    check_built,
     check_model,
     check_trainable,
     is_built,
@@ -164,8 +163,6 @@ class WeightAveraging(keras.callbacks.Callback):
     def _forget_training(self) -> None:
         """Sets what belongs to a model and its training, and is no part of a copy."""
         self._running: ModelAverages | None = None
-        self._recompute: bn.Recompute | None = None
-        self._with_statistics = False
         self._training_thread: threading.Thread | None = None
         self._backup: Backup | None = None
         self._begun = False
@@ -228,59 +225,21 @@ class WeightAveraging(keras.callbacks.Callback):
         """
         self._refuse_durations()
         self._require_model()
-        self._refuse_borrowed("be averaged")
+        refuse_lent(self.model, "its own weights cannot be averaged")
         self.skipped = 0
-        with_statistics = "average" in self.batch_norm.values()
-        wanted, running = self._wanted(with_statistics), self._running
-        if running is not None and [*map(id, wanted)] == [*map(id, running.variables)]:
-            running.restart()
-        else:
-            self._build(wanted, with_statistics)
+        if self._running is None or not self._running.restart(self.model):
+            self._running = ModelAverages(self.model, self)
         self._left = None if self._counter is None else self._counter.standing()
         self._loaded_iterations = None
         if self._carried is not None:
             carried, self._carried = self._carried, None
             self._load(carried, "the copied callback")
 
-    def _build(self, wanted: list[Any], with_statistics: bool) -> None:
-        model = self.model
-        check_built(model, type(self).__name__)
-        self._recompute = bn.Recompute(model, self.batch_norm_call)
-        if not self._chosen():
-            raise ValueError(
-                "The model has no trainable weights to average"
-                + ("." if self.variables is None else ", or `variables` chooses none.")
-            )
-        missing = self._recomputed_without_data()
-        if missing:
-            warnings.warn(
-                f"Averages {missing} recompute batch-norm statistics but `batch_norm_data` is "
-                "missing: they can be read but not evaluated, borrowed or saved until it is set "
-                "(for example `averaging.batch_norm_data = x_train[:4096]`).",
-                stacklevel=4,
-            )
-        self._with_statistics = with_statistics
-        self._running = ModelAverages(model, self.averages, wanted)
-
     def reset(self) -> None:
         """Forgets every average, and the model: the next training begins anew."""
         self._running = self._carried = self._left = self._loaded_iterations = None
         self.skipped = 0
         self.best = {}
-
-    def _chosen(self) -> list[Any]:
-        """The model's trainable variables that are averaged."""
-        wanted = self.variables
-        return [v for v in self.model.trainable_variables if wanted is None or wanted(v)]
-
-    def _wanted(self, with_statistics: bool) -> list[Any]:
-        """The variables to average now: weights, and running statistics if they are followed."""
-        return [*self._chosen(), *(bn.averaged_variables(self.model) if with_statistics else ())]
-
-    def _recomputed_without_data(self) -> list[str]:
-        if self.batch_norm_data is not None or not bn.find_statistics(self.model):
-            return []
-        return [name for name, policy in self.batch_norm.items() if policy == "recompute"]
 
     # What must be there, and what must not ----------------------------------------------------
 
@@ -303,14 +262,6 @@ class WeightAveraging(keras.callbacks.Callback):
             raise RuntimeError(
                 f"The averages {sorted(self._unresolved)} are in epochs or percent of a `fit`, and "
                 "none has begun. Give numbers of updates for a loop of your own."
-            )
-
-    def _refuse_borrowed(self, purpose: str) -> None:
-        holder = holder_of(self.model)
-        if holder is not None:
-            raise RuntimeError(
-                f"The model holds {holder}, so its own weights cannot {purpose}: leave `borrowed` "
-                "first."
             )
 
     def _refuse_other_threads(self, what: str) -> None:
@@ -356,7 +307,7 @@ class WeightAveraging(keras.callbacks.Callback):
                 "`update()` must be called outside of tf.function and jax.jit: compiled, it would "
                 "run once only. Call it after the compiled step."
             )
-        self._refuse_borrowed("be averaged")
+        refuse_lent(self.model, "its own weights cannot be averaged")
         running = self._running
         if running is None:
             raise RuntimeError(
@@ -392,12 +343,6 @@ class WeightAveraging(keras.callbacks.Callback):
 
     # Reading and lending ----------------------------------------------------------------------
 
-    def _average(self, name: str) -> list[tuple[Any, Any]]:
-        running = self._require_averages()
-        if running.num_updates:
-            running.check_model(self.model)
-        return running.average(name)
-
     def get_average(self, name: str) -> list[np.ndarray]:
         """The average `name` as arrays in the order of `model.trainable_variables`.
 
@@ -409,9 +354,10 @@ class WeightAveraging(keras.callbacks.Callback):
         """
         self._require_model()
         if not self.num_updates:
-            self._refuse_borrowed("be averaged")
-        average = {id(v): value for v, value in self._average(name)}
-        return backend.to_numpy([average.get(id(v), wide(v)) for v in self._chosen()])
+            refuse_lent(self.model, "its own weights cannot be averaged")
+        average = {id(v): a for v, a in self._require_averages().average(name, self.model)}
+        own = chosen(self.model, self)
+        return backend.to_numpy([average.get(id(v), wide(v)) for v in own])
 
     def borrowed(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """Puts an average into the model inside a `with` block, raw weights after it, to the bit.
@@ -432,7 +378,7 @@ class WeightAveraging(keras.callbacks.Callback):
         return self._lending().borrowed(name)
 
     def _lending(self) -> Lending:
-        return Lending(self.model, self._average, self, self._recompute)
+        return Lending(self.model, self._require_averages, self)
 
     def evaluate(self, data: Any, **kwargs: Any) -> dict[str, dict[str, float]]:
         """Evaluates the raw weights and every average with the model's compiled metrics.
@@ -451,7 +397,7 @@ class WeightAveraging(keras.callbacks.Callback):
             {"raw": {metric: value}, name: {metric: value}, …}
         """
         self._require_model()
-        self._refuse_borrowed("be evaluated")
+        refuse_lent(self.model, "its own weights cannot be evaluated")
         self._require_averages()
         self._refuse_other_threads("The raw weights")
         lending = self._lending()
@@ -577,14 +523,7 @@ class WeightAveraging(keras.callbacks.Callback):
                     "train with WeightAveraging all along."
                 )
         self._loaded_iterations = None
-        self._join_new_weights()
-
-    def _join_new_weights(self) -> None:
-        """Takes in weights that have become trainable; they had not moved until now."""
-        running = self._require_averages()
-        running.check_model(self.model)
-        if running.join(self._wanted(self._with_statistics)):
-            self._recompute = bn.Recompute(self.model, self.batch_norm_call)
+        self._require_averages().join_new_weights(self.model)
 
     def _warn_of_iterations(self, before: int, now: int) -> None:
         if now > before:
@@ -614,7 +553,7 @@ class WeightAveraging(keras.callbacks.Callback):
         # Weights do not move on the micro-steps of gradient accumulation, nor when
         # loss scaling skips a step.
         if self._counter.moved():
-            self._refuse_borrowed("be averaged")
+            refuse_lent(self.model, "its own weights cannot be averaged")
             if not self._update(self._require_averages()) and self.on_non_finite == "stop":
                 model.stop_training = True
         if self._backup is not None and self._backup.due_after_batch():
@@ -691,29 +630,12 @@ class WeightAveraging(keras.callbacks.Callback):
         self._load(stored, os.fspath(path))
 
     def _arrays(self) -> dict[str, Any]:
-        """Everything that `_load` needs to go on."""
-        return {
-            "averages": np.array(self._described()),
-            "iterations": np.int64(steps_made(self.model)),
-            **self._require_averages().arrays(),
-        }
-
-    def _described(self) -> str:
-        averages = {name: kernel.get_config() for name, kernel in self.averages.items()}
-        return json.dumps({"averages": averages, "batch_norm": self.batch_norm})
+        return self._require_averages().arrays(self.model)
 
     def _load(self, stored: Mapping[str, Any], path: str) -> None:
         running = self._require_averages()
         running.check_model(self.model)
-        described = str(stored.get("averages", "nothing known"))
-        if described != self._described():
-            raise ValueError(
-                f"`path` must hold the state of the averages {self._described()}. "
-                f"Received: {path!r} with {described}"
-            )
-        iterations = stored_count(stored, "iterations", path)
-        running.load(stored, path)
-        self._loaded_iterations = iterations
+        self._loaded_iterations = running.load(stored, path)
 
     def _write_backup(self, backup: Backup) -> None:
         backup.write(self.model, self.num_updates, self._arrays(), self.best)
@@ -737,7 +659,7 @@ class WeightAveraging(keras.callbacks.Callback):
                 "load the weights before `fit`."
             )
         if self.num_updates:
-            self._join_new_weights()
+            self._require_averages().join_new_weights(model)
         self._load(stored, str(backup.folder))
         self._loaded_iterations = None
         restore_streams(model, stored)
@@ -746,7 +668,7 @@ class WeightAveraging(keras.callbacks.Callback):
 
     # Of a model or its training, and set anew by `_forget_training`.
     _NOT_COPIED = (
-        *("_model", "model", "_running", "_recompute", "_with_statistics", "_training_thread"),
+        *("_model", "model", "_running", "_training_thread"),
         *("_counter", "_at_set_model", "_left", "_backup", "_begun", "_loaded_iterations"),
     )
 

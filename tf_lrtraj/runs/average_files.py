@@ -209,7 +209,7 @@ class WeightFiles:
             np.savez(content, **named)
             records.write_atomically(path, content.getvalue())
             return
-        from tf_lrtraj.averaging.model_weights import save_weights
+        from tf_lrtraj.averaging.model_files import save_weights
 
         with self._in_model(arrays) as model:
             save_weights(model, path)
