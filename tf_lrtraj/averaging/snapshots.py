@@ -45,7 +45,6 @@ FORMAT = 1
 INDEX = "index.json"
 ENCODINGS = ("exact", "int16", "int8")
 WHEN_FULL = ("thin", "drop_oldest")
-ROLES = ("trainable", "statistic")
 
 _MAGIC = b"LRTSNAP1"
 _NAME = re.compile(r"step_([0-9]{9,15})\.snap")

@@ -16,20 +16,18 @@ def name() -> str:
     return keras.backend.backend()
 
 
-def compiled(function: Callable[..., Any], *, xla: bool = False) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a pure function of nested lists of arrays with the backend's own compiler.
 
     Args:
         function: takes and returns (nests of) arrays and touches no variables.
-        xla: on TensorFlow, compile with XLA (fuses element-wise passes over the
-            weights: about twice as fast on a CPU).  JAX always uses XLA.
 
     On torch the function runs eagerly, without gradients.
     """
     if name() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=xla or None, reduce_retracing=False)
+        return tf.function(function, reduce_retracing=False)
     if name() == "jax":
         import jax
 

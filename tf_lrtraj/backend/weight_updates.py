@@ -219,6 +219,47 @@ class UpdateCounter:
         return steps_made(self.model) or self._first_step + self._moves
 
 
+class StepCallback(keras.callbacks.Callback):
+    """Calls `at_step` before the first step of a `fit` and after every one that moves weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter: UpdateCounter | None = None
+        self._begun = False
+
+    def at_step(self, step: int) -> None:
+        """Receives the number of optimizer steps made."""
+        raise NotImplementedError
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        check_trainable(self.model, self)
+        self._begun = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.counter is not None:
+            self.counter.start_epoch()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        # Only now: BackupAndRestore brings an earlier step back when training begins, and
+        # may stand later in the list of callbacks.
+        model = self.model
+        if self.counter is None or self.counter.model is not model:
+            self.counter = UpdateCounter(model, type(self).__name__)
+        else:
+            self.counter.restart()
+        self.at_step(self.counter.step)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        model = self.model  # on JAX this brings the variables up to date
+        assert self.counter is not None and self.counter.model is model
+        # Gradient accumulation and skipped steps leave the weights as they were.
+        if self.counter.moved():
+            self.at_step(self.counter.step)
+
+
 def _has_own_train_step(model: Any) -> bool:
     """Whether the training step, or the function that runs it, is not Keras' own."""
     for name in ("train_step", "make_train_function"):
