@@ -14,6 +14,8 @@ from typing import Any
 
 import keras
 
+from tf_lrtraj.backend.weight_updates import held_by
+
 
 def calling_list(callback: Any) -> tuple[Any, Any]:
     """The `CallbackList` that is calling a hook of `callback`, and the member that it calls.
@@ -69,13 +71,11 @@ def _spread(members: Sequence[Any], callback: Any, called: Any) -> Iterator[Any]
 
 def _held(member: Any, known: set[int]) -> Iterator[Any]:
     """The callbacks that a callback has among its attributes, and those that these have."""
-    for value in vars(member).values():
-        values = value.values() if isinstance(value, dict) else value
-        for one in values if isinstance(values, (list, tuple, type({}.values()))) else [values]:
-            if isinstance(one, keras.callbacks.Callback) and id(one) not in known:
-                known.add(id(one))
-                yield one
-                yield from _held(one, known)
+    for one in held_by(member):
+        if isinstance(one, keras.callbacks.Callback) and id(one) not in known:
+            known.add(id(one))
+            yield one
+            yield from _held(one, known)
 
 
 def check_order(callback: Any, members: Sequence[Any], monitored: Iterable[str]) -> None:

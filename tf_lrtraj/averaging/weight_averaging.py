@@ -74,14 +74,13 @@ class WeightAveraging(keras.callbacks.Callback):
         batch_norm_data: for `"recompute"`: what `fit` takes as its data, with or without targets.
         batch_norm_batches: use at most this many batches; None for all.
         batch_size: batch size when `batch_norm_data` or `validation_data` are arrays.
-        batch_norm_call: a function of the model and a batch of `batch_norm_data` that runs it
-            through the model in training mode, for models that train in a way that cannot be
-            found out (a GAN, whose `call` is not what `train_step` calls).
-        validation_data: what `fit` takes as `validation_data`.  Every
-            average is evaluated on it at the end of an epoch, and the results join
-            the epoch's `logs` as `val_<name>_<metric>`, where callbacks that come
-            later in the list (EarlyStopping, TensorBoard, …) and `History` find them.
-            Where batch-norm statistics are recomputed, so is `val_raw_<metric>`, the raw
+        batch_norm_call: a function (model, batch) that runs a batch of `batch_norm_data` through
+            the model in training mode, for models that train in a way that cannot be found out
+            (a GAN, whose `call` is not what `train_step` calls).
+        validation_data: what `fit` takes as `validation_data`.  Every average is evaluated on it
+            at the end of an epoch.  The results join the epoch's `logs` as
+            `val_<name>_<metric>`, for `History` and the callbacks that come later in the list.
+            With recomputed batch-norm statistics `val_raw_<metric>` joins them, of the raw
             weights with recomputed statistics.
         validation_steps: evaluate on at most this many batches; None for all.
         validation_freq: do so every so many epochs.
@@ -91,15 +90,13 @@ class WeightAveraging(keras.callbacks.Callback):
         mode: `"min"` or `"max"`: what improvement means; may be left out for `"loss"`.
         variables: which trainable variables are averaged, a function of a variable; None for
             all.  The others stay raw wherever an average is lent.
-        on_non_finite: what to do where weights are not finite after a step.  Such an iterate is
-            left out of every average, with a warning; `"stop"` also ends the training, as
-            `keras.callbacks.TerminateOnNaN` does, and `"skip"` goes on.  `"ignore"` does not look,
-            which saves one reading of the weights at every update.
+        on_non_finite: what to do where weights are not finite after a step.  `"skip"` leaves such
+            an iterate out of every average, with a warning; `"stop"` also ends the training;
+            `"ignore"` does not look, which saves one reading of the weights at every update.
 
-    In a `fit` with `keras.callbacks.BackupAndRestore` the averages are saved and
-    restored in step with the model, and so are the model's random streams (dropout's),
-    which Keras leaves out.  WeightAveraging must come before it in `callbacks`, and
-    before callbacks that monitor an average; another order is refused.
+    In a `fit` with `keras.callbacks.BackupAndRestore` the averages, and the model's random
+    streams (dropout's), are saved and restored in step with the model.  WeightAveraging must come
+    before it in `callbacks`, and before callbacks that monitor an average.
 
     Copies and pickles hold the averages; a copied callback goes on with them once it has a model.
     Data sets are shared by copies.
@@ -383,10 +380,9 @@ class WeightAveraging(keras.callbacks.Callback):
     def evaluate(self, data: Any, **kwargs: Any) -> dict[str, dict[str, float]]:
         """Evaluates the raw weights and every average with the model's compiled metrics.
 
-        Where batch-norm statistics are recomputed for averages, they are for the raw weights too:
-        running statistics lag behind the weights, and would make averages look better than they
-        are.  What the raw weights give with their running statistics, as `model.evaluate`
-        shows them, stands beside that as `"raw_running"`.
+        Where batch-norm statistics are recomputed for averages, they are for `"raw"` too: running
+        statistics lag behind the weights, and would make averages look better than they are.
+        `"raw_running"` is then the raw weights with their running statistics.
 
         Args:
             data: what `model.evaluate` takes; `(x, y)` or `(x, y, sample_weight)`, a tuple or a

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -70,27 +69,20 @@ def optimizers_of(model: Any) -> list[Any]:
     They are the compiled one, and those that the model or one of its layers holds as an
     attribute, alone or in a list, a tuple or a dict.
     """
-    found: dict[int, Any] = {}
-
-    def take(value: Any) -> None:
-        if isinstance(value, keras.optimizers.Optimizer):
-            found.setdefault(id(value), value)
-
-    take(getattr(model, "optimizer", None))
-    for layer in [model, *layers_of(model)]:
-        for value in vars(layer).values():
-            for leaf in _leaves(value):
-                take(leaf)
+    held = [getattr(model, "optimizer", None)]
+    for layer in (model, *layers_of(model)):
+        held += held_by(layer)
+    found = {id(one): one for one in held if isinstance(one, keras.optimizers.Optimizer)}
     return list(found.values())
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, (list, tuple)):
-        yield from value
-    else:
-        yield value
+def held_by(owner: Any) -> list[Any]:
+    """What an object holds as attributes, alone or in a list, a tuple or a dict."""
+    found: list[Any] = []
+    for value in vars(owner).values():
+        value = list(value.values()) if isinstance(value, dict) else value
+        found += value if isinstance(value, (list, tuple)) else [value]
+    return found
 
 
 class Standing(NamedTuple):
