@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pathlib
@@ -13,16 +12,8 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import backend
-from tf_lrtraj.records import local_path, scheme_of, write_atomically
-from tf_lrtraj.records.archives import load_arrays
-
-
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
-    """Writes an `.npz` file, whole or not at all."""
-    local_path(path, "path")
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    write_atomically(path, content.getvalue())
+from tf_lrtraj.records import local_path, scheme_of
+from tf_lrtraj.records.archives import load_arrays, save_arrays
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -95,7 +86,7 @@ class Backup:
         """
         streams = backend.to_numpy(backend.values(_random_streams(model)))
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_arrays(
+        save_arrays(
             self.folder / f"{self.PREFIX}.{num_updates}.npz",
             {
                 **arrays,
@@ -103,6 +94,7 @@ class Backup:
                 "best": np.array(json.dumps(dict(best))),
                 "checksum": np.uint32(_checksum(model.weights)),
             },
+            compress=False,
         )
         states = {int(path.name.split(".")[1]): path for path in self.files()}
         # Later states are of a training that was given up.

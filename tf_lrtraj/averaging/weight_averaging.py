@@ -17,7 +17,7 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging import average_settings
-from tf_lrtraj.averaging.backup import Backup, read_state, restore_streams, write_arrays
+from tf_lrtraj.averaging.backup import Backup, read_state, restore_streams
 from tf_lrtraj.averaging.borrowing import holder_of, refuse_lent
 from tf_lrtraj.averaging.companions import callbacks_beside, check_order
 from tf_lrtraj.averaging.lending import Lending, split
@@ -35,7 +35,8 @@ from tf_lrtraj.backend.weight_updates import (
 )
 from tf_lrtraj.durations import resolve_durations
 from tf_lrtraj.kernels import Kernel
-from tf_lrtraj.records import RAW
+from tf_lrtraj.records import RAW, local_path
+from tf_lrtraj.records.archives import save_arrays
 from tf_lrtraj.values import integer, one_of
 
 
@@ -610,8 +611,8 @@ class WeightAveraging(keras.callbacks.Callback):
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Writes every buffer and the update count to an `.npz` file, whole or not at all."""
-        self._require_averages()
-        write_arrays(path, self._arrays())
+        local_path(path, "path")
+        save_arrays(path, self._arrays(), compress=False)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Reads what `save_state` wrote; the next updates go on from there, to the bit.
