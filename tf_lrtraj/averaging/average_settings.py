@@ -19,19 +19,28 @@ RAW_RUNNING = "raw_running"
 NON_FINITE = ("skip", "stop", "ignore")
 
 
-def check_averages(averages: Mapping[str, Any], but: Collection[str] = ()) -> dict[str, Kernel]:
-    """Checks names and kernels of a set of averages.
+def read_averages(averages: Any) -> tuple[dict[str, Kernel], dict[str, Any]]:
+    """Kernels by name, and configurations in durations, which wait for a `fit`.
 
     Args:
         averages: name → kernel, or a kernel's configuration.
-        but: names whose kernels are left out of the result.
 
     Raises:
-        ValueError: for an empty set, a name that `records.check_average_name`
-            refuses, or a value that is no kernel.
+        ValueError: for an empty set, a name that averages cannot have, or no kernel.
     """
-    check_names(averages)
-    return {name: check_kernel(name, k) for name, k in averages.items() if name not in but}
+    if not isinstance(averages, Mapping) or not averages:
+        allowed = "a non-empty dict of name -> tf_lrtraj.kernels kernel"
+        raise values.error("averages", allowed, averages)
+    for name in averages:
+        check_average_name(name)
+        if name == RAW_RUNNING:
+            raise ValueError(
+                f"an average needs another name: {name!r} is the raw weights with their running "
+                "statistics."
+            )
+    waiting = {name: kernel for name, kernel in averages.items() if has_durations(kernel)}
+    kernels = {n: check_kernel(n, kernel) for n, kernel in averages.items() if n not in waiting}
+    return kernels, waiting
 
 
 def has_durations(kernel: Any) -> bool:
@@ -49,20 +58,6 @@ def has_durations(kernel: Any) -> bool:
     resolved = resolve_durations(kernel, 10**6, 10**9)
     from_config(resolved)
     return resolved != dict(kernel)
-
-
-def check_names(averages: Any) -> None:
-    """Raises ValueError unless `averages` is a dict with names that averages can have."""
-    if not isinstance(averages, Mapping) or not averages:
-        allowed = "a non-empty dict of name -> tf_lrtraj.kernels kernel"
-        raise values.error("averages", allowed, averages)
-    for name in averages:
-        check_average_name(name)
-        if name == RAW_RUNNING:
-            raise ValueError(
-                f"an average needs another name: {name!r} is the raw weights with their running "
-                "statistics."
-            )
 
 
 def check_kernel(name: str, kernel: Any) -> Kernel:

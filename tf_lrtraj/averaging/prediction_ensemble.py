@@ -25,6 +25,7 @@ import numpy as np
 from tf_lrtraj.averaging.borrowing import borrow
 from tf_lrtraj.averaging.model_outputs import (
     OutputKind,
+    Score,
     find_kind,
     score,
     several_outputs,
@@ -209,19 +210,19 @@ class Ensemble:
             members.append(self._score(predictions, y))
             total = total + predictions
         average = self._score(self._predictions(self.average_weights(), x, "recompute"), y)
-        name, loss, accuracy, examples = self._score(total / len(self), y)
-        accuracies = None if accuracy is None else np.array([m[2] for m in members])
+        ensemble = self._score(total / len(self), y)
+        accuracies = [member.accuracy for member in members]
         return EnsembleResult(
-            loss,
-            accuracy,
-            np.array([m[1] for m in members]),
-            accuracies,
-            average[1],
-            average[2],
-            examples,
-            name,
+            loss=ensemble.loss,
+            accuracy=ensemble.accuracy,
+            member_losses=np.array([member.loss for member in members]),
+            member_accuracies=None if ensemble.accuracy is None else np.array(accuracies),
+            average_loss=average.loss,
+            average_accuracy=average.accuracy,
+            examples=ensemble.examples,
+            loss_name=ensemble.loss_name,
         )
 
-    def _score(self, predictions: np.ndarray, y: Any) -> tuple[str, float, float | None, int]:
+    def _score(self, predictions: np.ndarray, y: Any) -> Score:
         assert self._kind is not None
         return score(self._kind, predictions, y)

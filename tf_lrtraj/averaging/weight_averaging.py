@@ -126,14 +126,7 @@ class WeightAveraging(keras.callbacks.Callback):
         on_non_finite: str = "skip",
     ) -> None:
         super().__init__()
-        average_settings.check_names(averages)
-        # Durations wait for the `fit` that says how long an epoch is.
-        self._unresolved: dict[str, Any] = {
-            name: kernel
-            for name, kernel in averages.items()
-            if average_settings.has_durations(kernel)
-        }
-        self.averages = average_settings.check_averages(averages, but=self._unresolved)
+        self.averages, self._unresolved = average_settings.read_averages(averages)
         self.batch_norm = average_settings.check_policies(batch_norm, averages)
         self.batch_norm_batches = (
             integer(1).or_none().check("batch_norm_batches", batch_norm_batches)

@@ -41,7 +41,8 @@ class Recompute:
     Example:
 
     >>> import keras, numpy as np
-    >>> from tf_lrtraj import backend, batch_norm
+    >>> from tf_lrtraj import backend
+    >>> from tf_lrtraj.backend import batch_norm
     >>> model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization()])
     >>> recompute = batch_norm.Recompute(model)
     >>> weights = [backend.values(model.trainable_variables),
