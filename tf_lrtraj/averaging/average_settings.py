@@ -65,8 +65,10 @@ def check_kernel(name: str, kernel: Any) -> Kernel:
     if isinstance(kernel, Mapping):
         return from_config(kernel)
     if not isinstance(kernel, Kernel):
-        allowed = "a kernel such as tf_lrtraj.kernels.Exponential(0.99)"
-        raise values.error(f"averages[{name!r}]", allowed, kernel)
+        raise ValueError(
+            f"`averages[{name!r}]` must be a kernel such as tf_lrtraj.kernels.Exponential(0.99)"
+            f". Received: {kernel!r}"
+        )
     return kernel
 
 
@@ -84,8 +86,12 @@ def check_save_best(
     save_best: Mapping[str, Any], averages: Mapping[str, Any], validation_data: Any
 ) -> dict[str, Any]:
     """Checks names and paths of the averages whose best is saved."""
-    if not isinstance(save_best, Mapping) or not set(save_best) <= set(averages):
-        raise values.error("save_best", f"a dict of paths, of {sorted(averages)}", save_best)
+    allowed = f"a dict of paths by names of {sorted(averages)}"
+    if not isinstance(save_best, Mapping):
+        raise values.error("save_best", allowed, save_best)
+    unknown = [name for name in save_best if name not in averages]
+    if unknown:
+        raise values.error("save_best", allowed, unknown)
     if save_best and validation_data is None:
         raise ValueError("`save_best` needs `validation_data` to tell which is best.")
     return {

@@ -14,6 +14,7 @@ No TensorFlow: the whole takes well under a minute.
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -23,7 +24,6 @@ import ml_collections
 import numpy as np
 
 from tf_lrtraj import kernels, records, theory
-from tf_lrtraj.records.archives import save_arrays
 from tf_lrtraj.runs.config_checks import ConfigError, as_dict, is_number
 from tf_lrtraj.theory.simulate import QuadraticRun
 
@@ -182,7 +182,9 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Record]:
 def write_record(folder: pathlib.Path, name: str, record: Mapping[str, Any]) -> None:
     """Arrays to `NAME.npz`, everything else to `NAME.json`."""
     arrays = {key: value for key, value in record.items() if isinstance(value, np.ndarray)}
-    save_arrays(folder / f"{name}.npz", arrays)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    records.write_atomically(folder / f"{name}.npz", buffer.getvalue())
     rest = {key: value for key, value in record.items() if key not in arrays}
     records.write_json(folder / f"{name}.json", rest)
 

@@ -121,8 +121,10 @@ def _arrays_of(averaging: WeightAveraging) -> dict[str, np.ndarray]:
     found = {}
     for name in averaging.averages:
         with averaging.borrowed(name) as model:
-            own = backend.values(batch_norm.weights_and_statistics(model))
-            for i, array in enumerate(backend.to_numpy(own)):
+            own = list(model.trainable_variables)
+            for entry in batch_norm.find_statistics(model):
+                own += [entry.layer.moving_mean, entry.layer.moving_variance]
+            for i, array in enumerate(backend.to_numpy(backend.values(own))):
                 found[f"{name}/{i}"] = array
     return found
 
