@@ -11,10 +11,10 @@ from tf_lrtraj import backend
 from tf_lrtraj.backend import batch_norm as bn
 
 
-def network(momentum=0.9):
+def network():
     inputs = keras.Input((5, 5, 2))
     x = keras.layers.Conv2D(3, 3, kernel_initializer=keras.initializers.HeNormal(seed=1))(inputs)
-    x = keras.layers.BatchNormalization(momentum=momentum, name="first")(x)
+    x = keras.layers.BatchNormalization(name="first")(x)
     x = keras.layers.Dropout(0.5, seed=3)(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     inner = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(name="nested")])
@@ -30,11 +30,10 @@ def values(model):
 
 
 @pytest.mark.parametrize("sizes", [[16], [8, 8], [5, 9, 2]])
-@pytest.mark.parametrize("momentum", [0.9, 0.99])
-def test_first_layer_statistics_equal_the_moments_of_all_its_inputs(sizes, momentum):
+def test_first_layer_statistics_equal_the_moments_of_all_its_inputs(sizes):
     # What the first layer sees does not depend on batch statistics, so pooling is
     # exact whatever the batch sizes.
-    model = network(momentum)
+    model = network()
     images = np.random.default_rng(0).normal(size=(16, 5, 5, 2)).astype(np.float32) * 3 + 1
     before = all_values(model)
     batches = [(part,) for part in np.split(images, np.cumsum(sizes)[:-1])]
