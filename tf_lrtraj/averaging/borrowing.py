@@ -163,21 +163,9 @@ def _state_of(model: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def lend(model: Any, what: str, values: Callable[[], Values]) -> Iterator[Any]:
-    """Gives a model the values that a function returns inside a `with` block, its own after it.
+    """`borrow` of the values that a function returns once nobody else can borrow the model.
 
     No exception at any place, Ctrl-C's included, leaves anything of them behind.
-
-    Args:
-        model: a Keras model.
-        what: the weights, for errors.
-        values: called when nobody else can borrow the model any more.
-
-    Yields:
-        the model.
-
-    Raises:
-        RuntimeError: if the model holds borrowed weights already, or is trained
-            inside the block.
     """
     signals = HeldSignals(_LEND)
     loan = Loan(model, what, signals)

@@ -67,12 +67,11 @@ class BuiltAverage:
         batch_norm_data: Any = None,
         batch_size: int = 128,
     ) -> None:
-        """Writes a file that holds the average, whole or not at all.
+        """Writes a file that holds the average, whole or not at all; `model` stays as it is.
 
         Args:
             path: ends in `.keras` (the model with the average) or `.weights.h5` (its weights).
-            model, batch_norm, batch_norm_data, batch_size: as in `apply`; the model has its own
-                weights back afterwards.
+            model, batch_norm, batch_norm_data, batch_size: as in `apply`.
 
         Raises:
             ValueError: as `apply`, or for another ending.

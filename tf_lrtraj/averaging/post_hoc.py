@@ -315,8 +315,7 @@ def _split(snapshots: Snapshots, flat: np.ndarray) -> list[np.ndarray]:
 class _ReadAhead:
     """Brings files into the page cache, in another thread, a little ahead of whoever reads them.
 
-    The thread reads into one buffer and throws it away: system calls of megabytes, during
-    which Python's lock is free.  Handing arrays from thread to thread costs more than it gains.
+    Handing arrays from thread to thread would cost more than it gains.
     """
 
     def __init__(self, groups: Sequence[Sequence[pathlib.Path]]) -> None:

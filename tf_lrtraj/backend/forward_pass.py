@@ -41,9 +41,7 @@ def forward(
     """The model's outputs with the given weights, leaving its own variables untouched.
 
     Args:
-        model: a built Keras model.
-        trainable: values in the order of `model.trainable_variables`.
-        non_trainable: values in the order of `model.non_trainable_variables`.
+        model, trainable, non_trainable: as in `given_weights`.
         inputs: a batch, or a nest of arrays for models with several inputs.
         training: whether batch norm uses batch statistics and dropout is on.  Keras hands
             it on to the layers inside, also where the model's `call` has no such argument.

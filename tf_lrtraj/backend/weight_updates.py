@@ -115,10 +115,9 @@ class Standing(NamedTuple):
 class UpdateCounter:
     """Tells in which batches of a training the weights moved.
 
-    The steps that the optimizers reachable from the model count decide, so that micro-steps of
-    gradient accumulation and steps that loss scaling skips are no updates.  Where no optimizer
-    counts (a training step with an optimizer that Keras does not know), a batch after
-    which a weight differs is one update, and a warning says so once.
+    The steps counted by the optimizers that can be reached from the model decide, so micro-steps
+    of gradient accumulation and steps that loss scaling skips are no updates.  Where no optimizer
+    counts, a batch after which a weight differs is one update, and a warning says so once.
 
     Args:
         model: a built Keras model.

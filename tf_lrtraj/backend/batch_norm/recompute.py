@@ -72,8 +72,7 @@ class Recompute:
         """Non-trainable values with batch-norm statistics recomputed for the given weights.
 
         Args:
-            trainable: values in the order of `model.trainable_variables`.
-            non_trainable: values in the order of `model.non_trainable_variables`.
+            trainable, non_trainable: as in `backend.given_weights`.
             data: training data, as `WeightAveraging` takes `batch_norm_data`.  Of a
                 `tf.distribute` data set each replica measures its share, and all workers
                 must take part.

@@ -188,10 +188,8 @@ def batch_moments(
     Each layer normalises by its batch's own moments, as in training.
 
     Args:
-        model: a built Keras model.
+        model, trainable, non_trainable: as in `backend.given_weights`.
         statistics: the layers to measure.
-        trainable: values in the order of `model.trainable_variables`.
-        non_trainable: values in the order of `model.non_trainable_variables`.
         batch: what `call` takes.
         call: runs the batch through the model.
         observed: is told what the pass did.
