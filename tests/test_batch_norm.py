@@ -11,10 +11,10 @@ from tf_lrtraj import backend
 from tf_lrtraj.backend import batch_norm as bn
 
 
-def network(momentum=0.9):
+def network():
     inputs = keras.Input((5, 5, 2))
     x = keras.layers.Conv2D(3, 3, kernel_initializer=keras.initializers.HeNormal(seed=1))(inputs)
-    x = keras.layers.BatchNormalization(momentum=momentum, name="first")(x)
+    x = keras.layers.BatchNormalization(name="first")(x)
     x = keras.layers.Dropout(0.5, seed=3)(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     inner = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(name="nested")])
@@ -30,11 +30,10 @@ def values(model):
 
 
 @pytest.mark.parametrize("sizes", [[16], [8, 8], [5, 9, 2]])
-@pytest.mark.parametrize("momentum", [0.9, 0.99])
-def test_first_layer_statistics_equal_the_moments_of_all_its_inputs(sizes, momentum):
+def test_first_layer_statistics_equal_the_moments_of_all_its_inputs(sizes):
     # What the first layer sees does not depend on batch statistics, so pooling is
     # exact whatever the batch sizes.
-    model = network(momentum)
+    model = network()
     images = np.random.default_rng(0).normal(size=(16, 5, 5, 2)).astype(np.float32) * 3 + 1
     before = all_values(model)
     batches = [(part,) for part in np.split(images, np.cumsum(sizes)[:-1])]
@@ -78,6 +77,24 @@ def test_nested_layers_are_found_and_frozen_ones_left_alone():
     np.testing.assert_array_equal(kept, np.zeros(3))
 
 
+def test_weights_and_statistics_are_split_as_they_are_listed():
+    model = network()
+    held = bn.weights_and_statistics(model)
+    names = [v.path.split("/")[-2:] for v in held[len(model.trainable_variables) :]]
+    assert names == [
+        [n, m] for n in ("first", "nested") for m in ("moving_mean", "moving_variance")
+    ]
+    arrays = [np.full(v.shape, i, np.float32) for i, v in enumerate(held)]
+    _, own = bn.split_weights(model, arrays[: len(model.trainable_variables)])
+    for old, new in zip(values(model)[1], own, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(old), ops.convert_to_numpy(new))
+    trainable, others = bn.split_weights(model, arrays)
+    backend.assign(model.trainable_variables, trainable)
+    backend.assign(model.non_trainable_variables, others)
+    for array, variable in zip(arrays, held, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(variable.value), array)
+
+
 def test_no_data_and_unknown_policies_are_errors():
     model = network()
     with pytest.raises(ValueError, match="at least one batch"):
@@ -86,7 +103,62 @@ def test_no_data_and_unknown_policies_are_errors():
         bn.check_policy("refresh")
 
 
-# Layers out of the ordinary ---------------------------------------------------------------------
+# What a layer is called on: model, data, [elements, channels] that the layer saw ---------------
+
+
+VECTORS = np.random.default_rng(2).normal(size=(17, 4)).astype(np.float32) * 2 + 3
+
+
+def sequential(*layers, shape=(4,), **options):
+    return keras.Sequential([keras.Input(shape, **options), *layers])
+
+
+def plain(**options):
+    norm = keras.layers.BatchNormalization(**options)
+    return sequential(norm), VECTORS, VECTORS
+
+
+def low_precision(dtype):
+    policy = keras.DTypePolicy(dtype)
+    model = sequential(keras.layers.BatchNormalization(dtype=policy))
+    seen = ops.cast(ops.cast(VECTORS, policy.compute_dtype), "float32")
+    return model, VECTORS, ops.convert_to_numpy(seen)
+
+
+def called_twice():
+    inputs = keras.Input((4,))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, [norm(inputs), norm(3.0 * inputs + 1.0)])
+    return model, VECTORS, np.concatenate([VECTORS, np.float32(3.0) * VECTORS + np.float32(1.0)])
+
+
+def masked():
+    tokens = np.array([[1, 2, 0, 0], [3, 1, 2, 0], [2, 0, 0, 0]])
+    embedding = keras.layers.Embedding(4, 3, mask_zero=True)
+    model = sequential(embedding, keras.layers.BatchNormalization(), dtype="int32")
+    return model, tokens, ops.convert_to_numpy(embedding.embeddings.value)[tokens[tokens > 0]]
+
+
+def another_axis():
+    data = np.random.default_rng(3).normal(size=(7, 3, 4)).astype(np.float32)
+    model = sequential(keras.layers.BatchNormalization(axis=1), shape=(3, 4))
+    return model, data, np.moveaxis(data, 1, -1).reshape(-1, 3)
+
+
+CASES = {
+    "momentum 0": lambda: plain(momentum=0.0),
+    "momentum 1": lambda: plain(momentum=1.0),
+    "momentum 0, neither scale nor center": lambda: plain(momentum=0.0, scale=False, center=False),
+    "momentum 1, neither scale nor center": lambda: plain(momentum=1.0, scale=False, center=False),
+    "mixed_bfloat16": lambda: low_precision("mixed_bfloat16"),
+    "bfloat16": lambda: low_precision("bfloat16"),
+    "mixed_float16": lambda: low_precision("mixed_float16"),
+    "called twice": called_twice,
+    "masked elements": masked,
+    "another axis": another_axis,
+}
+# Of mean and variance.
+TOLERANCES = {"bfloat16": (2.0**-8, 2.0**-8), "called twice": (2e-6, 4e-6)}
 
 
 def close(actual, expected, tolerance=2e-6):
@@ -105,70 +177,25 @@ def recomputed(model, data, batch_size=5):
     return [(result[e.mean], result[e.variance]) for e in bn.find_statistics(model)]
 
 
-VECTORS = np.random.default_rng(2).normal(size=(17, 4)).astype(np.float32) * 2 + 3
-
-
-@pytest.mark.parametrize("momentum", [0.0, 1.0])
-@pytest.mark.parametrize("parts", [{}, {"scale": False, "center": False}])
-def test_momentum_plays_no_part(momentum, parts):
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.BatchNormalization(momentum=momentum, **parts)]
-    )
-    ((mean, variance),) = recomputed(model, VECTORS)
-    close(mean, VECTORS.astype(np.float64).mean(0))
-    close(variance, VECTORS.astype(np.float64).var(0))
+@pytest.mark.parametrize("case", CASES)
+def test_statistics_are_the_moments_of_all_that_the_layer_saw(case):
+    model, data, seen = CASES[case]()
+    ((mean, variance),) = recomputed(model, data, batch_size=2 if case == "masked elements" else 5)
+    seen, tolerances = seen.astype(np.float64), TOLERANCES.get(case, (2e-6, 2e-6))
+    close(mean, seen.mean(0), tolerances[0])
+    close(variance, seen.var(0), tolerances[1])
 
 
 def test_a_large_mean_does_not_drown_the_variance():
     # A second moment minus a squared mean would have nothing left in float32.
     data = VECTORS * 1e-3 + 100.0
-    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
-    ((_, variance),) = recomputed(model, data)
+    ((_, variance),) = recomputed(sequential(keras.layers.BatchNormalization()), data)
     exact = data.astype(np.float64).var(0)
     # Left is the rounding of the batches' means to float32, a thousandth of what they differ by.
     np.testing.assert_allclose(ops.convert_to_numpy(variance), exact, rtol=2e-3)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16", "mixed_float16"])
-def test_low_precision_is_measured_in_float32(dtype):
-    policy = keras.DTypePolicy(dtype)
-    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(dtype=policy)])
-    seen = ops.convert_to_numpy(ops.cast(ops.cast(VECTORS, policy.compute_dtype), "float32"))
-    ((mean, variance),) = recomputed(model, VECTORS)
-    tolerance = 2.0**-8 if dtype == "bfloat16" else 2e-6  # what the variables can hold
-    close(mean, seen.astype(np.float64).mean(0), tolerance)
-    close(variance, seen.astype(np.float64).var(0), tolerance)
-
-
-def test_a_layer_called_twice_gets_the_moments_of_all_its_inputs():
-    inputs = keras.Input((4,))
-    norm = keras.layers.BatchNormalization()
-    model = keras.Model(inputs, [norm(inputs), norm(3.0 * inputs + 1.0)])
-    ((mean, variance),) = recomputed(model, VECTORS)
-    seen = np.concatenate([VECTORS, np.float32(3.0) * VECTORS + np.float32(1.0)]).astype(np.float64)
-    close(mean, seen.mean(0))
-    close(variance, seen.var(0), 4e-6)
-
-
-def test_masked_elements_do_not_count():
-    tokens = np.array([[1, 2, 0, 0], [3, 1, 2, 0], [2, 0, 0, 0]])
-    embedding = keras.layers.Embedding(4, 3, mask_zero=True)
-    model = keras.Sequential(
-        [keras.Input((4,), dtype="int32"), embedding, keras.layers.BatchNormalization()]
-    )
-    ((mean, variance),) = recomputed(model, tokens, batch_size=2)
-    table = ops.convert_to_numpy(embedding.embeddings.value).astype(np.float64)
-    seen = table[tokens[tokens > 0]]
-    close(mean, seen.mean(0))
-    close(variance, seen.var(0))
-
-
-def test_another_axis():
-    model = keras.Sequential([keras.Input((3, 4)), keras.layers.BatchNormalization(axis=1)])
-    data = np.random.default_rng(3).normal(size=(7, 3, 4)).astype(np.float32)
-    ((mean, variance),) = recomputed(model, data)
-    close(mean, data.astype(np.float64).mean((0, 2)))
-    close(variance, data.astype(np.float64).var((0, 2)))
+# Layers out of the ordinary ---------------------------------------------------------------------
 
 
 def test_a_layer_called_in_inference_mode_keeps_its_statistics():
@@ -184,7 +211,7 @@ def test_a_layer_called_in_inference_mode_keeps_its_statistics():
             return self.norm(inputs, training=False)
 
     fixed = Fixed()
-    model = keras.Sequential([keras.Input((4,)), fixed, keras.layers.BatchNormalization()])
+    model = sequential(fixed, keras.layers.BatchNormalization())
     fixed.norm.moving_mean.assign([1.0, 2.0, 3.0, 4.0])
     (mean, variance), (free, _) = recomputed(model, VECTORS)
     close(mean, [1.0, 2.0, 3.0, 4.0])
@@ -198,7 +225,7 @@ def test_batch_renormalisation_normalises_by_the_batch():
         norm = keras.layers.BatchNormalization(renorm=True, name="first")
     except (TypeError, ValueError):
         pytest.skip("this Keras has no batch renormalisation")
-    model = keras.Sequential([keras.Input((4,)), norm, keras.layers.BatchNormalization()])
+    model = sequential(norm, keras.layers.BatchNormalization())
     norm.renorm_mean.assign(np.full(4, 50.0))  # of other weights: must play no part
     (mean, variance), (second, _) = recomputed(model, VECTORS, batch_size=17)
     close(mean, VECTORS.astype(np.float64).mean(0))
@@ -239,13 +266,13 @@ def test_random_layers_go_on_from_batch_to_batch():
 
 
 def test_models_without_batch_norm_need_no_data():
-    model = keras.Sequential([keras.Input((4,)), keras.layers.LayerNormalization()])
+    model = sequential(keras.layers.LayerNormalization())
     trainable, rest = values(model)
     assert bn.recompute(model, trainable, rest, []) == rest
 
 
 def test_freezing_a_layer_between_two_uses():
-    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="norm")])
+    model = sequential(keras.layers.BatchNormalization(name="norm"))
     recompute = bn.Recompute(model)
     first = recompute(*values(model), [VECTORS])
     close(first[0], VECTORS.astype(np.float64).mean(0))
@@ -262,5 +289,4 @@ def test_reading_shuffled_data_leaves_the_global_streams_alone():
             random.random()
             yield VECTORS[order]
 
-    model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
-    recomputed(model, Shuffled())
+    recomputed(sequential(keras.layers.BatchNormalization()), Shuffled())

@@ -110,7 +110,7 @@ def test_every_replica_holds_the_same_average(fitted, strategy):
 def test_an_update_communicates_nothing(fitted):
     averaging = fitted[1]
     row = {k: tf.convert_to_tensor(v[0]) for k, v in averaging.state.plan(9, 1).items()}
-    graph = tf.function(averaging._update).get_concrete_function(row).graph.as_graph_def()
+    graph = tf.function(averaging._running._update).get_concrete_function(row).graph.as_graph_def()
     operations = {node.op for node in graph.node}
     operations |= {node.op for function in graph.library.function for node in function.node_def}
     assert any(name.startswith("AssignVariable") for name in operations)

@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker, and a reader, sees
-    from tf_lrtraj.averaging.average_settings import check_averages
     from tf_lrtraj.averaging.borrowing import borrow
     from tf_lrtraj.averaging.model_files import save_model
     from tf_lrtraj.averaging.post_hoc import average_snapshots, snapshot_weights
@@ -31,7 +30,6 @@ _MODULES = {
     "WeightAveraging": "weight_averaging",
     "average_snapshots": "post_hoc",
     "borrow": "borrowing",
-    "check_averages": "average_settings",
     "combine_stored": "stored_averages",
     "save_model": "model_files",
     "snapshot_weights": "post_hoc",
@@ -47,7 +45,6 @@ __all__ = [
     "WeightAveraging",
     "average_snapshots",
     "borrow",
-    "check_averages",
     "combine_stored",
     "save_model",
     "snapshot_weights",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from tf_lrtraj import values
 from tf_lrtraj.averaging.model_files import check_model_path
+from tf_lrtraj.backend.batch_norm import check_policy
 from tf_lrtraj.durations import resolve_durations
 from tf_lrtraj.kernels import Kernel, from_config
 from tf_lrtraj.records import check_average_name
@@ -17,19 +19,28 @@ RAW_RUNNING = "raw_running"
 NON_FINITE = ("skip", "stop", "ignore")
 
 
-def check_averages(averages: Mapping[str, Any], but: Collection[str] = ()) -> dict[str, Kernel]:
-    """Checks names and kernels of a set of averages.
+def read_averages(averages: Any) -> tuple[dict[str, Kernel], dict[str, Any]]:
+    """Kernels by name, and configurations in durations, which wait for a `fit`.
 
     Args:
         averages: name → kernel, or a kernel's configuration.
-        but: names whose kernels are left out of the result.
 
     Raises:
-        ValueError: for an empty set, a name that `records.check_average_name`
-            refuses, or a value that is no kernel.
+        ValueError: for an empty set, a name that averages cannot have, or no kernel.
     """
-    check_names(averages)
-    return {name: check_kernel(name, k) for name, k in averages.items() if name not in but}
+    if not isinstance(averages, Mapping) or not averages:
+        allowed = "a non-empty dict of name -> tf_lrtraj.kernels kernel"
+        raise values.error("averages", allowed, averages)
+    for name in averages:
+        check_average_name(name)
+        if name == RAW_RUNNING:
+            raise ValueError(
+                f"an average needs another name: {name!r} is the raw weights with their running "
+                "statistics."
+            )
+    waiting = {name: kernel for name, kernel in averages.items() if has_durations(kernel)}
+    kernels = {n: check_kernel(n, kernel) for n, kernel in averages.items() if n not in waiting}
+    return kernels, waiting
 
 
 def has_durations(kernel: Any) -> bool:
@@ -49,22 +60,6 @@ def has_durations(kernel: Any) -> bool:
     return resolved != dict(kernel)
 
 
-def check_names(averages: Any) -> None:
-    """Raises ValueError unless `averages` is a dict with names that averages can have."""
-    if not isinstance(averages, Mapping) or not averages:
-        raise ValueError(
-            "`averages` must be a non-empty dict of name -> tf_lrtraj.kernels kernel. "
-            f"Received: averages={averages!r}"
-        )
-    for name in averages:
-        check_average_name(name)
-        if name == RAW_RUNNING:
-            raise ValueError(
-                f"an average needs another name: {name!r} is the raw weights with their running "
-                "statistics."
-            )
-
-
 def check_kernel(name: str, kernel: Any) -> Kernel:
     """Returns the kernel of an average; a configuration is made into one."""
     if isinstance(kernel, Mapping):
@@ -77,17 +72,26 @@ def check_kernel(name: str, kernel: Any) -> Kernel:
     return kernel
 
 
+def check_policies(batch_norm: Any, averages: Collection[str]) -> dict[str, str]:
+    """Returns name → batch-norm policy, of one policy for all or of such a dict."""
+    if isinstance(batch_norm, str):
+        batch_norm = dict.fromkeys(averages, batch_norm)
+    if not isinstance(batch_norm, Mapping) or set(batch_norm) != set(averages):
+        allowed = f"a policy for each of {sorted(averages)}"
+        raise values.error("batch_norm", allowed, batch_norm)
+    return {n: check_policy(policy, f"batch_norm[{n!r}]") for n, policy in batch_norm.items()}
+
+
 def check_save_best(
     save_best: Mapping[str, Any], averages: Mapping[str, Any], validation_data: Any
 ) -> dict[str, Any]:
     """Checks names and paths of the averages whose best is saved."""
+    allowed = f"a dict of paths by names of {sorted(averages)}"
     if not isinstance(save_best, Mapping):
-        raise ValueError(f"`save_best` must map averages to paths. Received: {save_best!r}")
-    unknown = sorted({str(name) for name in save_best} - set(averages))
+        raise values.error("save_best", allowed, save_best)
+    unknown = [name for name in save_best if name not in averages]
     if unknown:
-        raise ValueError(
-            f"`save_best` must name averages among {sorted(averages)}. Received: {unknown}"
-        )
+        raise values.error("save_best", allowed, unknown)
     if save_best and validation_data is None:
         raise ValueError("`save_best` needs `validation_data` to tell which is best.")
     return {
@@ -104,22 +108,6 @@ def check_monitor(monitor: Any, mode: Any) -> str:
             f"Received: monitor={monitor!r}, mode={mode!r}"
         )
     return mode or "min"
-
-
-def check_count(value: Any, name: str, optional: bool = False) -> Any:
-    """Returns an integer of at least 1 (or None where that is allowed), or raises ValueError."""
-    if optional and value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")
-    return value
-
-
-def check_choice(value: Any, allowed: tuple[str, ...], name: str) -> str:
-    """Returns `value` if it is one of the allowed texts, or raises ValueError."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"`{name}` must be one of {list(allowed)}. Received: {name}={value!r}")
-    return value
 
 
 def check_lengths(data: Any, name: str) -> None:
@@ -145,5 +133,5 @@ def check_lengths(data: Any, name: str) -> None:
 def check_function(value: Any, name: str) -> Callable[..., Any] | None:
     """Returns a function or None, or raises ValueError."""
     if value is not None and not callable(value):
-        raise ValueError(f"`{name}` must be a function or None. Received: {name}={value!r}")
+        raise values.error(name, "a function or None", value)
     return value

@@ -1,8 +1,9 @@
-"""Averages on disk, in step with `keras.callbacks.BackupAndRestore`."""
+"""Averages on disk: one file of a user's own, and files in step with Keras' BackupAndRestore."""
 
 from __future__ import annotations
 
-import io
+import json
+import os
 import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
@@ -11,23 +12,22 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import backend
-from tf_lrtraj.records import scheme_of, write_atomically
-from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.records import local_path, scheme_of
+from tf_lrtraj.records.archives import load_arrays, save_arrays
 
 
-def checksum(variables: Sequence[Any]) -> int:
-    """CRC-32 of the bytes of Keras variables: tells whether weights are those of a saved state."""
-    value = 0
-    for array in backend.to_numpy(backend.values(variables)):
-        value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, value)
-    return value
+def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays in the file of a saved state.
 
-
-def to_npz(arrays: Mapping[str, Any]) -> bytes:
-    """The content of an `.npz` file."""
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    return content.getvalue()
+    Raises:
+        ValueError: if it is damaged; the file is named.
+        OSError: if it cannot be read.
+    """
+    local_path(path, "path")
+    try:
+        return load_arrays(path, largest=None)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is no saved state: {error}") from None
 
 
 class Backup:
@@ -73,10 +73,29 @@ class Backup:
         """Whether Keras is about to save at the end of the epoch."""
         return self.followed.save_freq == "epoch"
 
-    def write(self, num_updates: int, arrays: dict[str, Any]) -> None:
-        """Writes a state, whole or not at all, and deletes those no longer needed."""
+    def write(
+        self, model: Any, num_updates: int, arrays: Mapping[str, Any], best: Mapping[str, float]
+    ) -> None:
+        """Writes a state, whole or not at all, and deletes those no longer needed.
+
+        Args:
+            model: whose random streams are saved too.
+            num_updates: of the averages.
+            arrays: the averages.
+            best: name → value of the averages saved as the best.
+        """
+        streams = backend.to_numpy(backend.values(_random_streams(model)))
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / f"{self.PREFIX}.{num_updates}.npz", to_npz(arrays))
+        save_arrays(
+            self.folder / f"{self.PREFIX}.{num_updates}.npz",
+            {
+                **arrays,
+                **{f"stream_{i}": stream for i, stream in enumerate(streams)},
+                "best": np.array(json.dumps(dict(best))),
+                "checksum": np.uint32(_checksum(model.weights)),
+            },
+            compress=False,
+        )
         states = {int(path.name.split(".")[1]): path for path in self.files()}
         # Later states are of a training that was given up.
         kept = sorted(count for count in states if count <= num_updates)[-self._kept :]
@@ -84,17 +103,34 @@ class Backup:
             states[count].unlink()
 
     def files(self) -> list[pathlib.Path]:
-        """The states that are there."""
+        """The files of the states on disk."""
         return list(self.folder.glob(f"{self.PREFIX}.*.npz"))
 
-    def read(self, weights: int) -> dict[str, np.ndarray] | None:
-        """The state of the averages that was written with these weights; None if there is none.
-
-        Args:
-            weights: their `checksum`.
-        """
+    def read(self, model: Any) -> dict[str, np.ndarray] | None:
+        """The state that was written with the weights `model` has now; None if there is none."""
+        weights = _checksum(model.weights)
         for path in self.files():
             stored = load_arrays(path, largest=None)
             if int(stored.get("checksum", -1)) == weights:
                 return stored
         return None
+
+
+def restore_streams(model: Any, stored: Mapping[str, Any]) -> None:
+    """Gives a model the random streams of a state that `Backup.read` returned."""
+    streams = _random_streams(model)
+    backend.assign(streams, [stored[f"stream_{i}"] for i in range(len(streams))])
+
+
+def _random_streams(model: Any) -> list[Any]:
+    """The model's variables that Keras does not save with its weights: seeds of dropout."""
+    saved = {id(variable) for variable in model.weights}
+    return [v for v in model.non_trainable_variables if id(v) not in saved]
+
+
+def _checksum(variables: Sequence[Any]) -> int:
+    """CRC-32 of the bytes of Keras variables."""
+    value = 0
+    for array in backend.to_numpy(backend.values(variables)):
+        value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, value)
+    return value

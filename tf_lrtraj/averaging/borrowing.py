@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.interrupts import HeldSignals
+from tf_lrtraj.backend.layer_calls import layers_of
 from tf_lrtraj.backend.weight_updates import steps_made
 
 # Variables and the values they are to hold.
@@ -24,6 +25,13 @@ def holder_of(model: Any) -> str | None:
     """What a model holds in place of its own weights, and who put it there; None if nothing."""
     loan = _loans.get(id(model))
     return None if loan is None else loan.holder
+
+
+def refuse_lent(model: Any, what: str) -> None:
+    """Raises RuntimeError if a model holds other weights than its own; `what` cannot be done."""
+    holder = holder_of(model)
+    if holder is not None:
+        raise RuntimeError(f"The model holds {holder}, so {what}: leave `borrowed` first.")
 
 
 class Loan:
@@ -128,7 +136,8 @@ class Loan:
         """Gives the model its own weights back."""
         self._signals.holding = True
         if self._restore is not None:
-            _attach(self._model)
+            # What is left of an interrupted loop on JAX would overwrite the weights later.
+            backend.synchronized(self._model)
             self._restore()
             self._restore = None
         for name, own in self._refused.items():
@@ -146,39 +155,17 @@ def _state_of(model: Any) -> list[Any]:
     """The non-trainable variables that using a model may change: all but frozen weights."""
     frozen = {
         id(variable)
-        for layer in model._flatten_layers(include_self=True, recursive=True)
+        for layer in layers_of(model, itself=True)
         for variable in getattr(layer, "_trainable_variables", ())
     }
     return [v for v in model.non_trainable_variables if id(v) not in frozen]
 
 
-def _attach(model: Any) -> None:
-    """Has Keras put the values of an interrupted loop on JAX back into the model's variables.
-
-    While such a loop runs they are in none, and what is left of it would overwrite them later.
-    """
-    sync = getattr(model, "jax_state_sync", None)
-    if sync is not None:
-        sync()
-
-
 @contextlib.contextmanager
 def lend(model: Any, what: str, values: Callable[[], Values]) -> Iterator[Any]:
-    """Gives a model the values that a function returns inside a `with` block, its own after it.
+    """`borrow` of the values that a function returns once nobody else can borrow the model.
 
     No exception at any place, Ctrl-C's included, leaves anything of them behind.
-
-    Args:
-        model: a Keras model.
-        what: the weights, for errors.
-        values: called when nobody else can borrow the model any more.
-
-    Yields:
-        the model.
-
-    Raises:
-        RuntimeError: if the model holds borrowed weights already, or is trained
-            inside the block.
     """
     signals = HeldSignals(_LEND)
     loan = Loan(model, what, signals)

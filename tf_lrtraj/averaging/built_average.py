@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import values
+
 ENDINGS = (".keras", ".weights.h5")
 
 
@@ -47,17 +49,12 @@ class BuiltAverage:
             RuntimeError: if the model holds a borrowed average.
         """
         from tf_lrtraj import backend
-        from tf_lrtraj.averaging.borrowing import holder_of
+        from tf_lrtraj.averaging.borrowing import refuse_lent
         from tf_lrtraj.averaging.model_weights import ModelWeights
 
         convert = ModelWeights(model, batch_norm, batch_norm_data, batch_size)
         trainable, others = convert(self.arrays)
-        holder = holder_of(model)
-        if holder is not None:
-            raise RuntimeError(
-                f"The model holds {holder}, so no average can be applied to it: leave "
-                "`borrowed` first."
-            )
+        refuse_lent(model, "no average can be applied to it")
         variables = [*model.trainable_variables, *model.non_trainable_variables]
         backend.assign(variables, [*trainable, *others])
 
@@ -70,19 +67,19 @@ class BuiltAverage:
         batch_norm_data: Any = None,
         batch_size: int = 128,
     ) -> None:
-        """Writes a file that holds the average, whole or not at all.
+        """Writes a file that holds the average, whole or not at all; `model` stays as it is.
 
         Args:
             path: ends in `.keras` (the model with the average) or `.weights.h5` (its weights).
-            model, batch_norm, batch_norm_data, batch_size: as in `apply`; the model has its own
-                weights back afterwards.
+            model, batch_norm, batch_norm_data, batch_size: as in `apply`.
 
         Raises:
             ValueError: as `apply`, or for another ending.
             OSError: if the file cannot be written.
         """
         from tf_lrtraj.averaging.borrowing import borrow
-        from tf_lrtraj.averaging.model_weights import ModelWeights, save_weights
+        from tf_lrtraj.averaging.model_files import save_weights
+        from tf_lrtraj.averaging.model_weights import ModelWeights
 
         target = check_file(path)
         convert = ModelWeights(model, batch_norm, batch_norm_data, batch_size)
@@ -97,8 +94,8 @@ def check_file(path: str | os.PathLike[str]) -> pathlib.Path:
         ValueError: otherwise.
     """
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).endswith(ENDINGS):
-        raise ValueError(f"`path` must end in {' or '.join(ENDINGS)}. Received: path={path!r}")
+        raise values.error("path", f"a path that ends in {' or '.join(ENDINGS)}", path)
     target = pathlib.Path(path)
     if not target.parent.is_dir():
-        raise ValueError(f"`path` must lie in a folder that exists. Received: path={str(path)!r}")
+        raise values.error("path", "in a folder that exists", os.fspath(path))
     return target

@@ -14,14 +14,15 @@ from typing import Any
 
 import keras
 
+from tf_lrtraj.backend.weight_updates import held_by
 
-def callbacks_beside(callback: Any) -> list[Any]:
-    """The callbacks of the running `fit`, in order, as seen from one of its hooks.
 
-    A callback is not told what list it stands in, so this looks for the
-    `CallbackList` among the callers.  A member that holds other callbacks and forwards
-    their hooks stands for those, in the order in which it holds them.  Empty where
-    there is no list (a custom loop that calls the hooks itself).
+def calling_list(callback: Any) -> tuple[Any, Any]:
+    """The `CallbackList` that is calling a hook of `callback`, and the member that it calls.
+
+    A callback is not told what list it stands in, so this looks for the `CallbackList` among
+    the callers.  The member is `callback` itself, or one that forwards hooks to it.  (None, None)
+    where there is no list: in a loop that calls the hooks itself.
     """
     frame = inspect.currentframe()
     try:
@@ -29,20 +30,29 @@ def callbacks_beside(callback: Any) -> list[Any]:
             owner = frame.f_locals.get("self")
             if isinstance(owner, keras.callbacks.CallbackList):
                 called = _called_member(owner.callbacks, frame.f_locals, callback)
-                return [] if called is None else list(_spread(owner.callbacks, callback, called))
+                return (None, None) if called is None else (owner, called)
             frame = frame.f_back
-        return []
+        return None, None
     finally:
         del frame  # frames keep everything in them alive
 
 
 def _called_member(members: Sequence[Any], names: Mapping[str, Any], callback: Any) -> Any:
-    """The member that the list is calling: `callback`, or whoever forwards hooks to it."""
     if any(member is callback for member in members):
         return callback
     # The variable of the list's loop over its members, whatever its name is.
     calls = (m for m in members for value in names.values() if value is m)
     return next(calls, None)
+
+
+def callbacks_beside(callback: Any) -> list[Any]:
+    """The callbacks of the running `fit`, in order, as seen from one of its hooks.
+
+    A member that holds other callbacks and forwards their hooks stands for those, in the order
+    in which it holds them.  Empty where there is no list.
+    """
+    running, called = calling_list(callback)
+    return [] if running is None else list(_spread(running.callbacks, callback, called))
 
 
 def _spread(members: Sequence[Any], callback: Any, called: Any) -> Iterator[Any]:
@@ -61,13 +71,11 @@ def _spread(members: Sequence[Any], callback: Any, called: Any) -> Iterator[Any]
 
 def _held(member: Any, known: set[int]) -> Iterator[Any]:
     """The callbacks that a callback has among its attributes, and those that these have."""
-    for value in vars(member).values():
-        values = value.values() if isinstance(value, dict) else value
-        for one in values if isinstance(values, (list, tuple, type({}.values()))) else [values]:
-            if isinstance(one, keras.callbacks.Callback) and id(one) not in known:
-                known.add(id(one))
-                yield one
-                yield from _held(one, known)
+    for one in held_by(member):
+        if isinstance(one, keras.callbacks.Callback) and id(one) not in known:
+            known.add(id(one))
+            yield one
+            yield from _held(one, known)
 
 
 def check_order(callback: Any, members: Sequence[Any], monitored: Iterable[str]) -> None:

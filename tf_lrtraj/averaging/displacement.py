@@ -15,9 +15,8 @@ and two snapshots away, and to go on so within a stretch.  For displacements
 .. math:: \mathbb E\Bigl\lVert\sum_k e_k\theta_k\Bigr\rVert^2
    = -\tfrac12\sum_{k,l}a_ke_k\,a_le_l\,|k-l|^s .
 
-Motion within a stretch is mostly smoother than that: momentum and the moving averages of Adam
-make neighbouring updates alike.  So the estimate tends to be high.  `MARGIN` covers how far it
-was found to be low (`tests/averaging/test_interpolation_errors.py`).
+Motion within a stretch is mostly smoother than that, so the estimate tends to be high.  `MARGIN`
+covers how far it was found to be low (`tests/averaging/test_interpolation_errors.py`).
 """
 
 from __future__ import annotations

@@ -16,12 +16,11 @@ _CONTEXTLIB = {
 
 
 class HeldSignals:
-    """Holds back what Python's signal handlers do, Ctrl-C's above all, while `holding`.
+    """Makes the calls of Python's signal handlers, Ctrl-C's above all, wait while `holding`.
 
-    A handler of Python may raise an exception between any two instructions of the main thread.
-    From `install` to `remove` the handlers are called through this object; while
-    `holding` is true, or while `contextlib` enters or leaves the given
-    generator, their calls wait until `remove`.
+    A handler may raise an exception between any two instructions of the main thread.  From
+    `install` to `remove` its calls wait until `remove` while `holding` is true, or while
+    `contextlib` enters or leaves the given generator.
 
     Only the main thread runs handlers of signals, so elsewhere this does nothing.
 

@@ -7,9 +7,11 @@ import os
 import pathlib
 import tempfile
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
-from tf_lrtraj.records import naming, open_file, scheme_of, sync, temporary_path
+from tf_lrtraj import values
+from tf_lrtraj.records import open_file, replacing, scheme_of, sync, temporary_path
 from tf_lrtraj.records.archives import check_archive
 
 
@@ -24,9 +26,9 @@ def check_model_path(path: str | os.PathLike[str], name: str = "path") -> str | 
     'ema.keras'
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"`{name}` must be a path that ends in '.keras'. Received: {path!r}")
+        raise values.error(name, "a path that ends in '.keras'", path)
     if not os.fspath(path).endswith(".keras"):
-        raise ValueError(f"`{name}` must end in '.keras'. Received: {os.fspath(path)!r}")
+        raise ValueError(f"`{name}` must end in '.keras'. Received: {name}={os.fspath(path)!r}")
     if scheme_of(path) is None:
         return pathlib.Path(path)
     _check_reachable(str(path), name)
@@ -91,15 +93,24 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
             tf.io.gfile.makedirs(os.path.dirname(target))
             tf.io.gfile.copy(local, target, overwrite=True)
         return
-    # Threads may save at a time; Keras wants the ending.
-    temporary = temporary_path(target.with_name(f"{target.stem}.{uuid.uuid4().hex}"), ".keras")
-    try:
-        with naming(target):
-            model.save(temporary)
-            sync(temporary)  # before the name stands for it
-            os.replace(temporary, target)
-            sync(target.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with _replacing(target, ".keras") as temporary:
+        model.save(temporary)
+
+
+def save_weights(model: Any, path: str | os.PathLike[str]) -> None:
+    """Saves a `.keras` or a local `.weights.h5` file, whole or not at all."""
+    target = pathlib.Path(path)
+    if target.suffix == ".keras":
+        save_model(model, target)
+        return
+    with _replacing(target, ".weights.h5") as temporary:
+        model.save_weights(temporary)
+
+
+@contextlib.contextmanager
+def _replacing(target: pathlib.Path, ending: str) -> Iterator[pathlib.Path]:
+    """`records.replacing` with the ending that Keras wants, and a name for each thread."""
+    temporary = temporary_path(target.with_name(uuid.uuid4().hex), ending)
+    with replacing(target, temporary):
+        yield temporary
+    sync(target.parent)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,7 +82,12 @@ def single_output(model: Any) -> None:
     outputs = getattr(model, "output", None) if _has_outputs(model) else None
     if isinstance(outputs, (list, tuple, dict)) and len(outputs) != 1:
         names = list(outputs) if isinstance(outputs, dict) else list(model.output_names)
-        raise ValueError(f"`model` must have one output. Received: a model with outputs {names}")
+        raise several_outputs(names)
+
+
+def several_outputs(names: Any) -> ValueError:
+    """The error for a model of several outputs."""
+    return ValueError(f"`model` must have one output. Received: a model with outputs {names}")
 
 
 def find_kind(model: Any, outputs: np.ndarray, logits: bool | None) -> OutputKind:
@@ -135,13 +140,24 @@ def find_kind(model: Any, outputs: np.ndarray, logits: bool | None) -> OutputKin
     return OutputKind(name, False)
 
 
-def score(
-    kind: OutputKind, predictions: np.ndarray, y: Any
-) -> tuple[str, float, float | None, int]:
-    """(name of the loss, loss, accuracy, number of examples).
+class Score(NamedTuple):
+    """How predictions do.
 
-    Cross-entropy, and the share of predictions that are right, which is None for regression;
-    the mean squared error there.
+    Attributes:
+        loss_name: "cross-entropy", or "mean squared error" for a regression.
+        loss: the mean over examples.
+        accuracy: share of predictions that are right; None for a regression.
+        examples: how many there are.
+    """
+
+    loss_name: str
+    loss: float
+    accuracy: float | None
+    examples: int
+
+
+def score(kind: OutputKind, predictions: np.ndarray, y: Any) -> Score:
+    """Returns loss and accuracy of predictions.
 
     Args:
         kind: of the predictions.
@@ -162,7 +178,7 @@ def score(
         name = _kept(predictions, y)
     if name == "classes":
         loss, right = _classes(predictions, y)
-        return "cross-entropy", loss, right, len(y)
+        return Score("cross-entropy", loss, right, len(y))
     if y.size != predictions.size or not np.can_cast(y.dtype, np.float64):
         raise ValueError(
             f"`y` must hold a number for each of the outputs, of shape {predictions.shape}. "
@@ -170,13 +186,13 @@ def score(
         )
     y = y.reshape(predictions.shape).astype(np.float64)
     if name == "values":
-        return "mean squared error", float(np.mean((predictions - y) ** 2)), None, len(y)
+        return Score("mean squared error", float(np.mean((predictions - y) ** 2)), None, len(y))
     if y.min(initial=0.0) < 0.0 or y.max(initial=0.0) > 1.0:
         raise ValueError(f"`y` must lie between 0 and 1. Received: {_range(y)}")
     logs = y * np.log(np.maximum(predictions, _TINY))
     logs += (1.0 - y) * np.log(np.maximum(1.0 - predictions, _TINY))
     right = np.mean((predictions > 0.5) == (y > 0.5))
-    return "cross-entropy", float(-np.mean(logs)), float(right), len(y)
+    return Score("cross-entropy", float(-np.mean(logs)), float(right), len(y))
 
 
 def _classes(predictions: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-
-from tf_lrtraj import backend
-from tf_lrtraj.averaging.model_files import save_model
+from tf_lrtraj import values
 from tf_lrtraj.backend import batch_norm as bn
-from tf_lrtraj.records import naming, sync, temporary_path
 
-__all__ = ["ModelWeights", "save_weights"]
-
-POLICIES = ("recompute", "average")
+# Arrays bring statistics of their own, so there are none of the raw weights to copy.
+POLICIES = tuple(policy for policy in bn.POLICIES if policy != "copy")
 
 
 class ModelWeights:
@@ -40,14 +32,10 @@ class ModelWeights:
     def __init__(
         self, model: Any, policy: str = "recompute", data: Any = None, batch_size: int = 128
     ) -> None:
-        if policy not in POLICIES:
-            raise ValueError(
-                f"`batch_norm` must be one of {list(POLICIES)}. Received: batch_norm={policy!r}"
-            )
+        self.policy = bn.check_policy(policy, allowed=POLICIES)
         if not getattr(model, "built", False):
-            raise ValueError(f"`model` must be a built Keras model. Received: {model!r}")
+            raise values.error("model", "a built Keras model", model)
         self.model = model
-        self.policy = policy
         self.statistics = bn.find_statistics(model)
         self._data = bn.check_data(data)
         self._batch_size = batch_size
@@ -60,10 +48,8 @@ class ModelWeights:
 
     def check_shapes(self, shapes: Sequence[tuple[int, ...]], policy: str | None = None) -> None:
         """Raises ValueError unless arrays of these shapes can be weights of the model."""
-        trainable = [tuple(v.shape) for v in self.model.trainable_variables]
-        whole = list(trainable)
-        for entry in self.statistics:
-            whole += [tuple(entry.layer.moving_mean.shape)] * 2
+        whole = [tuple(v.shape) for v in bn.weights_and_statistics(self.model)]
+        trainable = whole[: len(self.model.trainable_variables)]
         needed = trainable if (policy or self.policy) == "recompute" else whole
         shapes = [tuple(shape) for shape in shapes]
         if shapes not in (needed, whole):
@@ -85,34 +71,9 @@ class ModelWeights:
         """
         policy = policy or self.policy
         self.check_shapes([array.shape for array in arrays], policy)
-        variables = self.model.trainable_variables
-        trainable = [
-            keras.ops.cast(array, v.dtype)
-            for array, v in zip(arrays[: len(variables)], variables, strict=True)
-        ]
-        others = backend.values(self.model.non_trainable_variables)
-        if not self.statistics:
-            return trainable, others
-        if policy == "recompute":
-            new = self._recompute(trainable, others, self._data, batch_size=self._batch_size)
-            return trainable, new
-        given = arrays[len(variables) :]
-        pairs = list(zip(given[::2], given[1::2], strict=True))
-        return trainable, bn.replace(others, self.statistics, pairs)
-
-
-def save_weights(model: Any, path: str | os.PathLike[str]) -> None:
-    """Saves a `.keras` or `.weights.h5` file under a temporary name, then renames it."""
-    target = pathlib.Path(path)
-    if target.suffix == ".keras":
-        save_model(model, target)
-        return
-    temporary = temporary_path(target.with_name(uuid.uuid4().hex), ".weights.h5")
-    try:
-        with naming(target):
-            model.save_weights(temporary)
-            sync(temporary)  # before the name stands for it
-            os.replace(temporary, target)
-            sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if policy == "average" or not self.statistics:
+            return bn.split_weights(self.model, arrays)
+        count = len(self.model.trainable_variables)
+        trainable, others = bn.split_weights(self.model, arrays[:count])
+        new = self._recompute(trainable, others, self._data, batch_size=self._batch_size)
+        return trainable, new

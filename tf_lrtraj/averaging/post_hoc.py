@@ -34,9 +34,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from tf_lrtraj import values
 from tf_lrtraj.averaging.built_average import BuiltAverage
 from tf_lrtraj.averaging.displacement import CoordinateSample, interpolation_error
-from tf_lrtraj.averaging.snapshots import Snapshots
+from tf_lrtraj.averaging.snapshots import Snapshots, nearest
 from tf_lrtraj.kernels import SUM_TOLERANCE, Kernel
 from tf_lrtraj.theory import fold_onto_snapshots
 
@@ -146,13 +147,10 @@ def snapshot_weights(
     steps = _ascending(steps)
     last = int(steps[-1]) if last is None else last
     if last not in steps:
-        near = sorted(steps.tolist(), key=lambda step: abs(step - last))[:3]  # of any size
-        raise ValueError(
-            f"`last` must be the step of a snapshot; near it are {sorted(near)}. "
-            f"Received: last={last!r}"
+        raise values.error(
+            "last", f"the step of a snapshot; near it are {nearest(steps, last)}", last
         )
-    if per not in ("update", "snapshot"):
-        raise ValueError(f"`per` must be 'update' or 'snapshot'. Received: per={per!r}")
+    values.one_of(["update", "snapshot"]).check("per", per)
     held = steps[steps <= last]
     count = held.size if per == "snapshot" else last + 1
     wanted = _target(target, count, "snapshots" if per == "snapshot" else "iterates")
@@ -181,10 +179,11 @@ def _ascending(steps: Any) -> np.ndarray:
     except (TypeError, ValueError, OverflowError):
         sound = False
     if not sound or found[0] < 0 or np.any(np.diff(found) <= 0):
-        raise ValueError(
-            "`steps` must be the update counts of one snapshot or more: integers of at least 0, "
-            f"each larger than the one before. Received: steps={steps!r}"
+        allowed = (
+            "the update counts of one snapshot or more: integers of at least 0, each larger than "
+            "the one before"
         )
+        raise values.error("steps", allowed, steps)
     return found
 
 
@@ -316,8 +315,7 @@ def _split(snapshots: Snapshots, flat: np.ndarray) -> list[np.ndarray]:
 class _ReadAhead:
     """Brings files into the page cache, in another thread, a little ahead of whoever reads them.
 
-    The thread reads into one buffer and throws it away: system calls of megabytes, during
-    which Python's lock is free.  Handing arrays from thread to thread costs more than it gains.
+    Handing arrays from thread to thread would cost more than it gains.
     """
 
     def __init__(self, groups: Sequence[Sequence[pathlib.Path]]) -> None:

@@ -23,9 +23,17 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.averaging.borrowing import borrow
-from tf_lrtraj.averaging.model_outputs import OutputKind, find_kind, score, single_output
+from tf_lrtraj.averaging.model_outputs import (
+    OutputKind,
+    Score,
+    find_kind,
+    score,
+    several_outputs,
+    single_output,
+)
 from tf_lrtraj.averaging.model_weights import ModelWeights
 from tf_lrtraj.averaging.snapshots import Snapshots
+from tf_lrtraj.values import boolean, one_of
 
 # "running": each member's statistics as training left them.
 STATISTICS = ("recompute", "running")
@@ -116,13 +124,8 @@ class Ensemble:
         batch_norm_data: Any = None,
         batch_size: int = 128,
     ) -> None:
-        if statistics not in STATISTICS:
-            raise ValueError(
-                f"`statistics` must be one of {list(STATISTICS)}. "
-                f"Received: statistics={statistics!r}"
-            )
-        if logits not in (None, True, False):
-            raise ValueError(f"`logits` must be True, False or None. Received: logits={logits!r}")
+        one_of(STATISTICS).check("statistics", statistics)
+        boolean().or_none().check("logits", logits)
         single_output(model)
         if not len(members):
             raise ValueError("`members` must hold at least one set of weights. Received: none")
@@ -156,7 +159,7 @@ class Ensemble:
             outputs = self.model.predict(x, batch_size=self.batch_size, verbose=0)
         if isinstance(outputs, (list, tuple, dict)):
             names = list(outputs) if isinstance(outputs, dict) else len(outputs)
-            raise ValueError(f"`model` must have one output. Received: outputs {names}")
+            raise several_outputs(names)
         outputs = np.asarray(outputs)
         if self._kind is None:
             self._kind = find_kind(self.model, outputs, self.logits)
@@ -207,19 +210,19 @@ class Ensemble:
             members.append(self._score(predictions, y))
             total = total + predictions
         average = self._score(self._predictions(self.average_weights(), x, "recompute"), y)
-        name, loss, accuracy, examples = self._score(total / len(self), y)
-        accuracies = None if accuracy is None else np.array([m[2] for m in members])
+        ensemble = self._score(total / len(self), y)
+        accuracies = [member.accuracy for member in members]
         return EnsembleResult(
-            loss,
-            accuracy,
-            np.array([m[1] for m in members]),
-            accuracies,
-            average[1],
-            average[2],
-            examples,
-            name,
+            loss=ensemble.loss,
+            accuracy=ensemble.accuracy,
+            member_losses=np.array([member.loss for member in members]),
+            member_accuracies=None if ensemble.accuracy is None else np.array(accuracies),
+            average_loss=average.loss,
+            average_accuracy=average.accuracy,
+            examples=ensemble.examples,
+            loss_name=ensemble.loss_name,
         )
 
-    def _score(self, predictions: np.ndarray, y: Any) -> tuple[str, float, float | None, int]:
+    def _score(self, predictions: np.ndarray, y: Any) -> Score:
         assert self._kind is not None
         return score(self._kind, predictions, y)

@@ -9,31 +9,29 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.snapshots import (
+    ENCODINGS,
     SnapshotWriter,
     Timetable,
     VariableSpec,
-    check_encoding,
     snapshot_bytes,
 )
 from tf_lrtraj.backend import batch_norm as bn
-from tf_lrtraj.backend.weight_updates import UpdateCounter, check_trainable
+from tf_lrtraj.backend.weight_updates import StepCallback
 from tf_lrtraj.records import local_path
+from tf_lrtraj.values import one_of
 
 
 def recorded_variables(model: Any) -> list[tuple[Any, str]]:
     """(variable, role) of everything a snapshot of `model` holds, in its order."""
-    found = [(variable, "trainable") for variable in model.trainable_variables]
-    for entry in bn.find_statistics(model):
-        found += [
-            (entry.layer.moving_mean, "statistic"),
-            (entry.layer.moving_variance, "statistic"),
-        ]
-    return found
+    trainable = len(model.trainable_variables)
+    return [
+        (variable, "trainable" if i < trainable else "statistic")
+        for i, variable in enumerate(bn.weights_and_statistics(model))
+    ]
 
 
 class ModelSnapshots:
@@ -59,7 +57,8 @@ class ModelSnapshots:
         specs = [
             VariableSpec(v.path, tuple(v.shape), str(v.dtype), role) for v, role in self._recorded
         ]
-        self.bytes_each = snapshot_bytes(specs, check_encoding(encoding))
+        one_of(ENCODINGS).check("encoding", encoding)
+        self.bytes_each = snapshot_bytes(specs, encoding)
         self.most = most_snapshots(timetable, total_steps)
         self._check_space(pathlib.Path(folder))
         self.writer = SnapshotWriter(folder, specs, timetable, encoding)
@@ -100,7 +99,7 @@ def most_snapshots(timetable: Timetable, total_steps: int | None) -> int | None:
     return min(counts, default=None)
 
 
-class SnapshotRecorder(keras.callbacks.Callback):
+class SnapshotRecorder(StepCallback):
     """Writes iterates to disk on a cadence, for averages that are chosen afterwards.
 
     `tf_lrtraj.averaging.average_snapshots` builds averages of them.  Snapshots hold
@@ -144,43 +143,44 @@ class SnapshotRecorder(keras.callbacks.Callback):
         super().__init__()
         self.folder = local_path(folder, "folder")
         self.timetable = Timetable(every, start, limit, when_full)
-        self.encoding = check_encoding(encoding)
+        self.encoding = one_of(ENCODINGS).check("encoding", encoding)
         self._snapshots: ModelSnapshots | None = None
-        self._counter: UpdateCounter | None = None
         self._epoch = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        check_trainable(self.model, self)
+        super().on_train_begin(logs)
         self._snapshots = None
         self._epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
-        if self._counter is not None:
-            self._counter.start_epoch()
+        super().on_epoch_begin(epoch, logs)
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if self._snapshots is not None:
+    def at_step(self, step: int) -> None:
+        if self._snapshots is None:
+            self._snapshots = self._open(step)
+        if not self.timetable.due(step):
             return
-        # Only now: BackupAndRestore brings an earlier step back when training begins, and
-        # may stand later in the list of callbacks.
-        model = self.model
-        if self._counter is None or self._counter.model is not model:
-            self._counter = UpdateCounter(model, type(self).__name__)
+        if self._snapshots.is_finite():
+            self._snapshots.write(step)
         else:
-            self._counter.restart()
-        step = self._counter.step
+            warnings.warn(
+                f"The weights at step {step} are not finite: no snapshot of them is taken.",
+                stacklevel=4,
+            )
+
+    def _open(self, step: int) -> ModelSnapshots:
         total = self._total_steps(step)
-        self._snapshots = ModelSnapshots(model, self.folder, self.timetable, self.encoding, total)
-        later = [one for one in self._snapshots.writer.steps() if one > step]
-        if later and not self._counter.is_known:
+        snapshots = ModelSnapshots(self.model, self.folder, self.timetable, self.encoding, total)
+        later = [one for one in snapshots.writer.steps() if one > step]
+        if later and self.counter is not None and not self.counter.is_known:
             raise ValueError(
                 f"`folder` holds snapshots up to step {later[-1]}, and no optimizer counts the "
                 "steps of this model, so that they may be of this training or of another. Give "
                 f"another folder. Received: folder={str(self.folder)!r}"
             )
-        self._snapshots.writer.forget_after(step)
-        self._take(step)
+        snapshots.writer.forget_after(step)
+        return snapshots
 
     def _total_steps(self, step: int) -> int | None:
         """Optimizer steps at the end of training, at most; None where Keras does not know."""
@@ -189,22 +189,3 @@ class SnapshotRecorder(keras.callbacks.Callback):
             # "epochs" counts from the very first one; this fit may have begun at a later one.
             return step + params["steps"] * (params["epochs"] - self._epoch)
         return None
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        model = self.model  # on JAX this brings the variables up to date
-        assert self._counter is not None and self._counter.model is model
-        # Gradient accumulation and skipped steps leave the weights as they were.
-        if self._counter.moved():
-            self._take(self._counter.step)
-
-    def _take(self, step: int) -> None:
-        if not self.timetable.due(step):
-            return
-        assert self._snapshots is not None
-        if self._snapshots.is_finite():
-            self._snapshots.write(step)
-        else:
-            warnings.warn(
-                f"The weights at step {step} are not finite: no snapshot of them is taken.",
-                stacklevel=3,
-            )

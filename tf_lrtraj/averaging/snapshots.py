@@ -33,19 +33,18 @@ from tf_lrtraj.records import (
     Count,
     RecordError,
     local_path,
-    naming,
     open_file,
     read_json,
-    temporary_path,
+    replacing,
     write_json,
 )
 from tf_lrtraj.records.strict_json import parse
+from tf_lrtraj.values import integer, one_of
 
 FORMAT = 1
 INDEX = "index.json"
 ENCODINGS = ("exact", "int16", "int8")
 WHEN_FULL = ("thin", "drop_oldest")
-ROLES = ("trainable", "statistic")
 
 _MAGIC = b"LRTSNAP1"
 _NAME = re.compile(r"step_([0-9]{9,15})\.snap")
@@ -108,21 +107,14 @@ class Timetable:
     when_full: str = "thin"
 
     def __post_init__(self) -> None:
-        for name, minimum in (("every", 1), ("start", 0), ("limit", 2)):
-            value = getattr(self, name)
-            if name == "limit" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                optional = ", or None" if name == "limit" else ""
-                raise ValueError(
-                    f"`{name}` must be an integer of at least {minimum}{optional}. "
-                    f"Received: {name}={value!r}"
-                )
-        if self.when_full not in WHEN_FULL:
-            raise ValueError(
-                f"`when_full` must be one of {list(WHEN_FULL)}. "
-                f"Received: when_full={self.when_full!r}"
-            )
+        rules = {
+            "every": integer(1),
+            "start": integer(0),
+            "limit": integer(2).or_none(),
+            "when_full": one_of(WHEN_FULL),
+        }
+        for name, rule in rules.items():
+            object.__setattr__(self, name, rule.check(name, getattr(self, name)))
 
     def spacing(self, step: int) -> int:
         """Updates between the snapshots that stand when `step` updates have been made."""
@@ -205,15 +197,6 @@ def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def check_encoding(encoding: str) -> str:
-    """Returns `encoding` if it is known, or raises an error that lists the known ones."""
-    if encoding not in ENCODINGS:
-        raise ValueError(
-            f"`encoding` must be one of {list(ENCODINGS)}. Received: encoding={encoding!r}"
-        )
-    return encoding
-
-
 def snapshot_bytes(variables: Sequence[VariableSpec], encoding: str) -> int:
     """Bytes of the values of one snapshot on disk."""
     return sum(v.size * v.stored_dtype(encoding).itemsize for v in variables)
@@ -243,7 +226,7 @@ class SnapshotWriter:
         self.folder = local_path(folder, "folder")
         self.variables = list(variables)
         self.timetable = timetable
-        self.encoding = check_encoding(encoding)
+        self.encoding = one_of(ENCODINGS).check("encoding", encoding)
         odd = sorted({v.dtype for v in self.variables} - set(_DTYPES))
         if odd or not self.variables:
             raise ValueError(
@@ -294,20 +277,10 @@ class SnapshotWriter:
             checksum = zlib.crc32(data, checksum)
         header = json.dumps({"step": step, "crc32": checksum, "scales": scales}).encode()
         final = self.folder / f"step_{step:09d}.snap"
-        temporary = temporary_path(final)
-        try:
-            with naming(final):
-                with open(temporary, "wb") as file:
-                    file.write(_MAGIC + _LENGTH.pack(len(header)) + header)
-                    for data in encoded:
-                        file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, final)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with replacing(final) as temporary, open(temporary, "wb") as file:
+            file.write(_MAGIC + _LENGTH.pack(len(header)) + header)
+            for data in encoded:
+                file.write(data)
         self._prune(step)
 
     def _encode(self, spec: VariableSpec, value: np.ndarray) -> tuple[Any, float | None]:
@@ -348,6 +321,11 @@ def _without_names(index: Mapping[str, Any]) -> dict[str, Any]:
     """An index without the variables' names, which depend on what else a process has built."""
     bare = [{k: v for k, v in entry.items() if k != "name"} for entry in index["variables"]]
     return {**index, "variables": bare}
+
+
+def nearest(steps: Iterable[Any], step: int) -> list[int]:
+    """The three of some steps that are nearest to one, ascending."""
+    return sorted(sorted(map(int, steps), key=lambda other: abs(other - step))[:3])
 
 
 def _steps(folder: pathlib.Path) -> list[int]:
@@ -416,9 +394,9 @@ class Snapshots:
             RecordError: if there is no snapshot of that step; the nearest ones are named.
         """
         if step not in self.steps:
-            near = sorted(self.steps.tolist(), key=lambda other: abs(other - step))[:3]
+            near = nearest(self.steps, step)
             raise RecordError(
-                f"{self.folder} holds no snapshot of step {step}; the nearest are {sorted(near)}"
+                f"{self.folder} holds no snapshot of step {step}; the nearest are {near}"
             )
         return self.folder / f"step_{step:09d}.snap"
 

@@ -25,6 +25,7 @@ from tf_lrtraj.averaging.buffers import (
     precision_of,
 )
 from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel
+from tf_lrtraj.values import one_of
 
 # Variables are updated in groups of about this many numbers, one average after the other,
 # so that a group is read from memory once for all averages, and cast once without a copy
@@ -65,10 +66,7 @@ class AverageState:
         kernels: Mapping[str, Kernel],
         precision: str = "auto",
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f"`precision` must be one of {list(PRECISIONS)}. Received: precision={precision!r}"
-            )
+        one_of(PRECISIONS).check("precision", precision)
         self._variables = list(variables)
         self.kernels = dict(kernels)
         self._precision = precision

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.averaging.built_average import BuiltAverage
 from tf_lrtraj.averaging.weight_files import read_npz, read_weights
 from tf_lrtraj.kernels import Kernel
@@ -100,7 +101,7 @@ def combine_stored(
     """
     for index, average in enumerate(stored):
         if not isinstance(average, StoredAverage):
-            raise ValueError(f"`stored[{index}]` must be a StoredAverage. Received: {average!r}")
+            raise values.error(f"stored[{index}]", "a StoredAverage", average)
     combination = combine_averages([(s.kernel, s.step) for s in stored], target, num_steps)
     total: list[np.ndarray] = []
     dtypes: list[Any] = []
@@ -129,8 +130,8 @@ def _arrays(source: Any, model: Any) -> list[np.ndarray]:
         if not os.fspath(source).endswith(".npz"):
             raise ValueError(f"`model` must be given to read {os.fspath(source)!r}")
         return list(read_npz(source).values())
-    from tf_lrtraj.averaging.recorder import recorded_variables
+    from tf_lrtraj.backend.batch_norm import weights_and_statistics
 
     positions = {id(variable): index for index, variable in enumerate(model.weights)}
     weights = read_weights(source, model)
-    return [weights[positions[id(variable)]] for variable, _ in recorded_variables(model)]
+    return [weights[positions[id(variable)]] for variable in weights_and_statistics(model)]

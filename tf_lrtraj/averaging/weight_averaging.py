@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -16,10 +17,13 @@ import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.averaging import average_settings
-from tf_lrtraj.averaging.backup import Backup, checksum, to_npz
-from tf_lrtraj.averaging.borrowing import holder_of
+from tf_lrtraj.averaging.backup import Backup, read_state, restore_streams
+from tf_lrtraj.averaging.borrowing import holder_of, refuse_lent
 from tf_lrtraj.averaging.companions import callbacks_beside, check_order
-from tf_lrtraj.averaging.model_averages import ModelAverages, split
+from tf_lrtraj.averaging.lending import Lending, split
+from tf_lrtraj.averaging.model_averages import ModelAverages, chosen, wide
+from tf_lrtraj.averaging.model_files import check_model_path, save_model
+from tf_lrtraj.averaging.state import AverageState
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.backend.weight_updates import (
     Standing,
@@ -31,11 +35,12 @@ from tf_lrtraj.backend.weight_updates import (
 )
 from tf_lrtraj.durations import resolve_durations
 from tf_lrtraj.kernels import Kernel
-from tf_lrtraj.records import RAW, local_path, write_atomically
-from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.records import RAW, local_path
+from tf_lrtraj.records.archives import save_arrays
+from tf_lrtraj.values import integer, one_of
 
 
-class WeightAveraging(keras.callbacks.Callback, ModelAverages):
+class WeightAveraging(keras.callbacks.Callback):
     """Keeps any number of weight averages beside a model that is being trained.
 
     The model trains on its raw weights and ends with them; the averages live in
@@ -70,14 +75,13 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         batch_norm_data: for `"recompute"`: what `fit` takes as its data, with or without targets.
         batch_norm_batches: use at most this many batches; None for all.
         batch_size: batch size when `batch_norm_data` or `validation_data` are arrays.
-        batch_norm_call: a function of the model and a batch of `batch_norm_data` that runs it
-            through the model in training mode, for models that train in a way that cannot be
-            found out (a GAN, whose `call` is not what `train_step` calls).
-        validation_data: what `fit` takes as `validation_data`.  Every
-            average is evaluated on it at the end of an epoch, and the results join
-            the epoch's `logs` as `val_<name>_<metric>`, where callbacks that come
-            later in the list (EarlyStopping, TensorBoard, …) and `History` find them.
-            Where batch-norm statistics are recomputed, so is `val_raw_<metric>`, the raw
+        batch_norm_call: a function (model, batch) that runs a batch of `batch_norm_data` through
+            the model in training mode, for models that train in a way that cannot be found out
+            (a GAN, whose `call` is not what `train_step` calls).
+        validation_data: what `fit` takes as `validation_data`.  Every average is evaluated on it
+            at the end of an epoch.  The results join the epoch's `logs` as
+            `val_<name>_<metric>`, for `History` and the callbacks that come later in the list.
+            With recomputed batch-norm statistics `val_raw_<metric>` joins them, of the raw
             weights with recomputed statistics.
         validation_steps: evaluate on at most this many batches; None for all.
         validation_freq: do so every so many epochs.
@@ -87,15 +91,13 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         mode: `"min"` or `"max"`: what improvement means; may be left out for `"loss"`.
         variables: which trainable variables are averaged, a function of a variable; None for
             all.  The others stay raw wherever an average is lent.
-        on_non_finite: what to do where weights are not finite after a step.  Such an iterate is
-            left out of every average, with a warning; `"stop"` also ends the training, as
-            `keras.callbacks.TerminateOnNaN` does, and `"skip"` goes on.  `"ignore"` does not look,
-            which saves one reading of the weights at every update.
+        on_non_finite: what to do where weights are not finite after a step.  `"skip"` leaves such
+            an iterate out of every average, with a warning; `"stop"` also ends the training;
+            `"ignore"` does not look, which saves one reading of the weights at every update.
 
-    In a `fit` with `keras.callbacks.BackupAndRestore` the averages are saved and
-    restored in step with the model, and so are the model's random streams (dropout's),
-    which Keras leaves out.  WeightAveraging must come before it in `callbacks`, and
-    before callbacks that monitor an average; another order is refused.
+    In a `fit` with `keras.callbacks.BackupAndRestore` the averages, and the model's random
+    streams (dropout's), are saved and restored in step with the model.  WeightAveraging must come
+    before it in `callbacks`, and before callbacks that monitor an average.
 
     Copies and pickles hold the averages; a copied callback goes on with them once it has a model.
     Data sets are shared by copies.
@@ -123,41 +125,22 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         variables: Callable[[Any], bool] | None = None,
         on_non_finite: str = "skip",
     ) -> None:
-        keras.callbacks.Callback.__init__(self)
-        ModelAverages.__init__(self)
-        average_settings.check_names(averages)
-        # Durations wait for the `fit` that says how long an epoch is.
-        self._unresolved: dict[str, Any] = {
-            name: kernel
-            for name, kernel in averages.items()
-            if average_settings.has_durations(kernel)
-        }
-        self.averages = average_settings.check_averages(averages, but=self._unresolved)
-        if isinstance(batch_norm, str):
-            batch_norm = {name: batch_norm for name in averages}
-        if not isinstance(batch_norm, Mapping) or set(batch_norm) != set(averages):
-            raise ValueError(
-                f"`batch_norm` must name a policy for each of {sorted(averages)}. "
-                f"Received: {batch_norm!r}"
-            )
-        self.batch_norm = {
-            name: bn.check_policy(p, f"batch_norm[{name!r}]") for name, p in batch_norm.items()
-        }
-        self.batch_norm_batches = average_settings.check_count(
-            batch_norm_batches, "batch_norm_batches", optional=True
+        super().__init__()
+        self.averages, self._unresolved = average_settings.read_averages(averages)
+        self.batch_norm = average_settings.check_policies(batch_norm, averages)
+        self.batch_norm_batches = (
+            integer(1).or_none().check("batch_norm_batches", batch_norm_batches)
         )
-        self.batch_size = average_settings.check_count(batch_size, "batch_size")
-        self.validation_freq = average_settings.check_count(validation_freq, "validation_freq")
-        self.validation_steps = average_settings.check_count(
-            validation_steps, "validation_steps", optional=True
-        )
+        self.batch_size = integer(1).check("batch_size", batch_size)
+        self.validation_freq = integer(1).check("validation_freq", validation_freq)
+        self.validation_steps = integer(1).or_none().check("validation_steps", validation_steps)
         self.batch_norm_data, self.validation_data = batch_norm_data, validation_data
         # Whether data end is asked when training begins: their limits may still be set.
         self._check_data(self.batch_norm_batches or 1, self.validation_steps or 1)
         self.batch_norm_call = average_settings.check_function(batch_norm_call, "batch_norm_call")
         self.variables = average_settings.check_function(variables, "variables")
-        self.on_non_finite = average_settings.check_choice(
-            on_non_finite, average_settings.NON_FINITE, "on_non_finite"
+        self.on_non_finite = one_of(average_settings.NON_FINITE).check(
+            "on_non_finite", on_non_finite
         )
         self.save_best = average_settings.check_save_best(
             {} if save_best is None else save_best, averages, validation_data
@@ -165,6 +148,13 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         self.monitor = monitor
         self.mode = average_settings.check_monitor(monitor, mode)
         self.best: dict[str, float] = {}
+        self.skipped = 0
+        self._forget_training()
+
+    def _forget_training(self) -> None:
+        """Sets what belongs to a model and its training, and is no part of a copy."""
+        self._running: ModelAverages | None = None
+        self._training_thread: threading.Thread | None = None
         self._backup: Backup | None = None
         self._begun = False
         self._counter: UpdateCounter | None = None
@@ -172,6 +162,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         self._at_set_model: Standing | None = None
         self._left: Standing | None = None
         self._loaded_iterations: int | None = None
+        # State of the callback that this one is a copy of, until it has a model.
         self._carried: dict[str, Any] | None = None
 
     def _check_data(self, batches: int | None, steps: int | None) -> None:
@@ -180,7 +171,17 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         bn.check_data(self.batch_norm_data, batches=batches)
         bn.check_data(self.validation_data, "validation_data", steps, limit="validation_steps")
 
-    # Where the trajectory begins --------------------------------------------------------------
+    @property
+    def state(self) -> AverageState | None:
+        """The buffers; None until the averages have begun."""
+        return None if self._running is None else self._running.state
+
+    @property
+    def num_updates(self) -> int:
+        """Updates made so far."""
+        return 0 if self._running is None else self._running.num_updates
+
+    # Beginning --------------------------------------------------------------------------------
 
     def set_model(self, model: Any) -> None:
         """Gives the model whose weights are averaged; `θ_0` is what it holds now.
@@ -196,28 +197,56 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         super().set_model(model)
         if training or not is_built(model):  # `evaluate` gives the model too
             return
-        self._counter = UpdateCounter(model, type(self).__name__)
-        self._at_set_model = self._counter.standing()
+        self._follow(model)
         if not self.num_updates and not self._unresolved and holder_of(model) is None:
             self.start()
 
+    def _follow(self, model: Any) -> None:
+        self._counter = UpdateCounter(model, type(self).__name__)
+        self._at_set_model = self._counter.standing()
+
     def start(self) -> None:
+        """Begins the averages at the model's current weights, `θ_0`; the count of updates is 0.
+
+        `set_model` does so by itself for a model that has its weights by then.
+
+        Raises:
+            RuntimeError: without a model, or while it holds borrowed weights.
+            ValueError: if the model has no weights yet, or averages do not fit into memory.
+        """
         self._refuse_durations()
-        super().start()
+        self._require_model()
+        refuse_lent(self.model, "its own weights cannot be averaged")
+        self.skipped = 0
+        if self._running is None or not self._running.restart(self.model):
+            self._running = ModelAverages(self.model, self)
         self._left = None if self._counter is None else self._counter.standing()
         self._loaded_iterations = None
         if self._carried is not None:
             carried, self._carried = self._carried, None
-            self._load_arrays(carried, "the copied callback")
-
-    start.__doc__ = ModelAverages.start.__doc__
+            self._load(carried, "the copied callback")
 
     def reset(self) -> None:
-        super().reset()
-        self._carried = self._left = self._loaded_iterations = None
+        """Forgets every average, and the model: the next training begins anew."""
+        self._running = self._carried = self._left = self._loaded_iterations = None
+        self.skipped = 0
         self.best = {}
 
-    reset.__doc__ = ModelAverages.reset.__doc__
+    # What must be there, and what must not ----------------------------------------------------
+
+    def _require_model(self) -> Any:
+        if self.model is None:
+            raise RuntimeError(
+                "WeightAveraging has no model yet: pass it to `fit` in `callbacks=[…]`, or "
+                "call `set_model(model)` first."
+            )
+        return self.model
+
+    def _require_averages(self) -> ModelAverages:
+        if self._running is None:
+            self.start()
+        assert self._running is not None
+        return self._running
 
     def _refuse_durations(self) -> None:
         if self._unresolved:
@@ -226,17 +255,171 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
                 "none has begun. Give numbers of updates for a loop of your own."
             )
 
+    def _refuse_other_threads(self, what: str) -> None:
+        """A model must not change hands while another thread trains it."""
+        thread = self._training_thread
+        if thread is None or thread is threading.current_thread() or not thread.is_alive():
+            return
+        raise RuntimeError(
+            f"{what} cannot be borrowed in thread "
+            f"{threading.current_thread().name!r}: thread {thread.name!r} is training the model. "
+            "Borrow in a callback of that training, or after it. (After a `fit` that ended in an "
+            "exception call `on_train_end()` first.)"
+        )
+
+    # Updating ---------------------------------------------------------------------------------
+
+    def update(self, weights: Any = None) -> bool:
+        """Makes one update of every average.
+
+        `fit` calls it after every optimizer step; a custom loop calls it itself, after
+        `set_model`, once per step and outside of compiled functions.
+
+        Args:
+            weights: for a loop that keeps the weights outside of the model's variables (Keras'
+                loops on JAX): arrays in the order of `model.trainable_variables`; where running
+                statistics are averaged, a pair of these and the arrays of
+                `model.non_trainable_variables`.  None for what the model holds.
+
+        Returns:
+            whether the weights were averaged: those that are not finite are left out, with
+            a warning, and are no update.
+
+        Raises:
+            RuntimeError: without a model, in a compiled function, while the model holds borrowed
+                weights, or on JAX if nothing has been assigned to the model's variables since
+                the last update.
+            ValueError: if `weights` do not fit the model.
+        """
+        self._refuse_durations()
+        model = self._require_model()
+        if backend.is_tracing():
+            raise RuntimeError(
+                "`update()` must be called outside of tf.function and jax.jit: compiled, it would "
+                "run once only. Call it after the compiled step."
+            )
+        refuse_lent(self.model, "its own weights cannot be averaged")
+        running = self._running
+        if running is None:
+            raise RuntimeError(
+                "The averages have not begun: the model had no weights when `set_model` was "
+                "called, or `reset` was. Call `start()` once it has them, before the first step."
+            )
+        running.check_model(model)
+        given = None if weights is None else running.given(model, weights)
+        if given is None and not running.note_versions():
+            raise RuntimeError(
+                "Nothing has been assigned to the model's variables since the last update. A loop "
+                "that keeps the weights elsewhere gives them: "
+                "`update(weights=trainable_variables)`."
+            )
+        averaged = self._update(running, given)
+        if self._counter is not None and weights is None:
+            self._left = None
+        return averaged
+
+    def _update(self, running: ModelAverages, given: list[Any] | None = None) -> bool:
+        arrays = backend.values(running.variables) if given is None else given
+        if self.on_non_finite != "ignore" and not backend.all_finite(arrays):
+            self.skipped += 1
+            if self.skipped == 1:
+                warnings.warn(
+                    f"The weights after update {running.num_updates} are not finite: such "
+                    "iterates are left out of the averages and counted in `skipped`.",
+                    stacklevel=4,
+                )
+            return False
+        running.update(given)
+        return True
+
+    # Reading and lending ----------------------------------------------------------------------
+
+    def get_average(self, name: str) -> list[np.ndarray]:
+        """The average `name` as arrays in the order of `model.trainable_variables`.
+
+        Where `variables` chooses some of them, those.  A weight that has become trainable
+        since the last training is as it is.
+
+        Raises:
+            KeyError: for an unknown name.
+        """
+        self._require_model()
+        if not self.num_updates:
+            refuse_lent(self.model, "its own weights cannot be averaged")
+        average = {id(v): a for v, a in self._require_averages().average(name, self.model)}
+        own = chosen(self.model, self)
+        return backend.to_numpy([average.get(id(v), wide(v)) for v in own])
+
+    def borrowed(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        """Puts an average into the model inside a `with` block, raw weights after it, to the bit.
+
+        Returns:
+            a context manager that yields the model.
+
+        Raises:
+            RuntimeError: if other weights are in the model already, here or in another thread
+                (the message says whose), or another thread is training it; also if the model
+                is trained inside the block.
+            KeyError: for an unknown name.
+        """
+        model = self._require_model()
+        if holder_of(model) is None:
+            self._require_averages()
+        self._refuse_other_threads(f"The average {name!r}")
+        return self._lending().borrowed(name)
+
+    def _lending(self) -> Lending:
+        return Lending(self.model, self._require_averages, self)
+
+    def evaluate(self, data: Any, **kwargs: Any) -> dict[str, dict[str, float]]:
+        """Evaluates the raw weights and every average with the model's compiled metrics.
+
+        Where batch-norm statistics are recomputed for averages, they are for `"raw"` too: running
+        statistics lag behind the weights, and would make averages look better than they are.
+        `"raw_running"` is then the raw weights with their running statistics.
+
+        Args:
+            data: what `model.evaluate` takes; `(x, y)` or `(x, y, sample_weight)`, a tuple or a
+                list, is split.
+            **kwargs: passed on to `model.evaluate`.
+
+        Returns:
+            {"raw": {metric: value}, name: {metric: value}, …}
+        """
+        self._require_model()
+        refuse_lent(self.model, "its own weights cannot be evaluated")
+        self._require_averages()
+        self._refuse_other_threads("The raw weights")
+        lending = self._lending()
+        raw = [RAW, average_settings.RAW_RUNNING] if lending.recomputes_raw else [RAW]
+        return lending.evaluate([*raw, *self.averages], data, kwargs)
+
+    def save(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Writes a `.keras` model that holds the average `name`.
+
+        The file appears whole or not at all.
+
+        Args:
+            name: of the average.
+            path: a local path, or one that TensorFlow's file systems know (`gs://…`).
+
+        Raises:
+            ValueError: if `path` does not end in `.keras`, or cannot be reached.
+        """
+        target = check_model_path(path)
+        with self.borrowed(name) as model:
+            save_model(model, target)
+
     # Training ---------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         check_trainable(model, self)
         if self._counter is None:  # built after `set_model`, by Keras
-            self._counter = UpdateCounter(model, type(self).__name__)
-            self._at_set_model = self._counter.standing()
+            self._follow(model)
         self._resolve()
-        if self.num_updates:
-            self._check_model()
+        if self._running is not None and self.num_updates:
+            self._running.check_model(model)
         self._check_data(self.batch_norm_batches, self.validation_steps)
         bn.check_model(model, self.batch_norm.values())
         beside = callbacks_beside(self)
@@ -295,13 +478,12 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         moved = stepped or not now.same_weights(before)
         if not (moved and self._restore(model, stepped)):
             self._go_on(now)
-        if self._recomputes_raw() and not backend.is_distributed(self.batch_norm_data):
-            self._recomputed("The training", [], batches=1)  # what is wrong shows now
+        self._lending().check_recomputation()
         counter.restart()
         self._left = counter.standing()
         self._warn_of_averages_that_never_begin()
         if (self.params or {}).get("verbose"):
-            print(f"WeightAveraging: {self._require_state().describe_memory()}")
+            print(f"WeightAveraging: {self._require_averages().state.describe_memory()}")
 
     def _go_on(self, now: Standing) -> None:
         """Begins at the weights of now, or goes on from those of the last update."""
@@ -331,7 +513,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
                     "train with WeightAveraging all along."
                 )
         self._loaded_iterations = None
-        self._join_new_weights()
+        self._require_averages().join_new_weights(self.model)
 
     def _warn_of_iterations(self, before: int, now: int) -> None:
         if now > before:
@@ -361,11 +543,11 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
         # Weights do not move on the micro-steps of gradient accumulation, nor when
         # loss scaling skips a step.
         if self._counter.moved():
-            self._refuse_borrowed("be averaged")
-            if not self._make_update() and self.on_non_finite == "stop":
+            refuse_lent(self.model, "its own weights cannot be averaged")
+            if not self._update(self._require_averages()) and self.on_non_finite == "stop":
                 model.stop_training = True
         if self._backup is not None and self._backup.due_after_batch():
-            self._save_backup(self._backup)
+            self._write_backup(self._backup)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._training_thread = None
@@ -378,31 +560,22 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
                 stacklevel=3,
             )
 
-    def update(self, weights: Any = None) -> bool:
-        self._refuse_durations()
-        averaged = super().update(weights)
-        if self._counter is not None and weights is None:
-            self._left = None
-        return averaged
-
-    update.__doc__ = ModelAverages.update.__doc__
-
     # At the end of an epoch -------------------------------------------------------------------
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if self.validation_data is not None and (epoch + 1) % self.validation_freq == 0:
             self._validate({} if logs is None else logs)
         if self._backup is not None and self._backup.due_after_epoch():
-            self._save_backup(self._backup)
+            self._write_backup(self._backup)
 
     def _validate(self, logs: dict[str, Any]) -> None:
         """Puts metrics of every average into `logs`, and saves those that are the best so far."""
-        x, y, sample_weight = split(self.validation_data)
+        data, lending = split(self.validation_data), self._lending()
         options = {"steps": self.validation_steps}
-        if y is not None:
+        if data[1] is not None:  # arrays
             options["batch_size"] = self.batch_size
-        names = [*([RAW] if self._recomputes_raw() else []), *self.averages]
-        for name, metrics in self._evaluate(names, (x, y, sample_weight), options).items():
+        names = [*([RAW] if lending.recomputes_raw else []), *self.averages]
+        for name, metrics in lending.evaluate(names, data, options).items():
             for metric, value in metrics.items():
                 key = f"val_{name}_{metric}"
                 if key in logs:
@@ -427,27 +600,12 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
             self.best[name] = value
             self.save(name, self.save_best[name])
 
-    # Saving the state -------------------------------------------------------------------------
+    # Saving and copying the state -------------------------------------------------------------
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Writes every buffer and the update count to an `.npz` file, whole or not at all."""
         local_path(path, "path")
-        write_atomically(path, to_npz(self._state_arrays()))
-
-    def _state_arrays(self) -> dict[str, Any]:
-        """Everything that `_load_arrays` needs to go on."""
-        state = self._require_state()
-        buffers = backend.to_numpy(backend.values(state.variables))
-        return {
-            "averages": np.array(self._describe_averages()),
-            "num_updates": np.int64(self.num_updates),
-            "iterations": np.int64(steps_made(self.model)),
-            **{f"buffer_{i}": buffer for i, buffer in enumerate(buffers)},
-        }
-
-    def _describe_averages(self) -> str:
-        averages = {name: kernel.get_config() for name, kernel in self.averages.items()}
-        return json.dumps({"averages": averages, "batch_norm": self.batch_norm})
+        save_arrays(path, self._arrays(), compress=False)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Reads what `save_state` wrote; the next updates go on from there, to the bit.
@@ -457,59 +615,20 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
                 is damaged.
             OSError: if it cannot be read.
         """
-        local_path(path, "path")
-        try:
-            stored = load_arrays(path, largest=None)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} is no saved state: {error}") from None
+        stored = read_state(path)
         self._require_model()
-        self._load_arrays(stored, path)
+        self._load(stored, os.fspath(path))
 
-    def _load_arrays(self, stored: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-        state = self._require_state()
-        self._check_model()
-        described = str(stored.get("averages", "nothing known"))
-        if described != self._describe_averages():
-            raise ValueError(
-                f"`path` must hold the state of the averages {self._describe_averages()}. "
-                f"Received: {str(path)!r} with {described}"
-            )
-        names = [f"buffer_{i}" for i in range(len(state.variables))]
-        held = {name: stored[name] for name in names if name in stored}
-        shapes = [tuple(held[name].shape) if name in held else None for name in names]
-        counts = [stored.get(name, -1) for name in ("num_updates", "iterations")]
-        sound = all(array.dtype.kind in "fc" for array in held.values()) and all(
-            not count.shape and count.dtype.kind in "iu" and count >= 0
-            for count in map(np.asarray, counts)
-        )
-        if not sound:
-            raise ValueError(f"{os.fspath(path)} is no saved state: its content is damaged")
-        if shapes != [tuple(v.shape) for v in state.variables]:
-            raise ValueError(
-                "`path` must hold averages of this model. "
-                f"Received: {str(path)!r} with buffers of shapes {shapes}"
-            )
-        backend.assign(state.variables, [stored[name] for name in names])
-        self.num_updates, self._loaded_iterations = (int(count) for count in counts)
+    def _arrays(self) -> dict[str, Any]:
+        return self._require_averages().arrays(self.model)
 
-    # In step with BackupAndRestore ------------------------------------------------------------
+    def _load(self, stored: Mapping[str, Any], path: str) -> None:
+        running = self._require_averages()
+        running.check_model(self.model)
+        self._loaded_iterations = running.load(stored, path)
 
-    def _random_streams(self) -> list[Any]:
-        """The model's variables that Keras does not save with its weights: seeds of dropout."""
-        saved = {id(variable) for variable in self.model.weights}
-        return [v for v in self.model.non_trainable_variables if id(v) not in saved]
-
-    def _save_backup(self, backup: Backup) -> None:
-        streams = backend.to_numpy(backend.values(self._random_streams()))
-        backup.write(
-            self.num_updates,
-            {
-                **self._state_arrays(),
-                **{f"stream_{i}": stream for i, stream in enumerate(streams)},
-                "best": np.array(json.dumps(self.best)),
-                "checksum": np.uint32(checksum(self.model.weights)),
-            },
-        )
+    def _write_backup(self, backup: Backup) -> None:
+        backup.write(self.model, self.num_updates, self._arrays(), self.best)
 
     def _restore(self, model: Any, counts_changed: bool) -> bool:
         """Loads the state that goes with the weights another callback has just put in.
@@ -518,7 +637,7 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
             whether there was one; not, where weights were loaded that no training had made.
         """
         backup = self._backup
-        stored = None if backup is None else backup.read(checksum(model.weights))
+        stored = None if backup is None else backup.read(model)
         if stored is None and not counts_changed and not (backup and backup.files()):
             return False
         if backup is None or stored is None:
@@ -530,46 +649,30 @@ class WeightAveraging(keras.callbacks.Callback, ModelAverages):
                 "load the weights before `fit`."
             )
         if self.num_updates:
-            self._join_new_weights()
-        self._load_arrays(stored, backup.folder)
+            self._require_averages().join_new_weights(model)
+        self._load(stored, str(backup.folder))
         self._loaded_iterations = None
-        streams = self._random_streams()
-        backend.assign(streams, [stored[f"stream_{i}"] for i in range(len(streams))])
+        restore_streams(model, stored)
         self.best = json.loads(str(stored["best"]))
         return True
 
-    # Copies -----------------------------------------------------------------------------------
-
+    # Of a model or its training, and set anew by `_forget_training`.
     _NOT_COPIED = (
-        "_model",
-        "model",
-        "state",
-        "_averaged",
-        "_update",
-        "_update_from",
-        "_recompute",
-        "_seen_versions",
-        "_training_thread",
-        "_counter",
-        "_at_set_model",
-        "_left",
-        "_backup",
+        *("_model", "model", "_running", "_training_thread"),
+        *("_counter", "_at_set_model", "_left", "_backup", "_begun", "_loaded_iterations"),
     )
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {k: v for k, v in vars(self).items() if k not in self._NOT_COPIED}
-        if self.state is not None and self.num_updates:
-            kept["_carried"] = self._state_arrays()
+        if self.num_updates:
+            kept["_carried"] = self._arrays()
         return kept
 
     def __setstate__(self, kept: Mapping[str, Any]) -> None:
-        keras.callbacks.Callback.__init__(self)
-        ModelAverages.__init__(self)
+        super().__init__()
+        self._forget_training()
         for name, value in kept.items():
             setattr(self, name, value)
-        self._backup = self._counter = self._at_set_model = self._left = None
-        self._begun = False
-        self.num_updates = 0  # until the model is there
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightAveraging:
         new = type(self).__new__(type(self))

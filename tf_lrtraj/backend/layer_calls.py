@@ -1,6 +1,6 @@
-"""Listening to, or changing, what single layers of a model do inside a `with` block.
+"""The layers of a model: listing them, and intercepting their calls inside a `with` block.
 
-A compiled function keeps what was in force when it was traced.
+A compiled function keeps the handlers that were in force when it was traced.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from typing import Any
 
 # (the layer, its own `call`, the arguments it was given by name) → what the call returns.
 Handler = Callable[[Any, Callable[..., Any], inspect.BoundArguments], Any]
+
+
+def layers_of(model: Any, *, itself: bool = False) -> list[Any]:
+    """Every layer inside a model, nested ones included; with `itself` the model as well."""
+    return list(model._flatten_layers(include_self=itself, recursive=True))
 
 
 class _Handlers(threading.local):

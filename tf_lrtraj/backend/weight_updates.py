@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
 
 from tf_lrtraj import backend
+from tf_lrtraj.backend.layer_calls import layers_of
 
 
 def check_model(model: Any, name: str) -> None:
@@ -69,27 +69,20 @@ def optimizers_of(model: Any) -> list[Any]:
     They are the compiled one, and those that the model or one of its layers holds as an
     attribute, alone or in a list, a tuple or a dict.
     """
-    found: dict[int, Any] = {}
-
-    def take(value: Any) -> None:
-        if isinstance(value, keras.optimizers.Optimizer):
-            found.setdefault(id(value), value)
-
-    take(getattr(model, "optimizer", None))
-    for layer in [model, *model._flatten_layers(include_self=False, recursive=True)]:
-        for value in vars(layer).values():
-            for leaf in _leaves(value):
-                take(leaf)
+    held = [getattr(model, "optimizer", None)]
+    for layer in (model, *layers_of(model)):
+        held += held_by(layer)
+    found = {id(one): one for one in held if isinstance(one, keras.optimizers.Optimizer)}
     return list(found.values())
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, (list, tuple)):
-        yield from value
-    else:
-        yield value
+def held_by(owner: Any) -> list[Any]:
+    """What an object holds as attributes, alone or in a list, a tuple or a dict."""
+    found: list[Any] = []
+    for value in vars(owner).values():
+        value = list(value.values()) if isinstance(value, dict) else value
+        found += value if isinstance(value, (list, tuple)) else [value]
+    return found
 
 
 class Standing(NamedTuple):
@@ -122,10 +115,9 @@ class Standing(NamedTuple):
 class UpdateCounter:
     """Tells in which batches of a training the weights moved.
 
-    The steps that the optimizers reachable from the model count decide, so that micro-steps of
-    gradient accumulation and steps that loss scaling skips are no updates.  Where no optimizer
-    counts (a training step with an optimizer that Keras does not know), a batch after
-    which a weight differs is one update, and a warning says so once.
+    The steps counted by the optimizers that can be reached from the model decide, so micro-steps
+    of gradient accumulation and steps that loss scaling skips are no updates.  Where no optimizer
+    counts, a batch after which a weight differs is one update, and a warning says so once.
 
     Args:
         model: a built Keras model.
@@ -216,6 +208,47 @@ class UpdateCounter:
         number of batches that moved the weights, from the largest count at the start on.
         """
         return steps_made(self.model) or self._first_step + self._moves
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Calls `at_step` before the first step of a `fit` and after every one that moves weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter: UpdateCounter | None = None
+        self._begun = False
+
+    def at_step(self, step: int) -> None:
+        """Receives the number of optimizer steps made."""
+        raise NotImplementedError
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        check_trainable(self.model, self)
+        self._begun = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.counter is not None:
+            self.counter.start_epoch()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        # Only now: BackupAndRestore brings an earlier step back when training begins, and
+        # may stand later in the list of callbacks.
+        model = self.model
+        if self.counter is None or self.counter.model is not model:
+            self.counter = UpdateCounter(model, type(self).__name__)
+        else:
+            self.counter.restart()
+        self.at_step(self.counter.step)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        model = self.model  # on JAX this brings the variables up to date
+        assert self.counter is not None and self.counter.model is model
+        # Gradient accumulation and skipped steps leave the weights as they were.
+        if self.counter.moved():
+            self.at_step(self.counter.step)
 
 
 def _has_own_train_step(model: Any) -> bool:

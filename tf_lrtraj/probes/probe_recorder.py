@@ -7,9 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
-
-from tf_lrtraj.backend.weight_updates import UpdateCounter, check_trainable
+from tf_lrtraj.backend.weight_updates import StepCallback
 from tf_lrtraj.probes.base import Probe, measure
 from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.records import check_average_name, local_path
@@ -24,7 +22,7 @@ def record_path(folder: str | os.PathLike[str], name: str, step: int) -> pathlib
     return pathlib.Path(folder) / f"{name}-{step:09d}.npz"
 
 
-class ProbeRecorder(keras.callbacks.Callback):
+class ProbeRecorder(StepCallback):
     """Measures probes at the current weights every so many optimizer steps.
 
     *What* is measured is a function of a `Surface`, *when* a cadence.  Weights,
@@ -97,38 +95,13 @@ class ProbeRecorder(keras.callbacks.Callback):
             "penalties": penalties,
         }
         self._surface: Surface | None = None
-        self._counter: UpdateCounter | None = None
-        self._begun = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        check_trainable(self.model, self)
+        super().on_train_begin(logs)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._surface, self._begun = None, False
+        self._surface = None
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self._counter is not None:
-            self._counter.start_epoch()
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if self._begun:
-            return
-        self._begun = True
-        # BackupAndRestore may have brought an earlier step back by now.
-        model = self.model
-        if self._counter is None or self._counter.model is not model:
-            self._counter = UpdateCounter(model, type(self).__name__)
-        else:
-            self._counter.restart()
-        self._probe(self._counter.step)
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        model = self.model  # on JAX this brings the variables up to date
-        assert self._counter is not None and self._counter.model is model
-        # Gradient accumulation leaves the weights as they were.
-        if self._counter.moved():
-            self._probe(self._counter.step)
-
-    def _probe(self, step: int) -> None:
+    def at_step(self, step: int) -> None:
         if step < self.start or (step - self.start) % self.every:
             return
         if self._surface is None:  # compiled once

@@ -69,9 +69,7 @@ def _of_model(model: Any, other: Any) -> dict[int, Any]:
 def _of_arrays(model: Any, arrays: Sequence[Any]) -> dict[int, Any]:
     shapes = [tuple(array.shape) for array in arrays]
     trainable = list(model.trainable_variables)
-    with_statistics = list(trainable)
-    for entry in bn.find_statistics(model):
-        with_statistics += [entry.layer.moving_mean, entry.layer.moving_variance]
+    with_statistics = bn.weights_and_statistics(model)
     orders = [trainable, with_statistics, list(model.weights)]
     fitting = [order for order in orders if [tuple(v.shape) for v in order] == shapes]
     if not fitting:

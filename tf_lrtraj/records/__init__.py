@@ -23,6 +23,7 @@ from tf_lrtraj.records.files import (
     naming,
     open_file,
     remove_leftovers,
+    replacing,
     scheme_of,
     sync,
     temporary_path,
@@ -38,6 +39,7 @@ from tf_lrtraj.records.rows import (
     read_rows,
 )
 from tf_lrtraj.records.run import (
+    BATCH_NORM_POLICIES,
     CONFIG,
     FORMAT,
     MATCHED,
@@ -65,6 +67,7 @@ from tf_lrtraj.records.strict_json import encode, read_json, write_json
 RecordError.__module__ = __name__
 
 __all__ = [
+    "BATCH_NORM_POLICIES",
     "CONFIG",
     "FORMAT",
     "MATCHED",
@@ -101,6 +104,7 @@ __all__ = [
     "read_run",
     "read_schedule",
     "remove_leftovers",
+    "replacing",
     "scheme_of",
     "sync",
     "temporary_path",

@@ -10,11 +10,12 @@ import io
 import math
 import os
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.records.files import LARGEST, open_file
+from tf_lrtraj.records.files import LARGEST, open_file, write_atomically
 
 # An archive may unpack to LARGEST bytes, or to so many times its own size if that is more.  Of
 # compressed arrays only those of hardly anything but zeros reach it.
@@ -64,6 +65,18 @@ def load_arrays(
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise many kinds on damaged bytes
         raise ValueError(f"{error or type(error).__name__}") from None
+
+
+def save_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, Any], *, compress: bool = True
+) -> None:
+    """Writes an `.npz` file, whole or not at all."""
+    content, named = io.BytesIO(), dict(arrays)
+    if compress:
+        np.savez_compressed(content, **named)
+    else:
+        np.savez(content, **named)
+    write_atomically(path, content.getvalue())
 
 
 def check_archive(path: str | os.PathLike[str]) -> None:

@@ -15,7 +15,6 @@ array([[ True, False,  True],
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
@@ -25,8 +24,8 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from tf_lrtraj.records.archives import load_arrays
-from tf_lrtraj.records.files import PathLike, RecordError, read_bytes, write_atomically
+from tf_lrtraj.records.archives import load_arrays, save_arrays
+from tf_lrtraj.records.files import PathLike, RecordError, read_bytes
 from tf_lrtraj.records.shapes import decode
 from tf_lrtraj.records.strict_json import encode, parse
 
@@ -123,9 +122,7 @@ class ArrayRecord:
         arrays |= {f"value/{name}": value for name, value in self.values.items()}
         text = json.dumps(encode(about), allow_nan=False).encode()
         arrays[_ABOUT] = np.frombuffer(text, np.uint8)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_atomically(path, buffer.getvalue())
+        save_arrays(path, arrays)
 
     @classmethod
     def read(cls, path: PathLike) -> ArrayRecord:

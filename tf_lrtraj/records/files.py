@@ -125,6 +125,29 @@ def _known(filename: str | bytes | None, path: PathLike) -> bool:
     return named.is_absolute() or named.is_relative_to(pathlib.PurePath(path).parent)
 
 
+@contextlib.contextmanager
+def replacing(path: PathLike, temporary: pathlib.Path | None = None) -> Iterator[pathlib.Path]:
+    """Gives a block a path to write to, and renames what it wrote to `path`.
+
+    What was written is on the disk before the name stands for it.  If the block fails, `path`
+    stays as it was.
+
+    Args:
+        path: of the file.
+        temporary: where to write instead of `temporary_path(path)`.
+    """
+    temporary = temporary_path(path) if temporary is None else temporary
+    try:
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_atomically(path: PathLike, data: bytes | str) -> None:
     """Writes a whole file under a temporary name beside it, then renames it into place.
 
@@ -133,19 +156,8 @@ def write_atomically(path: PathLike, data: bytes | str) -> None:
     Raises:
         OSError: if the folder cannot be written.
     """
-    path = pathlib.Path(path)
-    temporary = temporary_path(path)
-    try:
-        with naming(path):
-            with open(temporary, "wb") as file:
-                file.write(data.encode("utf-8") if isinstance(data, str) else data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def sync(path: PathLike) -> None:

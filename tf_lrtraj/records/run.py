@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import values
-from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.records.archives import load_arrays, save_arrays
 from tf_lrtraj.records.files import (
     FULL,
     PathLike,
@@ -26,7 +25,6 @@ from tf_lrtraj.records.files import (
     naming,
     read_bytes,
     temporary_path,
-    write_atomically,
 )
 from tf_lrtraj.records.rows import read_rows
 from tf_lrtraj.records.run_shapes import MetricsRow, Run, TimingRow
@@ -40,6 +38,8 @@ except ImportError:  # Windows
 
 FORMAT = 1
 RAW = "raw"  # the name of the weights themselves, beside the averages' names
+# What batch-norm statistics averaged weights get; `backend.batch_norm` says what they mean.
+BATCH_NORM_POLICIES = ("recompute", "average", "copy")
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -67,9 +67,7 @@ def write_schedule(path: PathLike, learning_rates: np.ndarray) -> None:
     rates = np.asarray(learning_rates, dtype=np.float64)
     if rates.ndim != 1:
         raise ValueError(f"`learning_rates` must be a vector. Received: shape={rates.shape}")
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, learning_rates=rates)
-    write_atomically(path, buffer.getvalue())
+    save_arrays(path, {"learning_rates": rates})
 
 
 def read_schedule(path: PathLike) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.averaging.weight_files import check_ending, read_npz, read_weights
+from tf_lrtraj.records.archives import save_arrays
 from tf_lrtraj.runs.config_checks import ConfigError
 
 __all__ = [
@@ -214,23 +215,16 @@ class WeightFiles:
 
         An `.npz` file holds an array for each of `model.weights`, named by its path.
         """
-        from tf_lrtraj import records
-
         if check_ending(path) == ".npz":
-            import io
-
-            content = io.BytesIO()
             if self.model is None:
                 names = self._names
             else:
                 names = [variable.path for variable in self.model.weights]
                 with self._in_model(arrays) as model:
                     arrays = model.get_weights()
-            named: dict[str, Any] = dict(zip(names, arrays, strict=True))
-            np.savez(content, **named)
-            records.write_atomically(path, content.getvalue())
+            save_arrays(path, dict(zip(names, arrays, strict=True)), compress=False)
             return
-        from tf_lrtraj.averaging.model_weights import save_weights
+        from tf_lrtraj.averaging.model_files import save_weights
 
         with self._in_model(arrays) as model:
             save_weights(model, path)

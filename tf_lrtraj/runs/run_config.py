@@ -52,7 +52,7 @@ from tf_lrtraj.values import (
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 DTYPES = ("float32", "mixed_bfloat16")
 STEMS = ("cifar", "imagenet")
-POLICIES = ("recompute", "average", "copy")
+POLICIES = records.BATCH_NORM_POLICIES
 ENCODINGS = ("exact", "int16", "int8")
 LONGEST_RUN = 10**8  # steps; the rate of each is kept, in memory and in the records
 

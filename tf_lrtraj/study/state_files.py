@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pathlib
 import zlib
 from collections.abc import Mapping
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.records import RecordError, write_atomically
-from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.records import RecordError
+from tf_lrtraj.records.archives import load_arrays, save_arrays
 
 __all__ = ["read_arrays", "write_arrays"]
 
@@ -22,9 +21,7 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes an `.npz` file under a temporary name and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     held = {name: np.asarray(array) for name, array in arrays.items()}
-    content = io.BytesIO()
-    np.savez(content, **held, **{_SUM: np.array(_checksum(held))})  # type: ignore[arg-type]
-    write_atomically(path, content.getvalue())
+    save_arrays(path, {**held, _SUM: np.array(_checksum(held))}, compress=False)
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -83,7 +83,7 @@ class Evaluator:
 
             def raw(_: Any) -> Any:
                 values = backend.values(non_trainable)
-                places = [i for entry in self._statistics for i in _places(entry)]
+                places = [i for entry in self._statistics for i in entry.places]
                 for i, value in zip(
                     places, self._of_first([values[i] for i in places]), strict=True
                 ):
@@ -138,8 +138,8 @@ class Evaluator:
             assert self.averages is not None
             trainable, extra = self._read(name, self.averages.read_coefficients(name, step))
         if policy == "average" and name != RAW:
-            pairs = list(zip(extra[::2], extra[1::2], strict=True))
-            for entry, (mean, variance) in zip(self._statistics, pairs, strict=True):
+            found = zip(self._statistics, bn.pairs(extra), strict=True)
+            for entry, (mean, variance) in found:
                 non_trainable[entry.mean], non_trainable[entry.variance] = mean, variance
         elif policy == "recompute" and self._statistics:
             moments = self._pooled_moments(trainable, non_trainable)
@@ -167,7 +167,7 @@ class Evaluator:
         if statistics is None:
             moments = self._pooled_moments(given, non_trainable)
         else:
-            moments = list(zip(statistics[::2], statistics[1::2], strict=True))
+            moments = bn.pairs(statistics)
         return given, bn.replace(non_trainable, self._statistics, moments)
 
     def _default_policy(self, name: str) -> str:
@@ -275,18 +275,6 @@ class Evaluator:
         return first[0], first[1]
 
 
-def _places(entry: Any) -> list[int]:
-    """Where a layer's statistics stand among the non-trainable values."""
-    places = [entry.mean, entry.variance]
-    return places if entry.stddev is None else [*places, entry.stddev]
-
-
 def averaged_statistics(model: Any, policies: Mapping[str, str]) -> list[Any]:
     """Batch-norm variables to average beside the weights, where a policy asks for it."""
-    if "average" not in policies.values():
-        return []
-    return [
-        variable
-        for entry in bn.find_statistics(model)
-        for variable in (entry.layer.moving_mean, entry.layer.moving_variance)
-    ]
+    return bn.statistics_variables(model) if "average" in policies.values() else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import pathlib
 import shlex
@@ -17,6 +16,7 @@ import numpy as np
 
 from tf_lrtraj import backend, records
 from tf_lrtraj.averaging import WeightAveraging
+from tf_lrtraj.averaging.companions import calling_list
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.backend.weight_updates import steps_made
 from tf_lrtraj.records import RAW
@@ -125,7 +125,8 @@ class RunRecorder(keras.callbacks.Callback):
         if self._run is not None:  # an exception ended the last `fit`
             self._run.end("interrupted", _INTERRUPTED)
             self._run = None
-        running = _callback_list(self)
+        running, called = calling_list(self)
+        running = running if called is self else None
         members = [] if running is None else list(running.callbacks)
         self._averaging = self._find_averaging(members)
         self._has_batch_norm = bool(bn.find_statistics(self.model, frozen=True))
@@ -336,20 +337,6 @@ class RunRecorder(keras.callbacks.Callback):
 
 
 _INTERRUPTED = "Training stopped before its end: an exception, or the end of the process."
-
-
-def _callback_list(callback: Any) -> Any:
-    """The `CallbackList` that calls a hook of `callback`; None in a loop of the user's own."""
-    frame = inspect.currentframe()
-    try:
-        while frame is not None:
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, keras.callbacks.CallbackList):
-                return owner if any(c is callback for c in owner.callbacks) else None
-            frame = frame.f_back
-        return None
-    finally:
-        del frame  # frames keep everything in them alive
 
 
 def _kernels(averaging: WeightAveraging) -> dict[str, Any]:

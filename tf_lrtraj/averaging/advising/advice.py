@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from tf_lrtraj.averaging.advising import sweep as families
 from tf_lrtraj.averaging.advising.measured import MeasuredLosses, is_finite
 from tf_lrtraj.averaging.advising.measurement_plan import RECOMMENDATIONS, Plan
 from tf_lrtraj.averaging.advising.sweep import Candidate
+from tf_lrtraj.records.archives import save_arrays
 from tf_lrtraj.theory import AveragePredictor, diagnose
 
 __all__ = ["Advice", "accuracy", "make_advice", "row_of"]
@@ -45,10 +45,7 @@ class Advice:
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Writes advice.npz and advice.json, each whole or not at all."""
         folder = records.prepare_workdir(folder)
-        content = io.BytesIO()
-        named: dict[str, Any] = dict(self.arrays)
-        np.savez_compressed(content, **named)
-        records.write_atomically(folder / ARRAYS, content.getvalue())
+        save_arrays(folder / ARRAYS, self.arrays)
         records.write_json(folder / ADVICE, self.record)
 
     def __str__(self) -> str:

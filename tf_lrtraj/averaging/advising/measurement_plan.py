@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.averaging.advising import sweep as families
 from tf_lrtraj.averaging.advising.sweep import Candidate
+from tf_lrtraj.averaging.snapshots import nearest
 
 __all__ = ["Effort", "Plan", "equally_spaced", "make_plan"]
 
@@ -41,13 +43,9 @@ class Effort:
 
     def __post_init__(self) -> None:
         for name, least in (("singles", 4), ("lags", 2), ("pairs", 1), ("calibration", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-                )
+            values.integer(least).check(name, getattr(self, name))
         if self.calibration == 1:
-            raise ValueError("`calibration` must be 0 or at least 2. Received: calibration=1")
+            raise values.error("calibration", "0 or at least 2", 1)
 
 
 DEFAULT = Effort()
@@ -133,9 +131,8 @@ def equally_spaced(steps: Any, first: int | None = None, last: int | None = None
     steps = np.asarray(steps, np.int64)
     last = int(steps[-1]) if last is None else last
     if last not in steps:
-        near = sorted(steps[np.argsort(np.abs(steps - last))[:3]].tolist())
-        raise ValueError(
-            f"`last` must be the step of a snapshot; near it are {near}. Received: last={last!r}"
+        raise values.error(
+            "last", f"the step of a snapshot; near it are {nearest(steps, last)}", last
         )
     there = set(steps[steps >= (0 if first is None else first)].tolist())
     best = [last]

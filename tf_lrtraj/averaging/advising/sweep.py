@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.kernels import Exponential, Kernel, TwoPoint, Window
 
 __all__ = ["FAMILIES", "Candidate", "ages_of", "candidate", "full_sweep", "sweep"]
@@ -65,7 +66,7 @@ def candidate(family: str, parameter: float, count: int, points: int = 4) -> Can
         kernel, reach = Window(points, int(parameter)), (points - 1) * int(parameter)
         name = f"spaced_{points}x{int(parameter)}"
     else:
-        raise ValueError(f"`family` must be one of {list(FAMILIES)}. Received: {family!r}")
+        raise values.error("family", f"one of {list(FAMILIES)}", family)
     if reach >= count:
         raise ValueError(f"{name} reaches beyond the {count} snapshots")
     return Candidate(name, family, float(parameter), kernel.weights(count - 1))

@@ -30,10 +30,14 @@ from tf_lrtraj.backend.batch_norm.layers import (
     check_model,
     check_policy,
     find_statistics,
+    pairs,
     put_averaged,
     replace,
+    split_weights,
+    statistics_variables,
+    weights_and_statistics,
 )
-from tf_lrtraj.backend.batch_norm.pooling import PooledMoments, moments, over_replicas, pool
+from tf_lrtraj.backend.batch_norm.pooling import PooledMoments, moments, over_replicas
 from tf_lrtraj.backend.batch_norm.reader import check_data
 from tf_lrtraj.backend.batch_norm.recompute import Recompute, recompute
 from tf_lrtraj.backend.batch_norm.training_pass import batch_moments, call_on_inputs
@@ -52,8 +56,11 @@ __all__ = [
     "find_statistics",
     "moments",
     "over_replicas",
-    "pool",
+    "pairs",
     "put_averaged",
     "recompute",
     "replace",
+    "split_weights",
+    "statistics_variables",
+    "weights_and_statistics",
 ]

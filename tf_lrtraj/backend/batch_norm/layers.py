@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-POLICIES = ("recompute", "average", "copy")
+from tf_lrtraj import backend, values
+from tf_lrtraj.backend.layer_calls import layers_of
+from tf_lrtraj.records import BATCH_NORM_POLICIES as POLICIES
 
 
-def check_policy(policy: str, name: str = "batch_norm") -> str:
-    """Returns `policy` if it is known, or raises an error that lists the known ones."""
-    if not isinstance(policy, str) or policy not in POLICIES:
-        raise ValueError(f"`{name}` must be one of {list(POLICIES)}. Received: {name}={policy!r}")
-    return policy
+def check_policy(policy: str, name: str = "batch_norm", allowed: Sequence[str] = POLICIES) -> str:
+    """Returns `policy`, or raises ValueError if it is not among the allowed ones."""
+    return values.one_of(allowed).check(name, policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,11 @@ class Statistics:
     variance: int
     stddev: int | None = None
 
-
-def layers_of(model: Any) -> Iterator[Any]:
-    """Every layer inside a model, nested ones included."""
-    yield from model._flatten_layers(include_self=False, recursive=True)
+    @property
+    def places(self) -> list[int]:
+        """All positions."""
+        places = [self.mean, self.variance]
+        return places if self.stddev is None else [*places, self.stddev]
 
 
 def find_statistics(model: Any, *, frozen: bool = False) -> list[Statistics]:
@@ -64,6 +65,51 @@ def find_statistics(model: Any, *, frozen: bool = False) -> list[Statistics]:
                 )
             )
     return found
+
+
+# All that an average is made of: trainable weights, then statistics ---------------------------
+
+
+def statistics_variables(model: Any) -> list[Any]:
+    """Mean and variance of each trainable batch-norm layer in turn, as Keras variables."""
+    return [
+        variable
+        for entry in find_statistics(model)
+        for variable in (entry.layer.moving_mean, entry.layer.moving_variance)
+    ]
+
+
+def weights_and_statistics(model: Any) -> list[Any]:
+    """The variables that snapshots and averages hold, in their order.
+
+    These are the trainable ones in the order of `model.trainable_variables`, then
+    `statistics_variables(model)`.  `split_weights` is the inverse.
+    """
+    return [*model.trainable_variables, *statistics_variables(model)]
+
+
+def split_weights(model: Any, arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """(trainable, non-trainable) values of a model, in the order of its variables.
+
+    Args:
+        model: a built Keras model.
+        arrays: one for each of `weights_and_statistics(model)`, or for the trainable variables
+            alone; every other value is the model's own.
+    """
+    count = len(model.trainable_variables)
+    trainable = [
+        ops.cast(array, variable.dtype)
+        for array, variable in zip(arrays[:count], model.trainable_variables, strict=True)
+    ]
+    others = backend.values(model.non_trainable_variables)
+    if len(arrays) > count:
+        others = replace(others, find_statistics(model), pairs(arrays[count:]))
+    return trainable, others
+
+
+def pairs(statistics: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """(mean, variance) of each layer, of values that hold them in turn."""
+    return list(zip(statistics[::2], statistics[1::2], strict=True))
 
 
 def replace(
@@ -121,20 +167,16 @@ def other_statistics(model: Any) -> list[tuple[Any, Any]]:
 def averaged_variables(model: Any) -> list[Any]:
     """The running statistics that the policy "average" averages beside the weights.
 
-    Mean and variance of each batch-norm layer in turn, in the order of
-    `find_statistics`, then those of other layers (`other_statistics`).
+    They are `statistics_variables(model)`, then those of other layers (`other_statistics`).
     """
-    pairs = [(e.layer.moving_mean, e.layer.moving_variance) for e in find_statistics(model)]
-    others = [variable for _, variable in other_statistics(model)]
-    return [*(variable for pair in pairs for variable in pair), *others]
+    return [*statistics_variables(model), *(variable for _, variable in other_statistics(model))]
 
 
 def put_averaged(model: Any, non_trainable: Sequence[Any], averages: Sequence[Any]) -> list[Any]:
     """Non-trainable values with averages of `averaged_variables(model)` in their place."""
     statistics = find_statistics(model)
     count = 2 * len(statistics)
-    pairs = list(zip(averages[:count:2], averages[1:count:2], strict=True))
-    replaced = replace(non_trainable, statistics, pairs)
+    replaced = replace(non_trainable, statistics, pairs(averages[:count]))
     positions = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
     for (_, variable), average in zip(other_statistics(model), averages[count:], strict=True):
         replaced[positions[id(variable)]] = ops.cast(average, variable.dtype)

@@ -41,7 +41,8 @@ class Recompute:
     Example:
 
     >>> import keras, numpy as np
-    >>> from tf_lrtraj import backend, batch_norm
+    >>> from tf_lrtraj import backend
+    >>> from tf_lrtraj.backend import batch_norm
     >>> model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization()])
     >>> recompute = batch_norm.Recompute(model)
     >>> weights = [backend.values(model.trainable_variables),
@@ -71,8 +72,7 @@ class Recompute:
         """Non-trainable values with batch-norm statistics recomputed for the given weights.
 
         Args:
-            trainable: values in the order of `model.trainable_variables`.
-            non_trainable: values in the order of `model.non_trainable_variables`.
+            trainable, non_trainable: as in `backend.given_weights`.
             data: training data, as `WeightAveraging` takes `batch_norm_data`.  Of a
                 `tf.distribute` data set each replica measures its share, and all workers
                 must take part.

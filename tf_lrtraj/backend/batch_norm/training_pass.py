@@ -188,10 +188,8 @@ def batch_moments(
     Each layer normalises by its batch's own moments, as in training.
 
     Args:
-        model: a built Keras model.
+        model, trainable, non_trainable: as in `backend.given_weights`.
         statistics: the layers to measure.
-        trainable: values in the order of `model.trainable_variables`.
-        non_trainable: values in the order of `model.non_trainable_variables`.
         batch: what `call` takes.
         call: runs the batch through the model.
         observed: is told what the pass did.
@@ -215,7 +213,7 @@ def batch_moments(
             entry.layer: functools.partial(_listen, heard, observed, value_of)
             for entry in statistics
         }
-        for layer in model._flatten_layers(include_self=False, recursive=True):
+        for layer in layer_calls.layers_of(model):
             if isinstance(layer, keras.layers.SpectralNormalization):
                 handlers[layer] = _in_inference
         handlers |= {layer: _with_given_weights for layer in torch_modules(model)}

@@ -63,9 +63,7 @@ class RunWeights:
             )
 
     def _check(self, snapshots: Snapshots) -> None:
-        expected = [tuple(v.shape) for v in self._assembly.model.trainable_variables]
-        for entry in bn.find_statistics(self._assembly.model):
-            expected += [tuple(entry.layer.moving_mean.shape)] * 2
+        expected = [tuple(v.shape) for v in bn.weights_and_statistics(self._assembly.model)]
         found = [v.shape for v in snapshots.variables]
         if found != expected:
             raise ConfigError(
@@ -90,10 +88,7 @@ class RunWeights:
                 f"Steps: {_shown(self.steps)}"
             )
         self._restore(step)
-        model = self._assembly.model
-        variables = list(model.trainable_variables)
-        for entry in bn.find_statistics(model):
-            variables += [entry.layer.moving_mean, entry.layer.moving_variance]
+        variables = bn.weights_and_statistics(self._assembly.model)
         return backend.to_numpy(backend.values(variables))
 
     def velocity(self, step: int) -> list[Any]:

@@ -1,0 +1,162 @@
+"""Arrays of the Keras backend that runs: `tf.Tensor`, `jax.Array` or `torch.Tensor`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import ml_dtypes  # noqa: F401  (so that NumPy knows bfloat16)
+import numpy as np
+
+
+def name() -> str:
+    """The Keras backend in use: `"tensorflow"`, `"jax"` or `"torch"`."""
+    return keras.backend.backend()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a pure function of nested lists of arrays with the backend's own compiler.
+
+    Args:
+        function: takes and returns (nests of) arrays and touches no variables.
+
+    On torch the function runs eagerly, without gradients.
+    """
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, reduce_retracing=False)
+    if name() == "jax":
+        import jax
+
+        return jax.jit(function)
+    if name() == "torch":
+        import torch
+
+        return torch.no_grad()(function)
+    raise RuntimeError(
+        f"Keras backend must be 'tensorflow', 'jax' or 'torch'. Received: {name()!r}"
+    )
+
+
+def unconverted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose Python code TensorFlow traces as it is, as Keras has models traced."""
+    if name() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def is_tracing() -> bool:
+    """Whether a function is being traced, which runs its Python code once only."""
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.executing_eagerly()
+    if name() == "jax":
+        import jax
+
+        return isinstance(jax.numpy.zeros(()) + 1, jax.core.Tracer)
+    return False
+
+
+def to_numpy(arrays: Sequence[Any]) -> list[np.ndarray]:
+    """Host copies of backend tensors."""
+    return [np.array(keras.ops.convert_to_numpy(array)) for array in arrays]
+
+
+def scalars(array: np.ndarray) -> Any:
+    """A small array in the form in which compiled updates take coefficients.
+
+    On torch it stays on the host: reading it back from a device would wait for all work there.
+    """
+    return array if name() == "torch" else keras.ops.convert_to_tensor(array)
+
+
+def is_complex(dtype: Any) -> bool:
+    """Whether a dtype is of complex numbers."""
+    return keras.backend.standardize_dtype(dtype).startswith("complex")
+
+
+def is_one(share: Any, dtype: str) -> Any:
+    """Whether shares are 1 in the real numbers of a dtype (complex ones have no order)."""
+    real = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
+    return keras.ops.cast(share, real) >= 1.0
+
+
+def weighted_sum(weights: Any, arrays: Any) -> Any:
+    """`Σ_i weights[i] * arrays[i]` for [n] weights and an [n, …] array, in the array's dtype."""
+    weights = keras.ops.cast(weights, arrays.dtype)
+    if name() == "torch":
+        import torch
+
+        return torch.tensordot(weights, arrays, dims=1)  # Keras' goes through float32
+    return keras.ops.tensordot(weights, arrays, axes=1)
+
+
+def all_finite(arrays: Sequence[Any]) -> bool:
+    """Whether every number of some arrays is finite."""
+    if not arrays:
+        return True
+    finite = np.isfinite(to_numpy([_compiled_sums()(list(arrays))])[0])
+    # A sum may be too large where no number is.
+    suspects = [array for array, sound in zip(arrays, finite, strict=True) if not sound]
+    return all(bool(np.all(np.isfinite(_wide(array)))) for array in suspects)
+
+
+def _wide(array: Any) -> np.ndarray:
+    array = to_numpy([array])[0]
+    return array if array.dtype.kind in "fc" else array.astype(np.float32)  # bfloat16
+
+
+def fingerprints(arrays: Sequence[Any]) -> Any:
+    """[n] integers, the wrapped sum of the bits of each array: if one number changes, it does."""
+    return to_numpy([_compiled_fingerprints()(list(arrays))])[0] if arrays else np.zeros(0, int)
+
+
+# One function for all models, so that nothing is compiled twice.
+@functools.cache
+def _compiled_fingerprints() -> Callable[..., Any]:
+    return compiled(lambda arrays: keras.ops.stack([_sum_of_bits(_real(a)) for a in arrays]))
+
+
+@functools.cache
+def _compiled_sums() -> Callable[..., Any]:
+    return compiled(lambda arrays: keras.ops.stack([_sum(_real(a)) for a in arrays]))
+
+
+def _real(array: Any) -> Any:
+    """A complex array as two real ones."""
+    if not is_complex(array.dtype):
+        return array
+    return keras.ops.stack([keras.ops.real(array), keras.ops.imag(array)])
+
+
+def _sum(array: Any) -> Any:
+    dtype = keras.backend.standardize_dtype(array.dtype)
+    if dtype not in ("float32", "float64"):
+        array = keras.ops.cast(array, "float32")
+    return keras.ops.cast(keras.ops.sum(array), "float32")
+
+
+def _sum_of_bits(array: Any) -> Any:
+    size = np.dtype(keras.backend.standardize_dtype(array.dtype)).itemsize
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        bits = tf.bitcast(array, f"int{8 * size}")
+        # On a GPU TensorFlow sums integers of 32 bits on the host.
+        if size != 4 or tf.config.list_logical_devices("GPU"):
+            bits = tf.cast(bits, tf.int64)
+        return tf.cast(tf.reduce_sum(bits), tf.int64)
+    if name() == "jax":
+        import jax
+
+        bits = jax.lax.bitcast_convert_type(array, f"int{8 * size}")
+        return jax.numpy.sum(bits, dtype=f"int{8 * max(size, 4)}").astype("int32")
+    import torch
+
+    return array.contiguous().view(getattr(torch, f"int{8 * size}")).sum()
