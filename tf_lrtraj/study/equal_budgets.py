@@ -22,10 +22,9 @@ import numpy as np
 
 from tf_lrtraj import rates
 from tf_lrtraj.averaging import Ensemble
-from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.runs.config_checks import refusal
-from tf_lrtraj.study import training_runs
+from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.state_files import read_arrays, write_arrays
 from tf_lrtraj.study.task import ONCE, Sizes, task
@@ -243,8 +242,8 @@ def average(
     snapshots, steps = collected(session, seed, kind)
     counts = [len(steps)] if counts is None else counts
     place = np.arange(len(snapshots))
-    weights = {str(n): np.where((place >= 1) & (place <= n), 1.0 / n, 0.0) for n in counts}
-    return {int(n): arrays for n, arrays in combine(snapshots, weights, progress=False).items()}
+    weights = {n: np.where((place >= 1) & (place <= n), 1.0 / n, 0.0) for n in counts}
+    return dict(study_points.averaged(snapshots, weights))
 
 
 def trade_off_points(session: Session, seed: int) -> list[tuple[str, str, list[np.ndarray]]]:

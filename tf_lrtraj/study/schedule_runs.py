@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import kernels, rates, theory
-from tf_lrtraj.averaging.post_hoc import combine, snapshot_weights
+from tf_lrtraj.averaging.post_hoc import snapshot_weights
 from tf_lrtraj.averaging.snapshots import Snapshots
-from tf_lrtraj.study import equal_budgets, iterates, training_runs
+from tf_lrtraj.study import equal_budgets, iterates, study_points, training_runs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.task import Sizes, base_run, task
 from tf_lrtraj.study.trainer import Run
@@ -228,11 +228,9 @@ def running(
 def _built(snapshots: Snapshots, wanted: Mapping[int, np.ndarray]) -> dict[int, list[np.ndarray]]:
     """Step → the sum over iterates with these weights, interpolated where one was not kept."""
     weights = {
-        str(step): snapshot_weights(snapshots.steps, row, step).weights
-        for step, row in wanted.items()
+        step: snapshot_weights(snapshots.steps, row, step).weights for step, row in wanted.items()
     }
-    built = combine(snapshots, weights, progress=False)
-    return {int(step): arrays for step, arrays in built.items()}
+    return dict(study_points.averaged(snapshots, weights))
 
 
 def decay_rates(config: Mapping[str, Any], name: str) -> np.ndarray:
