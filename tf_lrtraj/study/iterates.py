@@ -13,7 +13,6 @@ from tf_lrtraj.averaging.advising.measurement_plan import Effort
 from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.task import Sizes, task
-from tf_lrtraj.study.trainer import arrays_of
 from tf_lrtraj.theory import SpectrumEstimate, estimate_spectrum
 
 __all__ = ["TASKS", "averages", "estimate", "levels", "many_points", "spaced", "sweep"]
@@ -51,8 +50,7 @@ def levels(session: Session, seed: int) -> None:
 )
 def averages(session: Session, seed: int) -> None:
     """The raw weights and the averages at the end, under every batch-norm policy."""
-    run = training_runs.base(session, seed)
-    raw = arrays_of(run.state())
+    raw = training_runs.base(session, seed).arrays()
     rows = session.score(raw, ALL, average="raw")
     rows += session.score(raw, ["test"], "running", average="raw")
     for name, arrays in training_runs.averages(session, seed).items():

@@ -17,7 +17,7 @@ from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.probes.flat_vectors import joined
 from tf_lrtraj.study.problem import Problem, build_model, load_problem
 from tf_lrtraj.study.scoring import Scorer
-from tf_lrtraj.study.trainer import Run, Trainer, Watch, arrays_of, state_of
+from tf_lrtraj.study.trainer import Run, Trainer, Watch, state_of
 
 __all__ = ["MEASURED", "PROBES", "STATE", "Session"]
 
@@ -208,7 +208,7 @@ class Session:
 
     def score(
         self,
-        weights: Sequence[Any] | Mapping[str, np.ndarray],
+        weights: Sequence[Any],
         sets: Sequence[str],
         policy: str = "recompute",
         **label: Any,
@@ -216,12 +216,11 @@ class Session:
         """Rows of scores, each with the label before it.
 
         Args:
-            weights: a state, or trainable weights and statistics of batch norm.
+            weights: trainable ones and statistics of batch norm.
             sets: of images; see `Scorer.score`.
             policy: of batch norm; see there.
         """
-        arrays = arrays_of(weights) if isinstance(weights, Mapping) else weights
-        return [{**label, **row} for row in self.scorer.score(arrays, sets, policy)]
+        return [{**label, **row} for row in self.scorer.score(weights, sets, policy)]
 
     def read(self, task: str, seed: int) -> dict[str, Any]:
         """What `store` wrote."""

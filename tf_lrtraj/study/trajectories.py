@@ -217,11 +217,12 @@ def start(session: Session, seed: int) -> None:
     random = seeds.generator("start_batches", seed)
     (chosen,) = study_points.drawn(session, (config["start"]["batches"],), random)
     batches = study_points.taken(session, chosen)
-    origin = session.vector(arrays_of(session.initial(seed)))
+    initial = arrays_of(session.initial(seed))
+    origin = session.vector(initial)
     rows: list[dict[str, Any]] = []
     at_start = np.zeros(0)
     for step in session.bar([*steps, config["burn_in"]], "first steps"):
-        here = arrays_of(first.state(step) if step else session.initial(seed))
+        here = first.arrays(step) if step else initial
         point = session.surface.point(here)
         gradients = [
             joined(backend.to_numpy(session.surface.gradient(point, batch)[1])) for batch in batches
@@ -237,7 +238,7 @@ def start(session: Session, seed: int) -> None:
             row["cosine_to_start"] = _cosine(mean, at_start) if at_start.size else None
             if step:
                 row["cosine_to_displacement"] = _cosine(-mean, moved)
-                there = session.vector(arrays_of(second.state(step))) - origin
+                there = session.vector(second.arrays(step)) - origin
                 row |= {
                     "squared_displacement": 0.5 * (dot(moved, moved) + dot(there, there)),
                     "squared_distance": square_distance(moved, there),
@@ -308,7 +309,7 @@ def speed(session: Session, seed: int) -> None:
         for rate, of, weights in (
             (config["learning_rate"], "raw", early.read(step)),
             (config["learning_rate"], "average", average),
-            (small, "raw", slow.state(step)),
+            (small, "raw", slow.arrays(step)),
         ):
             rows += session.score(weights, iterates.SWEPT, learning_rate=rate, of=of, step=step)
     session.store("speed", seed, rows, {"window_share": 1 / 3})
