@@ -157,15 +157,16 @@ class Session:
     def finish(self, run: Run, what: str, watch: Watch | None = None) -> Run:
         """Makes what is missing of a training run, with a progress bar; returns the run."""
         if not run.path(run.last).exists():
-            with self.bar(what=what, total=len(run.rates)) as bar:
+            with self.bar(what=what, total=len(run.rates), unit="step") as bar:
                 run.finish(watch, bar.update)
         return run
 
-    def bar(self, items: Any = None, what: str = "", total: int | None = None) -> Any:
+    def bar(
+        self, items: Any = None, what: str = "", total: int | None = None, unit: str = "it"
+    ) -> Any:
         """A progress bar where there is a terminal."""
-        return tqdm(
-            items, total=total, desc=what, unit="step", disable=None if self.progress else True
-        )
+        hidden = None if self.progress else True
+        return tqdm(items, total=total, desc=what, unit=unit, disable=hidden)
 
     # Where things lie -----------------------------------------------------------------------
 
