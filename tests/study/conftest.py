@@ -31,9 +31,10 @@ class Count:
 
             return call
 
-        def recomputed(this, trainable, non_trainable, data):
-            self.images += sum(len(keras.tree.flatten(batch)[0]) for batch in data)
-            return recompute(this, trainable, non_trainable, data)
+        def recomputed(this, trainable, non_trainable, data, **options):
+            if isinstance(data, list):  # of batches, as surfaces have them
+                self.images += sum(len(keras.tree.flatten(batch)[0]) for batch in data)
+            return recompute(this, trainable, non_trainable, data, **options)
 
         patch.setattr(surface, "seconds_per_pass", lambda *_: 1.0)
         patch.setattr(

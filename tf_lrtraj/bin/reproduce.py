@@ -184,7 +184,9 @@ def run() -> None:
     flags.DEFINE_bool("report_only", False, "Judge and draw the records that are there.")
     flags.DEFINE_string("page", None, "Also write the page as Markdown to this file.")
     flags.DEFINE_bool("force", False, "Run a scale that the project describes but never ran.")
-    common.run_app(main, needs=["workdir"], writes=["page"])
+    from tf_lrtraj.study.study_config import SCHEMA
+
+    common.run_app(main, needs=["workdir"], writes=["page"], schema=SCHEMA)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.probe_settings import REACH_TRIP, batches_of, images_of
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.task import PROBE_SEEDS, base_run, task
-from tf_lrtraj.study.trainer import Run, arrays_of
+from tf_lrtraj.study.trainer import Run
 
 __all__ = ["TASKS", "narrow_run"]
 
@@ -39,7 +39,7 @@ def reach(session: Session, seed: int) -> None:
     steps, end = session.config["reach"]["steps"], training_runs.total_steps(session.config)
     places = (
         ("wide", steps, session, study_points.weights_at(session, seed, steps)),
-        ("narrow", steps, session.narrow, arrays_of(narrow_run(session, seed).state())),
+        ("narrow", steps, session.narrow, narrow_run(session, seed).arrays()),
         ("wide", end, session, study_points.weights_at(session, seed, end)),
     )
     rows: list[dict[str, Any]] = []

@@ -22,14 +22,13 @@ import numpy as np
 
 from tf_lrtraj import rates
 from tf_lrtraj.averaging import Ensemble
-from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.runs.config_checks import refusal
-from tf_lrtraj.study import training_runs
+from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.state_files import read_arrays, write_arrays
 from tf_lrtraj.study.task import ONCE, Sizes, task
-from tf_lrtraj.study.trainer import Run, Watch, arrays_of
+from tf_lrtraj.study.trainer import Run, Watch
 
 __all__ = [
     "RUNS",
@@ -243,8 +242,8 @@ def average(
     snapshots, steps = collected(session, seed, kind)
     counts = [len(steps)] if counts is None else counts
     place = np.arange(len(snapshots))
-    weights = {str(n): np.where((place >= 1) & (place <= n), 1.0 / n, 0.0) for n in counts}
-    return {int(n): arrays for n, arrays in combine(snapshots, weights, progress=False).items()}
+    weights = {n: np.where((place >= 1) & (place <= n), 1.0 / n, 0.0) for n in counts}
+    return dict(study_points.averaged(snapshots, weights))
 
 
 def trade_off_points(session: Session, seed: int) -> list[tuple[str, str, list[np.ndarray]]]:
@@ -259,9 +258,7 @@ def trade_off_points(session: Session, seed: int) -> list[tuple[str, str, list[n
         means = average(session, seed, kind, _doubling(len(collected(session, seed, kind)[1])))
         found += [("average", f"{kind} of {n}", arrays) for n, arrays in means.items()]
     run = conventional(session, seed)
-    return found + [
-        ("decay", f"step {step}", arrays_of(run.state(step))) for step in _times(session).decay
-    ]
+    return found + [("decay", f"step {step}", run.arrays(step)) for step in _times(session).decay]
 
 
 def _doubling(most: int) -> list[int]:
@@ -309,7 +306,7 @@ def budget(session: Session, seed: int) -> None:
         sets = SETS if policy == "recompute" else SETS[1:]
         rows.extend(session.score(arrays, sets, policy, method=method, **{"member": -1, **more}))
 
-    add("conventional", conventional(session, seed).state())
+    add("conventional", conventional(session, seed).arrays())
     members: list[list[np.ndarray]] = []
     for kind, single in (("swa_constant", "constant_iterate"), ("swa_cyclical", "fge_member")):
         snapshots, steps = collected(session, seed, kind)
@@ -348,9 +345,7 @@ def budget(session: Session, seed: int) -> None:
 )
 def independent(session: Session, seed: int) -> None:
     """The ensemble of the conventional runs of all seeds, which costs as many budgets."""
-    members = [
-        arrays_of(conventional(session, other).state()) for other in range(session.config["seeds"])
-    ]
+    members = [conventional(session, other).arrays() for other in range(session.config["seeds"])]
     rows = _ensemble(session, "independent", members)
     session.store("independent", seed, rows, {"members": len(members)})
 

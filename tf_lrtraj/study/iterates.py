@@ -10,11 +10,9 @@ import numpy as np
 from tf_lrtraj.averaging.advising.advisor import advise
 from tf_lrtraj.averaging.advising.measured import Measurement
 from tf_lrtraj.averaging.advising.measurement_plan import Effort
-from tf_lrtraj.averaging.post_hoc import combine
-from tf_lrtraj.study import training_runs
+from tf_lrtraj.study import study_points, training_runs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.task import Sizes, task
-from tf_lrtraj.study.trainer import arrays_of
 from tf_lrtraj.theory.estimate import SpectrumEstimate, estimate_spectrum
 
 __all__ = ["TASKS", "averages", "estimate", "levels", "many_points", "spaced", "sweep"]
@@ -52,8 +50,7 @@ def levels(session: Session, seed: int) -> None:
 )
 def averages(session: Session, seed: int) -> None:
     """The raw weights and the averages at the end, under every batch-norm policy."""
-    run = training_runs.base(session, seed)
-    raw = arrays_of(run.state())
+    raw = training_runs.base(session, seed).arrays()
     rows = session.score(raw, ALL, average="raw")
     rows += session.score(raw, ["test"], "running", average="raw")
     for name, arrays in training_runs.averages(session, seed).items():
@@ -93,25 +90,19 @@ def many_points(session: Session, seed: int) -> None:
     """Averages of n iterates `gap` updates apart, ending at places of the window."""
     training_runs.base(session, seed)
     config, snapshots = session.config, session.snapshots(seed)
-    steps, wanted = snapshots.steps.tolist(), _far_points(config)
+    steps, weights = snapshots.steps.tolist(), {}
+    for points, gap, end in _far_points(config):
+        row = np.zeros(len(steps))
+        row[[steps.index(end - k * gap) for k in range(points)]] = 1.0 / points
+        weights[points, gap, end] = row
     rows: list[dict[str, Any]] = []
-    with session.bar(total=len(wanted), what="many points") as bar:
-        for low in range(0, len(wanted), 8):  # so many averages in memory at once
-            group = wanted[low : low + 8]
-            weights = {}
-            for points, gap, end in group:
-                row = np.zeros(len(steps))
-                row[[steps.index(end - k * gap) for k in range(points)]] = 1.0 / points
-                weights[f"{points} {gap} {end}"] = row
-            built = combine(snapshots, weights, progress=False)
-            for points, gap, end in group:
-                meant: dict[str, Any] = {"points": points, "gap": gap, "end": end}
-                arrays = built.pop(f"{points} {gap} {end}")
-                rows += session.score(arrays, PART, **meant)
-                if points == 1:
-                    rows += session.score(arrays, ["test"], "running", **meant)
-                bar.update()
-    pairs = sorted({(n, gap) for n, gap, _ in wanted if n > 1})
+    built = study_points.averaged(snapshots, weights)
+    for (points, gap, end), arrays in session.bar(built, "many points", len(weights)):
+        label: dict[str, Any] = {"points": points, "gap": gap, "end": end}
+        rows += session.score(arrays, PART, **label)
+        if points == 1:
+            rows += session.score(arrays, ["test"], "running", **label)
+    pairs = sorted({(n, gap) for n, gap, _ in weights if n > 1})
     session.store(
         "many_points",
         seed,

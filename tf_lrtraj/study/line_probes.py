@@ -11,7 +11,6 @@ from tf_lrtraj.study import study_points, training_runs, trajectories
 from tf_lrtraj.study.probe_settings import images_of, iterate_pairs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.task import PROBE_SEEDS, base_run, task
-from tf_lrtraj.study.trainer import arrays_of
 
 __all__ = ["TASKS"]
 
@@ -68,7 +67,7 @@ def trained(session: Session, seed: int) -> None:
     falling = 1.0 - np.arange(config["window"]) / config["window"]
     rates = config["learning_rate"] * falling
     run = training_runs.fork(session, seed, "trained", config["burn_in"], rates)
-    weights = session.trainable(arrays_of(run.state()))
+    weights = session.trainable(run.arrays())
     batches, _ = _batches(session, seed)
     losses, _ = session.surface.evaluate(session.surface.point(weights), batches)
     rows = session.score(weights, ("train_part", "test"))

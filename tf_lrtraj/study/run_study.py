@@ -7,7 +7,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypedDict
 
 import keras
@@ -25,6 +25,7 @@ from tf_lrtraj.study import task_plan as plans
 from tf_lrtraj.study.problem import Problem
 from tf_lrtraj.study.session import MEASURED, STATE, Session
 from tf_lrtraj.study.study_config import validate
+from tf_lrtraj.study.task import Task
 from tf_lrtraj.training.stopping import Diverged, Interrupted, StopRequest, stop_signals
 
 __all__ = ["describe_plan", "needed_tasks", "prepare", "run"]
@@ -150,7 +151,7 @@ def run(
         config: from `prepare`.
         folder: the workdir.
         needed: tasks to make, from `needed_tasks`; None for all.
-        tell: told what goes on.
+        tell: receives what goes on, in a few words.
         progress: show progress bars where there is a terminal.
         only_seed: make this seed's records alone, and neither ledger nor report.  Processes with
             different seeds may share a workdir.
@@ -174,29 +175,24 @@ def run(
             own = folder / STATE / f"seed{only_seed}"
             own.mkdir(parents=True, exist_ok=True)
             held.enter_context(records.only_writer(own))
-        return _run(config, folder, needed, tell, progress, only_seed)
+        return _run(Session(config, folder, tell, progress), needed, only_seed)
 
 
 def _run(
-    config: dict[str, Any],
-    folder: pathlib.Path,
-    needed: Collection[str] | None,
-    tell: Callable[[str], None],
-    progress: bool,
-    only_seed: int | None,
+    session: Session, needed: Collection[str] | None, only_seed: int | None
 ) -> claims.Study | None:
-    session = Session(config, folder, tell, progress)
+    config, folder = session.config, session.folder
     problem = session.problem  # nothing is written where data is missing
     sizes = (len(problem.x_train), len(problem.x_test))
     _check_sizes(config, problem)
     (folder / MEASURED).mkdir(exist_ok=True)
     if not (folder / records.CONFIG).exists():  # `prepare` has held one that is there against it
         records.write_json(folder / records.CONFIG, config)
-    tell(describe_plan(config, folder, needed, *sizes, only_seed))
+    session.tell(describe_plan(config, folder, needed, *sizes, only_seed))
     status, message, study = "interrupted", None, None
     try:
         with stop_signals() as stop:
-            _make(session, needed, only_seed, sizes, stop)
+            _make(session, plans.plan(config, needed, only_seed), sizes, stop)
         everything = {
             (task.name, seed) for task, seed in plans.plan(config, needed_tasks(None, config))
         }
@@ -221,16 +217,11 @@ def _run(
 
 
 def _make(
-    session: Session,
-    needed: Collection[str] | None,
-    only_seed: int | None,
-    sizes: tuple[int, int],
-    stop: StopRequest,
+    session: Session, tasks: Sequence[tuple[Task, int]], sizes: tuple[int, int], stop: StopRequest
 ) -> None:
     """Runs the tasks that are left, and notes each."""
     config, folder = session.config, session.folder
     done = _done(read_run(folder))
-    tasks = plans.plan(config, needed, only_seed)
     left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
     begin, total = time.monotonic(), plans.images(config, left, *sizes)
     for index, (task, seed) in enumerate(left):

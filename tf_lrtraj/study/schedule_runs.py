@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import kernels, rates, theory
-from tf_lrtraj.averaging.post_hoc import combine, snapshot_weights
+from tf_lrtraj.averaging.post_hoc import snapshot_weights
 from tf_lrtraj.averaging.snapshots import Snapshots
-from tf_lrtraj.study import equal_budgets, iterates, training_runs
+from tf_lrtraj.study import equal_budgets, iterates, study_points, training_runs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.task import Sizes, base_run, task
 from tf_lrtraj.study.trainer import Run
@@ -135,7 +135,7 @@ def equivalent(session: Session, seed: int) -> None:
                     schedule,
                     keep=tuple(along_steps(config)) if follow else (),
                 )
-                rows += session.score(run.state(), iterates.ALL, **label, of="run", end=end)
+                rows += session.score(run.arrays(), iterates.ALL, **label, of="run", end=end)
                 if follow:
                     along += _along(session, seed, run, kernel, label)
                     excess = predicted_excess(config, kernel, schedule, found)
@@ -183,7 +183,7 @@ def _along(
         averages = running(session, seed, kernel, steps)
     rows = []
     for step in steps:
-        for of, weights in (("run", run.state(step)), ("average", averages.pop(step))):
+        for of, weights in (("run", run.arrays(step)), ("average", averages.pop(step))):
             rows += session.score(weights, iterates.PART[:1], **label, of=of, step=step)
     return rows
 
@@ -228,11 +228,9 @@ def running(
 def _built(snapshots: Snapshots, wanted: Mapping[int, np.ndarray]) -> dict[int, list[np.ndarray]]:
     """Step → the sum over iterates with these weights, interpolated where one was not kept."""
     weights = {
-        str(step): snapshot_weights(snapshots.steps, row, step).weights
-        for step, row in wanted.items()
+        step: snapshot_weights(snapshots.steps, row, step).weights for step, row in wanted.items()
     }
-    built = combine(snapshots, weights, progress=False)
-    return {int(step): arrays for step, arrays in built.items()}
+    return dict(study_points.averaged(snapshots, weights))
 
 
 def decay_rates(config: Mapping[str, Any], name: str) -> np.ndarray:
@@ -281,7 +279,7 @@ def decays(session: Session, seed: int) -> None:
             schedule = decay_rates(config, name)
             run = _decay_run(session, seed, name, end)
             built = emulated(session, seed, schedule, run.first, [end])
-            for of, weights in (("trained", run.state()), ("emulated", built[end])):
+            for of, weights in (("trained", run.arrays()), ("emulated", built[end])):
                 rows += session.score(weights, iterates.ALL, decay=name, of=of, end=end)
         snapshots = session.snapshots(seed, which=training_runs.horizon_name(config, end))
         kept = snapshots.steps[snapshots.steps >= end - config["horizon"]]
@@ -374,7 +372,7 @@ def _of_window(session: Session, seed: int) -> list[dict[str, Any]]:
         run = _decay_run(session, seed, name, training_runs.total_steps(config))
         for i, count in enumerate(_decay_places(config), 1):
             label = {"family": "decay", "label": f"{i}/{config['trade_off']['places']}"}
-            rows += session.score(run.state(run.first + count), iterates.PART, **label)
+            rows += session.score(run.arrays(run.first + count), iterates.PART, **label)
     return rows
 
 

@@ -17,7 +17,7 @@ from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.probes.flat_vectors import joined
 from tf_lrtraj.study.problem import Problem, build_model, load_problem
 from tf_lrtraj.study.scoring import Scorer
-from tf_lrtraj.study.trainer import Run, Trainer, Watch, arrays_of, state_of
+from tf_lrtraj.study.trainer import Run, Trainer, Watch, state_of
 
 __all__ = ["MEASURED", "PROBES", "STATE", "Session"]
 
@@ -157,15 +157,16 @@ class Session:
     def finish(self, run: Run, what: str, watch: Watch | None = None) -> Run:
         """Makes what is missing of a training run, with a progress bar; returns the run."""
         if not run.path(run.last).exists():
-            with self.bar(what=what, total=len(run.rates)) as bar:
+            with self.bar(what=what, total=len(run.rates), unit="step") as bar:
                 run.finish(watch, bar.update)
         return run
 
-    def bar(self, items: Any = None, what: str = "", total: int | None = None) -> Any:
+    def bar(
+        self, items: Any = None, what: str = "", total: int | None = None, unit: str = "it"
+    ) -> Any:
         """A progress bar where there is a terminal."""
-        return tqdm(
-            items, total=total, desc=what, unit="step", disable=None if self.progress else True
-        )
+        hidden = None if self.progress else True
+        return tqdm(items, total=total, desc=what, unit=unit, disable=hidden)
 
     # Where things lie -----------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class Session:
 
     def score(
         self,
-        weights: Sequence[Any] | Mapping[str, np.ndarray],
+        weights: Sequence[Any],
         sets: Sequence[str],
         policy: str = "recompute",
         **label: Any,
@@ -216,12 +217,11 @@ class Session:
         """Rows of scores, each with the label before it.
 
         Args:
-            weights: a state, or trainable weights and statistics of batch norm.
+            weights: trainable ones and statistics of batch norm.
             sets: of images; see `Scorer.score`.
             policy: of batch norm; see there.
         """
-        arrays = arrays_of(weights) if isinstance(weights, Mapping) else weights
-        return [{**label, **row} for row in self.scorer.score(arrays, sets, policy)]
+        return [{**label, **row} for row in self.scorer.score(weights, sets, policy)]
 
     def read(self, task: str, seed: int) -> dict[str, Any]:
         """What `store` wrote."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from tf_lrtraj.averaging.post_hoc import combine
+from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.data.portable import Order, augmented
 from tf_lrtraj.probes.batches import Batch
 from tf_lrtraj.records import RecordError
@@ -15,6 +17,7 @@ from tf_lrtraj.study.state_files import read_arrays
 from tf_lrtraj.study.trainer import arrays_of, state_name
 
 __all__ = [
+    "averaged",
     "chunks",
     "drawn",
     "just_seen",
@@ -24,6 +27,9 @@ __all__ = [
     "unseen",
     "weights_at",
 ]
+
+K = TypeVar("K")
+_AT_ONCE = 8  # averages in memory
 
 
 # Points ---------------------------------------------------------------------------------------
@@ -66,6 +72,27 @@ def weights_at(session: Session, seed: int, step: int, run: str = "base") -> lis
             "`config.probes` must name steps of which one is kept"
         )
     return arrays_of(read_arrays(path))
+
+
+def averaged(
+    snapshots: Snapshots, weights: Mapping[K, np.ndarray]
+) -> Iterator[tuple[K, list[np.ndarray]]]:
+    """Averages of snapshots one by one, a few of them in memory at once.
+
+    Args:
+        snapshots: of a run.
+        weights: key → weights of all snapshots, [len(snapshots)].
+
+    Yields:
+        (key, arrays: weights and statistics averaged alike).
+    """
+    items = list(weights.items())
+    for low in range(0, len(items), _AT_ONCE):
+        group = items[low : low + _AT_ONCE]
+        rows = {str(number): row for number, (_, row) in enumerate(group)}
+        built = combine(snapshots, rows, progress=False)
+        for number, (key, _) in enumerate(group):
+            yield key, built.pop(str(number))
 
 
 # Batches --------------------------------------------------------------------------------------

@@ -227,6 +227,10 @@ class Run:
         """A state that was kept; the last by default."""
         return read_arrays(self.path(self.last if step is None else step))
 
+    def arrays(self, step: int | None = None) -> list[np.ndarray]:
+        """Weights and statistics of a state that was kept; of the last by default."""
+        return arrays_of(self.state(step))
+
     def log(self) -> tuple[np.ndarray, np.ndarray]:
         """(steps, mean batch loss since the step before) from the run's first step on."""
         state = self.state()

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import backend, probes, seeds
-from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.probes.filters import Filters
 from tf_lrtraj.probes.flat_vectors import dot, joined, square_distance
@@ -218,11 +217,12 @@ def start(session: Session, seed: int) -> None:
     random = seeds.generator("start_batches", seed)
     (chosen,) = study_points.drawn(session, (config["start"]["batches"],), random)
     batches = study_points.taken(session, chosen)
-    origin = session.vector(arrays_of(session.initial(seed)))
+    initial = arrays_of(session.initial(seed))
+    origin = session.vector(initial)
     rows: list[dict[str, Any]] = []
     at_start = np.zeros(0)
     for step in session.bar([*steps, config["burn_in"]], "first steps"):
-        here = arrays_of(first.state(step) if step else session.initial(seed))
+        here = first.arrays(step) if step else initial
         point = session.surface.point(here)
         gradients = [
             joined(backend.to_numpy(session.surface.gradient(point, batch)[1])) for batch in batches
@@ -238,7 +238,7 @@ def start(session: Session, seed: int) -> None:
             row["cosine_to_start"] = _cosine(mean, at_start) if at_start.size else None
             if step:
                 row["cosine_to_displacement"] = _cosine(-mean, moved)
-                there = session.vector(arrays_of(second.state(step))) - origin
+                there = session.vector(second.arrays(step)) - origin
                 row |= {
                     "squared_displacement": 0.5 * (dot(moved, moved) + dot(there, there)),
                     "squared_distance": square_distance(moved, there),
@@ -305,11 +305,11 @@ def speed(session: Session, seed: int) -> None:
     rows: list[dict[str, Any]] = []
     for step in places:
         late = ((early.steps > 2 * step / 3) & (early.steps <= step)).astype(np.float64)
-        average = combine(early, {"average": late / late.sum()}, progress=False)["average"]
+        ((_, average),) = study_points.averaged(early, {step: late / late.sum()})
         for rate, of, weights in (
             (config["learning_rate"], "raw", early.read(step)),
             (config["learning_rate"], "average", average),
-            (small, "raw", slow.state(step)),
+            (small, "raw", slow.arrays(step)),
         ):
             rows += session.score(weights, iterates.SWEPT, learning_rate=rate, of=of, step=step)
     session.store("speed", seed, rows, {"window_share": 1 / 3})
@@ -336,15 +336,13 @@ def ema_times(session: Session, seed: int) -> None:
         snapshots = session.snapshots(seed, which=phase)
         ages = (snapshots.steps[-1] - snapshots.steps).astype(np.float64)
         times = [0.0, *(float(ages[-2]) * 10.0**powers).tolist()]
-        for low in range(0, len(times), 8):  # so many averages in memory at once
-            chosen = {}
-            for time in times[low : low + 8]:
-                weights = np.exp(-ages / time) if time else (ages == 0.0).astype(np.float64)
-                chosen[f"{time!r}"] = weights / weights.sum()
-            for name, arrays in combine(snapshots, chosen, progress=False).items():
-                at = int(snapshots.steps[-1])
-                label: dict[str, Any] = {"phase": phase, "time": float(name), "step": at}
-                rows += session.score(arrays, iterates.SWEPT, **label)
+        weights = {}
+        for time in times:
+            row = np.exp(-ages / time) if time else (ages == 0.0).astype(np.float64)
+            weights[time] = row / row.sum()
+        at = int(snapshots.steps[-1])
+        for time, arrays in study_points.averaged(snapshots, weights):
+            rows += session.score(arrays, iterates.SWEPT, phase=phase, time=time, step=at)
     session.store("ema_times", seed, rows, {"per_decade": settings["per_decade"]})
 
 

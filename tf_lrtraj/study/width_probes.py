@@ -13,7 +13,6 @@ from tf_lrtraj.study.equal_budgets import average, collected, conventional, trai
 from tf_lrtraj.study.probe_settings import images_of
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.task import PROBE_SEEDS, task
-from tf_lrtraj.study.trainer import arrays_of
 
 __all__ = ["TASKS"]
 
@@ -34,7 +33,7 @@ def width(session: Session, seed: int) -> None:
     """
     settings = session.config["width"]
     (swa,) = average(session, seed, "swa_constant").values()
-    ends = {"sgd": arrays_of(conventional(session, seed).state()), "swa": swa}
+    ends = {"sgd": conventional(session, seed).arrays(), "swa": swa}
     surface = session.scorer.recalibrated
     training, test = (
         study_points.chunks(session.problem.images(name, 0), settings["size"], settings["images"])

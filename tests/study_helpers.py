@@ -11,7 +11,7 @@ from tf_lrtraj import records
 from tf_lrtraj.study import problem, run_study
 from tf_lrtraj.study.session import Session
 
-TINY = pathlib.Path(__file__).with_name("tiny_study.py")
+TINY = pathlib.Path(__file__).parent / "study/tiny_study.py"
 IMAGES = {}  # task → images that went forward through networks when the tiny study was made
 
 
