@@ -1,0 +1,654 @@
+"""Every kind of probe, declared once: its options, its record, its figure, where it is measured.
+
+Flags and help of `lrtraj-probe`, checks of configurations, the records of probes, their figures,
+what claims expect of a record and what the fuzzer tries: all derive from `PROBES`.
+
+>>> PROBES["line"].check({"batches": 4})["batches"]
+4
+>>> PROBES["line"].check({"batches": 0})
+Traceback (most recent call last):
+    ...
+ValueError: `line.batches` must be an integer of at least 1. Received: line.batches=0
+
+A new probe is an entry here, a class in `tf_lrtraj.probes`, and a module of
+`tf_lrtraj.report.probe_figures` with `draw` and `sentences`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tf_lrtraj.values import (
+    Rule,
+    boolean,
+    closest,
+    error,
+    integer,
+    number,
+    one_of,
+    received,
+    sequence_of,
+    text,
+)
+
+__all__ = ["PROBES", "Option", "Part", "ProbeSpec", "check_kind", "options", "requestable"]
+
+Dims = dict[str, tuple[str, ...]]
+Options = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of a probe.
+
+    Attributes:
+        default: used where nothing is given.
+        rule: what is allowed.
+        help: what it means.
+        type: of its values, where the default does not say it.
+    """
+
+    default: Any
+    rule: Rule
+    help: str
+    type: type | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", self.type or type(self.default))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Something of a run that probes are built from, and the options that choose it.
+
+    Attributes:
+        name: of the part, see `tf_lrtraj.runs.probing.run_probes.Parts`.
+        options: name → option.
+    """
+
+    name: str
+    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What options must fulfil together.
+
+    Attributes:
+        option: the one to change.
+        allowed: what is, in words; `{name}` stands for the value of another option.
+        holds: whether it is so.
+    """
+
+    option: str
+    allowed: str
+    holds: Callable[[Options], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeSpec:
+    """One kind of probe.
+
+    Attributes:
+        kind: name in requests, configurations and records.
+        title: of its figure.
+        dims: value of its record → names of its axes.  All values that a record may hold.
+        optional: part of a record that may be left out → patterns of its values' names.
+        beside: coordinates of the record that are no axis of a value.
+        what: what it measures, in one line.  Empty for records that are not requested by kind.
+        takes: what it is built from, beside its own options.
+        own: options of its own.  Its class takes them as keywords, but for `instead` and those
+            that change an option of a part.
+        conditions: what options must fulfil together.
+        instead: (option, kind): with that option the record is of another kind.
+        together: whether one figure shows several records, of different steps.
+        figure: module that draws it; by default KIND_figure.
+        measured_by: "MODULE.CLASS" in `tf_lrtraj.probes`.
+    """
+
+    kind: str
+    title: str
+    dims: Dims
+    measured_by: str
+    optional: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    what: str = ""
+    takes: tuple[Part, ...] = ()
+    own: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
+    instead: tuple[str, str] | None = None
+    together: bool = False
+    figure: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "figure", self.figure or f"{self.kind}_figure")
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """Name → option, of its parts and its own."""
+        of_parts = {name: option for part in self.takes for name, option in part.options.items()}
+        of_others = {} if self.instead is None else PROBES[self.instead[1]].options
+        return {**of_others, **of_parts, **self.own}
+
+    @property
+    def keywords(self) -> list[str]:
+        """Names of the options that its class takes as they are."""
+        taken = {name for part in self.takes for name in part.options}
+        taken |= {self.instead[0]} if self.instead else set()
+        return [name for name in self.own if name not in taken]
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        """Names of all coordinates that a record may have."""
+        axes = (axis for axes in self.dims.values() for axis in axes)
+        return tuple(dict.fromkeys([*axes, *self.beside]))
+
+    def dims_with(self, *parts: str) -> Dims:
+        """The dims of a record with the given optional parts, and none of the others.
+
+        >>> list(PROBES["distance"].dims_with())[:3]
+        ['squared', 'norm', 'from_start']
+        """
+        unknown = sorted(set(parts) - set(self.optional))
+        if unknown:
+            raise error("parts", f"some of {sorted(self.optional)}", unknown)
+        left_out = [
+            pattern
+            for part, patterns in self.optional.items()
+            if part not in parts
+            for pattern in patterns
+        ]
+        return {
+            name: axes
+            for name, axes in self.dims.items()
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in left_out)
+        }
+
+    def takes_part(self, name: str) -> bool:
+        """Whether it is built from a part of that name."""
+        return any(part.name == name for part in self.takes)
+
+    def measured(self, options: Options) -> ProbeSpec:
+        """The spec of the record that checked options ask for: this one, or that of `instead`."""
+        if self.instead is not None and options.get(self.instead[0]):
+            return PROBES[self.instead[1]]
+        return self
+
+    def at_steps(self, options: Options) -> bool:
+        """Whether it is measured at each of some steps, and so also while a run trains.
+
+        Otherwise it takes several points together, or the whole run, and needs snapshots.
+        """
+        spec = self.measured(options)
+        return spec.takes_part("weights") or options.get("points") == ()
+
+    def check(
+        self, given: Options, where: str = "", kind: type[Exception] = ValueError
+    ) -> dict[str, Any]:
+        """All options, those not given at their defaults.
+
+        Args:
+            given: name → value.
+            where: what errors write before an option's name; the kind by default.
+            kind: class of the error raised.
+
+        Raises:
+            ValueError (or `kind`): for unknown options, those of other probes, and values that
+                are not allowed.
+        """
+        known, path = self.options, where or self.kind
+        for name in given:
+            if name not in known:
+                others = [spec.kind for spec in requestable().values() if name in spec.options]
+                goes = f"; it goes with {others}" if others else ""
+                raise kind(
+                    f"`{received(name)[1:-1]}` is not an option of the probe {self.kind!r}{goes}."
+                    f"{closest(name, known)} Options of {self.kind!r}: {sorted(known)}"
+                )
+        found = {
+            name: option.rule.check(f"{path}.{name}", given.get(name, option.default), kind)
+            for name, option in known.items()
+        }
+        for condition in self.conditions:
+            if not condition.holds(found):
+                name = condition.option
+                raise error(f"{path}.{name}", condition.allowed.format(**found), found[name], kind)
+        return found
+
+
+# Options and parts ----------------------------------------------------------------------------
+
+
+def _text(help: str) -> Option:
+    return Option(None, text().or_none(), help, str)
+
+
+def _positive(help: str) -> Option:
+    return Option(None, number(above=0).or_none(), help, float)
+
+
+def _points(fewest: int, most: int | None = None) -> dict[str, Option]:
+    count = "exactly" if fewest == most else "at least"
+    words = f"a list of {count} {fewest} points" if fewest else "a list of texts"
+    return {
+        "points": Option(
+            (),
+            sequence_of(text(), words, fewest, most),
+            'steps, shares ("50%"), "first", "last", averages such as swa=Uniform(start=500), or '
+            "trip:STEP:BATCH, the end of a side trip (basin)",
+        )
+    }
+
+
+_SEED = {"seed": Option(0, integer(0), "of the batches and of random directions")}
+_BATCHES = {
+    "batches": Option(8, integer(1), "training batches to measure on"),
+    "batch_size": Option(
+        None, integer(1).or_none(), "images in a batch; the run's own by default", int
+    ),
+}
+_MODE = {
+    "batch_norm": Option(
+        "batch",
+        one_of(["batch", "frozen", "recalibrated"]),
+        "batch norm by each batch's own moments, the point's stored statistics, or statistics "
+        "recomputed for every point",
+    ),
+    "dropout": Option("off", one_of(["off", "pinned"]), "dropout off, or pinned masks"),
+}
+_TRIP = {
+    "num_steps": Option(9, integer(1), "steps of a side trip"),
+    "learning_rate": _positive(
+        "of a side trip; by default what moves as far as the run on a steady gradient, λ/(1 - β)"
+    ),
+    "momentum": Option(0.0, number(0, below=1), "of a side trip"),
+}
+_PER_LAYER = {"per_layer": Option(False, boolean(), "also layer by layer")}
+
+SURFACE = Part("surface", {**_BATCHES, **_MODE, **_SEED})
+SEED = Part("seed", _SEED)
+WEIGHTS = Part("weights")
+TRAINING = Part("batches")
+HELD_OUT = Part(
+    "held_out",
+    {
+        "held_out": _text("split of held-out batches; the run's own by default"),
+        "held_out_batches": Option(4, integer(1), "held-out batches to measure on"),
+    },
+)
+OTHERS = Part("others")  # training batches on which no step is made; as many as held-out ones
+DIRECTION = Part(
+    "direction",
+    {
+        "direction": Option(
+            "gradient",
+            one_of(["gradient", "momentum", "random"]),
+            "of the step: each batch's gradient, the optimizer's velocity, a random one",
+        )
+    },
+)
+RATES = Part(
+    "rates",
+    {
+        "low": Option(1e-2, number(above=0), "smallest rate but 0"),
+        "high": Option(1.0, number(above=0), "largest rate, before extension"),
+        "num": Option(24, integer(3), "rates of the grid"),
+        "scale": Option("log", one_of(["log", "linear"]), "spacing of the rates"),
+    },
+)
+TRIP = Part("trip", _TRIP)
+RAYS = Part(
+    "rays",
+    {
+        "num": Option(24, integer(3), "points along a ray"),
+        "rays": Option(8, integer(2), "random rays"),
+        "radius": _positive(
+            "length of the rays; by default three times the largest distance between the points, "
+            "or half the norm of a single one"
+        ),
+    },
+)
+TRAJECTORY = Part(
+    "trajectory",
+    {
+        "first": _text("first step of the trajectory"),
+        "last": _text("last step of the trajectory"),
+    },
+)
+WHOLE_TRAJECTORY = Part("whole_trajectory")
+FILTERS = Part("filters")
+SKETCH = Part(
+    "sketch",
+    {"sketch": Option(0, integer(0), "numbers kept of each iterate; 0 keeps all of it")},
+)
+OTHER_RUN = Part("other_run", {"other": _text("workdir of a second run")})
+
+
+# Values of records ----------------------------------------------------------------------------
+
+
+def _over(axes: str, *names: str, errors: bool = False) -> Dims:
+    """Values over the same axes; each with its standard error, NAME_se, if there are such."""
+    ends = ("", "_se") if errors else ("",)
+    return {f"{name}{end}": tuple(axes.split()) for name in names for end in ends}
+
+
+def _losses(axes: str) -> Dims:
+    """Losses and accuracies of training batches, and of held-out ones where there are such."""
+    return {
+        **_over(f"{axes} batch", "loss", "accuracy"),
+        **_over(f"{axes} held_out", "held_out_loss", "held_out_accuracy"),
+    }
+
+
+_HELD_OUT_VALUES = {"held_out": ("held_out_*",)}
+_LANDMARKS = ("best_rate", "gain", "zero_crossing")
+_SCORES = ("ensemble_loss", "ensemble_accuracy", "average_loss", "average_accuracy")
+_ALIGNMENT = (
+    *("signal", "noise", "noise_scale", "share"),
+    *("pair_cosine", "rest_cosine", "mean_cosine"),
+)
+
+
+def _line_dims() -> Dims:
+    return {
+        **_over("rate batch", "train", "held_out"),
+        **_over("rate batch held", "held_out_each"),
+        **_over("rate batch", "others"),
+        **_over("rate batch other", "others_each"),
+        **_over("batch", "gradient_norm", "direction_norm", "slope", "bracketed", "curvature"),
+        **_over("curve batch", *_LANDMARKS),
+        **_over("degree window batch", "fit_error"),
+        **_over("degree level batch", "valid_to"),
+        **_over("curve rate", "mean", errors=True),
+        **_over("curve power", "mean_fit"),
+        **_over("curve", *(f"mean_{name}" for name in _LANDMARKS), errors=True),
+    }
+
+
+def _curvature_dims() -> Dims:
+    return {
+        **_over("batch", "curvature", "curvature_error", "step_taken", "noise", "per_square"),
+        **_over("batch", "unit", "gradient_norm", "direction_norm", "slope", "middle"),
+        **_over("batch", "product", "disagreement"),
+        **_over("step batch", "plus", "minus"),
+        **_over("probe batch", "noise_losses"),
+    }
+
+
+def _side_trip_dims() -> Dims:
+    dims = _over("trip step", "train_loss", "train_accuracy", "distance", "gradient_norm")
+    for group in ("held_out", "others"):
+        dims |= _over(f"trip step {group}", f"{group}_loss", f"{group}_accuracy")
+    for group in ("train", "held_out", "others"):
+        dims |= _over("step", f"{group}_mean", f"{group}_change", errors=True)
+    return dims
+
+
+def _basin_dims() -> Dims:
+    dims = {**_losses("pair layer position"), **_over("pair layer", "length")}
+    for group in ("", "held_out_"):
+        dims |= _over("pair layer", f"{group}barrier", f"{group}barrier_at", f"{group}barrier_se")
+        dims |= _over("pair layer", f"{group}barrier_cross", errors=True)
+        dims |= _over("pair layer", f"{group}barrier_upper", f"{group}barrier_level")
+        dims |= _over("pair layer", f"{group}verdict")
+        for name in ("middle", "rise", "error_barrier"):
+            dims |= _over("pair layer", f"{group}{name}", errors=True)
+        dims |= _over("pair layer offset", f"{group}asymmetry", errors=True)
+    return dims
+
+
+def _width_dims() -> Dims:
+    dims = _losses("point ray distance")
+    for group in ("", "held_out_"):
+        dims |= _over("point ray", f"{group}width")
+        dims |= _over("point", f"{group}width_mean", f"{group}width_se")
+        dims |= _over("point other", f"{group}width_difference", errors=True)
+    return dims
+
+
+def _gradients_dims() -> Dims:
+    return {
+        **_over("batch", "loss"),
+        **_over("layer batch other", "gram"),
+        **_over("layer batch", "batch_rest_cosine", "batch_mean_cosine"),
+        **_over("layer", *_ALIGNMENT, errors=True),
+        **_over("layer direction batch", "direction_dot"),
+        **_over("layer direction", "direction_square"),
+        **_over("layer direction batch", "direction_cosine"),
+        **_over("layer direction", "mean_direction_cosine", errors=True),
+        **_over("batch segment component", "sketch"),
+        **_over("layer batch", "square"),
+    }
+
+
+def _lagged_gradients_dims() -> Dims:
+    means = ("mean_cosine", "full_cosine", "mean_start_cosine", "mean_end_cosine")
+    return {
+        **_over("lag step", "dot", "dot_across", "cosine", "start_cosine", "end_cosine"),
+        **_over("step", "loss", "off_mean_cosine"),
+        **_over("lag", *means, errors=True),
+        **_over("step vector component", "sketch"),
+    }
+
+
+def _distance_dims() -> Dims:
+    pairs = ("squared", "filters_squared")
+    dims = {
+        **_over("lag step", *pairs),
+        **_over("step", "norm", "from_start", "from_mean", "from_reference"),
+    }
+    for name in pairs:
+        dims |= _over("lag", f"mean_{name}", errors=True)
+        dims |= _over("", f"{name}_growth", errors=True)
+    return dims | _over("step component", *(f"{name}_sketch" for name in pairs))
+
+
+def _ensemble_dims() -> Dims:
+    pair, both = "scale member other batch", ("pair", "ensemble")
+    dims = {
+        **_over("member other", "distance"),
+        **_over("member", "from_average"),
+        **_over("scale", "spread"),
+        **_over(pair, "pair_difference"),
+        **_over("scale batch", "ensemble_difference"),
+        **_over("member batch", "member_loss", "member_accuracy"),
+        **_over(pair, "pair_logit_difference"),
+        **_over("scale batch", "ensemble_logit_difference"),
+        **_over("batch", *_SCORES),
+    }
+    for name in ("member_loss", "member_accuracy", *_SCORES):
+        dims |= _over("", f"mean_{name}", errors=True)
+    dims |= _over("", *(f"{name}_change" for name in _SCORES), errors=True)
+    for name in (f"{who}_{what}" for who in both for what in ("difference", "logit_difference")):
+        for end in ("", "_se"):
+            dims |= _over("scale", f"mean_{name}{end}") | _over("", f"{name}_exponent{end}")
+    return dims
+
+
+# Kinds ----------------------------------------------------------------------------------------
+
+PROBES: dict[str, ProbeSpec] = {
+    spec.kind: spec
+    for spec in (
+        ProbeSpec(
+            "line",
+            "Loss along one step",
+            _line_dims(),
+            "line.Line",
+            optional={"held_out": ("held_out*",), "others": ("others*",)},
+            what="loss of batches along a step, against the rate: training, held-out, elsewhere",
+            takes=(SURFACE, WEIGHTS, TRAINING, HELD_OUT, OTHERS, RATES, DIRECTION, SEED),
+            conditions=(Condition("low", "below `high`, {high}", lambda o: o["low"] < o["high"]),),
+            together=True,
+        ),
+        ProbeSpec(
+            "curvature",
+            "Curvature along one step",
+            _curvature_dims(),
+            "curvature.Curvature",
+            optional={"check": ("product", "disagreement")},
+            what="curvature along a step from measured losses, and by Hessian-vector products",
+            takes=(SURFACE, WEIGHTS, TRAINING, DIRECTION, SEED),
+            together=True,
+        ),
+        ProbeSpec(
+            "side_trip",
+            "Side trips on one fixed batch",
+            _side_trip_dims(),
+            "side_trip.SideTrip",
+            optional={"held_out": ("held_out_*",), "others": ("others_*",)},
+            what="steps on one fixed batch, branching off a point: training, held-out, elsewhere",
+            takes=(SURFACE, WEIGHTS, TRAINING, HELD_OUT, OTHERS, TRIP),
+            together=True,
+        ),
+        ProbeSpec(
+            "basin",
+            "Segments between points",
+            _basin_dims(),
+            "basin.Segments",
+            optional=_HELD_OUT_VALUES,
+            beside=("first", "second", "point"),
+            what="losses along the segments between points; heights of barriers; SGD to SWA",
+            takes=(SURFACE, Part("points", {**_points(2), **_TRIP}), TRAINING, HELD_OUT),
+            own={
+                "num": Option(24, integer(3), "points along a segment"),
+                "extend": Option(
+                    0.0,
+                    number(0),
+                    "length by which a segment goes on beyond both ends, in lengths",
+                ),
+                "level": _positive(
+                    "barriers below it count as none; by default 5 % of the mean loss of the ends"
+                ),
+                **_PER_LAYER,
+            },
+        ),
+        ProbeSpec(
+            "gradients",
+            "Alignment of batch gradients",
+            _gradients_dims(),
+            "gradients.Gradients",
+            optional={"directions": ("*direction_*",), "sketches": ("sketch", "square")},
+            what="alignment of batch gradients with each other, the mean, and along the run",
+            takes=(SURFACE, WEIGHTS, TRAINING, SEED),
+            own={
+                # A jackknife needs three batches.
+                "batches": dataclasses.replace(_BATCHES["batches"], rule=integer(3)),
+                "along": Option(False, boolean(), "gradients of the same batches along the run"),
+                **_PER_LAYER,
+            },
+            instead=("along", "lagged_gradients"),
+            together=True,
+        ),
+        ProbeSpec(
+            "distance",
+            "Distances along the run",
+            _distance_dims(),
+            "distance.Distance",
+            optional={
+                "filters": ("*filters_squared*",),
+                "reference": ("from_reference",),
+                "sketch": ("*_sketch",),
+            },
+            what="squared displacement against lag, norm, distance to the mean; between two runs",
+            takes=(TRAJECTORY, FILTERS, SKETCH, SEED),
+            instead=("other", "separation"),
+        ),
+        ProbeSpec(
+            "width",
+            "Random rays",
+            _width_dims(),
+            "width.Width",
+            optional=_HELD_OUT_VALUES,
+            what="losses along random rays from points",
+            takes=(SURFACE, Part("points", _points(0)), TRAINING, HELD_OUT, RAYS, SEED),
+            own={
+                "ray_kind": Option(
+                    "uniform",
+                    one_of(["uniform", "filter"]),
+                    "random directions, or filter-normalised",
+                ),
+            },
+            together=True,
+        ),
+        ProbeSpec(
+            "plane",
+            "A plane through three points",
+            {
+                **_losses("v u"),
+                **_over("step", "trajectory_u", "trajectory_v", "trajectory_residual"),
+            },
+            "plane.Plane",
+            optional=_HELD_OUT_VALUES,
+            beside=("point", "point_u", "point_v"),
+            what="losses on the plane through three points, with the trajectory projected on it",
+            takes=(SURFACE, Part("points", _points(3, 3)), TRAINING, HELD_OUT, WHOLE_TRAJECTORY),
+            own={
+                "num": Option(24, integer(3), "points along a side"),
+                "margin": Option(0.3, number(0), "around the three points, in their extent"),
+            },
+        ),
+        ProbeSpec(
+            "ensemble",
+            "Predictions of several weights",
+            _ensemble_dims(),
+            "ensemble.Ensembles",
+            optional={"logits": ("*logit_difference*",)},
+            what="predictions of several weights: accuracy, and difference against distance",
+            takes=(SURFACE, Part("points", _points(2)), HELD_OUT),
+        ),
+        ProbeSpec(
+            "lagged_gradients",
+            "Gradients along the run",
+            _lagged_gradients_dims(),
+            "lagged_gradients.LaggedGradients",
+            optional={"sketch": ("sketch",)},
+            takes=(SURFACE, TRAJECTORY, TRAINING, SEED),
+        ),
+        ProbeSpec(
+            "separation",
+            "Distance between two runs",
+            _over("step", "distance", "norm_a", "norm_b", "displacement_cosine", "filters_squared"),
+            "distance.Separation",
+            optional={"filters": ("filters_squared",)},
+            takes=(TRAJECTORY, OTHER_RUN, FILTERS),
+        ),
+        ProbeSpec(
+            "modes",
+            "One loss in several modes",
+            {
+                **_over("mode batch", "loss", "accuracy"),
+                **_over("", "spread"),
+                **_over("mode", "mean", "difference", errors=True),
+            },
+            "comparison.Modes",
+        ),
+    )
+}
+
+
+def requestable() -> dict[str, ProbeSpec]:
+    """The kinds that a command line or a configuration may ask for."""
+    return {kind: spec for kind, spec in PROBES.items() if spec.what}
+
+
+def check_kind(kind: Any, name: str = "probe", error_kind: type[Exception] = ValueError) -> str:
+    """Returns the kind of a probe.
+
+    Raises:
+        ValueError (or `error_kind`): if there is no such kind; those there are, are named.
+    """
+    return str(one_of(list(requestable())).check(name, kind, error_kind))
+
+
+def options() -> dict[str, dict[str, Option]]:
+    """Name of an option → the kinds that have it, each with its own default, rule and help."""
+    found: dict[str, dict[str, Option]] = {}
+    for kind, spec in requestable().items():
+        for name, option in spec.options.items():
+            found.setdefault(name, {})[kind] = option
+    return found
