@@ -509,7 +509,7 @@ PROBES: dict[str, ProbeSpec] = {
             "basin",
             "Segments between points",
             _basin_dims(),
-            "basin.Segments",
+            "basin.Basin",
             optional=_HELD_OUT_VALUES,
             beside=("first", "second", "point"),
             what="losses along the segments between points; heights of barriers; SGD to SWA",
@@ -596,7 +596,7 @@ PROBES: dict[str, ProbeSpec] = {
             "ensemble",
             "Predictions of several weights",
             _ensemble_dims(),
-            "ensemble.Ensembles",
+            "ensemble.Ensemble",
             optional={"logits": ("*logit_difference*",)},
             what="predictions of several weights: accuracy, and difference against distance",
             takes=(SURFACE, Part("points", _points(2)), HELD_OUT),
@@ -613,19 +613,9 @@ PROBES: dict[str, ProbeSpec] = {
             "separation",
             "Distance between two runs",
             _over("step", "distance", "norm_a", "norm_b", "displacement_cosine", "filters_squared"),
-            "distance.Separation",
+            "separation.Separation",
             optional={"filters": ("filters_squared",)},
             takes=(TRAJECTORY, OTHER_RUN, FILTERS),
-        ),
-        ProbeSpec(
-            "modes",
-            "One loss in several modes",
-            {
-                **_over("mode batch", "loss", "accuracy"),
-                **_over("", "spread"),
-                **_over("mode", "mean", "difference", errors=True),
-            },
-            "comparison.Modes",
         ),
     )
 }

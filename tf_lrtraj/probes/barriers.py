@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_lrtraj.statistics import mean_and_se, student
-from tf_lrtraj.values import error
 
 ONE_BASIN, UNDECIDED, BARRIER = -1, 0, 1
 VERDICTS = {ONE_BASIN: "one basin", UNDECIDED: "undecided", BARRIER: "barrier"}

@@ -171,8 +171,10 @@ def _cost(probe: Probe, pieces: Sequence[Any]) -> str:
     seconds = passes * each
     if seconds < 90:
         duration = f"{seconds:.0f} s"
+    elif seconds < 5400:
+        duration = f"{seconds / 60:.0f} minutes"
     else:
-        duration = f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+        duration = f"{seconds / 3600:.1f} hours"
     return (
         f"{probe.kind}: {len(pieces):,} pieces, {passes:,.0f} forward passes of {each:.3g} s, "
         f"about {duration}"

@@ -128,9 +128,7 @@ class Curvature(StepProbe):
         losses = fits.POINTS + 2 * len(_LADDER)
         each = losses * (1 + self.surface.calibration_passes)
         gradients = GRADIENT_PASSES * len({i for i, _ in pieces})
-        return gradients + sum(
-            _PRODUCT_PASSES if what == "product" else each for _, what in pieces
-        )
+        return gradients + sum(_PRODUCT_PASSES if what == "product" else each for _, what in pieces)
 
     def finish(self, record: ArrayRecord) -> None:
         values = record.values

@@ -37,29 +37,24 @@ class Estimate(NamedTuple):
     error: float
 
 
-def jackknife(statistic: Callable[[np.ndarray], float], size: int) -> Estimate:
-    """A statistic of `size` things, and the error that leaving out one at a time shows.
+def jackknife(statistics: Callable[[np.ndarray], Sequence[float]], size: int) -> list[Estimate]:
+    """Computes statistics of `size` things, and the errors that leaving out one at a time shows.
 
     Args:
-        statistic: ascending indices of the things that count → a number.
+        statistics: ascending indices of the things that count → numbers.
         size: at least 3.
 
     Returns:
-        the statistic of all, with error inf if any of the numbers is not finite.
+        the statistics of all; errors are inf where any of a statistic's numbers is not finite.
 
     Raises:
         ValueError: for fewer than 3 things.
 
     >>> numbers = np.array([1.0, 2.0, 6.0])
-    >>> estimate = jackknife(lambda kept: float(numbers[kept].mean()), 3)
+    >>> (estimate,) = jackknife(lambda kept: [float(numbers[kept].mean())], 3)
     >>> bool(np.isclose(estimate.error, numbers.std(ddof=1) / 3**0.5))
     True
     """
-    return _jackknife(lambda kept: [statistic(kept)], size)[0]
-
-
-def _jackknife(statistics: Callable[[np.ndarray], Sequence[float]], size: int) -> list[Estimate]:
-    """The same of several statistics at a time."""
     if size < 3:
         raise ValueError(f"a jackknife needs at least 3 batches. Received: {size}")
     everything = np.arange(size)
@@ -179,7 +174,7 @@ def alignment(gram: np.ndarray, sizes: Sequence[int] | np.ndarray) -> Alignment:
             float(cosines_to_mean(matrix).mean()),
         ]
 
-    return Alignment(*_jackknife(statistics, len(gram)))
+    return Alignment(*jackknife(statistics, len(gram)))
 
 
 def direction_cosines(gram: np.ndarray, products: np.ndarray, square: float) -> np.ndarray:
@@ -199,11 +194,11 @@ def mean_direction_cosine(gram: np.ndarray, products: np.ndarray, square: float)
     The mean of few batches is longer than what it estimates, so the cosine is too small.
     """
 
-    def cosine(kept: np.ndarray) -> float:
+    def cosine(kept: np.ndarray) -> list[float]:
         length = np.sqrt(max(float(gram[np.ix_(kept, kept)].sum()), 0.0) * square)
-        return float(products[kept].sum() / length) if length > 0.0 else np.nan
+        return [float(products[kept].sum() / length) if length > 0.0 else np.nan]
 
-    return jackknife(cosine, len(gram))
+    return jackknife(cosine, len(gram))[0]
 
 
 # Along a trajectory ----------------------------------------------------------------------------

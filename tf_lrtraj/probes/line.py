@@ -126,9 +126,7 @@ class Line(StepProbe):
             "level": np.array(fits.LEVELS),
             "power": np.arange(3),
         }
-        return found | {
-            _AXES[name]: np.arange(len(group)) for name, group in self._beside.items()
-        }
+        return found | {_AXES[name]: np.arange(len(group)) for name, group in self._beside.items()}
 
     def parts(self) -> Collection[str]:
         return self._beside

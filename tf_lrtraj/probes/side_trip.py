@@ -72,9 +72,8 @@ class SideTrip(LossProbe):
     >>> from tf_lrtraj import probes
     >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     >>> batch = (np.array([[1.0]], "float32"), np.array([[0.0]], "float32"))
-    >>> trip = SideTrip(
-    ...     probes.Surface(model, "mse"), [np.ones((1, 1))], [batch], learning_rate=0.25, num_steps=2
-    ... )  # each step halves the weight
+    >>> surface, start = probes.Surface(model, "mse"), [np.ones((1, 1))]
+    >>> trip = SideTrip(surface, start, [batch], learning_rate=0.25, num_steps=2)  # halves it
     >>> probes.measure(trip).values["train_loss"]
     array([[1.    , 0.25  , 0.0625]])
     """

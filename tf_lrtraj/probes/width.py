@@ -179,5 +179,6 @@ def _check_distances(distances: Any) -> np.ndarray:
         or not np.all(np.diff(found) > 0.0)
         or found[-1] == 0.0
     ):
-        raise error("distances", "increasing numbers of at least 0, one of them positive", distances)
+        allowed = "increasing numbers of at least 0, one of them positive"
+        raise error("distances", allowed, distances)
     return found if found[0] == 0.0 else np.concatenate([[0.0], found])

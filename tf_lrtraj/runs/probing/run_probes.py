@@ -235,7 +235,7 @@ class Measurer:
         surface, training = self.surface(options), self.training(options)
         held_out = self.held_out(options)
         if kind == "basin":
-            return probes.Segments(
+            return probes.Basin(
                 surface,
                 points,
                 training,
@@ -258,7 +258,7 @@ class Measurer:
                 margin=options["margin"],
                 trajectory=trajectory,
             )
-        return probes.Ensembles(surface, points, held_out)
+        return probes.Ensemble(surface, points, held_out)
 
     def _width(self, options: Options, points: Mapping[str, Any]) -> probes.Probe:
         surface = self.surface(options)
