@@ -9,7 +9,7 @@ import numpy as np
 
 from tf_lrtraj import probes
 from tf_lrtraj.probes.batches import Batch
-from tf_lrtraj.probes.flat_vectors import joined
+from tf_lrtraj.probes.vectors import joined
 from tf_lrtraj.study import study_points, training_runs, trajectories
 from tf_lrtraj.study.probe_settings import images_of, iterate_pairs
 from tf_lrtraj.study.session import Bench
@@ -82,7 +82,7 @@ def convexity(bench: Bench, seed: int) -> None:
     steps = snapshots.steps.tolist()
     pairs = [(str(steps[a]), str(steps[b])) for a, b in iterate_pairs(len(steps), settings)]
     (rows,) = study_points.drawn(bench, (settings["batches"],), [seed, 6])
-    probe = probes.Segments(
+    probe = probes.Basin(
         bench.surface,
         {name: snapshots.read(int(name)) for pair in pairs for name in pair},
         study_points.taken(bench, rows),

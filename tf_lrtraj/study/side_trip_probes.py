@@ -66,13 +66,13 @@ def basin(bench: Bench, seed: int) -> None:
         for a, b in itertools.combinations(sets.starts, 2)
     ]
     ends = {_end(step, i): trips[step].end_point(i) for step in sets.starts for i in numbers}
-    main = {_main(step): trips[step].origin for step in sets.starts}
+    main = {_main(step): trips[step].weights for step in sets.starts}
     pairs = [_names(segment) for segment in segments]
     if bench.config["seeds"] > 1:
         last = sets.starts[-1]
         trip = _other_trip(bench, seed, sets, last)
         ends |= {f"other-{_end(last, i)}": trip.end_point(i) for i in numbers}
-        main[f"other-{_main(last)}"] = trip.origin
+        main[f"other-{_main(last)}"] = trip.weights
         for kind, batches in (("ends", numbers), ("to_main", numbers), ("main", (None,))):
             for i in batches:
                 segment = {"kind": kind, "steps": [last, last], "batch": i}
@@ -81,9 +81,9 @@ def basin(bench: Bench, seed: int) -> None:
                 segments.append({**segment, "kind": f"control_{kind}"})
     share = bench.config["probes"]["basin_level"]
     at_starts = [
-        bench.surface.evaluate(trips[step].origin, sets.batches)[0].mean() for step in sets.starts
+        bench.surface.evaluate(trips[step].weights, sets.batches)[0].mean() for step in sets.starts
     ]
-    probe = probes.Segments(
+    probe = probes.Basin(
         bench.surface,
         {**main, **ends},
         [*sets.batches, *sets.others],

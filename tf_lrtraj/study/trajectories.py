@@ -10,8 +10,8 @@ import numpy as np
 from tf_lrtraj import backend, probes
 from tf_lrtraj.averaging.post_hoc import combine
 from tf_lrtraj.averaging.snapshots import Snapshots
-from tf_lrtraj.probes.filters import Filters
-from tf_lrtraj.probes.flat_vectors import dot, joined, square_distance
+from tf_lrtraj.probes.directions import Filters
+from tf_lrtraj.probes.vectors import dot, joined, square_distance
 from tf_lrtraj.study import iterates, schedule_runs, study_points, training_runs
 from tf_lrtraj.study.session import Bench
 from tf_lrtraj.study.task import Sizes, Task, base_run

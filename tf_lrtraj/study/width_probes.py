@@ -42,7 +42,7 @@ def width(bench: Bench, seed: int) -> None:
         seed=seed,
         ray_kind="filter",
     )
-    segment = probes.Segments(
+    segment = probes.Basin(
         surface, ends, training, held_out=test, num=settings["positions"], extend=1.0
     )
     for name, probe, sets in (
@@ -67,7 +67,7 @@ def ensemble(bench: Bench, seed: int) -> None:
     settings = bench.config["ensemble"]
     snapshots, steps = collected(bench, seed, "swa_cyclical")
     steps = steps[-settings["members"] :]
-    probe = probes.Ensembles(
+    probe = probes.Ensemble(
         study_points.recalibrated(bench),
         {str(step): snapshots.read(step) for step in steps},
         study_points.chunks(bench.problem.images("test", 0), settings["size"], settings["images"]),
