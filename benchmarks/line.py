@@ -9,7 +9,7 @@ batch and of a held-out batch at 32 rates along the batch's gradient: 64 forward
 are 8 batches, so 8 tasks in a round; every case does a task before the next one starts.
 
 bare              64 calls of a compiled stateless forward pass and mean loss, weights fixed
-ours              `loss_along_step` whole: checks, record, fits; the gradient is timed apart
+ours              a `Line` measured whole: checks, record, fits; the gradient is timed apart
 evaluate          model.set_weights and model.evaluate at every rate (evaluation mode)
 test_on_batch     model.set_weights and model.test_on_batch at every rate (evaluation mode)
 clone             clone_model, set_weights, compile and evaluate at every rate; 1 rate is timed

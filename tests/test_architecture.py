@@ -34,6 +34,7 @@ ALLOWED = {room: set() for room in BASE} | {room: BASE for room in GROUND - BASE
 ALLOWED["kernels"] = ALLOWED["rates"] = BASE | {"configurable"}
 ALLOWED["durations"] = BASE | {"configurable", "kernels", "rates"}
 ALLOWED["seeds"] = {"values"}
+ALLOWED["statistics"] = {"seeds", "values"}
 ALLOWED["backend"] = BASE | {"memory", "records"}
 ALLOWED["theory"] = BASE | {"kernels", "rates"}
 ALLOWED["schedules"] = GROUND | {"theory"}

@@ -10,7 +10,8 @@ Traceback (most recent call last):
     ...
 ValueError: `line.batches` must be an integer of at least 1. Received: line.batches=0
 
-A new probe is an entry here, a class in `tf_lrtraj.probes`, and a module KIND_figure in
+A new probe is an entry here, a class in the module of `tf_lrtraj.probes` that its kind names
+("side_trip" has `side_trip.SideTrip`), and a module KIND_figure of
 `tf_lrtraj.report.probe_figures` with `draw` and `sentences`.
 """
 
@@ -105,13 +106,11 @@ class ProbeSpec:
         conditions: what options must fulfil together.
         instead: (option, kind): with that option the record is of another kind.
         together: whether its figure shows several records, of different steps.
-        measured_by: "MODULE.CLASS" in `tf_lrtraj.probes`.
     """
 
     kind: str
     title: str
     dims: Dims
-    measured_by: str
     optional: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     beside: tuple[str, ...] = ()
     what: str = ""
@@ -121,6 +120,11 @@ class ProbeSpec:
     conditions: tuple[Condition, ...] = ()
     instead: tuple[str, str] | None = None
     together: bool = False
+
+    @property
+    def class_name(self) -> str:
+        """Name of the class that measures it, in the module `tf_lrtraj.probes.KIND`."""
+        return "".join(word.capitalize() for word in self.kind.split("_"))
 
     @property
     def options(self) -> dict[str, Option]:
@@ -475,7 +479,6 @@ PROBES: dict[str, ProbeSpec] = {
             "line",
             "Loss along one step",
             _line_dims(),
-            "line.Line",
             optional={"held_out": ("held_out*",), "others": ("others*",)},
             what="loss of batches along a step, against the rate: training, held-out, elsewhere",
             takes=(SURFACE, WEIGHTS, TRAINING, HELD_OUT, OTHERS, RATES, DIRECTION, SEED),
@@ -486,7 +489,6 @@ PROBES: dict[str, ProbeSpec] = {
             "curvature",
             "Curvature along one step",
             _curvature_dims(),
-            "curvature.Curvature",
             optional={"check": ("product", "disagreement")},
             what="curvature along a step from measured losses, and by Hessian-vector products",
             takes=(SURFACE, WEIGHTS, TRAINING, DIRECTION, SEED),
@@ -496,7 +498,6 @@ PROBES: dict[str, ProbeSpec] = {
             "side_trip",
             "Side trips on one fixed batch",
             _side_trip_dims(),
-            "side_trip.SideTrip",
             optional={"held_out": ("held_out_*",), "others": ("others_*",)},
             what="steps on one fixed batch, branching off a point: training, held-out, elsewhere",
             takes=(SURFACE, WEIGHTS, TRAINING, HELD_OUT, OTHERS, TRIP),
@@ -506,7 +507,6 @@ PROBES: dict[str, ProbeSpec] = {
             "basin",
             "Segments between points",
             _basin_dims(),
-            "basin.Segments",
             optional=_HELD_OUT_VALUES,
             beside=("first", "second", "point"),
             what="losses along the segments between points; heights of barriers; SGD to SWA",
@@ -528,7 +528,6 @@ PROBES: dict[str, ProbeSpec] = {
             "gradients",
             "Alignment of batch gradients",
             _gradients_dims(),
-            "gradients.Gradients",
             optional={"directions": ("*direction_*",), "sketches": ("sketch", "square")},
             what="alignment of batch gradients with each other, the mean, and along the run",
             takes=(SURFACE, WEIGHTS, TRAINING, SEED),
@@ -545,7 +544,6 @@ PROBES: dict[str, ProbeSpec] = {
             "distance",
             "Distances along the run",
             _distance_dims(),
-            "distance.Distance",
             optional={
                 "filters": ("*filters_squared*",),
                 "reference": ("from_reference",),
@@ -559,7 +557,6 @@ PROBES: dict[str, ProbeSpec] = {
             "width",
             "Random rays",
             _width_dims(),
-            "width.Width",
             optional=_HELD_OUT_VALUES,
             what="losses along random rays from points",
             takes=(Part("points", _points(0)), SURFACE, TRAINING, HELD_OUT, RAYS, SEED),
@@ -579,7 +576,6 @@ PROBES: dict[str, ProbeSpec] = {
                 **_losses("v u"),
                 **_over("step", "trajectory_u", "trajectory_v", "trajectory_residual"),
             },
-            "plane.Plane",
             optional=_HELD_OUT_VALUES,
             beside=("point", "point_u", "point_v"),
             what="losses on the plane through three points, with the trajectory projected on it",
@@ -593,7 +589,6 @@ PROBES: dict[str, ProbeSpec] = {
             "ensemble",
             "Predictions of several weights",
             _ensemble_dims(),
-            "ensemble.Ensembles",
             optional={"logits": ("*logit_difference*",)},
             what="predictions of several weights: accuracy, and difference against distance",
             takes=(Part("points", _points(2)), SURFACE, HELD_OUT),
@@ -603,7 +598,6 @@ PROBES: dict[str, ProbeSpec] = {
             "lagged_gradients",
             "Gradients along the run",
             _lagged_gradients_dims(),
-            "lagged_gradients.LaggedGradients",
             optional={"sketch": ("sketch",)},
             takes=(TRAJECTORY, SURFACE, TRAINING, SEED),
         ),
@@ -611,20 +605,9 @@ PROBES: dict[str, ProbeSpec] = {
             "separation",
             "Distance between two runs",
             _over("step", "distance", "norm_a", "norm_b", "displacement_cosine", "filters_squared"),
-            "distance.Separation",
             optional={"filters": ("filters_squared",)},
             takes=(TRAJECTORY, OTHER_RUN, FILTERS),
             renamed={"trajectory": "trajectory_a", "other_run": "trajectory_b"},
-        ),
-        ProbeSpec(
-            "modes",
-            "One loss in several modes",
-            {
-                **_over("mode batch", "loss", "accuracy"),
-                **_over("", "spread"),
-                **_over("mode", "mean", "difference", errors=True),
-            },
-            "comparison.Modes",
         ),
     )
 }

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special, stats
 
+from tf_lrtraj import seeds
+
 LEVEL = 0.95  # of intervals, unless a test of equivalence says otherwise
 TOST = 0.90  # two one-sided tests at 5 % each are one 90 % interval
 BLOCKS = 10  # of a run, for errors that respect its autocorrelation
@@ -238,3 +240,119 @@ def exponent(x: Any, y: Any) -> Estimate:
     if np.any(x <= 0.0) or np.any(y <= 0.0):
         return Estimate(math.nan, math.nan, 0.0)
     return line(np.log(x), np.log(y))
+
+
+# Arrays of batches, rays and trips ----------------------------------------------------------
+
+
+def mean_and_se(values: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
+    """The mean along an axis, and its standard error for independent entries.
+
+    The error of a single entry is NaN (infinite in a record).
+
+    >>> mean_and_se(np.array([1.0, 3.0]))
+    (np.float64(2.0), np.float64(1.0))
+    """
+    values = np.asarray(values, np.float64)
+    count = values.shape[axis]
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = np.mean(values, axis=axis)
+        if count < 2:
+            return mean, np.full_like(mean, np.nan)
+        return mean, np.std(values, axis=axis, ddof=1) / np.sqrt(count)
+
+
+def crossed_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    r"""The mean of [n, m, …] numbers over two crossed factors, and its standard error.
+
+    Every trip is measured on the same held-out batches, so the n m numbers are not
+    independent.  With effects of rows, of columns and of their pairs,
+    \(x_{ij} = \mu + r_i + c_j + e_{ij}\), the variance of the mean is estimated without bias by
+
+    .. math:: \frac{s^2(\bar x_{i\cdot})}{n} + \frac{s^2(\bar x_{\cdot j})}{m}
+        - \frac{s^2_e}{nm},
+
+    and never taken to be less than either of its first two terms.  A factor of one
+    entry is held fixed: the error is then over the other alone.
+
+    >>> crossed_mean(np.array([[0.0, 2.0], [0.0, 2.0]]))  # rows do not differ
+    (np.float64(1.0), np.float64(1.0))
+    """
+    values = np.asarray(values, np.float64)
+    n, m = values.shape[:2]
+    with np.errstate(invalid="ignore", over="ignore"):
+        rows, columns = values.mean(axis=1), values.mean(axis=0)
+        mean = rows.mean(axis=0)
+        of_rows = rows.var(axis=0, ddof=1) / n if n > 1 else None
+        of_columns = columns.var(axis=0, ddof=1) / m if m > 1 else None
+        if of_rows is None or of_columns is None:
+            known = of_rows if of_columns is None else of_columns
+            return mean, np.full_like(mean, np.nan) if known is None else np.sqrt(known)
+        rest = values - rows[:, None] - columns[None] + mean
+        shared = np.sum(rest**2, axis=(0, 1)) / ((n - 1) * (m - 1) * n * m)
+        variance = np.maximum(of_rows + of_columns - shared, np.maximum(of_rows, of_columns))
+        return mean, np.sqrt(variance)
+
+
+def exponents(sizes: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Slope of log value against log size, and its standard error over batches.
+
+    Each batch has a slope of its own by least squares; the error is that of their mean.
+
+    Args:
+        sizes: [S] positive.
+        values: [S, N]; batches with a value that is not positive are left out.
+
+    Returns:
+        (slope, error); inf where they cannot be told.
+
+    >>> values = np.array([[1.0, 3.0], [4.0, 12.0], [16.0, 48.0]])
+    >>> [round(number, 9) for number in exponents(np.array([1.0, 2.0, 4.0]), values)]
+    [2.0, 0.0]
+    """
+    sizes, values = np.asarray(sizes, np.float64), np.asarray(values, np.float64)
+    kept = (np.isfinite(values) & (values > 0.0)).all(axis=0)
+    if sizes.size < 2 or not kept.any() or np.any(sizes <= 0.0):
+        return np.inf, np.inf
+    place = np.log(sizes) - np.log(sizes).mean()
+    slopes = place @ np.log(values[:, kept]) / (place @ place)
+    mean, error = mean_and_se(slopes)
+    return float(mean), float(np.nan_to_num(error, nan=np.inf))
+
+
+def bootstrap(
+    curves: np.ndarray,
+    statistic: Callable[[np.ndarray], Any],
+    repeats: int = 400,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(statistic of the mean curve, its standard error) with everything drawn resampled.
+
+    Args:
+        curves: [K, batch] or [K, batch, held-out batch]; of the latter, both axes are
+            resampled, each on its own, as the same held-out batches serve all.
+        statistic: of a curve [K], a number or a vector.
+        repeats: number of resamplings.
+        seed: of the draw.
+
+    Returns:
+        the statistic, and half the distance between the 16 % and 84 % points of its
+        resampled values: infinite where one of these is, or with a single batch.
+    """
+    axes = tuple(range(1, curves.ndim))
+    value = np.asarray(statistic(curves.mean(axes)), np.float64)
+    if curves.shape[1] < 2:
+        return value, np.full_like(value, np.inf)
+    rng = seeds.generator("resampling", seed)
+    found = []
+    for _ in range(repeats):
+        # Weights of a resampling: how often each was drawn.
+        mean = curves
+        for size in reversed(curves.shape[1:]):
+            counts = np.bincount(rng.integers(size, size=size), minlength=size)
+            drawn = counts > 0  # a loss that is infinite counts only where it was drawn
+            mean = mean[..., drawn] @ (counts[drawn] / size)
+        found.append(np.asarray(statistic(mean), np.float64))
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(np.array(found), [0.16, 0.84], axis=0, method="nearest")
+        return value, np.where(np.isfinite(high), 0.5 * (high - low), np.inf)

@@ -167,7 +167,7 @@ def gradients(step):
 
 
 def segments(ends, own, held, about):
-    """A record of `probes.Segments`; own, held: [pair, position, batch]."""
+    """A record of `probes.Basin`; own, held: [pair, position, batch]."""
     first, second = zip(*ends, strict=True)
     coordinates = {
         "pair": [f"{a} to {b}" for a, b in ends],

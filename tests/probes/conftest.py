@@ -1,12 +1,19 @@
 """Models that several probes are tested on."""
 
 import dataclasses
+import pathlib
+import random
+import sys
 
 import keras
 import numpy as np
 import pytest
 
 from tf_lrtraj import probes
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import probe_cases
 
 
 @dataclasses.dataclass
@@ -19,6 +26,9 @@ class LeastSquares:
     model: object
     curvatures: np.ndarray
     minimisers: np.ndarray  # [batches, D], mean 0
+
+    def __post_init__(self):
+        self.surface = probes.Surface(self.model, "mean_squared_error")
 
     @property
     def batches(self):
@@ -74,12 +84,13 @@ class Network:
         return clone
 
     def state(self):
-        """Everything of the model that could change, as bytes."""
+        """Everything of the model and of the random streams that could change."""
         variables = [*self.model.variables, *self.model.optimizer.variables]
         for layer in self.model._flatten_layers():
             if getattr(layer, "seed_generator", None) is not None:
                 variables.append(layer.seed_generator.state)
-        return [keras.ops.convert_to_numpy(v).tobytes() for v in variables]
+        streams = [np.random.get_state()[1].tobytes(), random.getstate()]  # noqa: NPY002
+        return [*(keras.ops.convert_to_numpy(v).tobytes() for v in variables), *streams]
 
 
 def norm_statistics(model):
@@ -122,47 +133,55 @@ def network():
     return Network(model, loss, points, [batch() for _ in range(4)], [batch(9) for _ in range(3)])
 
 
-def shifted(model):
-    """Three named points around a model's weights."""
-    here = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
-    rng = np.random.default_rng(3)
-    return {
-        name: [a + 0.2 * rng.normal(size=a.shape).astype(a.dtype) for a in here] for name in "abc"
-    }
+@dataclasses.dataclass
+class Made:
+    """A case measured once, and what it is measured with."""
+
+    name: str
+    case: object
+    surface: object
+    points: dict
+    batches: list
+    record: object
+    path: pathlib.Path
+    told: list
+    passes: float
+    untouched: bool
+
+    def probe(self, **changed):
+        given = {"surface": self.surface, "batches": self.batches, "points": self.points, **changed}
+        return self.case.build(*given.values())
 
 
-# name -> function of (model, loss, batches)
-EVERY_PROBE = {
-    "line": lambda m, loss, b: probes.loss_along_step(
-        m, loss, None, b[:2], held_out=b[2:], rates=[0.1, 0.2, 0.4], bracket="none"
-    ),
-    "line alone": lambda m, loss, b: probes.loss_along_step(
-        m, loss, None, b[:2], rates=[0.1, 0.2, 0.4], bracket="none"
-    ),
-    "curvature": lambda m, loss, b: probes.curvature_along_step(m, loss, None, b),
-    "side_trip": lambda m, loss, b: probes.side_trip(
-        m, loss, None, b[:2], held_out=b[2:], learning_rate=0.1, num_steps=2
-    ),
-    "side_trip alone": lambda m, loss, b: probes.side_trip(
-        m, loss, None, b[:2], optimizer="adam", num_steps=2
-    ),
-    "segment": lambda m, loss, b: probes.loss_along_segment(m, loss, shifted(m), b, num=3),
-    "rays": lambda m, loss, b: probes.loss_along_rays(
-        m, loss, shifted(m), b, distances=[0.0, 0.5, 1.0]
-    ),
-    "plane": lambda m, loss, b: probes.loss_on_plane(m, loss, shifted(m), b, num=3),
-    "gradients": lambda m, loss, b: probes.gradient_alignment(m, loss, None, b),
-    "lagged": lambda m, loss, b: probes.gradients_along(
-        m, loss, dict(enumerate(shifted(m).values())), b, lags=[1]
-    ),
-    "ensemble": lambda m, loss, b: probes.ensemble(m, loss, shifted(m), b, logits=False),
-    "modes": lambda m, loss, b: probes.compare_modes(m, loss, None, b),
-}
+@pytest.fixture(scope="session")
+def make(network, tmp_path_factory):
+    """A function of a case's name that measures it on the network, once."""
+    known = {}
+
+    def made(name):
+        if name not in known:
+            known[name] = _made(name, network, tmp_path_factory.mktemp("record"))
+        return known[name]
+
+    return made
 
 
-@pytest.fixture(params=EVERY_PROBE)
-def every_probe(request):
-    """Each probe in turn: a function of a model, a loss and three batches."""
-    probe = EVERY_PROBE[request.param]
-    probe.__name__ = request.param
-    return probe
+@pytest.fixture(params=probe_cases.CASES)
+def made(request, make):
+    """Every case of every probe in turn."""
+    return make(request.param)
+
+
+def _made(name, network, folder):
+    case = probe_cases.CASES[name]
+    keras.utils.set_random_seed(0)
+    mode = {"moment_batches": network.held_out, **case.mode}
+    surface = probe_cases.Watched(probe_cases.Clock(), network.model, network.loss, **mode)
+    points, path = probe_cases.shifted(network.model), folder / f"{case.kind}.npz"
+    found = Made(name, case, surface, points, network.batches[:3], None, path, [], 0.0, False)
+    before, probe = network.state(), found.probe()
+    surface.clock.passes = 0
+    found.record = probes.measure(probe, path, progress=False, tell=found.told.append)
+    found.passes = surface.clock.passes
+    found.untouched = network.state() == before
+    return found

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from tf_lrtraj.probes import barriers
-from tf_lrtraj.probes.basin import own_batch_summary, positions, summary
-from tf_lrtraj.probes.uncertainty import crossed_mean, mean_and_se, student
-from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.probes.basin import positions, summary
+from tf_lrtraj.statistics import crossed_mean, mean_and_se, student
 
 GRID = np.linspace(-0.25, 1.25, 13)  # 0, 1 and 1/2 among them
 
@@ -25,7 +24,7 @@ def test_height_over_the_line_between_the_ends():
     assert found.height == pytest.approx(1.0)
     assert found.se == pytest.approx(0.2 / np.sqrt(3))
     assert found.cross == pytest.approx(1.0)
-    assert found.upper == pytest.approx(1.0 + student(3) * 0.2 / np.sqrt(3))
+    assert found.upper == pytest.approx(1.0 + student(2) * 0.2 / np.sqrt(3))
     # Over the larger end, the first: slopes fall on average.
     plain = barriers.highest(*barriers.over_larger_end(GRID, losses))
     means = (losses - losses[2]).mean(1)
@@ -123,25 +122,6 @@ def test_a_grid_without_a_middle_is_compared_around_it():
     np.testing.assert_allclose(offsets, [1 / 6, 0.5])
 
 
-def test_own_batches_are_the_diagonal():
-    rng = np.random.default_rng(3)
-    losses = rng.uniform(1.0, 2.0, size=(3, 5, 3))
-    own = barriers.own_batches(losses)
-    np.testing.assert_array_equal(own, np.array([losses[i, :, i] for i in range(3)]).T)
-    where = np.linspace(0.0, 1.0, 5)
-    record = ArrayRecord.empty(
-        "basin",
-        {"pair": ["a", "b", "c"], "layer": ["(all)"], "position": where, "batch": [0, 1, 2]},
-        {name: ("pair", "layer", "position", "batch") for name in ("loss", "accuracy")},
-    )
-    record.put("loss", slice(None), losses[:, None])
-    record.put("accuracy", slice(None), 1.0)
-    expected = summary(where, own, np.ones_like(own), level=0.3)
-    assert own_batch_summary(record, level=0.3) == expected
-    with pytest.raises(ValueError, match="a batch for each segment"):
-        barriers.own_batches(losses[:2])
-
-
 def test_positions_reach_as_far_as_asked():
     np.testing.assert_allclose(positions(5, 0.3), np.arange(-2, 7) / 4)
     np.testing.assert_allclose(positions(11, (0.0, 0.2)), np.arange(13) / 10)
@@ -194,4 +174,3 @@ def test_one_entry_of_a_factor_is_held_fixed():
         assert (mean, error) == (3.0, mean_and_se(values[0])[1])
     assert np.isnan(crossed_mean(np.ones((1, 1)))[1])
     assert np.isnan(mean_and_se(np.ones(1))[1])
-    assert student(1) == np.inf

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from probe_cases import measured
 
-from tf_lrtraj import backend
-from tf_lrtraj.probes import Curvature, Surface, curvature_along_step, measure
+from tf_lrtraj import backend, probes
 from tf_lrtraj.probes.curvature import _precision
 
 # Without float64 the mean over a batch adds to the noise.
@@ -44,7 +44,7 @@ def test_least_squares_in_closed_form():
     w = np.array([[1.5], [-1.0], [0.5]], "f")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
     model.set_weights([w])
-    v = curvature_along_step(model, "mse", None, batches).values
+    v = measured(probes.Curvature, model, "mse", None, batches).values
     for i, (x, y) in enumerate(batches):
         x, y = x.astype(np.float64), y.astype(np.float64)
         gradient = 2.0 * x.T @ (x @ w - y) / 6.0
@@ -63,8 +63,15 @@ def test_least_squares_in_closed_form():
 @pytest.mark.parametrize("batch_norm", ["batch", "frozen"])
 @pytest.mark.parametrize("direction", ["gradient", "random"])
 def test_losses_and_products_agree_where_the_loss_is_smooth(batch_norm, direction):
-    record = curvature_along_step(
-        network("gelu"), LOSS, None, images(3), batch_norm=batch_norm, direction=direction, seed=1
+    record = measured(
+        probes.Curvature,
+        network("gelu"),
+        LOSS,
+        None,
+        images(3),
+        batch_norm=batch_norm,
+        direction=direction,
+        seed=1,
     )
     v = record.values
     gap = np.abs(v["curvature"] - v["product"])
@@ -78,8 +85,8 @@ def test_losses_and_products_agree_where_the_loss_is_smooth(batch_norm, directio
 def test_in_float64_they_agree_to_many_digits():
     if backend.name() != "tensorflow":
         pytest.skip("only TensorFlow computes in float64 throughout")
-    record = curvature_along_step(
-        network("tanh", "float64"), LOSS, None, images(2, dtype=np.float64)
+    record = measured(
+        probes.Curvature, network("tanh", "float64"), LOSS, None, images(2, dtype=np.float64)
     )
     assert record.about["epsilon"] == 2.0**-52
     assert (record.values["noise"] < 1e-14).all()
@@ -89,38 +96,19 @@ def test_in_float64_they_agree_to_many_digits():
 def test_with_relu_they_are_two_questions():
     # The product does not see the kinks, of which a step crosses some: what the losses
     # say depends on the step, and the record holds both.
-    relu = curvature_along_step(network("relu"), LOSS, None, images(3)).values
-    gelu = curvature_along_step(network("gelu"), LOSS, None, images(3)).values
+    relu = measured(probes.Curvature, network("relu"), LOSS, None, images(3)).values
+    gelu = measured(probes.Curvature, network("gelu"), LOSS, None, images(3)).values
     assert np.median(relu["disagreement"]) > 5.0 * np.median(gelu["disagreement"])
     assert np.isfinite(relu["curvature"]).all()
 
 
 def test_with_recalibrated_statistics_there_is_no_product():
-    record = curvature_along_step(
+    record = measured(
+        probes.Curvature,
         network("gelu"), LOSS, None, images(1), batch_norm="recalibrated",
         moment_batches=images(1),
     )  # fmt: skip
     assert "product" not in record.values and record.complete
-
-
-def test_interrupted_it_gives_the_same_record(tmp_path):
-    model, batches, path = network("gelu"), images(2), tmp_path / "curvature.npz"
-    surface = Surface(model, LOSS)
-    whole = measure(Curvature(surface, None, batches))
-    calls = []
-
-    class Interrupted(Curvature):
-        def measure(self, record, piece):
-            calls.append(piece)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            super().measure(record, piece)
-
-    with pytest.raises(KeyboardInterrupt):
-        measure(Interrupted(surface, None, batches), path)
-    record = measure(Curvature(surface, None, batches), path)
-    for name, values in whole.values.items():
-        np.testing.assert_array_equal(record.values[name], values, err_msg=name)
 
 
 def test_precision_is_that_of_the_coarsest_layer():
@@ -132,6 +120,6 @@ def test_precision_is_that_of_the_coarsest_layer():
 def test_a_point_where_nothing_changes():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     model.set_weights([np.ones((1, 1))])
-    record = curvature_along_step(model, "mse", None, [(np.ones((2, 1)), np.ones((2, 1)))])
+    record = measured(probes.Curvature, model, "mse", None, [(np.ones((2, 1)), np.ones((2, 1)))])
     assert record.values["curvature"][0] == 0.0 and record.values["slope"][0] == 0.0
     assert ops.size(model.weights[0]) == 1

@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from probe_cases import FIRST, measured, of_case
 
 from tf_lrtraj import backend, probes
 from tf_lrtraj.probes.batches import check_batches, size_of
@@ -136,7 +137,7 @@ REFUSED_BATCHES = {
     "one batch": (lambda: (LEFT, Y), r"a single batch is \[\(inputs, targets\)\]"),
     "inputs alone": (lambda: [(LEFT,)], "an element of type tuple of 1"),
     "keys counted": (lambda: [({"a": LEFT, "b": LEFT}, Y[:2])], r"Received: \[2, 24\]"),
-    "empty": (list, "at least one batch"),
+    "empty": (list, "at least 1 batch"),
 }
 
 
@@ -176,10 +177,11 @@ DICTS = [({"left": LEFT[i : i + 8], "right": RIGHT[i : i + 8]}, Y[i : i + 8]) fo
 JOINED = [(np.concatenate([x["left"], x["right"]], axis=1), y) for x, y in DICTS]
 
 
-def test_every_probe_of_a_dict_of_inputs(every_probe, two_inputs):
+@pytest.mark.parametrize("name", FIRST)
+def test_every_probe_of_a_dict_of_inputs(name, two_inputs):
     """The same numbers as of the same function of one input."""
     model, single = two_inputs
-    found, wanted = every_probe(model, LOSS, DICTS), every_probe(single, LOSS, JOINED)
+    found, wanted = of_case(name, model, LOSS, DICTS), of_case(name, single, LOSS, JOINED)
     sizes = [key for key in found.about if key.endswith("sizes")]
     assert {key: found.about[key] for key in sizes} == {key: wanted.about[key] for key in sizes}
     for key, value in wanted.values.items():
@@ -244,7 +246,7 @@ def test_points_of_every_form(name, frozen):
 def test_models_as_points_of_a_segment(two_inputs):
     model, _ = two_inputs
     other = keras.models.clone_model(model)
-    record = probes.loss_along_segment(model, LOSS, {"a": model, "b": other}, DICTS, num=3)
+    record = measured(probes.Basin, model, LOSS, {"a": model, "b": other}, DICTS, num=3)
     ends = [probes.Surface(m, LOSS).evaluate(probes.Surface(m, LOSS).point(), DICTS)[0]
             for m in (model, other)]  # fmt: skip
     np.testing.assert_allclose(record.values["loss"][0, 0, [0, -1]], ends, rtol=1e-5)
@@ -260,11 +262,11 @@ def test_models_and_points_as_steps_of_a_trajectory(two_inputs):
         {step: values(one.trainable_variables) for step, one in models.items()},
         {step: surface.point(one) for step, one in models.items()},
     ]
-    for measure in (
-        lambda trajectory: probes.displacement(trajectory, lags=[1]),
-        lambda trajectory: probes.gradients_along(model, LOSS, trajectory, DICTS, lags=[1]),
+    for build in (
+        lambda trajectory: probes.Distance(trajectory, lags=[1]),
+        lambda trajectory: probes.LaggedGradients(surface, trajectory, DICTS, lags=[1]),
     ):
-        first, *rest = map(measure, forms)
+        first, *rest = (probes.measure(build(form)) for form in forms)
         for found in rest:
             assert found.about["first_weights"] == first.about["first_weights"]
             for name, value in first.values.items():
@@ -326,8 +328,6 @@ REFUSED_MODELS = {
 @pytest.mark.parametrize("name", REFUSED_MODELS)
 def test_models_that_are_refused(name):
     model, message = REFUSED_MODELS[name]
-    for call in (lambda m: probes.Surface(m, "mse"), lambda m: probes.compare_modes(
-        m, "mse", None, [(LEFT, Y)])):  # fmt: skip
-        with pytest.raises(ValueError, match=message) as caught:
-            call(model())
-        assert re.search("`model` must", str(caught.value)) and "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=message) as caught:
+        probes.Surface(model(), "mse")
+    assert re.search("`model` must", str(caught.value)) and "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Squared displacement from a stream of iterates: closed forms, twins, errors, sketches."""
+"""Distances along stored trajectories and between two: closed forms, twins, errors, sketches."""
 
 import subprocess
 import sys
@@ -6,13 +6,147 @@ import sys
 import numpy as np
 import pytest
 
-from tf_lrtraj.probes.block_means import blocks
-from tf_lrtraj.probes.displacement_tracker import DisplacementTracker
-from tf_lrtraj.probes.filters import Filters
+from tf_lrtraj import probes
+from tf_lrtraj.probes.directions import Filters
+from tf_lrtraj.probes.estimators import blocks
 from tf_lrtraj.probes.trajectory import check_lags, default_lags, earlier
 from tf_lrtraj.theory import QuadraticModel
 
-RATE, A, NOISE = 0.4, np.array([1.5, 0.6, 0.2]), np.array([1.0, 2.0, 0.5])
+A, NOISE, RATE = np.array([1.5, 0.6, 0.2]), np.array([1.0, 2.0, 0.5]), 0.4
+
+
+def distance(*args, **options):
+    return probes.measure(probes.Distance(*args, **options), progress=False)
+
+
+def separation(*args, **options):
+    return probes.measure(probes.Separation(*args, **options), progress=False)
+
+
+class Trajectory:
+    """As `averaging.Snapshots` is read: weights, then batch-norm statistics."""
+
+    num_trainable = 2
+
+    def __init__(self, steps, seed=0, shape=(3, 2)):
+        self.steps = np.asarray(steps)
+        self.reads = []
+        self._seed, self._shape = seed, shape
+
+    def read(self, step):
+        assert isinstance(step, int)
+        self.reads.append(step)
+        random = np.random.default_rng([self._seed, step])
+        drift = 0.01 * step
+        kernel = drift + random.standard_normal(self._shape).astype(np.float32)
+        return [kernel, kernel[0], 100.0 * random.standard_normal(5)]
+
+
+def vectors(trajectory):
+    return {
+        int(step): np.concatenate([a.ravel() for a in trajectory.read(int(step))[:2]]).astype(float)
+        for step in trajectory.steps
+    }
+
+
+def test_a_slow_twin_with_uneven_steps():
+    trajectory = Trajectory([0, 10, 20, 50, 60, 70, 100])
+    reference = trajectory.read(30)[:2]
+    record = distance(trajectory, lags=[10, 40], reference=reference)
+    assert record.complete and record.kind == "distance"
+    points = vectors(trajectory)
+    for row, lag in enumerate([10, 40]):
+        for column, step in enumerate(trajectory.steps.tolist()):
+            found = record.values["squared"][row, column]
+            if step - lag in points:
+                twin = np.sum((points[step] - points[step - lag]) ** 2)
+                assert found == pytest.approx(twin, rel=1e-12)
+            else:
+                assert np.isinf(found)
+    column = np.concatenate([a.ravel() for a in reference])
+    twin = [np.linalg.norm(p - column) for p in points.values()]
+    np.testing.assert_allclose(record.values["from_reference"], twin)
+    running = np.cumsum(list(points.values()), axis=0) / np.arange(1, 8)[:, None]
+    twin = [np.linalg.norm(p - m) for p, m in zip(points.values(), running, strict=True)]
+    np.testing.assert_allclose(record.values["from_mean"], twin, atol=1e-12)
+    np.testing.assert_allclose(record.values["norm"], np.linalg.norm(list(points.values()), axis=1))
+
+
+def test_reading_again_where_memory_is_short_changes_nothing():
+    lags = [1, 2, 8]
+    rich, poor = Trajectory(range(30)), Trajectory(range(30))
+    first = distance(rich, lags=lags)
+    second = distance(poor, lags=lags, memory_limit=1)
+    for name, values in first.values.items():
+        np.testing.assert_array_equal(values, second.values[name])
+    assert len(rich.reads) < 35 < len(poor.reads) < 30 * 5
+
+
+def test_sketches_read_every_step_once():
+    trajectory = Trajectory(range(60), shape=(400, 3))
+    exact = distance(trajectory, lags=[1, 4, 9])
+    trajectory.reads.clear()
+    found = distance(trajectory, lags=[1, 4, 9], exact=False, sketch_size=256, memory_limit=1)
+    assert len(trajectory.reads) <= 60 + 3  # and the ends, for checksums
+    present = np.isfinite(exact.values["squared"])
+    ratio = found.values["squared"][present] / exact.values["squared"][present]
+    assert np.sqrt(np.mean((ratio - 1) ** 2)) < 1.3 * np.sqrt(2 / 256)
+    assert found.about["sketch_size"] == 256 and np.abs(ratio - 1).max() > 0.01
+
+
+# Two runs -------------------------------------------------------------------------------------
+
+
+def descend(start, noise, rate=RATE):
+    theta, found = np.array(start, float), {}
+    for t, xi in enumerate(noise):
+        found[t] = [theta]
+        theta = theta - rate * A * (theta - xi)
+    return found
+
+
+def test_shared_batches_bring_two_runs_together_exactly():
+    random = np.random.default_rng(0)
+    noise = np.sqrt(NOISE) * random.standard_normal((30, 3))
+    first, second = descend([3.0, -1.0, 2.0], noise), descend([-2.0, 0.5, 1.0], noise)
+    record = separation(first, second, batches="shared")
+    difference = np.array([5.0, -1.5, 1.0])
+    closed = [np.linalg.norm((1 - RATE * A) ** t * difference) for t in range(30)]
+    np.testing.assert_allclose(record.values["distance"], closed, rtol=1e-5)
+    assert record.about["batches"] == "shared"
+
+
+def test_independent_batches_keep_them_twice_the_variance_apart():
+    random = np.random.default_rng(1)
+    runs = [descend(np.zeros(3), np.sqrt(NOISE) * random.standard_normal((20_000, 3)), RATE)
+            for _ in range(2)]  # fmt: skip
+    found = separation(*runs).values["distance"][1000:] ** 2
+    closed = 2 * QuadraticModel(A, NOISE).stationary_variance(RATE).sum()
+    blocks = found.reshape(20, -1).mean(axis=1)
+    assert abs(found.mean() - closed) < 4 * blocks.std(ddof=1) / np.sqrt(20)
+
+
+def test_separation_twin():
+    first, second = Trajectory(range(0, 50, 5)), Trajectory(range(0, 60, 10), seed=1)
+    whole = separation(first, second, filters=True)
+    steps = whole.coordinates["step"].tolist()
+    assert steps == [0, 10, 20, 30, 40]
+    a, b = vectors(first), vectors(second)
+    twin = [np.linalg.norm(a[s] - b[s]) for s in steps]
+    np.testing.assert_allclose(whole.values["distance"], twin)
+    np.testing.assert_allclose(whole.values["norm_b"], [np.linalg.norm(b[s]) for s in steps])
+    ways = [(a[s] - a[0], b[s] - b[0]) for s in steps[1:]]
+    twin = [u @ v / np.linalg.norm(u) / np.linalg.norm(v) for u, v in ways]
+    np.testing.assert_allclose(whole.values["displacement_cosine"][1:], twin, rtol=1e-5)
+    units = [
+        [p[:6].reshape(3, 2) / np.linalg.norm(p[:6].reshape(3, 2), axis=0) for p in (a[s], b[s])]
+        for s in steps
+    ]
+    twin = [np.sum((u - v) ** 2) / 2 for u, v in units]
+    np.testing.assert_allclose(whole.values["filters_squared"], twin, rtol=1e-5)
+
+
+# Errors and growth ----------------------------------------------------------------------------
 
 
 def stationary_run(random, steps, rate=RATE):
@@ -26,34 +160,31 @@ def stationary_run(random, steps, rate=RATE):
     return found
 
 
-def tracked(iterates, lags, **options):
-    tracker = DisplacementTracker(lags, **options)
-    for t, theta in enumerate(iterates):
-        tracker.add(t, [theta])
-    return tracker
+def along(iterates, lags, **options):
+    return distance(dict(enumerate([theta] for theta in iterates)), lags=lags, **options).values
 
 
 def test_displacement_is_that_of_the_stationary_model():
     model, lags = QuadraticModel(A, NOISE), [1, 2, 4, 8, 16, 32, 64]
     run = stationary_run(np.random.default_rng(0), 20_000)
-    record = tracked(run, lags).record()
+    values = along(run, lags)
     whole = model.stationary_covariance(RATE)
     closed = [2 * np.trace(whole - model.lagged_covariance(RATE, lag)) for lag in lags]
     own = [2 * np.trace((np.eye(3) - np.diag((1 - RATE * A) ** lag)) @ whole) for lag in lags]
     np.testing.assert_allclose(closed, own)
-    mean, error = record.values["mean_squared"], record.values["mean_squared_se"]
+    mean, error = values["mean_squared"], values["mean_squared_se"]
     assert np.all(np.abs(mean - closed) < 5.0 * error)
     assert np.all(error < 0.06 * mean)
     assert closed[-1] == pytest.approx(2 * np.trace(whole), rel=0.01)  # it has levelled off
-    assert abs(record.values["squared_growth"]) < 5 * record.values["squared_growth_se"]
-    assert record.values["squared_growth_se"] < 0.1
+    assert abs(values["squared_growth"]) < 5 * values["squared_growth_se"]
+    assert values["squared_growth_se"] < 0.1
 
 
 def test_errors_are_those_of_many_runs():
     lags, random = [1, 4, 16, 40], np.random.default_rng(1)
     means, errors = [], []
     for _ in range(120):
-        values = tracked(stationary_run(random, 400), lags).record().values
+        values = along(stationary_run(random, 400), lags)
         means.append(values["mean_squared"])
         errors.append(values["mean_squared_se"])
     ratio = np.sqrt(np.mean(np.square(errors), axis=0)) / np.std(means, axis=0)
@@ -64,88 +195,8 @@ def test_errors_are_those_of_many_runs():
 def test_growth_tells_a_walk_from_a_drift(kind, slope):
     random = np.random.default_rng(2)
     steps = random.standard_normal((3000, 20)) if kind == "walk" else np.ones((3000, 20))
-    values = tracked(np.cumsum(steps, axis=0), [1, 10, 25, 50, 75, 100]).record().values
+    values = along(np.cumsum(steps, axis=0), [1, 10, 25, 50, 75, 100])
     assert values["squared_growth"] == pytest.approx(slope, abs=0.12)
-
-
-def test_a_slow_twin():
-    random = np.random.default_rng(3)
-    iterates = random.standard_normal((60, 7)).cumsum(axis=0).astype(np.float32)
-    record = tracked(iterates, [1, 3, 10], starts_per_lag=10).record()
-    wide = iterates.astype(np.float64)
-    for row, lag in enumerate([1, 3, 10]):
-        twin = np.sum((wide[lag:] - wide[:-lag]) ** 2, axis=1)
-        np.testing.assert_allclose(record.values["squared"][row, lag:], twin, rtol=1e-12)
-        assert np.isinf(record.values["squared"][row, :lag]).all()
-        assert record.values["mean_squared"][row] == pytest.approx(twin.mean())
-    np.testing.assert_allclose(record.values["norm"], np.linalg.norm(wide, axis=1))
-    start = np.linalg.norm(wide - wide[0], axis=1)
-    np.testing.assert_allclose(record.values["from_start"], start)
-    running = np.cumsum(wide, axis=0) / np.arange(1, 61)[:, None]
-    mean = np.linalg.norm(wide - running, axis=1)
-    np.testing.assert_allclose(record.values["from_mean"], mean, atol=1e-12)
-
-
-def test_sketches_take_over_where_iterates_do_not_fit():
-    random = np.random.default_rng(4)
-    iterates = random.standard_normal((200, 2000)).cumsum(axis=0)
-    exact = tracked(iterates, [1, 5, 20], memory_limit=1 << 30)
-    assert exact.exact and exact.memory(2000, 8)[0] == 21 * 2000 * 8
-    sketched = tracked(iterates, [1, 5, 20], memory_limit=100_000, sketch_size=200)
-    assert sketched.exact is False and sketched.memory(2000)[1] == 21 * 200 * 8
-    ours, true = (one.record().values for one in (sketched, exact))
-    present = np.isfinite(true["squared"])
-    ratio = ours["squared"][present] / true["squared"][present]
-    # Each errs by √(2/k) or less; those of different differences are nearly independent.
-    assert np.sqrt(np.mean((ratio - 1) ** 2)) < 1.3 * np.sqrt(2 / 200)
-    assert np.abs(ratio - 1).max() > 0.02  # it was a sketch
-    np.testing.assert_array_equal(ours["from_mean"], true["from_mean"])  # these stay exact
-    assert sketched.record().about["sketch_size"] == 200
-
-
-def test_memory_stays_bounded():
-    tracker = DisplacementTracker([2, 6], every=2)
-    for step in range(0, 100, 2):
-        tracker.add(step, [np.full(5, step, np.float32)])
-        assert len(tracker._ring) <= 4
-    assert tracker.record().values["mean_squared"].tolist() == [5 * 4.0, 5 * 36.0]
-
-
-def test_starts_are_thinned_for_long_lags_only():
-    found = tracked(np.arange(200.0)[:, None], [1, 80]).record().values["squared"]
-    assert np.isfinite(found[0]).sum() == 199
-    assert np.isfinite(found[1]).sum() == 12  # every tenth
-
-
-@pytest.mark.parametrize("options", [{}, {"exact": False, "sketch_size": 8}, {"filters": True}])
-def test_a_restored_tracker_goes_on_to_the_bit(tmp_path, options):
-    iterates = np.random.default_rng(9).standard_normal((60, 6, 3)).astype(np.float32)
-    whole, first = (
-        tracked(iterates, [1, 4, 9], **options),
-        tracked(iterates[:25], [1, 4, 9], **options),
-    )
-    np.savez(tmp_path / "state.npz", **first.state())
-    second = DisplacementTracker([1, 4, 9], **options)
-    with np.load(tmp_path / "state.npz", allow_pickle=False) as stored:
-        state = dict(stored)
-    second.restore(state, [iterates[0]])
-    for t in range(25, 60):
-        second.add(t, [iterates[t]])
-    ours, twin = second.record(), whole.record()
-    for name, values in twin.values.items():
-        np.testing.assert_array_equal(ours.values[name], values, err_msg=name)
-    with pytest.raises(ValueError, match=r"`state` is of weights of shapes.*Received: like="):
-        DisplacementTracker([1, 4, 9], **options).restore(state, [np.zeros(3)])
-    with pytest.raises(
-        ValueError, match=r"this tracker's lags, \[1, 5\]. Received: lags \[1, 4, 9\]"
-    ):
-        DisplacementTracker([1, 5], **options).restore(state, [iterates[0]])
-    other = DisplacementTracker([1, 4, 9], **{**options, "filters": True, "sketch_size": 5})
-    if "exact" in options:
-        with pytest.raises(ValueError, match=r"numbers, as this tracker.*Received: \[8\]"):
-            other.restore(state, [iterates[0]])
-    with pytest.raises(ValueError, match=r"no state before the first iterate"):
-        DisplacementTracker([1]).state()
 
 
 # Filters --------------------------------------------------------------------------------------
@@ -185,38 +236,21 @@ def test_scale_invariant_weights_level_off_in_filters_only():
         (1 + 0.01 * t) * (np.ones((6, 3)) + 0.1 * random.standard_normal((6, 3)))
         for t in range(600)
     ]
-    values = tracked(iterates, [1, 5, 25, 50, 75, 100], filters=True).record().values
+    values = along(iterates, [1, 5, 25, 50, 75, 100], filters=True)
     assert values["squared_growth"] > 0.7
     assert abs(values["filters_squared_growth"]) < 0.2
-    sketched = tracked(
-        iterates, [1, 5, 25, 50, 75, 100], filters=True, exact=False, sketch_size=100
-    )
-    found = sketched.record().values["filters_squared"]
+    options = {"filters": True, "exact": False, "sketch_size": 100}
+    found = along(iterates, [1, 5, 25, 50, 75, 100], **options)["filters_squared"]
     np.testing.assert_allclose(found, values["filters_squared"], rtol=1e-4)  # 18 numbers: kept
 
 
-# Bad input ------------------------------------------------------------------------------------
+# Lags and blocks ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lags", [[], [0, 1], [2, 1], [1, 1], [1.5], "abc", [[1]]])
 def test_lags_must_ascend(lags):
     with pytest.raises(ValueError, match=r"`lags` must be ascending positive integers. Received"):
-        DisplacementTracker(lags)
-
-
-def test_bad_input():
-    with pytest.raises(ValueError, match=r"multiples of `every` = 4.*Received: 6"):
-        DisplacementTracker([4, 6], every=4)
-    with pytest.raises(ValueError, match=r"`every` must be an integer of at least 1"):
-        DisplacementTracker([4], every=0)
-    tracker = DisplacementTracker([1])
-    tracker.add(3, [np.zeros(2)])
-    with pytest.raises(ValueError, match=r"fewer than 2 iterates. Received: 1"):
-        tracker.record()
-    with pytest.raises(ValueError, match=r"larger than 3, the last. Received: step=3"):
-        tracker.add(3, [np.zeros(2)])
-    with pytest.raises(ValueError, match=r"shapes of the first iterate. Received: shapes=\[\(3,\)"):
-        tracker.add(4, [np.zeros(3)])
+        check_lags(lags, np.arange(9))
 
 
 def test_lags_of_steps():
@@ -231,7 +265,7 @@ def test_lags_of_steps():
 
 
 def test_too_few_blocks_leave_the_error_unknown():
-    values = tracked(np.random.default_rng(8).standard_normal((50, 2)), [1, 20]).record().values
+    values = along(np.random.default_rng(8).standard_normal((50, 2)), [1, 20])
     assert np.isfinite(values["mean_squared"]).all()
     assert np.isfinite(values["mean_squared_se"][0]) and np.isinf(values["mean_squared_se"][1])
     assert np.isinf(values["squared_growth"]) and np.isinf(values["squared_growth_se"])
@@ -239,8 +273,7 @@ def test_too_few_blocks_leave_the_error_unknown():
 
 def test_no_keras():
     code = (
-        "import sys, tf_lrtraj.probes.displacement_tracker, tf_lrtraj.probes.sketches, "
-        "tf_lrtraj.probes.estimators, tf_lrtraj.probes.trajectory; "
+        "import sys; from tf_lrtraj.probes import barriers, estimators, fits, sketches; "
         "assert not {'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

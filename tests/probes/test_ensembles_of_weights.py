@@ -3,13 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from probe_cases import measured
 from scipy import special
 
 from tf_lrtraj import probes
-from tf_lrtraj.probes import Surface, measure
-from tf_lrtraj.probes.ensemble import Ensembles, centred, softmax
-from tf_lrtraj.probes.exponents import exponents
-from tf_lrtraj.records import RecordError
+from tf_lrtraj.probes import Ensemble, Surface, measure
+from tf_lrtraj.probes.ensemble import centred, softmax
+from tf_lrtraj.statistics import exponents
 
 RNG = np.random.default_rng(0)
 
@@ -42,8 +42,8 @@ def test_differences_are_of_first_and_second_order(bilinear):
     """x (W̄ + sD)(V̄ + sE): the mean over members is off by s² times a constant, exactly."""
     model, members, batches = bilinear
     scales = [1.0, 0.5, 0.25, 0.125]
-    record = probes.ensemble(
-        model, "mean_squared_error", members, batches, logits=False, scales=scales
+    record = measured(
+        probes.Ensemble, model, "mean_squared_error", members, batches, logits=False, scales=scales
     )
     assert record.complete
     w = np.mean([m[0].astype(float) for m in members.values()], axis=0)
@@ -75,7 +75,7 @@ def test_a_linear_model_is_its_own_ensemble():
         for i in range(5)
     }
     batches = [(random.standard_normal((6, 5)).astype("f4"), np.zeros((6, 2), "f4"))] * 2
-    values = probes.ensemble(model, "mse", members, batches, logits=False).values
+    values = measured(probes.Ensemble, model, "mse", members, batches, logits=False).values
     assert values["ensemble_difference"].max() < 1e-6
     assert values["pair_difference_exponent"] == pytest.approx(1.0, abs=1e-4)
 
@@ -85,7 +85,8 @@ def test_a_slow_twin_of_losses_and_differences(network, batch_norm):
     random = np.random.default_rng(3)
     statistics = {n: [random.standard_normal(16), random.random(16) + 0.5] for n in network.points}
     members = {n: [*network.points[n], *statistics[n]] for n in network.points}
-    record = probes.ensemble(
+    record = measured(
+        probes.Ensemble,
         network.model, network.loss, members, network.held_out, scales=(1.0, 0.5),
         batch_norm=batch_norm, moment_batches=network.batches,
     )  # fmt: skip
@@ -164,55 +165,11 @@ def test_a_trajectory_is_as_good_as_names(network):
         def read(self, step):
             return list(network.points.values())[self.steps.tolist().index(step)]
 
-    one = probes.ensemble(network.model, network.loss, Trajectory(), network.held_out)
-    two = probes.ensemble(network.model, network.loss, network.points, network.held_out)
+    one = measured(probes.Ensemble, network.model, network.loss, Trajectory(), network.held_out)
+    two = measured(probes.Ensemble, network.model, network.loss, network.points, network.held_out)
     assert one.coordinates["member"].tolist() == ["3", "7", "9"]
     for name, values in one.values.items():
         np.testing.assert_array_equal(values, two.values[name])
-
-
-def test_an_interrupted_ensemble_goes_on_to_the_bit(network, tmp_path):
-    surface = Surface(network.model, network.loss)
-
-    class Interrupted:
-        def __init__(self, after):
-            self.left = after
-
-        def __getattr__(self, name):
-            return getattr(surface, name)
-
-        def predict(self, point, inputs):
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-            return surface.predict(point, inputs)
-
-    def probe(after):
-        made = Ensembles(surface, network.points, network.held_out, scales=(1.0, 0.5))
-        made.surface = Interrupted(after)
-        return made
-
-    whole, path = measure(probe(999), progress=False), tmp_path / "ensemble.npz"
-    left = []
-    for after in (8, 14, 8):
-        with pytest.raises(KeyboardInterrupt):
-            measure(probe(after), path, progress=False)
-        left.append(len(probe(0).pieces(whole.read(path))))
-    assert left[0] > left[1] >= left[2] > 0
-    resumed = measure(probe(999), path, progress=False)
-    for name, values in whole.values.items():
-        np.testing.assert_array_equal(values, resumed.values[name], err_msg=name)
-    others = {n: network.points[n] for n in ("here", "b")}
-    with pytest.raises(RecordError, match=r"holds other measurements"):
-        probes.ensemble(network.model, network.loss, others, network.held_out, path=path)
-
-
-def test_the_model_stays_as_it_was_under_ensembles(network):
-    before = network.state()
-    for options in ({"batch_norm": "recalibrated", "moment_batches": network.batches},
-                    {"dropout": "pinned"}, {"batch_norm": "frozen"}):  # fmt: skip
-        probes.ensemble(network.model, network.loss, network.points, network.batches, **options)
-    assert network.state() == before
 
 
 def test_recalibration_is_made_once_for_a_point(network, monkeypatch):
@@ -222,7 +179,7 @@ def test_recalibration_is_made_once_for_a_point(network, monkeypatch):
     calls = []
     recompute = surface._recompute
     monkeypatch.setattr(surface, "_recompute", lambda *a: calls.append(1) or recompute(*a))
-    record = measure(Ensembles(surface, network.points, network.held_out, scales=(1.0, 0.5)))
+    record = measure(Ensemble(surface, network.points, network.held_out, scales=(1.0, 0.5)))
     assert record.complete and len(calls) == 1 + 2 * 3  # the average, three members at two scales
 
 
@@ -236,17 +193,3 @@ def test_softmax_and_exponents():
     assert exponents(sizes, sizes[:, None]) == (pytest.approx(1.0), np.inf)
     assert exponents(sizes, np.zeros((3, 2))) == (np.inf, np.inf)
     assert exponents(sizes[:1], np.ones((1, 2))) == (np.inf, np.inf)
-
-
-def test_bad_input_of_ensembles(network):
-    call = (network.model, network.loss)
-    with pytest.raises(ValueError, match=r"at least 2 points. Received: 1, \['here'\]"):
-        probes.ensemble(*call, {"here": network.points["here"]}, network.held_out)
-    wrong = {**network.points, "b": network.points["b"][:-1]}
-    with pytest.raises(ValueError, match=r"point 'b': weights must be 5 arrays"):
-        probes.ensemble(*call, wrong, network.held_out)
-    for scales in ((0.5, 0.25), (1.0, 1.0), (1.0, 0.0), ()):
-        with pytest.raises(ValueError, match=r"`scales` must descend from 1.*Received: scales="):
-            probes.ensemble(*call, network.points, network.held_out, scales=scales)
-    with pytest.raises(ValueError, match=r"at least one batch"):
-        probes.ensemble(*call, network.points, [])

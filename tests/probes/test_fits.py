@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tf_lrtraj.probes import differences, fits
+from tf_lrtraj.probes import fits
+from tf_lrtraj.statistics import bootstrap
 
 LOG = fits.rate_grid(1e-3, 10.0, 33)
 EVEN = fits.rate_grid(0.0, 3.0, 25, "linear")
@@ -145,21 +146,18 @@ def test_range_of_validity():
 def test_bootstrap_of_a_mean_is_its_standard_error():
     rng = np.random.default_rng(0)
     curves = rng.normal(size=(1, 60))
-    value, error = fits.bootstrap(curves, lambda y: y[0], 2000)
+    value, error = bootstrap(curves, lambda y: y[0], 2000)
     np.testing.assert_allclose(value, curves.mean(), rtol=1e-12)
     np.testing.assert_allclose(error, curves.std() / np.sqrt(60), rtol=0.08)
-    assert (
-        fits.bootstrap(curves, lambda y: y[0], 50)[1]
-        == fits.bootstrap(curves, lambda y: y[0], 50)[1]
-    )
+    assert bootstrap(curves, lambda y: y[0], 50)[1] == bootstrap(curves, lambda y: y[0], 50)[1]
     # What is shared by all batches is not averaged away by more batches.
     crossed = np.repeat(rng.normal(size=(1, 1, 40)), 50, axis=1)
-    _, error = fits.bootstrap(crossed, lambda y: y[0], 2000)
+    _, error = bootstrap(crossed, lambda y: y[0], 2000)
     np.testing.assert_allclose(error, crossed[0, 0].std() / np.sqrt(40), rtol=0.08)
 
 
 def test_bootstrap_of_a_single_batch_knows_no_error():
-    assert fits.bootstrap(np.ones((3, 1)), lambda y: y.min())[1] == np.inf
+    assert bootstrap(np.ones((3, 1)), lambda y: y.min())[1] == np.inf
 
 
 # Noise
@@ -170,19 +168,18 @@ def test_noise_is_found_beneath_a_smooth_function():
     t = np.linspace(-4e-3, 4e-3, 9)
     for size in (1e-9, 1e-7):
         levels = [
-            differences.noise_level(np.cos(t) + 5.0 * t + size * rng.normal(size=9))
-            for _ in range(300)
+            fits.noise_level(np.cos(t) + 5.0 * t + size * rng.normal(size=9)) for _ in range(300)
         ]
         assert 0.7 < np.median(levels) / size < 1.2
         assert np.quantile(levels, 0.05) > 0.3 * size
 
 
 def test_noise_of_equal_values_is_none_and_bad_values_are_refused():
-    assert differences.noise_level(np.ones(9)) == 0.0
+    assert fits.noise_level(np.ones(9)) == 0.0
     with pytest.raises(ValueError, match="at least 5 finite"):
-        differences.noise_level([1.0, 2.0, 3.0, 4.0])
+        fits.noise_level([1.0, 2.0, 3.0, 4.0])
     with pytest.raises(ValueError, match="at least 5 finite"):
-        differences.noise_level([1.0, np.inf, 3.0, 4.0, 5.0])
+        fits.noise_level([1.0, np.inf, 3.0, 4.0, 5.0])
 
 
 def test_second_derivatives_err_by_no_more_than_they_say():
@@ -192,9 +189,7 @@ def test_second_derivatives_err_by_no_more_than_they_say():
         inside = []
         for _ in range(200):
             plus, minus = (np.exp(s * steps) + noise * rng.normal(size=11) for s in (1.0, -1.0))
-            found = differences.second_derivative(
-                steps, minus, 1.0 + noise * rng.normal(), plus, noise
-            )
+            found = fits.second_derivative(steps, minus, 1.0 + noise * rng.normal(), plus, noise)
             inside.append(abs(found.value - 1.0) <= 2.0 * found.error)
             assert found.error < 40.0 * noise**0.5  # what balancing the two can reach
         assert np.mean(inside) > 0.97
@@ -202,5 +197,5 @@ def test_second_derivatives_err_by_no_more_than_they_say():
 
 def test_no_second_derivative_of_infinite_losses():
     steps = 2.0 ** np.arange(4)
-    found = differences.second_derivative(steps, np.full(4, np.inf), 0.0, np.ones(4), 0.0)
+    found = fits.second_derivative(steps, np.full(4, np.inf), 0.0, np.ones(4), 0.0)
     assert found == (np.inf, np.inf, np.inf)

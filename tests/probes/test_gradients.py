@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from probe_cases import measured
 
 from tf_lrtraj import probes
 from tf_lrtraj.probes import Surface, measure
 from tf_lrtraj.probes.gradients import Gradients
 from tf_lrtraj.probes.lagged_gradients import LaggedGradients
-from tf_lrtraj.records import RecordError
 from tf_lrtraj.theory import QuadraticModel
 
 THETA = np.array([1.0, -0.5, 2.0, 0.3, -1.2])
@@ -37,29 +37,14 @@ def flat(arrays):
     return np.concatenate([np.asarray(a, np.float64).ravel() for a in arrays])
 
 
-class Interrupted:
-    """A surface that is interrupted at the n-th gradient."""
-
-    def __init__(self, surface, after):
-        self._surface, self._left = surface, after
-
-    def __getattr__(self, name):
-        return getattr(self._surface, name)
-
-    def gradient(self, point, batch):
-        self._left -= 1
-        if self._left < 0:
-            raise KeyboardInterrupt
-        return self._surface.gradient(point, batch)
-
-
 # At one point ---------------------------------------------------------------------------------
 
 
 def test_closed_form_of_the_quadratic_model(least_squares):
     """With every batch there is, averages over pairs are the theory's expectations exactly."""
     direction = np.array([1.0, 2.0, 0.0, -1.0, 0.5])
-    record = probes.gradient_alignment(
+    record = measured(
+        probes.Gradients,
         least_squares.model,
         "mean_squared_error",
         least_squares.weights(THETA),
@@ -88,8 +73,13 @@ def test_closed_form_of_the_quadratic_model(least_squares):
 
 
 def test_a_slow_twin_per_layer(network):
-    record = probes.gradient_alignment(
-        network.model, network.loss, network.points["b"], network.batches, per_layer=True
+    record = measured(
+        probes.Gradients,
+        network.model,
+        network.loss,
+        network.points["b"],
+        network.batches,
+        per_layer=True,
     )
     twin = slow_gradients(network, "b")
     names = record.coordinates["layer"].tolist()
@@ -122,14 +112,10 @@ def test_few_gradients_at_a_time_give_the_same(network):
         assert probe.passes(probe.pieces(probe.empty())) == 3 * count
 
 
-def test_each_gradient_is_computed_once(network):
-    surface = Interrupted(Surface(network.model, network.loss), 4)
-    assert measure(Gradients(surface, None, network.batches), progress=False).complete
-
-
 @pytest.mark.parametrize("options", STATES)
 def test_the_mode_reaches_the_gradients(network, options):
-    record = probes.gradient_alignment(
+    record = measured(
+        probes.Gradients,
         network.model, network.loss, None, network.batches,
         moment_batches=network.held_out, **options,
     )  # fmt: skip
@@ -160,54 +146,6 @@ def test_sketches_err_as_stated(network):
     assert 0.3 < np.sqrt(np.mean(ratio**2)) < 1.2
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"memory_limit": 1}, {"sketch_size": 16}, {"per_layer": True}]
-)
-def test_interrupted_and_resumed_gram(network, tmp_path, options):
-    surface = Surface(network.model, network.loss)
-    directions = {"way": network.points["b"]}
-
-    def probe(after):
-        return Gradients(
-            Interrupted(surface, after), None, network.batches, directions=directions, **options
-        )
-
-    whole, path = measure(probe(99), progress=False), tmp_path / "gradients.npz"
-    for after in (2, 1):
-        with pytest.raises(KeyboardInterrupt):
-            measure(probe(after), path, progress=False)
-    left = len(probe(0).pieces(whole.read(path)))
-    assert 1 <= left < len(probe(0).pieces(whole.empty(whole.kind, whole.coordinates, whole.dims)))
-    resumed = measure(probe(99), path, progress=False)
-    for name, values in whole.values.items():
-        np.testing.assert_array_equal(values, resumed.values[name], err_msg=name)
-    with pytest.raises(RecordError, match=r"'weights' is"):
-        measure(Gradients(surface, network.points["b"], network.batches, directions=directions,
-                          **options), path)  # fmt: skip
-
-
-def test_the_model_stays_as_it_was(network):
-    before = network.state()
-    trajectory = {0: network.points["here"], 1: network.points["b"], 2: network.points["c"]}
-    for options in ({"batch_norm": "recalibrated", "moment_batches": network.held_out},
-                    {"dropout": "pinned"}):  # fmt: skip
-        probes.gradient_alignment(network.model, network.loss, None, network.batches, **options)
-        probes.gradients_along(network.model, network.loss, trajectory, network.batches, **options)
-    assert network.state() == before
-
-
-def test_bad_input_of_gradients(network):
-    with pytest.raises(ValueError, match=r"at least 3 batches.*Received: 2"):
-        probes.gradient_alignment(network.model, network.loss, None, network.batches[:2])
-    with pytest.raises(ValueError, match=r"direction 'd' must be 5 arrays.*1 arrays; .* number 1"):
-        probes.gradient_alignment(
-            network.model, network.loss, None, network.batches,
-            directions={"d": network.points["b"][:1]},
-        )  # fmt: skip
-    with pytest.raises(ValueError, match=r"weights must be 5 arrays"):
-        probes.gradient_alignment(network.model, network.loss, [np.zeros(3)], network.batches)
-
-
 # Along a trajectory ---------------------------------------------------------------------------
 
 
@@ -221,7 +159,8 @@ def test_closed_form_along_a_trajectory(least_squares, mean):
     steps = [0, 5, 10, 15, 25, 30]
     thetas = {step: THETA + 0.1 * step + random.standard_normal(5) for step in steps}
     given = np.ones(5)
-    record = probes.gradients_along(
+    record = measured(
+        probes.LaggedGradients,
         least_squares.model,
         "mean_squared_error",
         {step: least_squares.weights(theta) for step, theta in thetas.items()},
@@ -276,7 +215,8 @@ def test_signs_of_cosines_with_the_way_gone(least_squares):
     for step in range(8):
         trajectory[step] = least_squares.weights(theta)
         theta = theta - 0.2 * least_squares.curvatures * theta
-    record = probes.gradients_along(
+    record = measured(
+        probes.LaggedGradients,
         least_squares.model, "mean_squared_error", trajectory, least_squares.batches,
         lags=[1], mean=least_squares.weights(np.zeros(5)),
     )  # fmt: skip
@@ -291,38 +231,17 @@ def test_sketches_along_a_trajectory(network):
         for step in range(10)
     }
     call = (network.model, network.loss, trajectory, network.batches)
-    exact = probes.gradients_along(*call, lags=[1, 3])
-    kept = probes.gradients_along(*call, lags=[1, 3], sketch_size=4096)  # more than there are
+    exact = measured(probes.LaggedGradients, *call, lags=[1, 3])
+    kept = measured(
+        probes.LaggedGradients, *call, lags=[1, 3], sketch_size=4096
+    )  # more than there are
     for name, values in exact.values.items():
         if name not in ("off_mean_cosine",):
             np.testing.assert_allclose(kept.values[name], values, rtol=1e-5, atol=1e-6)
-    rough = probes.gradients_along(*call, lags=[1, 3], sketch_size=64)
+    rough = measured(probes.LaggedGradients, *call, lags=[1, 3], sketch_size=64)
     present = np.isfinite(exact.values["cosine"])
     error = rough.values["cosine"][present] - exact.values["cosine"][present]
     assert 1e-4 < np.sqrt(np.mean(error**2)) < 1.5 / np.sqrt(64)
-
-
-@pytest.mark.parametrize("options", [{}, {"mean": "all"}, {"sketch_size": 32}])
-def test_interrupted_and_resumed_along(network, tmp_path, options):
-    random = np.random.default_rng(2)
-    trajectory = {
-        step: [a + 0.1 * random.standard_normal(a.shape) for a in network.points["here"]]
-        for step in range(6)
-    }
-    surface = Surface(network.model, network.loss)
-
-    def probe(after):
-        broken = Interrupted(surface, after)
-        return LaggedGradients(broken, trajectory, network.batches, lags=[1, 2], **options)
-
-    whole, path = measure(probe(99), progress=False), tmp_path / "lagged.npz"
-    for after in (14, 6):  # a step takes 4 gradients, and up to 8 more to have what was held
-        with pytest.raises(KeyboardInterrupt):
-            measure(probe(after), path, progress=False)
-    assert 0 < len(probe(0).pieces(whole.read(path))) < 6
-    resumed = measure(probe(99), path, progress=False)
-    for name, values in whole.values.items():
-        np.testing.assert_array_equal(values, resumed.values[name], err_msg=name)
 
 
 def test_only_what_the_largest_lag_needs_is_held(least_squares):
@@ -333,21 +252,3 @@ def test_only_what_the_largest_lag_needs_is_held(least_squares):
     for piece in probe.pieces(record):
         probe.measure(record, piece)
         assert len(probe._held) <= 4
-    with pytest.raises(ValueError, match=r"of 4 steps must be held.*sketch_size.*lags up to 3"):
-        LaggedGradients(surface, trajectory, least_squares.batches, lags=[1, 3], memory_limit=100)
-
-
-def test_bad_input_along(network):
-    trajectory = {0: network.points["here"], 4: network.points["b"], 8: network.points["c"]}
-    call = (network.model, network.loss)
-    for lags, message in (([8, 4], "ascending"), ([4, 12], r"at most 8.*Received: 12"),
-                          ([3], "Received: 3")):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            probes.gradients_along(*call, trajectory, network.batches, lags=lags)
-    with pytest.raises(ValueError, match=r"at least 2 batches.*Received: 1"):
-        probes.gradients_along(*call, trajectory, network.batches[:1])
-    with pytest.raises(ValueError, match=r"`mean` must be one of.*Received: mean='median'"):
-        probes.gradients_along(*call, trajectory, network.batches, mean="median")
-    trajectory[4] = network.points["b"][:-1]
-    with pytest.raises(ValueError, match=r"step 4 of the trajectory: weights must be 5 arrays"):
-        probes.gradients_along(*call, trajectory, network.batches)

@@ -4,20 +4,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from probe_cases import measured
 
-from tf_lrtraj import backend, theory
-from tf_lrtraj.probes import (
-    Direction,
-    Line,
-    Surface,
-    filter_axes_of,
-    loss_along_step,
-    measure,
-    random_direction,
-    rate_grid,
-    refined_rates,
-)
-from tf_lrtraj.records import ArrayRecord, RecordError
+from tf_lrtraj import backend, probes, theory
+from tf_lrtraj.probes import Line, Surface, filter_axes_of, random_direction, rate_grid
 
 RATES = rate_grid(0.0, 3.0, 25, "linear")
 
@@ -61,8 +51,15 @@ def least_squares(count, seed, size=6):
 def test_every_number_of_a_parabola():
     w = np.array([1.5, -1.0, 0.5])
     batches, held_out, others = (least_squares(n, seed) for n, seed in ((4, 0), (3, 1), (2, 2)))
-    record = loss_along_step(
-        linear(w), half_square, None, batches, held_out=held_out, others=others, rates=RATES
+    record = measured(
+        probes.Line,
+        linear(w),
+        half_square,
+        None,
+        batches,
+        held_out=held_out,
+        others=others,
+        rates=RATES,
     )
     v = record.values
     rates = record.coordinates["rate"]
@@ -117,8 +114,15 @@ def every_sign(a, scale):
 def test_means_are_those_of_the_quadratic_model():
     a, scale, w = np.array([1.0, 0.3, 0.1]), np.array([0.5, 1.0, 0.7]), [1.0, -2.0, 1.5]
     batches = every_sign(a, scale)
-    record = loss_along_step(
-        linear(w), half_square, None, batches, held_out=batches, rates=RATES, bracket="mean"
+    record = measured(
+        probes.Line,
+        linear(w),
+        half_square,
+        None,
+        batches,
+        held_out=batches,
+        rates=RATES,
+        bracket="mean",
     )
     model, rates = theory.QuadraticModel(a, scale**2), record.coordinates["rate"]
     for curve, held_out in ((0, False), (1, True)):
@@ -138,7 +142,8 @@ def test_stationary_noise_gains_nothing_at_the_rate_it_came_from():
     rate, a, scale = 0.4, np.array([1.0]), np.array([1.0])
     spread = np.sqrt(theory.QuadraticModel(a, scale**2).stationary_variance(rate))
     curves = [
-        loss_along_step(
+        measured(
+            probes.Line,
             linear(w), half_square, None, every_sign(a, scale), held_out=every_sign(a, scale),
             rates=rate_grid(0.0, 0.6, 7, "linear"), bracket="none",
         ).values["mean"][1]
@@ -158,9 +163,8 @@ def test_momentum_is_the_step_the_optimizer_makes():
     w, v = np.array([[1.0], [-1.0], [2.0]], "f"), np.array([[0.3], [0.1], [-0.2]], "f")
     model = linear(w)
     surface = Surface(model, half_square)
-    direction = Direction(
-        surface, "momentum", velocity=[v], momentum=momentum, learning_rate=rate
-    ).of(surface.point(), (x, y), 0)
+    options = {"velocity": [v], "momentum": momentum, "learning_rate": rate}
+    direction = Line(surface, None, [(x, y)], direction="momentum", **options).step(0)
     moved = surface.moved(surface.point(), direction.vector, rate).trainable[0]
     optimizer = keras.optimizers.SGD(rate, momentum=momentum)
     variable = keras.Variable(w)
@@ -189,8 +193,8 @@ def test_random_directions_are_filter_normalised_and_as_long_as_the_gradient():
     surface = Surface(model, "mse")
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(4, 5, 5, 2)).astype("f"), rng.normal(size=(4, 1)).astype("f")
-    random = Direction(surface, "random", seed=5)
-    steps = [random.of(surface.point(), batch, number) for number in (0, 1, 0)]
+    random = Line(surface, None, [batch, batch], direction="random", seed=5)
+    steps = [random.step(number) for number in (0, 1, 0)]
     raw = random_direction(
         surface.point().trainable, [5, 0], "filter", filter_axes=filter_axes_of(model)
     )
@@ -212,7 +216,8 @@ def test_random_directions_are_filter_normalised_and_as_long_as_the_gradient():
 def test_a_given_vector():
     w = np.array([1.0, 2.0, 3.0])
     batches, vector = least_squares(2, 4), np.array([[1.0], [0.0], [-1.0]])
-    record = loss_along_step(
+    record = measured(
+        probes.Line,
         linear(w), half_square, None, batches, held_out=batches[:1], rates=RATES,
         direction=[vector], bracket="none",
     )  # fmt: skip
@@ -264,7 +269,8 @@ def test_a_network_is_measured_as_by_assigning_and_evaluating(batch_norm):
     model = network()
     batches, held_out, moments = images(2, 0), images(2, 1), images(2, 2)
     rates = np.array([0.0, 0.1, 0.5, 2.0])
-    record = loss_along_step(
+    record = measured(
+        probes.Line,
         model, LOSS, None, batches, held_out=held_out, rates=rates, bracket="none",
         batch_norm=batch_norm, moment_batches=moments,
     )  # fmt: skip
@@ -302,8 +308,15 @@ def test_a_network_is_measured_as_by_assigning_and_evaluating(batch_norm):
 def test_the_grid_is_extended_until_every_minimum_is_passed():
     w, batches = [1.0, -1.0, 1.0], least_squares(3, 5)
     short = rate_grid(0.0, 0.2, 5, "linear")
-    record = loss_along_step(
-        linear(w), half_square, None, batches, held_out=batches, rates=short, extensions=6
+    record = measured(
+        probes.Line,
+        linear(w),
+        half_square,
+        None,
+        batches,
+        held_out=batches,
+        rates=short,
+        extensions=6,
     )
     rates = record.coordinates["rate"]
     assert (record.values["bracketed"] == 1.0).all()
@@ -311,8 +324,15 @@ def test_the_grid_is_extended_until_every_minimum_is_passed():
     doublings = np.log2(rates[-1] / 0.2)
     np.testing.assert_allclose(doublings, np.round(doublings), atol=1e-9)
     assert rates[-1] / 2.0 < 1.01 * record.values["best_rate"][0].max()  # no further than needed
-    whole = loss_along_step(
-        linear(w), half_square, None, batches, held_out=batches, rates=rates, bracket="none"
+    whole = measured(
+        probes.Line,
+        linear(w),
+        half_square,
+        None,
+        batches,
+        held_out=batches,
+        rates=rates,
+        bracket="none",
     )
     np.testing.assert_allclose(record.values["train"], whole.values["train"], rtol=1e-5, atol=1e-6)
     assert not np.isnan(np.concatenate([v.ravel() for v in record.values.values()])).any()
@@ -322,21 +342,14 @@ def test_extensions_are_bounded_and_may_be_refused():
     batches = least_squares(2, 5)
     short = rate_grid(0.0, 1e-3, 3, "linear")
     for options, end in (({"extensions": 2}, 4e-3), ({"bracket": "none"}, 1e-3)):
-        record = loss_along_step(
+        record = measured(
+            probes.Line,
             linear([1.0, -1.0, 1.0]), half_square, None, batches, held_out=batches, rates=short,
             **options,
         )  # fmt: skip
         np.testing.assert_allclose(record.coordinates["rate"][-1], end)
         assert (record.values["bracketed"] == 0.0).all()
         np.testing.assert_allclose(record.values["best_rate"][0], end)
-
-
-def test_refined_rates_are_even_about_the_best():
-    batches = least_squares(3, 5)
-    coarse = loss_along_step(linear([1.0, -1.0, 1.0]), half_square, None, batches, held_out=batches)
-    rates = refined_rates(coarse, 13)
-    best = np.median(coarse.values["best_rate"][0])
-    np.testing.assert_allclose(rates, np.linspace(0.0, 3.0 * best, 13))
 
 
 def test_rate_zero_is_put_in_front():
@@ -350,118 +363,12 @@ def test_rate_zero_is_put_in_front():
 # Interruptions --------------------------------------------------------------------------------
 
 
-class Interrupting(Surface):
-    """A surface that is interrupted at its n-th line."""
-
-    left = 10**9
-
-    def along(self, *args):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return super().along(*args)
-
-
-def test_interrupted_again_and_again_it_gives_the_same_record(tmp_path):
-    model, batches, held_out = network(), images(2, 0), images(2, 1)
-    path = tmp_path / "line.npz"
-    options = {"held_out": held_out, "rates": rate_grid(0.0, 0.1, 11, "linear")}
-    surface = Interrupting(model, LOSS)
-    whole = measure(Line(surface, None, batches, **options))
-    assert len(whole.coordinates["rate"]) > 11  # it grew
-    interruptions = 0
-    while True:
-        surface.left = 3
-        try:
-            record = measure(Line(surface, None, batches, **options), path)
-            break
-        except KeyboardInterrupt:
-            interruptions += 1
-            stored = ArrayRecord.read(path)
-            assert stored.missing("train").any() or stored.missing("held_out_each").any()
-    assert interruptions > 3
-    for found in (record, ArrayRecord.read(path)):
-        for name, values in whole.values.items():
-            np.testing.assert_array_equal(found.values[name], values, err_msg=name)
-        np.testing.assert_array_equal(found.coordinates["rate"], whole.coordinates["rate"])
-        assert found.about == whole.about
-    # All is there: nothing is measured any more.
-    surface.left = 0
-    measure(Line(surface, None, batches, **options), path)
-
-
-def test_a_store_of_other_batches_weights_or_mode_is_refused(tmp_path):
-    model, batches = network(), images(1, 0)
-    path = tmp_path / "line.npz"
-    options = {"held_out": images(1, 1), "rates": [0.0, 0.1], "bracket": "none"}
-    measure(Line(Surface(model, LOSS), None, batches, **options), path)
-    moved = [2.0 * w for w in backend.to_numpy(model.trainable_variables)]
-    for surface, weights, data, name in (
-        (Surface(model, LOSS), None, images(1, 9), "batches"),
-        (Surface(model, LOSS), moved, batches, "weights"),
-        (Surface(model, LOSS, batch_norm="frozen"), None, batches, "batch_norm"),
-    ):
-        with pytest.raises(RecordError, match=f"'{name}' is"):
-            measure(Line(surface, weights, data, **options), path)
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(RecordError, match="damaged"):
-        measure(Line(Surface(model, LOSS), None, batches, **options), path)
-
-
-def test_the_cost_is_told_first():
-    told = []
-    batches = least_squares(2, 0)
-    loss_along_step(
-        linear([1.0, 0.0, 0.0]), half_square, None, batches, held_out=batches, rates=RATES,
-        bracket="none", tell=told.append,
-    )  # fmt: skip
-    # 25 rates × 2 batches × (itself and 2 held out), and 2 gradients of 3 passes.
-    assert len(told) == 1 and "156 forward passes" in told[0]
-
-
-@pytest.mark.parametrize("dropout", ["off", "pinned"])
-def test_the_model_is_left_as_it_was(dropout):
-    model = network()
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), LOSS)
-    model.fit(*images(1, 3)[0], verbose=0)
-    everything = [*model.variables, *model.optimizer.variables]
-    before = backend.to_numpy(backend.values(everything))
-    for batch_norm in ("batch", "recalibrated"):
-        loss_along_step(
-            model, None, None, images(1, 0), held_out=images(1, 1), rates=[0.0, 0.1],
-            dropout=dropout, batch_norm=batch_norm, moment_batches=images(1, 2),
-        )  # fmt: skip
-    for old, new in zip(before, backend.to_numpy(backend.values(everything)), strict=True):
-        np.testing.assert_array_equal(old, new)
-
-
 def test_a_loss_that_overflows_is_infinite_and_ends_the_search():
     batches = least_squares(1, 0)
-    record = loss_along_step(
+    record = measured(
+        probes.Line,
         linear([1.0, 0.0, 0.0]), half_square, None, batches, held_out=batches,
         rates=[0.0, 0.5, 1e30],
     )  # fmt: skip
     assert np.isinf(record.values["train"][-1]).all()
     assert record.coordinates["rate"].size == 3 and record.complete
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"held_out": []}, "`held_out` must hold at least one batch"),
-        ({"batches": []}, "`batches` must hold at least one batch"),
-        ({"rates": [0.0, 0.2, 0.1]}, "strictly increasing"),
-        ({"rates": [0.0, np.inf]}, "must be finite"),
-        ({"bracket": "all"}, "bracket='all'"),
-        ({"extensions": -1}, "extensions=-1"),
-        ({"direction": "newton"}, "direction='newton'"),
-        ({"direction": "momentum"}, "needs the optimizer's `velocity`"),
-        ({"direction": [np.zeros((2, 1))]}, r"1 arrays, \[\(2, 1\)\]"),
-        ({"weights": [np.zeros((4, 1))]}, "weights must be 1 arrays"),
-    ],
-)
-def test_bad_input(options, message):
-    batches = least_squares(1, 0)
-    given = {"weights": None, "batches": batches, "held_out": batches, **options}
-    with pytest.raises(ValueError, match=message):
-        loss_along_step(linear([0.0] * 3), half_square, **given)

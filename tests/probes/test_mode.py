@@ -7,7 +7,7 @@ from keras import ops
 
 from tf_lrtraj import backend
 from tf_lrtraj.backend import batch_norm as bn
-from tf_lrtraj.probes import Mode, Surface, compare_modes
+from tf_lrtraj.probes import Mode, Surface
 from tf_lrtraj.probes.mode import as_in, random_layers
 
 EPSILON = 1e-3
@@ -212,43 +212,6 @@ def test_what_a_record_says():
 def test_unknown_modes(wrong):
     with pytest.raises(ValueError, match="must be one of"):
         Mode(**wrong)
-
-
-# All of them
-
-
-def test_modes_compared(tmp_path):
-    layers = [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5, seed=1)]
-    model = keras.Sequential([keras.Input((3,)), *layers, keras.layers.Dense(3)])
-    batches = [batch_of(16, seed) for seed in (1, 2, 3)]
-    path = tmp_path / "modes.npz"
-    record = compare_modes(model, "mse", None, batches, moment_batches=batches, path=path)
-    names = [f"{b}, {d}" for b in ("batch", "frozen", "recalibrated") for d in ("off", "pinned")]
-    assert record.coordinates["mode"].tolist() == names
-    for name, losses in zip(names, record.values["loss"], strict=True):
-        batch_norm, dropout = name.split(", ")
-        surface = Surface(
-            model, "mse", batch_norm=batch_norm, dropout=dropout, moment_batches=batches
-        )
-        np.testing.assert_array_equal(losses, surface.evaluate(surface.point(), batches)[0])
-    loss, values = record.values["loss"], record.values
-    np.testing.assert_allclose(values["mean"], loss.mean(1))
-    np.testing.assert_allclose(values["spread"], np.ptp(loss.mean(1)) / loss[0].mean())
-    difference = loss - loss[0]
-    np.testing.assert_allclose(values["difference"], difference.mean(1))
-    np.testing.assert_allclose(
-        values["difference_se"], difference.std(1, ddof=1) / np.sqrt(3), atol=1e-15
-    )
-    assert record.complete
-    again = compare_modes(model, "mse", None, batches, moment_batches=batches, path=path)
-    np.testing.assert_array_equal(again.values["loss"], loss)
-
-
-def test_a_model_without_such_layers_has_one_mode():
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
-    record = compare_modes(model, "mse", None, [batch_of()])
-    assert record.coordinates["mode"].tolist() == ["batch, off"]
-    assert record.values["spread"] == 0.0
 
 
 def test_dropout_without_a_seed_is_pinned_too():

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from probe_cases import FIRST, measured, of_case
 
 from tf_lrtraj import backend, probes
 
@@ -88,7 +89,8 @@ def test_structures_that_do_not_fit(name):
         surface.loss(surface.point(), (X, targets))
 
 
-def test_every_probe_of_several_outputs(every_probe):
+@pytest.mark.parametrize("name", FIRST)
+def test_every_probe_of_several_outputs(name):
     """The same numbers as of one joined output with the sum of both losses."""
     model = built(True, {"a": CROSS, "b": "mse"}, None)
     joined = keras.layers.Concatenate()([model.output["a"], model.output["b"]])
@@ -101,7 +103,7 @@ def test_every_probe_of_several_outputs(every_probe):
     parts = [slice(0, 8), slice(8, 16), slice(16, 24)]
     nested = [(X[part], {"a": A[part], "b": B[part]}) for part in parts]
     flat = [(X[part], np.column_stack([A[part], B[part]]).astype("float32")) for part in parts]
-    found, wanted = every_probe(model, None, nested), every_probe(single, both, flat)
+    found, wanted = of_case(name, model, None, nested), of_case(name, single, both, flat)
     for key, value in wanted.values.items():
         if not key.endswith(("product", "disagreement", "_se", "_error", "step_taken", "noise")):
             np.testing.assert_allclose(found.values[key], value, rtol=1e-2, atol=2e-5, err_msg=key)
@@ -113,7 +115,7 @@ def test_an_ensemble_of_several_outputs():
     here = backend.to_numpy(backend.values(model.trainable_variables))
     members = {f"m{i}": [w + 0.1 * RNG.normal(size=w.shape) for w in here] for i in range(3)}
     targets = {"a": RNG.normal(size=(32, 3)).astype("float32"), "b": B}
-    record = probes.ensemble(model, None, members, [(X, targets)], logits=False)
+    record = measured(probes.Ensemble, model, None, members, [(X, targets)], logits=False)
     surface = probes.Surface(model)
     outputs = [surface.predict(surface.point(member), X) for member in members.values()]
     joined = [np.concatenate([one["a"], one["b"]], axis=1) for one in outputs]
@@ -176,8 +178,15 @@ def test_penalties_are_those_of_keras(name):
 def test_a_record_says_whether_penalties_count():
     model, batch = penalised("L2, of biases too"), [(X, B)]
     for penalties, said in ((False, "left out"), (True, "included")):
-        record = probes.loss_along_step(
-            model, None, None, batch, rates=[0.1, 0.2], bracket="none", penalties=penalties
+        record = measured(
+            probes.Line,
+            model,
+            None,
+            None,
+            batch,
+            rates=[0.1, 0.2],
+            bracket="none",
+            penalties=penalties,
         )
         assert record.about["penalties"] == said
         texts = [text.get_text() for text in record.plot().texts]
@@ -195,4 +204,4 @@ def test_penalties_that_cannot_be_included():
     surface = probes.Surface(penalised("L2, of biases too"), penalties=True)
     here = surface.point()
     with pytest.raises(ValueError, match="must be without penalties"):
-        probes.Ensembles(surface, {"a": here, "b": here}, [(X, B)])
+        probes.Ensemble(surface, {"a": here, "b": here}, [(X, B)])

@@ -1,12 +1,11 @@
 """Planes through three points, and trajectories projected on them."""
 
-import keras
 import numpy as np
 import pytest
+from probe_cases import Steps, measured
 
 from tf_lrtraj import probes
 from tf_lrtraj.probes.plane import Basis, Plane
-from tf_lrtraj.probes.vectors import unflat
 
 
 def random_points(count=3, seed=0):
@@ -37,20 +36,12 @@ def test_coordinates_and_shares_are_two_ways_to_the_same_point():
         rng = np.random.default_rng(1)
         away = rng.normal(size=17)
         away -= (away @ basis.u) * basis.u + (away @ basis.v) * basis.v
-        away = unflat(2.0 * away / np.linalg.norm(away), mixed)
+        away *= 2.0 / np.linalg.norm(away)
+        away = [away[:12].reshape(3, 4), away[12:]]
         found = basis.project([a + b for a, b in zip(mixed, away, strict=True)])
         np.testing.assert_allclose(found, [x, y, 2.0], atol=1e-13)
     for i in range(3):
         np.testing.assert_allclose(basis.shares(*basis.coordinates[i]), np.eye(3)[i], atol=1e-13)
-
-
-class Steps:
-    def __init__(self, points):
-        self.points, self.steps, self.read_steps = points, np.arange(len(points)), []
-
-    def read(self, step):
-        self.read_steps.append(step)
-        return self.points[step]
 
 
 def test_a_quadratic_bowl(least_squares):
@@ -58,8 +49,9 @@ def test_a_quadratic_bowl(least_squares):
     rng = np.random.default_rng(2)
     corners = rng.normal(size=(3, 5))
     path = rng.normal(size=(4, 5))
-    steps = Steps([problem.weights(theta) for theta in path])
-    record = probes.loss_on_plane(
+    steps = Steps(None, {i: problem.weights(theta) for i, theta in enumerate(path)})
+    record = measured(
+        probes.Plane,
         problem.model,
         "mean_squared_error",
         {name: problem.weights(theta) for name, theta in zip("xyz", corners, strict=True)},
@@ -91,7 +83,7 @@ def test_a_quadratic_bowl(least_squares):
     np.testing.assert_allclose(record.values["trajectory_v"], along[:, 1], atol=1e-6)
     rest = np.linalg.norm(offsets - along @ axes, axis=1)
     np.testing.assert_allclose(record.values["trajectory_residual"], rest, rtol=1e-5)
-    assert steps.read_steps == [0, 1, 2, 3]
+    assert steps.reads == [0, 1, 2, 3]
     assert record.complete
 
 
@@ -123,67 +115,3 @@ def test_against_a_clone_with_its_weights_set(network, mode):
             x, y = network.batches[0]
             loss = float(network.loss(y, clone(x, training=mode == "batch")))
             assert record.values["loss"][i, j, 0] == pytest.approx(loss, rel=3e-4)
-
-
-def test_interrupted_planes_go_on_to_the_same_bits(network, tmp_path, monkeypatch):
-    steps = Steps([network.points["b"], network.points["here"]])
-
-    def measure(path):
-        return probes.loss_on_plane(
-            network.model, network.loss, network.points, network.batches[:2], num=3,
-            trajectory=steps, path=path,
-        )  # fmt: skip
-
-    before = network.state()
-    whole = measure(tmp_path / "whole.npz")
-    np.testing.assert_allclose(whole.values["trajectory_residual"], 0.0, atol=1e-5)
-    evaluate, calls = probes.Surface.evaluate, []
-
-    def failing(self, *args):
-        calls.append(1)
-        if len(calls) > 4:
-            raise KeyboardInterrupt
-        return evaluate(self, *args)
-
-    monkeypatch.setattr(probes.Surface, "evaluate", failing)
-    with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "parts.npz")
-    monkeypatch.undo()
-    steps.read_steps.clear()
-    resumed = measure(tmp_path / "parts.npz")
-    assert steps.read_steps == []  # they were done
-    for name, values in whole.values.items():
-        np.testing.assert_array_equal(values, resumed.values[name])
-    assert network.state() == before
-    x = network.batches[0][0]
-    assert keras.ops.convert_to_numpy(network.model(x)).shape == (12, 3)
-
-
-@pytest.mark.parametrize(
-    ("thetas", "options", "message"),
-    [
-        (["one", "two"], {}, "`points` must hold at least 3 points. Received: 2, \\['one', 'two'"),
-        (["one", "two", "off", "four"], {}, "`points` of a plane must be three. Received: 4"),
-        (["one", "two", "four"], {}, "'one', 'two' and 'four' lie on one line"),
-        (["one", "two", "again"], {}, "'one', 'two' and 'again' lie on one line"),
-        (["one", "same", "off"], {}, "'one', 'same' and 'off' of a plane must differ"),
-        (["one", "two", "off"], {"num": 1}, "`num` must be two integers of at least 2"),
-        (["one", "two", "off"], {"num": (3, 3, 3)}, "`num` must be two integers"),
-        (["one", "two", "off"], {"margin": -1.0}, "`margin` must be at least 0"),
-        (["one", "two", "off"], {"trajectory": [1]}, "`trajectory` must have `steps` and"),
-        (["one", "two", "short"], {}, "point 'short': weights must be 1 arrays"),
-        (["one", "two", "off"], {"trajectory": Steps([[np.zeros((2, 1))]])},
-         "step 0 of the trajectory: weights must be 1 arrays"),
-    ],
-)  # fmt: skip
-def test_bad_input(least_squares, thetas, options, message):
-    known = {
-        "one": np.ones(5), "same": np.ones(5), "two": np.full(5, 2.0), "again": np.full(5, 2.0),
-        "four": np.full(5, 4.0), "off": np.arange(5.0), "short": np.ones(4),
-    }  # fmt: skip
-    problem = least_squares
-    points = {name: problem.weights(known[name]) for name in thetas}
-    with pytest.raises(ValueError, match=message):
-        probes.loss_on_plane(
-            problem.model, "mean_squared_error", points, problem.batches, **options
-        )

@@ -9,7 +9,7 @@ import numpy as np
 
 from tf_lrtraj import probes
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.specs import requestable
+from tf_lrtraj.specs import PROBES, requestable
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "probes.md").read_text(encoding="utf-8")
@@ -40,9 +40,9 @@ def test_the_code_runs(tmp_path, monkeypatch):
         assert names["table"].shape == (names["record"].values["train"].size, 1)
 
 
-def test_the_page_names_every_probe_and_function():
-    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) >= set(requestable())
-    functions = {
-        n for n in probes.__all__ if n.startswith(("loss_", "gradient")) or n == "ensemble"
+def test_the_page_names_every_probe_and_class():
+    table = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE, re.MULTILINE))
+    assert {kind: getattr(probes, name).kind for kind, name in table.items()} == {
+        kind: kind for kind in requestable()
     }
-    assert all(f"`{name}`" in PAGE for name in functions)
+    assert all(f"`{spec.class_name}`" in PAGE for spec in PROBES.values())

@@ -1,37 +1,25 @@
 """What a probe returns: its figure in one call, a short account, and xarray."""
 
-import inspect
+import dataclasses
 
-import keras
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from probe_cases import FIRST, OF_LOSSES, measured
 
 from tf_lrtraj import probes, report
 from tf_lrtraj.records import ArrayRecord
 
-_MEASURED = {}
 
-
-@pytest.fixture
-def record(every_probe, network):
-    """Of every probe, measured once; in the mode with the longest caption."""
-    name = every_probe.__name__
-    if name not in _MEASURED:
-        keras.utils.set_random_seed(0)
-        _MEASURED[name] = every_probe(
-            network.model, network.loss, [*network.batches[:2], network.batches[3]]
-        )
-        _MEASURED[name].about |= {"penalties": "left out", "dropout": "pinned"}
-    return _MEASURED[name]
-
-
-@pytest.fixture(scope="session")
-def trajectory(network):
-    rng = np.random.default_rng(0)
-    here = network.points["here"]
-    return {s: [a + 0.01 * s * rng.normal(size=a.shape) for a in here] for s in range(0, 60, 10)}
+@pytest.fixture(params=[*FIRST, "distance of filters", "separation"])
+def record(request, make):
+    """Of every kind of probe, with the longest caption."""
+    made = make(request.param)
+    about = made.record.about
+    if made.name in OF_LOSSES:
+        about = {**about, "penalties": "left out", "dropout": "pinned"}
+    return dataclasses.replace(made.record, about=about)
 
 
 def outside(figure, dpi):
@@ -48,12 +36,6 @@ def test_nothing_of_a_figure_is_clipped(record, dpi):
     assert outside(record.plot(), dpi) < 0.02
 
 
-def test_figures_without_a_model_are_not_clipped(trajectory):
-    other = {step: [1.5 * a for a in arrays] for step, arrays in trajectory.items()}
-    for found in (probes.displacement(trajectory), probes.distance_between(trajectory, other)):
-        assert outside(found.plot(), 72) < 0.02
-
-
 def test_a_notebook_shows_the_figure_that_the_report_draws(record, tmp_path):
     record.write(tmp_path / "a.npz")
     matplotlib.rcParams["font.size"] = 30.0  # the user's own settings play no part
@@ -67,7 +49,8 @@ def test_a_notebook_shows_the_figure_that_the_report_draws(record, tmp_path):
 
 def test_several_records_in_one_figure(network):
     lines = [
-        probes.loss_along_step(
+        measured(
+            probes.Line,
             network.model, network.loss, network.points[name], network.batches[:2],
             rates=[0.1, 0.2], bracket="none",
         )
@@ -110,10 +93,3 @@ def test_records_that_have_no_figure():
         plane.plot(plane)
     with pytest.raises(ValueError, match=r"Received: \['line', 'plane'\]"):
         plane.plot(probes.ProbeRecord.empty("line", {}, {}))
-
-
-def test_every_function_of_probes_returns_such_a_record():
-    functions = [getattr(probes, name) for name in probes.__all__]
-    measuring = [f for f in functions if inspect.isfunction(f) and "path" in f.__annotations__]
-    assert len(measuring) >= 12
-    assert {f.__annotations__["return"] for f in measuring} == {"ProbeRecord"}

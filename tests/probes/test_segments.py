@@ -3,17 +3,18 @@
 import keras
 import numpy as np
 import pytest
+from probe_cases import Steps, measured
 
 from tf_lrtraj import probes
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.probes.basin import ALL
-from tf_lrtraj.records import RecordError
 
 
 def test_a_quadratic_basin(least_squares):
     problem = least_squares
     ends = {"a": np.linspace(-1.0, 2.0, 5), "b": np.linspace(2.0, 0.0, 5), "c": np.ones(5)}
-    record = probes.loss_along_segment(
+    record = measured(
+        probes.Basin,
         problem.model,
         "mean_squared_error",
         {name: problem.weights(theta) for name, theta in ends.items()},
@@ -55,7 +56,8 @@ def test_against_a_clone_with_its_weights_set(network, mode):
         for name in ("b", "c")
     }
     moment_batches = network.batches[2:]
-    record = probes.loss_along_segment(
+    record = measured(
+        probes.Basin,
         network.model,
         network.loss,
         {name: [*network.points[name], *statistics[name]] for name in ("b", "c")},
@@ -96,7 +98,7 @@ def test_against_a_clone_with_its_weights_set(network, mode):
 def test_the_ends_are_the_points_to_the_bit(network):
     surface = probes.Surface(network.model, network.loss)
     record = probes.measure(
-        probes.Segments(surface, network.points, network.batches, num=3, pairs=[("c", "b")])
+        probes.Basin(surface, network.points, network.batches, num=3, pairs=[("c", "b")])
     )
     for index, name in ((0, "c"), (2, "b")):
         losses, _ = surface.evaluate(surface.point(network.points[name]), network.batches)
@@ -106,7 +108,7 @@ def test_the_ends_are_the_points_to_the_bit(network):
 def test_layer_by_layer(network):
     surface = probes.Surface(network.model, network.loss)
     record = probes.measure(
-        probes.Segments(
+        probes.Basin(
             surface,
             {"b": network.points["b"], "c": network.points["c"]},
             network.batches,
@@ -146,7 +148,8 @@ def test_the_same_function_by_permuted_units_lies_behind_a_barrier():
     for _ in range(6):
         x = rng.normal(size=(32, 2)).astype("float32")
         batches.append((x, np.abs(x).sum(1, keepdims=True)))
-    record = probes.loss_along_segment(
+    record = measured(
+        probes.Basin,
         model, "mean_squared_error", {"fitted": fitted, "twin": twin, "near": near}, batches,
         level=0.05, num=9,
     )  # fmt: skip
@@ -161,77 +164,19 @@ def test_the_same_function_by_permuted_units_lies_behind_a_barrier():
     assert record.values["rise"][pair, 0] == pytest.approx(nothing, rel=1e-5)
 
 
-class Steps:
-    """A trajectory that counts how often it is read."""
-
-    def __init__(self, points):
-        self.points = points
-        self.steps = np.array(sorted(points))
-        self.read_steps = []
-
-    def read(self, step):
-        self.read_steps.append(step)
-        return self.points[step]
-
-
 def test_a_trajectory_is_read_a_step_at_a_time(least_squares):
     problem = least_squares
-    steps = Steps({s: problem.weights(np.full(5, s / 10.0)) for s in (5, 10, 20)})
-    record = probes.loss_along_segment(
-        problem.model, "mse", steps, problem.batches, num=3, pairs=[("5", "10"), ("10", "20")]
+    steps = Steps(None, {s: problem.weights(np.full(5, s / 10.0)) for s in (5, 10, 20)})
+    record = measured(
+        probes.Basin,
+        problem.model,
+        "mse",
+        steps,
+        problem.batches,
+        num=3,
+        pairs=[("5", "10"), ("10", "20")],
     )
     assert record.coordinates["point"].tolist() == ["5", "10", "20"]
     # Once each for checksums; then two at a time.
-    assert steps.read_steps == [5, 10, 20, 5, 10, 20]
+    assert steps.reads == [5, 10, 20, 5, 10, 20]
     np.testing.assert_allclose(record.values["length"][:, 0], [0.5 * 5**0.5, 5**0.5], rtol=1e-6)
-
-
-def test_interrupted_segments_go_on_to_the_same_bits(network, tmp_path, monkeypatch):
-    def measure(path, points=network.points):
-        return probes.loss_along_segment(
-            network.model, network.loss, points, network.batches[:2], num=3, path=path,
-            held_out=network.held_out[:1],
-        )  # fmt: skip
-
-    before = network.state()
-    whole = measure(tmp_path / "whole.npz")
-    evaluate, calls = probes.Surface.evaluate, []
-
-    def failing(self, *args):
-        calls.append(1)
-        if len(calls) > 5:
-            raise KeyboardInterrupt
-        return evaluate(self, *args)
-
-    monkeypatch.setattr(probes.Surface, "evaluate", failing)
-    with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "parts.npz")
-    monkeypatch.undo()
-    resumed = measure(tmp_path / "parts.npz")
-    for name, values in whole.values.items():
-        np.testing.assert_array_equal(values, resumed.values[name])
-    other = dict(network.points, b=network.points["c"])
-    with pytest.raises(RecordError, match="'points' is"):
-        measure(tmp_path / "parts.npz", other)
-    assert network.state() == before
-
-
-@pytest.mark.parametrize(
-    ("points", "options", "message"),
-    [
-        (["a"], {}, "`points` must hold at least 2 points. Received: 1"),
-        ([np.zeros((5, 1))], {}, "`points` must be a mapping of names to weights"),
-        (["a", "b"], {"level": 0.0}, "`level` must be a positive number. Received: level=0.0"),
-        (["a", "b"], {"pairs": [("a", "z")]}, "`pairs` must be pairs of different points"),
-        (["a", "b"], {"held_out": []}, "`held_out` must hold at least one batch"),
-        (["a", "other"], {}, "point 'other': weights must be 1 arrays of the model's shapes"),
-    ],
-)
-def test_bad_input(least_squares, points, options, message):
-    problem = least_squares
-    if isinstance(points[0], str):
-        points = {name: [np.zeros((4 if name == "other" else 5, 1))] for name in points}
-    with pytest.raises(ValueError, match=message):
-        probes.loss_along_segment(
-            problem.model, "mean_squared_error", points, problem.batches, **options
-        )

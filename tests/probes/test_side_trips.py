@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from probe_cases import measured
 
 from tf_lrtraj import probes, theory
 from tf_lrtraj.probes.side_trip import SideTrip
@@ -17,7 +18,8 @@ def arrays(point):
 def test_steps_on_a_quadratic_batch(least_squares):
     problem, steps = least_squares, 7
     theta = np.linspace(-1.0, 2.0, 5)
-    record = probes.side_trip(
+    record = measured(
+        probes.SideTrip,
         problem.model,
         "mean_squared_error",
         problem.weights(theta),
@@ -53,7 +55,8 @@ def test_one_step_is_what_the_theory_says(least_squares):
     problem, theta = least_squares, np.linspace(0.5, -1.0, 5)
     model = theory.QuadraticModel(problem.curvatures, np.diag(problem.noise))
     for rate in (0.1, 0.6):
-        record = probes.side_trip(
+        record = measured(
+            probes.SideTrip,
             problem.model,
             "mean_squared_error",
             problem.weights(theta),
@@ -153,81 +156,11 @@ def test_ends_are_the_same_kept_or_walked_again(network):
     keeping = SideTrip(surface, None, network.batches[:2], keep_ends=True, **options)
     probes.measure(keeping)
     again = SideTrip(surface, None, network.batches[:2], **options)
-    ends = again.ends("trip ")
-    assert list(ends) == ["trip 0", "trip 1"]
-    for trip, name in enumerate(ends):
-        for a, b in zip(arrays(keeping.end_point(trip)), arrays(ends[name]), strict=True):
+    for trip in (0, 1):
+        kept, walked = (arrays(probe.end_point(trip)) for probe in (keeping, again))
+        for a, b in zip(kept, walked, strict=True):
             np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match=r"`trip` must be from 0 to 1\. Received: trip=2"):
+    with pytest.raises(
+        ValueError, match=r"`trip` must be .* at least 0 and of at most 1\. Received: trip=2"
+    ):
         again.end_point(2)
-
-
-def test_interrupted_trips_go_on_to_the_same_bits(network, tmp_path, monkeypatch):
-    def measure(path):
-        return probes.side_trip(
-            network.model, network.loss, None, network.batches[:3], held_out=network.held_out,
-            others=network.batches[3:], num_steps=3, learning_rate=0.2, momentum=0.5, path=path,
-        )  # fmt: skip
-
-    whole = measure(tmp_path / "whole.npz")
-    evaluate, calls = probes.Surface.evaluate, []
-
-    def failing(self, *args):
-        calls.append(1)
-        if len(calls) > 6:  # in the middle of the second trip
-            raise KeyboardInterrupt
-        return evaluate(self, *args)
-
-    monkeypatch.setattr(probes.Surface, "evaluate", failing)
-    with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "parts.npz")
-    monkeypatch.undo()
-    told = []
-    resumed = probes.side_trip(
-        network.model, network.loss, None, network.batches[:3], held_out=network.held_out,
-        others=network.batches[3:], num_steps=3, learning_rate=0.2, momentum=0.5,
-        path=tmp_path / "parts.npz", tell=told.append,
-    )  # fmt: skip
-    # Six of 12 points; a gradient, the own batch, 3 held-out and 1 other batch each.
-    assert told[0].startswith("side_trip: 6 pieces, 48 forward passes")
-    for name, values in whole.values.items():
-        np.testing.assert_array_equal(values, resumed.values[name])
-
-
-def test_the_model_is_left_as_it_was(network):
-    before = network.state()
-    for mode in ({"dropout": "pinned"}, {"batch_norm": "frozen"},
-                 {"batch_norm": "recalibrated", "moment_batches": network.batches}):  # fmt: skip
-        probes.side_trip(
-            network.model, network.loss, None, network.batches[:1], held_out=network.held_out,
-            num_steps=2, learning_rate=0.5, momentum=0.9, **mode,
-        )  # fmt: skip
-    assert network.state() == before
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"learning_rate": None}, "`learning_rate` or `optimizer` must be given"),
-        ({"held_out": []}, "`held_out` must hold at least one batch"),
-        ({"batches": []}, "`batches` must hold a batch for each"),
-        ({"num_steps": 0}, "`num_steps` must be an integer of at least 1. Received: num_steps=0"),
-        ({"learning_rate": -1.0}, "`learning_rate` must be a positive number"),
-        ({"learning_rate": [0.1]}, "one for each of the 2 steps"),
-        ({"momentum": 1.0}, "`momentum` must be at least 0 and below 1"),
-        ({"weight_decay": -0.1}, "`weight_decay` must be at least 0"),
-        ({"velocity": [np.zeros((5, 1))]}, "`velocity` has no meaning without momentum"),
-        ({"velocity": [np.zeros(3)], "momentum": 0.5}, "of the shapes of the trainable"),
-        ({"weights": [np.zeros((2, 2))]}, "weights must be 1 arrays of the model's shapes"),
-    ],
-)
-def test_bad_input(least_squares, options, message):
-    problem = least_squares
-    given = {
-        "weights": None, "batches": problem.batches[:1], "held_out": problem.batches[1:],
-        "num_steps": 2, "learning_rate": 0.1, **options,
-    }  # fmt: skip
-    with pytest.raises(ValueError, match=message):
-        probes.side_trip(
-            problem.model, "mean_squared_error", given.pop("weights"), given.pop("batches"), **given
-        )

@@ -107,32 +107,6 @@ def test_rates_of_a_schedule_go_on_from_the_count():
     np.testing.assert_allclose(record.about["learning_rate"], 0.1 * 0.5 ** np.arange(1, STEPS + 1))
 
 
-def test_trips_resume_to_the_bit(tmp_path):
-    """An interrupted measurement goes on with the moments it stopped with."""
-    whole = trip(built(), "adam")[1]
-    probe, _ = trip(built(), "adam")
-    path = tmp_path / "trip.npz"
-
-    class Stop(Exception):
-        pass
-
-    measure, done = probe.measure, []
-
-    def some(record, piece):
-        if len(done) == 3:
-            raise Stop
-        done.append(piece)
-        measure(record, piece)
-
-    probe.measure = some
-    with pytest.raises(Stop):
-        probes.measure(probe, path)
-    surface = probes.Surface(built(), "mse")
-    again = probes.SideTrip(surface, None, [[(X, Y), LATER]], optimizer="adam", num_steps=STEPS)
-    found = probes.measure(again, path)
-    np.testing.assert_array_equal(found.values["train_loss"], whole.values["train_loss"])
-
-
 REFUSED = {
     "a rate beside": (lambda: "adam", {"learning_rate": 0.1}, r"leave out \['learning_rate'\]"),
     "momentum beside": (lambda: "sgd", {"momentum": 0.9}, r"leave out \['momentum'\]"),

@@ -366,7 +366,7 @@ def test_batches_larger_than_the_data(sizes, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "at least one batch"),
+        ([], "at least 1 batch"),
         ([np.zeros(3)], "an element of type ndarray"),
         ([(np.zeros(3),)], "an element of type tuple"),
         ([(np.zeros((3, 1)), np.zeros(2))], r"Received: \[2, 3\]"),

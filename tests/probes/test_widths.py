@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from probe_cases import measured
 
 from tf_lrtraj import probes
 from tf_lrtraj.probes.directions import random_direction
@@ -12,7 +13,8 @@ def test_rays_in_a_quadratic_bowl(least_squares):
     problem, rise, seed = least_squares, 0.4, 7
     points = {"a": np.zeros(5), "b": np.full(5, 0.2)}
     distances = np.linspace(0.0, 3.0, 61)
-    record = probes.loss_along_rays(
+    record = measured(
+        probes.Width,
         problem.model,
         "mean_squared_error",
         {name: problem.weights(theta) for name, theta in points.items()},
@@ -92,7 +94,8 @@ def test_width_is_interpolated_and_infinite_where_not_reached():
 
 def test_a_width_that_is_not_reached_makes_the_mean_infinite(least_squares):
     problem = least_squares
-    record = probes.loss_along_rays(
+    record = measured(
+        probes.Width,
         problem.model,
         "mean_squared_error",
         {"a": problem.weights(np.zeros(5))},
@@ -104,55 +107,3 @@ def test_a_width_that_is_not_reached_makes_the_mean_infinite(least_squares):
     for name in ("width", "width_mean", "width_se"):
         assert np.isposinf(record.values[name]).all()
     assert record.values["width_difference"][0, 0] == 0.0
-
-
-def test_interrupted_rays_go_on_to_the_same_bits(network, tmp_path, monkeypatch):
-    def measure(path):
-        return probes.loss_along_rays(
-            network.model, network.loss, {"here": None, "b": network.points["b"]},
-            network.batches[:2], distances=[1.0, 2.0], num_rays=2, path=path, dropout="pinned",
-        )  # fmt: skip
-
-    before = network.state()
-    whole = measure(tmp_path / "whole.npz")
-    evaluate, calls = probes.Surface.evaluate, []
-
-    def failing(self, *args):
-        calls.append(1)
-        if len(calls) > 4:
-            raise KeyboardInterrupt
-        return evaluate(self, *args)
-
-    monkeypatch.setattr(probes.Surface, "evaluate", failing)
-    with pytest.raises(KeyboardInterrupt):
-        measure(tmp_path / "parts.npz")
-    monkeypatch.undo()
-    resumed = measure(tmp_path / "parts.npz")
-    for name, values in whole.values.items():
-        np.testing.assert_array_equal(values, resumed.values[name])
-    assert network.state() == before
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"distances": [1.0, 1.0]}, "`distances` must be increasing"),
-        ({"distances": [2.0, 1.0]}, r"Received: distances=\[2.0, 1.0\]"),
-        ({"distances": [-1.0, 1.0]}, "`distances` must be increasing numbers of at least 0"),
-        ({"distances": [0.0]}, "one of them positive"),
-        ({"distances": []}, "`distances` must be increasing"),
-        ({"num_rays": 0}, "`num_rays` must be an integer of at least 1. Received: num_rays=0"),
-        ({"ray_kind": "layer"}, "`ray_kind` must be one of"),
-        ({"rise": 0.0}, "`rise` must be a positive number. Received: rise=0.0"),
-        ({"held_out": []}, "`held_out` must hold at least one batch"),
-        ({"points": {}}, "`points` must hold at least 1 points. Received: 0"),
-        ({"points": {"a": [np.zeros((3, 1))]}}, "point 'a': weights must be 1 arrays"),
-    ],
-)
-def test_bad_input(least_squares, options, message):
-    problem = least_squares
-    given = {"points": {"a": None}, "distances": [1.0], **options}
-    with pytest.raises(ValueError, match=message):
-        probes.loss_along_rays(
-            problem.model, "mean_squared_error", given.pop("points"), problem.batches, **given
-        )

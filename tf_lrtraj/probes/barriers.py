@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_lrtraj.probes.uncertainty import mean_and_se, student
+from tf_lrtraj.statistics import mean_and_se, student
 
 ONE_BASIN, UNDECIDED, BARRIER = -1, 0, 1
 VERDICTS = {ONE_BASIN: "one basin", UNDECIDED: "undecided", BARRIER: "barrier"}
@@ -121,7 +121,7 @@ def highest(positions: np.ndarray, heights: np.ndarray) -> Height:
     if count < 2:
         nan = float("nan")
         return Height(float(means[best]), float(positions[best]), nan, nan, nan, nan)
-    spread = student(count) * errors
+    spread = student(count - 1) * errors
     upper = float(np.max(np.where(np.isnan(spread), np.inf, means + spread)))
     own = np.empty(count)
     for fold in range(2):
@@ -158,7 +158,7 @@ def verdict(height: Height, level: float, count: int) -> int:
         return ONE_BASIN
     if not np.isfinite(height.cross):
         return BARRIER
-    lower = height.cross - student(count) * height.cross_se
+    lower = height.cross - student(count - 1) * height.cross_se
     return BARRIER if lower > level else UNDECIDED
 
 
@@ -198,24 +198,6 @@ def asymmetry(positions: Any, losses: Any, centre: float = 0.5) -> Asymmetry:
     with np.errstate(invalid="ignore"):
         differences = losses[after] - losses[before]
     return Asymmetry(steps, *mean_and_se(differences))
-
-
-def own_batches(losses: Any) -> np.ndarray:
-    """[K, n] losses of batch i along segment i, of [n, K, n] losses of all along all.
-
-    For segments between the ends of side trips, each on a batch of its own:
-    `excess` and `highest` of these give the barrier's height over trips.
-
-    Raises:
-        ValueError: if there are not as many segments as batches.
-    """
-    losses = np.asarray(losses, np.float64)
-    if losses.ndim != 3 or losses.shape[0] != losses.shape[2]:
-        raise ValueError(
-            "`losses` must be [segments, positions, batches] with a batch for each segment. "
-            f"Received: shape {losses.shape}"
-        )
-    return np.stack([losses[i, :, i] for i in range(len(losses))], axis=1)
 
 
 def check_pairs(

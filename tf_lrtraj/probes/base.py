@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import abc
 import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from tqdm import tqdm
 
 from tf_lrtraj import backend
+from tf_lrtraj.probes.batches import check_batches
 from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.records.shapes import decode
 from tf_lrtraj.records.strict_json import encode
+from tf_lrtraj.specs import PROBES
+from tf_lrtraj.values import error
 
 _SAVE_EVERY = 5.0  # seconds; what an interruption may lose, beside the piece at work
 
@@ -28,8 +30,11 @@ _SAVE_EVERY = 5.0  # seconds; what an interruption may lose, beside the piece at
 class Probe(abc.ABC):
     """Something to measure in pieces.
 
+    A probe is a dataclass: its fields are its options, `__post_init__` checks them.  The values
+    of its record stand in `tf_lrtraj.specs`.
+
     Attributes:
-        kind: name of the probe in its record.
+        kind: name of the probe in its record and its spec.
         growing: a coordinate that may be extended while measuring, or None.
     """
 
@@ -37,12 +42,16 @@ class Probe(abc.ABC):
     growing: str | None = None
 
     @abc.abstractmethod
-    def empty(self) -> ArrayRecord:
-        """The record before anything has been measured; `about` tells one probe from another."""
+    def coordinates(self) -> dict[str, Any]:
+        """Returns the coordinates of the record."""
+
+    @abc.abstractmethod
+    def about(self) -> dict[str, Any]:
+        """Returns what tells one probe from another of its kind."""
 
     @abc.abstractmethod
     def pieces(self, record: ArrayRecord) -> Sequence[Any]:
-        """The pieces of work that `record` still lacks."""
+        """Returns the pieces of work that `record` still lacks."""
 
     @abc.abstractmethod
     def measure(self, record: ArrayRecord, piece: Any) -> None:
@@ -50,18 +59,58 @@ class Probe(abc.ABC):
 
     @abc.abstractmethod
     def passes(self, pieces: Sequence[Any]) -> float:
-        """What pieces cost, in forward passes of one batch (a gradient counts as three)."""
+        """Returns what pieces cost, in forward passes of one batch (a gradient counts as 3)."""
 
     @abc.abstractmethod
     def seconds_per_pass(self) -> float:
-        """Measured time of one forward pass of one batch."""
+        """Measures the time of one forward pass of one batch."""
+
+    def parts(self) -> Collection[str]:
+        """Returns the optional parts of the record's spec that are measured."""
+        return ()
+
+    def empty(self) -> ArrayRecord:
+        """Returns the record before anything has been measured."""
+        dims = PROBES[self.kind].dims_with(*self.parts())
+        return ArrayRecord.empty(self.kind, self.coordinates(), dims, self.about())
 
     def grow(self, record: ArrayRecord) -> ArrayRecord | None:
-        """A longer record if what was measured asks for more (a minimum at the edge), else None."""
+        """Returns a longer record if the measured values ask for more, else None."""
         return None
 
     def finish(self, record: ArrayRecord) -> None:  # noqa: B027 (most probes have nothing to add)
         """Fills in what follows from everything measured; cheap."""
+
+
+class LossProbe(Probe):
+    """A probe of a surface on batches; both are fields of its subclasses."""
+
+    surface: Surface
+    batches: Any
+    fewest_batches = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.surface, Surface):
+            raise error("surface", "a probes.Surface, such as Surface(model)", self.surface)
+        self.batches = check_batches(self.batches, fewest=self.fewest_batches)
+
+    def seconds_per_pass(self) -> float:
+        return self.surface.seconds_per_pass(self.batches[0])
+
+
+def put_estimate(
+    record: ArrayRecord, name: str, index: Any, estimate: tuple[Any, Any] | Sequence[Any]
+) -> None:
+    """Puts a number and its standard error into `name` and `name_se`."""
+    value, spread = estimate
+    record.put(name, index, value)
+    record.put(f"{name}_se", index, spread)
+
+
+def lacking(record: ArrayRecord, name: str) -> list[int]:
+    """Returns the entries of the first axis of `name` that hold a number not measured yet."""
+    missing = record.missing(name)
+    return np.flatnonzero(missing.any(axis=tuple(range(1, missing.ndim)))).tolist()
 
 
 def measure(
@@ -94,11 +143,7 @@ def measure(
         while True:
             pieces = list(probe.pieces(record))
             if tell is not None and pieces:
-                passes, seconds = probe.passes(pieces), probe.seconds_per_pass()
-                tell(
-                    f"{probe.kind}: {len(pieces):,} pieces, {passes:,.0f} forward passes of "
-                    f"{seconds:.3g} s, about {_duration(passes * seconds)}"
-                )
+                tell(_cost(probe, pieces))
             try:
                 for piece in tqdm(
                     pieces, desc=probe.kind, disable=None if progress else True, leave=False
@@ -121,21 +166,16 @@ def measure(
     return ProbeRecord.of(record)
 
 
-def _duration(seconds: float) -> str:
+def _cost(probe: Probe, pieces: Sequence[Any]) -> str:
+    passes, each = probe.passes(pieces), probe.seconds_per_pass()
+    seconds = passes * each
     if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def fingerprint(arrays: Any) -> str:
-    """A checksum of a nest of arrays, for the `about` of a record: the same work, or other?
-
-    >>> fingerprint([np.zeros(2), np.ones(1)]) == fingerprint([np.zeros(2), np.ones(1)])
-    True
-    """
-    total = 0
-    for array in keras.tree.flatten(arrays):
-        host = np.ascontiguousarray(keras.ops.convert_to_numpy(array))
-        total = zlib.crc32(f"{host.dtype}{host.shape}".encode(), total)
-        total = zlib.crc32(host.data.cast("B") if host.size else b"", total)
-    return f"{total:08x}"
+        duration = f"{seconds:.0f} s"
+    elif seconds < 5400:
+        duration = f"{seconds / 60:.0f} minutes"
+    else:
+        duration = f"{seconds / 3600:.1f} hours"
+    return (
+        f"{probe.kind}: {len(pieces):,} pieces, {passes:,.0f} forward passes of {each:.3g} s, "
+        f"about {duration}"
+    )

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from tf_lrtraj import backend, seeds
+from tf_lrtraj.values import integer
 
 Batch = tuple[Any, ...]  # (inputs, targets) or (inputs, targets, example weights)
 
@@ -29,22 +30,35 @@ def size_of(batch: Batch) -> int:
     return len(keras.tree.flatten(batch[1])[0])
 
 
-def check_batches(batches: Any, name: str = "batches") -> list[Batch]:
+def check_batches(batches: Any, name: str = "batches", fewest: int = 1) -> list[Batch]:
     """Returns a list of (inputs, targets) or (inputs, targets, weights).
 
     Args:
         batches: a list, a `tf.data.Dataset`, a `keras.utils.PyDataset` or any other iterable
             of batches that ends.
         name: of the argument, for the error.
+        fewest: how many there must be.
 
     Raises:
-        ValueError: if there is no batch, one is neither, or the data set has no end.
+        ValueError: if there are fewer, one is neither, or the data set has no end.
     """
     found = list(each_batch(batches, name)) if _is_iterable(batches) else [batches]
     checked = [_checked(batch, name) for batch in found]
-    if not checked:
-        raise ValueError(f"`{name}` must hold at least one batch. Received: none")
+    if len(checked) < fewest:
+        plural = "" if fewest == 1 else "es"
+        raise ValueError(
+            f"`{name}` must hold at least {fewest} batch{plural}. Received: {len(checked)}"
+        )
     return checked
+
+
+def check_groups(**groups: Any) -> dict[str, list[Batch]]:
+    """Returns name → checked batches, without the groups that are None."""
+    return {
+        name: check_batches(batches, name)
+        for name, batches in groups.items()
+        if batches is not None
+    }
 
 
 def _is_iterable(batches: Any) -> bool:
@@ -140,11 +154,8 @@ def take_batches(x: Any, y: Any, batch_size: int, count: int, seed: int = 0) -> 
     >>> sorted(inputs), len(targets)
     (['left', 'right'], 6)
     """
-    for name, value in (("batch_size", batch_size), ("count", count)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"`{name}` must be an integer of at least 1. Received: {name}={value!r}"
-            )
+    batch_size = integer(1).check("batch_size", batch_size)
+    count = integer(1).check("count", count)
     if y is None and isinstance(x, tuple) and len(x) in (2, 3) and _is_arrays(x[0]):
         if len(x) == 3 and x[2] is not None:
             return _drawn(x, batch_size, count, seed)

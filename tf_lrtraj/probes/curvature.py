@@ -8,17 +8,15 @@ product telling of the smooth piece at θ, the differences of the loss over a st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.probes import differences
-from tf_lrtraj.probes.base import Probe, fingerprint, measure
-from tf_lrtraj.probes.batches import Batch, check_batches, size_of
-from tf_lrtraj.probes.record import ProbeRecord
-from tf_lrtraj.probes.steps import GRADIENT_PASSES, Direction, Step
-from tf_lrtraj.probes.surface import Surface
+from tf_lrtraj.probes import fits
+from tf_lrtraj.probes.batches import size_of
+from tf_lrtraj.probes.steps import GRADIENT_PASSES, StepProbe
 from tf_lrtraj.probes.vectors import flat, norm
 from tf_lrtraj.records import ArrayRecord
 
@@ -28,7 +26,8 @@ _LADDER = 2.0 ** np.arange(-8, 3)
 _PRODUCT_PASSES = 8.0
 
 
-class Curvature(Probe):
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
+class Curvature(StepProbe):
     """dᵀHd of each batch's loss along that batch's direction.
 
     Coordinates: batch [N]; step [J], in `unit`s; probe [9].
@@ -49,69 +48,55 @@ class Curvature(Probe):
 
     Args:
         surface, weights, batches, direction, velocity, momentum, learning_rate, seed: see
-            `Line`.
+            `StepProbe`.
         check: also take the product.  With recalibrated batch norm it is left out, as it
             would hold the statistics fixed.
 
     Raises:
         ValueError: for batches or directions that do not fit.
+
+    Example: (2 - w)² along its gradient -4 has the second derivative 2 · 4².
+
+    >>> import keras
+    >>> from tf_lrtraj import probes
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    >>> model.set_weights([np.zeros((1, 1))])
+    >>> batch = np.ones((1, 1)), 2 * np.ones((1, 1))
+    >>> record = probes.measure(Curvature(probes.Surface(model, "mse"), None, [batch]))
+    >>> record.values["product"]
+    array([32.])
+    >>> bool(np.isclose(record.values["curvature"][0], 32.0, rtol=1e-4))
+    True
     """
 
     kind = "curvature"
 
-    def __init__(
-        self,
-        surface: Surface,
-        weights: Any,
-        batches: Sequence[Batch],
-        *,
-        direction: Any = "gradient",
-        velocity: Any = None,
-        momentum: float = 0.9,
-        learning_rate: float | None = None,
-        seed: int = 0,
-        check: bool = True,
-    ) -> None:
-        self.surface = surface
-        self.batches = check_batches(batches)
-        self.point = surface.point(weights)
-        self.check = bool(check) and surface.mode.batch_norm != "recalibrated"
-        self.epsilon = _precision(surface.model)
-        self.direction = Direction(
-            surface,
-            direction,
-            velocity=velocity,
-            momentum=momentum,
-            learning_rate=learning_rate,
-            seed=seed,
-        )
-        self._length = norm(self.point.trainable)
-        self._step: tuple[int, Step] | None = None
+    check: bool = True
 
-    def empty(self) -> ArrayRecord:
-        names = ["curvature", "curvature_error", "step_taken", "noise", "per_square", "unit"]
-        names += ["gradient_norm", "direction_norm", "slope", "middle"]
-        names += ["product", "disagreement"] if self.check else []
-        dims: dict[str, tuple[str, ...]] = dict.fromkeys(names, ("batch",))
-        dims |= {"plus": ("step", "batch"), "minus": ("step", "batch")}
-        dims |= {"noise_losses": ("probe", "batch")}
-        about = {
-            **self.surface.about(),
-            **self.direction.about(),
-            "epsilon": self.epsilon,
-            "batch_sizes": sorted({size_of(batch) for batch in self.batches}),
-            "weights": self.surface.fingerprint(self.point),
-            "batches": fingerprint(self.batches),
-        }
-        coordinates = {
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check = bool(self.check) and self.surface.mode.batch_norm != "recalibrated"
+        self.epsilon = _precision(self.surface.model)
+        self._length = norm(self.weights.trainable)
+
+    def coordinates(self) -> dict[str, Any]:
+        return {
             "batch": np.arange(len(self.batches)),
             "step": _LADDER,
-            "probe": np.arange(differences.POINTS) - differences.POINTS // 2,
+            "probe": np.arange(fits.POINTS) - fits.POINTS // 2,
         }
-        return ArrayRecord.empty(self.kind, coordinates, dims, about)
+
+    def parts(self) -> Collection[str]:
+        return ["check"] if self.check else []
+
+    def about(self) -> dict[str, Any]:
+        return super().about() | {
+            "epsilon": self.epsilon,
+            "batch_sizes": sorted({size_of(batch) for batch in self.batches}),
+        }
 
     def pieces(self, record: ArrayRecord) -> list[Any]:
-        """(batch, what): "losses" or "product"."""
+        """Returns (batch, what): "losses" or "product"."""
         found: list[Any] = []
         for i in range(len(self.batches)):
             found += [(i, "losses")] if record.missing("middle")[i] else []
@@ -120,9 +105,9 @@ class Curvature(Probe):
 
     def measure(self, record: ArrayRecord, piece: Any) -> None:
         i, what = piece
-        batch, step = self.batches[i], self._step_of(i)
+        batch, step = self.batches[i], self.step(i)
         if what == "product":
-            product = self.surface.hessian_vector(self.point, batch, step.vector)
+            product = self.surface.hessian_vector(self.weights, batch, step.vector)
             record.put("product", i, float(flat(product) @ flat(step.vector)))
             return
         scale = self._length / step.norm if step.norm > 0.0 and self._length > 0.0 else 1.0
@@ -130,41 +115,28 @@ class Curvature(Probe):
         close = self.epsilon ** (2.0 / 3.0) * scale * record.coordinates["probe"]
         far = unit * record.coordinates["step"]
         every = np.concatenate([close, far, -far])
-        losses = self.surface.along(self.point, step.vector, every.tolist(), batch)
+        losses = self.surface.along(self.weights, step.vector, every.tolist(), batch)
         near, plus, minus = np.split(losses, [len(close), len(close) + len(far)])
+        self.put_step(record, i)
         record.put("noise_losses", (..., i), near)
         record.put("plus", (..., i), plus)
         record.put("minus", (..., i), minus)
         record.put("unit", i, unit)
-        record.put("gradient_norm", i, step.gradient_norm)
-        record.put("direction_norm", i, step.norm)
-        record.put("slope", i, step.slope)
         record.put("middle", i, near[len(near) // 2])
 
-    def _step_of(self, i: int) -> Step:
-        if self._step is None or self._step[0] != i:
-            self._step = None
-            self._step = (i, self.direction.of(self.point, self.batches[i], i))
-        return self._step[1]
-
     def passes(self, pieces: Sequence[Any]) -> float:
-        losses = differences.POINTS + 2 * len(_LADDER)
-        total = GRADIENT_PASSES * len({i for i, _ in pieces})
-        for _, what in pieces:
-            each = losses * (1 + self.surface.calibration_passes)
-            total += _PRODUCT_PASSES if what == "product" else each
-        return total
-
-    def seconds_per_pass(self) -> float:
-        return self.surface.seconds_per_pass(self.batches[0])
+        losses = fits.POINTS + 2 * len(_LADDER)
+        each = losses * (1 + self.surface.calibration_passes)
+        gradients = GRADIENT_PASSES * len({i for i, _ in pieces})
+        return gradients + sum(_PRODUCT_PASSES if what == "product" else each for _, what in pieces)
 
     def finish(self, record: ArrayRecord) -> None:
         values = record.values
         for i in range(len(self.batches)):
             near = values["noise_losses"][:, i]
-            noise = differences.noise_level(near) if np.isfinite(near).all() else np.inf
+            noise = fits.noise_level(near) if np.isfinite(near).all() else np.inf
             steps = values["unit"][i] * record.coordinates["step"]
-            found = differences.second_derivative(
+            found = fits.second_derivative(
                 steps, values["minus"][:, i], values["middle"][i], values["plus"][:, i], noise
             )
             record.put("noise", i, noise)
@@ -184,69 +156,3 @@ def _precision(model: Any) -> float:
     layers = model._flatten_layers(include_self=False, recursive=True)
     dtypes = {layer.compute_dtype for layer in layers if layer.weights}
     return max((_EPSILON.get(dtype, 2.0**-23) for dtype in dtypes), default=2.0**-23)
-
-
-def curvature_along_step(
-    model: Any,
-    loss: Any,
-    weights: Any,
-    batches: Sequence[Batch],
-    *,
-    direction: Any = "gradient",
-    velocity: Any = None,
-    momentum: float = 0.9,
-    learning_rate: float | None = None,
-    seed: int = 0,
-    check: bool = True,
-    batch_norm: str = "batch",
-    dropout: str = "off",
-    moment_batches: Sequence[Batch] | None = None,
-    penalties: bool = False,
-    path: Any = None,
-    progress: bool = True,
-    tell: Callable[[str], None] | None = None,
-) -> ProbeRecord:
-    """Curvature of batches' losses along their own steps, with its error and a cross-check.
-
-    Args:
-        model, loss: see `Surface`, with `batch_norm`, `dropout`, `moment_batches` and
-            `penalties` (by default the penalties of layers' regularizers are left out).
-        weights, batches, direction, velocity, momentum, learning_rate, seed, check: see
-            `Curvature`, which also describes the record.
-        path, progress, tell: see `measure`.
-
-    Raises:
-        ValueError: for arguments that do not fit.
-        RecordError: if the file at `path` holds measurements of something else.
-
-    Example: (2 - w)² along its gradient -4 has the second derivative 2 · 4².
-
-    >>> import keras, numpy as np
-    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
-    >>> model.set_weights([np.zeros((1, 1))])
-    >>> record = curvature_along_step(model, "mse", None, [(np.ones((1, 1)), 2 * np.ones((1, 1)))])
-    >>> record.values["product"]
-    array([32.])
-    >>> bool(np.isclose(record.values["curvature"][0], 32.0, rtol=1e-4))
-    True
-    """
-    surface = Surface(
-        model,
-        loss,
-        batch_norm=batch_norm,
-        dropout=dropout,
-        moment_batches=moment_batches,
-        penalties=penalties,
-    )
-    probe = Curvature(
-        surface,
-        weights,
-        batches,
-        direction=direction,
-        velocity=velocity,
-        momentum=momentum,
-        learning_rate=learning_rate,
-        seed=seed,
-        check=check,
-    )
-    return measure(probe, path, progress=progress, tell=tell)

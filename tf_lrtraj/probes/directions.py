@@ -1,4 +1,4 @@
-"""Random directions in weight space, drawn for Keras' layout of kernels.
+"""Filters of kernels in Keras' layout: random directions, and directions of weights.
 
 A Keras kernel holds its outputs on the last axis, `[kh, kw, in, out]` or `[in, out]`;
 code written for `[out, in, kh, kw]` would normalise over inputs without complaint.
@@ -6,13 +6,15 @@ code written for `[out, in, kh, kw]` would normalise over inputs without complai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tf_lrtraj import seeds
-from tf_lrtraj.probes.vectors import Vector, host
+from tf_lrtraj.probes.vectors import Vector, host, square_distance
+from tf_lrtraj.values import error, one_of
 
 KINDS = ("uniform", "filter")
 
@@ -63,8 +65,7 @@ def random_direction(
     >>> direction[1]
     array([0., 0.])
     """
-    if kind not in KINDS:
-        raise ValueError(f"`kind` must be one of {list(KINDS)}. Received: kind={kind!r}")
+    one_of(KINDS).check("kind", kind)
     shapes = [tuple(array.shape) for array in like]
     if not sum(int(np.prod(shape)) for shape in shapes):
         raise ValueError(f"`like` must hold weights. Received: arrays of shapes {shapes}")
@@ -74,12 +75,8 @@ def random_direction(
     if kind == "uniform":
         length = np.sqrt(sum(float(np.vdot(array, array)) for array in drawn))
         return [array / length for array in drawn]
+    _check_axes(filter_axes, len(shapes))
     axes = [(-1,)] * len(shapes) if filter_axes is None else list(filter_axes)
-    if len(axes) != len(shapes):
-        raise ValueError(
-            f"`filter_axes` must name axes for each of {len(shapes)} arrays. "
-            f"Received: {len(axes)} entries"
-        )
     if all(len(shape) < 2 for shape in shapes):
         raise ValueError(
             "`kind='filter'` moves kernels, arrays of two or more axes, and there is none. "
@@ -115,3 +112,59 @@ def filter_axes_of(model: Any) -> list[tuple[int, ...]]:
                 own = (-2, -1)
             axes[id(variable)] = own or (-1,)
     return [axes.get(id(variable), (-1,)) for variable in model.trainable_variables]
+
+
+def _check_axes(axes: Sequence[Any] | None, arrays: int) -> None:
+    if axes is not None and len(axes) != arrays:
+        raise error("filter_axes", f"axes for each of {arrays} arrays", list(axes))
+
+
+class Filters:
+    """Kernels with every filter divided by its norm: what scale-invariant weights are judged by.
+
+    A network with batch norm after a kernel does not see the kernel's scale, so raw distances
+    mix turning and growing (van Laarhoven 2017, arXiv 1706.05350).  Arrays of fewer than two
+    axes are left out.
+
+    Args:
+        shapes: of the arrays.
+        axes: for each array, the axes that tell its filters apart
+            (`probes.filter_axes_of(model)`); None for the last axis of all.
+
+    Attributes:
+        count: number of filters.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], axes: Sequence[tuple[int, ...]] | None = None
+    ) -> None:
+        _check_axes(axes, len(shapes))
+        self._parts: list[tuple[slice, tuple[int, ...], tuple[int, ...]]] = []
+        self.count = low = 0
+        for number, shape in enumerate(shapes):
+            size = int(np.prod(shape))
+            if len(shape) >= 2:
+                kept = {axis % len(shape) for axis in (axes[number] if axes else (-1,))}
+                within = tuple(i for i in range(len(shape)) if i not in kept)
+                self._parts.append((slice(low, low + size), shape, within))
+                self.count += int(np.prod([shape[i] for i in kept]))
+            low += size
+        self.size = sum(part.stop - part.start for part, _, _ in self._parts)
+
+    def normalised(self, vector: np.ndarray) -> np.ndarray:
+        """All kernels one after another, each filter of length 1 (0 stays 0)."""
+        found = np.empty(self.size, vector.dtype)
+        low = 0
+        for part, shape, within in self._parts:
+            kernel = vector[part].reshape(shape).astype(np.float64)
+            length = np.sqrt(np.sum(kernel**2, axis=within, keepdims=True))
+            kernel /= np.where(length > 0.0, length, 1.0)
+            found[low : low + kernel.size] = kernel.ravel()
+            low += kernel.size
+        return found
+
+    def square_distance(self, first: np.ndarray, second: np.ndarray) -> float:
+        """Mean over filters of the squared distance between normalised ones: 2 - 2 cos."""
+        if not self.count:
+            return math.inf
+        return square_distance(self.normalised(first), self.normalised(second)) / self.count

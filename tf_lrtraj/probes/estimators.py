@@ -1,4 +1,4 @@
-r"""What the Gram matrix of batch gradients says, without bias, and with errors.
+r"""What Gram matrices of batch gradients, and means along a run, say: estimates with errors.
 
 With batch gradients :math:`g_i = G + \varepsilon_i`, independent, of mean `G` and
 :math:`\operatorname{Cov}\varepsilon_i = \Sigma / B_i` for :math:`B_i` examples,
@@ -10,16 +10,24 @@ so products of *different* batches estimate :math:`\lVert G\rVert^2` without bia
 squares have more is the noise.  In the quadratic model they are :math:`\theta^\top A^2\theta` and
 :math:`\operatorname{tr}(A^2C)` (docs/theory/model.md).
 
-Pairs share batches, so pairs are not independent: every error here is the jackknife's
-over *batches*, one left out at a time with all its pairs.
+Pairs share batches, so pairs are not independent: errors are the jackknife's over *batches*,
+one left out at a time with all its pairs.
+
+What is measured along a run over a lag, from starts closer than the lag, shares steps.  Errors
+then come from leaving out one *block* of starts at a time, each block at least as long as the
+lag; with fewer than three such blocks the error is infinite.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+MOST_BLOCKS = 8
+_FEWEST_BLOCKS = 3
 
 
 class Estimate(NamedTuple):
@@ -29,39 +37,40 @@ class Estimate(NamedTuple):
     error: float
 
 
-def jackknife(statistic: Callable[[np.ndarray], float], size: int) -> Estimate:
-    """A statistic of `size` things, and the error that leaving out one at a time shows.
+def jackknife(statistics: Callable[[np.ndarray], Sequence[float]], size: int) -> list[Estimate]:
+    """Computes statistics of `size` things, and the errors that leaving out one at a time shows.
 
     Args:
-        statistic: ascending indices of the things that count → a number.
+        statistics: ascending indices of the things that count → numbers.
         size: at least 3.
 
     Returns:
-        the statistic of all, with error inf if any of the numbers is not finite.
+        the statistics of all; errors are inf where any of a statistic's numbers is not finite.
 
     Raises:
         ValueError: for fewer than 3 things.
 
     >>> numbers = np.array([1.0, 2.0, 6.0])
-    >>> estimate = jackknife(lambda kept: float(numbers[kept].mean()), 3)
+    >>> (estimate,) = jackknife(lambda kept: [float(numbers[kept].mean())], 3)
     >>> bool(np.isclose(estimate.error, numbers.std(ddof=1) / 3**0.5))
     True
     """
-    return _jackknife(lambda kept: [statistic(kept)], size)[0]
-
-
-def _jackknife(statistics: Callable[[np.ndarray], Sequence[float]], size: int) -> list[Estimate]:
-    """The same of several statistics at a time."""
     if size < 3:
         raise ValueError(f"a jackknife needs at least 3 batches. Received: {size}")
     everything = np.arange(size)
     values = np.array(statistics(everything), np.float64)
     without = np.array([statistics(np.delete(everything, i)) for i in range(size)], np.float64)
-    known = np.isfinite(values) & np.isfinite(without).all(axis=0)
-    without[:, ~known] = 0.0
-    spread = np.sum((without - without.mean(axis=0)) ** 2, axis=0)
-    errors = np.where(known, np.sqrt((size - 1) / size * spread), np.inf)
+    errors = np.where(np.isfinite(values), _spread(without), np.inf)
     return [Estimate(float(v), float(e)) for v, e in zip(values, errors, strict=True)]
+
+
+def _spread(without: np.ndarray) -> np.ndarray:
+    """The jackknife's errors from [n, …] statistics, each without one of the n things."""
+    count = len(without)
+    known = np.isfinite(without).all(axis=0)
+    found = np.where(known, without, 0.0)
+    spread = np.sum((found - found.mean(axis=0)) ** 2, axis=0)
+    return np.where(known, np.sqrt((count - 1) / count * spread), np.inf)
 
 
 def cosines(gram: np.ndarray) -> np.ndarray:
@@ -165,7 +174,7 @@ def alignment(gram: np.ndarray, sizes: Sequence[int] | np.ndarray) -> Alignment:
             float(cosines_to_mean(matrix).mean()),
         ]
 
-    return Alignment(*_jackknife(statistics, len(gram)))
+    return Alignment(*jackknife(statistics, len(gram)))
 
 
 def direction_cosines(gram: np.ndarray, products: np.ndarray, square: float) -> np.ndarray:
@@ -185,8 +194,103 @@ def mean_direction_cosine(gram: np.ndarray, products: np.ndarray, square: float)
     The mean of few batches is longer than what it estimates, so the cosine is too small.
     """
 
-    def cosine(kept: np.ndarray) -> float:
+    def cosine(kept: np.ndarray) -> list[float]:
         length = np.sqrt(max(float(gram[np.ix_(kept, kept)].sum()), 0.0) * square)
-        return float(products[kept].sum() / length) if length > 0.0 else np.nan
+        return [float(products[kept].sum() / length) if length > 0.0 else np.nan]
 
-    return jackknife(cosine, len(gram))
+    return jackknife(cosine, len(gram))[0]
+
+
+# Along a trajectory ----------------------------------------------------------------------------
+
+
+def blocks(starts: np.ndarray, lag: int) -> np.ndarray | None:
+    """[n] number of the block each start lies in; None if there are too few for an error."""
+    if starts.size < _FEWEST_BLOCKS:
+        return None
+    spacing = int(np.diff(starts).min())
+    extent = int(starts[-1] - starts[0]) + spacing
+    count = min(MOST_BLOCKS, extent // max(lag, spacing))
+    if count < _FEWEST_BLOCKS:
+        return None
+    numbers = (starts - starts[0]) * count // extent
+    return numbers if np.unique(numbers).size == count else None
+
+
+def block_mean(
+    starts: np.ndarray,
+    values: np.ndarray,
+    lag: int,
+    scales: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Estimate:
+    """Computes the mean over starts and its error by leaving out blocks of them.
+
+    Args:
+        starts: [n] ascending steps.
+        values: [n].
+        lag: how long what starts there takes.
+        scales: two arrays [n]; the mean is divided by the root of the product of theirs.
+
+    >>> block_mean(np.arange(8), np.array([0.0, 2.0] * 4), 1)
+    Estimate(value=1.0, error=0.3779644730092272)
+    """
+
+    def statistic(kept: np.ndarray) -> float:
+        mean = float(values[kept].mean())
+        if scales is None:
+            return mean
+        square = float(scales[0][kept].mean() * scales[1][kept].mean())
+        positive = min(scales[0][kept].mean(), scales[1][kept].mean()) > 0.0
+        return mean / math.sqrt(square) if positive else math.inf
+
+    if not np.isfinite(values).all():
+        return Estimate(math.inf, math.inf)
+    whole = statistic(np.ones(values.size, bool))
+    numbers = blocks(starts, lag)
+    if numbers is None:
+        return Estimate(whole, math.inf)
+    without = np.array([statistic(numbers != i) for i in range(numbers.max() + 1)])
+    return Estimate(whole, float(_spread(without)))
+
+
+def growth(steps: np.ndarray, lags: np.ndarray, squared: np.ndarray) -> Estimate:
+    r"""How squared displacement grows at large lags: :math:`d\ln D / d\ln\Delta`.
+
+    0 where it has levelled off (a stationary state), 1 for a random walk, 2 for a drift.  The
+    slope of a straight line through the lags from a quarter of the largest on.
+
+    Args:
+        steps: [K] later steps.
+        lags: [L].
+        squared: [L, K] squared displacements, inf where there is none.
+
+    Returns:
+        the slope and its error by leaving out blocks of starts; both inf for fewer than 3 lags.
+    """
+    lags, squared = np.asarray(lags), np.asarray(squared)
+    rows = np.flatnonzero(lags >= lags[-1] / 4)
+    if rows.size < 3:
+        return Estimate(math.inf, math.inf)
+    present = np.isfinite(squared)
+    longest = steps[present[-1]] - lags[-1]
+    numbers = blocks(longest, int(lags[-1]))
+    count = 0 if numbers is None else int(numbers.max()) + 1
+
+    def slope(left_out: int | None) -> float:
+        means = []
+        for row in rows.tolist():
+            starts = steps - lags[row]
+            kept = present[row].copy()
+            if left_out is not None:
+                extent = int(longest[-1] - longest[0]) + int(np.diff(longest).min())
+                block = np.clip((starts - longest[0]) * count // extent, 0, count - 1)
+                kept &= block != left_out
+            means.append(squared[row, kept].mean() if kept.any() else np.nan)
+        if not np.all(np.array(means) > 0.0):
+            return math.inf
+        return float(np.polyfit(np.log(lags[rows]), np.log(means), 1)[0])
+
+    value = slope(None)
+    if not count or not math.isfinite(value):
+        return Estimate(value, math.inf)
+    return Estimate(value, float(_spread(np.array([slope(i) for i in range(count)]))))

@@ -1,8 +1,10 @@
-r"""What a measured curve of loss against rate says: its minimum, its zero crossing, its shape.
+r"""What measured curves say: minimum, zero crossing, polynomials; second differences and noise.
 
 A curve is `losses[k]` at increasing `rates[k]`, the first of which is 0.  The *drop* is
 how far the loss falls from rate 0 to its minimum; errors of fits are given in units of it.
-NumPy only.
+
+Two values of a float32 loss at points close by differ by the noise of some hundred roundings,
+so a second difference over a step h errs by noise/h² on one side and by h² on the other.
 
 >>> rates = np.linspace(0.0, 3.0, 13)
 >>> losses = 2.0 - 2.0 * rates + rates**2
@@ -17,12 +19,12 @@ Minimum(rate=1.0, loss=1.0, gain=1.0, bracketed=True)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_lrtraj import seeds
+from tf_lrtraj.values import error, integer, one_of
 
 DEGREES = (1, 2, 3, 4)
 WINDOWS = (0.5, 1.0, 1.5, 2.0, 3.0)  # in multiples of the best rate
@@ -70,27 +72,29 @@ class Fit:
         return np.polynomial.polynomial.polyval(np.asarray(rates, np.float64), self.coefficients)
 
 
-def check_rates(rates: Any, name: str = "rates") -> np.ndarray:
-    """[K] rates as float64, if they are finite, at least 0 and strictly increasing.
+def check_rates(rates: Any) -> np.ndarray:
+    """Returns [K] rates as float64.
 
     Raises:
-        ValueError: otherwise, or for fewer than two.
+        ValueError: unless they are two or more, finite, at least 0 and strictly increasing.
     """
     found = np.asarray(rates, np.float64)
-    if found.ndim != 1 or found.size < 2:
-        raise ValueError(f"`{name}` must be a vector of at least two. Received: {name}={rates!r}")
-    if not np.isfinite(found).all() or found[0] < 0.0 or not (np.diff(found) > 0.0).all():
-        raise ValueError(
-            f"`{name}` must be finite, at least 0 and strictly increasing. "
-            f"Received: {name}={rates!r}"
-        )
+    if (
+        found.ndim != 1
+        or found.size < 2
+        or not np.isfinite(found).all()
+        or found[0] < 0.0
+        or not (np.diff(found) > 0.0).all()
+    ):
+        allowed = "two or more strictly increasing, finite numbers of at least 0"
+        raise error("rates", allowed, rates)
     return found
 
 
 def rate_grid(
     low: float, high: float, num: int, scale: str = "log", zero: bool = True
 ) -> np.ndarray:
-    """Rates from `low` to `high`.
+    """Returns rates from `low` to `high`.
 
     Args:
         low, high: the ends; `low` must be positive for `"log"`.
@@ -106,10 +110,8 @@ def rate_grid(
     >>> rate_grid(0.0, 1.0, 3, "linear")
     array([0. , 0.5, 1. ])
     """
-    if scale not in ("log", "linear"):
-        raise ValueError(f"`scale` must be 'log' or 'linear'. Received: scale={scale!r}")
-    if isinstance(num, bool) or not isinstance(num, int) or num < 2:
-        raise ValueError(f"`num` must be an integer of at least 2. Received: num={num!r}")
+    one_of(["log", "linear"]).check("scale", scale)
+    num = integer(2).check("num", num)
     if not (0.0 <= low < high < np.inf) or (scale == "log" and low == 0.0):
         raise ValueError(
             "`low` and `high` must be finite, in order and at least 0 (above 0 for scale='log'). "
@@ -135,9 +137,6 @@ def continued(rates: np.ndarray) -> np.ndarray:
         return end + step * np.arange(1, int(np.ceil(end / step - 1e-6)) + 1)
     ratio = end / rates[-2] if rates[-2] > 0.0 else 2.0
     return end * ratio ** np.arange(1, int(np.ceil(np.log(10.0) / np.log(ratio) - 1e-6)) + 1)
-
-
-# One curve ------------------------------------------------------------------------------------
 
 
 def minimum(rates: np.ndarray, losses: np.ndarray) -> Minimum:
@@ -232,10 +231,10 @@ def polynomial(
     # About the first loss, so that what is fitted is as small as the drop.
     found, *_ = np.linalg.lstsq(powers * root[:, None], (y - y[0]) * root, rcond=None)
     rest = powers @ found - (y - y[0])
-    error = float(np.sqrt(shares @ rest**2)) / drop if drop > 0.0 else float("inf")
+    left = float(np.sqrt(shares @ rest**2)) / drop if drop > 0.0 else float("inf")
     coefficients = found / unit ** np.arange(degree + 1)
     coefficients[0] += y[0]
-    return Fit(float(window), coefficients, error)
+    return Fit(float(window), coefficients, left)
 
 
 def errors(
@@ -272,50 +271,102 @@ def valid_to(
     found = np.zeros(len(levels))
     open_ = np.ones(len(levels), bool)
     for end in rates[degree + 1 :]:
-        error = polynomial(rates, losses, degree, float(end), drop).error
-        open_ &= error <= np.asarray(levels)
+        left = polynomial(rates, losses, degree, float(end), drop).error
+        open_ &= left <= np.asarray(levels)
         if not open_.any():
             break
         found[open_] = end
     return found
 
 
-# Many curves ----------------------------------------------------------------------------------
+# Second differences ----------------------------------------------------------------------------
+
+POINTS = 9  # equally spaced values that the noise is estimated from
 
 
-def bootstrap(
-    curves: np.ndarray,
-    statistic: Callable[[np.ndarray], Any],
-    repeats: int = 400,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(statistic of the mean curve, its standard error) with everything drawn resampled.
+class SecondDerivative(NamedTuple):
+    """A second derivative by central differences.
+
+    Attributes:
+        value: extrapolated from the best step and twice that.
+        error: what noise and the step's length may have done to it.
+        step: the best step; inf where none gave a finite value.
+    """
+
+    value: float
+    error: float
+    step: float
+
+
+def noise_level(values: Any) -> float:
+    r"""Standard deviation of the noise in values of a smooth function at equal distances.
+
+    The k-th differences of a smooth function over close points vanish quickly, those of
+    independent noise of deviation ε do not: their mean square is
+    :math:`\binom{2k}{k} \varepsilon^2`.  Of the orders k at which the differences
+    change sign and the next two agree within a factor of 4, the lowest is taken (after
+    Moré and Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33, 2011).
 
     Args:
-        curves: [K, batch] or [K, batch, held-out batch]; of the latter, both axes are
-            resampled, each on its own, as the same held-out batches serve all.
-        statistic: of a curve [K], a number or a vector.
-        repeats: number of resamplings.
-        seed: of the draw.
+        values: [m] with m ≥ 5.
 
     Returns:
-        the statistic, and half the distance between the 16 % and 84 % points of its
-        resampled values: infinite where one of these is, or with a single batch.
+        the deviation; 0 where all values are equal; where no order passes, the smallest
+        estimate of all, an upper bound in kind.
+
+    Raises:
+        ValueError: for fewer values, or values that are not finite.
+
+    >>> rng = np.random.default_rng(0)
+    >>> levels = [noise_level(np.linspace(0, 1, 9) + 1e-3 * rng.normal(size=9)) for _ in range(500)]
+    >>> round(float(np.median(levels)) / 1e-3, 1)
+    0.9
     """
-    axes = tuple(range(1, curves.ndim))
-    value = np.asarray(statistic(curves.mean(axes)), np.float64)
-    if curves.shape[1] < 2:
-        return value, np.full_like(value, np.inf)
-    rng = seeds.generator("resampling", seed)
-    found = []
-    for _ in range(repeats):
-        # Weights of a resampling: how often each was drawn.
-        mean = curves
-        for size in reversed(curves.shape[1:]):
-            counts = np.bincount(rng.integers(size, size=size), minlength=size)
-            drawn = counts > 0  # a loss that is infinite counts only where it was drawn
-            mean = mean[..., drawn] @ (counts[drawn] / size)
-        found.append(np.asarray(statistic(mean), np.float64))
+    table = np.asarray(values, np.float64)
+    if table.ndim != 1 or table.size < 5 or not np.isfinite(table).all():
+        raise error("values", "at least 5 finite numbers", values)
+    levels, signs, share = [], [], 1.0
+    for order in range(1, table.size):
+        table = np.diff(table)
+        share *= (4.0 * order - 2.0) / order  # (2k)! / (k!)²
+        levels.append(float(np.sqrt(np.mean(table**2) / share)))
+        signs.append(bool((table > 0.0).any() and (table < 0.0).any()))
+    for k in range(len(levels) - 2):
+        near = levels[k : k + 3]
+        if signs[k] and max(near) <= 4.0 * min(near):
+            return levels[k]
+    return min(levels)
+
+
+def second_derivative(
+    steps: np.ndarray, minus: np.ndarray, middle: float, plus: np.ndarray, noise: float
+) -> SecondDerivative:
+    """The best second derivative from values at several steps on both sides.
+
+    For each step h the error is the noise of the extrapolated difference, 3.13 noise/h²,
+    plus a third of how much differences over h and 2h disagree (or 2h and 4h, scaled);
+    the step with the smallest sum is taken.
+
+    Args:
+        steps: [J] steps, each twice the one before.
+        minus, plus: [J] values at -steps and steps.
+        middle: value at 0.
+        noise: standard deviation of one value's noise.
+
+    >>> h = 1e-3 * 2.0 ** np.arange(8)
+    >>> round(second_derivative(h, np.exp(-h), 1.0, np.exp(h), 1e-16).value, 9)
+    1.0
+    """
     with np.errstate(invalid="ignore"):
-        low, high = np.quantile(np.array(found), [0.16, 0.84], axis=0, method="nearest")
-        return value, np.where(np.isfinite(high), 0.5 * (high - low), np.inf)
+        found = (plus + minus - 2.0 * middle) / steps**2
+        change = np.abs(np.diff(found))
+        further = np.append(change[1:] / 4.0, 0.0)
+        values = found[:-1] - np.diff(found) / 3.0
+        # Of (4 D(h) - D(2h)) / 3: ±h 4/3, ±2h 1/12, the middle 2.5, in units of 1/h².
+        share = np.sqrt(2.0 * (4.0 / 3.0) ** 2 + 2.0 / 12.0**2 + 2.5**2)
+        errors = share * noise / steps[:-1] ** 2 + np.maximum(change, further) / 3.0
+    finite = np.isfinite(errors)
+    if not finite.any():
+        return SecondDerivative(np.inf, np.inf, np.inf)
+    best = int(np.argmin(np.where(finite, errors, np.inf)))
+    return SecondDerivative(float(values[best]), float(errors[best]), float(steps[best]))

@@ -6,24 +6,22 @@ the gradient, so a gradient whose step goes on in a direction has a *negative* c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tf_lrtraj import backend
 from tf_lrtraj.probes import estimators
-from tf_lrtraj.probes.base import Probe, fingerprint, measure
+from tf_lrtraj.probes.base import LossProbe, lacking, put_estimate
 from tf_lrtraj.probes.basin import ALL
-from tf_lrtraj.probes.batches import Batch, check_batches, size_of
-from tf_lrtraj.probes.flat_vectors import inner, joined
-from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.batches import size_of
 from tf_lrtraj.probes.sketches import Sketch
+from tf_lrtraj.probes.steps import GRADIENT_PASSES
 from tf_lrtraj.probes.surface import Surface
-from tf_lrtraj.probes.vectors import layers_of
+from tf_lrtraj.probes.vectors import check_shapes, fingerprint, inner, joined, layers_of, shapes
 from tf_lrtraj.records import ArrayRecord
-
-GRADIENT_PASSES = 3.0  # a gradient, in forward passes
 
 
 class Segmented:
@@ -41,13 +39,12 @@ class Segmented:
     """
 
     def __init__(self, model: Any, per_layer: bool) -> None:
-        shapes = [tuple(v.shape) for v in model.trainable_variables]
-        layers = layers_of(model) if per_layer else {ALL: list(range(len(shapes)))}
-        self._shapes = shapes
+        self._shapes = shapes(model.trainable_variables)
+        layers = layers_of(model) if per_layer else {ALL: list(range(len(self._shapes)))}
         wide = any(v.dtype == "float64" for v in model.trainable_variables)
         self.dtype = np.float64 if wide else np.float32
         self._order = [position for positions in layers.values() for position in positions]
-        sizes = [sum(int(np.prod(shapes[i])) for i in places) for places in layers.values()]
+        sizes = [sum(int(np.prod(self._shapes[i])) for i in places) for places in layers.values()]
         self.ends = np.cumsum(sizes).tolist()
         self.size = self.ends[-1]
         self.names = [ALL, *layers] if per_layer else [ALL]
@@ -58,21 +55,7 @@ class Segmented:
         Raises:
             ValueError: if they are not of the model's shapes.
         """
-        arrays = list(arrays)
-        found = [tuple(array.shape) for array in arrays]
-        if found != self._shapes:
-            wrong = next(
-                (
-                    i
-                    for i, pair in enumerate(zip(found, self._shapes, strict=False))
-                    if pair[0] != pair[1]
-                ),
-                min(len(found), len(self._shapes)),
-            )
-            raise ValueError(
-                f"{name} must be {len(self._shapes)} arrays of the trainable weights' shapes. "
-                f"Received: {len(found)} arrays; the first that does not fit is number {wrong}"
-            )
+        arrays = check_shapes(name, arrays, self._shapes)
         return joined(backend.to_numpy([arrays[i] for i in self._order])).astype(
             self.dtype, copy=False
         )
@@ -84,102 +67,122 @@ class Segmented:
         return np.concatenate([by_segment.sum(axis=0, keepdims=True), by_segment])
 
 
-class Gradients(Probe):
-    """Gram matrix of batch gradients at one point; see `gradient_alignment`."""
+@dataclasses.dataclass(eq=False, repr=False)
+class Gradients(LossProbe):
+    r"""All inner products of N batch gradients, cosines, and the gradient noise scale.
+
+    Coordinates: layer (first "(all)"), batch, other (batch), direction.
+
+    Values:
+        loss [batch]; gram [layer, batch, other]: in squared units of the gradient.
+        batch_rest_cosine, batch_mean_cosine [layer, batch]: each batch against the mean
+            of the others, and, biased upwards, against the mean of all.
+        per layer, with `_se` from a jackknife over batches: signal = ‖G‖² and noise =
+            tr Σ of one example, both unbiased; noise_scale in examples; share, the ratio
+            of expectations E⟨g_x, g_y⟩ / E‖g_x‖²; pair_cosine, rest_cosine, mean_cosine.
+        direction_cosine [layer, direction, batch], and that of the mean gradient,
+            mean_direction_cosine [layer, direction], with `_se`.
+
+    Batches are taken to be independent draws from endless data: `signal` is of the
+    gradient over all that could be drawn, not over these few examples.  Example weights
+    do not enter the noise scale.  With `batch_norm="batch"` a batch's
+    gradient is no mean over examples, so the scale holds for batches of this size.
+
+    Each gradient is computed once where all of them fit into `memory_limit`; otherwise a block
+    of them is held at a time and the later ones are computed again for every block.
+
+    Args:
+        surface: what is measured, and in which mode.
+        weights: the point, as `Surface.point` takes it; None for the model's own.
+        batches: N ≥ 3 batches, of examples that differ.
+        per_layer: everything for each layer as well.
+        directions: name → arrays in the order of `model.trainable_variables`; for example
+            the displacement θ_t - θ_0.  Its cosine is that of the *gradient* with it:
+            negative where a step of descent goes on in the direction.
+        sketch_size: None for exact products; or the numbers kept of each gradient (of each
+            layer's part with `per_layer`): squares stay exact, and a product ⟨g_i, g_j⟩ has
+            a standard error of at most :math:`\sqrt{(\|g_i\|^2\|g_j\|^2 + \langle g_i, g_j
+            \rangle^2)/k}`.  Memory is then one gradient and N k numbers.
+        memory_limit: bytes that held gradients may take.
+        seed: of the sketches.
+
+    Raises:
+        ValueError: for fewer than 3 batches, or a direction of other shapes.
+    """
 
     kind = "gradients"
+    fewest_batches = 3
 
-    def __init__(
-        self,
-        surface: Surface,
-        weights: Any,
-        batches: Sequence[Batch],
-        *,
-        per_layer: bool = False,
-        directions: Mapping[str, Sequence[Any]] | None = None,
-        sketch_size: int | None = None,
-        memory_limit: int = 1 << 30,
-        seed: int = 0,
-    ) -> None:
-        self.surface = surface
-        self._batches = check_batches(batches)
-        if len(self._batches) < 3:
-            raise ValueError(
-                "`batches` must hold at least 3 batches, which a jackknife needs. "
-                f"Received: {len(self._batches)}"
-            )
-        self.sizes = [size_of(batch) for batch in self._batches]
-        self._point = surface.point(weights)
-        self._space = Segmented(surface.model, per_layer)
-        named = dict(directions or {})
+    surface: Surface
+    weights: Any
+    batches: Any
+    _: dataclasses.KW_ONLY
+    per_layer: bool = False
+    directions: Mapping[str, Sequence[Any]] | None = None
+    sketch_size: int | None = None
+    memory_limit: int = 1 << 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.weights = self.surface.point(self.weights)
+        self._sizes = [size_of(batch) for batch in self.batches]
+        self._space = Segmented(self.surface.model, self.per_layer)
         self._directions = {
             str(name): self._space.vector(direction, f"direction {name!r}")
-            for name, direction in named.items()
-        }
-        self._about = {
-            **surface.about(),
-            "batches": fingerprint(self._batches),
-            "batch_sizes": self.sizes,
-            "weights": surface.fingerprint(self._point),
-            "directions": [fingerprint(vector) for vector in self._directions.values()],
-            "num_weights": self._space.size,
-            "sketch_size": sketch_size,
-            "seed": seed if sketch_size else None,
+            for name, direction in (self.directions or {}).items()
         }
         # Rows of gradients held at a time, beside the one at hand.
-        held = memory_limit // (np.dtype(self._space.dtype).itemsize * self._space.size) - 1
-        self._block = int(min(max(held, 1), len(self._batches)))
+        size = np.dtype(self._space.dtype).itemsize * self._space.size
+        self._block = int(min(max(self.memory_limit // size - 1, 1), len(self.batches)))
         self._sketches: list[Sketch] = []
-        if sketch_size is not None:
+        if self.sketch_size is not None:
             starts = [0, *self._space.ends[:-1]]
             self._sketches = [
-                Sketch(end - start, sketch_size, seed=[seed, number])
+                Sketch(end - start, self.sketch_size, seed=[self.seed, number])
                 for number, (start, end) in enumerate(zip(starts, self._space.ends, strict=True))
             ]
         self._rows = np.zeros((0, 0), np.float32)
         self._start = -1
         self._known: set[int] = set()
 
-    def empty(self) -> ArrayRecord:
-        count = len(self._batches)
-        coordinates: dict[str, Any] = {
-            "layer": self._space.names,
-            "batch": np.arange(count),
-            "other": np.arange(count),
-        }
-        dims: dict[str, tuple[str, ...]] = {
-            "loss": ("batch",),
-            "gram": ("layer", "batch", "other"),
-            "batch_rest_cosine": ("layer", "batch"),
-            "batch_mean_cosine": ("layer", "batch"),
-        }
-        for name in estimators.Alignment._fields:
-            dims[name] = dims[f"{name}_se"] = ("layer",)
+    def coordinates(self) -> dict[str, Any]:
+        numbers = np.arange(len(self.batches))
+        found: dict[str, Any] = {"layer": self._space.names, "batch": numbers, "other": numbers}
         if self._directions:
-            coordinates["direction"] = list(self._directions)
-            dims["direction_dot"] = ("layer", "direction", "batch")
-            dims["direction_square"] = ("layer", "direction")
-            dims["direction_cosine"] = ("layer", "direction", "batch")
-            dims["mean_direction_cosine"] = ("layer", "direction")
-            dims["mean_direction_cosine_se"] = ("layer", "direction")
+            found["direction"] = list(self._directions)
         if self._sketches:
-            coordinates["segment"] = np.arange(len(self._sketches))
-            coordinates["component"] = np.arange(self._sketches[0].k)
-            dims["sketch"] = ("batch", "segment", "component")
-            dims["square"] = ("layer", "batch")
-        return ArrayRecord.empty(self.kind, coordinates, dims, self._about)
+            found["segment"] = np.arange(len(self._sketches))
+            found["component"] = np.arange(self._sketches[0].k)
+        return found
+
+    def parts(self) -> Collection[str]:
+        there = {"directions": self._directions, "sketches": self._sketches}
+        return [part for part, measured in there.items() if measured]
+
+    def about(self) -> dict[str, Any]:
+        return {
+            **self.surface.about(),
+            "batches": fingerprint(self.batches),
+            "batch_sizes": self._sizes,
+            "weights": self.surface.fingerprint(self.weights),
+            "directions": [fingerprint(vector) for vector in self._directions.values()],
+            "num_weights": self._space.size,
+            "sketch_size": self.sketch_size,
+            "seed": self.seed if self.sketch_size else None,
+        }
 
     # Measuring ----------------------------------------------------------------------------
 
     def pieces(self, record: ArrayRecord) -> Sequence[tuple[int, int]]:
         if self._sketches:
-            return [(0, int(i)) for i in np.flatnonzero(record.missing("sketch").any(axis=(1, 2)))]
-        lacking, count = record.missing("gram")[0], len(self._batches)
+            return [(0, i) for i in lacking(record, "sketch")]
+        missing, count = record.missing("gram")[0], len(self.batches)
         return [
             (start, column)
             for start in range(0, count, self._block)
             for column in range(start, count)
-            if lacking[start : min(start + self._block, column + 1), column].any()
+            if missing[start : min(start + self._block, column + 1), column].any()
         ]
 
     def measure(self, record: ArrayRecord, piece: tuple[int, int]) -> None:
@@ -204,7 +207,7 @@ class Gradients(Probe):
         record.put("gram", (slice(None), slice(start, stop), column), products)  # see `pieces`
 
     def _gradient(self, record: ArrayRecord, index: int) -> np.ndarray:
-        loss, gradient = self.surface.gradient(self._point, self._batches[index])
+        loss, gradient = self.surface.gradient(self.weights, self.batches[index])
         vector = self._space.vector(gradient)
         record.put("loss", index, loss)
         for number, direction in enumerate(self._directions.values()):
@@ -230,10 +233,25 @@ class Gradients(Probe):
         if self._sketches:
             sketches = record.values["sketch"]
             gram = self._space.with_total(np.einsum("isk,jsk->sij", sketches, sketches))
-            diagonal = np.arange(len(self._batches))
+            diagonal = np.arange(len(self.batches))
             gram[:, diagonal, diagonal] = record.values["square"]  # these are exact
             record.put("gram", (), gram)
-        summarise(record, self.sizes)
+        for layer in range(len(self._space.names)):
+            self._summarise(record, layer)
+
+    def _summarise(self, record: ArrayRecord, layer: int) -> None:
+        gram = record.values["gram"][layer]
+        record.put("batch_rest_cosine", layer, estimators.cosines_to_rest(gram))
+        record.put("batch_mean_cosine", layer, estimators.cosines_to_mean(gram))
+        for name, estimate in estimators.alignment(gram, self._sizes)._asdict().items():
+            put_estimate(record, name, layer, estimate)
+        for number in range(len(self._directions)):
+            products = record.values["direction_dot"][layer, number]
+            square = float(record.values["direction_square"][layer, number])
+            found = estimators.direction_cosines(gram, products, square)
+            record.put("direction_cosine", (layer, number), found)
+            mean = estimators.mean_direction_cosine(gram, products, square)
+            put_estimate(record, "mean_direction_cosine", (layer, number), mean)
 
     def passes(self, pieces: Sequence[tuple[int, int]]) -> float:
         gradients: set[tuple[int, int]] = set()
@@ -242,110 +260,3 @@ class Gradients(Probe):
             gradients.add((start, column))
         count = len(gradients) if not self._sketches else len(pieces)
         return GRADIENT_PASSES * count + self.surface.calibration_passes
-
-    def seconds_per_pass(self) -> float:
-        return self.surface.seconds_per_pass(self._batches[0])
-
-
-def summarise(record: ArrayRecord, sizes: Sequence[int]) -> None:
-    """Fills in, from the Gram matrix of a record, what follows from it."""
-    for layer in range(len(record.coordinates["layer"])):
-        gram = record.values["gram"][layer]
-        record.put("batch_rest_cosine", layer, estimators.cosines_to_rest(gram))
-        record.put("batch_mean_cosine", layer, estimators.cosines_to_mean(gram))
-        for name, estimate in estimators.alignment(gram, sizes)._asdict().items():
-            record.put(name, layer, estimate.value)
-            record.put(f"{name}_se", layer, estimate.error)
-        if "direction" not in record.coordinates:
-            continue
-        for number, products in enumerate(record.values["direction_dot"][layer]):
-            square = float(record.values["direction_square"][layer, number])
-            found = estimators.direction_cosines(gram, products, square)
-            record.put("direction_cosine", (layer, number), found)
-            mean = estimators.mean_direction_cosine(gram, products, square)
-            record.put("mean_direction_cosine", (layer, number), mean.value)
-            record.put("mean_direction_cosine_se", (layer, number), mean.error)
-
-
-def gradient_alignment(
-    model: Any,
-    loss: Any,
-    weights: Any,
-    batches: Sequence[Batch],
-    *,
-    per_layer: bool = False,
-    directions: Mapping[str, Sequence[Any]] | None = None,
-    sketch_size: int | None = None,
-    memory_limit: int = 1 << 30,
-    seed: int = 0,
-    batch_norm: str = "batch",
-    dropout: str = "off",
-    moment_batches: Sequence[Batch] | None = None,
-    penalties: bool = False,
-    path: Any = None,
-    progress: bool = True,
-    tell: Callable[[str], None] | None = None,
-) -> ProbeRecord:
-    r"""All inner products of N batch gradients, cosines, and the gradient noise scale.
-
-    Each gradient is computed once where all of them fit into `memory_limit`; otherwise a block
-    of them is held at a time and the later ones are computed again for every block.
-
-    Args:
-        model, loss, weights: as `Surface` and `Surface.point` take them.
-        batches: N ≥ 3 batches, of examples that differ.
-        per_layer: everything for each layer as well.
-        directions: name → arrays in the order of `model.trainable_variables`; for example
-            the displacement θ_t - θ_0.  The cosine told is that of the *gradient* with it:
-            negative where a step of descent goes on in the direction.
-        sketch_size: None for exact products; or the numbers kept of each gradient (of each
-            layer's part with `per_layer`): squares stay exact, and a product ⟨g_i, g_j⟩ has
-            a standard error of at most :math:`\sqrt{(\|g_i\|^2\|g_j\|^2 + \langle g_i, g_j
-            \rangle^2)/k}`.  Memory is then one gradient and N k numbers.
-        memory_limit: bytes that held gradients may take.
-        seed: of the sketches.
-        batch_norm, dropout, moment_batches, penalties: as `Surface` takes them (by default the
-            penalties of layers' regularizers are left out).
-        path, progress, tell: as `probes.measure` takes them.
-
-    Returns:
-        A record of kind "gradients" over `layer` (first "(all)"), `batch`, `other`
-        (and `direction`), with
-
-        * `loss` (batch); `gram` (layer, batch, other) in squared units of the gradient;
-        * `batch_rest_cosine`, `batch_mean_cosine` (layer, batch): each batch against the mean
-          of the others, and, biased upwards, against the mean of all;
-        * per layer, with `_se` from a jackknife over batches: `signal` = ‖G‖² and `noise` =
-          tr Σ of one example, both unbiased; `noise_scale` in examples; `share`, the ratio
-          of expectations E⟨g_x, g_y⟩ / E‖g_x‖²; `pair_cosine`, `rest_cosine`, `mean_cosine`;
-        * `direction_cosine` (layer, direction, batch), and that of the mean gradient,
-          `mean_direction_cosine`, with `_se`.
-
-        Batches are taken to be independent draws from endless data: `signal` is of the
-        gradient over all that could be drawn, not over these few examples.  Example weights
-        do not enter the noise scale.  With `batch_norm="batch"` a batch's
-        gradient is no mean over examples, so the scale holds for batches of this size.
-
-    Raises:
-        ValueError: for fewer than 3 batches, or a direction of other shapes.
-        RecordError: if `path` holds measurements of something else.
-    """
-    surface = Surface(
-        model,
-        loss,
-        batch_norm=batch_norm,
-        dropout=dropout,
-        moment_batches=moment_batches,
-        penalties=penalties,
-    )
-    probe = Gradients(
-        surface,
-        weights,
-        batches,
-        per_layer=per_layer,
-        directions=directions,
-        sketch_size=sketch_size,
-        memory_limit=memory_limit,
-        seed=seed,
-    )
-    return measure(probe, path, progress=progress, tell=tell)

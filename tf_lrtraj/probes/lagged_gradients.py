@@ -7,112 +7,150 @@ them, and a *positive* one with θ - θ̄ that a step of descent leads back to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.probes.base import Probe, fingerprint, measure
-from tf_lrtraj.probes.batches import Batch, check_batches, size_of
-from tf_lrtraj.probes.block_means import block_mean
-from tf_lrtraj.probes.flat_vectors import RunningMean, dot
-from tf_lrtraj.probes.gradients import GRADIENT_PASSES, Segmented
-from tf_lrtraj.probes.record import ProbeRecord
+from tf_lrtraj.probes.base import LossProbe, lacking, put_estimate
+from tf_lrtraj.probes.batches import size_of
+from tf_lrtraj.probes.estimators import block_mean
+from tf_lrtraj.probes.gradients import Segmented
 from tf_lrtraj.probes.sketches import Sketch
+from tf_lrtraj.probes.steps import GRADIENT_PASSES
 from tf_lrtraj.probes.surface import Point, Surface
-from tf_lrtraj.probes.trajectory import as_trajectory, check_lags, checked_steps, earlier
+from tf_lrtraj.probes.trajectory import (
+    as_trajectory,
+    check_lags,
+    checked_steps,
+    earlier,
+    read_point,
+)
+from tf_lrtraj.probes.vectors import RunningMean, dot, fingerprint
 from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.values import one_of
 
 MEANS = ("running", "all")
 # What is kept of a step: mean gradients of the even and of the odd batches, and the weights.
 _EVEN, _ODD, _WEIGHTS, _OFF_MEAN = range(4)
+_VECTORS = ["even_gradient", "odd_gradient", "weights", "weights_minus_mean"]
+_OF_PAIRS = ("dot", "dot_across", "cosine", "start_cosine", "end_cosine")
 
 
-class LaggedGradients(Probe):
-    """Alignment of gradients along a trajectory; see `gradients_along`."""
+@dataclasses.dataclass(eq=False, repr=False)
+class LaggedGradients(LossProbe):
+    r"""Cosines of the mean gradient of the same batches at steps `t` and `t + lag`, and with paths.
+
+    The mean gradient of finitely many batches is not the full gradient: the batches' noise,
+    which is the same at both steps, is part of it.  So there is also `full_cosine`, from
+    products of one half of the batches at one step with the other half at the other,
+    which are unbiased for the full gradient's if the batches are independent.  Batches
+    without a common example that use up much of the data are not: once the full gradient
+    is small, what one half has too much the other lacks, and products come out negative.
+
+    Coordinates: lag (first 0), step (the later one).
+
+    Values, inf where there is no such pair of steps:
+        dot, cosine [lag, step]: of the mean gradients; dot_across: ⟨g, g'⟩ over different batches.
+        start_cosine [lag, step]: gradient at t with θ_{t+lag} - θ_t; end_cosine: gradient at
+            t + lag with the same: negative where the weights went downhill.
+        off_mean_cosine [step]: gradient with θ - θ̄, positive where a step leads back.
+        loss [step].
+        mean_cosine, full_cosine, mean_start_cosine, mean_end_cosine [lag], with `_se` from
+            blocks of steps.
+
+    Args:
+        surface: what is measured, and in which mode.
+        trajectory: with `.steps` and `.read(step)`, or a mapping step → arrays.
+        batches: at least 2; the same at every step.  The halves are the even and the odd ones.
+        lags: ascending, in updates; by default up to a sixth of the trajectory, spaced in the
+            logarithm.
+        mean: what θ̄ is: `"running"`, the mean of all steps so far (the present one
+            included), `"all"`, the mean of all steps, or weights.
+        sketch_size: None for exact products, in which case two half-batch gradients and the
+            weights of every step are held until the largest lag has passed (3 copies a
+            step); or the numbers kept of each instead, with which a cosine errs by about
+            :math:`1/\sqrt{k}`.
+        memory_limit: bytes that may be held.
+        seed: of the sketches.
+
+    Raises:
+        ValueError: for lags that do not ascend or are longer than the trajectory, weights of
+            another architecture (the step is named), or more memory than allowed.
+    """
 
     kind = "lagged_gradients"
+    fewest_batches = 2  # whose halves are compared
 
-    def __init__(
-        self,
-        surface: Surface,
-        trajectory: Any,
-        batches: Sequence[Batch],
-        *,
-        lags: Sequence[int] | None = None,
-        mean: Any = "running",
-        sketch_size: int | None = None,
-        memory_limit: int = 1 << 31,
-        seed: int = 0,
-    ) -> None:
-        self.surface = surface
-        self._trajectory = as_trajectory(trajectory)
-        self._steps = np.asarray(self._trajectory.steps, np.int64)
-        self._batches = check_batches(batches)
-        if len(self._batches) < 2:
-            raise ValueError(
-                "`batches` must hold at least 2 batches, of which halves are compared. "
-                f"Received: {len(self._batches)}"
-            )
-        self._lags = np.concatenate([[0], check_lags(lags, self._steps)])
+    surface: Surface
+    trajectory: Any
+    batches: Any
+    _: dataclasses.KW_ONLY
+    lags: Sequence[int] | None = None
+    mean: Any = "running"
+    sketch_size: int | None = None
+    memory_limit: int = 1 << 31
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.trajectory = as_trajectory(self.trajectory)
+        self._steps = np.asarray(self.trajectory.steps, np.int64)
+        self._lags = np.concatenate([[0], check_lags(self.lags, self._steps)])
         self._earlier = earlier(self._steps, self._lags)
-        self._space = Segmented(surface.model, per_layer=False)
+        self._space = Segmented(self.surface.model, per_layer=False)
         self._mean: np.ndarray | None = None
-        if isinstance(mean, str):
-            if mean not in MEANS:
-                raise ValueError(
-                    f"`mean` must be one of {list(MEANS)}, or weights. Received: mean={mean!r}"
-                )
-            about_mean = mean
+        if isinstance(self.mean, str):
+            one_of(MEANS).check("mean", self.mean)
         else:
-            self._mean = self._weights_of(surface.point(mean))
-            about_mean = fingerprint(self._mean)
-        self._mean_kind = mean if isinstance(mean, str) else "given"
+            self._mean = self._weights_of(self.surface.point(self.mean))
         self._running = RunningMean()
         self._sketch = None
-        if sketch_size is not None:
-            self._sketch = Sketch(self._space.size, sketch_size, seed)
+        if self.sketch_size is not None:
+            self._sketch = Sketch(self._space.size, self.sketch_size, self.seed)
         # How many steps back anything is needed.
-        needed = self._earlier >= 0
-        distance = np.where(needed, np.arange(self._steps.size) - self._earlier, 0)
+        distance = np.where(self._earlier >= 0, np.arange(self._steps.size) - self._earlier, 0)
         self._depth = int(distance.max()) + 1
         size = 3 * self._depth * self._space.size * np.dtype(self._space.dtype).itemsize
-        if self._sketch is None and size > memory_limit:
+        if self._sketch is None and size > self.memory_limit:
             raise ValueError(
                 f"gradients and weights of {self._depth} steps must be held for the largest lag, "
-                f"{size / 2**30:.1f} GiB; `memory_limit` allows {memory_limit / 2**30:.1f}. Choose "
-                "shorter lags, or keep sketches, for example sketch_size=4096. "
+                f"{size / 2**30:.1f} GiB; `memory_limit` allows {self.memory_limit / 2**30:.1f}. "
+                "Choose shorter lags, or keep sketches, for example sketch_size=4096. "
                 f"Received: lags up to {int(self._lags[-1])}"
             )
         self._held: dict[int, list[np.ndarray]] = {}
-        self._about = {
-            **surface.about(),
-            **checked_steps(self._trajectory, fingerprint),
-            "batches": fingerprint(self._batches),
-            "batch_sizes": [size_of(batch) for batch in self._batches],
-            "mean": about_mean,
+
+    def coordinates(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"lag": self._lags, "step": self._steps}
+        if self._sketch is not None:
+            found |= {"component": np.arange(self._sketch.k), "vector": _VECTORS}
+        return found
+
+    def parts(self) -> Collection[str]:
+        return [] if self._sketch is None else ["sketch"]
+
+    def about(self) -> dict[str, Any]:
+        return {
+            **self.surface.about(),
+            **checked_steps(self.trajectory),
+            "batches": fingerprint(self.batches),
+            "batch_sizes": [size_of(batch) for batch in self.batches],
+            "mean": self.mean if self._mean is None else fingerprint(self._mean),
             "num_weights": self._space.size,
-            "sketch_size": sketch_size,
-            "seed": seed if sketch_size else None,
+            "sketch_size": self.sketch_size,
+            "seed": self.seed if self.sketch_size else None,
         }
 
     def empty(self) -> ArrayRecord:
-        coordinates: dict[str, Any] = {"lag": self._lags, "step": self._steps}
-        pairs, points = ("lag", "step"), ("step",)
-        dims: dict[str, tuple[str, ...]] = {name: pairs for name in _OF_PAIRS}
-        dims |= {name: points for name in _OF_STEPS}
-        for name in ("mean_cosine", "full_cosine", "mean_start_cosine", "mean_end_cosine"):
-            dims[name] = dims[f"{name}_se"] = ("lag",)
-        if self._sketch is not None:
-            coordinates |= {"component": np.arange(self._sketch.k), "vector": _VECTORS}
-            dims["sketch"] = ("step", "vector", "component")
-        record = ArrayRecord.empty(self.kind, coordinates, dims, self._about)
+        record = super().empty()
         for name in _OF_PAIRS:
             record.values[name][self._earlier < 0] = np.inf  # there is no such pair
         return record
 
-    def pieces(self, record: ArrayRecord) -> Sequence[int]:
-        return [int(i) for i in np.flatnonzero(record.missing("off_mean_cosine"))]
+    def pieces(self, record: ArrayRecord) -> list[int]:
+        return lacking(record, "off_mean_cosine")
 
     def measure(self, record: ArrayRecord, piece: int) -> None:
         now = self._vectors(record, piece)
@@ -169,7 +207,7 @@ class LaggedGradients(Probe):
         point = self._point(position)
         losses = []
         halves = [RunningMean(), RunningMean()]
-        for number, batch in enumerate(self._batches):
+        for number, batch in enumerate(self.batches):
             loss, gradient = self.surface.gradient(point, batch)
             losses.append(loss)
             halves[number % 2].add(self._space.vector(gradient))
@@ -178,24 +216,20 @@ class LaggedGradients(Probe):
         return [*kept, self._weights_of(point)]
 
     def _mean_gradient(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
-        share = (len(self._batches) + 1) // 2 / len(self._batches)
+        share = (len(self.batches) + 1) // 2 / len(self.batches)
         return share * vectors[_EVEN] + (1.0 - share) * vectors[_ODD]
 
     def _point(self, position: int) -> Point:
-        step = int(self._steps[position])
-        try:
-            return self.surface.point(self._trajectory.read(step))
-        except ValueError as error:
-            raise ValueError(f"step {step} of the trajectory: {error}") from error
+        return read_point(self.surface, self.trajectory, int(self._steps[position]))
 
     def _weights_of(self, point: Point) -> np.ndarray:
         return self._space.vector(point.trainable)
 
     def _mean_up_to(self, position: int) -> None:
         """Brings the running mean to the weights of all steps up to `position`."""
-        if self._mean_kind == "given":
+        if self._mean is not None:
             return
-        last = self._steps.size - 1 if self._mean_kind == "all" else position
+        last = self._steps.size - 1 if self.mean == "all" else position
         if self._running.count > last + 1:
             self._running = RunningMean()
         while self._running.count <= last:
@@ -217,9 +251,7 @@ class LaggedGradients(Probe):
                 ("mean_start_cosine", record.values["start_cosine"]),
                 ("mean_end_cosine", record.values["end_cosine"]),
             ):
-                found = block_mean(starts, values[row, here], lag)
-                record.put(name, row, found.value)
-                record.put(f"{name}_se", row, found.error)
+                put_estimate(record, name, row, block_mean(starts, values[row, here], lag))
             # A ratio of unbiased means, over pairs of steps.
             found = block_mean(
                 starts,
@@ -227,106 +259,13 @@ class LaggedGradients(Probe):
                 lag,
                 scales=(squares[here], squares[self._earlier[row, here]]),
             )
-            record.put("full_cosine", row, found.value)
-            record.put("full_cosine_se", row, found.error)
+            put_estimate(record, "full_cosine", row, found)
 
     def passes(self, pieces: Sequence[int]) -> float:
-        each = GRADIENT_PASSES * len(self._batches) + self.surface.calibration_passes
+        each = GRADIENT_PASSES * len(self.batches) + self.surface.calibration_passes
         return each * len(pieces)
-
-    def seconds_per_pass(self) -> float:
-        return self.surface.seconds_per_pass(self._batches[0])
-
-
-_VECTORS = ["even_gradient", "odd_gradient", "weights", "weights_minus_mean"]
-_OF_PAIRS = ("dot", "dot_across", "cosine", "start_cosine", "end_cosine")
-_OF_STEPS = ("loss", "off_mean_cosine")
 
 
 def _cosine(first: np.ndarray, second: np.ndarray) -> float:
     below = np.sqrt(dot(first, first) * dot(second, second))
     return dot(first, second) / below if below > 0.0 else np.inf
-
-
-def gradients_along(
-    model: Any,
-    loss: Any,
-    trajectory: Any,
-    batches: Sequence[Batch],
-    *,
-    lags: Sequence[int] | None = None,
-    mean: Any = "running",
-    sketch_size: int | None = None,
-    memory_limit: int = 1 << 31,
-    seed: int = 0,
-    batch_norm: str = "batch",
-    dropout: str = "off",
-    moment_batches: Sequence[Batch] | None = None,
-    penalties: bool = False,
-    path: Any = None,
-    progress: bool = True,
-    tell: Callable[[str], None] | None = None,
-) -> ProbeRecord:
-    r"""Cosines of the mean gradient of the same batches at steps `t` and `t + lag`, and with paths.
-
-    The mean gradient of finitely many batches is not the full gradient: the batches' noise,
-    which is the same at both steps, is part of it.  So there is also `full_cosine`, from
-    products of one half of the batches at one step with the other half at the other,
-    which are unbiased for the full gradient's if the batches are independent.  Batches
-    without a common example that use up much of the data are not: once the full gradient
-    is small, what one half has too much the other lacks, and products come out negative.
-
-    Args:
-        model, loss: as `Surface` takes them.
-        trajectory: with `.steps` and `.read(step)`, or a mapping step → arrays.
-        batches: at least 2; the same at every step.  The halves are the even and the odd ones.
-        lags: ascending, in updates; by default up to a sixth of the trajectory, spaced in the
-            logarithm.
-        mean: what θ̄ is: `"running"`, the mean of all steps so far (the present one
-            included), `"all"`, the mean of all steps, or weights.
-        sketch_size: None for exact products, in which case two half-batch gradients and the
-            weights of every step are held until the largest lag has passed (3 copies a
-            step); or the numbers kept of each instead, with which a cosine errs by about
-            :math:`1/\sqrt{k}`.
-        memory_limit: bytes that may be held.
-        seed: of the sketches.
-        batch_norm, dropout, moment_batches, penalties: as `Surface` takes them (by default the
-            penalties of layers' regularizers are left out).
-        path, progress, tell: as `probes.measure` takes them.
-
-    Returns:
-        A record of kind "lagged_gradients" over `lag` (first 0) and `step` (the later one),
-        inf where there is no such pair of steps:
-
-        * `dot`, `cosine` of the mean gradients; `dot_across`, ⟨g, g'⟩ over different batches;
-        * `start_cosine`: gradient at t with θ_{t+lag} - θ_t; `end_cosine`: gradient at t + lag
-          with the same: negative where the weights went downhill;
-        * `off_mean_cosine` (step): gradient with θ - θ̄, positive where a step leads back;
-        * `loss` (step);
-        * per lag, with `_se` from blocks of steps: `mean_cosine`, `full_cosine`,
-          `mean_start_cosine`, `mean_end_cosine`.
-
-    Raises:
-        ValueError: for lags that do not ascend or are longer than the trajectory, weights of
-            another architecture (the step is named), or more memory than allowed.
-        RecordError: if `path` holds measurements of something else.
-    """
-    surface = Surface(
-        model,
-        loss,
-        batch_norm=batch_norm,
-        dropout=dropout,
-        moment_batches=moment_batches,
-        penalties=penalties,
-    )
-    probe = LaggedGradients(
-        surface,
-        trajectory,
-        batches,
-        lags=lags,
-        mean=mean,
-        sketch_size=sketch_size,
-        memory_limit=memory_limit,
-        seed=seed,
-    )
-    return measure(probe, path, progress=progress, tell=tell)

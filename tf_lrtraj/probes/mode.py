@@ -19,6 +19,7 @@ from keras import ops
 from tf_lrtraj import backend
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.backend import layer_calls
+from tf_lrtraj.values import one_of
 
 BATCH_NORM = ("batch", "frozen", "recalibrated")
 DROPOUT = ("off", "pinned")
@@ -43,12 +44,8 @@ class Mode:
     dropout: str = "off"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("batch_norm", BATCH_NORM), ("dropout", DROPOUT)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(
-                    f"`{name}` must be one of {list(allowed)}. Received: {name}={value!r}"
-                )
+        one_of(BATCH_NORM).check("batch_norm", self.batch_norm)
+        one_of(DROPOUT).check("dropout", self.dropout)
 
     def about(self, model: Any) -> dict[str, str]:
         """What a record says of the mode; "none" where the model has no such layers."""

@@ -10,8 +10,9 @@ import numpy as np
 from keras import ops
 
 from tf_lrtraj import backend
-from tf_lrtraj.probes.base import fingerprint
 from tf_lrtraj.probes.surface import Point
+from tf_lrtraj.probes.vectors import check_shapes, fingerprint, shapes
+from tf_lrtraj.values import number
 
 
 class Sgd:
@@ -37,16 +38,9 @@ class Sgd:
         weight_decay: float = 0.0,
         velocity: Sequence[Any] | None = None,
     ) -> None:
-        for name, value, top in (
-            ("momentum", momentum, 1.0),
-            ("weight_decay", weight_decay, np.inf),
-        ):
-            if not (np.isfinite(value) and 0.0 <= value < top):
-                raise ValueError(
-                    f"`{name}` must be at least 0 and below {top:g}. Received: {name}={value!r}"
-                )
-        self._momentum, self._nesterov = float(momentum), bool(nesterov)
-        self._decay = float(weight_decay)
+        self._momentum = number(0, below=1).check("momentum", momentum)
+        self._decay = number(0).check("weight_decay", weight_decay)
+        self._nesterov = bool(nesterov)
         self._rates = rates
         self._decayed = [v.name == "kernel" for v in model.trainable_variables]
         self._update = backend.compiled(self._move)
@@ -71,13 +65,7 @@ class Sgd:
             return []
         if velocity is None:
             return [ops.zeros_like(array) for array in origin.trainable]
-        shapes = [tuple(array.shape) for array in origin.trainable]
-        found = [tuple(array.shape) for array in velocity]
-        if found != shapes:
-            raise ValueError(
-                f"`velocity` must be {len(shapes)} arrays of the shapes of the trainable "
-                f"variables. Received: {len(found)} arrays, of shapes {found}"
-            )
+        velocity = check_shapes("velocity", velocity, shapes(origin.trainable))
         return [
             ops.copy(ops.cast(ops.convert_to_tensor(given), array.dtype))
             for given, array in zip(velocity, origin.trainable, strict=True)

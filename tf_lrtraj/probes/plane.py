@@ -9,18 +9,17 @@ those in weight space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.probes.base import Probe, measure
-from tf_lrtraj.probes.batches import Batch
-from tf_lrtraj.probes.point_sets import Groups, Mixtures, Points, is_trajectory
-from tf_lrtraj.probes.record import ProbeRecord
-from tf_lrtraj.probes.surface import Surface
+from tf_lrtraj.probes.point_sets import Mixtures, PointProbe
+from tf_lrtraj.probes.trajectory import is_trajectory, read_point
 from tf_lrtraj.probes.vectors import Vector, flat
 from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.values import error, integer, number
 
 # Sine of the angle at the first point below which float32 weights no longer tell
 # three points from points on one line.
@@ -86,79 +85,93 @@ class Basis:
         return x, y, float(np.linalg.norm(rest))
 
 
-class Plane(Probe):
-    """Losses on a grid of the plane through three points; see `loss_on_plane`."""
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
+class Plane(PointProbe):
+    """Losses of batches on a grid of the plane through three points.
+
+    Coordinates: u and v (distances in weight space), batch, held_out, step; and where the
+    points lie: point (names), point_u, point_v.
+
+    Values:
+        loss, accuracy [v, u, batch]; with `held_out` also held_out_loss, held_out_accuracy.
+        trajectory_u, trajectory_v [step]; trajectory_residual [step]: how far off the plane
+            that step is; far-off steps have losses that the plane does not show.
+
+    `"frozen"` batch-norm statistics are mixed as the weights are, with negative shares set to 0.
+
+    Args:
+        surface, points, batches, held_out: see `PointProbe`; three points: the first is the
+            origin, the second lies on the u axis, the third on the side of positive v.
+        num: points of the grid along u and v; one number for both.
+        margin: how far the grid reaches beyond the points on all sides, in the larger of
+            their extents along u and v.
+        trajectory: an object with `steps` and `read(step)` to project; read one step
+            at a time.
+
+    Raises:
+        ValueError: unless there are three points of this model that are not on one line.
+
+    >>> import keras
+    >>> from tf_lrtraj import probes
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> batch = (np.eye(2, dtype="float32"), np.zeros((2, 1), "float32"))  # loss ‖w‖² / 2
+    >>> corners = {"origin": (0.0, 0.0), "right": (2.0, 0.0), "top": (0.0, 1.0)}
+    >>> points = {name: [np.array([[x], [y]])] for name, (x, y) in corners.items()}
+    >>> plane = Plane(probes.Surface(model, "mse"), points, [batch], num=(3, 2), margin=0.0)
+    >>> record = probes.measure(plane)
+    >>> record.coordinates["u"], record.coordinates["v"]
+    (array([0., 1., 2.]), array([0., 1.]))
+    >>> record.values["loss"][:, :, 0]
+    array([[0. , 0.5, 2. ],
+           [0.5, 1. , 2.5]])
+    """
 
     kind = "plane"
+    fewest_points = 3
+    points_in_memory = 3
 
-    def __init__(
-        self,
-        surface: Surface,
-        points: Any,
-        batches: Sequence[Batch],
-        *,
-        held_out: Sequence[Batch] | None = None,
-        num: int | tuple[int, int] = (21, 21),
-        margin: float = 0.3,
-        trajectory: Any = None,
-    ) -> None:
-        self.surface = surface
-        self._groups = Groups(surface, batches, held_out)
-        named = Points(surface, points, at_least=3, keep=3)
-        if len(named.names) != 3:
-            raise ValueError(
-                "`points` of a plane must be three. "
-                f"Received: {len(named.names)} points, {named.names}"
-            )
-        sides = tuple(num) if isinstance(num, (tuple, list)) else (num, num)
-        if len(sides) != 2 or not all(
-            isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 2 for n in sides
-        ):
-            raise ValueError(
-                f"`num` must be two integers of at least 2, or one for both. Received: num={num!r}"
-            )
-        if not (np.isfinite(margin) and margin >= 0.0):
-            raise ValueError(f"`margin` must be at least 0. Received: margin={margin!r}")
-        if trajectory is not None and not is_trajectory(trajectory):
+    num: int | tuple[int, int] = (21, 21)
+    margin: float = 0.3
+    trajectory: Any = None
+
+    def __post_init__(self) -> None:
+        sides = tuple(self.num) if isinstance(self.num, (tuple, list)) else (self.num, self.num)
+        if len(sides) != 2 or not all(map(integer(2).accepts, sides)):
+            raise error("num", "two integers of at least 2, or one for both", self.num)
+        self.margin = number(0).check("margin", self.margin)
+        if self.trajectory is not None and not is_trajectory(self.trajectory):
             raise ValueError(
                 "`trajectory` must have `steps` and `read(step)`. "
-                f"Received: an object of type {type(trajectory).__name__}"
+                f"Received: an object of type {type(self.trajectory).__name__}"
             )
-        self._names = named.names
-        self._corners = [named[name] for name in named.names]
-        self._fingerprints = named.fingerprints()
-        self.basis = Basis([point.trainable for point in self._corners], self._names)
-        self._margin = float(margin)
+        super().__post_init__()
+        names = self.points.names
+        if len(names) != 3:
+            raise error("points", "three, for a plane", names)
+        self._corners = [self.points[name] for name in names]
+        self.basis = Basis([point.trainable for point in self._corners], names)
         self._u, self._v = (
-            _axis(self.basis.coordinates, i, int(sides[i]), self._margin) for i in range(2)
+            _axis(self.basis.coordinates, i, int(sides[i]), self.margin) for i in range(2)
         )
-        self._trajectory = trajectory
-        steps = [] if trajectory is None else [int(step) for step in trajectory.steps]
+        steps = [] if self.trajectory is None else [int(s) for s in self.trajectory.steps]
         self._steps = np.array(steps, np.int64)
-        self._mix = Mixtures(surface)
+        self._mix = Mixtures(self.surface)
 
-    def empty(self) -> ArrayRecord:
-        coordinates: dict[str, Any] = {
+    def coordinates(self) -> dict[str, Any]:
+        return {
             "u": self._u,
             "v": self._v,
-            "point": self._names,
+            "point": self.points.names,
             "point_u": self.basis.coordinates[:, 0],
             "point_v": self.basis.coordinates[:, 1],
             "step": self._steps,
-            **self._groups.coordinates(),
+            **super().coordinates(),
         }
-        dims: dict[str, tuple[str, ...]] = self._groups.dims("v", "u")
-        for name in ("u", "v", "residual"):
-            dims[f"trajectory_{name}"] = ("step",)
-        about = {
-            **self.surface.about(),
-            **self._groups.about(),
-            "points": self._fingerprints,
-            "margin": self._margin,
-        }
-        return ArrayRecord.empty(self.kind, coordinates, dims, about)
 
-    def pieces(self, record: ArrayRecord) -> Sequence[tuple[str, int, int]]:
+    def about(self) -> dict[str, Any]:
+        return super().about() | {"margin": self.margin}
+
+    def pieces(self, record: ArrayRecord) -> list[tuple[str, int, int]]:
         lacking = record.missing("loss").any(axis=-1)
         cells = [("cell", int(i), int(j)) for i, j in np.argwhere(lacking)]
         steps = np.flatnonzero(record.missing("trajectory_residual"))
@@ -166,27 +179,17 @@ class Plane(Probe):
 
     def measure(self, record: ArrayRecord, piece: tuple[str, int, int]) -> None:
         what, i, j = piece
-        if what == "step":
-            self._project(record, i)
+        if what == "cell":
+            shares = self.basis.shares(float(self._u[j]), float(self._v[i]))
+            self.put_losses(record, (i, j), self._mix(self._corners, list(shares)))
             return
-        shares = self.basis.shares(float(self._u[j]), float(self._v[i]))
-        self._groups.measure(record, (i, j), self._mix(self._corners, list(shares)))
-
-    def _project(self, record: ArrayRecord, index: int) -> None:
-        step = int(self._steps[index])
-        try:
-            point = self.surface.point(self._trajectory.read(step))
-        except ValueError as error:
-            raise ValueError(f"step {step} of the trajectory: {error}") from error
+        point = read_point(self.surface, self.trajectory, int(self._steps[i]))
         found = self.basis.project(point.trainable)
-        for name, number in zip(("u", "v", "residual"), found, strict=True):
-            record.put(f"trajectory_{name}", index, number)
+        for name, value in zip(("u", "v", "residual"), found, strict=True):
+            record.put(f"trajectory_{name}", i, value)
 
     def passes(self, pieces: Sequence[tuple[str, int, int]]) -> float:
-        return sum(what == "cell" for what, _, _ in pieces) * self._groups.passes
-
-    def seconds_per_pass(self) -> float:
-        return self.surface.seconds_per_pass(self._groups.first)
+        return super().passes([piece for piece in pieces if piece[0] == "cell"])
 
 
 def _axis(where: np.ndarray, axis: int, count: int, margin: float) -> np.ndarray:
@@ -194,82 +197,3 @@ def _axis(where: np.ndarray, axis: int, count: int, margin: float) -> np.ndarray
     # The same room on all sides, or three points almost on a line would have a strip.
     room = margin * float(np.ptp(where, axis=0).max())
     return np.linspace(low - room, high + room, count)
-
-
-def loss_on_plane(
-    model: Any,
-    loss: Any,
-    points: Any,
-    batches: Sequence[Batch],
-    *,
-    held_out: Sequence[Batch] | None = None,
-    num: int | tuple[int, int] = (21, 21),
-    margin: float = 0.3,
-    trajectory: Any = None,
-    batch_norm: str = "batch",
-    dropout: str = "off",
-    moment_batches: Sequence[Batch] | None = None,
-    penalties: bool = False,
-    path: Any = None,
-    progress: bool = True,
-    tell: Callable[[str], None] | None = None,
-) -> ProbeRecord:
-    """Losses of batches on a grid of the plane through three points.
-
-    Args:
-        model, loss, batch_norm, dropout, moment_batches, penalties: see `Surface`.  `"frozen"`
-            statistics are mixed as the weights are, with negative shares set to 0.
-        points: name → weights, three of them: the first is the origin, the second lies on
-            the u axis, the third on the side of positive v.
-        batches: training batches.
-        held_out: held-out batches; with them also `held_out_loss`, `held_out_accuracy`.
-        num: points of the grid along u and v; one number for both.
-        margin: how far the grid reaches beyond the points on all sides, in the larger of
-            their extents along u and v.
-        trajectory: an object with `steps` and `read(step)` to project; read one step
-            at a time.
-        path, progress, tell: see `measure`.
-
-    Returns:
-        a record over the coordinates `u` and `v` (distances in weight space), `batch`,
-        `held_out` and `step`:
-
-        * `loss`, `accuracy` [v, u, batch];
-        * `trajectory_u`, `trajectory_v` [step], and `trajectory_residual`, how far off the
-          plane that step is: far-off steps have losses that the plane does not show;
-
-        and where the points lie: the coordinates `point` (names), `point_u`, `point_v`.
-
-    Raises:
-        ValueError: unless there are three points of this model that are not on one line.
-
-    >>> import keras
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
-    >>> batch = (np.eye(2, dtype="float32"), np.zeros((2, 1), "float32"))  # loss ‖w‖² / 2
-    >>> corners = {"origin": (0.0, 0.0), "right": (2.0, 0.0), "top": (0.0, 1.0)}
-    >>> points = {name: [np.array([[x], [y]])] for name, (x, y) in corners.items()}
-    >>> record = loss_on_plane(model, "mean_squared_error", points, [batch], num=(3, 2), margin=0.0)
-    >>> record.coordinates["u"], record.coordinates["v"]
-    (array([0., 1., 2.]), array([0., 1.]))
-    >>> record.values["loss"][:, :, 0]
-    array([[0. , 0.5, 2. ],
-           [0.5, 1. , 2.5]])
-    """
-    surface = Surface(
-        model,
-        loss,
-        batch_norm=batch_norm,
-        dropout=dropout,
-        moment_batches=moment_batches,
-        penalties=penalties,
-    )
-    probe = Plane(
-        surface,
-        points,
-        batches,
-        held_out=held_out,
-        num=num,
-        margin=margin,
-        trajectory=trajectory,
-    )
-    return measure(probe, path, progress=progress, tell=tell)

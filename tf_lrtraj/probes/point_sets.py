@@ -1,8 +1,9 @@
-"""Named points that a probe reads one after another, and mixtures of points."""
+"""Named points that a probe reads one after another, mixtures of them, and losses there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ from keras import ops
 
 from tf_lrtraj import backend
 from tf_lrtraj.backend import batch_norm as bn
-from tf_lrtraj.probes.base import fingerprint
-from tf_lrtraj.probes.batches import Batch, check_batches, size_of
+from tf_lrtraj.probes.base import LossProbe
+from tf_lrtraj.probes.batches import check_groups, size_of
 from tf_lrtraj.probes.surface import Point, Surface
+from tf_lrtraj.probes.trajectory import is_trajectory
+from tf_lrtraj.probes.vectors import fingerprint
+from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.values import error
 
 
 class Points:
@@ -20,8 +25,8 @@ class Points:
 
     Args:
         surface: of the model they belong to.
-        points: name → whatever `Surface.point` takes, or an object with `steps` and
-            `read(step)`, whose points are named by their steps.
+        points: name → whatever `Surface.point` takes (None for the model's own weights), or an
+            object with `steps` and `read(step)`, whose points are named by their steps.
         at_least: how many there must be.
         keep: how many are held at a time.
 
@@ -43,10 +48,7 @@ class Points:
             self._sources = {str(int(step)): int(step) for step in points.steps}
             self._read = points.read
         else:
-            raise ValueError(
-                "`points` must be a mapping of names to weights, or have `steps` and `read`. "
-                f"Received: an object of type {type(points).__name__}"
-            )
+            raise error("points", "a mapping of names to weights, or have `steps`", points)
         self.names = list(self._sources)
         if len(self.names) < at_least:
             raise ValueError(
@@ -68,13 +70,8 @@ class Points:
         return self._held[name]
 
     def fingerprints(self) -> dict[str, str]:
-        """Name → checksum of the point; reads every point once, and so checks them all."""
+        """Returns name → checksum of the point; reads, and so checks, each of them once."""
         return {name: fingerprint(list(self[name])) for name in self.names}
-
-
-def is_trajectory(thing: Any) -> bool:
-    """Whether something has `steps` and `read(step)`."""
-    return hasattr(thing, "steps") and callable(getattr(thing, "read", None))
 
 
 class Mixtures:
@@ -137,63 +134,67 @@ def _mix(lists: Any, table: Any) -> list[Any]:
     return mixed
 
 
-class Groups:
-    """Training batches, and held-out ones beside them, evaluated together at a point.
+@dataclasses.dataclass(eq=False, repr=False)
+class PointProbe(LossProbe):
+    """A probe of the losses and accuracies of batches at, between or around named points.
+
+    Held-out values stand beside those of training batches under names with `held_out_` in front.
 
     Args:
-        surface: what evaluates.
+        surface: what is measured, and in which mode.
+        points: name → weights, or an object with `steps` and `read(step)`.
         batches: training batches.
         held_out: held-out batches; None for none.
-
-    Raises:
-        ValueError: if there is no batch, or `held_out` is given and empty.
     """
 
-    def __init__(self, surface: Surface, batches: Any, held_out: Any = None) -> None:
-        self._surface = surface
-        self.groups = {"": check_batches(batches)}
-        if held_out is not None:
-            self.groups["held_out_"] = check_batches(held_out, "held_out")
+    surface: Surface
+    points: Any
+    batches: Any
+    _: dataclasses.KW_ONLY
+    held_out: Any = None
 
-    @property
-    def first(self) -> Batch:
-        """A batch to take the time with."""
-        return self.groups[""][0]
+    fewest_points = 1
+    points_in_memory = 2
 
-    @property
-    def passes(self) -> int:
-        """Forward passes that one evaluation takes."""
-        return sum(map(len, self.groups.values())) + self._surface.calibration_passes
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Prefix of the names of values → batches.
+        self._groups = {"": self.batches}
+        for group in check_groups(held_out=self.held_out).values():
+            self._groups["held_out_"] = group
+        self.points = Points(
+            self.surface, self.points, at_least=self.fewest_points, keep=self.points_in_memory
+        )
+        self._fingerprints = self.points.fingerprints()
 
-    def coordinates(self) -> dict[str, np.ndarray]:
-        """`batch` and, if there are any, `held_out`."""
-        names = {"": "batch", "held_out_": "held_out"}
-        return {names[prefix]: np.arange(len(group)) for prefix, group in self.groups.items()}
-
-    def dims(self, *axes: str) -> dict[str, tuple[str, ...]]:
-        """Loss and accuracy of every group over the given axes and its batches."""
+    def coordinates(self) -> dict[str, Any]:
         return {
-            f"{prefix}{what}": (*axes, "held_out" if prefix else "batch")
-            for prefix in self.groups
-            for what in ("loss", "accuracy")
+            "held_out" if prefix else "batch": np.arange(len(group))
+            for prefix, group in self._groups.items()
         }
 
+    def parts(self) -> Collection[str]:
+        return ["held_out"] if self.held_out is not None else []
+
     def about(self) -> dict[str, Any]:
-        """Checksums and sizes."""
-        found: dict[str, Any] = {}
-        for prefix, group in self.groups.items():
+        found = {**self.surface.about(), "points": self._fingerprints}
+        for prefix, group in self._groups.items():
             found[f"{prefix}batches"] = fingerprint(group)
             found[f"{prefix}batch_sizes"] = [size_of(batch) for batch in group]
         return found
 
-    def measure(self, record: Any, index: Any, point: Point) -> None:
+    def put_losses(self, record: ArrayRecord, index: Any, point: Point) -> None:
         """Puts losses and accuracies at a point into `record` at an index."""
-        together = [batch for group in self.groups.values() for batch in group]
-        losses, accuracies = self._surface.evaluate(point, together)
+        together = [batch for group in self._groups.values() for batch in group]
+        losses, accuracies = self.surface.evaluate(point, together)
         # From the last group to the first, whose loss stands for the whole piece.
         end = len(together)
-        for prefix, group in reversed(self.groups.items()):
+        for prefix, group in reversed(self._groups.items()):
             part = slice(end - len(group), end)
             record.put(f"{prefix}accuracy", index, accuracies[part])
             record.put(f"{prefix}loss", index, losses[part])
             end -= len(group)
+
+    def passes(self, pieces: Sequence[Any]) -> float:
+        each = sum(map(len, self._groups.values())) + self.surface.calibration_passes
+        return len(pieces) * each

@@ -11,6 +11,7 @@ from tf_lrtraj.backend.weight_updates import StepCallback
 from tf_lrtraj.probes.base import Probe, measure
 from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.records import check_average_name, local_path
+from tf_lrtraj.values import error, integer
 
 
 def record_path(folder: str | os.PathLike[str], name: str, step: int) -> pathlib.Path:
@@ -70,23 +71,15 @@ class ProbeRecorder(StepCallback):
         penalties: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, low in (("every", every, 1), ("start", start, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(
-                    f"`{name}` must be an integer of at least {low}. Received: {name}={value!r}"
-                )
-        if not isinstance(probes, Mapping):
-            raise ValueError(
-                "`probes` must map names to functions from a Surface to a Probe. "
-                f"Received: probes={probes!r}"
-            )
-        for name, build in probes.items():
+        if not isinstance(probes, Mapping) or not all(map(callable, probes.values())):
+            allowed = "a mapping of names to functions from a Surface to a Probe"
+            raise error("probes", allowed, probes)
+        for name in probes:
             check_average_name(name, "a probe")
-            if not callable(build):
-                raise ValueError(f"`probes[{name!r}]` must be a function. Received: {build!r}")
         self.folder = local_path(folder, "folder")
         self.probes = dict(probes)
-        self.every, self.start = every, start
+        self.every = integer(1).check("every", every)
+        self.start = integer(0).check("start", start)
         self._options: dict[str, Any] = {
             "loss": loss,
             "batch_norm": batch_norm,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ProbeRecord(ArrayRecord):
-    """Measured arrays over named coordinates, as `measure` and the functions of probes return.
+    """Measured arrays over named coordinates, as `measure` returns them.
 
     `coordinates`, `dims`, `values` and `about` are as in `tf_lrtraj.records.ArrayRecord`, and
     `ProbeRecord.read(path)` reads what `write` or `path=…` wrote.  A value that has not been

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import seeds
+from tf_lrtraj.values import integer
 
 _BLOCK = 1 << 18  # numbers whose signs are drawn at a time
 
@@ -50,12 +51,8 @@ class Sketch:
     """
 
     def __init__(self, size: int, k: int, seed: Any = 0) -> None:
-        for name, value in (("size", size), ("k", k)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(
-                    f"`{name}` must be an integer of at least 1. Received: {name}={value!r}"
-                )
-        self.size, self.k = int(size), int(k)
+        self.size = integer(1).check("size", size)
+        self.k = integer(1).check("k", k)
         self._seed = [int(part) for part in np.atleast_1d(seed)]
 
     @property

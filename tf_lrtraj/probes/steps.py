@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
-from tf_lrtraj.probes.base import fingerprint
-from tf_lrtraj.probes.batches import Batch
+from tf_lrtraj.probes.base import LossProbe
 from tf_lrtraj.probes.directions import filter_axes_of, random_direction
-from tf_lrtraj.probes.surface import Point, Surface
-from tf_lrtraj.probes.vectors import flat, norm
+from tf_lrtraj.probes.surface import Surface
+from tf_lrtraj.probes.vectors import check_shapes, fingerprint, flat, norm, shapes
+from tf_lrtraj.values import error, number, one_of
 
 KINDS = ("gradient", "momentum", "random")
 GRADIENT_PASSES = 3.0  # a gradient's time, in forward passes
@@ -35,12 +36,15 @@ class Step(NamedTuple):
     slope: float
 
 
-class Direction:
-    """Directions of steps, a function of the batch.
+@dataclasses.dataclass(eq=False, repr=False)
+class StepProbe(LossProbe):
+    """A probe of steps from one point, each along a direction of its own batch.
 
     Args:
-        surface: what is measured.
-        kind: `"gradient"`: d = g, the batch's gradient; `"momentum"`: the step that Keras'
+        surface: what is measured, and in which mode.
+        weights: the start θ, as `Surface.point` takes it; None for the model's own.
+        batches: training batches, (inputs, targets) each.
+        direction: `"gradient"`: d = g, the batch's gradient; `"momentum"`: the step that Keras'
             SGD with momentum (not Nesterov's) would make, d = g - momentum * velocity /
             learning_rate, which at rate `learning_rate` is exactly that step, velocity ←
             momentum * velocity - learning_rate * g, θ ← θ + velocity; `"random"`: a
@@ -54,89 +58,92 @@ class Direction:
         seed: of random directions.
 
     Raises:
-        ValueError: for anything else, or where velocity and learning rate are missing.
+        ValueError: for weights, batches or directions that do not fit, or where velocity and
+            learning rate are missing.
     """
 
-    def __init__(
-        self,
-        surface: Surface,
-        kind: Any = "gradient",
-        *,
-        velocity: Any = None,
-        momentum: float = 0.9,
-        learning_rate: float | None = None,
-        seed: int = 0,
-    ) -> None:
-        self._surface = surface
-        self._seed = seed
-        self._given: list[Any] | None = None
-        self._factor = 0.0
-        if isinstance(kind, str):
-            if kind not in KINDS:
-                raise ValueError(
-                    f"`direction` must be one of {list(KINDS)}, or a list of arrays. "
-                    f"Received: direction={kind!r}"
-                )
-            self.kind = kind
-        else:
-            self.kind = "given"
-            self._given = self._checked(kind, "direction")
-        if self.kind == "momentum":
-            if velocity is None or learning_rate is None or not learning_rate > 0.0:
-                raise ValueError(
-                    "`direction='momentum'` needs the optimizer's `velocity` and a positive "
-                    f"`learning_rate`. Received: velocity of type {type(velocity).__name__}, "
-                    f"learning_rate={learning_rate!r}"
-                )
-            self._given = self._checked(velocity, "velocity")
-            self._factor = float(momentum) / float(learning_rate)
-        self._about: dict[str, Any] = {"direction": self.kind}
-        if self._given is not None:
-            self._about["vector"] = fingerprint(self._given)
-        if self.kind == "momentum":
-            self._about |= {"momentum": float(momentum), "learning_rate": float(learning_rate or 0)}
-        if self.kind == "random":
-            self._about["direction_seed"] = int(seed)
+    surface: Surface
+    weights: Any
+    batches: Any
+    _: dataclasses.KW_ONLY
+    direction: Any = "gradient"
+    velocity: Any = None
+    momentum: float = 0.9
+    learning_rate: float | None = None
+    seed: int = 0
 
-    def _checked(self, vector: Any, name: str) -> list[Any]:
-        variables = self._surface.model.trainable_variables
-        found = [tuple(np.shape(array)) for array in vector]
-        wanted = [tuple(variable.shape) for variable in variables]
-        if found != wanted:
-            raise ValueError(
-                f"`{name}` must have the shapes of the model's {len(wanted)} trainable variables, "
-                f"{wanted[:3]} …. Received: {len(found)} arrays, {found[:3]} …"
-            )
-        return [ops.cast(a, v.dtype) for a, v in zip(vector, variables, strict=True)]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.weights = self.surface.point(self.weights)
+        self._step: tuple[int, Step] | None = None
+        self._about_direction: dict[str, Any] = {"direction": "given"}
+        if not isinstance(self.direction, str):
+            self.direction = self._vector("direction", self.direction)
+            self._about_direction["vector"] = fingerprint(self.direction)
+            return
+        self._about_direction["direction"] = one_of(KINDS).check("direction", self.direction)
+        if self.direction == "momentum":
+            if self.velocity is None:
+                raise error("velocity", "given where the direction is 'momentum'", None)
+            self.velocity = self._vector("velocity", self.velocity)
+            self.learning_rate = number(above=0).check("learning_rate", self.learning_rate)
+            self._about_direction |= {
+                "vector": fingerprint(self.velocity),
+                "momentum": float(self.momentum),
+                "learning_rate": self.learning_rate,
+            }
+        if self.direction == "random":
+            self._about_direction["direction_seed"] = int(self.seed)
 
-    def of(self, origin: Point, batch: Batch, number: int) -> Step:
-        """The direction for batch `number` at `origin`; costs one gradient."""
-        loss, gradient = self._surface.gradient(origin, batch)
+    def _vector(self, name: str, vector: Any) -> list[Any]:
+        variables = self.surface.model.trainable_variables
+        arrays = check_shapes(name, vector, shapes(variables))
+        return [ops.cast(a, v.dtype) for a, v in zip(arrays, variables, strict=True)]
+
+    def about(self) -> dict[str, Any]:
+        return {
+            **self.surface.about(),
+            **self._about_direction,
+            "weights": self.surface.fingerprint(self.weights),
+            "batches": fingerprint(self.batches),
+        }
+
+    def step(self, number: int) -> Step:
+        """Returns the step of a batch, by its number; the last one is kept."""
+        if self._step is None or self._step[0] != number:
+            self._step = None  # its memory first
+            self._step = number, self._new_step(number)
+        return self._step[1]
+
+    def _new_step(self, number: int) -> Step:
+        loss, gradient = self.surface.gradient(self.weights, self.batches[number])
         length = norm(gradient)
-        if self.kind == "gradient":
+        if not isinstance(self.direction, str):
+            vector = self.direction
+        elif self.direction == "gradient":
             return Step(gradient, loss, length, length, -(length**2))
-        if self.kind == "momentum":
-            assert self._given is not None
+        elif self.direction == "momentum":
+            assert self.learning_rate is not None
+            factor = float(self.momentum) / self.learning_rate
             vector = [
-                g - ops.cast(self._factor, g.dtype) * v
-                for g, v in zip(gradient, self._given, strict=True)
+                g - ops.cast(factor, g.dtype) * v
+                for g, v in zip(gradient, self.velocity, strict=True)
             ]
-        elif self.kind == "random":
+        else:
+            axes = filter_axes_of(self.surface.model)
             raw = random_direction(
-                origin.trainable,
-                [self._seed, number],
-                "filter",
-                filter_axes=filter_axes_of(self._surface.model),
+                self.weights.trainable, [self.seed, number], "filter", filter_axes=axes
             )
             scale = length / norm(raw)
             vector = [ops.cast(scale * r, g.dtype) for r, g in zip(raw, gradient, strict=True)]
-        else:
-            assert self._given is not None
-            vector = self._given
         along = flat(vector)
         slope = -float(along @ flat(gradient))
         return Step(vector, loss, length, float(np.linalg.norm(along)), slope)
 
-    def about(self) -> dict[str, Any]:
-        """What a record says of the direction."""
-        return dict(self._about)
+    def put_step(self, record: Any, number: int) -> Step:
+        """Puts lengths and slope of a batch's step into a record, and returns the step."""
+        step = self.step(number)
+        record.put("gradient_norm", number, step.gradient_norm)
+        record.put("direction_norm", number, step.norm)
+        record.put("slope", number, step.slope)
+        return step

@@ -17,10 +17,10 @@ from keras import ops
 
 from tf_lrtraj import backend
 from tf_lrtraj.backend import batch_norm as bn
-from tf_lrtraj.probes.base import fingerprint
 from tf_lrtraj.probes.batches import Batch, each_batch
 from tf_lrtraj.probes.losses import BatchLoss, activity_regularized, regularizers
 from tf_lrtraj.probes.mode import Mode, as_in
+from tf_lrtraj.probes.vectors import fingerprint
 from tf_lrtraj.probes.weight_forms import read_weights
 
 

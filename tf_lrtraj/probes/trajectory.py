@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.probes.flat_vectors import joined
+from tf_lrtraj.probes.vectors import fingerprint, first_misfit, joined, shapes
+from tf_lrtraj.values import error
 
 
 def listed(weights: Any) -> list[Any]:
@@ -32,6 +33,11 @@ class InMemory:
         return self._weights[step]
 
 
+def is_trajectory(thing: Any) -> bool:
+    """Whether something has `steps` and `read(step)`."""
+    return hasattr(thing, "steps") and callable(getattr(thing, "read", None))
+
+
 def as_trajectory(trajectory: Any, name: str = "trajectory") -> Any:
     """Returns something with `.steps` and `.read(step)`; a mapping step → arrays will do.
 
@@ -40,7 +46,7 @@ def as_trajectory(trajectory: Any, name: str = "trajectory") -> Any:
     """
     if isinstance(trajectory, Mapping):
         trajectory = InMemory(trajectory)
-    if not (hasattr(trajectory, "steps") and callable(getattr(trajectory, "read", None))):
+    if not is_trajectory(trajectory):
         raise ValueError(
             f"`{name}` must have `.steps` and `.read(step)`, as averaging.Snapshots has, or be a "
             f"mapping step → arrays. Received: {type(trajectory).__name__}"
@@ -51,6 +57,14 @@ def as_trajectory(trajectory: Any, name: str = "trajectory") -> Any:
             f"`{name}.steps` must be at least 2 ascending step numbers. Received: {steps!r}"
         )
     return trajectory
+
+
+def read_point(surface: Any, trajectory: Any, step: int) -> Any:
+    """Returns the point of a step, as `surface.point` makes it; errors name the step."""
+    try:
+        return surface.point(trajectory.read(step))
+    except ValueError as problem:
+        raise ValueError(f"step {step} of the trajectory: {problem}") from problem
 
 
 class Reader:
@@ -83,13 +97,13 @@ class Reader:
             ValueError: if they are of other shapes than those of a step read before.
         """
         arrays = listed(self._trajectory.read(int(step)))[: self._count]
-        shapes = [tuple(array.shape) for array in arrays]
-        if self.shapes and shapes != self.shapes:
+        found = shapes(arrays)
+        if self.shapes and found != self.shapes:
             raise ValueError(
                 f"all steps of a trajectory must hold arrays of the same shapes. Received: "
-                f"step {int(step)} with {len(shapes)} arrays, {_first_other(shapes, self.shapes)}"
+                f"step {int(step)} with {first_misfit(found, self.shapes)}"
             )
-        self.shapes = shapes
+        self.shapes = found
         return arrays
 
     def __call__(self, step: int) -> np.ndarray:
@@ -103,26 +117,6 @@ class Reader:
         while len(self._kept) > max(2, self._limit // max(vector.nbytes, 1)):
             self._kept.popitem(last=False)
         return vector
-
-
-def _first_other(found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> str:
-    for place, (here, there) in enumerate(zip(found, wanted, strict=False)):
-        if here != there:
-            return f"number {place} of shape {here} instead of {there}"
-    return f"where {len(wanted)} were expected"
-
-
-def same_shapes(first: Reader, second: Reader) -> None:
-    """Makes sure that two trajectories are of one architecture.
-
-    Raises:
-        ValueError: otherwise.
-    """
-    if first.shapes != second.shapes:
-        raise ValueError(
-            "two trajectories must be of one architecture. Received: the second has "
-            f"{len(second.shapes)} arrays, {_first_other(second.shapes, first.shapes)}"
-        )
 
 
 def default_lags(steps: np.ndarray, num: int = 16) -> np.ndarray:
@@ -149,7 +143,16 @@ def check_lags(lags: Any, steps: np.ndarray) -> np.ndarray:
     """
     if lags is None:
         return default_lags(steps)
-    found = ascending_lags(lags)
+    found = np.asarray(lags)
+    if (
+        found.ndim != 1
+        or found.size == 0
+        or found.dtype.kind not in "iu"
+        or found[0] < 1
+        or np.any(np.diff(found) <= 0)
+    ):
+        raise error("lags", "ascending positive integers", lags)
+    found = found.astype(np.int64)
     span = int(steps[-1] - steps[0])
     if found[-1] > span:
         raise ValueError(
@@ -166,24 +169,6 @@ def check_lags(lags: Any, steps: np.ndarray) -> np.ndarray:
     return found
 
 
-def ascending_lags(lags: Any) -> np.ndarray:
-    """[L] int64 lags.
-
-    Raises:
-        ValueError: if they are not ascending positive integers.
-    """
-    found = np.asarray(lags)
-    if (
-        found.ndim != 1
-        or found.size == 0
-        or found.dtype.kind not in "iu"
-        or found[0] < 1
-        or np.any(np.diff(found) <= 0)
-    ):
-        raise ValueError(f"`lags` must be ascending positive integers. Received: lags={lags!r}")
-    return found.astype(np.int64)
-
-
 def earlier(steps: np.ndarray, lags: np.ndarray) -> np.ndarray:
     """[L, K] position of `steps[k] - lags[l]` among the steps; -1 where it is none of them.
 
@@ -197,10 +182,10 @@ def earlier(steps: np.ndarray, lags: np.ndarray) -> np.ndarray:
     return np.where(steps[places] == wanted, places, -1)
 
 
-def checked_steps(trajectory: Any, tell: Callable[[Any], str]) -> dict[str, str]:
-    """What a record says of a trajectory: checksums of its first and last weights."""
+def checked_steps(trajectory: Any) -> dict[str, str]:
+    """Returns what a record says of a trajectory: checksums of its first and last weights."""
     steps = np.asarray(trajectory.steps)
     return {
-        "first_weights": tell(listed(trajectory.read(int(steps[0])))),
-        "last_weights": tell(listed(trajectory.read(int(steps[-1])))),
+        "first_weights": fingerprint(listed(trajectory.read(int(steps[0])))),
+        "last_weights": fingerprint(listed(trajectory.read(int(steps[-1])))),
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from tf_lrtraj import backend
 from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.probes.vectors import first_misfit, shapes
 
 _GIVE = (
     "Give None (the model's own), a Keras model of the same architecture, its `get_weights()`, "
@@ -56,28 +57,27 @@ def _listed(weights: Any) -> list[Any] | None:
 
 def _of_model(model: Any, other: Any) -> dict[int, Any]:
     theirs, ours = list(other.weights), list(model.weights)
-    found = [tuple(v.shape) for v in theirs]
-    if found != [tuple(v.shape) for v in ours]:
+    if shapes(theirs) != shapes(ours):
         raise ValueError(
             "`weights` must be a built model of the same architecture. Received: model "
-            f"{getattr(other, 'name', type(other).__name__)!r} with {len(found)} weights"
-            f"{_first_misfit(found, ours)}"
+            f"{getattr(other, 'name', type(other).__name__)!r} with "
+            f"{first_misfit(shapes(theirs), shapes(ours))}"
         )
     return {id(v): value for v, value in zip(ours, backend.values(theirs), strict=True)}
 
 
 def _of_arrays(model: Any, arrays: Sequence[Any]) -> dict[int, Any]:
-    shapes = [tuple(array.shape) for array in arrays]
+    found = shapes(arrays)
     trainable = list(model.trainable_variables)
     with_statistics = bn.weights_and_statistics(model)
     orders = [trainable, with_statistics, list(model.weights)]
-    fitting = [order for order in orders if [tuple(v.shape) for v in order] == shapes]
+    fitting = [order for order in orders if shapes(order) == found]
     if not fitting:
         raise ValueError(
             f"weights must be {len(trainable)} arrays of the model's shapes, in the order of its "
             f"trainable variables, {len(with_statistics)} with batch-norm statistics, or the "
-            f"{len(orders[2])} of `get_weights()`. Received: {len(shapes)} arrays"
-            f"{_first_misfit(shapes, with_statistics)}"
+            f"{len(orders[2])} of `get_weights()`. Received: "
+            f"{first_misfit(found, shapes(with_statistics))}"
         )
     positions = [[id(variable) for variable in order] for order in fitting]
     if positions[0] != positions[-1]:
@@ -88,11 +88,3 @@ def _of_arrays(model: Any, arrays: Sequence[Any]) -> dict[int, Any]:
             stacklevel=4,
         )
     return dict(zip(positions[0], arrays, strict=True))
-
-
-def _first_misfit(found: Sequence[tuple[int, ...]], variables: Sequence[Any]) -> str:
-    wanted = [tuple(v.shape) for v in variables]
-    pairs = enumerate(zip(found, wanted, strict=False))
-    wrong = next((i for i, (a, b) in pairs if a != b), min(len(found), len(wanted)))
-    text = f"; the first that does not fit is number {wrong}"
-    return text + (f" of shape {found[wrong]}" if wrong < len(found) else "")

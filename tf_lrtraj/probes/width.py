@@ -7,88 +7,97 @@ average of its iterates this way).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tf_lrtraj.probes import directions
-from tf_lrtraj.probes.base import Probe, measure
-from tf_lrtraj.probes.batches import Batch
-from tf_lrtraj.probes.point_sets import Groups, Points
-from tf_lrtraj.probes.record import ProbeRecord
-from tf_lrtraj.probes.surface import Point, Surface
-from tf_lrtraj.probes.uncertainty import mean_and_se
+from tf_lrtraj.probes.base import put_estimate
+from tf_lrtraj.probes.point_sets import PointProbe
+from tf_lrtraj.probes.surface import Point
 from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.statistics import mean_and_se
+from tf_lrtraj.values import error, integer, number, one_of
 
 _CENTRE = -1  # stands for all rays at distance 0
 
 
-class Width(Probe):
-    """Losses along random rays from points; see `loss_along_rays`."""
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
+class Width(PointProbe):
+    """Losses of batches along random rays from one or more points, and their widths.
+
+    Coordinates: point and other (point), ray, distance, batch, held_out.
+
+    Values, with `held_out` each also as `held_out_…`:
+        loss, accuracy [point, ray, distance, batch].
+        width [point, ray]: the distance at which the mean loss over batches has risen by
+            `rise`, infinite where it is not reached; width_mean, width_se [point] over rays.
+        width_difference, width_difference_se [point, other]: width at `point` minus width at
+            `other`, ray by ray.
+
+    `"frozen"` batch-norm statistics stay those of each point along its rays.
+
+    Args:
+        surface, points, batches, held_out: see `PointProbe`.
+        distances: increasing; 0 is added where it is missing.  In weight space for
+            `"uniform"` rays, in norms of the kernels for `"filter"`.
+        num_rays: the same rays are used at every point.
+        seed: of the rays.
+        ray_kind: see `random_direction`.
+        rise: by how much the loss has to rise, in its units.
+
+    Raises:
+        ValueError: if distances do not increase, for weights of another model, or options
+            out of range.
+
+    >>> import keras
+    >>> from tf_lrtraj import probes
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> batch = (np.eye(2, dtype="float32"), np.zeros((2, 1), "float32"))  # loss ‖w‖² / 2
+    >>> surface, points = probes.Surface(model, "mse"), {"minimum": [np.zeros((2, 1))]}
+    >>> rays = Width(surface, points, [batch], distances=[1.0, 2.0], num_rays=2, rise=0.5)
+    >>> probes.measure(rays).values["loss"][0, :, :, 0].round(6)  # the same on all rays
+    array([[0. , 0.5, 2. ],
+           [0. , 0.5, 2. ]])
+    """
 
     kind = "width"
+    points_in_memory = 1
 
-    def __init__(
-        self,
-        surface: Surface,
-        points: Any,
-        batches: Sequence[Batch],
-        *,
-        distances: Sequence[float],
-        held_out: Sequence[Batch] | None = None,
-        num_rays: int = 8,
-        seed: int = 0,
-        ray_kind: str = "uniform",
-        rise: float = 0.1,
-    ) -> None:
-        self.surface = surface
-        self._groups = Groups(surface, batches, held_out)
-        self._points = Points(surface, points, keep=1)
-        self._distances = _check_distances(distances)
-        if isinstance(num_rays, bool) or not isinstance(num_rays, int) or num_rays < 1:
-            raise ValueError(
-                f"`num_rays` must be an integer of at least 1. Received: num_rays={num_rays!r}"
-            )
-        if ray_kind not in directions.KINDS:
-            raise ValueError(
-                f"`ray_kind` must be one of {list(directions.KINDS)}. "
-                f"Received: ray_kind={ray_kind!r}"
-            )
-        if not (np.isfinite(rise) and rise > 0.0):
-            raise ValueError(f"`rise` must be a positive number. Received: rise={rise!r}")
-        self._num_rays, self._seed, self._ray_kind = num_rays, seed, ray_kind
-        self._rise = float(rise)
-        self._axes = directions.filter_axes_of(surface.model)
+    distances: Sequence[float]
+    num_rays: int = 8
+    seed: int = 0
+    ray_kind: str = "uniform"
+    rise: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._distances = _check_distances(self.distances)
+        self.num_rays = integer(1).check("num_rays", self.num_rays)
+        one_of(directions.KINDS).check("ray_kind", self.ray_kind)
+        self.rise = number(above=0).check("rise", self.rise)
+        super().__post_init__()
+        self._axes = directions.filter_axes_of(self.surface.model)
         self._ray: tuple[Any, list[Any]] | None = None  # the last one drawn
-        self._fingerprints = self._points.fingerprints()
 
-    def empty(self) -> ArrayRecord:
-        coordinates: dict[str, Any] = {
-            "point": self._points.names,
-            "other": self._points.names,
-            "ray": np.arange(self._num_rays),
+    def coordinates(self) -> dict[str, Any]:
+        return {
+            "point": self.points.names,
+            "other": self.points.names,
+            "ray": np.arange(self.num_rays),
             "distance": self._distances,
-            **self._groups.coordinates(),
+            **super().coordinates(),
         }
-        dims: dict[str, tuple[str, ...]] = self._groups.dims("point", "ray", "distance")
-        for prefix in self._groups.groups:
-            dims[f"{prefix}width"] = ("point", "ray")
-            for name in ("width_mean", "width_se"):
-                dims[prefix + name] = ("point",)
-            for name in ("width_difference", "width_difference_se"):
-                dims[prefix + name] = ("point", "other")
-        about = {
-            **self.surface.about(),
-            **self._groups.about(),
-            "points": self._fingerprints,
-            "seed": self._seed,
-            "ray_kind": self._ray_kind,
-            "rise": self._rise,
-        }
-        return ArrayRecord.empty(self.kind, coordinates, dims, about)
 
-    def pieces(self, record: ArrayRecord) -> Sequence[tuple[int, int, int]]:
+    def about(self) -> dict[str, Any]:
+        return super().about() | {
+            "seed": self.seed,
+            "ray_kind": self.ray_kind,
+            "rise": self.rise,
+        }
+
+    def pieces(self, record: ArrayRecord) -> list[tuple[int, int, int]]:
         lacking = np.any(record.missing("loss"), axis=-1)
         found = []
         for point in range(lacking.shape[0]):
@@ -100,50 +109,42 @@ class Width(Probe):
 
     def measure(self, record: ArrayRecord, piece: tuple[int, int, int]) -> None:
         number, ray, index = piece
-        name = self._points.names[number]
-        point = self._points[name]
+        name = self.points.names[number]
+        point = self.points[name]
         if ray == _CENTRE:
-            self._groups.measure(record, (number, slice(None), 0), point)
+            self.put_losses(record, (number, slice(None), 0), point)
             return
         moved = self.surface.moved(
             point, self._direction(name, ray, point), -self._distances[index]
         )
-        self._groups.measure(record, piece, moved)
+        self.put_losses(record, piece, moved)
 
     def _direction(self, name: str, ray: int, point: Point) -> list[Any]:
         # Filter-normalised rays are scaled by the weights of each point.
-        key = (ray, name if self._ray_kind == "filter" else None)
+        key = (ray, name if self.ray_kind == "filter" else None)
         if self._ray is None or self._ray[0] != key:
             drawn = directions.random_direction(
-                point.trainable, [self._seed, ray], self._ray_kind, filter_axes=self._axes
+                point.trainable, [self.seed, ray], self.ray_kind, filter_axes=self._axes
             )
             self._ray = key, drawn
         return self._ray[1]
 
-    def passes(self, pieces: Sequence[Any]) -> float:
-        return len(pieces) * self._groups.passes
-
-    def seconds_per_pass(self) -> float:
-        return self.surface.seconds_per_pass(self._groups.first)
-
     def finish(self, record: ArrayRecord) -> None:
-        for prefix in self._groups.groups:
+        for prefix in self._groups:
             with np.errstate(invalid="ignore", over="ignore"):
                 curves = record.values[f"{prefix}loss"].mean(axis=-1)
             widths = np.array(
-                [[width(self._distances, curve, self._rise) for curve in rays] for rays in curves]
+                [[width(self._distances, curve, self.rise) for curve in rays] for rays in curves]
             )
             record.put(f"{prefix}width", slice(None), widths)
-            mean, error = mean_and_se(widths)
-            record.put(f"{prefix}width_mean", slice(None), mean)
-            record.put(f"{prefix}width_se", slice(None), error)
+            mean, spread = mean_and_se(widths)
+            record.put(f"{prefix}width_mean", ..., mean)
+            record.put(f"{prefix}width_se", ..., spread)
             with np.errstate(invalid="ignore"):
                 differences = widths[:, None] - widths[None]
             for i in range(len(widths)):
                 differences[i, i] = 0.0  # infinite widths included
-            mean, error = mean_and_se(differences)
-            record.put(f"{prefix}width_difference", slice(None), mean)
-            record.put(f"{prefix}width_difference_se", slice(None), error)
+            put_estimate(record, f"{prefix}width_difference", ..., mean_and_se(differences))
 
 
 def width(distances: Any, losses: Any, rise: float) -> float:
@@ -178,91 +179,6 @@ def _check_distances(distances: Any) -> np.ndarray:
         or not np.all(np.diff(found) > 0.0)
         or found[-1] == 0.0
     ):
-        raise ValueError(
-            "`distances` must be increasing numbers of at least 0, one of them positive. "
-            f"Received: distances={np.asarray(distances).tolist()}"
-        )
+        allowed = "increasing numbers of at least 0, one of them positive"
+        raise error("distances", allowed, distances)
     return found if found[0] == 0.0 else np.concatenate([[0.0], found])
-
-
-def loss_along_rays(
-    model: Any,
-    loss: Any,
-    points: Any,
-    batches: Sequence[Batch],
-    *,
-    distances: Sequence[float],
-    held_out: Sequence[Batch] | None = None,
-    num_rays: int = 8,
-    seed: int = 0,
-    ray_kind: str = "uniform",
-    rise: float = 0.1,
-    batch_norm: str = "batch",
-    dropout: str = "off",
-    moment_batches: Sequence[Batch] | None = None,
-    penalties: bool = False,
-    path: Any = None,
-    progress: bool = True,
-    tell: Callable[[str], None] | None = None,
-) -> ProbeRecord:
-    """Losses of batches along random rays from one or more points, and their widths.
-
-    Args:
-        model, loss, batch_norm, dropout, moment_batches, penalties: see `Surface`.  `"frozen"`
-            statistics stay those of each point along its rays.
-        points: name → weights, or an object with `steps` and `read(step)`.
-        batches: training batches.
-        held_out: held-out batches; with them every value exists twice, its second copy
-            named `held_out_…`.
-        distances: increasing; 0 is added where it is missing.  In weight space for
-            `"uniform"` rays, in norms of the kernels for `"filter"`.
-        num_rays: the same rays are used at every point.
-        seed: of the rays.
-        ray_kind: see `random_direction`.
-        rise: by how much the loss has to rise, in its units.
-        path, progress, tell: see `measure`.
-
-    Returns:
-        a record over the coordinates `point`, `ray`, `distance`, `batch` and `held_out`:
-
-        * `loss`, `accuracy` [point, ray, distance, batch];
-        * `width` [point, ray]: the distance at which the mean loss over batches has risen by
-          `rise`, infinite where it is not reached; `width_mean`, `width_se` [point] over rays;
-        * `width_difference`, `width_difference_se` [point, other]: width at `point` minus
-          width at `other`, ray by ray.
-
-    Raises:
-        ValueError: if distances do not increase, for weights of another model, or options
-            out of range.
-
-    >>> import keras
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
-    >>> batch = (np.eye(2, dtype="float32"), np.zeros((2, 1), "float32"))  # loss ‖w‖² / 2
-    >>> record = loss_along_rays(
-    ...     model, "mean_squared_error", {"minimum": [np.zeros((2, 1))]}, [batch],
-    ...     distances=[1.0, 2.0], num_rays=2, rise=0.5,
-    ... )
-    >>> record.values["loss"][0, :, :, 0].round(6)  # the same on all rays
-    array([[0. , 0.5, 2. ],
-           [0. , 0.5, 2. ]])
-    """
-    surface = Surface(
-        model,
-        loss,
-        batch_norm=batch_norm,
-        dropout=dropout,
-        moment_batches=moment_batches,
-        penalties=penalties,
-    )
-    probe = Width(
-        surface,
-        points,
-        batches,
-        distances=distances,
-        held_out=held_out,
-        num_rays=num_rays,
-        seed=seed,
-        ray_kind=ray_kind,
-        rise=rise,
-    )
-    return measure(probe, path, progress=progress, tell=tell)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import probes
-from tf_lrtraj.probes.flat_vectors import RunningMean, square_distance
+from tf_lrtraj.probes.vectors import RunningMean, square_distance
 from tf_lrtraj.study import training_runs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.task import base_run, task

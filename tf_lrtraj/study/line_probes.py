@@ -6,7 +6,7 @@ import numpy as np
 
 from tf_lrtraj import probes, seeds
 from tf_lrtraj.probes.batches import Batch
-from tf_lrtraj.probes.flat_vectors import joined
+from tf_lrtraj.probes.vectors import joined
 from tf_lrtraj.study import study_points, training_runs, trajectories
 from tf_lrtraj.study.probe_settings import images_of, iterate_pairs
 from tf_lrtraj.study.session import Session
@@ -88,7 +88,7 @@ def convexity(session: Session, seed: int) -> None:
     pairs = [(str(steps[a]), str(steps[b])) for a, b in iterate_pairs(len(steps), settings)]
     random = seeds.generator("convexity_batches", seed)
     (rows,) = study_points.drawn(session, (settings["batches"],), random)
-    probe = probes.Segments(
+    probe = probes.Basin(
         session.surface,
         {name: snapshots.read(int(name)) for pair in pairs for name in pair},
         study_points.taken(session, rows),

@@ -62,7 +62,7 @@ def basin(session: Session, seed: int) -> None:
     trips = {step: _trip(session, seed, sets, step, keep_ends=True) for step in sets.starts}
     numbers = range(len(sets.batches))
     ends = {_end(step, i): trips[step].end_point(i) for step in sets.starts for i in numbers}
-    main = {_main(step): trips[step].origin for step in sets.starts}
+    main = {_main(step): trips[step].weights for step in sets.starts}
     couples = list(itertools.combinations(sets.starts, 2))
     segments = [_segment("ends", a, b, i) for a, b in couples for i in numbers]
     segments += [_segment("to_main", step, step, i) for step in sets.starts for i in numbers]
@@ -72,16 +72,17 @@ def basin(session: Session, seed: int) -> None:
         last = sets.starts[-1]
         trip = _other_trip(session, seed, sets, last)
         ends |= {f"other-{_end(last, i)}": trip.end_point(i) for i in numbers}
-        main[f"other-{_main(last)}"] = trip.origin
+        main[f"other-{_main(last)}"] = trip.weights
         controls = [_segment(kind, last, last, i) for kind in ("ends", "to_main") for i in numbers]
         controls.append(_segment("main", last, last))
         pairs += [(first, f"other-{second}") for first, second in map(_names, controls)]
         segments += [{**one, "kind": f"control_{one['kind']}"} for one in controls]
     share = session.config["probes"]["basin_level"]
     at_starts = [
-        session.surface.evaluate(trips[step].origin, sets.batches)[0].mean() for step in sets.starts
+        session.surface.evaluate(trips[step].weights, sets.batches)[0].mean()
+        for step in sets.starts
     ]
-    probe = probes.Segments(
+    probe = probes.Basin(
         session.surface,
         {**main, **ends},
         [*sets.batches, *sets.others],

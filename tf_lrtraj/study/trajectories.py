@@ -9,8 +9,8 @@ import numpy as np
 
 from tf_lrtraj import backend, probes, seeds
 from tf_lrtraj.averaging.snapshots import Snapshots
-from tf_lrtraj.probes.filters import Filters
-from tf_lrtraj.probes.flat_vectors import dot, joined, square_distance
+from tf_lrtraj.probes.directions import Filters
+from tf_lrtraj.probes.vectors import dot, joined, square_distance
 from tf_lrtraj.study import iterates, schedule_runs, study_points, training_runs
 from tf_lrtraj.study.session import Session
 from tf_lrtraj.study.task import PROBE_SEEDS, Sizes, base_run, task

@@ -48,7 +48,7 @@ def width(session: Session, seed: int) -> None:
         seed=seed,
         ray_kind="filter",
     )
-    segment = probes.Segments(
+    segment = probes.Basin(
         surface, ends, training, held_out=test, num=settings["positions"], extend=1.0
     )
     session.measure(rays, "width", seed, None, batches_set="test")
@@ -71,7 +71,7 @@ def ensemble(session: Session, seed: int) -> None:
     settings = session.config["ensemble"]
     snapshots, steps = collected(session, seed, "swa_cyclical")
     steps = steps[-settings["members"] :]
-    probe = probes.Ensembles(
+    probe = probes.Ensemble(
         session.scorer.recalibrated,
         {str(step): snapshots.read(step) for step in steps},
         study_points.chunks(

@@ -284,10 +284,8 @@ class Parts:
 
 def probe_class(spec: ProbeSpec) -> Callable[..., probes.Probe]:
     """The class that measures a kind of probe."""
-    module, name = spec.measured_by.split(".")
-    found: Callable[..., probes.Probe] = getattr(
-        importlib.import_module(f"tf_lrtraj.probes.{module}"), name
-    )
+    module = importlib.import_module(f"tf_lrtraj.probes.{spec.kind}")
+    found: Callable[..., probes.Probe] = getattr(module, spec.class_name)
     return found
 
 
