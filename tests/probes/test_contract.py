@@ -57,7 +57,7 @@ def test_interrupted_again_and_again_it_gives_the_same_bits(made, tmp_path):
     path, clock, interruptions = tmp_path / "parts.npz", made.surface.clock, 0
     while True:
         probe = made.probe()
-        clock.left = made.case.ticks
+        clock.left = made.case.ticks + interruptions
         try:
             found = probes.measure(probe, path, progress=False)
             break
@@ -71,7 +71,8 @@ def test_interrupted_again_and_again_it_gives_the_same_bits(made, tmp_path):
     for record in (found, ArrayRecord.read(path)):
         assert_same(record, made.record)
     probe = made.probe()
-    clock.left = 0  # all is there: nothing is measured any more
+    # All is there: nothing is measured any more.  A trajectory's ends are read for checksums.
+    clock.left = 0 if made.name in OF_LOSSES else 2
     try:
         assert_same(probes.measure(probe, path, progress=False), made.record)
     finally:
