@@ -10,7 +10,8 @@ Traceback (most recent call last):
     ...
 ValueError: `line.batches` must be an integer of at least 1. Received: line.batches=0
 
-A new probe is an entry here, a class in `tf_lrtraj.probes`, and a module of
+A new probe is an entry here, a class in the module of `tf_lrtraj.probes` that its kind names
+("side_trip" has `side_trip.SideTrip`), and a module KIND_figure of
 `tf_lrtraj.report.probe_figures` with `draw` and `sentences`.
 """
 
@@ -29,7 +30,6 @@ from tf_lrtraj.values import (
     integer,
     number,
     one_of,
-    received,
     sequence_of,
     text,
 )
@@ -100,31 +100,31 @@ class ProbeSpec:
         beside: coordinates of the record that are no axis of a value.
         what: what it measures, in one line.  Empty for records that are not requested by kind.
         takes: what it is built from, beside its own options.
+        renamed: part → the name that its class has for it.
         own: options of its own.  Its class takes them as keywords, but for `instead` and those
             that change an option of a part.
         conditions: what options must fulfil together.
         instead: (option, kind): with that option the record is of another kind.
-        together: whether one figure shows several records, of different steps.
-        figure: module that draws it; by default KIND_figure.
-        measured_by: "MODULE.CLASS" in `tf_lrtraj.probes`.
+        together: whether its figure shows several records, of different steps.
     """
 
     kind: str
     title: str
     dims: Dims
-    measured_by: str
     optional: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     beside: tuple[str, ...] = ()
     what: str = ""
     takes: tuple[Part, ...] = ()
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own: Mapping[str, Option] = dataclasses.field(default_factory=dict)
     conditions: tuple[Condition, ...] = ()
     instead: tuple[str, str] | None = None
     together: bool = False
-    figure: str = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "figure", self.figure or f"{self.kind}_figure")
+    @property
+    def class_name(self) -> str:
+        """Name of the class that measures it, in the module `tf_lrtraj.probes.KIND`."""
+        return "".join(word.capitalize() for word in self.kind.split("_"))
 
     @property
     def options(self) -> dict[str, Option]:
@@ -205,7 +205,7 @@ class ProbeSpec:
                 others = [spec.kind for spec in requestable().values() if name in spec.options]
                 goes = f"; it goes with {others}" if others else ""
                 raise kind(
-                    f"`{received(name)[1:-1]}` is not an option of the probe {self.kind!r}{goes}."
+                    f"`{name}` is not an option of the probe {self.kind!r}{goes}."
                     f"{closest(name, known)} Options of {self.kind!r}: {sorted(known)}"
                 )
         found = {
@@ -300,6 +300,7 @@ RATES = Part(
     },
 )
 TRIP = Part("trip", _TRIP)
+TRIP_ENDS = Part("trip_ends", _TRIP)  # side trips' ends are points too
 RAYS = Part(
     "rays",
     {
@@ -478,7 +479,6 @@ PROBES: dict[str, ProbeSpec] = {
             "line",
             "Loss along one step",
             _line_dims(),
-            "line.Line",
             optional={"held_out": ("held_out*",), "others": ("others*",)},
             what="loss of batches along a step, against the rate: training, held-out, elsewhere",
             takes=(SURFACE, WEIGHTS, TRAINING, HELD_OUT, OTHERS, RATES, DIRECTION, SEED),
@@ -489,7 +489,6 @@ PROBES: dict[str, ProbeSpec] = {
             "curvature",
             "Curvature along one step",
             _curvature_dims(),
-            "curvature.Curvature",
             optional={"check": ("product", "disagreement")},
             what="curvature along a step from measured losses, and by Hessian-vector products",
             takes=(SURFACE, WEIGHTS, TRAINING, DIRECTION, SEED),
@@ -499,7 +498,6 @@ PROBES: dict[str, ProbeSpec] = {
             "side_trip",
             "Side trips on one fixed batch",
             _side_trip_dims(),
-            "side_trip.SideTrip",
             optional={"held_out": ("held_out_*",), "others": ("others_*",)},
             what="steps on one fixed batch, branching off a point: training, held-out, elsewhere",
             takes=(SURFACE, WEIGHTS, TRAINING, HELD_OUT, OTHERS, TRIP),
@@ -509,11 +507,10 @@ PROBES: dict[str, ProbeSpec] = {
             "basin",
             "Segments between points",
             _basin_dims(),
-            "basin.Basin",
             optional=_HELD_OUT_VALUES,
             beside=("first", "second", "point"),
             what="losses along the segments between points; heights of barriers; SGD to SWA",
-            takes=(SURFACE, Part("points", {**_points(2), **_TRIP}), TRAINING, HELD_OUT),
+            takes=(Part("points", _points(2)), TRIP_ENDS, SURFACE, TRAINING, HELD_OUT),
             own={
                 "num": Option(24, integer(3), "points along a segment"),
                 "extend": Option(
@@ -531,7 +528,6 @@ PROBES: dict[str, ProbeSpec] = {
             "gradients",
             "Alignment of batch gradients",
             _gradients_dims(),
-            "gradients.Gradients",
             optional={"directions": ("*direction_*",), "sketches": ("sketch", "square")},
             what="alignment of batch gradients with each other, the mean, and along the run",
             takes=(SURFACE, WEIGHTS, TRAINING, SEED),
@@ -548,7 +544,6 @@ PROBES: dict[str, ProbeSpec] = {
             "distance",
             "Distances along the run",
             _distance_dims(),
-            "distance.Distance",
             optional={
                 "filters": ("*filters_squared*",),
                 "reference": ("from_reference",),
@@ -562,10 +557,9 @@ PROBES: dict[str, ProbeSpec] = {
             "width",
             "Random rays",
             _width_dims(),
-            "width.Width",
             optional=_HELD_OUT_VALUES,
             what="losses along random rays from points",
-            takes=(SURFACE, Part("points", _points(0)), TRAINING, HELD_OUT, RAYS, SEED),
+            takes=(Part("points", _points(0)), SURFACE, TRAINING, HELD_OUT, RAYS, SEED),
             own={
                 "ray_kind": Option(
                     "uniform",
@@ -582,11 +576,10 @@ PROBES: dict[str, ProbeSpec] = {
                 **_losses("v u"),
                 **_over("step", "trajectory_u", "trajectory_v", "trajectory_residual"),
             },
-            "plane.Plane",
             optional=_HELD_OUT_VALUES,
             beside=("point", "point_u", "point_v"),
             what="losses on the plane through three points, with the trajectory projected on it",
-            takes=(SURFACE, Part("points", _points(3, 3)), TRAINING, HELD_OUT, WHOLE_TRAJECTORY),
+            takes=(Part("points", _points(3, 3)), SURFACE, TRAINING, HELD_OUT, WHOLE_TRAJECTORY),
             own={
                 "num": Option(24, integer(3), "points along a side"),
                 "margin": Option(0.3, number(0), "around the three points, in their extent"),
@@ -596,26 +589,25 @@ PROBES: dict[str, ProbeSpec] = {
             "ensemble",
             "Predictions of several weights",
             _ensemble_dims(),
-            "ensemble.Ensemble",
             optional={"logits": ("*logit_difference*",)},
             what="predictions of several weights: accuracy, and difference against distance",
-            takes=(SURFACE, Part("points", _points(2)), HELD_OUT),
+            takes=(Part("points", _points(2)), SURFACE, HELD_OUT),
+            renamed={"points": "members", "held_out": "batches"},
         ),
         ProbeSpec(
             "lagged_gradients",
             "Gradients along the run",
             _lagged_gradients_dims(),
-            "lagged_gradients.LaggedGradients",
             optional={"sketch": ("sketch",)},
-            takes=(SURFACE, TRAJECTORY, TRAINING, SEED),
+            takes=(TRAJECTORY, SURFACE, TRAINING, SEED),
         ),
         ProbeSpec(
             "separation",
             "Distance between two runs",
             _over("step", "distance", "norm_a", "norm_b", "displacement_cosine", "filters_squared"),
-            "separation.Separation",
             optional={"filters": ("filters_squared",)},
             takes=(TRAJECTORY, OTHER_RUN, FILTERS),
+            renamed={"trajectory": "trajectory_a", "other_run": "trajectory_b"},
         ),
     )
 }

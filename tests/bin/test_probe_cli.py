@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tf_lrtraj.runs.probing.requests import OPTIONS, PROBES, check_request
+from tf_lrtraj import specs
 from tf_lrtraj.runs.run_config import default_config, validate
 
 
@@ -33,7 +33,10 @@ def workdir(tmp_path_factory):
         ),
         (["--probe=basin", "--workdir={}"], "at least 2 points"),
         (["--probe=plane", "--workdir={}", "--points=1,2,3,4"], "exactly 3 points"),
-        (["--probe=line", "--workdir={}", "--low=1", "--high=0.1"], "`low` must be below `high`"),
+        (
+            ["--probe=line", "--workdir={}", "--low=1", "--high=0.1"],
+            "`line.low` must be below `high`, 0.1. Received: line.low=1.0",
+        ),
     ],
 )
 def test_mistakes_are_one_line(args, message, workdir):
@@ -44,14 +47,6 @@ def test_mistakes_are_one_line(args, message, workdir):
 
 def test_help_names_every_probe_and_option():
     text = run("--help").stdout
-    for name in [*PROBES, *(f"--{name}" for name in OPTIONS if name != "per_layer")]:
+    options = [name for name in specs.options() if name != "per_layer"]
+    for name in [*specs.requestable(), *(f"--{name}" for name in options)]:
         assert name in text, name
-
-
-@pytest.mark.parametrize("kind", sorted(PROBES))
-def test_every_option_has_a_default_that_is_allowed(kind):
-    points = {"basin": ["1", "2"], "plane": ["1", "2", "3"], "ensemble": ["1", "2"]}
-    request = check_request(kind, {"points": points[kind]} if kind in points else {})
-    for name, value in request.items():
-        if name != "points":
-            assert OPTIONS[name].check(value), name

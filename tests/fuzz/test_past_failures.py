@@ -16,7 +16,7 @@ from tf_lrtraj.records import ArrayRecord, RecordError
 from tf_lrtraj.runs import run_config as training
 from tf_lrtraj.runs import synthetic_run
 from tf_lrtraj.runs.config_checks import ConfigError
-from tf_lrtraj.runs.probing.requests import check_request
+from tf_lrtraj.specs import PROBES, check_kind
 from tf_lrtraj.study import study_config as reproduction
 
 BEYOND = 10**400  # an integer that no float holds
@@ -50,10 +50,10 @@ BEYOND = 10**400  # an integer that no float holds
         lambda: theory.estimate_spectrum([1], [0.0], 1, 1, 0.5),
         lambda: theory.estimate_spectrum([5], [1.0], 3, 1, 0.5),
         # probes
-        lambda: check_request([], {}),
-        lambda: check_request("line", {"scale": []}),
-        lambda: check_request("line", {"low": BEYOND}),
-        lambda: check_request("gradients", {"batches": 2}),
+        lambda: check_kind([]),
+        lambda: PROBES["line"].check({"scale": []}),
+        lambda: PROBES["line"].check({"low": BEYOND}),
+        lambda: PROBES["gradients"].check({"batches": 2}),
     ],
 )
 def test_values_are_refused_by_name(call):

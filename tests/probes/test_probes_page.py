@@ -45,4 +45,4 @@ def test_the_page_names_every_probe_and_class():
     assert {kind: getattr(probes, name).kind for kind, name in table.items()} == {
         kind: kind for kind in requestable()
     }
-    assert all(f"`{spec.measured_by.split('.')[1]}`" in PAGE for spec in PROBES.values())
+    assert all(f"`{spec.class_name}`" in PAGE for spec in PROBES.values())

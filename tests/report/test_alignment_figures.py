@@ -5,7 +5,13 @@ import pytest
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import to_svg
-from tf_lrtraj.report.probe_figures import distance_figure, ensemble_figure, gradients_figure
+from tf_lrtraj.report.probe_figures import (
+    distance_figure,
+    ensemble_figure,
+    gradients_figure,
+    lagged_gradients_figure,
+    separation_figure,
+)
 
 RNG = np.random.default_rng(0)
 ABOUT = {"batch_norm": "batch", "dropout": "none", "batch_sizes": [64, 64, 64, 64]}
@@ -83,7 +89,7 @@ def test_gradients_figure():
     found = gram_record(
         noise_scale=[512.0], noise_scale_se=[64.0], pair_cosine=[0.125], pair_cosine_se=[0.01]
     )
-    figure = gradients_figure.draw(found)
+    figure = gradients_figure.draw([found])
     shown = texts(figure)
     assert "Noise scale 512 ± 64 examples" in shown and "two batches: 0.125 ± 0.010" in shown
     assert "batch norm by each batch" in shown
@@ -91,7 +97,7 @@ def test_gradients_figure():
     gram = found.values["gram"][0]
     cosine = gram[0, 1] / np.sqrt(gram[0, 0] * gram[1, 1])
     assert image[0, 1] == pytest.approx(cosine) and np.isnan(np.ma.filled(image, np.nan)[0, 0])
-    assert to_svg(gradients_figure.draw(found)) == to_svg(gradients_figure.draw(found))
+    assert to_svg(gradients_figure.draw([found])) == to_svg(gradients_figure.draw([found]))
 
 
 def test_several_gradients_with_layers():
@@ -102,20 +108,20 @@ def test_several_gradients_with_layers():
 
 
 def test_a_noise_scale_that_is_not_known():
-    figure = gradients_figure.draw(gram_record(noise_scale=[np.inf], noise_scale_se=[np.inf]))
+    figure = gradients_figure.draw([gram_record(noise_scale=[np.inf], noise_scale_se=[np.inf])])
     assert "Mean gradient not told from 0" in texts(figure)
 
 
 def test_lagged_figure():
     error = np.array([np.inf, 0.01, np.inf])
     found = lagged_record(mean_cosine_se=error)
-    figure = gradients_figure.draw(found)
+    figure = lagged_gradients_figure.draw(found)
     left = figure.axes[0]
     np.testing.assert_array_equal(left.lines[0].get_xdata(), [5, 10])  # not lag 0
     np.testing.assert_array_equal(left.lines[0].get_ydata(), found.values["mean_cosine"][1:])
     shown = texts(figure)
     assert "from sketches of 4,096 numbers" in shown and "the same batches" in shown
-    to_svg(gradients_figure.draw(lagged_record((0, 5))))
+    to_svg(lagged_gradients_figure.draw(lagged_record((0, 5))))
 
 
 @pytest.mark.parametrize("filters", [False, True])
@@ -147,7 +153,7 @@ def test_separation_figure(filters):
         "separation", {"step": np.arange(9)}, {name: ("step",) for name in names},
         {"batches": "shared"}, distance=np.geomspace(1, 1e-3, 9),
     )  # fmt: skip
-    figure = distance_figure.draw(found)
+    figure = separation_figure.draw(found)
     assert "Distance of two runs, shared batches" in texts(figure)
     assert figure.axes[0].get_yscale() == "log" and len(figure.axes) == 2 + filters
 

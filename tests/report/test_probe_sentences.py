@@ -1,16 +1,29 @@
 """Sentences about records hold their numbers, and every kind that is drawn has some."""
 
+import importlib
+
 import numpy as np
 import pytest
 
+from tf_lrtraj import report
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.report.probe_figures import gallery
-from tf_lrtraj.report.probe_figures.sentences import _TELL, sentences
+from tf_lrtraj.report.probe_figures.gallery import sentences
+from tf_lrtraj.specs import PROBES
 
 
-def test_kinds_with_sentences_are_kinds_with_figures():
-    assert set(_TELL) <= set(gallery.DRAWN)
-    assert set(gallery.DRAWN) - set(_TELL) == {"separation"}
+@pytest.mark.parametrize("kind", sorted(PROBES))
+def test_every_kind_has_a_figure_and_sentences(kind):
+    module = importlib.import_module(f"tf_lrtraj.report.probe_figures.{kind}_figure")
+    assert callable(module.draw) and callable(module.sentences)
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ValueError, match="of one kind of probe"):
+        report.plot([])
+    other = ArrayRecord.empty("other", {"x": [0]}, {"y": ["x"]})
+    with pytest.raises(ValueError, match="of one kind of probe"):
+        report.plot(other)
+    assert sentences(other) == []
 
 
 def test_side_trip():
@@ -72,7 +85,3 @@ def test_width_leaves_out_what_was_not_reached():
     assert sentences(record) == [
         "training loss of sgd has risen by 0.1 at distance 8.0 ± 0.5 along rays"
     ]
-
-
-def test_an_unknown_kind_has_none():
-    assert sentences(ArrayRecord.empty("other", {"x": [0]}, {"y": ["x"]})) == []

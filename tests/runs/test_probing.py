@@ -14,9 +14,9 @@ from tf_lrtraj.runs import train_run
 from tf_lrtraj.runs.assembly import assemble, load_dataset
 from tf_lrtraj.runs.probing import probe_run
 from tf_lrtraj.runs.probing.probe_batches import ProbeBatches
-from tf_lrtraj.runs.probing.requests import PROBES, check_request
-from tf_lrtraj.runs.probing.run_points import Places
+from tf_lrtraj.runs.probing.run_points import RunWeights
 from tf_lrtraj.runs.run_config import ConfigError, default_config, read_config
+from tf_lrtraj.specs import PROBES, requestable
 from tf_lrtraj.training.checkpoints import Checkpointer
 from tf_lrtraj.training.strategies import make_strategy
 
@@ -78,7 +78,7 @@ def bare(tmp_path_factory):
 
 def test_every_kind_of_probe_is_tried_here():
     kinds = {entry.get("probe", name) for name, entry in ALL.items()}
-    assert kinds == set(PROBES)
+    assert kinds == set(requestable())
 
 
 def test_a_run_with_all_probes_ends_as_one_without_to_the_bit(probed, bare):
@@ -119,7 +119,7 @@ def test_every_probe_left_complete_records_and_a_figure(probed):
 
 def test_a_probe_of_a_snapshot_afterwards_measures_the_same(probed):
     config = read_config(probed)
-    options = check_request("line", {"num": 4, **SMALL})
+    options = PROBES["line"].check({"num": 4, **SMALL})
     written = probe_run.probe_run(
         config,
         probed,
@@ -145,8 +145,8 @@ def test_a_probe_of_a_snapshot_afterwards_measures_the_same(probed):
         ({"lime": {"every": "1 epochs"}}, "Did you mean 'line'"),
         ({"line": {"num": 8}}, "needs `every`"),
         ({"line": {"every": "1 epochs", "rays": 3}}, "not an option of the probe 'line'"),
-        ({"line": {"every": "1 epochs", "num": 2}}, "`num`.*at least 3.*Received: 2"),
-        ({"line": {"every": "1 epochs", "low": 2.0}}, "`low` must be below `high`"),
+        ({"line": {"every": "1 epochs", "num": 2}}, "`config.probes.line.num`.*at least 3.*num=2"),
+        ({"line": {"every": "1 epochs", "low": 2.0}}, "line.low` must be below `high`"),
         ({"line": {"every": "90 parsecs"}}, "90 parsecs"),
         ({"basin": {"points": ["last"]}}, "at least 2 points"),
         ({"basin": {"points": ["first", "last"], "every": "1 epochs"}}, "Leave out `every`"),
@@ -179,16 +179,16 @@ def test_a_step_along_the_velocity_needs_momentum(tmp_path):
 def test_points_that_are_not_there(probed):
     config = read_config(probed)
     assembly = assemble(config, load_dataset(config), make_strategy("one_device"))
-    places = Places(assembly, probed)
-    assert places.nearest("50%") == 6 and places.nearest("first") == 0
+    run_weights = RunWeights(assembly, probed)
+    assert run_weights.nearest("50%") == 6 and run_weights.nearest("first") == 0
     with pytest.raises(ConfigError, match="'7'"):
-        places.nearest("7")
+        run_weights.nearest("7")
     with pytest.raises(ConfigError, match="two points are named 'last'"):
-        places.named(["last=4", "last=6"])
+        run_weights.named(["last=4", "last=6"])
     with pytest.raises(ConfigError, match="needs a checkpoint"):
-        places.velocity(6)
+        run_weights.velocity(6)
     with pytest.raises(records.RecordError, match="neither snapshots nor checkpoints"):
-        Places(assembly, probed / "probes")
+        RunWeights(assembly, probed / "probes")
 
 
 def test_snapshots_of_another_architecture(probed, tmp_path):
@@ -196,7 +196,7 @@ def test_snapshots_of_another_architecture(probed, tmp_path):
     config["model"]["width"] = 8
     assembly = assemble(config, load_dataset(config), make_strategy("one_device"))
     with pytest.raises(ConfigError, match="of another model"):
-        Places(assembly, probed)
+        RunWeights(assembly, probed)
 
 
 def test_batches_larger_than_the_data():

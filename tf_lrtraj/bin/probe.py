@@ -41,12 +41,13 @@ default), frozen (statistics stored with the weights), or recalibrated (recomput
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
+from tf_lrtraj import specs
 from tf_lrtraj.bin import common
-from tf_lrtraj.runs.probing.requests import OPTIONS, PROBES, check_request
 
 
 def main(argv: list[str]) -> None:
@@ -58,10 +59,11 @@ def main(argv: list[str]) -> None:
     options = flags.FLAGS
     try:
         if options.probe is None:
-            raise ValueError(f"--probe must be one of {list(PROBES)}. Try --help.")
+            raise ValueError(f"--probe must be one of {list(specs.requestable())}. Try --help.")
         if not options.workdir or not pathlib.Path(options.workdir).is_dir():
             raise ValueError(f"--workdir: there is no folder {options.workdir!r}")
-        request = check_request(options.probe, _given(options))
+        given = {name: options[name].value for name in specs.options() if options[name].present}
+        request = specs.PROBES[options.probe].check(given)
         config = read_config(options.workdir, options.data_dir)
         _measure(options, request, config)
     except RecordError as error:
@@ -69,11 +71,6 @@ def main(argv: list[str]) -> None:
         common.fail(f"{error}{hint}")
     except (ConfigError, ValueError, FileNotFoundError) as error:
         common.fail(str(error))
-
-
-def _given(options: Any) -> dict[str, Any]:
-    """Options of the probe that were given on the command line."""
-    return {name: options[name].value for name in OPTIONS if options[name].present}
 
 
 def _measure(options: Any, request: dict[str, Any], config: dict[str, Any]) -> None:
@@ -99,32 +96,37 @@ def _measure(options: Any, request: dict[str, Any], config: dict[str, Any]) -> N
 def run() -> None:
     """Entry point of `lrtraj-probe`."""
     flags.DEFINE_string("workdir", None, "folder of a run")
-    kinds = "; ".join(f"{kind}: {what}" for kind, what in PROBES.items())
-    flags.DEFINE_enum("probe", None, list(PROBES), kinds)
+    kinds = specs.requestable()
+    what = "; ".join(f"{kind}: {spec.what}" for kind, spec in kinds.items())
+    flags.DEFINE_enum("probe", None, list(kinds), what)
+    single = ", ".join(kind for kind, spec in kinds.items() if spec.takes_part("weights"))
     flags.DEFINE_list(
-        "steps",
-        ["last"],
-        'points of line, side_trip, gradients: "first", "last", steps, or shares such as 50%',
+        "steps", ["last"], f'points of {single}: "first", "last", steps, or shares such as 50%'
     )
     flags.DEFINE_string("name", None, "of the record in WORKDIR/probes; the probe's by default")
     flags.DEFINE_string("data_dir", None, "where the run's data lies, if it moved")
-    for name, option in OPTIONS.items():
-        text = f"({', '.join(option.probes)}) {option.help}"
-        _flag(name, option.default, option.allowed, text)
+    for name, options in specs.options().items():
+        _define_flag(name, options)
     common.run_app(main)
 
 
-def _flag(name: str, default: Any, allowed: str, text: str) -> None:
-    if isinstance(default, bool):
-        flags.DEFINE_bool(name, default, text)
-    elif "list" in allowed:
-        flags.DEFINE_list(name, list(default), text)
-    elif "integer" in allowed:
-        flags.DEFINE_integer(name, default, text)
-    elif "number" in allowed:
-        flags.DEFINE_float(name, default, text)
+def _define_flag(name: str, options: Mapping[str, specs.Option]) -> None:
+    """The flag of an option, which several kinds of probe may have, each with its own help."""
+    kinds: dict[str, list[str]] = {}
+    for kind, option in options.items():
+        kinds.setdefault(option.help, []).append(kind)
+    text = "; ".join(f"({', '.join(found)}) {help}" for help, found in kinds.items())
+    first = next(iter(options.values()))
+    if first.type is bool:
+        flags.DEFINE_bool(name, first.default, text)
+    elif first.type is int:
+        flags.DEFINE_integer(name, first.default, text)
+    elif first.type is float:
+        flags.DEFINE_float(name, first.default, text)
+    elif first.type is tuple:
+        flags.DEFINE_list(name, list(first.default), text)
     else:
-        flags.DEFINE_string(name, default, f"{text}; {allowed}")
+        flags.DEFINE_string(name, first.default, f"{text}; {first.rule.allowed}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which task of a reproduction leaves which records, on which seeds, over which axes.
+"""Which task of a reproduction leaves which records, on which seeds.
 
 A task that is not named here leaves `measured/TASK/seed*.json` for every seed of the run.
 """
@@ -34,43 +34,6 @@ PROBES_OF = {
     "one_step_lines": ("one_step-*",),
     "width": ("width", "sgd_to_swa"),
     "ensemble": ("ensemble",),
-}
-# Kind of probe record → axes of the values that claims read.
-AXES: dict[str, dict[str, tuple[str, ...]]] = {
-    "line": {
-        "train": ("rate", "batch"),
-        "best_rate": ("curve", "batch"),
-        "gain": ("curve", "batch"),
-        "held_out": ("rate", "batch"),
-        "others": ("rate", "batch"),
-        "held_out_each": ("rate", "batch", "held"),
-        "others_each": ("rate", "batch", "other"),
-        "fit_error": ("degree", "window", "batch"),
-    },
-    "side_trip": {
-        "train_loss": ("trip", "step"),
-        "held_out_loss": ("trip", "step", "held_out"),
-        "others_loss": ("trip", "step", "others"),
-    },
-    "basin": {
-        "loss": ("pair", "layer", "position", "batch"),
-        "held_out_loss": ("pair", "layer", "position", "held_out"),
-        "held_out_accuracy": ("pair", "layer", "position", "held_out"),
-    },
-    "width": {"accuracy": ("point", "ray", "distance", "batch")},
-    "gradients": {
-        name: ("layer",)
-        for what in ("share", "pair_cosine", "rest_cosine")
-        for name in (what, f"{what}_se")
-    },
-    "ensemble": {
-        "mean_pair_difference": ("scale",),
-        "mean_ensemble_difference": ("scale",),
-        "pair_difference_exponent": (),
-        "pair_difference_exponent_se": (),
-        "ensemble_difference_exponent": (),
-        "ensemble_difference_exponent_se": (),
-    },
 }
 
 

@@ -18,9 +18,10 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
-from tf_lrtraj.claims.layout import AXES, PROBES_OF, seeds_of
+from tf_lrtraj.claims.layout import PROBES_OF, seeds_of
 from tf_lrtraj.records import ArrayRecord, Count, RecordError, problem, read_json
 from tf_lrtraj.records.shapes import Within
+from tf_lrtraj.specs import PROBES
 
 # What has grown beyond this has overflowed, and its square would.
 _LARGEST = 1e100
@@ -235,7 +236,7 @@ class Probed:
         """
         if self.record.kind != kind:
             raise RecordError(f"{self.name} is a record of {self.record.kind!r}, not of {kind!r}.")
-        for value, axes in AXES[kind].items():
+        for value, axes in PROBES[kind].dims.items():
             found = self.record.dims.get(value)
             if found is not None and found != axes:
                 raise RecordError(f"{self.name}: {value!r} is over {found}, not over {axes}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import ml_collections
 from hypothesis import strategies as st
 
 from fuzzing.generate import ODD, edited, edits, mostly
@@ -15,7 +14,7 @@ from tf_lrtraj import records
 from tf_lrtraj.runs import run_config as training
 from tf_lrtraj.runs import synthetic_run
 from tf_lrtraj.runs.config_checks import ConfigError
-from tf_lrtraj.study import study_config as reproduction
+from tf_lrtraj.study import study_config
 
 _VALUES = mostly(
     st.one_of(
@@ -84,33 +83,18 @@ TRAINING = Target(
 )
 
 
-def _reproduction(given: Any, folder: pathlib.Path) -> None:
-    plain = reproduction.validate(given)
-    records.write_json(folder / "config.json", plain)
-    reproduction.validate(records.read_json(folder / "config.json"))
+def _validated(name: str, module: Any, share: float) -> Target:
+    """The configuration of a module that has `default_config` and `validate`."""
+
+    def run(given: Any, folder: pathlib.Path) -> None:
+        records.write_json(folder / "config.json", module.validate(given))
+        module.validate(records.read_json(folder / "config.json"))
+
+    return Target(name, _spoilt(module.default_config().to_dict()), run, (ConfigError,), share)
 
 
-REPRODUCTION = Target(
-    "reproduction configurations",
-    _spoilt(reproduction.default_config().to_dict()),
-    _reproduction,
-    (ConfigError,),
-    share=2,
-)
-
-
-def _synthetic(given: Any, folder: pathlib.Path) -> None:
-    plain = synthetic_run.validate(given)
-    records.write_json(folder / "config.json", plain)
-    synthetic_run.validate(records.read_json(folder / "config.json"))
-
-
-SYNTHETIC = Target(
-    "synthetic configurations",
-    _spoilt(synthetic_run.default_config().to_dict()),
-    _synthetic,
-    (ConfigError,),
-)
+REPRODUCTION = _validated("reproduction configurations", study_config, 2)
+SYNTHETIC = _validated("synthetic configurations", synthetic_run, 1)
 
 
 def _matches(given: Any, folder: pathlib.Path) -> None:
@@ -131,4 +115,3 @@ WORKDIRS = Target(
 )
 
 TARGETS = [TRAINING, REPRODUCTION, SYNTHETIC, WORKDIRS]
-_ = ml_collections

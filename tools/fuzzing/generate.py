@@ -20,104 +20,24 @@ from hypothesis import strategies as st
 CANARY = '<script>alert("x")</script>&\'"--><b>'
 LONG = "x" * 3000
 
-NUMBERS = st.one_of(
-    st.sampled_from(
-        [
-            0,
-            1,
-            -1,
-            2,
-            3,
-            10,
-            0.5,
-            0.1,
-            -0.5,
-            1.5,
-            -0.0,
-            1e-300,
-            5e-324,
-            1e300,
-            -1e300,
-            1e17,
-            math.nan,
-            math.inf,
-            -math.inf,
-            10**6,
-            10**9,
-            10**18,
-            2**31,
-            2**63,
-            10**30,
-            10**400,
-            True,
-        ]
-    ),
-    st.integers(-3, 40),
-    st.floats(-2, 2),
-    st.floats(),
+
+def listed(text: str) -> list[str]:
+    """The parts of a text, between bars and ends of lines."""
+    return text.replace("\n", "|").split("|")
+
+
+_NUMBERS = [0, 1, -1, 2, 3, 10, 0.5, 0.1, -0.5, 1.5, -0.0, 1e-300, 5e-324, 1e300, -1e300, 1e17]
+_NUMBERS += [math.nan, math.inf, -math.inf, 2**31, 2**63, True]
+_NUMBERS += [10**power for power in (6, 9, 18, 30, 400)]
+NUMBERS = st.one_of(st.sampled_from(_NUMBERS), st.integers(-3, 40), st.floats(-2, 2), st.floats())
+_TEXTS = listed(
+    """| |0|-1|1e9|nan|inf|NaN|Infinity|null|None|True|raw|never|_|ü|last|first|50%|0%|digits|test
+train|5 epochs|3 steps|0 steps|-1 steps|10 percent|101%|1e3 steps|0.5 steps|1 examples|5epochs5
+١ steps|²|../../outside|/etc/passwd|a/b|..|.|~|CON|\x1b[2J|�|%s%n|{0}|${HOME}|{{7*7}}|$\\frac{
+\u202e|ema:0.9|swa=Uniform(start=2)"""
 )
 TEXTS = st.one_of(
-    st.sampled_from(
-        [
-            "",
-            " ",
-            "0",
-            "-1",
-            "1e9",
-            "nan",
-            "inf",
-            "NaN",
-            "Infinity",
-            "null",
-            "None",
-            "True",
-            "raw",
-            "never",
-            "5 epochs",
-            "3 steps",
-            "0 steps",
-            "-1 steps",
-            "10 percent",
-            "101%",
-            "1e3 steps",
-            f"{'9' * 400} epochs",
-            "0.5 steps",
-            "1 examples",
-            "5epochs5",
-            "١ steps",
-            "²",
-            "../../outside",
-            "/etc/passwd",
-            "a/b",
-            "..",
-            ".",
-            "~",
-            "CON",
-            "a\x00b",
-            "a\nb",
-            "\x1b[2J",
-            "�",
-            CANARY,
-            LONG,
-            "%s%n",
-            "{0}",
-            "${HOME}",
-            "{{7*7}}",
-            "$\\frac{",
-            "_",
-            "ü",
-            "\u202e",
-            "last",
-            "first",
-            "50%",
-            "0%",
-            "swa=Uniform(start=2)",
-            "ema:0.9",
-            "digits",
-            "test",
-            "train",
-        ]
-    ),
+    st.sampled_from([*_TEXTS, "a\x00b", "a\nb", f"{'9' * 400} epochs", CANARY, LONG]),
     st.text(max_size=12),
 )
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
@@ -150,39 +70,17 @@ PLAIN = mostly(
     st.builds(nested, st.sampled_from([30, 99, 101, 300]), st.sampled_from([None, "a"])),
     25,
 )
-# What Python can hold besides.
-ODD = st.one_of(
-    PLAIN,
-    st.builds(
-        lambda make: make(),
-        st.sampled_from(
-            [
-                object,
-                lambda: b"bytes",
-                lambda: 1j,
-                lambda: (1, 2),
-                lambda: {1, 2},
-                lambda: np.float32(0.5),
-                lambda: np.int64(3),
-                lambda: np.bool_(True),
-                lambda: np.array(0.5),
-                lambda: np.array([0.5, 0.5]),
-                lambda: np.array([[1.0, 2.0]]),
-                lambda: np.array(["a"]),
-                lambda: np.array([object()]),
-                lambda: np.zeros(0),
-                lambda: np.full(3, np.nan),
-                lambda: range(3),
-                lambda: len,
-                lambda: pathlib.PurePosixPath("a"),
-                lambda: [[1], [1, 2]],
-                lambda: {"kernel": "Uniform"},
-                lambda: {"rate": "Constant", "constant": 0.1},
-                lambda: nested(50),
-            ]
-        ),
-    ),
-)
+# What Python can hold besides; made anew each time.
+_ODD: list[Callable[[], Any]] = [
+    *(object, lambda: b"bytes", lambda: 1j, lambda: (1, 2), lambda: {1, 2}, lambda: len),
+    *(lambda: np.float32(0.5), lambda: np.int64(3), lambda: np.bool_(True), lambda: range(3)),
+    *(lambda: np.array(0.5), lambda: np.array([0.5, 0.5]), lambda: np.array([[1.0, 2.0]])),
+    *(lambda: np.array(["a"]), lambda: np.array([object()]), lambda: np.zeros(0)),
+    *(lambda: np.full(3, np.nan), lambda: pathlib.PurePosixPath("a"), lambda: [[1], [1, 2]]),
+    *(lambda: {"kernel": "Uniform"}, lambda: {"rate": "Constant", "constant": 0.1}),
+    lambda: nested(50),
+]
+ODD = st.one_of(PLAIN, st.sampled_from(_ODD).map(lambda make: make()))
 
 
 # --- Structures -----------------------------------------------------------------------------
@@ -194,13 +92,10 @@ _OPS = ("replace", "replace", "replace", "delete", "insert", "rename", "tweak", 
 def paths(tree: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where everything in a tree of dicts and lists stands, the root left out."""
     found = []
-    items = (
-        tree.items()
-        if isinstance(tree, Mapping)
-        else enumerate(tree)
-        if isinstance(tree, list)
-        else ()
-    )
+    if isinstance(tree, Mapping):
+        items: Any = tree.items()
+    else:
+        items = enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         found.append((*here, key))
         found += paths(value, (*here, key))
@@ -215,19 +110,9 @@ def at(tree: Any, path: tuple[Any, ...]) -> Any:
 
 def _tweaked(value: Any, how: int) -> Any:
     ways: list[Callable[[Any], Any]] = [
-        lambda v: -v,
-        lambda v: v * 1000,
-        lambda v: v + 1,
-        lambda v: v * 0.5,
-        str,
-        float,
-        lambda v: [v],
-        lambda v: v[: len(v) // 2],
-        lambda v: v * 3,
-        lambda v: v.upper(),
-        lambda v: list(v),
-        lambda v: not v,
-        lambda v: {"a": v},
+        *(lambda v: -v, lambda v: v * 1000, lambda v: v + 1, lambda v: v * 0.5, str, float),
+        *(lambda v: [v], lambda v: v[: len(v) // 2], lambda v: v * 3, lambda v: v.upper()),
+        *(list, lambda v: not v, lambda v: {"a": v}),
     ]
     try:
         result = ways[how % len(ways)](value)
@@ -290,20 +175,8 @@ _TOKENS = [
     b",",
     b"\n",
 ]
-_TOKENS += [
-    b"\r\n",
-    b"../",
-    b"PK\x03\x04",
-    b"\xef\xbb\xbf",
-    b"9" * 30,
-    b"7" * 5000,
-    b"\\u001b[2J",
-    b"\x1b]0;x\x07",
-    b"\xe2\x80\xae",
-    b"\xed\xa0\x80",
-    b"step",
-    b"0",
-]
+_TOKENS += [b"\r\n", b"../", b"PK\x03\x04", b"\xef\xbb\xbf", b"9" * 30, b"7" * 5000, b"\\u001b[2J"]
+_TOKENS += [b"\x1b]0;x\x07", b"\xe2\x80\xae", b"\xed\xa0\x80", b"step", b"0"]
 _BYTE_OPS = ("flip", "flip", "write", "cut", "cut_end", "insert", "double", "zero")
 
 
@@ -353,33 +226,14 @@ class Unpickled:
         return (os.mkdir, (self.path,))
 
 
-ARRAYS = st.one_of(
-    st.sampled_from(
-        [
-            np.zeros(0),
-            np.zeros((0, 3)),
-            np.zeros((2, 0)),
-            np.array(1.0),
-            np.array([1.0, 2.0]),
-            np.array([np.nan, np.inf]),
-            np.array([1e300, -1e300]),
-            np.arange(6).reshape(2, 3),
-            np.array(["a", CANARY]),
-            np.array([b"a"]),
-            np.array([True, False]),
-            np.array([1 + 2j]),
-            np.array(["2020-01-01"], "datetime64[D]"),
-            np.zeros(2, [("a", "f4"), ("b", "i4")]),
-            np.zeros((1,) * 20),
-            np.array([2**63 - 1]),
-            np.float16([1, 2]),
-            "pickle",
-            "huge",
-            "bomb",
-        ]
-    ),
-    st.lists(st.floats(), max_size=4).map(np.array),
-)
+_ARRAYS = [
+    *(np.zeros(0), np.zeros((0, 3)), np.zeros((2, 0)), np.array(1.0), np.array([1.0, 2.0])),
+    *(np.array([np.nan, np.inf]), np.array([1e300, -1e300]), np.arange(6).reshape(2, 3)),
+    *(np.array(["a", CANARY]), np.array([b"a"]), np.array([True, False]), np.array([1 + 2j])),
+    *(np.array(["2020-01-01"], "datetime64[D]"), np.zeros(2, [("a", "f4"), ("b", "i4")])),
+    *(np.zeros((1,) * 20), np.array([2**63 - 1]), np.float16([1, 2]), "pickle", "huge", "bomb"),
+]
+ARRAYS = st.one_of(st.sampled_from(_ARRAYS), st.lists(st.floats(), max_size=4).map(np.array))
 ARRAY_EDITS = st.lists(
     st.tuples(
         st.sampled_from(("replace", "delete", "rename", "insert", "cut", "nan", "type", "axis")),

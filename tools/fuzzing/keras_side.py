@@ -15,19 +15,9 @@ from unittest import mock
 import numpy as np
 from hypothesis import strategies as st
 
-from fuzzing import judge, programs
-from fuzzing.files import (
-    BYTES,
-    FATE,
-    TREE,
-    _snapshots,
-    reading,
-    spoil,
-    spoilt,
-    template,
-    things,
-)
-from fuzzing.generate import CANARY, ODD, SCALARS, TEXTS, damage, damaged, edited, edits, mostly
+from fuzzing import judge
+from fuzzing.files import BYTES, TREE, _snapshots, reading, spoilt, template, things
+from fuzzing.generate import ODD, SCALARS, TEXTS, damage, damaged, edited, edits, mostly
 from fuzzing.judge import Fault, Target
 from fuzzing.pages import RUN
 from fuzzing.programs import arguments, reached, target
@@ -334,9 +324,6 @@ def _workdir(folder: pathlib.Path) -> None:
 
 
 WORKDIR = template(_workdir)
-_FOLDER = mostly(
-    st.just("work"), st.sampled_from([".", "none", "file", "work/probes", "", "../work"]), 6
-)
 _SPOILT = st.one_of(st.just([]), things(TREE, BYTES, most=1))
 
 
@@ -363,105 +350,26 @@ def _stopped() -> list[Any]:
     ]
 
 
-def _reader(name: str, sound: dict[str, Any], start: list[list[str]], share: float = 1.0) -> Target:
-    inputs = st.tuples(_SPOILT, st.sampled_from(start), arguments({"workdir": _FOLDER, **sound}, 3))
+def _reader(name: str, *starts: str, share: float = 1.0) -> Target:
+    start = st.sampled_from([text.split() for text in (*starts, "")])
+    inputs = st.tuples(_SPOILT, start, st.deferred(lambda: arguments(name, 3)))
     return target(name, inputs, _with_workdir, _stopped, share, keras=True)
 
 
-_STEP = ["0", "5", "10", "18", "-1", "x", "99999999999999999999"]
-_COUNTS = ["1", "4", "24", "0", "-3", "x", "99999999999999999999"]
-_AVERAGES = [
-    "ema:0.5",
-    "swa:start=4",
-    "a=window:2",
-    "../x=swa:start=4",
-    "two_point:3",
-    "ema:2",
-    "x",
-    "swa:start=900000",
-    "Custom([0.5,0.5])",
-    '{"kernel": "Uniform"}',
-    '{"kernel": 5}',
-    "{",
-]
 AVERAGE = _reader(
     "average",
-    {
-        "kernel": _AVERAGES,
-        "schedule": [
-            "linear:5",
-            "cosine",
-            "linear:0",
-            "x:3",
-            '{"rate": "Cosine"}',
-            '{"rate": "Table"}',
-            '{"rate": "Cosine", "start": 0.1, "steps": 9}',
-            "{",
-            "[]",
-        ],
-        "per": ["update", "snapshot"],
-        "curvature": ["0", "0.5", "-1", "nan", "1e9"],
-        "momentum": ["0", "0.9", "1", "nan"],
-        "base": ["0.1", "none.csv", "file", "cosine", "-1"],
-        "last": _STEP,
-        "first": _STEP,
-        "evaluate": ["true", "x"],
-        "split": ["test", "a,b"],
-        "limit": _COUNTS,
-        "batch_norm": ["copy", "recompute", "x"],
-        "export": ["out", "file", ""],
-        "json": ["rows.jsonl", "none/rows.jsonl", "file", "work"],
-        "data_dir": ["x"],
-        "advise": ["true"],
-        "snapshots": ["work/snapshots", "none", "file"],
-        "model": ["model.keras", "none"],
-        "data": ["data.npz", "none"],
-        "verify": _COUNTS,
-        "advise_singles": _COUNTS,
-        "advise_dir": ["file", "a"],
-    },
-    [
-        ["--workdir=work", "--kernel=ema:0.5"],
-        ["--workdir=work", "--kernel=swa:start=4"],
-        ["--workdir=work", "--schedule=linear:5"],
-        ["--workdir=work", "--advise"],
-        [],
-    ],
+    "--workdir=work --kernel=ema:0.5",
+    "--workdir=work --kernel=swa:start=4",
+    "--workdir=work --schedule=linear:5",
+    "--workdir=work --advise",
     share=1.5,
 )
-EVALUATE = _reader(
-    "evaluate",
-    {
-        "weights": ["raw", "ema", "x", ","],
-        "step": _STEP,
-        "split": ["test", "x"],
-        "limit": _COUNTS,
-        "batch_norm": ["copy", "x"],
-        "json": ["rows.jsonl", "file"],
-        "data_dir": ["x"],
-    },
-    [["--workdir=work"], ["--workdir=work", "--weights=ema"], []],
-)
+EVALUATE = _reader("evaluate", "--workdir=work", "--workdir=work --weights=ema")
 PROBE = _reader(
     "probe",
-    {
-        "probe": ["line", "basin", "width", "distance", "x"],
-        "steps": ["first,last", "50%", ""],
-        "name": ["a", "../a", CANARY],
-        "points": ["first,last", "swa=Uniform(start=5)"],
-        "batches": _COUNTS,
-        "low": ["0", "nan", "0.1"],
-        "batch_norm": ["batch", "x"],
-        "rays": _COUNTS,
-        "other": ["none"],
-        "seed": _COUNTS,
-        "per_layer": ["true"],
-    },
-    [
-        ["--workdir=work", "--probe=line"],
-        ["--workdir=work", "--probe=basin", "--points=first,last"],
-        [],
-    ],
+    "--workdir=work --probe=line",
+    "--workdir=work --probe=basin --points=first,last",
+    "--workdir=work --probe=width --points=first",
 )
 
 
@@ -476,30 +384,12 @@ REPORT = target(
     st.tuples(
         _SPOILT,
         st.sampled_from([["--workdir=work"], ["--workdir=work", "--figures=figures"], []]),
-        arguments(
-            {
-                "workdir": _FOLDER,
-                "output": ["page.html", "none/page.html", "file/x", "work", ""],
-                "figures": ["figures", "file", "none/deeper", ""],
-            },
-            2,
-        ),
+        st.deferred(lambda: arguments("report", 2)),
     ),
     _with_workdir,
     _report_patches,
     share=0.5,
 )
 
-TARGETS = [
-    AVERAGING,
-    RECORDER,
-    PROBER,
-    SCHEDULES,
-    MODELS,
-    CHECKPOINTS,
-    AVERAGE,
-    EVALUATE,
-    PROBE,
-    REPORT,
-]
-_ = (FATE, programs, spoil)
+TARGETS = [AVERAGING, RECORDER, PROBER, SCHEDULES, MODELS, CHECKPOINTS]
+TARGETS += [AVERAGE, EVALUATE, PROBE, REPORT]

@@ -19,7 +19,6 @@ from fuzzing.files import (
     BYTES,
     FATE,
     TREE,
-    forget_templates,
     reading,
     spoil,
     spoilt,
@@ -32,7 +31,6 @@ from fuzzing.programs import ROOT
 from tf_lrtraj import kernels, records
 from tf_lrtraj.records import ArrayRecord, RecordError
 
-_ = forget_templates
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 # Figures are embedded by this package; these cannot come out of a record.
 FORBIDDEN = {"script", "iframe", "object", "embed", "form", "base", "foreignobject"}

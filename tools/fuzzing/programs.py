@@ -6,6 +6,7 @@ A program runs in this process as its console script would, with its long work r
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -19,7 +20,7 @@ from absl import app, flags
 from hypothesis import strategies as st
 
 from fuzzing import judge
-from fuzzing.generate import SCALARS, TEXTS, damage, damaged, mostly
+from fuzzing.generate import CANARY, SCALARS, TEXTS, damage, damaged, listed, mostly
 from fuzzing.judge import Fault, Refused, Target
 from fuzzing.values import spoilt_text
 
@@ -124,125 +125,103 @@ def target(
 
 # --- Arguments ------------------------------------------------------------------------------
 
-# absl's own flags, which start debuggers, print help or read files of flags.
-_WORD = st.one_of(TEXTS, SCALARS.map(str), st.text(max_size=8)).filter(
-    lambda text: "\x00" not in text and not _surrogate(text)  # no command line holds these
+
+def _on_a_command_line(text: str) -> bool:
+    return "\x00" not in text and not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
+
+
+_WORD = st.one_of(TEXTS, SCALARS.map(str), st.text(max_size=8)).filter(_on_a_command_line)
+_RATES = listed(
+    """0.1|cosine|linear|one_minus_sqrt|constant|Cosine(start=0.4, steps=9)|rates.csv|rates.csv:rate
+rates.csv:x|none.csv|Table([0.1, 0.2])|Linear(0.1, 5)|Warmup(0.1, 5)|Piecewise([5], [0.1, 0.2])
+Sequence([0.1], [])|0|-1|1e400|file"""
 )
+_RATE = st.one_of(st.sampled_from(_RATES), spoilt_text(_RATES[5:8])).filter(_on_a_command_line)
+_KERNELS = listed(
+    """Exponential(decay=0.9)|Uniform(start=8)|TwoPoint(gap=5)|Window(4, every=2)|PowerFunction(1.0)
+Custom([0.5, 0.5])|Exponential(0.9, warmup=1)|ema:0.5|swa:start=4|a=window:2|../x=swa:start=4
+two_point:3|ema:2|x|swa:start=900000|{"kernel": "Uniform"}|{"kernel": 5}|{"""
+)
+_KERNEL = spoilt_text(_KERNELS).filter(_on_a_command_line)
+_SCHEDULES = listed(
+    """linear:5|cosine|linear:0|x:3|{"rate": "Cosine"}|{"rate": "Table"}|{|[]
+{"rate": "Cosine", "start": 0.1, "steps": 9}"""
+)
+_COUNT = st.sampled_from(
+    listed("1|2|3|5|7|10|18|20|60|0|-3|999|x|10000000000000|99999999999999999999999999|")
+)
+_NUMBER = st.sampled_from(listed("0|0|0.1|0.5|0.9|1|1e-3|7|30|-1|nan|inf|1e9|1e400|x"))
+_PLACES = listed(
+    """a|out|out.csv|o.bmp|rows.jsonl|page.html|none/out.csv|file|file/x|work|work/snapshots|data.npz
+model.keras|rates.csv|/proc/out.csv|.||x|,|raw|ema|test|first,last|50%|../a"""
+)
+_PLACE = st.sampled_from([*_PLACES, CANARY, "a" * 300])
+# Flags that take more than their type says.
+_SOUND: dict[str, Any] = {
+    "kernel": _KERNEL,
+    "emulate": _RATE,
+    "base": _RATE,
+    "schedule": _SCHEDULES,
+    "spectrum": listed("0.1:1:3|0:1:3|1:0.1:3|1e-3:1:99999999999|rates.csv:rate|:"),
+    "points": ["first,last", "swa=Uniform(start=5)", "first", ""],
+    "claims": ["A1", "A1,B3", "Z9", ",", "a1"],
+    "workdir": mostly(st.just("work"), st.sampled_from([".", "none", "file", "", "../work"]), 6),
+}
 
 
-def _surrogate(text: str) -> bool:
-    return any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
+@functools.cache
+def flags_of(program: str) -> dict[str, Any]:
+    """The flags of a program: name → strategy for the text after `=`, mostly sound."""
+    module = importlib.import_module(f"tf_lrtraj.bin.{program}")
+    with _fresh_flags(), mock.patch.object(module.common, "run_app"):
+        before = set(flags.FLAGS)
+        module.run()
+        own = {name: flags.FLAGS[name] for name in sorted(set(flags.FLAGS) - before)}
+        return {name: _values(name, flag) for name, flag in own.items()}
 
 
-def arguments(sound: dict[str, Any], most: int = 5) -> Any:
-    """Lists of flags: names that the program has with values that it may take, and others."""
-    names = sorted(sound)
+def _values(name: str, flag: Any) -> Any:
+    sound: Any = _SOUND.get(name)
+    if sound is None:
+        by_type = {"int": _COUNT, "float": _NUMBER, "bool": ["true", "false", "x"]}
+        sound = getattr(flag.parser, "enum_values", None) or by_type.get(flag.flag_type(), _PLACE)
+    return st.sampled_from(sound) if isinstance(sound, list) else sound
+
+
+def arguments(program: str, most: int = 5, **sound: list[str]) -> Any:
+    """Lists of a program's flags, with values that they may take, and of others.
+
+    Args:
+        program: which.
+        most: flags in a list.
+        sound: values for some flags, instead of what their type says.
+    """
+    values = flags_of(program) | {name: st.sampled_from(texts) for name, texts in sound.items()}
 
     def flag(name: str) -> Any:
-        values = sound[name]
-        values = st.sampled_from(values) if isinstance(values, list) else values
-        value = mostly(values, _WORD)
         bare = st.sampled_from([f"--{name}", f"--no{name}"])
-        return mostly(value.map(lambda text: f"--{name}={text}"), bare, 30)
+        return mostly(mostly(values[name], _WORD).map(lambda text: f"--{name}={text}"), bare, 30)
 
-    known = st.sampled_from(names).flatmap(flag)
+    # absl's own flags start debuggers, print help or read files of flags.
     stray = st.one_of(
-        _WORD.filter(lambda t: not t.startswith(("-", "@"))),
+        _WORD.filter(lambda text: not text.startswith(("-", "@"))),
         st.sampled_from(["--", "-", "--x", "--workdr=a", "--config.x=1", "--=1", "---", "extra"]),
     )
+    known = st.sampled_from(sorted(values)).flatmap(flag)
     return st.lists(mostly(known, stray, 20), max_size=most)
 
 
-_RATE = st.one_of(
-    st.sampled_from(
-        [
-            "0.1",
-            "cosine",
-            "linear",
-            "one_minus_sqrt",
-            "constant",
-            "Cosine(start=0.4, steps=9)",
-            "rates.csv",
-            "rates.csv:rate",
-            "rates.csv:x",
-            "none.csv",
-            "Table([0.1, 0.2])",
-            "Linear(0.1, 5)",
-            "Warmup(0.1, 5)",
-            "Piecewise([5], [0.1, 0.2])",
-            "Sequence([0.1], [])",
-            "0",
-            "-1",
-            "1e400",
-        ]
-    ),
-    spoilt_text(["Cosine(start=0.4, steps=900)", "rates.csv:rate", "0.1", "linear"]),
-).filter(lambda text: "\x00" not in text and not _surrogate(text))
-_KERNEL = spoilt_text(
-    [
-        "Exponential(decay=0.9)",
-        "Uniform(start=8)",
-        "TwoPoint(gap=5)",
-        "Window(4, every=2)",
-        "Custom([0.5, 0.5])",
-        "PowerFunction(1.0)",
-        "Exponential(0.9, warmup=1)",
-    ]
-).filter(lambda text: "\x00" not in text and not _surrogate(text))
-_NUMBER = st.sampled_from(
-    ["0", "0", "0.1", "0.5", "0.9", "1", "1e-3", "7", "30", "-1", "nan", "inf", "1e400", "x"]
-)
-_COUNT = st.sampled_from(
-    ["1", "2", "3", "5", "7", "10", "20", "60", "0", "-3", "999", "10000000000000", "9" * 30, ""]
-)
-_OUT = st.sampled_from(
-    ["out.csv", "b.csv", "c.csv", "none/out.csv", "", ".", "/proc/out.csv", "rates.csv", "a" * 300]
-)
 RATES_CSV = b"step,rate,loss\n" + b"".join(b"%d,%.3f,1.5\n" % (i, 0.1) for i in range(30))
-
+_STARTS = [
+    ["--kernel=Exponential(0.9)", "--num_steps=30"],
+    ["--kernel=Uniform(start=8)", "--base=rates.csv:rate"],
+    ["--emulate=cosine", "--num_steps=30"],
+    ["--kernel=Exponential(0.9)", "--num_steps=20", "--spectrum=0.01:1:3"],
+    [],
+]
 EQUIVALENCE = target(
     "equivalence",
-    st.tuples(
-        st.one_of(
-            st.sampled_from(
-                [
-                    ["--kernel=Exponential(0.9)", "--num_steps=30"],
-                    ["--kernel=Uniform(start=8)", "--base=rates.csv:rate"],
-                    ["--emulate=cosine", "--num_steps=30"],
-                    ["--kernel=Exponential(0.9)", "--num_steps=20", "--spectrum=0.01:1:3"],
-                    [],
-                ]
-            )
-        ),
-        arguments(
-            {
-                "kernel": _KERNEL,
-                "emulate": _RATE,
-                "base": _RATE,
-                "num_steps": _COUNT,
-                "peak": _NUMBER,
-                "decay_steps": _COUNT,
-                "every": _COUNT,
-                "curvature": _NUMBER,
-                "momentum": _NUMBER,
-                "convention": ["keras", "pytorch", "both"],
-                "spectrum": [
-                    "0.1:1:3",
-                    "0:1:3",
-                    "1:0.1:3",
-                    "1e-3:1:99999999999",
-                    "rates.csv:rate",
-                    ":",
-                ],
-                "initial": _NUMBER,
-                "noise": _NUMBER,
-                "fit": ["free", "monotone", "linear", "exponential", "best"],
-                "rows": _COUNT,
-                "csv": _OUT,
-                "figure": ["o.bmp", "o", "none/o.png", "", "o.svg.x"],
-            }
-        ),
-    ),
+    st.tuples(st.sampled_from(_STARTS), st.deferred(lambda: arguments("equivalence"))),
     lambda given, folder: (folder / "rates.csv").write_bytes(RATES_CSV) and [*given[0], *given[1]],
     share=2,
 )
@@ -279,9 +258,8 @@ CSV = target(
         st.sampled_from(["", ":rate", ":step", ":0", ":1", ":x", ":"]),
         st.sampled_from(
             [
-                ["--kernel=Exponential(0.9)"],
+                *_STARTS[:3],
                 ["--kernel=Uniform(start=3)", "--num_steps=10", "--csv=out.csv"],
-                ["--emulate=linear", "--every=2"],
                 ["--kernel=Exponential(0.9)", "--num_steps=5", "--spectrum=rates.csv:loss"],
             ]
         ),
@@ -293,55 +271,31 @@ CSV = target(
 
 # --- Configurations -------------------------------------------------------------------------
 
-_OVERRIDES = [
-    "--config.total=2 epochs",
-    "--config.total=x",
-    "--config.seed=3",
-    "--config.seed=-1",
-    "--config.seed=x",
-    "--config.data.batch_size=64",
-    "--config.data.batch_size=0",
-    "--config.data.batch_sze=64",
-    "--config.data=3",
-    "--config.averages.ema.decay=2",
-    "--config.averages.ema.decay=0.5",
-    "--config.schedule.constant=0.2",
-    "--config.schedule.steps=3",
-    "--config.model.depth=9",
-    "--config.model.depth=7.5",
-    "--config.name=",
-    "--config=",
-    "--config.threads=1",
-    "--config.snapshots.every=1 steps",
-    "--config.schedule.rate=Cosine",
-    "--config.optimizer.momentum=nan",
-    "--config.matched.averages=('x',)",
-    "--config.x.y=1",
-    "--config.data.name=unknown_set",
-    "--config.data.image_size=2",
-    "--config.data.eval_split=x",
-    "--config.seeds=2",
-    "--config.burn_in=3",
-    "--config.evaluate.part=100000",
-    "--config.rates=(1,)",
-    "--config.two_time_scales.num_runs=0",
-    "--config.single_runs.rate=1e9",
-    "--config.total=1e15 steps",
-    "--config.total=99999999999 steps",
-    "--config.name=<b>",
-    "--config.steps_per_call=100000000",
-]
+# Each behind `--config`.
+_OVERRIDES = listed(
+    """.total=2 epochs|.total=x|.seed=3|.seed=-1|.seed=x|.data.batch_size=64|.data.batch_size=0
+.data.batch_sze=64|.data=3|.averages.ema.decay=2|.averages.ema.decay=0.5|.schedule.constant=0.2
+.schedule.steps=3|.model.depth=9|.model.depth=7.5|.name=|=|.threads=1|.snapshots.every=1 steps
+.schedule.rate=Cosine|.optimizer.momentum=nan|.matched.averages=('x',)|.x.y=1|.data.image_size=2
+.data.name=unknown_set|.data.eval_split=x|.seeds=2|.burn_in=3|.evaluate.part=100000|.rates=(1,)
+.two_time_scales.num_runs=0|.single_runs.rate=1e9|.total=1e15 steps|.total=99999999999 steps
+.name=<b>|.steps_per_call=100000000"""
+)
 _WORKDIR = ["run", "run/deeper", "file", "", ".", "locked/run", "\u202e", "used", "x" * 300]
-_STRATEGY = ["one_device", "mirrored", "multi_worker", "tpu", "x"]
 
 
-def _config_flags(known: list[str], **more: Any) -> Any:
-    return st.tuples(
-        st.lists(st.sampled_from([f"--config={name}" for name in known]), min_size=1, max_size=1),
-        st.sampled_from([["--workdir=run"], ["--workdir=run"], ["--workdir=run"], []]),
-        st.lists(st.sampled_from(_OVERRIDES), max_size=2),
-        arguments({"workdir": _WORKDIR, "config": known, **more}, 2),
-    ).map(lambda parts: [text for part in parts for text in part])
+def _config_flags(program: str, *known: str) -> Any:
+    """--config and --workdir, overrides of entries, and other flags of the program."""
+
+    def lists() -> Any:
+        more = arguments(program, 2, workdir=_WORKDIR, config=list(known))
+        sound = st.sampled_from(known).map(lambda name: [f"--config={name}"])
+        workdir = st.sampled_from([["--workdir=run"], ["--workdir=run"], ["--workdir=run"], []])
+        override = st.sampled_from(_OVERRIDES).map(lambda text: f"--config{text}")
+        parts = st.tuples(sound, workdir, st.lists(override, max_size=2), more)
+        return parts.map(lambda given: [text for part in given for text in part])
+
+    return st.deferred(lists)
 
 
 def _around(given: list[str], folder: pathlib.Path) -> list[str]:
@@ -373,21 +327,10 @@ def _train_patches() -> list[Any]:
     ]
 
 
+_CONFIGS = ("digits_demo", str(ROOT / "configs/digits_demo.py"), "digits_dmo", "none.py", "file")
 TRAIN = target(
     "train",
-    _config_flags(
-        [
-            "digits_demo",
-            str(ROOT / "configs/digits_demo.py"),
-            "digits_dmo",
-            "none.py",
-            "file",
-            "synthetic",
-        ],
-        strategy=_STRATEGY,
-        num_devices=_COUNT,
-        tpu=["", "name"],
-    ),
+    _config_flags("train", *_CONFIGS, "synthetic"),
     _around,
     _train_patches,
     keras=True,
@@ -404,22 +347,10 @@ def _reproduce_patches() -> list[Any]:
     ]
 
 
+_SCALES = ("reproduce_digits", "reproduce_imagenet_resnet34", "none.py", "digits_demo")
 REPRODUCE = target(
     "reproduce",
-    _config_flags(
-        [
-            "reproduce_digits",
-            str(ROOT / "configs/reproduce_digits.py"),
-            "reproduce_imagenet_resnet34",
-            "none.py",
-            "digits_demo",
-        ],
-        claims=["A1", "A1,B3", "Z9", ",", "a1"],
-        dry_run=["true", "false", "x"],
-        report_only=["true", "false"],
-        page=["page.md", "none/page.md", ""],
-        force=["true"],
-    ),
+    _config_flags("reproduce", *_SCALES),
     _around,
     _reproduce_patches,
     keras=True,
@@ -435,7 +366,7 @@ def _synthetic_patches() -> list[Any]:
 
 SYNTHETIC = target(
     "synthetic",
-    _config_flags(["synthetic", "digits_demo", "none.py", "file"]),
+    _config_flags("synthetic", "synthetic", "digits_demo", "none.py", "file"),
     _around,
     _synthetic_patches,
 )
@@ -447,39 +378,37 @@ _FILES = [
     ROOT / "configs/synthetic.py",
     ROOT / "configs/reproduce_digits.py",
 ]
-_BODIES = [
-    "return 5",
-    "return None",
-    "return {}",
-    "return {'name': 'x'}",
-    "raise ValueError('no')",
-    "raise ValueError",
-    "raise KeyError('k')",
-    "import no_such_module",
-    "return 1 / 0",
-    "assert False",
-    "return ml_collections.ConfigDict()",
-    "return ml_collections.ConfigDict({'a': 1})",
-    "return ml_collections.ConfigDict({'total': object()})",
-    "raise SystemExit(3)",
-    "return config",
-    "return ml_collections.ConfigDict({'total': lambda: 1})",
-    "raise OSError(2, 'No such file', 'x')",
-    "c = default_config(); c.total = 7; return c",
-    "c = default_config(); c.seed = 'x'; return c",
-    "c = default_config(); c.nothing = 7; return c",
-    "c = default_config(); c.lock(); return c",
-    "c = default_config(); c.averages = {1: 2}; return c",
-    "raise AttributeError('a\\nb')",
-    "c = default_config(); c.averages = {'e': {'kernel': 'X'}}; return c",
-    "raise RuntimeError('r')",
-    "c = default_config(); c.probes = {'p': {}}; return c",
-    "raise NotImplementedError",
-    "return ml_collections.FrozenConfigDict({'name': 'x'})",
-    "return get_config()",
-    "from ml_collections import config_dict as d\n"
-    "    return d.ConfigDict({'name': d.required_placeholder(str)})",
-]
+# Bodies of `get_config`, a line each.
+_BODIES = """return 5
+return None
+return {}
+return {'name': 'x'}
+raise ValueError('no')
+raise ValueError
+raise KeyError('k')
+import no_such_module
+return 1 / 0
+assert False
+return ml_collections.ConfigDict()
+return ml_collections.ConfigDict({'a': 1})
+return ml_collections.ConfigDict({'total': object()})
+return ml_collections.ConfigDict({'total': lambda: 1})
+return ml_collections.FrozenConfigDict({'name': 'x'})
+return ml_collections.ConfigDict({'name': ml_collections.config_dict.required_placeholder(str)})
+raise SystemExit(3)
+return config
+return get_config()
+raise OSError(2, 'No such file', 'x')
+raise AttributeError('a\\nb')
+raise RuntimeError('r')
+raise NotImplementedError
+c = default_config(); c.total = 7; return c
+c = default_config(); c.seed = 'x'; return c
+c = default_config(); c.nothing = 7; return c
+c = default_config(); c.lock(); return c
+c = default_config(); c.averages = {1: 2}; return c
+c = default_config(); c.averages = {'e': {'kernel': 'X'}}; return c
+c = default_config(); c.probes = {'p': {}}; return c""".splitlines()
 _HEAD = (
     "import ml_collections\nfrom tf_lrtraj.runs.run_config import default_config\n\n\n"
     "def get_config({}):\n    {}\n"

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from fuzzing.generate import NUMBERS, ODD, PLAIN, SCALARS, TEXTS, edited, edits, mostly
+from fuzzing.generate import NUMBERS, ODD, SCALARS, TEXTS, edited, edits, mostly
 from fuzzing.judge import Fault, Target
-from tf_lrtraj import kernels, rates, records, theory
+from tf_lrtraj import kernels, rates, records, specs, theory
 from tf_lrtraj.durations import Duration
 from tf_lrtraj.runs import kernel_parsing
-from tf_lrtraj.runs.probing import requests
 
 STEPS = 40
 
@@ -306,14 +305,14 @@ TEXT = Target("kernels in text", spoilt_text(_CALLS), _text)
 
 def _request(given: Any, folder: pathlib.Path) -> None:
     kind, options = given
-    requests.check_request(kind, options)
+    specs.PROBES[specs.check_kind(kind)].check(options)
 
 
-_OPTION = st.sampled_from(sorted(requests.OPTIONS)) | TEXTS
+_OPTION = st.sampled_from(sorted(specs.options())) | TEXTS
 REQUESTS = Target(
     "probe requests",
     st.tuples(
-        st.sampled_from(sorted(requests.PROBES)) | ODD,
+        st.sampled_from(sorted(specs.requestable())) | ODD,
         st.dictionaries(
             _OPTION,
             ODD | st.lists(TEXTS, min_size=2, max_size=4) | st.integers(1, 9),
@@ -371,4 +370,3 @@ TARGETS = [
     TIMETABLES,
     NAMES,
 ]
-_ = PLAIN

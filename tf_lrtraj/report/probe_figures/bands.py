@@ -1,4 +1,4 @@
-"""Curves with bands of uncertainty, labels at their ends, and captions below figures."""
+"""What figures of probes share: bands of uncertainty, labels, captions, numbers in words."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+# Batches of a record that has several kinds of them, in words.
+CURVES = {"train": "its own batch", "held_out": "held-out batches", "others": "other training"}
 
 
 def band(
@@ -44,6 +49,19 @@ def over_batches(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if values.shape[-1] < 2:
             return mean, np.full(mean.shape, np.nan)
         return mean, values.std(axis=-1, ddof=1) / np.sqrt(values.shape[-1])
+
+
+def bars(error: Any) -> np.ndarray:
+    """Lengths of error bars: two standard errors, 0 where the error is not known."""
+    return 2.0 * np.where(np.isfinite(error), error, 0.0)
+
+
+def names_of_points(records: Sequence[ArrayRecord], at: str, otherwise: str) -> list[str]:
+    """What each record is called: by its step where it tells one, else by its number."""
+    return [
+        f"{at} {record.about['step']:,}" if "step" in record.about else f"{otherwise} {i + 1}"
+        for i, record in enumerate(records)
+    ]
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], size: float = 8.0) -> None:
@@ -107,6 +125,12 @@ def number_with_error(number: float, error: float) -> str:
     return f"{number:.{digits}f} ± {error:.{digits}f}"
 
 
+def measured(record: ArrayRecord, name: str, index: Any = ()) -> str:
+    """A value of a record with its standard error."""
+    values = record.values
+    return number_with_error(float(values[name][index]), float(values[f"{name}_se"][index]))
+
+
 def mode_note(about: Mapping[str, Any]) -> str:
     """What was measured, in a few words: batch norm and dropout."""
     parts = []
@@ -122,6 +146,14 @@ def mode_note(about: Mapping[str, Any]) -> str:
     if "penalties" in about and about["penalties"] is not None:
         parts.append(f"penalties of regularizers {about['penalties']}")
     return ", ".join(parts)
+
+
+def sketch_note(record: ArrayRecord) -> str:
+    """The mode, and whether the numbers come from sketches."""
+    note = mode_note(record.about)
+    if record.about.get("sketch_size"):
+        note += f"{', ' if note else ''}from sketches of {record.about['sketch_size']:,} numbers"
+    return note
 
 
 def caption(figure: Figure, text: str, size: float = 7.5) -> None:

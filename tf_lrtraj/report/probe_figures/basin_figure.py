@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, ORANGE, panels, style, title
 from tf_lrtraj.report.probe_figures.bands import (
     band,
+    bars,
     caption,
     label_ends,
+    measured,
     mode_note,
     number_with_error,
     over_batches,
@@ -34,12 +37,7 @@ def draw(record: ArrayRecord) -> Figure:
     its lopsidedness beside its losses; several have a panel each, and the matrix of
     barriers (training above the diagonal, held-out below).  Segments of single layers have
     a panel of their barriers.
-
-    Raises:
-        ValueError: for a record of something else.
     """
-    if record.kind != "basin":
-        raise ValueError(f"`record` must be of segments. Received: kind={record.kind!r}")
     pairs = len(record.coordinates["pair"])
     points = _points(record)
     jobs: list[tuple[str, int]] = [("loss", pair) for pair in range(min(pairs, _MOST))]
@@ -215,7 +213,7 @@ def _list(panel: Axes, record: ArrayRecord, what: str) -> None:
         panel.errorbar(
             np.where(np.isfinite(heights), heights, np.nan),
             rows + (0.18 * (2 * k - 1) if len(groups) > 1 else 0.0),
-            xerr=2.0 * np.where(np.isfinite(errors), errors, 0.0),
+            xerr=bars(errors),
             fmt="o",
             color=color,
             markersize=3.5,
@@ -234,3 +232,19 @@ def _folded(name: str, width: int = 13) -> str:
 
 def _tail(name: str, most: int = 26) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
+
+
+def sentences(record: ArrayRecord) -> Iterator[str]:
+    """What a record found."""
+    for prefix, name in (("", "training"), ("held_out_", "held-out")):
+        if f"{prefix}verdict" not in record.values:
+            continue
+        found = np.asarray(record.values[f"{prefix}verdict"][:, 0], np.int64)
+        counts = [f"{int(np.sum(found == v))} {text}" for v, text in _VERDICTS.items()]
+        worst = int(np.argmax(record.values[f"{prefix}barrier"][:, 0]))
+        text = f"{name} loss, {len(found)} segments: {', '.join(counts)}"
+        if record.values[f"{prefix}barrier"][worst, 0] > 0.0:
+            first, second = (record.coordinates[end][worst] for end in ("first", "second"))
+            height = measured(record, f"{prefix}barrier", (worst, 0))
+            text += f"; highest barrier {height}, from {first} to {second}"
+        yield text

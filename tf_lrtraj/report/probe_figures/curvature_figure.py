@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, PALETTE, panels, style, title
-from tf_lrtraj.report.probe_figures.bands import caption, mode_note
+from tf_lrtraj.report.probe_figures.bands import caption, mode_note, names_of_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def draw(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
+def draw(records: Sequence[ArrayRecord]) -> Figure:
     """Left: dᵀHd / ‖d‖² from losses against products.  Right: the errors of both, by record.
 
     Args:
         records: of `Curvature`, of one point of training or several.
     """
-    given = [records] if isinstance(records, ArrayRecord) else list(records)
-    if not given:
-        raise ValueError("`records` must hold at least one record. Received: none")
     with style():
         figure, axes = panels(1, 2, 8.4, 3.6)
-        _against_products(axes[0], given)
-        _errors(axes[1], given)
-        caption(figure, mode_note(given[0].about))
+        _against_products(axes[0], records)
+        _errors(axes[1], records)
+        caption(figure, mode_note(records[0].about))
     return figure
-
-
-def _name(record: ArrayRecord, index: int) -> str:
-    return f"step {record.about['step']:,}" if "step" in record.about else f"point {index + 1}"
 
 
 def _against_products(axes: Axes, records: Sequence[ArrayRecord]) -> None:
     shown = []
+    names = names_of_points(records, "step", "point")
     for index, record in enumerate(records):
         values = record.values
         squares = values["direction_norm"] ** 2
@@ -54,7 +48,7 @@ def _against_products(axes: Axes, records: Sequence[ArrayRecord]) -> None:
             markersize=3.5,
             linewidth=0.8,
             color=PALETTE[index % len(PALETTE)],
-            label=_name(record, index),
+            label=names[index],
         )
         shown.append(np.concatenate([measured, across] if checked else [measured]))
     numbers = np.concatenate(shown)
@@ -105,7 +99,16 @@ def _errors(axes: Axes, records: Sequence[ArrayRecord]) -> None:
             label=label,
         )
     axes.set_yscale("log")
-    axes.set_xticks(places, [_name(record, i) for i, record in enumerate(records)])
+    axes.set_xticks(places, names_of_points(records, "step", "point"))
     axes.set_xlim(-0.5, len(records) - 0.5)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     title(axes, "Relative errors, and noise in nats: median and range")
+
+
+def sentences(record: ArrayRecord) -> Iterator[str]:
+    """What a record found."""
+    values = record.values
+    text = f"dᵀHd/‖d‖² along the step: median {np.median(values['per_square']):.3g}"
+    if "disagreement" in values:
+        text += f"; products are {100 * np.median(values['disagreement']):.2g} % off (median)"
+    yield f"{text}; noise of one loss {np.median(values['noise']):.1e}"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, PALETTE, panels, style, title
-from tf_lrtraj.report.probe_figures.bands import caption, label_ends, mode_note
+from tf_lrtraj.report.probe_figures.bands import (
+    caption,
+    label_ends,
+    measured,
+    mode_note,
+    number_with_error,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,3 +97,23 @@ def _scores(panel: Axes, record: ArrayRecord, what: str) -> None:
     panel.set_xticks(range(3), ["members", "average", "ensemble"], fontsize=7.5, rotation=30)
     panel.set_xlim(-0.5, 2.5)
     title(panel, what.capitalize())
+
+
+def sentences(record: ArrayRecord) -> Iterator[str]:
+    """What a record found."""
+
+    def accuracy(name: str) -> str:
+        mean, error = (100 * float(record.values[f"mean_{name}_accuracy{s}"]) for s in ("", "_se"))
+        return f"{number_with_error(mean, error)} %"
+
+    yield (
+        f"accuracy: members {accuracy('member')}, ensemble {accuracy('ensemble')}, average of "
+        f"weights {accuracy('average')}"
+    )
+    if not np.isfinite(record.values["ensemble_difference_exponent"]):
+        return
+    yield (
+        "predictions of two members differ as distance to the power "
+        f"{measured(record, 'pair_difference_exponent')}, ensemble and average of weights to the "
+        f"power {measured(record, 'ensemble_difference_exponent')}"
+    )

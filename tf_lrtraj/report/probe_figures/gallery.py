@@ -12,28 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from tf_lrtraj.records import ArrayRecord, RecordError, write_atomically
 from tf_lrtraj.report.drawing import UNDRAWN, reason, to_svg
-from tf_lrtraj.report.probe_figures.sentences import sentences
+from tf_lrtraj.specs import PROBES
+from tf_lrtraj.values import error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "probes"
 
-# kind of a record → (module that draws it, whether several records share a figure, title).
-DRAWN = {
-    "line": ("line_figure", True, "Loss along one step"),
-    "curvature": ("curvature_figure", True, "Curvature along one step"),
-    "side_trip": ("side_trip_figure", True, "Side trips on one fixed batch"),
-    "basin": ("basin_figure", False, "Segments between points"),
-    "width": ("width_figure", True, "Random rays"),
-    "plane": ("plane_figure", False, "A plane through three points"),
-    "gradients": ("gradients_figure", True, "Alignment of batch gradients"),
-    "lagged_gradients": ("gradients_figure", False, "Gradients along the run"),
-    "distance": ("distance_figure", False, "Distances along the run"),
-    "separation": ("distance_figure", False, "Distance between two runs"),
-    "ensemble": ("ensemble_figure", False, "Predictions of several weights"),
-    "modes": ("modes_figure", False, "One loss in several modes"),
-}
 _STEP = re.compile(r"(.+)-(\d{9})")
 
 
@@ -52,24 +38,40 @@ def plot(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
     """
     given = [records] if isinstance(records, ArrayRecord) else list(records)
     kinds = sorted({str(getattr(record, "kind", type(record).__name__)) for record in given})
-    if len(kinds) != 1 or kinds[0] not in DRAWN:
-        raise ValueError(
-            f"`records` must be of one kind of probe, one of {sorted(DRAWN)}. Received: {kinds}"
-        )
+    if len(kinds) != 1 or kinds[0] not in PROBES:
+        raise error("records", f"of one kind of probe, one of {sorted(PROBES)}", kinds)
     unfinished = [i for i, record in enumerate(given) if not record.complete]
     if unfinished:
         raise ValueError(
             "`records` must be complete: measure what they lack first. Received: unfinished "
             f"records at positions {unfinished}"
         )
-    module, together, _ = DRAWN[kinds[0]]
+    together = PROBES[kinds[0]].together
     if not together and len(given) > 1:
         raise ValueError(
             f"the figure of {kinds[0]!r} shows a single record. Received: {len(given)} records"
         )
-    drawing: Any = importlib.import_module(f"tf_lrtraj.report.probe_figures.{module}")
-    figure: Figure = drawing.draw(given if together else given[0])
+    figure: Figure = _module(kinds[0]).draw(given if together else given[0])
     return figure
+
+
+def sentences(record: ArrayRecord) -> list[str]:
+    """What a record found, from its numbers alone; nothing of one that is not complete.
+
+    >>> record = ArrayRecord.empty("plane", {"step": [0, 9]}, {"trajectory_residual": ["step"]})
+    >>> record.put("trajectory_residual", ..., [0.0, 1.5])
+    >>> sentences(record)
+    ['the trajectory lies up to 1.5 off the plane']
+    """
+    if record.kind not in PROBES or not record.complete:
+        return []
+    where = f"step {record.about['step']:,}: " if "step" in record.about else ""
+    return [f"{where}{text}" for text in _module(record.kind).sentences(record)]
+
+
+def _module(kind: str) -> Any:
+    """The module of a kind: `draw` gives its figure, `sentences` what a record found."""
+    return importlib.import_module(f"tf_lrtraj.report.probe_figures.{kind}_figure")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Group:
     @property
     def findings(self) -> list[str]:
         """What its complete records found, a sentence each."""
-        return [text for record in self.records if record.complete for text in sentences(record)]
+        return [text for record in self.records for text in sentences(record)]
 
 
 def groups(workdir: str | os.PathLike[str]) -> list[Group]:
@@ -126,8 +128,8 @@ def _read(
         name = match.group(1) if match else path.stem
         try:
             found.setdefault(name, []).append(ArrayRecord.read(path))
-        except RecordError as error:
-            problems[name] = str(error)
+        except RecordError as damage:
+            problems[name] = str(damage)
     return found, problems
 
 
@@ -135,17 +137,18 @@ def _draw(name: str, records: list[ArrayRecord], problem: str) -> Group:
     if not records:
         return Group(name, [], None, name, problem)
     kind = records[0].kind
-    if kind not in DRAWN:
+    if kind not in PROBES:
         return Group(name, records, None, name, f"{name}: no figure is known for {kind!r}")
-    _, together, title = DRAWN[kind]
+    together, title = PROBES[kind].together, PROBES[kind].title
     unfinished = sum(not record.complete for record in records)
     if unfinished:
         problem = problem or f"{name}: {unfinished} of {len(records)} records are not complete"
     try:
         drawn = [r for r in records if r.complete]
         figure = plot(drawn if together else drawn[-1]) if drawn else None
-    except UNDRAWN as error:
-        return Group(name, records, None, title, f"{name} could not be drawn: {reason(error)}")
+    except UNDRAWN as problem_found:
+        why = f"{name} could not be drawn: {reason(problem_found)}"
+        return Group(name, records, None, title, why)
     return Group(name, records, figure, title, problem)
 
 

@@ -1,33 +1,23 @@
-"""Figures of how gradients are aligned: with each other, and along a trajectory."""
+"""Figure of how the gradients of batches are aligned with each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
-from tf_lrtraj.report.drawing import BLUE, GREEN, ORANGE, PALETTE, panels, style, title
-from tf_lrtraj.report.probe_figures.bands import band, caption, label_ends, mode_note
+from tf_lrtraj.report.drawing import BLUE, ORANGE, panels, style, title
+from tf_lrtraj.report.probe_figures.bands import bars, caption, measured, sketch_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def draw(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
-    """The figure of records of `Gradients` (a row for each), or of one of `LaggedGradients`."""
-    given = [records] if isinstance(records, ArrayRecord) else list(records)
-    if given[0].kind == "lagged_gradients":
-        return _along(given[0])
-    return _at_points(given)
-
-
-# At a point -----------------------------------------------------------------------------------
-
-
-def _at_points(records: Sequence[ArrayRecord]) -> Figure:
+def draw(records: Sequence[ArrayRecord]) -> Figure:
+    """Cosines of batch gradients: a row of panels for each record."""
     per_layer = any(len(record.coordinates["layer"]) > 1 for record in records)
     columns = 3 if per_layer else 2
     with style():
@@ -46,7 +36,7 @@ def _at_points(records: Sequence[ArrayRecord]) -> Figure:
             _histograms(own[1], record, cosines)
             if per_layer:
                 _layers(own[2], record)
-        _note(figure, records[0])
+        caption(figure, sketch_note(records[0]))
     return figure
 
 
@@ -109,7 +99,7 @@ def _layers(panel: Axes, record: ArrayRecord) -> None:
         panel.errorbar(
             mean[known],
             places[known] + shift,
-            xerr=2.0 * np.where(np.isfinite(error[known]), error[known], 0.0),
+            xerr=bars(error[known]),
             fmt="o",
             color=color,
             markersize=3.2,
@@ -122,57 +112,10 @@ def _layers(panel: Axes, record: ArrayRecord) -> None:
     title(panel, "Layer by layer")
 
 
-# Along a trajectory ---------------------------------------------------------------------------
-
-
-def _along(record: ArrayRecord) -> Figure:
-    lags, steps, values = record.coordinates["lag"], record.coordinates["step"], record.values
-    later = lags > 0
-    with style():
-        figure, (left, middle, right) = panels(1, 3, 14.2, 3.7)
-        curves = [
-            ("mean_cosine", BLUE, "the same batches"),
-            ("full_cosine", GREEN, "full gradient (estimate)"),
-        ]
-        _curves(left, record, later, curves)
-        title(left, "Gradient and gradient a lag later")
-        curves = [
-            ("mean_start_cosine", BLUE, "gradient at the start"),
-            ("mean_end_cosine", ORANGE, "gradient at the end"),
-        ]
-        _curves(middle, record, later, curves)
-        title(middle, "Gradient and way gone (below 0: downhill)")
-        cosines = values["off_mean_cosine"]
-        right.plot(steps, np.where(np.isfinite(cosines), cosines, np.nan), color=PALETTE[3])
-        right.axhline(0.0, color="black", linewidth=0.8)
-        right.set_xlabel("step")
-        right.set_ylabel("cosine")
-        mean = {"running": "the mean so far", "all": "the mean of all steps"}
-        text = mean.get(str(record.about.get("mean")), "given weights")
-        title(right, f"Gradient and way from {text}")
-        _note(figure, record)
-    return figure
-
-
-def _curves(
-    panel: Axes, record: ArrayRecord, later: np.ndarray, curves: list[tuple[str, str, str]]
-) -> None:
-    lags = record.coordinates["lag"][later].astype(np.float64)
-    ends = {}
-    for name, color, label in curves:
-        mean, error = record.values[name][later], record.values[f"{name}_se"][later]
-        band(panel, lags, mean, error, color, marker="o", markersize=3)
-        ends[label] = (float(lags[-1]), float(mean[-1]), color)
-    panel.axhline(0.0, color="black", linewidth=0.8)
-    if lags.size > 1:
-        panel.set_xscale("log")
-    panel.set_xlabel("lag, updates")
-    panel.set_ylabel("cosine")
-    label_ends(panel, ends)
-
-
-def _note(figure: Figure, record: ArrayRecord) -> None:
-    note = mode_note(record.about)
-    if record.about.get("sketch_size"):
-        note += f"{', ' if note else ''}from sketches of {record.about['sketch_size']:,} numbers"
-    caption(figure, note)
+def sentences(record: ArrayRecord) -> Iterator[str]:
+    """What a record found."""
+    yield (
+        f"cosine of two batches' gradients {measured(record, 'pair_cosine', 0)}, of a batch's and "
+        f"the mean of the others {measured(record, 'rest_cosine', 0)}; "
+        f"noise scale {measured(record, 'noise_scale', 0)} examples"
+    )

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREEN, GREY, ORANGE, panels, style, title
-from tf_lrtraj.report.probe_figures.bands import caption, mode_note, number_with_error
+from tf_lrtraj.report.probe_figures.bands import (
+    CURVES,
+    band,
+    caption,
+    measured,
+    mode_note,
+    names_of_points,
+    number_with_error,
+    over_batches,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CURVES = {
+_STYLES = {
     "train": (BLUE, "this batch"),
     "held_out": (ORANGE, "held-out"),
     "others": (GREEN, "other training"),
@@ -29,32 +38,23 @@ _DIRECTIONS = {
 }
 
 
-def draw(
-    records: ArrayRecord | Sequence[ArrayRecord], titles: Sequence[str] | None = None
-) -> Figure:
+def draw(records: Sequence[ArrayRecord]) -> Figure:
     """Curves against the rate above, errors of polynomial fits below, a column per record.
 
     Args:
         records: of `Line`; columns share axes unless their ranges differ by more than 2.5.
-        titles: of the columns; by default the step that `about` tells, or a number.
     """
-    given = [records] if isinstance(records, ArrayRecord) else list(records)
-    if not given:
-        raise ValueError("`records` must hold at least one record. Received: none")
-    if titles is None:
-        titles = [
-            f"At step {r.about['step']:,}" if "step" in r.about else f"Point {i + 1}"
-            for i, r in enumerate(given)
-        ]
-        titles = [""] if len(given) == 1 and "step" not in given[0].about else titles
-    ends = [_end(record) for record in given]
-    tops = [_top(record) for record in given]
+    titles = names_of_points(records, "At step", "Point")
+    if len(records) == 1 and "step" not in records[0].about:
+        titles = [""]
+    ends = [_end(record) for record in records]
+    tops = [_top(record) for record in records]
     # One scale for all, unless points differ so much that one would hide the others.
     across, along = (max(limits) <= 2.5 * min(limits) for limits in (tops, ends))
     with style():
-        columns = len(given)
+        columns = len(records)
         figure, axes = panels(2, columns, max(5.0, 3.7 * columns), 6.2)
-        for i, record in enumerate(given):
+        for i, record in enumerate(records):
             _curves(axes[i], record, max(ends) if along else ends[i])
             axes[i].set_ylim(0.0, max(tops) if across else tops[i])
             title(axes[i], titles[i])
@@ -65,9 +65,9 @@ def draw(
         axes[0].set_ylabel("loss after the step")
         axes[columns].set_ylabel("error of the fit / drop of the loss")
         about = [
-            _DIRECTIONS.get(str(given[0].about.get("direction")), ""),
-            f"{len(given[0].coordinates['batch'])} batches",
-            mode_note(given[0].about),
+            _DIRECTIONS.get(str(records[0].about.get("direction")), ""),
+            f"{len(records[0].coordinates['batch'])} batches",
+            mode_note(records[0].about),
         ]
         note = ", ".join(part for part in about if part) + (
             "\nbands: 2 standard errors of the change; dotted: parabola; bars: gain is gone; "
@@ -98,7 +98,7 @@ def _curves(panel: Axes, record: ArrayRecord, end: float) -> None:
         inside[int(inside.sum())] = True  # a curve goes on to the panel's edge
     marker = "o" if inside.sum() < 20 else None
     for c, name in enumerate(record.coordinates["curve"].tolist()):
-        color, label = _CURVES[name]
+        color, label = _STYLES[name]
         each, mean = values[name], values["mean"][c]
         shown = inside & np.isfinite(mean)
         if name == "train":
@@ -109,20 +109,9 @@ def _curves(panel: Axes, record: ArrayRecord, end: float) -> None:
             if np.isfinite(values["mean_fit"][c]).all():
                 parabola = np.polynomial.polynomial.polyval(fitted, values["mean_fit"][c])
                 panel.plot(fitted, parabola, color="black", linewidth=1.1, linestyle=":", zorder=3)
-        panel.plot(
-            rates[shown], mean[shown], color=color, linewidth=1.8, marker=marker, markersize=2.5
-        )
-        if each.shape[1] > 1:
-            with np.errstate(invalid="ignore"):
-                spread = (each - each[:1]).std(axis=1, ddof=1) / np.sqrt(each.shape[1])
-            panel.fill_between(
-                rates[shown],
-                (mean - 2.0 * spread)[shown],
-                (mean + 2.0 * spread)[shown],
-                color=color,
-                alpha=0.18,
-                linewidth=0,
-            )
+        with np.errstate(invalid="ignore"):
+            _, error = over_batches(each - each[:1])
+        band(panel, rates[shown], mean[shown], error[shown], color, marker=marker, markersize=2.5)
         _marks(panel, record, c, color, label)
     panel.set_xlim(0.0, end)
     panel.set_xlabel("learning rate of the step")
@@ -201,3 +190,25 @@ def _errors(panel: Axes, record: ArrayRecord, labelled: bool) -> None:
     panel.set_ylim(1e-4, 1.0)
     panel.set_yticks([1e-4, 1e-3, 1e-2, 1e-1, 1.0], ["0.01 %", "0.1 %", "1 %", "10 %", "100 %"])
     panel.set_xlim(0.0, 1.04 * float(windows[-1]))
+
+
+def sentences(record: ArrayRecord) -> Iterator[str]:
+    """What a record found."""
+    batches = len(record.coordinates["batch"])
+    for i, curve in enumerate(record.coordinates["curve"].tolist()):
+        text = f"{CURVES[curve]}: best at rate {measured(record, 'mean_best_rate', i)}"
+        text += f", lower by {measured(record, 'mean_gain', i)}"
+        crossing = record.values["mean_zero_crossing"][i]
+        if np.isfinite(crossing):
+            text += f"; the gain is gone at {measured(record, 'mean_zero_crossing', i)}"
+        yield f"{text} (mean of {batches} batches)"
+    degrees = record.coordinates["degree"].tolist()
+    windows = record.coordinates["window"].tolist()
+    if 2 in degrees and 2.0 in windows:
+        errors = record.values["fit_error"][degrees.index(2), windows.index(2.0)]
+        if np.isfinite(errors).any():
+            middle, worst = np.nanmedian(errors), np.nanmax(errors)
+            yield (
+                "a parabola fits each batch's own curve up to twice its best rate within "
+                f"{100 * middle:.2g} % of the drop (median; worst {100 * worst:.2g} %)"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,7 @@ def draw(record: ArrayRecord) -> Figure:
 
     Levels lie close where the loss is low, and the same levels serve both panels only in
     their rule, as held-out losses have another range.
-
-    Raises:
-        ValueError: for a record of something else.
     """
-    if record.kind != "plane":
-        raise ValueError(f"`record` must be of a plane. Received: kind={record.kind!r}")
     shown = [("loss", "loss, training batches")]
     if "held_out_loss" in record.values:
         shown.append(("held_out_loss", "loss, held-out batches"))
@@ -107,3 +103,10 @@ def _points(panel: Axes, record: ArrayRecord) -> None:
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0},
             zorder=5,
         )
+
+
+def sentences(record: ArrayRecord) -> Iterator[str]:
+    """What a record found."""
+    if "trajectory_residual" in record.values:
+        residual = float(np.max(record.values["trajectory_residual"]))
+        yield f"the trajectory lies up to {residual:.3g} off the plane"

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, panels, style, title
-from tf_lrtraj.report.probe_figures.bands import band, caption, label_ends, mode_note
+from tf_lrtraj.report.probe_figures.bands import (
+    CURVES,
+    band,
+    caption,
+    label_ends,
+    mode_note,
+    names_of_points,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CURVES = (
+_STYLES = (
     ("train", BLUE, "its own batch"),
     ("others", GREY, "other training"),
     ("held_out", ORANGE, "held out"),
 )
 
 
-def draw(
-    records: ArrayRecord | Sequence[ArrayRecord], titles: Sequence[str] | None = None
-) -> Figure:
+def draw(records: Sequence[ArrayRecord]) -> Figure:
     """Loss against steps of side trips, a panel for each starting point.
 
     Thick: means over trips and batches, with bands of two standard errors; thin: the own
@@ -31,27 +36,21 @@ def draw(
 
     Args:
         records: of `SideTrip`, one for each starting point.
-        titles: of the panels; by default the step that `about` tells, or a number.
     """
-    given = [records] if isinstance(records, ArrayRecord) else list(records)
-    if titles is None:
-        titles = [
-            f"From step {r.about['step']:,}" if "step" in r.about else f"Starting point {i + 1}"
-            for i, r in enumerate(given)
-        ]
+    titles = names_of_points(records, "From step", "Starting point")
     with style():
-        figure, axes = panels(1, len(given), 1.2 + 4.0 * len(given), 3.6)
+        figure, axes = panels(1, len(records), 1.2 + 4.0 * len(records), 3.6)
         top = 0.0
-        for record in given:
-            shown = [record.values[f"{name}_mean"] for name, _, _ in _CURVES if _has(record, name)]
+        for record in records:
+            shown = [record.values[f"{name}_mean"] for name, _, _ in _STYLES if _has(record, name)]
             top = max(top, *(float(np.max(v[np.isfinite(v)], initial=0.0)) for v in shown))
-        for panel, record, text in zip(axes, given, titles, strict=True):
+        for panel, record, text in zip(axes, records, titles, strict=True):
             steps, values = record.coordinates["step"], record.values
             trips = np.where(np.isfinite(values["train_loss"]), values["train_loss"], np.nan)
             panel.plot(steps, trips.T, color=BLUE, linewidth=0.6, alpha=0.45)
             panel.set_xlim(0, steps[-1])
             panel.set_ylim(0.0, 1.12 * top if top > 0.0 else 1.0)
-            for name, color, _ in _CURVES:
+            for name, color, _ in _STYLES:
                 if _has(record, name):
                     mean, error = values[f"{name}_mean"], values[f"{name}_mean_se"]
                     band(panel, steps, mean, error, color, marker="o", markersize=3)
@@ -59,12 +58,12 @@ def draw(
             count = len(record.coordinates["trip"])
             title(panel, f"{text}; {count} trip{'s' * (count != 1)}, rate {_rates(record)}")
         axes[0].set_ylabel("loss")
-        notes = [_optimizer(given[0]), mode_note(given[0].about)]
+        notes = [_optimizer(records[0]), mode_note(records[0].about)]
         caption(figure, ", ".join(note for note in notes if note))
-        last = given[-1]
+        last = records[-1]
         ends = {
             label: (float(last.coordinates["step"][-1]), float(last.values[f"{n}_mean"][-1]), color)
-            for n, color, label in _CURVES
+            for n, color, label in _STYLES
             if _has(last, n)
         }
         label_ends(axes[-1], ends)
@@ -83,3 +82,16 @@ def _optimizer(record: ArrayRecord) -> str:
 def _rates(record: ArrayRecord) -> str:
     rates = sorted(set(record.about["learning_rate"]))
     return f"{rates[0]:.3g}" if len(rates) == 1 else f"{rates[0]:.3g} to {rates[-1]:.3g}"
+
+
+def sentences(record: ArrayRecord) -> Iterator[str]:
+    """What a record found."""
+    last = len(record.coordinates["step"]) - 1
+    rate = record.about.get("learning_rate", [float("nan")])[0]
+    parts = []
+    for group in CURVES:
+        if _has(record, group):
+            means = record.values[f"{group}_mean"]
+            after = f" to {means[3]:.3f} after 3" if last > 3 else ""
+            parts.append(f"{CURVES[group]} from {means[0]:.3f}{after} to {means[last]:.3f}")
+    yield f"{last} steps at rate {rate:.3g}: " + "; ".join(parts)

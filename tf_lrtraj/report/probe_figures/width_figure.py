@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,16 +27,15 @@ _COLOURS = (*PALETTE[2:], *PALETTE[:2])
 _GROUPS = (("", "training batches"), ("held_out_", "held-out batches"))
 
 
-def draw(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
+def draw(records: Sequence[ArrayRecord]) -> Figure:
     """Loss and error against distance: means over rays with bands, single rays thin.
 
     Args:
         records: of `Width`; a row of panels for each.
     """
-    given = [records] if isinstance(records, ArrayRecord) else list(records)
     with style():
         rows = []
-        for record in given:
+        for record in records:
             groups = [group for group in _GROUPS if f"{group[0]}loss" in record.values]
             row = [(prefix, "loss", text) for prefix, text in groups]
             prefix, text = groups[-1]
@@ -45,13 +44,13 @@ def draw(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
             rows.append(row)
         columns = max(map(len, rows))
         figure, axes = panels(len(rows), columns, 1.2 + 3.7 * columns, 3.6 * len(rows))
-        for number, (record, row) in enumerate(zip(given, rows, strict=True)):
+        for number, (record, row) in enumerate(zip(records, rows, strict=True)):
             own = axes[number * columns : (number + 1) * columns]
             for panel, (prefix, what, text) in zip(own, row, strict=False):
                 _curves(panel, record, prefix, what, text)
             for panel in own[len(row) :]:
                 panel.set_axis_off()
-        caption(figure, mode_note(given[0].about))
+        caption(figure, mode_note(records[0].about))
     return figure
 
 
@@ -113,3 +112,17 @@ def _mark(
         values = (record.values[f"{prefix}width_difference{s}"][1, 0] for s in ("", "_se"))
         told.append((f"difference {number_with_error(*values)}", GREY))
     return told
+
+
+def sentences(record: ArrayRecord) -> Iterator[str]:
+    """What a record found."""
+    rise = record.about.get("rise")
+    for prefix, name in (("", "training"), ("held_out_", "held-out")):
+        if f"{prefix}width_mean" not in record.values:
+            continue
+        for i, point in enumerate(record.coordinates["point"].tolist()):
+            width = float(record.values[f"{prefix}width_mean"][i])
+            if np.isfinite(width):
+                error = float(record.values[f"{prefix}width_se"][i])
+                at = number_with_error(width, error)
+                yield f"{name} loss of {point} has risen by {rise} at distance {at} along rays"

@@ -12,10 +12,10 @@ from tf_lrtraj import records, report
 from tf_lrtraj.probes.probe_recorder import record_path
 from tf_lrtraj.report.probe_figures import gallery
 from tf_lrtraj.runs.assembly import assemble, load_dataset
-from tf_lrtraj.runs.probing.requests import at_steps
-from tf_lrtraj.runs.probing.run_points import Places
+from tf_lrtraj.runs.probing.run_points import RunWeights
 from tf_lrtraj.runs.probing.run_probes import Measurer
 from tf_lrtraj.runs.run_config import ConfigError
+from tf_lrtraj.specs import PROBES
 
 
 def probe_run(
@@ -34,11 +34,11 @@ def probe_run(
     Args:
         config: from `config.read_config`.
         workdir: the run's folder.
-        kind, options: from `requests.check_request`.
+        kind, options: from `specs.ProbeSpec.check`.
         strategy: a `tf.distribute` strategy of one device.
         steps: points of probes that are measured at one point at a time.
         name: of the records; the kind by default.
-        tell: told what each measurement will cost, before it starts.
+        tell: called with what each measurement will cost, before it starts.
 
     Returns:
         the records, the figure, and the report, as far as they were written.
@@ -54,16 +54,16 @@ def probe_run(
     # A matched run has rates of its own; for others the recorded ones are the configured ones.
     rates = records.read_schedule(workdir / records.SCHEDULE)
     assembly = assemble(bare, load_dataset(bare), strategy, rates)
-    places = Places(assembly, workdir)
+    run_weights = RunWeights(assembly, workdir)
     measurer = Measurer(assembly, tell=tell)
     folder = workdir / gallery.FOLDER
-    if at_steps(kind, options):
-        wanted = sorted({places.nearest(text) for text in steps})
+    if PROBES[kind].at_steps(options):
+        wanted = sorted({run_weights.nearest(text) for text in steps})
         written = [record_path(folder, name, step) for step in wanted]
         for step, path in zip(wanted, written, strict=True):
             tell(f"{kind} at step {step}")
-            velocity = functools.partial(places.velocity, step)
-            measurer.at_a_step(kind, options, places.read(step), step, path, velocity)
+            velocity = functools.partial(run_weights.velocity, step)
+            measurer.at_a_step(kind, options, run_weights.read(step), step, path, velocity)
     else:
         if list(steps) != ["last"]:
             raise ConfigError(
@@ -71,7 +71,7 @@ def probe_run(
                 f"and --last. Received: {list(steps)}"
             )
         written = [folder / f"{name}.npz"]
-        measurer.of_the_run(kind, options, places, written[0])
+        measurer.of_the_run(kind, options, run_weights, written[0])
     for group in gallery.groups(workdir):
         if group.name == name:
             for text in [*group.findings, group.problem]:

@@ -25,7 +25,7 @@ _TRIP = re.compile(r"trip:([^:]+)(?::(\d+))?")
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:%|percent)")
 
 
-class Places:
+class RunWeights:
     """Weights of a run at its steps, read from disk one set at a time.
 
     It has `steps` and `read(step)`, as `Snapshots` has, so probes take it as a trajectory.
@@ -186,7 +186,7 @@ class Point:
 
 
 def parse_point(text: str, *, trips: bool = False) -> Point:
-    """Reads a point as `Places.named` takes it.
+    """Reads a point as `RunWeights.named` takes it.
 
     Raises:
         ConfigError: if it is none.
@@ -209,8 +209,21 @@ def parse_point(text: str, *, trips: bool = False) -> Point:
     return Point(name, kernel=kernel)
 
 
+def check_trip(batch: int | None, count: int, text: Any) -> None:
+    """Makes sure that a side trip's batch is one of the training batches.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    if batch is not None and batch >= count:
+        raise ConfigError(
+            f"a side trip's batch must be one of the {count} training batches, from 0. "
+            f"Received: {text!r}"
+        )
+
+
 def nearest_step(text: str, steps: Any, total: int, where: str | os.PathLike[str]) -> int:
-    """Of [n] `steps` the one that `text` names; see `Places.nearest`.
+    """Of [n] `steps` the one that `text` names; see `RunWeights.nearest`.
 
     Args:
         text: "first", "last", a share such as "50%", or a number.
@@ -276,15 +289,15 @@ def _shown(steps: Any) -> str:
     return ", ".join(numbers if len(numbers) <= 12 else [*numbers[:6], "…", *numbers[-5:]])
 
 
-def spaced(places: Places, first: str | None, last: str | None) -> Slice:
+def spaced(run_weights: RunWeights, first: str | None, last: str | None) -> Slice:
     """The snapshots (without any, the checkpoints) from `first` to `last` in equal strides.
 
     Raises:
         ConfigError: if fewer than 3 equally spaced ones are there.
     """
-    low, high = places.nearest(first or "first"), places.nearest(last or "last")
-    steps = places.steps if places.snapshots is None else places.snapshots.steps
-    return Slice(places, equally_spaced(steps, low, high))
+    low, high = run_weights.nearest(first or "first"), run_weights.nearest(last or "last")
+    steps = run_weights.steps if run_weights.snapshots is None else run_weights.snapshots.steps
+    return Slice(run_weights, equally_spaced(steps, low, high))
 
 
 def equally_spaced(steps: Any, low: int, high: int) -> list[int]:

@@ -1,8 +1,9 @@
-"""From a request to a record: the run's loss surface, its batches, and the probes built on them."""
+"""From a request to a record: probes are built from parts of a run, and measured."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,8 +15,9 @@ from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.probes.vectors import flat
 from tf_lrtraj.runs.assembly import Assembly
 from tf_lrtraj.runs.probing.probe_batches import ProbeBatches
-from tf_lrtraj.runs.probing.run_points import Places, spaced
+from tf_lrtraj.runs.probing.run_points import RunWeights, check_trip, spaced
 from tf_lrtraj.runs.run_config import ConfigError
+from tf_lrtraj.specs import PROBES, ProbeSpec
 from tf_lrtraj.training.step import per_example_loss
 
 Options = Mapping[str, Any]
@@ -26,7 +28,7 @@ class Measurer:
 
     Args:
         assembly: the run's parts.
-        tell: told what each measurement will cost before it starts.
+        tell: called with what each measurement will cost, before it starts.
         progress: show progress bars on a terminal.
     """
 
@@ -43,7 +45,44 @@ class Measurer:
         self._surfaces: dict[tuple[str, str], Surface] = {}
         self._batches: dict[tuple[int | None, int], ProbeBatches] = {}
 
-    # What probes are built from -----------------------------------------------------------
+    def at_a_step(
+        self,
+        kind: str,
+        options: Options,
+        weights: Any,
+        step: int,
+        path: pathlib.Path,
+        velocity: Callable[[], Sequence[Any]] | None = None,
+    ) -> None:
+        """Measures a probe at one point.
+
+        Args:
+            kind, options: from `ProbeSpec.check`.
+            weights: None for the model's own.
+            step: the number of updates made at that point.
+            path: of the record.
+            velocity: the optimizer's velocity there, if it can be had.
+        """
+        parts = Parts(self, kind, options, step=step, weights=weights, velocity=velocity)
+        self._measure(parts, path, {"step": step})
+
+    def of_the_run(
+        self, kind: str, options: Options, run_weights: RunWeights, path: pathlib.Path
+    ) -> None:
+        """Measures a probe that takes several points of a run."""
+        self._measure(Parts(self, kind, options, run_weights=run_weights), path, {})
+
+    def _measure(self, parts: Parts, path: pathlib.Path, about: Options) -> None:
+        probe, config = parts.probe(), self.assembly.config
+        run = {"run": config["name"], "run_seed": config["seed"], "data": config["data"]["name"]}
+        path.parent.mkdir(exist_ok=True)
+        probes.measure(
+            probe,
+            path,
+            progress=self._progress,
+            tell=self._tell,
+            about={**run, **about, **parts.about},
+        )
 
     def surface(self, options: Options) -> Surface:
         """The loss that training minimised, without weight decay, in the mode asked for."""
@@ -61,227 +100,191 @@ class Measurer:
         return self._surfaces[key]
 
     def batches(self, options: Options) -> ProbeBatches:
+        """The batches of a size and a seed."""
         key = options["batch_size"], options["seed"]
         if key not in self._batches:
             self._batches[key] = ProbeBatches(self.assembly, *key)
         return self._batches[key]
 
-    def training(self, options: Options) -> Any:
-        return self.batches(options).training(options["batches"])
 
-    def others(self, options: Options) -> Any:
-        """Training batches that no step is taken on."""
-        return self.batches(options).training(options["held_out_batches"], skip=options["batches"])
+class Parts:
+    """What one probe is built from.
 
-    def held_out(self, options: Options) -> Any:
-        split = options["held_out"] or self.assembly.eval_split
-        return self.batches(options).held_out(split, options["held_out_batches"])
+    The methods without an underscore, but for `probe`, are the parts that `tf_lrtraj.specs`
+    names.  Each returns arguments of the probe's class.
 
-    def rate(self, step: int) -> float:
-        """The run's rate of the update after `step` of them."""
-        rates = self.assembly.learning_rates
-        return float(rates[min(step, len(rates) - 1)])
+    Args:
+        measurer: of the run.
+        kind, options: from `ProbeSpec.check`.
+        step, weights, velocity: of a single point, as `Measurer.at_a_step` takes them.
+        run_weights: of the whole run, for probes that take several points.
+    """
 
-    def effective_rate(self, step: int, momentum: float) -> float:
-        """The rate at which SGD with `momentum` moves as the run does on a steady gradient.
-
-        The run's momentum β makes λ / (1 - β) of its rate λ.
-        """
-        own = self.assembly.config["optimizer"]["momentum"]
-        return self.rate(step) * (1.0 - momentum) / (1.0 - own)
-
-    # Probes -------------------------------------------------------------------------------
-
-    def at_a_step(
+    def __init__(
         self,
+        measurer: Measurer,
         kind: str,
         options: Options,
-        weights: Any,
-        step: int,
-        path: pathlib.Path,
+        *,
+        step: int | None = None,
+        weights: Any = None,
         velocity: Callable[[], Sequence[Any]] | None = None,
+        run_weights: RunWeights | None = None,
     ) -> None:
-        """Measures a probe at one point.
+        self._measurer, self._assembly = measurer, measurer.assembly
+        self._spec, self._options = PROBES[kind].measured(options), options
+        self._step, self._weights, self._velocity = step, weights, velocity
+        self._run_weights = run_weights
+        self.about: dict[str, Any] = {}  # what the record is to say of itself
 
-        Args:
-            kind, options: from `requests`.
-            weights: None for the model's own.
-            step: the number of updates made at that point.
-            path: of the record.
-            velocity: the optimizer's velocity there, if it can be had.
-        """
-        if kind == "line":
-            probe: probes.Probe = self._line(options, weights, step, velocity)
-        elif kind == "curvature":
-            probe = probes.Curvature(
-                self.surface(options),
-                weights,
-                self.training(options),
-                direction=options["direction"],
-                seed=options["seed"],
-                **self._momentum(options, step, velocity),
-            )
-        elif kind == "side_trip":
-            probe = self._side_trip(options, weights, step)
-        elif kind == "gradients":
-            probe = probes.Gradients(
-                self.surface(options),
-                weights,
-                self.training(options),
-                per_layer=options["per_layer"],
-                seed=options["seed"],
-            )
-        else:
-            points = {str(step): self.surface(options).point(weights)}
-            probe = self._width(options, points)
-        self._measure(probe, path, {"step": step})
+    def probe(self) -> probes.Probe:
+        """The probe, built from the parts that its spec names and from its own options."""
+        arguments: dict[str, Any] = {}
+        for part in self._spec.takes:
+            arguments |= getattr(self, part.name)()
+        arguments |= {name: self._options[name] for name in self._spec.keywords}
+        renamed = self._spec.renamed
+        return probe_class(self._spec)(**{renamed.get(n, n): v for n, v in arguments.items()})
 
-    def of_the_run(
-        self,
-        kind: str,
-        options: Options,
-        places: Places,
-        path: pathlib.Path,
-    ) -> None:
-        """Measures a probe that takes several points of a run."""
-        about: dict[str, Any] = {}
-        probe: probes.Probe
-        if kind == "distance":
-            probe = self._distance(options, places)
-        elif kind == "gradients":
-            trajectory = spaced(places, options["first"], options["last"])
-            probe = probes.LaggedGradients(
-                self.surface(options), trajectory, self.training(options), seed=options["seed"]
-            )
-        else:
-            end = functools.partial(self._trip_end, options, places) if kind == "basin" else None
-            points = places.named(options["points"], end)
-            about["points"] = dict(zip(points, options["points"], strict=True))
-            probe = self._with_points(kind, options, points, places)
-        self._measure(probe, path, about)
+    # The loss and its batches -------------------------------------------------------------
 
-    def _measure(self, probe: probes.Probe, path: pathlib.Path, about: Options) -> None:
-        config = self.assembly.config
-        run = {"run": config["name"], "run_seed": config["seed"], "data": config["data"]["name"]}
-        path.parent.mkdir(exist_ok=True)
-        probes.measure(
-            probe, path, progress=self._progress, tell=self._tell, about={**run, **about}
-        )
+    def surface(self) -> dict[str, Any]:
+        return {"surface": self._surface}
 
-    def _line(
-        self,
-        options: Options,
-        weights: Any,
-        step: int,
-        velocity: Callable[[], Sequence[Any]] | None,
-    ) -> probes.Probe:
-        rates = probes.rate_grid(
-            options["low"], options["high"], options["num"], scale=options["scale"]
-        )
-        return probes.Line(
-            self.surface(options),
-            weights,
-            self.training(options),
-            held_out=self.held_out(options),
-            others=self.others(options),
-            rates=rates,
-            direction=options["direction"],
-            seed=options["seed"],
-            **self._momentum(options, step, velocity),
-        )
+    def batches(self) -> dict[str, Any]:
+        return {"batches": self._batches.training(self._options["batches"])}
 
-    def _momentum(
-        self, options: Options, step: int, velocity: Callable[[], Sequence[Any]] | None
-    ) -> dict[str, Any]:
-        """What a step along the optimizer's velocity needs; nothing for other directions."""
-        if options["direction"] != "momentum":
-            return {}
-        if velocity is None:
+    def held_out(self) -> dict[str, Any]:
+        split = self._options["held_out"] or self._assembly.eval_split
+        return {"held_out": self._batches.held_out(split, self._options["held_out_batches"])}
+
+    def others(self) -> dict[str, Any]:
+        count, skip = self._options["held_out_batches"], self._options["batches"]
+        return {"others": self._batches.training(count, skip=skip)}
+
+    def seed(self) -> dict[str, Any]:
+        return {"seed": self._options["seed"]}
+
+    # Steps --------------------------------------------------------------------------------
+
+    def rates(self) -> dict[str, Any]:
+        low, high, num = (self._options[name] for name in ("low", "high", "num"))
+        return {"rates": probes.rate_grid(low, high, num, scale=self._options["scale"])}
+
+    def direction(self) -> dict[str, Any]:
+        found = {"direction": self._options["direction"]}
+        if found["direction"] != "momentum":
+            return found
+        if self._velocity is None:
             raise ConfigError("`direction='momentum'` needs a velocity, which is not at hand")
         return {
-            "velocity": velocity(),
-            "momentum": self.assembly.config["optimizer"]["momentum"],
-            "learning_rate": self.rate(step),
+            **found,
+            "velocity": self._velocity(),
+            "momentum": self._assembly.config["optimizer"]["momentum"],
+            "learning_rate": self._rate(self._step or 0),
         }
 
-    def _side_trip(
-        self, options: Options, weights: Any, step: int, keep_ends: bool = False
-    ) -> probes.SideTrip:
-        rate = options["learning_rate"] or self.effective_rate(step, options["momentum"])
-        return probes.SideTrip(
-            self.surface(options),
-            weights,
-            self.training(options),
-            held_out=self.held_out(options),
-            others=self.others(options),
-            learning_rate=rate,
-            num_steps=options["num_steps"],
-            momentum=options["momentum"],
-            weight_decay=self.assembly.config["optimizer"]["weight_decay"],
-            keep_ends=keep_ends,
+    def trip(self) -> dict[str, Any]:
+        return self._trip_from(self._step or 0)
+
+    def trip_ends(self) -> dict[str, Any]:
+        """Nothing of its own: the ends of side trips are among the points."""
+        return {}
+
+    def _trip_from(self, step: int) -> dict[str, Any]:
+        # The run's momentum β makes λ / (1 - β) of its rate λ on a steady gradient.
+        own, momentum = self._assembly.config["optimizer"], self._options["momentum"]
+        usual = self._rate(step) * (1.0 - momentum) / (1.0 - own["momentum"])
+        return {
+            "learning_rate": self._options["learning_rate"] or usual,
+            "num_steps": self._options["num_steps"],
+            "momentum": momentum,
+            "weight_decay": own["weight_decay"],
+        }
+
+    def _rate(self, step: int) -> float:
+        """The run's rate of the update after `step` of them."""
+        rates = self._assembly.learning_rates
+        return float(rates[min(step, len(rates) - 1)])
+
+    # Points -------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Any]:
+        return {"weights": self._weights}
+
+    def points(self) -> dict[str, Any]:
+        return {"points": self._points}
+
+    def rays(self) -> dict[str, Any]:
+        radius = self._options["radius"] or _usual_radius(self._surface, self._points)
+        distances = np.linspace(0.0, radius, self._options["num"]).tolist()
+        return {"distances": distances, "num_rays": self._options["rays"]}
+
+    @functools.cached_property
+    def _points(self) -> dict[str, Any]:
+        if self._run_weights is None:
+            return {str(self._step): self._surface.point(self._weights)}
+        texts = self._options["points"]
+        trip_end = self._trip_end if self._spec.takes_part("trip_ends") else None
+        found = self._run_weights.named(texts, trip_end)
+        self.about["points"] = dict(zip(found, texts, strict=True))
+        return found
+
+    def _trip_end(self, step: int, batch: int) -> Any:
+        """Weights at the end of the side trip from a step on one of the training batches."""
+        check_trip(batch, self._options["batches"], batch)
+        trip = probes.SideTrip(
+            self._surface,
+            self._of_run.read(step),
+            **self.batches(),
+            **self.held_out(),
+            **self.others(),
+            **self._trip_from(step),
         )
+        return trip.end_point(batch)
 
-    def _trip_end(self, options: Options, places: Places, step: int, batch: int) -> Any:
-        if batch >= options["batches"]:
-            raise ConfigError(
-                f"a side trip's batch must be one of the {options['batches']} training batches, "
-                f"from 0. Received: {batch}"
-            )
-        return self._side_trip(options, places.read(step), step).end_point(batch)
+    # The whole run ------------------------------------------------------------------------
 
-    def _with_points(
-        self, kind: str, options: Options, points: Mapping[str, Any], places: Places
-    ) -> probes.Probe:
-        surface, training = self.surface(options), self.training(options)
-        held_out = self.held_out(options)
-        if kind == "basin":
-            return probes.Basin(
-                surface,
-                points,
-                training,
-                held_out=held_out,
-                num=options["num"],
-                extend=options["extend"],
-                per_layer=options["per_layer"],
-                level=options["level"],
-            )
-        if kind == "width":
-            return self._width(options, points)
-        if kind == "plane":
-            trajectory = places.snapshots if places.snapshots is not None else places
-            return probes.Plane(
-                surface,
-                points,
-                training,
-                held_out=held_out,
-                num=options["num"],
-                margin=options["margin"],
-                trajectory=trajectory,
-            )
-        return probes.Ensemble(surface, points, held_out)
+    def trajectory(self) -> dict[str, Any]:
+        first, last = self._options["first"], self._options["last"]
+        return {"trajectory": spaced(self._of_run, first, last)}
 
-    def _width(self, options: Options, points: Mapping[str, Any]) -> probes.Probe:
-        surface = self.surface(options)
-        radius = options["radius"] or _usual_radius(surface, points)
-        return probes.Width(
-            surface,
-            points,
-            self.training(options),
-            held_out=self.held_out(options),
-            distances=np.linspace(0.0, radius, options["num"]).tolist(),
-            num_rays=options["rays"],
-            seed=options["seed"],
-            ray_kind=options["ray_kind"],
-        )
+    def whole_trajectory(self) -> dict[str, Any]:
+        snapshots = self._of_run.snapshots
+        return {"trajectory": snapshots if snapshots is not None else self._of_run}
 
-    def _distance(self, options: Options, places: Places) -> probes.Probe:
-        trajectory = spaced(places, options["first"], options["last"])
-        filters = {"filters": True, "filter_axes": probes.filter_axes_of(self.assembly.model)}
-        if options["other"] is not None:
-            other = spaced(Places(self.assembly, options["other"]), None, None)
-            return probes.Separation(trajectory, other, **filters)
-        sketch = {"exact": False, "sketch_size": options["sketch"]} if options["sketch"] else {}
-        return probes.Distance(trajectory, seed=options["seed"], **filters, **sketch)
+    def other_run(self) -> dict[str, Any]:
+        other = RunWeights(self._assembly, self._options["other"])
+        return {"other_run": spaced(other, None, None)}
+
+    def filters(self) -> dict[str, Any]:
+        return {"filters": True, "filter_axes": probes.filter_axes_of(self._assembly.model)}
+
+    def sketch(self) -> dict[str, Any]:
+        size = self._options["sketch"]
+        return {"exact": False, "sketch_size": size} if size else {}
+
+    # Kept ---------------------------------------------------------------------------------
+
+    @property
+    def _surface(self) -> Surface:
+        return self._measurer.surface(self._options)
+
+    @property
+    def _batches(self) -> ProbeBatches:
+        return self._measurer.batches(self._options)
+
+    @property
+    def _of_run(self) -> RunWeights:
+        assert self._run_weights is not None
+        return self._run_weights
+
+
+def probe_class(spec: ProbeSpec) -> Callable[..., probes.Probe]:
+    """The class that measures a kind of probe."""
+    module = importlib.import_module(f"tf_lrtraj.probes.{spec.kind}")
+    found: Callable[..., probes.Probe] = getattr(module, spec.class_name)
+    return found
 
 
 def _usual_radius(surface: Surface, points: Mapping[str, Any]) -> float:

@@ -12,10 +12,10 @@ from tf_lrtraj.averaging.post_hoc import snapshot_weights
 from tf_lrtraj.probes.probe_recorder import record_path
 from tf_lrtraj.runs.assembly import Assembly
 from tf_lrtraj.runs.probing.probe_batches import check_held_out, check_training
-from tf_lrtraj.runs.probing.requests import at_steps, check_kind, check_request
 from tf_lrtraj.runs.probing.run_points import (
     SNAPSHOTS,
-    Places,
+    RunWeights,
+    check_trip,
     equally_spaced,
     nearest_step,
     parse_point,
@@ -23,6 +23,8 @@ from tf_lrtraj.runs.probing.run_points import (
 )
 from tf_lrtraj.runs.probing.run_probes import Measurer
 from tf_lrtraj.runs.run_config import ConfigError, Plan
+from tf_lrtraj.specs import PROBES as SPECS
+from tf_lrtraj.specs import ProbeSpec, check_kind
 from tf_lrtraj.training.loop import Action, nothing
 
 PROBES = "probes"
@@ -36,45 +38,46 @@ def check(config: Mapping[str, Any], plan: Plan, dataset: Any) -> None:
     """
     for name, (when, what) in plan.probes.items():
         kind, options = _request(name, what)
-        if at_steps(kind, options) and when is None:
-            raise ConfigError(
-                f"`config.probes.{name}` needs `every`, how often it is measured "
-                f"(a duration such as '1 epochs')"
+        spec, at_steps = SPECS[kind].measured(options), SPECS[kind].at_steps(options)
+        problem = ""
+        if at_steps and when is None:
+            problem = " needs `every`, how often it is measured (a duration such as '1 epochs')"
+        elif not at_steps and when is not None:
+            problem = (
+                f": a {kind!r} probe takes several points of the run, so it is measured once, at "
+                "the end. Leave out `every`."
             )
-        if not at_steps(kind, options) and when is not None:
-            raise ConfigError(
-                f"`config.probes.{name}`: a {kind!r} probe takes several points of the run, so it "
-                "is measured once, at the end. Leave out `every`."
+        elif not at_steps and plan.snapshots is None:
+            problem = (
+                f": a {kind!r} probe is measured on snapshots. Take them with, for example, "
+                "config.snapshots.every = '20 steps'."
             )
-        if not at_steps(kind, options) and plan.snapshots is None:
-            raise ConfigError(
-                f"`config.probes.{name}`: a {kind!r} probe is measured on snapshots. Take them "
-                "with, for example, config.snapshots.every = '20 steps'."
-            )
+        if problem:
+            raise ConfigError(f"`config.probes.{name}`{problem}")
         try:
-            _check_data(kind, config, options, dataset)
+            _check_data(spec, config, options, dataset)
             if when is None:
                 assert plan.snapshots is not None
                 steps = np.array(plan.snapshots.standing(plan.total_steps), np.int64)
-                _check_places(kind, options, steps, plan.total_steps)
+                _check_points(spec, options, steps, plan.total_steps)
         except ConfigError as error:
             raise ConfigError(f"`config.probes.{name}`: {error}") from None
 
 
 def _check_data(
-    kind: str, config: Mapping[str, Any], options: Mapping[str, Any], dataset: Any
+    spec: ProbeSpec, config: Mapping[str, Any], options: Mapping[str, Any], dataset: Any
 ) -> None:
     """Whether the data and the optimizer have what a probe takes of them."""
     if options.get("direction") == "momentum" and not config["optimizer"]["momentum"]:
         raise ConfigError("the run has no momentum, so there is no velocity")
-    if "batches" not in options:
+    if not spec.takes_part("surface"):
         return
     size = options["batch_size"] or config["data"]["batch_size"]
     held_out, count = options.get("held_out_batches", 0), options["batches"]
-    trips = kind == "basin" and any(
+    trips = spec.takes_part("trip_ends") and any(
         parse_point(text, trips=True).batch is not None for text in options["points"]
     )
-    if kind in ("line", "side_trip") or trips:
+    if spec.takes_part("others") or trips:
         count += held_out  # as many training batches that no step is taken on
     check_training(dataset.num_examples, size, count)
     if held_out:
@@ -82,13 +85,15 @@ def _check_data(
         check_held_out(dataset.num_examples, size, split, held_out)
 
 
-def _check_places(kind: str, options: Mapping[str, Any], steps: np.ndarray, total: int) -> None:
+def _check_points(
+    spec: ProbeSpec, options: Mapping[str, Any], steps: np.ndarray, total: int
+) -> None:
     """Whether snapshots at `steps`, which will stand at the end, hold the points of a probe."""
     where = "the snapshots that stand at the end"
     if not steps.size:
         raise ConfigError("no snapshot is taken before the run ends")
     for text in options.get("points", ()):
-        point = parse_point(text, trips=kind == "basin")
+        point = parse_point(text, trips=spec.takes_part("trip_ends"))
         if point.kernel is None:
             nearest_step(point.step, steps, total, where)
         else:
@@ -96,12 +101,8 @@ def _check_places(kind: str, options: Mapping[str, Any], steps: np.ndarray, tota
                 snapshot_weights(steps, point.kernel)
             except ValueError as error:
                 raise ConfigError(f"the point {text!r}: {error}") from None
-        if point.batch is not None and point.batch >= options["batches"]:
-            raise ConfigError(
-                f"a side trip's batch must be one of the {options['batches']} training batches, "
-                f"from 0. Received: {text!r}"
-            )
-    if kind in ("distance", "gradients"):
+        check_trip(point.batch, options["batches"], text)
+    if spec.takes_part("trajectory"):
         ends = [nearest_step(options[key] or key, steps, total, where) for key in ("first", "last")]
         equally_spaced(steps, *ends)
     other = options.get("other")
@@ -110,12 +111,10 @@ def _check_places(kind: str, options: Mapping[str, Any], steps: np.ndarray, tota
 
 
 def _request(name: str, what: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    options = dict(what)
-    try:
-        kind = check_kind(options.pop("probe", name))
-        return kind, check_request(kind, options)
-    except ConfigError as error:
-        raise ConfigError(f"`config.probes.{name}`: {error}") from None
+    """Kind and options of an entry of `config.probes`."""
+    options, path = dict(what), f"config.probes.{name}"
+    kind = check_kind(options.pop("probe", name), f"{path}.probe", ConfigError)
+    return kind, SPECS[kind].check(options, path, ConfigError)
 
 
 def actions(
@@ -160,7 +159,7 @@ def at_the_end(assembly: Assembly, workdir: pathlib.Path, tell: Callable[[str], 
         return
     measurer = Measurer(assembly, tell=tell)
     # Only snapshots are read: checkpoints would be read into the model itself.
-    places = Places(assembly, workdir, checkpoints=False)
+    run_weights = RunWeights(assembly, workdir, checkpoints=False)
     for name, kind, options in wanted:
         path = workdir / PROBES / f"{name}.npz"
-        measurer.of_the_run(kind, options, places, path)
+        measurer.of_the_run(kind, options, run_weights, path)
