@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # What users import into their own `fit` must run on every backend of Keras.
 across_backends=(tests/averaging tests/test_schedules.py tests/models
-  tests/probes/test_{line,gradients,probe_recorder}.py)
+  tests/probes/test_{contract,line,gradients,probe_recorder}.py)
 backends=${TF_LRTRAJ_BACKENDS-jax torch}
 if [[ "${1:-}" == --tensorflow-only ]]; then
   backends=""

@@ -98,7 +98,7 @@ class Case:
     Attributes:
         build: makes it.
         mode: of its surface.
-        ticks: calls of the surface, or reads, to be interrupted after.
+        ticks: calls of the surface, or reads, to be interrupted after, one more every time.
         kind: of its record.
         parts: optional parts of the record.
     """
@@ -127,6 +127,7 @@ CASES = {
         ),
         "line",
         ("held_out", "others"),
+        ticks=3,
     ),
     "line alone": Case(
         lambda s, b, p: probes.Line(s, p["a"], b[:2], rates=_GRID, bracket="none"), "line", ticks=1
@@ -158,12 +159,12 @@ CASES = {
         "side_trip",
         ("held_out", "others"),
         {"dropout": "pinned"},
-        9,
+        6,
     ),
     "side_trip of Adam": Case(
         lambda s, b, p: probes.SideTrip(s, p["a"], b[:2], optimizer="adam", num_steps=2),
         "side_trip",
-        ticks=7,
+        ticks=4,
     ),
     "basin": Case(
         lambda s, b, p: probes.Basin(s, p, b[:2], held_out=b[2:], num=3, extend=0.5),
@@ -172,19 +173,26 @@ CASES = {
         {"batch_norm": "frozen"},
     ),
     "width": Case(
-        lambda s, b, p: probes.Width(s, p, b, distances=[0.0, 0.5, 1.0], num_rays=2),
+        lambda s, b, p: probes.Width(
+            s, p, b[:2], held_out=b[2:], distances=[0.0, 0.5, 1.0], num_rays=2
+        ),
         "width",
-        (),
+        ("held_out",),
         {"dropout": "pinned"},
     ),
     "plane": Case(
-        lambda s, b, p: probes.Plane(s, p, b, num=3, trajectory=_reads(s, p)), "plane", ticks=5
+        lambda s, b, p: probes.Plane(
+            s, p, b[:2], held_out=b[2:], num=3, trajectory=_reads(s, p)
+        ),
+        "plane",
+        ("held_out",),
+        ticks=5,
     ),
     "gradients": Case(
         lambda s, b, p: probes.Gradients(s, p["a"], b, directions={"way": p["b"]}),
         "gradients",
         ("directions",),
-        ticks=2,
+        ticks=1,
     ),
     "gradients in blocks": Case(
         lambda s, b, p: probes.Gradients(s, p["a"], b, memory_limit=1, per_layer=True),
@@ -218,22 +226,22 @@ CASES = {
         "ensemble",
         (),
         {"batch_norm": "frozen"},
-        14,
+        7,
     ),
     "ensemble of logits": Case(
         lambda s, b, p: probes.Ensemble(s, p, b, scales=(1.0, 0.5)), "ensemble", ("logits",),
-        ticks=14,
+        ticks=7,
     ),
     "distance": Case(
         lambda s, b, p: probes.Distance(_reads(s, p), lags=[2, 6], memory_limit=1),
         "distance",
-        ticks=16,
+        ticks=8,
     ),
     "distance of filters": Case(
         lambda s, b, p: probes.Distance(_reads(s, p), filters=True, reference=p["c"]),
         "distance",
         ("filters", "reference"),
-        ticks=5,
+        ticks=6,
     ),
     "distance in sketches": Case(
         lambda s, b, p: probes.Distance(
@@ -241,7 +249,7 @@ CASES = {
         ),
         "distance",
         ("filters", "sketch"),
-        ticks=5,
+        ticks=6,
     ),
     "separation": Case(
         lambda s, b, p: probes.Separation(

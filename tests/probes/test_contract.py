@@ -57,7 +57,7 @@ def test_interrupted_again_and_again_it_gives_the_same_bits(made, tmp_path):
     path, clock, interruptions = tmp_path / "parts.npz", made.surface.clock, 0
     while True:
         probe = made.probe()
-        clock.left = made.case.ticks
+        clock.left = made.case.ticks + interruptions
         try:
             found = probes.measure(probe, path, progress=False)
             break
@@ -67,11 +67,12 @@ def test_interrupted_again_and_again_it_gives_the_same_bits(made, tmp_path):
             assert interruptions < 100
         finally:
             clock.left = float("inf")
-    assert interruptions >= 2
+    assert interruptions > 1 or made.name == "gradients in sketches"  # three gradients in all
     for record in (found, ArrayRecord.read(path)):
         assert_same(record, made.record)
     probe = made.probe()
-    clock.left = 0  # all is there: nothing is measured any more
+    # All is there: nothing is measured any more.  A trajectory's ends are read for checksums.
+    clock.left = 0 if made.name in OF_LOSSES else 2
     try:
         assert_same(probes.measure(probe, path, progress=False), made.record)
     finally:
@@ -80,7 +81,7 @@ def test_interrupted_again_and_again_it_gives_the_same_bits(made, tmp_path):
 
 def test_a_store_of_other_measurements_is_refused(made, tmp_path, network):
     told = {"distance": "'first_weights|'last_weights", "separation": "'first_weights_a'"}
-    other = "'(weights|points|members|first_weights|last_weights)' is"
+    other = "'(weights|points|members|directions|point_u|first_weights|last_weights)' is"
     with pytest.raises(RecordError, match=told.get(made.case.kind, other)):
         points = shifted(network.model, seed=4)
         probes.measure(made.probe(points=points), made.path)

@@ -290,7 +290,7 @@ REFUSED_POINTS = {
         lambda: keras.Sequential(
             [keras.Input((3,)), keras.layers.Dense(2, name="d")], name="small"
         ),
-        "Received: model 'small' with 2 weights; the first that does not fit is number 0",
+        "Received: model 'small' with 2 arrays; the first that does not fit is number 0",
     ),
     "a number": (lambda: 3, "Received: weights of type int"),
     "other arrays": (lambda: [np.zeros((2, 2))], "Received: 1 arrays; the first that does not fit"),
