@@ -384,7 +384,7 @@ def test_a_diverging_run_is_recorded(tmp_path, monkeypatch):
     few(monkeypatch)
     config = tiny()
     config.learning_rate = 1e6
-    with pytest.raises(Diverged, match=r"between steps 0 and 2\. Lower the learning rate"):
+    with pytest.raises(Diverged, match=r"became nan in step 2 \(.*Lower the learning rate"):
         run_study.run(
             run_study.prepare(config, tmp_path), tmp_path, {"base"}, tell=str, progress=False
         )

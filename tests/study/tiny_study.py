@@ -42,6 +42,6 @@ def get_config():
     config.reach.update(steps=16, sizes=(4, 16), images=32)
     config.one_step.update(iterates=2, batches=2, held_out=2, others=3, points=2)
     config.displacement.lags = 4
-    config.width.update(images=100, size=100, rays=2, num=3, positions=3)
-    config.ensemble.update(members=2, images=100, size=100)
+    config.width.update(images=100, size=50, rays=2, num=3, positions=3)
+    config.ensemble.update(members=2, images=100, size=50)
     return config
