@@ -37,14 +37,10 @@ def displacement(bench: Bench, seed: int) -> None:
     total = int(steps[-1] - steps[0])
     longest = max(int(settings["longest"] * total) // spacing, 1)
     lags = np.unique(np.geomspace(1, longest, settings["lags"]).round().astype(int)) * spacing
-    record = probes.displacement(
-        snapshots,
-        lags=lags,
-        filters=True,
-        filter_axes=probes.filter_axes_of(bench.model),
-        progress=bench.progress,
-        tell=bench.tell,
+    probe = probes.Distance(
+        snapshots, lags=lags, filters=True, filter_axes=probes.filter_axes_of(bench.model)
     )
+    record = probes.measure(probe, progress=bench.progress, tell=bench.tell)
     values = record.values
     about: dict[str, Any] = {
         "run": "base",
