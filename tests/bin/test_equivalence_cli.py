@@ -198,7 +198,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path):
         ),
         "must end in .png": f"{short} --figure=a.txt",
         "--csv: there is no folder '/nowhere'": f"{short} --csv=/nowhere/a.csv",
-        "takes flags only": f"{short} extra",
+        "unexpected arguments": f"{short} extra",
         "num_steps": f"{kernel} --num_steps=0",
         "Unknown command line flag 'kernal'": "--kernal=x",
     }

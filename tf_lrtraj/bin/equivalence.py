@@ -42,8 +42,6 @@ from tf_lrtraj.bin import common, outputs, tables
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     options = flags.FLAGS
-    if len(argv) > 1:
-        return _fail(f"takes flags only. Received: {' '.join(argv[1:])!r}. Try --help")
     if bool(options.kernel) == bool(options.emulate):
         return _fail("either --kernel=… or --emulate=… is needed. Try --help")
     try:

@@ -40,7 +40,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from tf_lrtraj.records import encode
-from tf_lrtraj.values import LARGEST_COUNT, Rule, error, integer, number
+from tf_lrtraj.values import LARGEST_COUNT, Rule, error, integer
 
 __all__ = [
     "GROUP",
@@ -229,6 +229,3 @@ def _paths(config: Mapping[str, Any], path: str) -> Iterator[str]:
         yield f"{path}.{key}"
         if isinstance(value, Mapping):
             yield from _paths(value, f"{path}.{key}")
-
-
-is_number = number().accepts  # until its callers use rules

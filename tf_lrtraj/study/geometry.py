@@ -38,14 +38,10 @@ def displacement(session: Session, seed: int) -> None:
     total = int(steps[-1] - steps[0])
     longest = max(int(settings["longest"] * total) // spacing, 1)
     lags = np.unique(np.geomspace(1, longest, settings["lags"]).round().astype(int)) * spacing
-    record = probes.displacement(
-        snapshots,
-        lags=lags,
-        filters=True,
-        filter_axes=probes.filter_axes_of(session.model),
-        progress=session.progress,
-        tell=session.tell,
+    probe = probes.Distance(
+        snapshots, lags=lags, filters=True, filter_axes=probes.filter_axes_of(session.model)
     )
+    record = probes.measure(probe, progress=session.progress, tell=session.tell)
     values = record.values
     about: dict[str, Any] = {
         "run": "base",
