@@ -1,9 +1,14 @@
 """A plausible workdir made of synthetic records: nothing was trained for it."""
 
+import pathlib
+import sys
+
 import numpy as np
 import pytest
 
 from tf_lrtraj import kernels, records
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 AVERAGES = {
     "ema": kernels.Exponential(0.99),
