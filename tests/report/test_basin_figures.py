@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from probe_records import ABOUT, record, texts
 
-from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.drawing import BLUE, GREY, ORANGE, to_svg
 from tf_lrtraj.report.probe_figures import (
     basin_figure,
@@ -13,22 +13,6 @@ from tf_lrtraj.report.probe_figures import (
 )
 from tf_lrtraj.report.probe_figures.bands import band, number_with_error, over_batches, spread
 
-ABOUT = {"batch_norm": "batch", "dropout": "none"}
-
-
-def fill(record, values):
-    for name, value in values.items():
-        record.put(name, slice(None), value)
-    for name in record.values:
-        record.put(name, record.missing(name), 0.1)
-    return record
-
-
-def texts(figure):
-    found = [text.get_text() for axes in figure.axes for text in axes.texts]
-    found += [axes.get_title(loc="left") for axes in figure.axes]
-    return found + [axes.get_xlabel() for axes in figure.axes]
-
 
 def lines(axes, color):
     return [line for line in axes.get_lines() if line.get_color() == color]
@@ -36,27 +20,19 @@ def lines(axes, color):
 
 def trip_record(scale=1.0, others=True):
     steps = np.arange(5)
-    groups = {"held_out": 3, **({"others": 2} if others else {})}
-    dims = {"train_loss": ("trip", "step"), "train_accuracy": ("trip", "step")}
-    for name in ("train", *groups):
-        dims |= {f"{name}_{what}": ("step",) for what in ("mean", "mean_se")}
-    record = ArrayRecord.empty(
-        "side_trip",
-        {"trip": [0, 1], "step": steps, **{name: np.arange(n) for name, n in groups.items()}},
-        dims,
-        {**ABOUT, "learning_rate": [0.5] * 4},
-    )
     own = scale * np.exp(-steps) * np.array([[0.8], [1.2]])
     rising = scale * (1.0 + 0.1 * steps)
-    return fill(
-        record,
-        {
-            "train_loss": own,
-            "train_mean": own.mean(0),
-            "held_out_mean": rising,
-            "held_out_mean_se": 0.02 * steps,
-            **({"others_mean": rising + 0.3} if others else {}),
-        },
+    return record(
+        "side_trip",
+        {"trip": [0, 1], "step": steps, "held_out": [0, 1, 2]},
+        "held_out",
+        *(["others"] if others else []),
+        about={**ABOUT, "learning_rate": [0.5] * 4},
+        train_loss=own,
+        train_mean=own.mean(0),
+        held_out_mean=rising,
+        held_out_mean_se=0.02 * steps,
+        **({"others_mean": rising + 0.3} if others else {}),
     )
 
 
@@ -80,16 +56,8 @@ def test_side_trips_show_own_and_held_out_losses_beside_each_other():
 
 def segment_record(points, pairs, layers=("(all)",), held_out=True, barrier=0.5, low=0.0):
     where = np.linspace(low, 1.0 - low, 5 if low == 0.0 else 9)
-    names = {"barrier", "barrier_at", "barrier_se", "barrier_level", "verdict", "middle",
-             "middle_se"}  # fmt: skip
-    dims = {}
-    for prefix in ("", *(["held_out_"] if held_out else [])):
-        batch = "held_out" if prefix else "batch"
-        for what in ("loss", "accuracy"):
-            dims[prefix + what] = ("pair", "layer", "position", batch)
-        dims |= {prefix + name: ("pair", "layer") for name in names}
-        dims |= {f"{prefix}asymmetry{s}": ("pair", "layer", "offset") for s in ("", "_se")}
-    record = ArrayRecord.empty(
+    hill = 1.0 + barrier * np.sin(np.pi * where)
+    return record(
         "basin",
         {
             "pair": [f"{a} to {b}" for a, b in pairs],
@@ -99,34 +67,28 @@ def segment_record(points, pairs, layers=("(all)",), held_out=True, barrier=0.5,
             "layer": layers,
             "position": where,
             "offset": [0.25, 0.5],
-            "batch": [0, 1],
-            "held_out": [0, 1, 2] if held_out else [],
+            "held_out": [0, 1, 2],
         },
-        dims,
-        {**ABOUT, "centre": 0.5},
+        *(["held_out"] if held_out else []),
+        about={**ABOUT, "centre": 0.5},
+        loss=hill[:, None] + [-0.1, 0.1],
+        barrier=barrier,
+        barrier_at=0.5,
+        barrier_se=0.02,
+        verdict=1.0 if barrier else -1.0,
+        middle=-0.0312,
+        middle_se=0.004,
+        **({"held_out_loss": hill[:, None] + [-0.2, 0.1, 0.1]} if held_out else {}),
     )
-    hill = 1.0 + barrier * np.sin(np.pi * where)
-    values = {
-        "loss": hill[:, None] + [-0.1, 0.1],
-        "barrier": barrier,
-        "barrier_at": 0.5,
-        "barrier_se": 0.02,
-        "verdict": 1.0 if barrier else -1.0,
-        "middle": -0.0312,
-        "middle_se": 0.004,
-    }
-    if held_out:
-        values["held_out_loss"] = hill[:, None] + [-0.2, 0.1, 0.1]
-    return fill(record, values)
 
 
 def test_a_single_segment_with_its_errors_and_lopsidedness():
-    record = segment_record(["SGD", "SWA"], [("SGD", "SWA")], low=-0.5)
-    figure = basin_figure.draw(record)
+    made = segment_record(["SGD", "SWA"], [("SGD", "SWA")], low=-0.5)
+    figure = basin_figure.draw(made)
     assert len(figure.axes) == 3
     loss = figure.axes[0]
     curve = lines(loss, BLUE)[0]
-    np.testing.assert_allclose(curve.get_ydata(), record.values["loss"][0, 0].mean(-1))
+    np.testing.assert_allclose(curve.get_ydata(), made.values["loss"][0, 0].mean(-1))
     np.testing.assert_allclose(lines(figure.axes[1], ORANGE)[0].get_ydata(), 0.9)
     assert "barrier 0.50 ± 0.02" in texts(figure)
     assert "Loss on SWA's side of 0.5 minus the other" in texts(figure)
@@ -134,19 +96,19 @@ def test_a_single_segment_with_its_errors_and_lopsidedness():
 
 
 def test_no_barrier_is_told_as_the_sag_of_the_middle():
-    record = segment_record(["a", "b"], [("a", "b")], barrier=0.0)
-    record.put("accuracy", slice(None), np.inf)
-    figure = basin_figure.draw(record)
+    made = segment_record(["a", "b"], [("a", "b")], barrier=0.0)
+    made.put("accuracy", slice(None), np.inf)
+    figure = basin_figure.draw(made)
     assert len(figure.axes) == 1  # no classes, no errors
     assert "one basin (at the middle -0.031 ± 0.004)" in texts(figure)
 
 
 def test_a_matrix_of_barriers():
     names = ["a", "b", "c"]
-    record = segment_record(names, [("a", "b"), ("a", "c"), ("b", "c")])
-    record.put("barrier", (1, 0), 0.0)
-    record.put("verdict", (1, 0), 0.0)
-    figure = basin_figure.draw(record)
+    made = segment_record(names, [("a", "b"), ("a", "c"), ("b", "c")])
+    made.put("barrier", (1, 0), 0.0)
+    made.put("verdict", (1, 0), 0.0)
+    figure = basin_figure.draw(made)
     assert len(figure.axes) == 4
     matrix = figure.axes[3]
     found = {tuple(int(x) for x in t.get_position()): t.get_text() for t in matrix.texts}
@@ -171,8 +133,8 @@ def test_few_of_many_pairs_are_listed_and_layers_too():
 
 def test_a_plane_with_a_trajectory():
     u, v = np.linspace(-1, 3, 7), np.linspace(-1, 2, 5)
-    losses = (u[None, :] - 1.0) ** 2 + (v[:, None] - 0.5) ** 2 + 0.1
-    record = ArrayRecord.empty(
+    losses = ((u[None, :] - 1.0) ** 2 + (v[:, None] - 0.5) ** 2 + 0.1)[..., None]
+    made = record(
         "plane",
         {
             "u": u,
@@ -181,25 +143,19 @@ def test_a_plane_with_a_trajectory():
             "point_u": [0.0, 2.0, 1.0],
             "point_v": [0.0, 0.0, 1.0],
             "step": [0, 10],
-            "batch": [0, 1],
-            "held_out": [0],
         },
-        {
-            "loss": ("v", "u", "batch"),
-            "held_out_loss": ("v", "u", "held_out"),
-            **{f"trajectory_{name}": ("step",) for name in ("u", "v", "residual")},
-        },
-        ABOUT,
+        "held_out",
+        loss=losses,
+        held_out_loss=losses,
+        trajectory_residual=[0.2, 0.7],
     )
-    fill(record, {"loss": losses[..., None], "held_out_loss": losses[..., None]})
-    record.put("trajectory_residual", slice(None), [0.2, 0.7])
-    record.put("loss", (0, 0), np.inf)
-    figure = plane_figure.draw(record)
+    made.put("loss", (0, 0), np.inf)
+    figure = plane_figure.draw(made)
     assert {"one", "two", "three", "loss, training batches"} <= set(texts(figure))
     left = figure.axes[0]
     dots = [c for c in left.collections if c.get_array() is not None and len(c.get_array()) == 2]
     np.testing.assert_array_equal(dots[0].get_array(), [0.2, 0.7])
-    assert to_svg(figure) == to_svg(plane_figure.draw(record))
+    assert to_svg(plane_figure.draw(made)) == to_svg(plane_figure.draw(made))
 
 
 def test_levels_of_contours_lie_close_at_the_bottom():
@@ -215,42 +171,29 @@ def test_levels_of_contours_lie_close_at_the_bottom():
 
 def width_record(held_out=True, rays=3):
     distance = np.linspace(0.0, 4.0, 6)
-    prefixes = ("", "held_out_") if held_out else ("",)
-    dims = {}
-    for prefix in prefixes:
-        for what in ("loss", "accuracy"):
-            batch = "held_out" if prefix else "batch"
-            dims[prefix + what] = ("point", "ray", "distance", batch)
-        dims |= {f"{prefix}{name}": ("point",) for name in ("width_mean", "width_se")}
-        dims |= {f"{prefix}width_difference{s}": ("point", "other") for s in ("", "_se")}
-    record = ArrayRecord.empty(
-        "width",
-        {
-            "point": ["SGD", "SWA"],
-            "other": ["SGD", "SWA"],
-            "ray": np.arange(rays),
-            "distance": distance,
-            "batch": [0, 1],
-            "held_out": [0] if held_out else [],
-        },
-        dims,
-        {**ABOUT, "rise": 0.5, "ray_kind": "uniform"},
-    )
     steep = np.linspace(0.8, 1.2, rays)[:, None] * distance
-    losses = np.stack([0.1 * steep**2 + 0.2, 0.05 * steep**2 + 0.3])
-    values = {f"{prefix}loss": losses[..., None] for prefix in prefixes}
-    values |= {"width_mean": [2.2, np.inf], "width_se": [0.1, np.inf]}
-    return fill(record, values)
+    losses = np.stack([0.1 * steep**2 + 0.2, 0.05 * steep**2 + 0.3])[..., None]
+    names, points = {"held_out": [0]} if held_out else {}, ["SGD", "SWA"]
+    return record(
+        "width",
+        {"point": points, "other": points, "ray": np.arange(rays), "distance": distance, **names},
+        *names,
+        about={**ABOUT, "rise": 0.5, "ray_kind": "uniform"},
+        loss=losses,
+        width_mean=[2.2, np.inf],
+        width_se=[0.1, np.inf],
+        **({"held_out_loss": losses} if held_out else {}),
+    )
 
 
 def test_widths_of_two_points():
-    record = width_record()
-    figure = width_figure.draw([record, width_record(held_out=False)])
+    made = width_record()
+    figure = width_figure.draw([made, width_record(held_out=False)])
     assert len(figure.axes) == 6
     first = figure.axes[0]
     np.testing.assert_allclose(
         lines(first, width_figure._COLOURS[0])[3].get_ydata(),
-        record.values["loss"][0].mean((0, -1)),
+        made.values["loss"][0].mean((0, -1)),
     )
     assert {"SGD", "SWA", "SGD: +0.5 at 2.2 ± 0.1", "training batches, 3 rays"} <= set(
         texts(figure)

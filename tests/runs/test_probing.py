@@ -29,7 +29,8 @@ ALL = {
     "side_trip": {"every": "6 steps", "num_steps": 2, **SMALL},
     "gradients": {"every": "12 steps", "batches": 4, "batch_size": 16},
     "rays": {"probe": "width", "every": "12 steps", "num": 3, "rays": 2, **SMALL},
-    "basin": {"points": ["4", "last", "swa=Uniform(start=4)"], "num": 3, **SMALL},
+    "rays_of_points": {"probe": "width", "points": ["4", "last"], "num": 3, "rays": 2, **SMALL},
+    "basin": {"points": ["4", "trip:4:1", "swa=Uniform(start=4)"], "num": 3, **SMALL},
     "plane": {"points": ["first", "6", "last"], "num": 3, **SMALL},
     "ensemble": {"points": ["4", "8", "last"], **SMALL},
     "gradients_along": {"probe": "gradients", "along": True, "batches": 3, "batch_size": 16},
@@ -137,6 +138,19 @@ def test_a_probe_of_a_snapshot_afterwards_measures_the_same(probed):
         np.testing.assert_array_equal(after.values[name], values)
     for path in written[:-1]:  # the last is the report
         path.unlink()
+
+
+def test_two_runs_on_the_same_batches_are_nowhere_apart(probed, bare):
+    options = PROBES["distance"].check({"other": str(bare)})
+    strategy = make_strategy("one_device")
+    path, *drawn = probe_run.probe_run(
+        read_config(probed), probed, "distance", options, strategy, name="apart"
+    )
+    record = ArrayRecord.read(path)
+    assert record.kind == "separation" and record.complete
+    assert not record.values["distance"].any() and record.values["norm_a"].all()
+    for written in [path, *drawn[:-1]]:
+        written.unlink()
 
 
 @pytest.mark.parametrize(

@@ -9,28 +9,20 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from tf_lrtraj.specs import PROBES
+
 # name -> module that defines it; loaded on first use, as Keras takes many seconds to import.
 _MODULES = {
-    "Basin": "basin",
-    "Curvature": "curvature",
-    "Distance": "distance",
-    "Ensemble": "ensemble",
-    "Gradients": "gradients",
-    "LaggedGradients": "lagged_gradients",
-    "Line": "line",
+    **{spec.class_name: kind for kind, spec in PROBES.items()},
     "Mode": "mode",
-    "Plane": "plane",
     "Point": "surface",
     "PointProbe": "point_sets",
     "Probe": "base",
     "ProbeRecord": "record",
     "ProbeRecorder": "probe_recorder",
-    "Separation": "separation",
-    "SideTrip": "side_trip",
     "Sketch": "sketches",
     "StepProbe": "steps",
     "Surface": "surface",
-    "Width": "width",
     "filter_axes_of": "directions",
     "measure": "base",
     "random_direction": "directions",
