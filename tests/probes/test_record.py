@@ -86,7 +86,7 @@ def test_records_that_have_no_figure():
     with pytest.raises(ValueError, match="must be complete"):
         unfinished.plot()
     unknown = probes.ProbeRecord.empty("other", {}, {})
-    with pytest.raises(ValueError, match=r"of one kind of probe, .*Received: \['other'\]"):
+    with pytest.raises(ValueError, match=r"of one kind of probe, .*Received: records=\['other'\]"):
         unknown.plot()
     plane = probes.ProbeRecord.empty("plane", {}, {})
     with pytest.raises(ValueError, match=r"'plane' shows a single record\. Received: 2 records"):
