@@ -91,5 +91,5 @@ def test_records_that_have_no_figure():
     plane = probes.ProbeRecord.empty("plane", {}, {})
     with pytest.raises(ValueError, match=r"'plane' shows a single record\. Received: 2 records"):
         plane.plot(plane)
-    with pytest.raises(ValueError, match=r"Received: \['line', 'plane'\]"):
+    with pytest.raises(ValueError, match=r"Received: records=\['line', 'plane'\]"):
         plane.plot(probes.ProbeRecord.empty("line", {}, {}))
