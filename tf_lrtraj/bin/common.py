@@ -93,7 +93,7 @@ def run_app(
             (folders, outputs.check_folder),
         ):
             for name in names:
-                if getattr(flags.FLAGS, name):
+                if flags.FLAGS[name].present and getattr(flags.FLAGS, name) is not None:
                     check(f"--{name}", getattr(flags.FLAGS, name))
         return main(argv)
 

@@ -27,6 +27,8 @@ def check_place(flag: str, path: str) -> None:
 
 def check_folder(flag: str, path: str) -> None:
     """Raises ConfigError where there is no folder to write into and none can be made."""
+    if not path:
+        raise ConfigError(f"{flag} must name a folder. Received: {path!r}")
     place = pathlib.Path(path)
     try:
         there = next(p for p in (place, *place.absolute().parents) if p.exists())
