@@ -248,7 +248,7 @@ def main() -> None:
     import numpy as np
 
     from tf_lrtraj import records
-    from tf_lrtraj.statistics import median_of
+    from tf_lrtraj.statistics import Median
 
     rounds = 2 if options.quick else options.rounds
     workers = {backend: Worker(backend) for backend in BACKENDS}
@@ -266,7 +266,7 @@ def main() -> None:
     for label, ratio in ratios.items():
         bytes_needed = FLOOR_BYTES.get(label.split(": ")[-1], 12)
         low, high = np.quantile(ratio, [0.25, 0.75])
-        middle = median_of(ratio)
+        middle = Median(ratio).interval()
         rows.append(
             {
                 "case": label,
@@ -284,13 +284,15 @@ def main() -> None:
             f"   {rows[-1]['over_own_floor']:6.2f} x own floor"
         )
     eight = {
-        backend: median_of(ratios[f"{backend}: ours, 8"] / (8 * ratios[f"{backend}: ours, 1"]))
+        backend: Median(
+            ratios[f"{backend}: ours, 8"] / (8 * ratios[f"{backend}: ours, 1"])
+        ).interval()
         for backend in BACKENDS
     }
-    borrowing = median_of(
+    borrowing = Median(
         ratios["tensorflow: ours, borrow and return"] / ratios["weights copied twice"]
-    )
-    fastest = median_of(ratios["torch: ours, 1"] / ratios["timm ModelEmaV3"])
+    ).interval()
+    fastest = Median(ratios["torch: ours, 1"] / ratios["timm ModelEmaV3"]).interval()
     for backend, one in eight.items():
         print(f"8 averages / 8 single ones, {backend}: {_in_words(one)}")
     print(f"borrow and return / weights copied twice, tensorflow: {_in_words(borrowing)}")

@@ -184,10 +184,10 @@ def fit(depth: int, width: int, steps: int, data: Any) -> Callable[[], Times]:
 
 def summary(values: Any) -> dict[str, float]:
     """Median, quartiles, and the 95 % interval of the median."""
-    from tf_lrtraj.statistics import median_of
+    from tf_lrtraj.statistics import Median
 
     low, high = np.percentile(values, [25, 75])
-    middle = median_of(values)
+    middle = Median(values).interval()
     return {
         "median": middle.value,
         "low": float(low),

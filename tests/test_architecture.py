@@ -179,6 +179,48 @@ def test_the_reader_sees_what_it_should(room, source, offence, tmp_path, monkeyp
         assert re.search(offence, found)
 
 
+def defined(path):
+    """The names that a module's file defines or imports, read from its source."""
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+def importers():
+    folders = ("tf_lrtraj", "tests", "benchmarks", "tools", "configs", "examples")
+    return sorted(path for folder in folders for path in (ROOT.parent / folder).rglob("*.py"))
+
+
+def test_every_name_imported_from_the_package_is_there():
+    """Also in what no test runs, such as benchmarks; lazy names are looked up by `__getattr__`."""
+    names = {}
+    for path in ROOT.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+        names[module.removesuffix(".__init__")] = defined(path)
+    missing = []
+    for path in importers():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
+                continue
+            if node.module.split(".")[0] != PACKAGE or node.module == f"{PACKAGE}.configs":
+                continue
+            known = names.get(node.module, set())
+            missing += [
+                f"{path.relative_to(ROOT.parent)}:{node.lineno} {node.module}.{alias.name}"
+                for alias in node.names
+                if alias.name not in known
+                and f"{node.module}.{alias.name}" not in names
+                and "__getattr__" not in known
+            ]
+    assert missing == []
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -21,13 +21,9 @@ import numpy as np
 from tf_lrtraj import claims
 from tf_lrtraj.claims.layout import ONCE
 from tf_lrtraj.records import ArrayRecord, read_json, write_json
+from tf_lrtraj.specs import PROBES
 
-try:
-    from tf_lrtraj.specs import PROBES
-
-    AXES = {kind: spec.dims for kind, spec in PROBES.items()}
-except ImportError:
-    from tf_lrtraj.claims.layout import AXES
+AXES = {kind: spec.dims for kind, spec in PROBES.items()}
 
 SEEDS = 3
 RATE, MOMENTUM = 0.1, 0.9

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tf_lrtraj import probes, records, seeds
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.probes.batches import Batch
-from tf_lrtraj.probes.flat_vectors import joined
+from tf_lrtraj.probes.vectors import joined
 from tf_lrtraj.study.problem import Problem, build_model, load_problem
 from tf_lrtraj.study.scoring import Scorer
 from tf_lrtraj.study.trainer import Run, Trainer, Watch, state_of
