@@ -50,7 +50,7 @@ say "mypy"
 # What needs processes or backends of its own runs beside the rest, and so do some folders:
 # together they keep two cores busy, which neither does alone.
 beside=(tests/bin tests/claims tests/probes tests/report tests/theory)
-# Where replicas evaluate on a loaded machine, TensorFlow itself can crash (BUILD_NOTES.md): those
+# Where replicas evaluate on a loaded machine, TensorFlow itself can crash (docs/upstream_defects.md): those
 # tests have a process of their own, which is started once more if a signal ended it.
 alone() {
   local attempt code
