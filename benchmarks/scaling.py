@@ -208,7 +208,7 @@ def measure_passes(rounds: int) -> dict[str, Any]:
 
 def measure_disk(rounds: int) -> dict[str, Any]:
     """Rates at which ResNet-34's weights become a snapshot and a checkpoint."""
-    from tf_lrtraj.averaging.recorder import ModelSnapshots
+    from tf_lrtraj.averaging.snapshot_recorder import ModelSnapshots
     from tf_lrtraj.averaging.snapshots import Timetable
     from tf_lrtraj.models import resnet
     from tf_lrtraj.training.checkpoints import Checkpointer

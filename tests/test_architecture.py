@@ -133,6 +133,12 @@ def test_imports_keep_the_rules(path):
     assert list(offences(path, room_of(path))) == []
 
 
+def test_every_module_has_a_name_of_its_own():
+    """So that a name says where something is."""
+    names = [path.name for path in modules() if path.name != "__init__.py"]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []
+
+
 def test_no_arrow_runs_back_up():
     """The table above is itself a set of floors: it has an order without cycles."""
     seen = set()

@@ -12,7 +12,7 @@ from helpers import write_snapshots
 
 from tf_lrtraj import kernels
 from tf_lrtraj.averaging import post_hoc
-from tf_lrtraj.averaging.displacement import MARGIN, interpolation_error
+from tf_lrtraj.averaging.interpolation_error import MARGIN, interpolation_error
 
 FACTOR = 8.0
 FACTOR_OF_SWINGS = 30.0  # swings back and forth between distant snapshots cancel

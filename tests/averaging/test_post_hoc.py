@@ -7,7 +7,7 @@ import pytest
 from helpers import flip_bit, write_snapshots
 
 from tf_lrtraj import kernels, theory
-from tf_lrtraj.averaging import displacement, post_hoc
+from tf_lrtraj.averaging import interpolation_error, post_hoc
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.records import RecordError
 
@@ -245,7 +245,7 @@ def test_sampled_coordinates_estimate_distances(tmp_path, monkeypatch):
     arrays = [rng.normal(size=(40, 500)), rng.normal(size=300), rng.normal(size=(2, 2))]
     raw = [rng.normal(size=a.shape) for a in arrays]
     size = sum(a.size for a in arrays)
-    sample = displacement.CoordinateSample(size, [7], count=5000)
+    sample = interpolation_error.CoordinateSample(size, [7], count=5000)
     flat = np.concatenate([a.ravel() for a in raw])
     for low in range(0, size, 777):
         sample.add(7, low, flat[low : low + 777])

@@ -13,12 +13,12 @@ from study_records import edit, edit_probe, judged
 from tf_lrtraj import kernels, theory
 from tf_lrtraj.claims import (
     averages_and_decays,
-    basin,
     convexity,
     one_step,
     optimum,
     reach,
     several_points,
+    shared_basin,
     swa,
     time_scales,
 )
@@ -50,8 +50,8 @@ def test_landmarks_at_the_ends():
 
 def test_barriers_are_heights_over_the_line_between_the_ends():
     curves = np.array([[2.0, 0.0], [3.5, 5.0], [4.0, 1.0]])
-    assert basin._barrier(curves) == pytest.approx((0.5 + 4.5) / 2)
-    assert basin._barrier(curves * [1.0, -1.0]) == pytest.approx(0.25)  # a valley is none
+    assert shared_basin._barrier(curves) == pytest.approx((0.5 + 4.5) / 2)
+    assert shared_basin._barrier(curves * [1.0, -1.0]) == pytest.approx(0.25)  # a valley is none
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # what a type checker, and a reader, sees
     from tf_lrtraj.averaging.model_files import save_model
     from tf_lrtraj.averaging.post_hoc import average_snapshots, snapshot_weights
     from tf_lrtraj.averaging.prediction_ensemble import Ensemble, EnsembleResult
-    from tf_lrtraj.averaging.recorder import SnapshotRecorder
+    from tf_lrtraj.averaging.snapshot_recorder import SnapshotRecorder
     from tf_lrtraj.averaging.snapshots import Snapshots
     from tf_lrtraj.averaging.state import AverageState
     from tf_lrtraj.averaging.stored_averages import StoredAverage, combine_stored
@@ -24,7 +24,7 @@ _MODULES = {
     "AverageState": "state",
     "Ensemble": "prediction_ensemble",
     "EnsembleResult": "prediction_ensemble",
-    "SnapshotRecorder": "recorder",
+    "SnapshotRecorder": "snapshot_recorder",
     "Snapshots": "snapshots",
     "StoredAverage": "stored_averages",
     "WeightAveraging": "weight_averaging",

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from tf_lrtraj import values
 from tf_lrtraj.averaging.built_average import BuiltAverage
-from tf_lrtraj.averaging.displacement import CoordinateSample, interpolation_error
+from tf_lrtraj.averaging.interpolation_error import CoordinateSample, interpolation_error
 from tf_lrtraj.averaging.snapshots import Snapshots, nearest
 from tf_lrtraj.kernels import SUM_TOLERANCE, Kernel
 from tf_lrtraj.theory import fold_onto_snapshots

@@ -19,10 +19,10 @@ from tf_lrtraj import backend
 from tf_lrtraj.averaging import average_settings
 from tf_lrtraj.averaging.backup import Backup, read_state, restore_streams
 from tf_lrtraj.averaging.borrowing import holder_of, refuse_lent
-from tf_lrtraj.averaging.companions import callbacks_beside, check_order
 from tf_lrtraj.averaging.lending import Lending, split
 from tf_lrtraj.averaging.model_averages import ModelAverages, chosen, wide
 from tf_lrtraj.averaging.model_files import check_model_path, save_model
+from tf_lrtraj.averaging.other_callbacks import callbacks_beside, check_order
 from tf_lrtraj.averaging.state import AverageState
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.backend.weight_updates import (

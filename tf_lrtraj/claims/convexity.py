@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tf_lrtraj.claims.basin import segments_of
 from tf_lrtraj.claims.minibatch import FIT_WINDOW, by_step, landmark, parts_at_steps
 from tf_lrtraj.claims.records_reader import NotMeasured, Probed, Records
+from tf_lrtraj.claims.shared_basin import segments_of
 from tf_lrtraj.claims.verdicts import SANDLER, Claim, Condition, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
 

@@ -20,13 +20,13 @@ from typing import Any
 from tf_lrtraj.claims import (
     average_prediction,
     averages_and_decays,
-    basin,
     convexity,
     minibatch,
     one_step,
     optimum,
     reach,
     several_points,
+    shared_basin,
     stationary_state,
     swa,
     time_scales,
@@ -64,7 +64,7 @@ _MODULES: tuple[Any, ...] = (
     time_scales,
     minibatch,
     one_step,
-    basin,
+    shared_basin,
     convexity,
     reach,
 )

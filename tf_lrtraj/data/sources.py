@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.data import order, reading
+from tf_lrtraj.data import order, tfrecord_files
 from tf_lrtraj.data.augmentations import AUGMENTATIONS
 from tf_lrtraj.data.dataset import DataError, ImageDataset, check_augmentation
 from tf_lrtraj.data.digits import MAX_VALUE, digits
@@ -367,15 +367,15 @@ def _read_split(
     files = None
     if info.file_format is None or info.file_format.value == "tfrecord":
         files = order.table(info.splits[split].file_instructions)
-        reading.check_files(files, what)
-        reading.check_counts(files, what)
+        tfrecord_files.check_files(files, what)
+        tfrecord_files.check_counts(files, what)
     try:
         for block in source.batch(1024).prefetch(2).as_numpy_iterator():
             stop = start + len(block[label_key])
             images[start:stop], labels[start:stop] = block[image_key], block[label_key]
             start = stop
     except Exception as error:
-        reason = reading.explain(error, () if files is None else files.name.tolist())
+        reason = tfrecord_files.explain(error, () if files is None else files.name.tolist())
         if reason is None or not type(error).__module__.startswith("tensorflow."):
             raise
         raise DataError(f"{what}: {reason}") from error

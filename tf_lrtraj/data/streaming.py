@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj import values
-from tf_lrtraj.data import augmentations, order, randomness, reading
+from tf_lrtraj.data import augmentations, order, randomness, tfrecord_files
 from tf_lrtraj.data.dataset import ImageDataset, Shards, deterministic, opened, plain
 from tf_lrtraj.data.order import Streams
 
@@ -69,7 +69,7 @@ class StreamedDataset(ImageDataset):
             )
         self._files = {split: order.table(part.file_instructions) for split, part in splits.items()}
         for split, files in self._files.items():
-            reading.check_files(files, f"split {split!r} of {name!r}")
+            tfrecord_files.check_files(files, f"split {split!r} of {name!r}")
         self._image_key, self._label_key = image_key, label_key
         self._window = shuffle_window
         opened.add(self)
@@ -120,7 +120,7 @@ class StreamedDataset(ImageDataset):
             first = tf.constant(0, tf.int64)
             pieces = order.cut(files, *streams.part(first, count, stream))
             return tf.data.Dataset.from_tensor_slices(pieces.columns()).flat_map(
-                plain(reading.read_file)
+                plain(tfrecord_files.read_file)
             )
 
         def example(_: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -146,7 +146,7 @@ class StreamedDataset(ImageDataset):
 
     def explain(self, error: BaseException) -> str | None:
         names = [name for files in self._files.values() for name in files.name.tolist()]
-        return reading.explain(error, dict.fromkeys(names))
+        return tfrecord_files.explain(error, dict.fromkeys(names))
 
     def _epoch(
         self,
@@ -173,7 +173,7 @@ class StreamedDataset(ImageDataset):
         def group(index: tf.Tensor) -> tf.data.Dataset:
             members = mine.map(lambda column: column[index * together : (index + 1) * together])
             left, dropped = order.enter(members, tf.where(index == first_group, place, 0))
-            return reading.read_in_turn(left, together).skip(dropped)
+            return tfrecord_files.read_in_turn(left, together).skip(dropped)
 
         def shuffled(index: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
             size = tf.shape(records, tf.int64)[0]

@@ -122,7 +122,7 @@ class Target:
         return str(one_of(self.splits).check("split", split, ConfigError))
 
     def _check_variables(self, model: Any, what: str) -> None:
-        from tf_lrtraj.averaging.recorder import recorded_variables
+        from tf_lrtraj.averaging.snapshot_recorder import recorded_variables
 
         expected = [(tuple(v.shape), role) for v, role in recorded_variables(model)]
         found = [(spec.shape, spec.role) for spec in self.snapshots.variables]

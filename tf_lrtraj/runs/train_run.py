@@ -22,7 +22,7 @@ from absl import logging
 import tf_lrtraj
 from tf_lrtraj import memory, records, report, theory
 from tf_lrtraj.averaging import borrow, save_model
-from tf_lrtraj.averaging.recorder import ModelSnapshots
+from tf_lrtraj.averaging.snapshot_recorder import ModelSnapshots
 from tf_lrtraj.records import RAW
 from tf_lrtraj.runs.assembly import Assembly, assemble, build_model, check_replicas, load_dataset
 from tf_lrtraj.runs.cost_estimates import check_run

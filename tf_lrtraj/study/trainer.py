@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 from tf_lrtraj import backend
-from tf_lrtraj.averaging.recorder import SnapshotRecorder
+from tf_lrtraj.averaging.snapshot_recorder import SnapshotRecorder
 from tf_lrtraj.study.problem import Problem
 from tf_lrtraj.study.state_files import read_arrays, write_arrays
 from tf_lrtraj.training.stopping import Diverged

@@ -10,7 +10,7 @@ Its state is :math:`x = (\theta)`, or :math:`x = (\theta, v)` with momentum, and
 because the noise of a batch is independent of the past.  The classes below
 hold the moments of many modes as arrays [dim, D] and know two things: how the
 moments advance, and how `M` acts on a column or a row.  Whatever averages need
-is built from these (`tf_lrtraj.theory.streams`).
+is built from these (`tf_lrtraj.theory.running_losses`).
 
 No temporary is allocated in a step: at sizes that fit the processor's cache,
 that is most of the speed.

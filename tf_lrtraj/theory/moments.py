@@ -32,7 +32,7 @@ from tf_lrtraj import values
 from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel, Window
 from tf_lrtraj.theory import checks
 from tf_lrtraj.theory.dynamics import Dynamics, MomentumDynamics
-from tf_lrtraj.theory.streams import (
+from tf_lrtraj.theory.running_losses import (
     DenseStream,
     PairStream,
     RecursiveStream,

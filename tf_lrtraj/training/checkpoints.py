@@ -29,7 +29,7 @@ from tf_lrtraj.records import (
     temporary_path,
     write_json,
 )
-from tf_lrtraj.training.disk import as_os_errors
+from tf_lrtraj.training.file_errors import as_os_errors
 
 _NAME = re.compile(r"step_([0-9]{9,15})")
 _MANIFEST = "manifest.json"

@@ -8,9 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_lrtraj.training.disk import as_os_errors
 from tf_lrtraj.training.evaluation import Result
-from tf_lrtraj.training.rows import RunRows
+from tf_lrtraj.training.file_errors import as_os_errors
+from tf_lrtraj.training.metric_rows import RunRows
 
 
 class RunLog:

@@ -16,8 +16,8 @@ import numpy as np
 
 import tf_lrtraj
 from tf_lrtraj import backend, records
+from tf_lrtraj.training.metric_rows import RunRows
 from tf_lrtraj.training.rate_record import RateRecord
-from tf_lrtraj.training.rows import RunRows
 
 
 def now() -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tf_lrtraj import backend, records
 from tf_lrtraj.averaging import WeightAveraging
-from tf_lrtraj.averaging.companions import calling_list
+from tf_lrtraj.averaging.other_callbacks import calling_list
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.backend.weight_updates import steps_made
 from tf_lrtraj.records import RAW
