@@ -215,7 +215,7 @@ SAVE = {"validation_data": VALIDATION}
         ({"averages": {"a": {"kernel": "Uniform", "start": "1 fortnight"}}}, "start.*fortnight"),
         (
             {"averages": {"a": {"kernel": "Uniforn", "start": "1 epoch"}}},
-            "Uniforn.*Did you mean 'Uniform'",
+            "Did you mean 'Uniform'.*Received: kernel='Uniforn'",
         ),
         ({"averages": {"a": {"kernel": "Exponential", "decay": 2}}}, "decay=2"),
         ({"batch_norm": "refresh"}, "must be one of .*'refresh'"),

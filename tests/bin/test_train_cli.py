@@ -23,7 +23,10 @@ def train(program, tmp_path):
         ("--config.optimizr.momentum=0.5", ["optimizr"]),
         ("--config.data.batchsize=5", ["batchsize"]),
         ("--config.schedule.constant=-0.1", ["config.schedule", "constant=-0.1", "at least 0"]),
-        ("--config.averages.ema.decay=1.5", ["config.averages.ema", "decay=1.5", "[0, 1)"]),
+        (
+            "--config.averages.ema.decay=1.5",
+            ["config.averages.ema", "decay=1.5", "below 1"],
+        ),
         ("--config.total=8 epochs 100 steps", ["config.total", "8 epochs 100 steps", "one amount"]),
         ("--config.data.name=cifar01", ["cifar01", "cifar10"]),
         ("--config.data.batch_size=5000", ["batch_size", "5000"]),
