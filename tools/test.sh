@@ -62,8 +62,21 @@ alone() {
   done
   return "$code"
 }
+on_backend() {
+  local paths=("${across_backends[@]}")
+  say "pytest on $1"
+  case $1 in # what needs no more than Keras itself is tried on the quicker of the two
+    jax)
+      paths=(tests/averaging/test_{batch_norm_data,batch_norm_pass,borrowing,contract,interrupts,lives,state,trainings,with_keras_parts}.py
+        tests/study/test_study_without_tensorflow.py "${across_backends[@]:1}")
+      ;;
+    # A study trains several times faster on PyTorch; that it runs on TensorFlow, tests/bin shows.
+    torch) paths=(tests/averaging tests/study tests/test_schedules.py tests/probes/test_probe_recorder.py) ;;
+  esac
+  KERAS_BACKEND=$1 "$venv/bin/python" -m pytest --quiet "${paths[@]}"
+}
 others() {
-  local backend long=(-m pytest --quiet -m long)
+  local long=(-m pytest --quiet -m long)
   say "pytest, averages on replicas and on two workers"
   alone tests/averaging/test_strategies.py || return 1
   alone -m long tests/averaging/test_strategies.py || return 1
@@ -75,18 +88,7 @@ others() {
     tests/averaging/test_user_script.py tests/averaging/test_with_keras_parts.py || return 1
   say "pytest, ${beside[*]}"
   KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet "${beside[@]}" || return 1
-  for backend in $backends; do
-    say "pytest on $backend"
-    local paths=("${across_backends[@]}")
-    case $backend in # what needs no more than Keras itself is tried on the quicker of the two
-      jax)
-        paths=(tests/averaging/test_{batch_norm_data,batch_norm_pass,borrowing,contract,interrupts,lives,state,trainings,with_keras_parts}.py
-          tests/study/test_study_without_tensorflow.py "${across_backends[@]:1}")
-        ;;
-      torch) paths=(tests/averaging tests/test_schedules.py tests/probes/test_probe_recorder.py) ;;
-    esac
-    KERAS_BACKEND=$backend "$venv/bin/python" -m pytest --quiet "${paths[@]}" || return 1
-  done
+  if [[ " $backends " == *" jax "* ]]; then on_backend jax || return 1; fi
 }
 log=$(mktemp)
 if (($#)); then true; else others; fi >"$log" 2>&1 &
@@ -95,7 +97,9 @@ trap 'kill "$pid" 2>/dev/null || true; cat "$log"; rm -f "$log"' EXIT
 
 say "pytest"
 (($#)) || paths=("${beside[@]/#/--ignore=}" --ignore=tests/averaging/test_strategies.py)
+[[ " $backends " == *" torch "* ]] && paths+=(--ignore=tests/study)
 KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet --durations=20 --durations-min=10 \
   "${paths[@]}"
+if [[ " $backends " == *" torch "* ]]; then on_backend torch; fi
 wait "$pid" || fail "tests that ran beside the others failed (see below)"
 say "all passed in $SECONDS s"
