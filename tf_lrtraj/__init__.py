@@ -16,6 +16,7 @@ __version__ = "0.1.0.dev0"
 
 # name -> module that defines it; "" means the name is itself a submodule.
 _LAZY = {
+    "AveragedOptimizer": "tf_lrtraj.averaging",
     "RunRecorder": "tf_lrtraj.training.run_recorder",
     "WeightAveraging": "tf_lrtraj.averaging",
     "averaging": "",

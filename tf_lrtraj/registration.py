@@ -18,8 +18,12 @@ __all__ = ["register_with_keras"]
 
 # registered name -> (module, class)
 CLASSES = {
-    f"tf_lrtraj>{name}": ("tf_lrtraj.schedules", name)
-    for name in ("EquivalentSchedule", "RateSchedule")
+    f"tf_lrtraj>{name}": (module, name)
+    for name, module in {
+        "AveragedOptimizer": "tf_lrtraj.averaging.averaged_optimizer",
+        "EquivalentSchedule": "tf_lrtraj.schedules",
+        "RateSchedule": "tf_lrtraj.schedules",
+    }.items()
 }
 
 

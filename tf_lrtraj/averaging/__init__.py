@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker, and a reader, sees
+    from tf_lrtraj.averaging.averaged_optimizer import AveragedOptimizer
     from tf_lrtraj.averaging.borrowing import borrow
     from tf_lrtraj.averaging.model_files import save_model
     from tf_lrtraj.averaging.post_hoc import average_snapshots, snapshot_weights
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # what a type checker, and a reader, sees
     from tf_lrtraj.averaging.weight_averaging import WeightAveraging
 
 _MODULES = {
+    "AveragedOptimizer": "averaged_optimizer",
     "AverageState": "state",
     "Ensemble": "prediction_ensemble",
     "EnsembleResult": "prediction_ensemble",
@@ -37,6 +39,7 @@ _MODULES = {
 
 __all__ = [
     "AverageState",
+    "AveragedOptimizer",
     "Ensemble",
     "EnsembleResult",
     "SnapshotRecorder",

@@ -130,13 +130,6 @@ def _layout(like: Any, rows: int | None) -> Any:
     return NamedSharding(layout.mesh, PartitionSpec(None, *layout.spec))
 
 
-def filled(name: str, like: Any, precision: str, rows: int | None = None) -> Any:
-    """`new_buffer` that holds the variable's value, or `rows` times that."""
-    buffer = new_buffer(name, like, precision, rows)
-    fill(buffer, like)
-    return buffer
-
-
 def fill(buffer: Any, variable: Any) -> None:
     """Puts a variable's value into a buffer, into every row where it has rows."""
     value = ops.cast(ops.convert_to_tensor(variable), buffer.dtype)

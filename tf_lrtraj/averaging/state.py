@@ -20,7 +20,6 @@ from tf_lrtraj.averaging.buffers import (
     check_memory,
     describe_bytes,
     fill,
-    filled,
     new_buffer,
     precision_of,
 )
@@ -37,7 +36,7 @@ class AverageState:
     """Buffers of several averages over one list of variables, and their update.
 
     The count of updates `T` is the caller's (the training step, or a counter in
-    a callback): the same `T` that `kernel.weights(T)` takes.  At creation `T` is
+    a callback): the same `T` that `kernel.weights(T)` takes.  Where averages begin `T` is
     0 and every average equals the variables' current values.
 
     Args:
@@ -47,6 +46,8 @@ class AverageState:
             (float64), "pair" (float32 and a compensation) or "auto": single, and
             double where `kernel.needs_double` (a pair where the backend has no float64).
             The last two cost twice the memory.
+        begin: whether the averages begin at the variables' values of now.  Otherwise `start` must
+            be called before the first update; it may be part of a compiled step.
 
     Raises:
         ValueError: for an unknown precision, or averages that the free memory cannot hold.
@@ -65,6 +66,8 @@ class AverageState:
         variables: Sequence[Any],
         kernels: Mapping[str, Kernel],
         precision: str = "auto",
+        *,
+        begin: bool = True,
     ) -> None:
         one_of(PRECISIONS).check("precision", precision)
         self._variables = list(variables)
@@ -81,22 +84,16 @@ class AverageState:
         self._recursive = [*self._stacked, *alone]
         self._lagged = [n for n, k in self.kernels.items() if isinstance(k, LagKernel)]
         self._stack = [
-            filled(f"averages_{index}", variable, "single", rows=len(self._stacked))
+            new_buffer(f"averages_{index}", variable, "single", rows=len(self._stacked))
             for index, variable in enumerate(self._variables if self._stacked else ())
         ]
         self._buffers: dict[str, list[Any]] = {}
         self._compensations: dict[str, list[Any]] = {}
         for name in [*alone, *self._lagged]:
-            kernel = self.kernels[name]
-            self._buffers[name] = [
-                self._new_buffer(index, variable, kernel, chosen[name])
-                for index, variable in enumerate(self._variables)
-            ]
+            rows = self.kernels[name].copies if name in self._lagged else None
+            self._buffers[name] = self._new_buffers("average", chosen[name], rows)
             if chosen[name] == "pair":
-                self._compensations[name] = [
-                    new_buffer(f"compensation_{index}", variable, chosen[name])
-                    for index, variable in enumerate(self._variables)
-                ]
+                self._compensations[name] = self._new_buffers("compensation", chosen[name])
         # Asking a Keras variable for its dtype takes microseconds, at every update.
         self._dtypes = [variable.dtype for variable in self._variables]
         self._stack_dtypes = [buffer.dtype for buffer in self._stack]
@@ -106,14 +103,14 @@ class AverageState:
         simple = len(kinds) == 1 and kinds[0] == self._dtypes
         sizes = [int(np.prod(v.shape)) for v in self._variables]
         self._groups = [list(range(len(sizes)))] if simple else _groups(sizes)
+        if begin:
+            self.start()
 
-    def _new_buffer(self, index: int, variable: Any, kernel: Kernel, precision: str) -> Any:
-        name = f"average_{index}"
-        if not isinstance(kernel, LagKernel):
-            return filled(name, variable, precision)
-        ring = new_buffer(name, variable, precision, rows=kernel.max_lag + 1)
-        backend.assign_row(ring, 0, ops.cast(ops.convert_to_tensor(variable), ring.dtype))
-        return ring
+    def _new_buffers(self, name: str, precision: str, rows: int | None = None) -> list[Any]:
+        return [
+            new_buffer(f"{name}_{index}", variable, precision, rows)
+            for index, variable in enumerate(self._variables)
+        ]
 
     def start(self) -> None:
         """Begins anew: `T` is 0 and every average equals the variables' current values."""

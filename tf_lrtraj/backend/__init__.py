@@ -43,6 +43,7 @@ from tf_lrtraj.backend.variables import (
     synchronized,
     values,
     versions,
+    when,
 )
 
 __all__ = [
@@ -80,4 +81,5 @@ __all__ = [
     "values",
     "versions",
     "weighted_sum",
+    "when",
 ]

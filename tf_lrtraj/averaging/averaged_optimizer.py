@@ -1,0 +1,322 @@
+"""`AveragedOptimizer`: averages of the weights as part of the optimizer's own step."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_lrtraj import backend, values
+from tf_lrtraj.averaging import average_settings
+from tf_lrtraj.averaging.buffers import PRECISIONS
+from tf_lrtraj.averaging.state import AverageState
+from tf_lrtraj.kernels import Kernel
+
+
+@keras.saving.register_keras_serializable(package="tf_lrtraj")
+class AveragedOptimizer(keras.optimizers.Optimizer):
+    """Optimizer that keeps averages of the weights, in the very step that moves them.
+
+    It makes the steps of the optimizer it is given, and updates the averages after each.  They
+    are variables of the optimizer, laid out over devices as the weights are: so they are compiled
+    with the step, saved and restored with it by Keras' own means, and need no callback.  It works
+    with `steps_per_execution`, `jit_compile`, custom training steps and loops,
+    `tf.distribute` strategies and `keras.distribution`.
+
+    Micro-steps of gradient accumulation, and steps that loss scaling skips, move no weights and
+    are no updates of the averages.
+
+    A `WeightAveraging()` without arguments, beside a model compiled with this optimizer,
+    evaluates, lends and saves its averages.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from tf_lrtraj import AveragedOptimizer, kernels
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> optimizer = AveragedOptimizer(keras.optimizers.SGD(0.1), {"ema": kernels.Exponential(0.9)})
+    >>> model.compile(optimizer, "mse", steps_per_execution=4)
+    >>> history = model.fit(np.ones((32, 3)), np.ones((32, 1)), batch_size=4, verbose=0)
+    >>> optimizer.num_updates
+    8
+    >>> [average.shape for average in optimizer.get_average("ema")]
+    [(3, 1), (1,)]
+
+    Args:
+        inner: a Keras optimizer, which moves the weights.  It may be a `LossScaleOptimizer` or a
+            `MultiOptimizer`, and may accumulate gradients.
+        averages: name → kernel, or a kernel's configuration.
+        precision: how averages are stored, as in `AverageState`: float32, and wider where a
+            kernel needs it (`"auto"`), or `"single"`, `"double"`, `"pair"`.
+        name: of the optimizer.
+
+    Raises:
+        ValueError: for no optimizer, or one that keeps an average of its own; for unknown kernels
+            or precisions, or counts of updates in epochs or percent.
+    """
+
+    def __init__(
+        self,
+        inner: keras.optimizers.Optimizer,
+        averages: Mapping[str, Kernel | Mapping[str, Any]],
+        precision: str = "auto",
+        name: str | None = None,
+    ) -> None:
+        _check_inner(inner)
+        kernels, waiting = average_settings.read_averages(averages)
+        if waiting:
+            raise values.error(
+                f"averages[{min(waiting)!r}]",
+                "a kernel with numbers of updates: an optimizer does not know how long a `fit` is",
+                waiting[min(waiting)],
+            )
+        one_of = values.one_of(PRECISIONS)
+        # A learning rate that is a function makes no variable: it is the inner optimizer's.
+        super().__init__(learning_rate=lambda: inner.learning_rate, name=name)
+        self.inner = inner
+        self.precision = one_of.check("precision", precision)
+        # Keras replaces dicts and lists that are attributes.
+        self.averages = types.MappingProxyType(kernels)
+        self._state: AverageState | None = None
+
+    # What Keras asks of an optimizer ----------------------------------------------------------
+
+    @property
+    def variables(self) -> list[Any]:
+        return [*self._variables, *self.inner.variables]
+
+    @property
+    def iterations(self) -> Any:
+        """Steps that the inner optimizer has made."""
+        return self.inner.iterations
+
+    @property
+    def learning_rate(self) -> Any:
+        return self.inner.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.inner.learning_rate = learning_rate
+
+    @property
+    def loss_scale_factor(self) -> Any:
+        inner = getattr(self, "inner", None)
+        return None if inner is None else inner.loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, factor: float | None) -> None:
+        if hasattr(self, "inner"):
+            self.inner.loss_scale_factor = factor
+
+    def scale_loss(self, loss: Any) -> Any:
+        return self.inner.scale_loss(loss)
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        self.inner.exclude_from_weight_decay(var_list, var_names)
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        self.inner.finalize_variable_values(var_list)
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Creates the variables of the averages and of the inner optimizer.
+
+        Raises:
+            ValueError: if averages do not fit into memory.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        if not self.inner.built:
+            self.inner.build(variables)
+        super().build(variables)
+        state = AverageState(variables, self.averages, self.precision, begin=False)
+        for variable in state.variables:
+            self._track_variable(variable)
+        self._state = state
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        grads = list(grads)
+        if not grads:
+            return
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            if not self.built:
+                self.build(trainable_variables)
+        self._begin()
+        before = self._steps()
+        self.inner.apply(grads, trainable_variables)
+        self._update(before)
+
+    def stateless_apply(
+        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
+    ) -> tuple[Any, Any]:
+        if backend.name() == "tensorflow" or not self.built:
+            return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+        weights, own = self._trainable_variables, self._variables
+        held, inner = optimizer_variables[: len(own)], optimizer_variables[len(own) :]
+
+        def scope(weight_values: Any, own_values: Any, inner_values: Any) -> Any:
+            variables = [*weights, *own, *self.inner.variables]
+            numbers = [*weight_values, *own_values, *inner_values]
+            return keras.StatelessScope(list(zip(variables, numbers, strict=True)))
+
+        with scope(trainable_variables, held, inner) as before:
+            self._begin()
+            steps = self._steps()
+        held = [before.get_current_value(variable) for variable in own]
+        # The inner optimizer's own way: that of LossScaleOptimizer differs from `apply`.
+        moved, inner = self.inner.stateless_apply(inner, grads, trainable_variables)
+        with scope(moved, held, inner) as after:
+            self._update(steps)
+        return moved, [*(after.get_current_value(variable) for variable in own), *inner]
+
+    def _begin(self) -> None:
+        """Takes the weights of now as `θ_0`, before the first update."""
+        assert self._state is not None
+        first = ops.equal(self._iterations, 0)
+        backend.when(
+            first, self._state.start, self._state.variables, reads=self._trainable_variables
+        )
+
+    def _steps(self) -> list[Any] | None:
+        """Steps that each inner optimizer has made; None where each call makes one."""
+        counters = _counters(self.inner)
+        if not any(_may_skip(one) for one in (self.inner, *counters)):
+            return None
+        return [ops.convert_to_tensor(one.iterations) + 0 for one in counters]
+
+    def _update(self, before: list[Any] | None) -> None:
+        """Updates the averages if the weights have moved since `before`."""
+        assert self._state is not None
+        if before is None:
+            self._iterations.assign_add(1)
+            self._state.update(_number(self._iterations))
+            return
+        pairs = zip(self._steps() or (), before, strict=True)
+        moved = ops.any(ops.stack([ops.not_equal(now, then) for now, then in pairs]))
+        self._iterations.assign_add(ops.cast(moved, self._iterations.dtype))
+        self._state.update(_number(self._iterations), counts=moved)
+
+    # The averages -----------------------------------------------------------------------------
+
+    @property
+    def state(self) -> AverageState:
+        """The buffers of the averages.
+
+        Raises:
+            RuntimeError: before the optimizer is built.
+        """
+        if self._state is None:
+            raise RuntimeError(
+                "The optimizer has no averages yet: train with it, or call "
+                "`optimizer.build(model.trainable_variables)`."
+            )
+        return self._state
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the weights averaged so far."""
+        return int(backend.to_numpy(backend.values([self._iterations]))[0])
+
+    def get_average(self, name: str) -> list[np.ndarray]:
+        """The average `name` as arrays in the order of the trainable variables.
+
+        Before the first update it is the weights.  Inside a `fit` on JAX values are up to date
+        where `model.jax_state_sync()` has been called, as `WeightAveraging` does.
+
+        Raises:
+            KeyError: for an unknown name.
+            RuntimeError: before the optimizer is built.
+        """
+        state, made = self.state, self.num_updates
+        if not made:
+            state.start()
+        return backend.to_numpy(state.average(name, made))
+
+    def reset(self) -> None:
+        """Forgets the averages: the next step begins anew, at the weights before it."""
+        backend.assign([self._iterations], [0])
+
+    # Saving -----------------------------------------------------------------------------------
+
+    def save_own_variables(self, store: Any) -> None:
+        # The inner optimizer is saved beside, as a part of this one.
+        for index, array in enumerate(backend.to_numpy(backend.values(self._variables))):
+            store[str(index)] = array
+
+    def load_own_variables(self, store: Any) -> None:
+        saved, own = len(store.keys()), len(self._variables)
+        if saved != own:
+            raise ValueError(
+                f"The optimizer {self.name!r} keeps {own} variables for its averages, and the file "
+                f"holds {saved}: it was saved with other averages or none, or the optimizer is not "
+                "built yet (call `optimizer.build(model.trainable_variables)` before loading)."
+            )
+        for index, variable in enumerate(self._variables):
+            variable.assign(store[str(index)])
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        for variable, weight in zip(self.variables, weights, strict=True):
+            variable.assign(weight)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "inner": keras.saving.serialize_keras_object(self.inner),
+            "averages": {name: kernel.get_config() for name, kernel in self.averages.items()},
+            "precision": self.precision,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Any = None
+    ) -> AveragedOptimizer:
+        inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects)
+        return cls(**{**config, "inner": inner})
+
+
+def find_averaged(optimizer: Any) -> AveragedOptimizer | None:
+    """The optimizer that keeps averages: the given one, or one that a `LossScaleOptimizer` wraps."""
+    if isinstance(optimizer, AveragedOptimizer):
+        return optimizer
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return None if inner is None else find_averaged(inner)
+
+
+def _counters(optimizer: Any) -> list[Any]:
+    """The optimizers inside one whose `iterations` count moves of weights."""
+    inner = getattr(optimizer, "inner_optimizer", None)  # of LossScaleOptimizer
+    if inner is not None:
+        return _counters(inner)
+    several = getattr(optimizer, "optimizers", None)  # of MultiOptimizer
+    return [optimizer] if several is None else [one for part in several for one in _counters(part)]
+
+
+def _may_skip(optimizer: Any) -> bool:
+    """Whether a call of an optimizer may leave the weights as they are."""
+    return bool(optimizer.gradient_accumulation_steps or hasattr(optimizer, "inner_optimizer"))
+
+
+def _check_inner(inner: Any) -> None:
+    if not isinstance(inner, keras.optimizers.Optimizer):
+        raise values.error("inner", "a Keras optimizer, such as keras.optimizers.SGD(0.1)", inner)
+    for one in [inner, *_counters(inner)]:
+        if isinstance(one, AveragedOptimizer):
+            raise values.error("inner", "an optimizer without averages", one)
+        if one.use_ema:
+            raise ValueError(
+                "`inner` must not have `use_ema`, which puts its average in the place of the "
+                "weights when training ends: keep it in `averages`, as "
+                f"kernels.Exponential({one.ema_momentum}). Received: inner={one!r}"
+            )
+
+
+def _number(variable: Any) -> Any:
+    """The value of a variable that counts; of several replicas that of this one."""
+    if backend.name() == "torch":
+        return int(variable.value)
+    return ops.convert_to_tensor(variable)
