@@ -82,11 +82,15 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         # Keras replaces dicts and lists that are attributes.
         self.averages = types.MappingProxyType(kernels)
         self._state: AverageState | None = None
+        self._follow: Any = None  # makes an update of the averages
+        self._begun = False  # whether an update is known to have been made
 
     # What Keras asks of an optimizer ----------------------------------------------------------
 
     @property
     def variables(self) -> list[Any]:
+        if backend.name() == "jax":  # whose loops take the values from here, before they begin
+            self._begin()
         return [*self._variables, *self.inner.variables]
 
     @property
@@ -133,10 +137,13 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         if not self.inner.built:
             self.inner.build(variables)
         super().build(variables)
-        state = AverageState(variables, self.averages, self.precision, begin=False)
+        with backend.outside_of_graphs():
+            state = AverageState(variables, self.averages, self.precision, begin=False)
         for variable in state.variables:
             self._track_variable(variable)
         self._state = state
+        self._follow = backend.fused_update(state.update, [*state.variables, *variables])
+        self._begin()
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         grads = list(grads)
@@ -164,10 +171,8 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
             numbers = [*weight_values, *own_values, *inner_values]
             return keras.StatelessScope(list(zip(variables, numbers, strict=True)))
 
-        with scope(trainable_variables, held, inner) as before:
-            self._begin()
+        with scope(trainable_variables, held, inner):
             steps = self._steps()
-        held = [before.get_current_value(variable) for variable in own]
         # The inner optimizer's own way: that of LossScaleOptimizer differs from `apply`.
         moved, inner = self.inner.stateless_apply(inner, grads, trainable_variables)
         with scope(moved, held, inner) as after:
@@ -175,12 +180,22 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         return moved, [*(after.get_current_value(variable) for variable in own), *inner]
 
     def _begin(self) -> None:
-        """Takes the weights of now as `θ_0`, before the first update."""
-        assert self._state is not None
-        first = ops.equal(self._iterations, 0)
-        backend.when(
-            first, self._state.start, self._state.variables, reads=self._trainable_variables
-        )
+        """Takes the weights of now as `θ_0`, unless updates have been made.
+
+        Compiled steps pay nothing for it: it runs when the optimizer is built and, because weights
+        may be loaded after that, when a step is traced or, on JAX, given its values.
+        """
+        if self._begun or self._state is None:
+            return
+        with backend.outside_of_graphs() as possible:
+            if not possible or not backend.hold_values(
+                [*self._trainable_variables, *self._variables]
+            ):
+                return
+            if self.num_updates:
+                self._begun = True
+            else:
+                self._state.start()
 
     def _steps(self) -> list[Any] | None:
         """Steps that each inner optimizer has made; None where each call makes one."""
@@ -191,15 +206,14 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
 
     def _update(self, before: list[Any] | None) -> None:
         """Updates the averages if the weights have moved since `before`."""
-        assert self._state is not None
         if before is None:
             self._iterations.assign_add(1)
-            self._state.update(_number(self._iterations))
+            self._follow(_number(self._iterations))
             return
         pairs = zip(self._steps() or (), before, strict=True)
         moved = ops.any(ops.stack([ops.not_equal(now, then) for now, then in pairs]))
         self._iterations.assign_add(ops.cast(moved, self._iterations.dtype))
-        self._state.update(_number(self._iterations), counts=moved)
+        self._follow(_number(self._iterations), counts=moved)
 
     # The averages -----------------------------------------------------------------------------
 
@@ -232,14 +246,15 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
             KeyError: for an unknown name.
             RuntimeError: before the optimizer is built.
         """
-        state, made = self.state, self.num_updates
-        if not made:
-            state.start()
-        return backend.to_numpy(state.average(name, made))
+        state = self.state
+        self._begin()
+        return backend.to_numpy(state.average(name, self.num_updates))
 
     def reset(self) -> None:
-        """Forgets the averages: the next step begins anew, at the weights before it."""
+        """Forgets the averages: they begin anew at the weights of now."""
         backend.assign([self._iterations], [0])
+        self._begun = False
+        self._begin()
 
     # Saving -----------------------------------------------------------------------------------
 
@@ -280,7 +295,7 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
 
 
 def find_averaged(optimizer: Any) -> AveragedOptimizer | None:
-    """The optimizer that keeps averages: the given one, or one that a `LossScaleOptimizer` wraps."""
+    """The optimizer that keeps averages: this one, or one that a `LossScaleOptimizer` wraps."""
     if isinstance(optimizer, AveragedOptimizer):
         return optimizer
     inner = getattr(optimizer, "inner_optimizer", None)

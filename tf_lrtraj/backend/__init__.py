@@ -6,7 +6,7 @@ of a model with *given* weights.  Batch-norm statistics (`batch_norm`), calls of
 (`layer_calls`) and the steps of a training (`weight_updates`) are modules of their own.
 """
 
-from tf_lrtraj.backend.compiled_updates import compiled_update
+from tf_lrtraj.backend.compiled_updates import compiled_update, fused_update
 from tf_lrtraj.backend.derivatives import hessian_vector_product, value_and_gradient
 from tf_lrtraj.backend.devices import (
     compiled_on_replicas,
@@ -27,6 +27,7 @@ from tf_lrtraj.backend.tensors import (
     is_one,
     is_tracing,
     name,
+    outside_of_graphs,
     scalars,
     to_numpy,
     unconverted,
@@ -36,6 +37,7 @@ from tf_lrtraj.backend.variables import (
     assign,
     assign_row,
     backup,
+    hold_values,
     holds,
     mix,
     mix_rows,
@@ -43,7 +45,6 @@ from tf_lrtraj.backend.variables import (
     synchronized,
     values,
     versions,
-    when,
 )
 
 __all__ = [
@@ -57,9 +58,11 @@ __all__ = [
     "fingerprints",
     "forward",
     "free_memory",
+    "fused_update",
     "given_weights",
     "has_float64",
     "hessian_vector_product",
+    "hold_values",
     "holds",
     "is_complex",
     "is_distributed",
@@ -68,6 +71,7 @@ __all__ = [
     "mix",
     "mix_rows",
     "name",
+    "outside_of_graphs",
     "random_streams_kept",
     "scalars",
     "steps_of",
@@ -81,5 +85,4 @@ __all__ = [
     "values",
     "versions",
     "weighted_sum",
-    "when",
 ]

@@ -41,6 +41,31 @@ def compiled_update(
     return compiled(function)
 
 
+def fused_update(function: Callable[..., None], variables: Sequence[Any]) -> Callable[..., None]:
+    """Makes a fast version of a function that writes variables, to be called in a training step.
+
+    On TensorFlow it is compiled by XLA on a single device, from `XLA_FROM` numbers on, whether the
+    step is or not.  Elsewhere it is the function itself, and part of the step.
+
+    Args:
+        function: takes arrays and Keras variables' values, returns nothing.
+        variables: those that it reads or writes.
+    """
+    if name() != "tensorflow" or not _gains_from_xla(variables):
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def _gains_from_xla(variables: Sequence[Any]) -> bool:
+    """Whether XLA can compile updates of some variables, and there are enough of them."""
+    import tensorflow as tf
+
+    numbers = sum(int(np.prod(variable.shape)) for variable in variables)
+    return numbers >= XLA_FROM and not tf.distribute.has_strategy()
+
+
 def _tensorflow_update(
     function: Callable[..., None], strategy: Any, variables: list[Any]
 ) -> Callable[..., None]:
@@ -53,8 +78,7 @@ def _tensorflow_update(
             strategy.run(function, args=args)
 
         return run
-    numbers = sum(int(np.prod(variable.shape)) for variable in variables)
-    xla = True if numbers >= XLA_FROM else None
+    xla = True if _gains_from_xla(variables) else None
     traced = tf.function(function, jit_compile=xla, reduce_retracing=False)
     calls: list[Callable[..., Any]] = []
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -61,6 +62,22 @@ def is_tracing() -> bool:
 
         return isinstance(jax.numpy.zeros(()) + 1, jax.core.Tracer)
     return False
+
+
+@contextlib.contextmanager
+def outside_of_graphs() -> Iterator[bool]:
+    """Leaves the function that is being traced, if any, to read and write values at once.
+
+    Yields:
+        whether that is possible: not on JAX while it traces.
+    """
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.init_scope():
+            yield tf.executing_eagerly()
+    else:
+        yield not is_tracing()
 
 
 def to_numpy(arrays: Sequence[Any]) -> list[np.ndarray]:

@@ -86,6 +86,11 @@ def versions(variables: Sequence[Any]) -> list[Any]:
     return fingerprints(values(variables)).tolist()
 
 
+def hold_values(variables: Sequence[Any]) -> bool:
+    """Whether Keras variables hold their values: not while a loop on JAX keeps them elsewhere."""
+    return all(variable._value is not None for variable in variables)
+
+
 def holds(variable: Any, array: Any) -> bool:
     """Whether a Keras variable is known to hold this very array, so that assigning it is idle."""
     if name() == "torch":
@@ -236,35 +241,6 @@ def _mix_rows_on_torch(variables: Sequence[Any], arrays: Sequence[Any], shares: 
         pieces = zip(rows.split(_COLUMNS, dim=1), source.split(_COLUMNS), strict=True)
         for piece, towards in pieces:
             piece.lerp_(towards, parts[kind][1])
-
-
-def when(
-    condition: Any, function: Callable[[], None], writes: Sequence[Any], reads: Sequence[Any]
-) -> None:
-    """Calls a function that writes Keras variables, where a scalar condition holds.
-
-    Args:
-        condition: a boolean, or a boolean tensor of a step that is being compiled.
-        function: takes and returns nothing; communicates nothing.
-        writes: every variable that it writes.
-        reads: the variables that it only reads.
-    """
-    if name() == "tensorflow":
-        import tensorflow as tf
-
-        tf.cond(condition, lambda: (function(), 0)[1], lambda: 0)
-    elif name() == "torch":
-        if bool(condition):
-            function()
-    else:
-        # Branches of a compiled JAX function write nothing: both values exist, one is chosen.
-        variables = [*writes, *reads]
-        old = values(variables)
-        with keras.StatelessScope(list(zip(variables, old, strict=True))) as scope:
-            function()
-            new = [scope.get_current_value(variable) for variable in writes]
-        for variable, before, after in zip(writes, old, new, strict=False):
-            variable.assign(keras.ops.where(condition, after, before))
 
 
 def backup(variables: Sequence[Any]) -> Callable[[], None]:
