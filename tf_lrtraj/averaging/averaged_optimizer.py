@@ -334,4 +334,4 @@ def _number(variable: Any) -> Any:
     """The value of a variable that counts; of several replicas that of this one."""
     if backend.name() == "torch":
         return int(variable.value)
-    return ops.convert_to_tensor(variable)
+    return backend.values([variable])[0]
