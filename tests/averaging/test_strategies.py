@@ -109,8 +109,8 @@ def test_every_replica_holds_the_same_average(fitted, strategy):
 
 def test_an_update_communicates_nothing(fitted):
     averaging = fitted[1]
-    step = tf.constant(9, tf.int64)
-    graph = tf.function(averaging._running._update).get_concrete_function(step).graph.as_graph_def()
+    update = tf.function(averaging._kept.running._update)
+    graph = update.get_concrete_function(tf.constant(9, tf.int64)).graph.as_graph_def()
     operations = {node.op for node in graph.node}
     operations |= {node.op for function in graph.library.function for node in function.node_def}
     assert any(name.startswith("AssignVariable") for name in operations)

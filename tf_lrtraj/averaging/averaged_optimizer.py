@@ -232,6 +232,11 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         return self._state
 
     @property
+    def averaged_variables(self) -> list[Any]:
+        """The weights, in the order of the averages' arrays."""
+        return list(self._trainable_variables)
+
+    @property
     def num_updates(self) -> int:
         """Updates of the weights averaged so far."""
         return int(backend.to_numpy(backend.values([self._iterations]))[0])

@@ -97,7 +97,10 @@ class Loan:
         known = {id(variable) for variable in changed}
         self._restore = backend.backup([*changed, *(v for v in others if id(v) not in known)])
         backend.assign(changed, [value for _, value in values])
-        self._lent = changed, backend.versions(changed)
+        # Statistics are replaced by whatever runs the model: on JAX `evaluate` does, by equal ones.
+        trainable = {id(variable) for variable in self._model.trainable_variables}
+        watched = [variable for variable in changed if id(variable) in trainable]
+        self._lent = watched, backend.versions(watched)
 
     def check(self) -> None:
         """Finds what was done to the lent weights; to be called before `end`.
@@ -124,8 +127,8 @@ class Loan:
                 "`enable_lora` or another way of building it again): it does not have its own "
                 "weights back. Save the average and load it to change it."
             )
-        changed, versions = self._lent
-        if backend.versions(changed) != versions:
+        watched, versions = self._lent
+        if backend.versions(watched) != versions:
             warnings.warn(
                 f"Weights were changed while the model held {self._what}, by an optimizer or by "
                 "hand. The changes are lost: the model has its own weights back.",

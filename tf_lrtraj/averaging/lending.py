@@ -6,7 +6,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -14,9 +14,20 @@ import numpy as np
 from tf_lrtraj import backend
 from tf_lrtraj.averaging.average_settings import RAW_RUNNING
 from tf_lrtraj.averaging.borrowing import Values, lend
-from tf_lrtraj.averaging.model_averages import ModelAverages, Settings
+from tf_lrtraj.averaging.model_averages import Settings
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.records import RAW
+
+
+class Averages(Protocol):
+    """What is lent: `ModelAverages`, or those of an optimizer."""
+
+    @property
+    def recompute(self) -> Any:
+        """Batch-norm statistics of the model, `backend.batch_norm.Recompute`."""
+
+    def average(self, name: str, model: Any) -> list[tuple[Any, Any]]:
+        """(variable, its average in the dtype of the buffers) of each averaged variable."""
 
 
 class Lending:
@@ -28,9 +39,7 @@ class Lending:
         settings: of batch norm.
     """
 
-    def __init__(
-        self, model: Any, averages: Callable[[], ModelAverages], settings: Settings
-    ) -> None:
+    def __init__(self, model: Any, averages: Callable[[], Averages], settings: Settings) -> None:
         self._given = model
         self._averages = averages
         self._settings = settings

@@ -51,7 +51,7 @@ class ModelAverages:
     def __init__(self, model: Any, settings: Settings) -> None:
         check_built(model, "WeightAveraging")
         self._model, self._settings = model, settings
-        self.recompute = bn.Recompute(model, settings.batch_norm_call)
+        self.recompute: Any = bn.Recompute(model, settings.batch_norm_call)
         if not chosen(model, settings):
             raise ValueError(
                 "The model has no trainable weights to average"

@@ -1,0 +1,139 @@
+"""Averages that the model's `AveragedOptimizer` keeps, as `WeightAveraging` serves them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NoReturn
+
+from tf_lrtraj.averaging import average_settings
+from tf_lrtraj.averaging.averaged_optimizer import AveragedOptimizer, find_averaged
+from tf_lrtraj.averaging.model_averages import chosen, wide
+from tf_lrtraj.averaging.state import AverageState
+from tf_lrtraj.backend import batch_norm as bn
+from tf_lrtraj.backend.weight_updates import check_built
+
+
+class OptimizerAverages:
+    """Averages of a model that its optimizer updates; nothing is left to do at a step.
+
+    Args:
+        callback: the `WeightAveraging` that serves them.
+        batch_norm: its policy, or a dict name → policy.
+        save_best: its paths by name.
+    """
+
+    skipped = 0
+
+    def __init__(self, callback: Any, batch_norm: Any, save_best: Any) -> None:
+        self._callback = callback
+        self._batch_norm, self._save_best = batch_norm, save_best
+        self._optimizer: AveragedOptimizer | None = None
+        self._recompute: Any = None
+
+    def set_model(self, model: Any) -> None:
+        """Finds the averages of a model, and checks that the settings are of these.
+
+        Raises:
+            ValueError: if its optimizer keeps none.
+        """
+        callback = self._callback
+        optimizer = find_averaged(getattr(model, "optimizer", None))
+        if optimizer is None:
+            raise ValueError(
+                "`averages` may be left out for a model compiled with an AveragedOptimizer only. "
+                f"Received: averages=None, and the optimizer {getattr(model, 'optimizer', None)!r}"
+            )
+        kernels = dict(optimizer.averages)
+        policies = average_settings.check_policies(self._batch_norm, kernels)
+        if "average" in policies.values():
+            raise ValueError(
+                "`batch_norm` must be 'recompute' or 'copy' for averages of an AveragedOptimizer, "
+                "which sees no running statistics. Received: batch_norm='average'"
+            )
+        callback.save_best = average_settings.check_save_best(
+            self._save_best, kernels, callback.validation_data
+        )
+        callback.averages, callback.batch_norm = kernels, policies
+        if self._optimizer is not optimizer:
+            self._optimizer, self._recompute = optimizer, None
+        if model.built and not optimizer.built:
+            # So that what other callbacks restore finds a place, and is not skipped.
+            optimizer.build(model.trainable_variables)
+
+    @property
+    def running(self) -> OptimizerAverages | None:
+        return None if self._optimizer is None or not self._optimizer.built else self
+
+    def averages(self) -> OptimizerAverages:
+        return self
+
+    # As `ModelAverages` -----------------------------------------------------------------------
+
+    @property
+    def state(self) -> AverageState:
+        return self._found().state
+
+    def _found(self) -> AveragedOptimizer:
+        if self._optimizer is None:
+            self.set_model(self._callback.model)
+        assert self._optimizer is not None
+        return self._optimizer
+
+    @property
+    def num_updates(self) -> int:
+        return 0 if self.running is None else self._found().num_updates
+
+    @property
+    def recompute(self) -> Any:
+        if self._recompute is None:
+            check_built(self._callback.model, "WeightAveraging")
+            self._recompute = bn.Recompute(self._callback.model, self._callback.batch_norm_call)
+        return self._recompute
+
+    def average(self, name: str, model: Any) -> list[tuple[Any, Any]]:
+        """(variable, its average in the dtype of the buffers) of each averaged variable."""
+        known = sorted(self._callback.averages)
+        if name not in known:
+            raise KeyError(f"`name` must be one of {known}. Received: {name!r}")
+        own = {id(variable) for variable in chosen(model, self._callback)}
+        variables = self._found().averaged_variables
+        if not self.num_updates:
+            found = [wide(variable) for variable in variables]
+        else:
+            found = self.state.average(name, self.num_updates)
+        pairs = zip(variables, found, strict=True)
+        return [(variable, value) for variable, value in pairs if id(variable) in own]
+
+    # As `OwnAverages` -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._found().reset()
+
+    def reset(self) -> None:
+        if self._optimizer is not None:
+            self._optimizer.reset()
+
+    def update(self, weights: Any = None) -> bool:
+        self._refuse("`update()` is not for averages of an AveragedOptimizer, whose step makes it.")
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        self._refuse("Averages of an AveragedOptimizer are saved with the model's optimizer.")
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        self._refuse("Averages of an AveragedOptimizer are loaded with the model's optimizer.")
+
+    @staticmethod
+    def _refuse(why: str) -> NoReturn:
+        raise RuntimeError(why)
+
+    def copied(self) -> tuple[Any, Any]:
+        """Arguments of a copy, which finds the averages in its model's optimizer."""
+        return self._batch_norm, self._save_best
+
+    def begin_training(self) -> None:
+        self.set_model(self._callback.model)
+
+    def begin_epoch(self) -> None:
+        """Nothing: all happens in the optimizer's step."""
+
+    after_batch = after_epoch = end_training = begin_epoch

@@ -1,0 +1,356 @@
+"""Averages that a callback keeps itself: begun, updated and restored in step with a training."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tf_lrtraj import backend
+from tf_lrtraj.averaging import average_settings
+from tf_lrtraj.averaging.backup import Backup, read_state, restore_streams
+from tf_lrtraj.averaging.borrowing import holder_of, refuse_lent
+from tf_lrtraj.averaging.model_averages import ModelAverages
+from tf_lrtraj.averaging.other_callbacks import callbacks_beside
+from tf_lrtraj.backend.weight_updates import (
+    Standing,
+    UpdateCounter,
+    check_trainable,
+    is_built,
+    steps_made,
+)
+from tf_lrtraj.durations import resolve_durations
+from tf_lrtraj.records.archives import save_arrays
+
+
+class OwnAverages:
+    """Averages in buffers of their own, updated after every step that moves the weights.
+
+    Args:
+        callback: the `WeightAveraging` whose averages they are.
+        waiting: kernels' configurations by name, in epochs or percent of a `fit`.
+        carried: arrays of the averages of which these are a copy.
+    """
+
+    def __init__(
+        self, callback: Any, waiting: Mapping[str, Any], carried: Mapping[str, Any] | None = None
+    ) -> None:
+        self._callback = callback
+        self.waiting = dict(waiting)
+        self.running: ModelAverages | None = None
+        self.skipped = 0
+        self._backup: Backup | None = None
+        self._begun = False
+        self._counter: UpdateCounter | None = None
+        # Where the training stood when `fit` gave the model, and at the last update.
+        self._at_set_model: Standing | None = None
+        self._left: Standing | None = None
+        self._loaded_iterations: int | None = None
+        # What these are a copy of, until there is a model.
+        self._carried = carried
+
+    def copied(self) -> dict[str, Any]:
+        """Arguments of a copy: of what belongs to a model only the averages."""
+        carried = self._arrays() if self.num_updates else self._carried
+        return {"waiting": self.waiting, "carried": carried}
+
+    @property
+    def _model(self) -> Any:
+        return self._callback.model
+
+    @property
+    def num_updates(self) -> int:
+        return 0 if self.running is None else self.running.num_updates
+
+    # Beginning --------------------------------------------------------------------------------
+
+    def set_model(self, model: Any) -> None:
+        """Begins at the weights that a model holds now, unless a `fit` tells more later."""
+        if not is_built(model):
+            return
+        self._follow(model)
+        if not self.num_updates and not self.waiting and holder_of(model) is None:
+            self.start()
+
+    def _follow(self, model: Any) -> None:
+        self._counter = UpdateCounter(model, type(self._callback).__name__)
+        self._at_set_model = self._counter.standing()
+
+    def start(self) -> None:
+        """Begins at the model's current weights, with no updates made."""
+        self._refuse_durations()
+        model = self._model
+        refuse_lent(model, "its own weights cannot be averaged")
+        self.skipped = 0
+        if self.running is None or not self.running.restart(model):
+            self.running = ModelAverages(model, self._callback)
+        self._left = None if self._counter is None else self._counter.standing()
+        self._loaded_iterations = None
+        if self._carried is not None:
+            carried, self._carried = self._carried, None
+            self._load(carried, "the copied callback")
+
+    def reset(self) -> None:
+        """Forgets every average, and the model."""
+        self.running = self._carried = self._left = self._loaded_iterations = None
+        self.skipped = 0
+
+    def averages(self) -> ModelAverages:
+        """The averages, begun now if they have not."""
+        if self.running is None:
+            self.start()
+        assert self.running is not None
+        return self.running
+
+    def _refuse_durations(self) -> None:
+        if self.waiting:
+            raise RuntimeError(
+                f"The averages {sorted(self.waiting)} are in epochs or percent of a `fit`, and "
+                "none has begun. Give numbers of updates for a loop of your own."
+            )
+
+    # Updating ---------------------------------------------------------------------------------
+
+    def update(self, weights: Any = None) -> bool:
+        """Makes one update; see `WeightAveraging.update`."""
+        self._refuse_durations()
+        model = self._model
+        if backend.is_tracing():
+            raise RuntimeError(
+                "`update()` must be called outside of tf.function and jax.jit: compiled, it would "
+                "run once only. Call it after the compiled step."
+            )
+        refuse_lent(model, "its own weights cannot be averaged")
+        running = self.running
+        if running is None:
+            raise RuntimeError(
+                "The averages have not begun: the model had no weights when `set_model` was "
+                "called, or `reset` was. Call `start()` once it has them, before the first step."
+            )
+        running.check_model(model)
+        given = None if weights is None else running.given(model, weights)
+        if given is None and not running.note_versions():
+            raise RuntimeError(
+                "Nothing has been assigned to the model's variables since the last update. A loop "
+                "that keeps the weights elsewhere gives them: "
+                "`update(weights=trainable_variables)`."
+            )
+        averaged = self._update(running, given)
+        if self._counter is not None and weights is None:
+            self._left = None
+        return averaged
+
+    def _update(self, running: ModelAverages, given: list[Any] | None = None) -> bool:
+        arrays = backend.values(running.variables) if given is None else given
+        if self._callback.on_non_finite != "ignore" and not backend.all_finite(arrays):
+            self.skipped += 1
+            if self.skipped == 1:
+                warnings.warn(
+                    f"The weights after update {running.num_updates} are not finite: such "
+                    "iterates are left out of the averages and counted in `skipped`.",
+                    stacklevel=5,
+                )
+            return False
+        running.update(given)
+        return True
+
+    # In a `fit` -------------------------------------------------------------------------------
+
+    def begin_training(self) -> None:
+        """Checks the model, and finds what saves it, before the first step."""
+        model = self._model
+        check_trainable(model, self._callback)
+        if self._counter is None:  # built after `set_model`, by Keras
+            self._follow(model)
+        self._resolve()
+        if self.running is not None and self.num_updates:
+            self.running.check_model(model)
+        beside = callbacks_beside(self._callback)
+        followed = [c for c in beside if isinstance(c, keras.callbacks.BackupAndRestore)]
+        if not followed:
+            self._backup = None
+        elif self._backup is None or self._backup.followed is not followed[0]:
+            self._backup = Backup(followed[0])
+        self._begun = False
+
+    def _resolve(self) -> None:
+        """Makes kernels of configurations with durations, now that `fit` tells its length."""
+        if not self.waiting:
+            return
+        callback = self._callback
+        steps, total = self._updates_of_fit()
+        kernels = dict(callback.averages)
+        for name, config in self.waiting.items():
+            resolved = resolve_durations(config, steps, total, name=f"averages[{name!r}]")
+            kernels[name] = average_settings.check_kernel(name, resolved)
+        callback.averages = {name: kernels[name] for name in callback.batch_norm}
+        self.waiting = {}
+
+    def _updates_of_fit(self) -> tuple[float | None, int | None]:
+        """(updates of an epoch, updates of the whole `fit`), where Keras knows them."""
+        params = self._callback.params or {}
+        batches, epochs = params.get("steps"), params.get("epochs")
+        if not batches or not epochs:
+            return None, None
+        optimizer = getattr(self._model, "optimizer", None)
+        each = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+        return batches / each, batches * epochs // each
+
+    def begin_epoch(self) -> None:
+        self._begin()
+        assert self._counter is not None
+        self._counter.start_epoch()
+
+    def _begin(self) -> None:
+        """Takes up the averages where the model stands, once per `fit`.
+
+        Not in `begin_training`: only after that has every callback put into the
+        model what it restores.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        model, counter = self._model, self._counter
+        before = self._at_set_model
+        assert counter is not None and before is not None
+        now = counter.standing()
+        stepped = now.counts != before.counts
+        # What has moved since `fit` gave the model, another callback has put in.
+        moved = stepped or not now.same_weights(before)
+        if not (moved and self._restore(model, stepped)):
+            self._go_on(now)
+        self._callback.check_recomputation()
+        counter.restart()
+        self._left = counter.standing()
+        self._warn_of_averages_that_never_begin()
+        if (self._callback.params or {}).get("verbose"):
+            print(f"WeightAveraging: {self.averages().state.describe_memory()}")
+
+    def _go_on(self, now: Standing) -> None:
+        """Begins at the weights of now, or goes on from those of the last update."""
+        left = self._left
+        if not self.num_updates:
+            self.start()
+        elif self._loaded_iterations is not None:
+            self._warn_of_iterations(self._loaded_iterations, steps_made(self._model))
+        elif left is not None and not now.same_weights(left):
+            if now.steps_since(left) and now.same_optimizers(left):
+                before = max(left.counts.values(), default=0)
+                self._warn_of_iterations(before, max(now.counts.values(), default=0))
+            elif now.same_optimizers(left):
+                warnings.warn(
+                    "The model's weights were set after the last update, by something other than "
+                    f"training: the averages, of {self.num_updates} updates, begin anew. Use a "
+                    "WeightAveraging of its own for each run to keep them.",
+                    stacklevel=4,
+                )
+                self._callback.reset()
+                self.start()
+            else:
+                raise ValueError(
+                    "The model has another optimizer, and other weights, than at the last update "
+                    f"of the averages (number {self.num_updates}): whether this is the same "
+                    "training cannot be known. Call `averaging.reset()` to begin anew, or "
+                    "train with WeightAveraging all along."
+                )
+        self._loaded_iterations = None
+        self.averages().join_new_weights(self._model)
+
+    def _warn_of_iterations(self, before: int, now: int) -> None:
+        if now > before:
+            warnings.warn(
+                f"The optimizer went from {before} to {now} iterations without "
+                "WeightAveraging: its averages leave those weights out.",
+                stacklevel=5,
+            )
+
+    def _warn_of_averages_that_never_begin(self) -> None:
+        _, updates = self._updates_of_fit()
+        if updates is None:
+            return
+        end = self.num_updates + updates
+        begins = {name: kernel.first_average for name, kernel in self._callback.averages.items()}
+        late = {name: begin for name, begin in begins.items() if begin is not None and begin > end}
+        if late:
+            warnings.warn(
+                f"WeightAveraging: the averages {late} begin at that update, and this `fit` "
+                f"ends at update {end}: until then they are the raw weights.",
+                stacklevel=4,
+            )
+
+    def after_batch(self) -> None:
+        model = self._model  # on JAX this brings the variables up to date
+        assert self._counter is not None
+        # Weights do not move on the micro-steps of gradient accumulation, nor when
+        # loss scaling skips a step.
+        if self._counter.moved():
+            refuse_lent(model, "its own weights cannot be averaged")
+            if not self._update(self.averages()) and self._callback.on_non_finite == "stop":
+                model.stop_training = True
+        if self._backup is not None and self._backup.due_after_batch():
+            self._write_backup(self._backup)
+
+    def after_epoch(self) -> None:
+        if self._backup is not None and self._backup.due_after_epoch():
+            self._write_backup(self._backup)
+
+    def end_training(self) -> None:
+        self._begin()  # a training restored at its end has no epochs left
+        if self._counter is not None:
+            self._left = self._counter.standing()
+        if self.skipped:
+            warnings.warn(
+                f"WeightAveraging left out {self.skipped} iterates that were not finite.",
+                stacklevel=4,
+            )
+
+    # On disk ----------------------------------------------------------------------------------
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Writes every buffer and the update count to an `.npz` file, whole or not at all."""
+        save_arrays(path, self._arrays(), compress=False)
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Reads what `save_state` wrote."""
+        self._load(read_state(path), os.fspath(path))
+
+    def _arrays(self) -> dict[str, Any]:
+        return self.averages().arrays(self._model)
+
+    def _load(self, stored: Mapping[str, Any], path: str) -> None:
+        running = self.averages()
+        running.check_model(self._model)
+        self._loaded_iterations = running.load(stored, path)
+
+    def _write_backup(self, backup: Backup) -> None:
+        backup.write(self._model, self.num_updates, self._arrays(), self._callback.best)
+
+    def _restore(self, model: Any, counts_changed: bool) -> bool:
+        """Loads the state that goes with the weights another callback has just put in.
+
+        Returns:
+            whether there was one; not, where weights were loaded that no training had made.
+        """
+        backup = self._backup
+        stored = None if backup is None else backup.read(model)
+        if stored is None and not counts_changed and not (backup and backup.files()):
+            return False
+        if backup is None or stored is None:
+            where = "no BackupAndRestore is in `callbacks`" if backup is None else backup.folder
+            raise ValueError(
+                f"The model was restored at iteration {steps_made(model)}, and WeightAveraging has "
+                f"no state that goes with it ({where}). It must train with BackupAndRestore from "
+                "the start for its averages to be restored too. To average from here on instead, "
+                "load the weights before `fit`."
+            )
+        if self.num_updates:
+            self.averages().join_new_weights(model)
+        self._load(stored, str(backup.folder))
+        self._loaded_iterations = None
+        restore_streams(model, stored)
+        self._callback.best = json.loads(str(stored["best"]))
+        return True
