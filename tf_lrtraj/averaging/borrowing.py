@@ -97,10 +97,7 @@ class Loan:
         known = {id(variable) for variable in changed}
         self._restore = backend.backup([*changed, *(v for v in others if id(v) not in known)])
         backend.assign(changed, [value for _, value in values])
-        # Statistics are replaced by whatever runs the model: on JAX `evaluate` does, by equal ones.
-        trainable = {id(variable) for variable in self._model.trainable_variables}
-        watched = [variable for variable in changed if id(variable) in trainable]
-        self._lent = watched, backend.versions(watched)
+        self._lent = changed, _marks(changed)
 
     def check(self) -> None:
         """Finds what was done to the lent weights; to be called before `end`.
@@ -127,8 +124,8 @@ class Loan:
                 "`enable_lora` or another way of building it again): it does not have its own "
                 "weights back. Save the average and load it to change it."
             )
-        watched, versions = self._lent
-        if backend.versions(watched) != versions:
+        changed, marks = self._lent
+        if _marks(changed) != marks:
             warnings.warn(
                 f"Weights were changed while the model held {self._what}, by an optimizer or by "
                 "hand. The changes are lost: the model has its own weights back.",
@@ -152,6 +149,16 @@ class Loan:
         if _loans.get(id(self._model)) is self:
             del _loans[id(self._model)]
         self._signals.remove()
+
+
+def _marks(variables: list[Any]) -> list[Any]:
+    """A mark for each variable that differs once a number in it has changed.
+
+    Which array it holds tells nothing on JAX, where loops replace arrays by equal ones.
+    """
+    if backend.name() == "torch":
+        return backend.versions(variables)
+    return list(backend.fingerprints(backend.values(variables)))
 
 
 def _state_of(model: Any) -> list[Any]:
