@@ -1,4 +1,4 @@
-"""`WeightAveraging()` beside an `AveragedOptimizer`: what the callback serves from the optimizer."""
+"""`WeightAveraging()` beside an `AveragedOptimizer`: what it serves from the optimizer."""
 
 import copy
 
