@@ -1,35 +1,35 @@
-r"""Tests the papers' claims on one scale: runs, probes, verdicts, and a page with figures.
+r"""Tests the papers' claims at one scale: runs, probes, verdicts, and a page with figures.
 
 Examples:
 
-  # What would be done, and its cost:
+  # Print the plan and its cost:
   lrtraj-reproduce --config=reproduce_digits --workdir=runs/reproduction --dry_run
 
-  # Everything on the embedded digits, a smoke test:
+  # A smoke test: everything on the embedded digits (less than ten minutes):
   lrtraj-reproduce --config=reproduce_digits --workdir=runs/reproduction
 
-  # What two claims need, with another width:
+  # The tasks that two claims need, with another width:
   lrtraj-reproduce --config=reproduce_digits --workdir=runs/wide --claims=A1,B3 \
       --config.model.width=16
 
-  # A process for each core; then the command without --only_seed makes the page:
+  # One process per core; afterwards the command without --only_seed writes the page:
   KERAS_BACKEND=torch lrtraj-reproduce --config=reproduce_cifar10_resnet20 \
       --workdir=runs/resnet20 --config.data.dir=DIR --only_seed=0 &
   KERAS_BACKEND=torch lrtraj-reproduce --config=reproduce_cifar10_resnet20 \
       --workdir=runs/resnet20 --config.data.dir=DIR --only_seed=1
 
-  # Verdicts and page again, from the records alone:
+  # Compute the verdicts and draw the page again, from the records alone:
   lrtraj-reproduce --workdir=runs/reproduction --report_only --page=verdicts.md
 
-The configuration is a scale.  reproduce_digits is a smoke test: it gives numbers and no verdicts.
-reproduce_cifar10_resnet20 and reproduce_cifar100_resnet14 give verdicts on two CPU cores;
-reproduce_{cifar10,cifar100,imagenet}_resnet34 are for accelerators.  The workdir is filled piece by
-piece, and the same command goes on where it stopped.  It ends with ledger.json, the verdicts as
-data, and report.html, the page that shows them; it prints a table of the verdicts.  Every Keras
-backend will do: set KERAS_BACKEND=jax or torch for another than TensorFlow.
+The configuration selects the scale.  reproduce_digits is a smoke test, which gives numbers and no
+verdicts.  reproduce_cifar10_resnet20 and reproduce_cifar100_resnet14 give verdicts on two CPU
+cores; reproduce_{cifar10,cifar100,imagenet}_resnet34 are for accelerators.  The same command
+resumes an interrupted reproduction.  At the end the program writes ledger.json, the verdicts as
+data, and report.html, the page that shows them, and prints a table of the verdicts.  It runs on
+every Keras backend: set KERAS_BACKEND=jax or torch to use another than TensorFlow.
 
-Exit codes: 0 done, 1 failed, 2 mistake in flags or configuration, 3 a run diverged,
-75 interrupted, run the same command to go on.
+Exit codes: 0 done; 1 failed; 2 an error in flags or configuration; 3 a run diverged;
+75 interrupted (run the same command again).
 """
 
 from __future__ import annotations
@@ -170,20 +170,28 @@ def _show(study: Any) -> None:
 
 def run() -> None:
     """Defines the flags and runs."""
-    config_flags.DEFINE_config_file("config", None, "Scale, e.g. configs/reproduce_digits.py")
-    flags.DEFINE_string("workdir", None, "Folder for records, ledger and report.")
-    flags.DEFINE_list("claims", [], "Only what these claims need, e.g. A1,B3.")
+    config_flags.DEFINE_config_file(
+        "config", None, "configuration of the scale: a file, or a name such as reproduce_digits"
+    )
+    flags.DEFINE_string(
+        "workdir", None, "folder for records, ledger and report; created if it does not exist"
+    )
+    flags.DEFINE_list(
+        "claims", [], "run only the tasks that these claims need, such as A1,B3; all by default"
+    )
     flags.DEFINE_integer(
         "only_seed",
         None,
-        "Make the records of this seed alone, on one thread. Processes with different seeds may "
-        "share a workdir; at the end the command without this flag makes the page.",
+        "make only the records of this seed, on one thread; processes with different seeds may "
+        "share a workdir, and afterwards the command without this flag writes the page",
         lower_bound=0,
     )
-    flags.DEFINE_bool("dry_run", False, "Print the plan and its cost, and run nothing.")
-    flags.DEFINE_bool("report_only", False, "Judge and draw the records that are there.")
-    flags.DEFINE_string("page", None, "Also write the page as Markdown to this file.")
-    flags.DEFINE_bool("force", False, "Run a scale that the project describes but never ran.")
+    flags.DEFINE_bool("dry_run", False, "print the plan and its cost, and run nothing")
+    flags.DEFINE_bool(
+        "report_only", False, "only compute the verdicts and draw the page from existing records"
+    )
+    flags.DEFINE_string("page", None, "also write the page as Markdown to this file")
+    flags.DEFINE_bool("force", False, "run a scale that was described but never run")
     from tf_lrtraj.study.study_config import SCHEMA
 
     common.run_app(main, needs=["workdir"], writes=["page"], schema=SCHEMA)

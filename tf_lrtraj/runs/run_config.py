@@ -83,91 +83,148 @@ def _limit(value: Any) -> int:
 
 
 _ENTRIES = {
-    "name": Entry("run", text(), "the run's name, shown in the report"),
+    "name": Entry("run", text(), "name of the run, shown in the report"),
     "seed": Entry(
-        0, integer(0, below=LARGEST_COUNT), "decides weights, data order and augmentation"
+        0,
+        integer(0, below=LARGEST_COUNT),
+        "seed of the initial weights, the data order and the augmentation",
     ),
-    "data.name": Entry("digits", text(), "'digits' (embedded) or a TensorFlow Datasets name"),
-    "data.dir": Entry(None, text().or_none(), "where TFDS data lies; None: its default", str),
-    "data.download": Entry(False, boolean(), "let TFDS download and prepare what is missing"),
-    "data.augmentation": Entry("none", one_of(AUGMENTATIONS), "of training images"),
-    "data.image_size": Entry(None, count(4).or_none(), "side in pixels; None: as stored", int),
-    "data.batch_size": Entry(128, count(1), "images of a step, over all replicas"),
+    "data.name": Entry(
+        "digits", text(), "data set: 'digits' (embedded) or a name of TensorFlow Datasets (TFDS)"
+    ),
+    "data.dir": Entry(
+        None, text().or_none(), "folder of the TFDS data; None: TFDS' default folder", str
+    ),
+    "data.download": Entry(
+        False, boolean(), "whether TFDS may download and prepare a missing data set"
+    ),
+    "data.augmentation": Entry("none", one_of(AUGMENTATIONS), "augmentation of training images"),
+    "data.image_size": Entry(
+        None, count(4).or_none(), "side of the images in pixels; None: as stored", int
+    ),
+    "data.batch_size": Entry(128, count(1), "images per step, over all replicas"),
     "data.eval_split": Entry(
         None,
         text().or_none(),
         "split to evaluate on; None: 'test' if the data set has one, else 'validation'",
         str,
     ),
-    "model.depth": Entry(8, count(8), "layers: 18, 34, 50, or 6n+2"),
-    "model.width": Entry(16, count(1), "channels of the first stage"),
-    "model.stem": Entry("cifar", one_of(STEMS), "first layers"),
-    "model.batch_norm.momentum": Entry(0.9, number(0, below=1), "of the running statistics"),
-    "model.batch_norm.epsilon": Entry(1e-5, number(0), "added to variances"),
-    "model.batch_norm.synchronized": Entry(False, boolean(), "moments of all replicas together"),
-    "model.dtype": Entry("float32", one_of(DTYPES), "of the computation"),
-    "optimizer.momentum": Entry(0.9, number(0, below=1), "of SGD"),
-    "optimizer.nesterov": Entry(False, boolean(), "Nesterov's momentum"),
+    "model.depth": Entry(8, count(8), "depth of the ResNet: 18, 34, 50, or 6n+2 such as 8, 14, 20"),
+    "model.width": Entry(16, count(1), "channels of the first stage of the ResNet"),
+    "model.stem": Entry(
+        "cifar", one_of(STEMS), "first layers of the ResNet, for small or for large images"
+    ),
+    "model.batch_norm.momentum": Entry(
+        0.9, number(0, below=1), "share of the running statistics that each step keeps"
+    ),
+    "model.batch_norm.epsilon": Entry(1e-5, number(0), "number added to variances"),
+    "model.batch_norm.synchronized": Entry(
+        False,
+        boolean(),
+        "whether layers normalise over the global batch instead of each replica's part",
+    ),
+    "model.dtype": Entry(
+        "float32",
+        one_of(DTYPES),
+        "dtype of the computation; weights and averages are at least float32",
+    ),
+    "optimizer.momentum": Entry(0.9, number(0, below=1), "momentum of SGD"),
+    "optimizer.nesterov": Entry(False, boolean(), "whether SGD uses Nesterov's momentum"),
     "optimizer.weight_decay": Entry(
-        0.0, number(0), "L2: so many times a weight is added to its gradient"
+        0.0, number(0), "L2 weight decay: this number times a weight is added to its gradient"
     ),
     "optimizer.weight_decay_on": Entry(
-        "kernels", one_of(WEIGHT_DECAY_ON), "weights that decay: kernels, or all trainable ones"
+        "kernels",
+        one_of(WEIGHT_DECAY_ON),
+        "weights on which weight decay acts: kernels, or all trainable weights",
     ),
-    "optimizer.label_smoothing": Entry(0.0, number(0, below=1), "share spread over all classes"),
+    "optimizer.label_smoothing": Entry(
+        0.0, number(0, below=1), "share of the target probability that is spread over all classes"
+    ),
     "schedule": Entry(
         {"rate": "Constant", "constant": 0.1},
         GROUP,
-        "learning rate: a formula of tf_lrtraj.rates; numbers of steps may be durations",
+        "learning rate: a formula of tf_lrtraj.rates, whose lengths may be durations, such as "
+        "{'rate': 'Cosine', 'start': 0.1, 'steps': '8 epochs'}",
     ),
     "total": Entry("8 epochs", _length(percent=False), "length of the run"),
     "averages": Entry(
         {},
         GROUP,
-        "name -> kernel of tf_lrtraj.kernels; numbers of steps may be durations, and each may "
-        "have its own 'batch_norm' policy",
+        "name -> kernel of tf_lrtraj.kernels, whose lengths may be durations, such as "
+        "{'swa': {'kernel': 'Uniform', 'start': '60 percent'}}; an average may have its own "
+        "'batch_norm' policy",
     ),
-    "batch_norm.policy": Entry("recompute", one_of(POLICIES), "statistics of averaged weights"),
-    "batch_norm.batches": Entry(20, count(1), "training batches for 'recompute'"),
-    "evaluate.every": Entry("1 epochs", _length(never=True), "when to evaluate; the end always is"),
-    "evaluate.batch_size": Entry(500, count(1), "images at a time"),
+    "batch_norm.policy": Entry(
+        "recompute",
+        one_of(POLICIES),
+        "batch-norm statistics of averages: recomputed, averaged like the weights, or copied",
+    ),
+    "batch_norm.batches": Entry(
+        20, count(1), "training batches on which 'recompute' computes the statistics"
+    ),
+    "evaluate.every": Entry(
+        "1 epochs",
+        _length(never=True),
+        "time between evaluations; the last step is always evaluated",
+    ),
+    "evaluate.batch_size": Entry(500, count(1), "images per batch of an evaluation"),
     "evaluate.train_examples": Entry(
-        0, count(0), "also evaluate so many training images, unaugmented"
+        0, count(0), "number of training images to evaluate too, without augmentation"
     ),
-    "checkpoint.every": Entry("1 epochs", _length(never=True), "when to save; the end always is"),
-    "checkpoint.keep": Entry(2, count(1), "newest checkpoints kept"),
+    "checkpoint.every": Entry(
+        "1 epochs", _length(never=True), "time between checkpoints; the last step is always saved"
+    ),
+    "checkpoint.keep": Entry(2, count(1), "number of checkpoints to keep"),
     "snapshots.every": Entry(
-        "never", _length(never=True), "iterates kept in workdir/snapshots, for lrtraj-average"
+        "never",
+        _length(never=True),
+        "time between snapshots in WORKDIR/snapshots, from which lrtraj-average builds averages",
     ),
-    "snapshots.start": Entry("0 steps", _length(zero=True), "the first of them"),
-    "snapshots.encoding": Entry("exact", one_of(ENCODINGS), "how values are stored"),
+    "snapshots.start": Entry("0 steps", _length(zero=True), "time of the first snapshot"),
+    "snapshots.encoding": Entry(
+        "exact", one_of(ENCODINGS), "encoding of the weights; int16 and int8 round them"
+    ),
     "snapshots.limit": Entry(
-        0, Rule("0, or an integer of at least 2", _limit), "most snapshots on disk; 0: no limit"
+        0,
+        Rule("0, or an integer of at least 2", _limit),
+        "largest number of snapshots on disk; 0: no limit",
     ),
     "snapshots.when_full": Entry(
-        "thin", one_of(("thin", "drop_oldest")), "what happens at the limit"
+        "thin",
+        one_of(("thin", "drop_oldest")),
+        "what to drop at the limit: every other snapshot, or the oldest",
     ),
     "probes": Entry(
         {},
         GROUP,
-        "name -> a probe of the run while it trains: its kind ('probe', by default the name), "
-        "'every' and 'start' as durations, and its options (lrtraj-probe --help). Probes that "
-        "need several points are measured at the end, on the snapshots",
+        "name -> a probe to measure during the run, such as {'line': {'every': '1 epochs', "
+        "'batches': 4}}: its kind ('probe', by default the name), the durations 'every' and "
+        "'start', and its options (lrtraj-probe --help). Probes of several points are measured "
+        "at the end, on the snapshots",
     ),
-    "log_every": Entry("50 steps", _length(), "length of the window that a logged row is over"),
-    "steps_per_call": Entry(10, count(1), "training steps in one compiled call"),
-    "tensorboard": Entry(True, boolean(), "write event files for TensorBoard"),
+    "log_every": Entry(
+        "50 steps", _length(), "time between rows of metrics.jsonl; a row has means over this time"
+    ),
+    "steps_per_call": Entry(10, count(1), "training steps per compiled call"),
+    "tensorboard": Entry(True, boolean(), "whether to write event files for TensorBoard"),
     "save_models": Entry(
-        True, boolean(), "write raw.keras and a .keras file per average at the end"
+        True, boolean(), "whether to write raw.keras and a .keras file per average at the end"
     ),
     "matched.averages": Entry(
         (),
         sequence_of(text(), "a list of names of averages"),
-        "averages for which a run under the equivalent schedule is made as well",
+        "averages for which a run under the equivalent schedule is trained too",
     ),
-    "matched.curvature": Entry(0.0, number(0), "at which that schedule is equivalent"),
-    "threads": Entry(0, count(0), "of TensorFlow, which bits depend on; 0: its choice"),
-    "deterministic": Entry(True, boolean(), "make operations reproducible to the bit"),
+    "matched.curvature": Entry(
+        0.0, number(0), "curvature at which that schedule is equivalent; 0: for frozen gradients"
+    ),
+    "threads": Entry(
+        0,
+        count(0),
+        "threads of TensorFlow, on which the bits of a run depend; 0: TensorFlow's choice",
+    ),
+    "deterministic": Entry(True, boolean(), "whether operations are reproducible to the bit"),
 }
 SCHEMA = Schema(_ENTRIES)
 
