@@ -90,11 +90,11 @@ class Wanted:
     """What is wanted of one number: that its interval lies above `low` and below `high`.
 
     Attributes:
-        name: of the number.
+        name: the name of the number.
         what: what it is, without its value: "own loss after 4 steps over that at the start".
         low: the lower threshold; None for none.
         high: the upper threshold; None for none.
-        level: of the interval that must lie inside: `TOST` for a claim of equality (two
+        level: the level of the interval that must lie inside: `TOST` for a claim of equality (two
             one-sided tests at 5 %), otherwise `LEVEL`.
         fails_low: below this the part fails; `low` where it is None.
         fails_high: above this the part fails; `high` where it is None.
@@ -209,7 +209,7 @@ class Condition:
     """What must be true of a measurement before it can decide a claim.
 
     Attributes:
-        name: of its number.
+        name: the name of its number.
         what: what it is, without its value.
         found: what was measured.
         low: its lower limit; None for none.
@@ -243,7 +243,7 @@ class Judgement:
         verdict: one of `VERDICTS`.
         reason: why, in one line.
         parts: what was measured and what was wanted.
-        conditions: of the measurement.
+        conditions: the conditions of the measurement.
         numbers: others that a reader should know.
         notes: sentences that a reader should know.
         drawn: arrays and numbers that the claim's figure draws; not in the ledger.

@@ -91,7 +91,7 @@ def load(
             "imagenet2012_subset/1pct:5.0.0"; or of your own set in `data_dir` (docs/data.md).
         data_dir: where tensorflow-datasets keeps prepared sets; by default the
             environment variable TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-        augmentation: of training batches: "none" (or None), "crop", "crop_flip",
+        augmentation: the augmentation of training batches: "none" (or None), "crop", "crop_flip",
             "random_resized_crop", or "standard" for what is usual with this dataset
             (crop_flip for CIFAR and Fashion-MNIST, random_resized_crop for ImageNet, crop for
             digits, none otherwise).  See `tf_lrtraj.data.augmentations`.

@@ -148,7 +148,7 @@ def verdict(height: Height, level: float, count: int) -> int:
     the cross-fitted height is above it, else `UNDECIDED`.
 
     Args:
-        height: of the barrier.
+        height: the height of the barrier.
         level: in units of the loss; a smaller barrier is called none.
         count: number of batches.
     """

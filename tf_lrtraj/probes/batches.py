@@ -36,7 +36,7 @@ def check_batches(batches: Any, name: str = "batches", fewest: int = 1) -> list[
     Args:
         batches: a list, a `tf.data.Dataset`, a `keras.utils.PyDataset` or any other iterable
             of batches that ends.
-        name: of the argument, for the error.
+        name: the name of the argument, for the error.
         fewest: how many there must be.
 
     Raises:
@@ -137,7 +137,7 @@ def take_batches(x: Any, y: Any, batch_size: int, count: int, seed: int = 0) -> 
         y: targets, in the same forms as inputs; None where `x` holds them.
         batch_size: examples in a batch; batches of a data set are cut or joined to it.
         count: number of batches.
-        seed: of the draw from arrays, without replacement.  Of a data set the first
+        seed: the seed of the draw from arrays, without replacement.  Of a data set the first
             `batch_size * count` examples are taken, in the order in which they come.
 
     Returns:

@@ -127,7 +127,7 @@ class Filters:
     axes are left out.
 
     Args:
-        shapes: of the arrays.
+        shapes: the shapes of the arrays.
         axes: for each array, the axes that tell its filters apart
             (`probes.filter_axes_of(model)`); None for the last axis of all.
 

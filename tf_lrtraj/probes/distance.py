@@ -68,7 +68,7 @@ class Distance(Probe):
         count: how many arrays, from the first on, are weights; by default the
             trajectory's `num_trainable`, or all.
         memory_limit: bytes that kept weights may take.
-        seed: of the projections.
+        seed: the seed of the projections.
 
     Raises:
         ValueError: for lags that do not ascend or are longer than the trajectory, or

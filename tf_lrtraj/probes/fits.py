@@ -54,7 +54,7 @@ class Fit:
 
     Attributes:
         window: the largest rate that takes part.
-        coefficients: of rising powers of the rate.
+        coefficients: the coefficients of rising powers of the rate.
         error: root mean square of what is left, the mean taken over the window, in units of
             the drop; infinite where the window is not covered, or the curve does not fall.
     """

@@ -35,7 +35,7 @@ class Segmented:
         names: of what inner products are told for: all, and each layer if asked for.
         ends: where the segments end.
         size: numbers in a vector.
-        dtype: of a vector.
+        dtype: the dtype of a vector.
     """
 
     def __init__(self, model: Any, per_layer: bool) -> None:
@@ -104,7 +104,7 @@ class Gradients(LossProbe):
             a standard error of at most :math:`\sqrt{(\|g_i\|^2\|g_j\|^2 + \langle g_i, g_j
             \rangle^2)/k}`.  Memory is then one gradient and N k numbers.
         memory_limit: bytes that held gradients may take.
-        seed: of the sketches.
+        seed: the seed of the sketches.
 
     Raises:
         ValueError: for fewer than 3 batches, or a direction of other shapes.

@@ -73,7 +73,7 @@ class LaggedGradients(LossProbe):
             step); or the numbers kept of each instead, with which a cosine errs by about
             :math:`1/\sqrt{k}`.
         memory_limit: bytes that may be held.
-        seed: of the sketches.
+        seed: the seed of the sketches.
 
     Raises:
         ValueError: for lags that do not ascend or are longer than the trajectory, weights of

@@ -24,7 +24,7 @@ class Points:
     """Points by name, read when they are asked for; a few are kept in memory.
 
     Args:
-        surface: of the model they belong to.
+        surface: the surface of the model they belong to.
         points: name → whatever `Surface.point` takes (None for the model's own weights), or an
             object with `steps` and `read(step)`, whose points are named by their steps.
         at_least: how many there must be.

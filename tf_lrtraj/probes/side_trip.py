@@ -48,7 +48,7 @@ class SideTrip(LossProbe):
         batches: one entry for each trip: a batch, `(inputs, targets)`, or a list of them, on
             which the trip steps in turn.
         held_out: batches that nothing was trained on; None for none.
-        learning_rate: of all steps, or one for each.
+        learning_rate: the learning rate of all steps, or one for each.
         optimizer: makes the steps instead of SGD: a Keras optimizer, its configuration
             (`keras.optimizers.serialize`) or its name.  A private copy is used.  Where it was
             built for the model, as `model.optimizer` was by `fit`, every trip starts with its

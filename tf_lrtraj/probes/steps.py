@@ -52,10 +52,10 @@ class StepProbe(LossProbe):
             scales and offsets stay), one for each batch, stretched to the length of the
             batch's gradient so that rates compare; or a list of arrays in the order of
             `model.trainable_variables`: the same d for all batches.
-        velocity: of the optimizer, as Keras keeps it (already signed as a step).
-        momentum: of the optimizer.
+        velocity: the velocity of the optimizer, as Keras keeps it (already signed as a step).
+        momentum: the momentum of the optimizer.
         learning_rate: at which `velocity` was gathered and the step is made.
-        seed: of random directions.
+        seed: the seed of random directions.
 
     Raises:
         ValueError: for weights, batches or directions that do not fit, or where velocity and

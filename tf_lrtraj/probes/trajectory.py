@@ -78,7 +78,7 @@ class Reader:
         memory_limit: bytes that kept vectors may take; at least two are kept.
 
     Attributes:
-        shapes: of the arrays that count; known after the first read.
+        shapes: the shapes of the arrays that count; known after the first read.
     """
 
     def __init__(

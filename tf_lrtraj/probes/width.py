@@ -44,7 +44,7 @@ class Width(PointProbe):
         distances: increasing; 0 is added where it is missing.  In weight space for
             `"uniform"` rays, in norms of the kernels for `"filter"`.
         num_rays: the same rays are used at every point.
-        seed: of the rays.
+        seed: the seed of the rays.
         ray_kind: see `random_direction`.
         rise: by how much the loss has to rise, in its units.
 

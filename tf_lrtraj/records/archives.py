@@ -83,7 +83,7 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     """Checks that an archive can be unpacked within memory.
 
     Args:
-        path: of a `.keras` file, or another zip archive of texts and arrays.
+        path: the path of a `.keras` file, or another zip archive of texts and arrays.
 
     Raises:
         OSError: if the file cannot be read, or is not a regular file.

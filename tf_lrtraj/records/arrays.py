@@ -47,7 +47,7 @@ class ArrayRecord:
     """Arrays over named coordinates.
 
     Attributes:
-        kind: of measurement, such as `"line"`.
+        kind: the kind of measurement, such as `"line"`.
         coordinates: name → vector of numbers or text.
         dims: name of a value → the coordinates of its axes, in order.
         values: name of a value → float64 array; NaN where nothing has been measured.
@@ -155,7 +155,7 @@ class ArrayRecord:
         """Returns the record at `path`, or `wanted` where there is no file.
 
         Args:
-            path: of the record of a probe.
+            path: the path of the record of a probe.
             wanted: an empty record of what is to be measured.
             growing: a coordinate to which entries may have been appended.
 

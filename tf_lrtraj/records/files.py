@@ -133,7 +133,7 @@ def replacing(path: PathLike, temporary: pathlib.Path | None = None) -> Iterator
     stays as it was.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         temporary: where to write instead of `temporary_path(path)`.
     """
     temporary = temporary_path(path) if temporary is None else temporary

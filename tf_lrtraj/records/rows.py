@@ -68,8 +68,8 @@ def read_rows(path: PathLike, shape: Any = Row) -> list[dict[str, Any]]:
     """Reads the rows of a .jsonl file, without a half-written last line of a killed run.
 
     Args:
-        path: of the file.
-        shape: of every row, as `tf_lrtraj.records.shapes.conform` takes it.
+        path: the path of the file.
+        shape: the shape of every row, as `tf_lrtraj.records.shapes.conform` takes it.
 
     Raises:
         RecordError: if the file is missing, or any other line is damaged or of another shape

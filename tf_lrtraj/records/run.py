@@ -228,8 +228,8 @@ def check_workdir_matches(
     """Checks that a workdir with a `config.json` belongs to this very configuration.
 
     Args:
-        workdir: of a run.
-        config: of this run.
+        workdir: the workdir of a run.
+        config: the configuration of this run.
         complete: adds settings that an earlier version did not write to the stored
             configuration; where it raises ValueError, nothing is added.
 

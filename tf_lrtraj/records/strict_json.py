@@ -106,8 +106,8 @@ def read_json(path: PathLike, shape: Any = Any, largest: int = LARGEST) -> Any:
     """Reads what `write_json` wrote.
 
     Args:
-        path: of the file.
-        shape: of the record, as `tf_lrtraj.records.shapes.conform` takes it.
+        path: the path of the file.
+        shape: the shape of the record, as `tf_lrtraj.records.shapes.conform` takes it.
         largest: bytes of a file that is read.
 
     Raises:

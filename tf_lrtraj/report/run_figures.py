@@ -251,7 +251,7 @@ def curves(
     Args:
         metric: "accuracy" or "loss".
         palette: as `colours` makes it.
-        size: of the figure, in inches.
+        size: the size of the figure, in inches.
 
     Returns:
         A figure, or None where the metric was never recorded on this split.

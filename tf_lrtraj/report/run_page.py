@@ -353,7 +353,7 @@ def write_report(
     """Draws the report of a workdir from its records, whatever state the run is in.
 
     Args:
-        workdir: of a run that is going, done, killed or diverged.
+        workdir: the workdir of a run that is going, done, killed or diverged.
         path: the file to write; `report.html` in the workdir by default.
 
     Returns:

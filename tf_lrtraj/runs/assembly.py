@@ -100,7 +100,7 @@ class Assembly:
         """Distributed evaluation batches (images, labels, weights), each image once.
 
         Args:
-            split: of the data set.
+            split: the split of the data set.
             limit: at most so many images; None for all.
         """
         if limit is not None:

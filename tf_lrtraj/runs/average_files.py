@@ -103,7 +103,7 @@ class WeightFiles:
         batch_norm_data: inputs on which batch-norm statistics of averages are recomputed; without
             it they are averaged with the weights.
         data: (x, y) to evaluate on.
-        batch_size: of evaluation and recomputation.
+        batch_size: the batch size of evaluation and recomputation.
 
     Raises:
         ConfigError: if a model is needed or cannot be loaded.

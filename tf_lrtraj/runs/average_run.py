@@ -54,9 +54,9 @@ class Target:
         """Values for every variable of the model.
 
         Args:
-            arrays: of an average, in the order of `Snapshots.variables`.
+            arrays: the arrays of an average, in the order of `Snapshots.variables`.
             last: step of the snapshot whose statistics "copy" takes.
-            policy: of batch norm; None for the target's own.
+            policy: the batch-norm policy; None for the target's own.
         """
         policy = policy or self.policy
         split = self.snapshots.num_trainable
@@ -100,7 +100,7 @@ class Target:
         """The loss on a split, for `advisor.advise`.
 
         Args:
-            policy: of batch norm, or "batch" for each batch's own statistics.
+            policy: the batch-norm policy, or "batch" for each batch's own statistics.
         """
         batch = policy == BATCH
         last = int(self.snapshots.steps[-1])
@@ -235,7 +235,7 @@ class ModelTarget(Target):
         data: split → (x, y), y None without labels.
         batch_norm_data: inputs on which batch norm is recomputed; those of the first split by
             default.
-        batch_size: of evaluation.
+        batch_size: the batch size of evaluation.
 
     Raises:
         ConfigError: if the model cannot be loaded, or the snapshots are of another.

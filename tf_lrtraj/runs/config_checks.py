@@ -205,7 +205,7 @@ def unknown_key(
     """The message for a key that a group of a configuration does not have.
 
     Args:
-        path: of the group, such as `config.optimizer`.
+        path: the path of the group, such as `config.optimizer`.
         key: the unknown one.
         known: keys of the group.
         config: the whole configuration, to look for the key in its other groups.

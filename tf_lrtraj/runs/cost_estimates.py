@@ -54,10 +54,10 @@ def needs(
     """Bytes that training takes on one replica, by what takes them.
 
     Args:
-        size: of the network.
+        size: the size of the network.
         averages: name → kernel.
-        batch_size: of training on this replica.
-        eval_batch_size: of evaluation on this replica.
+        batch_size: the batch size of training on this replica.
+        eval_batch_size: the batch size of evaluation on this replica.
         momentum: whether the optimizer keeps a velocity.
         bytes_per_activation: 4, or 2 in half precision.
 

@@ -61,7 +61,7 @@ def evaluate(
 
     Args:
         assembly: with a checkpoint restored.
-        step: of that checkpoint.
+        step: the step of that checkpoint.
         names: "raw" and names of averages; None for all.
         split: None for the configured one.
         batch_norm: a policy to use instead of the configured ones.

@@ -25,7 +25,7 @@ def finished_report(
 
     Args:
         config: from `config.validate`.
-        workdir: of the run.
+        workdir: the workdir of the run.
 
     Returns:
         The path of the report; None where something is left to do.

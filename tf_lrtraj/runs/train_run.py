@@ -239,7 +239,7 @@ class OneRun:
 
     Attributes:
         config, dataset, strategy, strategy_name, tell: as in `run`.
-        workdir: of this run.
+        workdir: the workdir of this run.
         learning_rates: [T] rates to run instead of the configured schedule.
         matched_to: what `run.json` says of the average the run should match.
         fork: (workdir of another run, step): where this run has not begun, take over
@@ -375,7 +375,7 @@ def _status_written(path: pathlib.Path | None, description: dict[str, Any]) -> I
     """Afterwards `run.json` says how what was done inside has ended.
 
     Args:
-        path: of the file; None where another worker writes it.
+        path: the path of the file; None where another worker writes it.
         description: the rest of it.
     """
     status, message = "interrupted", None

@@ -62,7 +62,7 @@ class Times(NamedTuple):
         fork: where SWA's run leaves the conventional one.
         start: from where models are collected.
         every: steps between the models that SWA at constant rate collects.
-        length: of a cycle.
+        length: the length of a cycle.
     """
 
     total: int

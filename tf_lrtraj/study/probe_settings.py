@@ -243,7 +243,7 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
     Grids that have to be extended, and the test set's end, are not foreseen.
 
     Args:
-        config: of the reproduction, validated.
+        config: the configuration of the reproduction, validated.
     """
     # Keras takes many seconds to import, and mistakes in a configuration show without it.
     from tf_lrtraj.probes.ensemble import SCALES

@@ -28,8 +28,8 @@ class Problem:
     """Training and test images as arrays [n, height, width, channels], labels [n].
 
     Attributes:
-        num_classes: of the labels.
-        augmentation: of training batches: "none" or "crop_flip".
+        num_classes: the number of classes of the labels.
+        augmentation: the augmentation of training batches: "none" or "crop_flip".
         stream: a data set too large for memory, which training batches come from; the
             arrays then hold a part of it, for scores and probes.
     """

@@ -37,8 +37,8 @@ def needed_tasks(
     """Names of the tasks whose records these claims need; None for all.
 
     Args:
-        ids: of claims; None for those that the scale is there for.
-        config: of the scale.
+        ids: the ids of claims; None for those that the scale is there for.
+        config: the configuration of the scale.
 
     Raises:
         ConfigError: for an id that no claim has.

@@ -20,8 +20,8 @@ class Scorer:
     """Scores weights without touching the model's own.
 
     Args:
-        model: of the architecture.
-        loss: of the examples.
+        model: a model of the architecture.
+        loss: the loss of single examples.
         problem: its images.
         settings: `config.evaluate`: batch_size, part, batch_norm_images.
 
@@ -56,7 +56,7 @@ class Scorer:
         Args:
             weights: trainable arrays and, where statistics are not recomputed, mean and
                 variance of each batch-norm layer.
-            sets: of "train", "test", "train_part", "test_part".
+            sets: names of sets: "train", "test", "train_part", "test_part".
             policy: "recompute" takes the statistics of a fixed part of the training images;
                 any other name takes those that come with the weights, and is kept as a label.
         """

@@ -132,13 +132,14 @@ class Session:
         """A training run under the settings of the configuration; nothing is made yet.
 
         Args:
-            name: of its folder.
-            seed: of its initial weights and, unless `order_seed` says otherwise, of its batches.
+            name: the name of its folder.
+            seed: the seed of its initial weights and, unless `order_seed` says otherwise, of its
+                batches.
             rates: [n] rates of its steps.
             first: the step that it starts from.
             start: () → the state that it starts with; the initial one by default.
             momentum: the configuration's by default.
-            order_seed: of the order of batches.
+            order_seed: the seed of the order of batches.
             **options: `keep`, `snapshots` and `whole` of `Run`.
         """
         return Run(
@@ -193,7 +194,7 @@ class Session:
 
         Args:
             probe: what to measure.
-            name: of the record.
+            name: the name of the record.
             seed: whose record it is.
             run: that the points are of; None for points of several runs.
             **about: what the record says of itself beside these and what the probe says.
@@ -218,8 +219,8 @@ class Session:
 
         Args:
             weights: trainable ones and statistics of batch norm.
-            sets: of images; see `Scorer.score`.
-            policy: of batch norm; see there.
+            sets: the sets of images; see `Scorer.score`.
+            policy: the batch-norm policy; see there.
         """
         return [{**label, **row} for row in self.scorer.score(weights, sets, policy)]
 

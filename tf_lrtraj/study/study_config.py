@@ -288,7 +288,7 @@ def default_config(name: str = "digits") -> ml_collections.ConfigDict:
     """The configuration that every `configs/reproduce_*.py` starts from: the scale `digits`.
 
     Args:
-        name: of the scale, whose file is `configs/reproduce_NAME.py`.
+        name: the name of the scale, whose file is `configs/reproduce_NAME.py`.
     """
     config = SCHEMA.defaults()
     config.name = name
@@ -300,7 +300,7 @@ def cifar_config(name: str, power_table: str | os.PathLike[str]) -> ml_collectio
     """A scale for two CPU cores: CIFAR at 24×24 pixels, cropped and flipped, ResNets of width 16.
 
     Args:
-        name: of the scale.
+        name: the name of the scale.
         power_table: the JSON file with `config.power`.
     """
     config = default_config(name)

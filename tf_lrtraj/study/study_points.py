@@ -80,7 +80,7 @@ def averaged(
     """Averages of snapshots one by one, a few of them in memory at once.
 
     Args:
-        snapshots: of a run.
+        snapshots: the snapshots of a run.
         weights: key → weights of all snapshots, [len(snapshots)].
 
     Yields:
@@ -129,7 +129,7 @@ def drawn(
 
     Args:
         counts: numbers of batches.
-        random: of the draw.
+        random: the random generator of the draw.
         without: images that are not to be among them.
         size: images in a batch; those of a training batch by default.
 

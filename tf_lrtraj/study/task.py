@@ -20,10 +20,10 @@ class Sizes(NamedTuple):
     """Numbers of images: of training and test, and of what one scoring goes over.
 
     Attributes:
-        train: of the training set.
-        test: of the test set.
+        train: the number of images of the training set.
+        test: the number of images of the test set.
         moments: that batch norm is recomputed on.
-        part: of the set "train_part".
+        part: the number of images of the set "train_part".
     """
 
     train: int
@@ -65,7 +65,7 @@ class Task:
     from the records alone; a test compares the two.
 
     Attributes:
-        name: of its record.
+        name: the name of its record.
         run: (session, seed) → leaves the record.
         what: in a few words.
         after: tasks whose records it reads.

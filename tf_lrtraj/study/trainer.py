@@ -54,7 +54,7 @@ class Trainer:
         model: whose loss may have decay terms (`variable.regularizer`).
         loss: without them.
         problem: the data.
-        batch_size: of training batches.
+        batch_size: the size of training batches.
     """
 
     def __init__(self, model: keras.Model, loss: Any, problem: Problem, batch_size: int) -> None:
@@ -192,8 +192,8 @@ class Run:
         folder: where its states and snapshots lie.
         first: the step it starts from.
         rates: [n] rate of each of its steps.
-        momentum: of SGD.
-        order_seed: of the order of the batches.
+        momentum: the momentum of SGD.
+        order_seed: the seed of the order of the batches.
         start: () → the state it starts from.
         keep: steps whose states are kept; the end's always is.
         segment: at most so many steps between states.

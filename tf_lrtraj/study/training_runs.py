@@ -45,7 +45,7 @@ def fork_step(config: Mapping[str, Any], end: int | None = None) -> int:
     kept of a horizon begin here, so its end is one of them.
 
     Args:
-        end: of the horizon; the base run's end by default.
+        end: the last step of the horizon; the base run's end by default.
     """
     end = total_steps(config) if end is None else end
     every = int(config["horizon_every"])
@@ -96,7 +96,7 @@ class _HorizonAverages(Watch):
     """Averages over each horizon, which is one segment; written at its end.
 
     Args:
-        config: of the study.
+        config: the configuration of the study.
         horizons: first step → last step.
     """
 
@@ -132,7 +132,7 @@ def averages(session: Session, seed: int, end: int | None = None) -> dict[str, l
     """name → arrays of the averages over a horizon, statistics averaged alike.
 
     Args:
-        end: of the horizon; the base run's end by default.
+        end: the last step of the horizon; the base run's end by default.
     """
     run = base(session, seed)
     name_of_file = _averages_name(session.config, run.last if end is None else end)
@@ -160,7 +160,7 @@ def fork(
     """A run that leaves the base run, made if it is not there yet.
 
     Args:
-        name: of its folder.
+        name: the name of its folder.
         at: the step it starts from (and whose batch it takes first).
         rates: [n] rates of its steps.
         of: the name of the run whose state it starts with, which must have been made; at step 0

@@ -28,7 +28,7 @@ def covariance(name: str, value: Any, size: int | None = None) -> np.ndarray:
     """`value` as a non-negative vector [D] or a symmetric positive semi-definite matrix [D, D].
 
     Args:
-        name: of the argument, for the error.
+        name: the name of the argument, for the error.
         value: as it was given.
         size: D; any by default.
     """

@@ -118,7 +118,7 @@ def fit_schedule(
         weights: [T+1] weights of the average, if known.
         candidates: more [T] schedules to start from and to compare with.
         max_rate: upper bound of the free rates; the largest base rate by default.
-        max_iterations: of the search.
+        max_iterations: the largest number of iterations of the search.
 
     Raises:
         ValueError: if shapes do not fit, a target is not positive, a rate is
@@ -302,7 +302,7 @@ class _Free:
 
     Attributes:
         first: parameters to start from.
-        bounds: of each parameter.
+        bounds: the bounds of each parameter.
     """
 
     def __init__(self, problem: _Problem, start: np.ndarray, bound: float) -> None:

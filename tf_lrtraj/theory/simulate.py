@@ -90,11 +90,11 @@ def simulate(
 
     Args:
         curvatures: [D] of the modes.
-        noise_factor: of the batches' minimisers, as in `Run`.
+        noise_factor: the noise factor of the batches' minimisers, as in `Run`.
         learning_rates: [T].
         initial: [D], or [num_runs, D], in the model's coordinates.
         num_runs: at least 2.
-        seed: of the random numbers.  Runs are drawn in blocks, each from a stream of its
+        seed: the seed of the random numbers.  Runs are drawn in blocks, each from a stream of its
             own, so the same arguments give the same numbers.
         kernels: averages to keep.
         momentum, convention: as in `moments.loss_curves`.

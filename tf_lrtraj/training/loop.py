@@ -265,7 +265,7 @@ def resume(checkpointer: Checkpointer, rows: pathlib.Path | None = None) -> tupl
     """Restores the newest intact checkpoint if there is one.
 
     Args:
-        checkpointer: of the run.
+        checkpointer: the checkpointer of the run.
         rows: the file of rows the checkpoint's were part of.  A checkpoint whose rows are
             damaged counts as damaged itself, as their steps must be run again; what
             was written after those is dropped, whole or not.

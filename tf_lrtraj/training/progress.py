@@ -40,7 +40,7 @@ class Progress:
     Args:
         total: number of steps of the run.
         initial: number of steps made before.
-        name: of the run, shown before the bar.
+        name: the name of the run, shown before the bar.
     """
 
     def __init__(self, total: int, initial: int = 0, name: str = "") -> None:

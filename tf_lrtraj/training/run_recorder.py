@@ -67,7 +67,7 @@ class RunRecorder(keras.callbacks.Callback):
 
     Args:
         workdir: the folder; made if needed.
-        name: of the run; by default the folder's.
+        name: the name of the run; by default the folder's.
         every: optimizer steps from one row of training means to the next; None for a row at
             the end of each epoch.  Within an epoch they follow from Keras' running means, which
             is exact for batches of equal size.

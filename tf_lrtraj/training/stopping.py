@@ -21,7 +21,7 @@ class Diverged(RuntimeError):
 
     Args:
         what: that became so.
-        step: of the update, from `step` to `step + 1`, that did it.
+        step: the step of the update, from `step` to `step + 1`, that did it.
         last: where only a range is known, the number of updates at its end.
 
     >>> raise Diverged("the training loss became nan", 20)

@@ -30,7 +30,7 @@ def check_data(
 
     Args:
         data: what the user gave; None is returned as it is.
-        name: of the argument it was given as.
+        name: the name of the argument it was given as.
         batches: how many batches will be read; None for all.
         limit: name of the argument that says how many.
 

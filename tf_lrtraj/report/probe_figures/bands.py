@@ -70,7 +70,7 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], size: f
     Args:
         axes: its limits must be final; the layout then makes room for the names.
         ends: name → (x, y, colour).
-        size: of the text, in points.
+        size: the size of the text, in points.
     """
     figure: Any = axes.get_figure()
     points = axes.get_position().height * float(figure.get_size_inches()[1]) * 72.0
@@ -161,7 +161,7 @@ def caption(figure: Figure, text: str, size: float = 7.5) -> None:
 
     Args:
         text: may hold newlines; nothing is written where it is empty.
-        size: of the text, in points.
+        size: the size of the text, in points.
     """
     if not text:
         return

@@ -20,7 +20,7 @@ def draw(records: Sequence[ArrayRecord]) -> Figure:
     """Left: dᵀHd / ‖d‖² from losses against products.  Right: the errors of both, by record.
 
     Args:
-        records: of `Curvature`, of one point of training or several.
+        records: the records of `Curvature`, of one point of training or several.
     """
     with style():
         figure, axes = panels(1, 2, 8.4, 3.6)

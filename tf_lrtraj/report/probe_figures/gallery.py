@@ -79,7 +79,7 @@ class Group:
     """Records of one probe, at one point or several.
 
     Attributes:
-        name: of the probe in the run.
+        name: the name of the probe in the run.
         records: in the order of their steps.
         figure: drawn from them; None where that failed.
         title: what the figure shows.

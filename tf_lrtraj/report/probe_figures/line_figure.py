@@ -42,7 +42,8 @@ def draw(records: Sequence[ArrayRecord]) -> Figure:
     """Curves against the rate above, errors of polynomial fits below, a column per record.
 
     Args:
-        records: of `Line`; columns share axes unless their ranges differ by more than 2.5.
+        records: the records of `Line`; columns share axes unless their ranges differ by more than
+            2.5.
     """
     titles = names_of_points(records, "At step", "Point")
     if len(records) == 1 and "step" not in records[0].about:

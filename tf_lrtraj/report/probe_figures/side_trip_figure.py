@@ -35,7 +35,7 @@ def draw(records: Sequence[ArrayRecord]) -> Figure:
     batch of each trip.
 
     Args:
-        records: of `SideTrip`, one for each starting point.
+        records: the records of `SideTrip`, one for each starting point.
     """
     titles = names_of_points(records, "From step", "Starting point")
     with style():

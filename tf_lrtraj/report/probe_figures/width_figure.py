@@ -31,7 +31,7 @@ def draw(records: Sequence[ArrayRecord]) -> Figure:
     """Loss and error against distance: means over rays with bands, single rays thin.
 
     Args:
-        records: of `Width`; a row of panels for each.
+        records: the records of `Width`; a row of panels for each.
     """
     with style():
         rows = []

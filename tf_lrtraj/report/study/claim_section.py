@@ -38,7 +38,7 @@ def section(study: Study, claim: Claim, figure: Figure | None, drawn: Collection
     Args:
         study: with its judgement.
         claim: one of the study's.
-        figure: of the claim; None if none is registered.
+        figure: the figure of the claim; None if none is registered.
         drawn: names of figures that could be drawn.
     """
     found = study.judgements[claim]

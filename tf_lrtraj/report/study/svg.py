@@ -36,7 +36,7 @@ def inline(text: str, name: str, alt: str) -> str:
     """A compact figure as an element of a page.
 
     Args:
-        text: of the figure.
+        text: the text of the figure.
         name: goes before its ids, which must be unique on the page; all of it is svg-NAME.
         alt: what it shows, for those who do not see it.
 

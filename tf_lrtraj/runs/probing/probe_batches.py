@@ -61,9 +61,9 @@ class ProbeBatches:
     """Batches of a run's data, drawn when they are first asked for.
 
     Args:
-        assembly: of the run.
+        assembly: the assembly of the run.
         batch_size: examples in a batch; None for the run's own.
-        seed: of the draw.
+        seed: the seed of the draw.
 
     Raises:
         ConfigError: if a batch is larger than the data.

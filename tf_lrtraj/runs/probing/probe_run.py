@@ -37,7 +37,7 @@ def probe_run(
         kind, options: from `specs.ProbeSpec.check`.
         strategy: a `tf.distribute` strategy of one device.
         steps: points of probes that are measured at one point at a time.
-        name: of the records; the kind by default.
+        name: the name of the records; the kind by default.
         tell: called with what each measurement will cost, before it starts.
 
     Returns:

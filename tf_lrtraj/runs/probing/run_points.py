@@ -171,7 +171,7 @@ class Point:
         name: the one given; empty for that of the step.
         step: a text for `nearest_step`; empty for an average.
         batch: number of the side trip's batch; None for no trip.
-        kernel: of an average, else None.
+        kernel: the kernel of an average, else None.
     """
 
     name: str

@@ -60,7 +60,7 @@ class Measurer:
             kind, options: from `ProbeSpec.check`.
             weights: None for the model's own.
             step: the number of updates made at that point.
-            path: of the record.
+            path: the path of the record.
             velocity: the optimizer's velocity there, if it can be had.
         """
         parts = Parts(self, kind, options, step=step, weights=weights, velocity=velocity)
@@ -114,10 +114,10 @@ class Parts:
     names.  Each returns arguments of the probe's class.
 
     Args:
-        measurer: of the run.
+        measurer: the measurer of the run.
         kind, options: from `ProbeSpec.check`.
         step, weights, velocity: of a single point, as `Measurer.at_a_step` takes them.
-        run_weights: of the whole run, for probes that take several points.
+        run_weights: the iterates of the whole run, for probes that take several points.
     """
 
     def __init__(
