@@ -12,7 +12,7 @@ from tf_lrtraj.backend.devices import strategy_of
 from tf_lrtraj.backend.tensors import compiled, name
 from tf_lrtraj.backend.variables import assign, replicas_of, tensor_of, values
 
-# XLA makes one pass over the weights, TensorFlow one per operation, but compiling takes about # 50
+# XLA makes one pass over the weights, TensorFlow one per operation, but compiling takes about 50
 # ms per variable and average. Weights that fit into a cache gain nothing.
 XLA_FROM = 1 << 20
 

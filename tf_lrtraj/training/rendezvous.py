@@ -127,7 +127,7 @@ def _report(
             with socket.create_connection((host.strip("[]"), int(port)), min(left, 10)) as there:
                 there.sendall(f"{_HELLO} {job_id} {mine}\n".encode())
                 # A little longer, so that the first worker can send the names of the missing
-                # workers # after its own time limit.
+                # workers after its own time limit.
                 there.settimeout(max(deadline - time.monotonic(), 0) + _GRACE)
                 answer = _read_line(there)
         except OSError as error:

@@ -83,7 +83,7 @@ def _mirrored(tf: Any, gpus: list[Any], num_devices: int) -> Any:
             "to split the CPU into N logical devices (for trying things out; it is not faster)."
         )
     split_cpu(num_devices)
-    # The default reduction on several CPUs uses collectives, which hang after a second # strategy
+    # The default reduction on several CPUs uses collectives, which hang after a second strategy
     # was made in the same process.
     return tf.distribute.MirroredStrategy(
         [f"/cpu:{i}" for i in range(num_devices)],
