@@ -1,7 +1,8 @@
 """Claims A1, A4 and A8: averages of a constant-rate run against runs whose rate falls.
 
-Every statistic is a share of the effect: of what the schedule takes off the loss of single
-iterates.  Per cent of the loss would call the two equal wherever a schedule changes little.
+Every statistic is a share of the effect, the reduction of the loss of single iterates by the
+schedule. Measured in per cent of the loss, the two would count as equal whenever the schedule has
+little effect.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from tf_lrtraj.claims.verdicts import (
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.statistics import LEVEL, TOST, Interval, PairedRatio, mean_of
 
-JUDGED = "curvature_free"  # the equivalence that judges A1; others are told
+JUDGED = "curvature_free"  # the equivalence that decides A1; others are only reported
 MATCH = "loss_match"
 KINDS = {JUDGED: "weights", MATCH: "loss match"}
 _WORDS = {"ema": "EMA", "swa": "SWA", "two_point": "two points", "one_minus_sqrt": "one minus root"}
 
-# With fixed curvature the mean of the last iterates has 1.00 to 1.09 of a linear decay's gain, so
-# what exact theory expects is inside; an average that misses a tenth of the gain is not.
+# With fixed curvature the mean of the last iterates has 1.00 to 1.09 of a linear decay's gain. This
+# is inside the limits; an average that lacks a tenth of the gain is not.
 MARGIN = 0.1
 SHARE = Wanted(
     "share",
@@ -45,10 +46,10 @@ EMULATED = dataclasses.replace(
     SHARE,
     what="what the weights take off the loss of single iterates, over what the trained decay does",
 )
-# A tenth of an effect of 5 % is half a per cent of the loss: less than that is not measured well.
+# A tenth of an effect of 5 % is half a per cent of the loss; less cannot be measured well.
 EFFECT = 5.0
-# Along the way single networks are compared: a quarter of the whole effect tells a curve that
-# follows another from one that does not.
+# Along the horizon single networks are compared: a quarter of the whole effect separates a curve
+# that follows another from one that does not.
 ALONG = 0.25
 LARGEST = Wanted(
     "largest_gap",
@@ -66,12 +67,12 @@ Shares = dict[str, tuple[np.ndarray, np.ndarray]]  # name → [seeds] gains of t
 
 
 def _in_words(name: str) -> str:
-    """An average or a decay by its name in sentences."""
+    """Returns the name of an average or a decay in sentences."""
     return _WORDS.get(name, name.replace("_", " "))
 
 
 def _ends(record: Measured) -> list[Any]:
-    """Where the horizons of a record end; None for the one of an older record, which names none."""
+    """Returns the ends of a record's horizons; None for an older record, which names none."""
     return record.known("end") or [None]
 
 
@@ -174,7 +175,7 @@ def _judged(
 
 
 def _drawn(shares: Shares) -> dict[str, Any]:
-    """What figures show of shares: those of seeds, and the interval that is judged."""
+    """Returns the shares for figures: those of seeds, and the interval that is judged."""
     return {
         name: {"seeds": above / below, "interval": PairedRatio(above, below).interval(TOST)}
         for name, (above, below) in shares.items()
@@ -212,7 +213,7 @@ def judge_a1(records: Records) -> Judgement:
 
 
 def _gap(record: Measured, name: str, field: str, on: str) -> float:
-    """By how many per cent a run's loss, or points its accuracy, lies above its average's."""
+    """Returns the excess of a run over its average: loss in per cent, accuracy in points."""
     pairs = [_pair(record, name, JUDGED, e, field, on) for e in _ends_of(record, name, JUDGED)]
     average, run = np.mean(pairs, axis=0)
     return 100.0 * float((run - average) / (average if field == "loss" else 1.0))

@@ -1,4 +1,4 @@
-"""Claim B4: what one more step does to held-out batches in the stationary state."""
+"""Claim B4: the effect of one more step on held-out batches in the stationary state."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _level(
         per_update.append(drift.scaled(1.0 / float(np.ptp(steps[inside]))))
     share = stationarity.SHARE_OF_EFFECT
     pooled = stationarity.pooled(per_update)
-    # Without any gain there is nothing that a drift could hide: the parts fail by themselves.
+    # Without any gain a drift cannot hide one: the parts fail.
     update = pooled.scaled(1.0 / gain) if gain > 0.0 else Estimate(0.0, 0.0)
     return (
         stationarity.drift_condition(

@@ -1,4 +1,4 @@
-"""Claims B7 to B10, B13, B14 and O4: the stationary state, its size, and how runs part."""
+"""Claims B7 to B10, B13, B14 and O4: the stationary state, its size, and diverging runs."""
 
 from __future__ import annotations
 

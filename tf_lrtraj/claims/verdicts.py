@@ -1,11 +1,11 @@
-"""Claims, what is wanted of their parts, and how the parts make a verdict.
+"""Claims, the thresholds of their parts, and the rule for the verdict.
 
-The rule is one for all claims.  A part holds only if its whole interval lies on the right
-side of a threshold that stands in the code.  It fails only if the whole interval lies on the
-wrong side, at a level that Holm's method sets for all parts of the claim together: with many
-parts, one of them lies on the wrong side by chance.  Anything else is undecided.  A claim is
-reproduced if all its parts hold, not reproduced if one fails, inconclusive otherwise, and
-inconclusive too if a condition of the measurement (a run that must be stationary, say) is not met.
+The rule is the same for all claims.  A part holds only if its whole interval lies on the right side
+of its thresholds.  It fails only if the whole interval lies on the wrong side, at the level that
+Holm's method sets for all parts of the claim together, because with many parts one of them is
+likely to be on the wrong side by chance.  Otherwise it is undecided.  A claim is reproduced if all
+its parts hold, and not reproduced if one fails.  It is inconclusive otherwise, or if a condition of
+the measurement (such as a stationary run) is not met.
 
 >>> gain = Wanted("gain", "training loss below that of single iterates, %", low=1.0)
 >>> part = gain.judge(Interval(3.0, 2.0, 4.0))
@@ -37,7 +37,7 @@ VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED, NOT_RUN, NOT
 
 
 class HasInterval(Protocol):
-    """A number that knows its interval at any level, as those of `statistics` do."""
+    """A number with an interval at any level, such as those of `statistics`."""
 
     def interval(self, level: float = LEVEL) -> Interval: ...
 
@@ -56,8 +56,8 @@ class _Fixed:
 class Seeds:
     """One number of each seed; its interval is Student's for their mean.
 
-    Seeds are the unit of every sentence about networks: what one run's batches or iterates
-    scatter by says nothing of another network.  One seed has no interval.
+    Statements about networks have intervals over seeds, because the scatter of one run's batches or
+    iterates contains no information about other networks. One seed has no interval.
     """
 
     values: tuple[float, ...]
@@ -66,12 +66,12 @@ class Seeds:
         return mean_of(self.values).interval(level)
 
 
-# What can be judged: a bare number is exact, and several are one of each seed.
+# Values that can be judged: a single number is exact, and several are one for each seed.
 Number: TypeAlias = HasInterval | Interval | float | Sequence[float] | np.ndarray
 
 
 def with_interval(value: Number) -> HasInterval:
-    """A number that knows its interval.
+    """Returns a number with an interval.
 
     >>> with_interval([1.0, 2.0, 3.0]).interval().value
     2.0
@@ -87,11 +87,11 @@ def with_interval(value: Number) -> HasInterval:
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is wanted of one number: that its interval lies above `low` and below `high`.
+    """The thresholds of one number: its interval must lie above `low` and below `high`.
 
     Attributes:
         name: the name of the number.
-        what: what it is, without its value: "own loss after 4 steps over that at the start".
+        what: its description, such as "own loss after 4 steps over that at the start".
         low: the lower threshold; None for none.
         high: the upper threshold; None for none.
         level: the level of the interval that must lie inside: `TOST` for a claim of equality (two
@@ -113,11 +113,11 @@ class Wanted:
             raise ValueError(f"`low` or `high` of {self.name!r} must be given. Received: neither")
 
     def judge(self, found: Number, at: str = "") -> Part:
-        """The part of a measured number.
+        """Returns the part for a measured number.
 
         Args:
             found: the number.
-            at: where it was measured ("step 8000"), which goes into name and text.
+            at: where it was measured ("step 8000"), which is added to name and text.
         """
         return Part(self, with_interval(found), at)
 
@@ -141,14 +141,14 @@ def _inside(interval: Interval, low: float | None, high: float | None) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One number of a claim, with what is wanted of it.
+    """One number of a claim and its thresholds.
 
     Attributes:
         wanted: the thresholds.
-        found: what was measured.
-        at: where.
-        failed: whether it fails although all parts of its claim are tried, by Holm's method;
-            `conclude` fills it in.  None: judged alone.
+        found: the measured number.
+        at: where it was measured.
+        failed: whether it fails by Holm's method over all parts of its claim; `conclude` sets it.
+            None: judged alone.
     """
 
     wanted: Wanted
