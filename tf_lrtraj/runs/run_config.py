@@ -1,7 +1,7 @@
-"""The configuration of a training run: its entries, and what they come to in steps.
+"""The configuration of a training run: its entries, their checks, and lengths in steps.
 
-A file in `configs/` starts from `default_config()` and changes what it needs;
-`validate` turns the result into plain, checked values before anything starts.
+A file in `configs/` changes entries of `default_config()`; `validate` checks the result and returns
+plain values before anything starts.
 
 >>> config = default_config()
 >>> config.optimizer.momentum = 1.5
@@ -54,11 +54,11 @@ DTYPES = ("float32", "mixed_bfloat16")
 STEMS = ("cifar", "imagenet")
 POLICIES = records.BATCH_NORM_POLICIES
 ENCODINGS = ("exact", "int16", "int8")
-LONGEST_RUN = 10**8  # steps; the rate of each is kept, in memory and in the records
+LONGEST_RUN = 10**8  # steps; the rate of each is stored in memory and in the records
 
 
 def _length(zero: bool = False, never: bool = False, percent: bool = True) -> Rule:
-    """A duration, kept as it is written; `Plan` turns it into steps."""
+    """Returns the rule of a duration, which is stored as written; `Plan` converts it to steps."""
 
     def read(value: Any) -> Any:
         if never and value == NEVER:
@@ -235,13 +235,12 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
-    """Checks a configuration and returns it as plain nested dicts, defaults filled in.
+    """Checks a configuration and returns it as nested dicts, with defaults for missing entries.
 
-    What depends on the size of the data set (lengths in steps) is checked by `resolve`.
+    `resolve` checks the lengths in steps, which depend on the size of the data set.
 
     Raises:
-        ConfigError: naming the key, the value received and what is allowed;
-            for an unknown key, with the nearest known one.
+        ConfigError: for an unknown key, with the closest known one, or a value that is not allowed.
     """
     plain = SCHEMA.read(config)
     for name, entry in plain["averages"].items():
@@ -270,11 +269,11 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
 
 
 def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) -> dict[str, Any]:
-    """The validated configuration of a run that exists.
+    """Returns the validated configuration of an existing run.
 
     Args:
         workdir: the run's folder.
-        data_dir: where its data lies now, if elsewhere.
+        data_dir: the folder of its data, if they have moved.
 
     Raises:
         records.RecordError: if the folder holds no run.
@@ -288,7 +287,7 @@ def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) ->
 
 @contextlib.contextmanager
 def _as_config_errors(where: str = "") -> Iterator[None]:
-    """Inside, a ValueError becomes a ConfigError, with the entry's name before it."""
+    """Converts a ValueError inside to a ConfigError with the entry's name before it."""
     try:
         yield
     except ValueError as caught:
@@ -297,7 +296,7 @@ def _as_config_errors(where: str = "") -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a configuration means for a data set of known size; lengths are in steps."""
+    """A configuration resolved for a data set of known size, with lengths in steps."""
 
     total_steps: int
     steps_per_epoch: float
@@ -315,14 +314,14 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Lengths:
-    """Turns the durations of one configuration into steps; every error is a ConfigError."""
+    """Converts the durations of one configuration to steps; every error is a ConfigError."""
 
     per_epoch: fractions.Fraction
     batch: int
     total: int | None = None
 
     def steps(self, value: Any, name: str, at_least: int = 1) -> int:
-        """Steps of a duration."""
+        """Returns the steps of a duration."""
         with _as_config_errors():
             found = Duration.parse(value, name).steps(self.per_epoch, self.total, self.batch, name)
         if found < at_least:
@@ -331,31 +330,31 @@ class _Lengths:
         return found
 
     def every(self, value: Any, name: str) -> int:
-        """Steps of a duration; 0 for never."""
+        """Returns the steps of a duration; 0 for never."""
         return 0 if value == NEVER else self.steps(value, name)
 
     def timetable(self, entry: Mapping[str, Any], name: str, **more: Any) -> Timetable | None:
-        """Of `every` and `start` of a group; None for never."""
+        """Returns the timetable of `every` and `start` of a group; None for never."""
         start = self.steps(entry.get("start", "0 steps"), f"{name}.start", at_least=0)
         every = self.every(entry.get("every", NEVER), f"{name}.every")
         return Timetable(every, start, **more) if every else None
 
     def in_steps(self, entry: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """The configuration of a kernel or rate."""
+        """Returns the configuration of a kernel or rate with lengths in steps."""
         with _as_config_errors():
             return resolve_durations(entry, self.per_epoch, self.total, self.batch, name)
 
 
 def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
-    """Turns every duration of a validated configuration into steps.
+    """Converts every duration of a validated configuration to steps.
 
     Args:
-        plain: from `validate`.
+        plain: the result of `validate`.
         epoch_examples: number of training images.
 
     Raises:
-        ConfigError: for durations that come to nothing, and for rates and kernels
-            that do not exist or are given values out of range.
+        ConfigError: for durations of 0 steps, and for unknown rates and kernels or values out of
+        range.
     """
     check_counts(plain, epoch_examples)
     batch = plain["data"]["batch_size"]
@@ -366,8 +365,8 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
         raise refusal("total", allowed, plain["total"])
     lengths = dataclasses.replace(lengths, total=total)
     averages, policies = {}, {}
-    # By name: averages that share buffers are told apart by their order, which must be the same
-    # when a run goes on, and a configuration's own depends on how it was written down.
+    # In the order of names: averages that share buffers are identified by their order, which must
+    # be the same in a resumed run, and the order in a configuration depends on how it was written.
     for name, entry in sorted(plain["averages"].items()):
         where = f"config.averages.{name}"
         kernel = {key: value for key, value in entry.items() if key != "batch_norm"}
