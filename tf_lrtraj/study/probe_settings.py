@@ -1,4 +1,4 @@
-"""What the probing tasks of a study measure: entries of its configuration, and the cost."""
+"""Entries of a study's configuration for the probing tasks, and the cost of these tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REACH_TRIP = 4  # steps of the side trips on batches of several sizes
 
 
 def ascending(rule: Rule, words: str, fewest: int = 1) -> Rule:
-    """A list of different values in ascending order, each of which keeps `rule`."""
+    """Returns the rule of a list of different values in ascending order that fulfil `rule`."""
     members = sequence_of(rule, words, fewest)
 
     def read(value: Any) -> tuple[Any, ...]:
@@ -64,10 +64,10 @@ _POSITIVE = number(above=0)
 _SHARE = number(above=0, at_most=1)
 _EVEN = Rule("an even integer of at least 2", _even)
 
-# Sizes for the digits (ResNet-8 of width 8, 8x8 images): a minute or two of one core for a seed.
+# Defaults for the digits (ResNet-8 of width 8, 8x8 images): one or two minutes per seed and core.
 PROBE_ENTRIES = {
-    # One step, side trips and gradients of mini-batches on the base run; batch norm by the
-    # batch's own moments.  Batches have `config.batch_size` images.
+    # One step, side trips and gradients of mini-batches on the base run, with batch statistics.
+    # Batches have `config.batch_size` images.
     "probes.steps": Entry(
         (),
         _STEPS,
@@ -153,7 +153,7 @@ PROBE_ENTRIES = {
     "convexity.pairs": Entry(2, count(1), "pairs of iterates at each distance"),
     "convexity.positions": Entry(9, count(5), "positions on each segment"),
     "convexity.batches": Entry(4, count(2), "batches whose losses are measured"),
-    # One step on batches of several sizes, and the same with a narrower network.
+    # One step on batches of several sizes, also with a narrower network.
     "reach.divisor": Entry(
         2, count(2), "factor by which the second network is narrower than the model"
     ),
@@ -213,7 +213,7 @@ PROBE_ENTRIES = {
 
 
 def iterate_pairs(count: int, settings: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Pairs of `count` iterates, by number: at each distance so many, evenly over them.
+    """Returns pairs of `count` iterates by number: several at each distance, evenly spaced.
 
     >>> iterate_pairs(9, {"distances": 3, "pairs": 2})
     [(0, 1), (7, 8), (0, 3), (5, 8), (0, 8)]
@@ -229,7 +229,7 @@ def iterate_pairs(count: int, settings: Mapping[str, Any]) -> list[tuple[int, in
 
 
 def batches_of(size: int, settings: Mapping[str, Any]) -> int:
-    """Number of batches of a size, of which steps are made: four at least.
+    """Returns the number of batches of a size on which steps are made, at least four.
 
     >>> [batches_of(size, {"images": 64}) for size in (4, 64)]
     [16, 4]
@@ -238,14 +238,14 @@ def batches_of(size: int, settings: Mapping[str, Any]) -> int:
 
 
 def costs(config: Mapping[str, Any]) -> dict[str, float]:
-    """Task → images that go forward through the network, for one seed; a gradient counts as three.
+    """Returns task → images of forward passes for one seed; a gradient counts as three.
 
-    Grids that have to be extended, and the test set's end, are not foreseen.
+    Extensions of grids, and incomplete last batches of the test set, are ignored.
 
     Args:
         config: the configuration of the reproduction, validated.
     """
-    # Keras takes many seconds to import, and mistakes in a configuration show without it.
+    # Keras takes many seconds to import, and checking a configuration does not need it.
     from tf_lrtraj.probes.ensemble import SCALES
     from tf_lrtraj.probes.steps import GRADIENT_PASSES
 
@@ -289,7 +289,7 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def images_of(task: str) -> Callable[[Mapping[str, Any], Any], float]:
-    """The cost of one of these tasks, as a `Task` wants it."""
+    """Returns the cost function of one of these tasks, for a `Task`."""
 
     def images(config: Mapping[str, Any], sizes: Any) -> float:
         return costs(config)[task]

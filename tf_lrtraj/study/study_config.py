@@ -1,4 +1,4 @@
-"""The configuration of a study: its entries, and which of them fit together.
+"""The configuration of a study: its entries and their checks.
 
 >>> config = default_config()
 >>> config.momentum = 1.5
@@ -285,7 +285,7 @@ SCHEMA = Schema(_ENTRIES)
 
 
 def default_config(name: str = "digits") -> ml_collections.ConfigDict:
-    """The configuration that every `configs/reproduce_*.py` starts from: the scale `digits`.
+    """Returns the configuration that every `configs/reproduce_*.py` changes: the scale `digits`.
 
     Args:
         name: the name of the scale, whose file is `configs/reproduce_NAME.py`.
@@ -297,7 +297,7 @@ def default_config(name: str = "digits") -> ml_collections.ConfigDict:
 
 
 def cifar_config(name: str, power_table: str | os.PathLike[str]) -> ml_collections.ConfigDict:
-    """A scale for two CPU cores: CIFAR at 24×24 pixels, cropped and flipped, ResNets of width 16.
+    """Returns a scale for two CPU cores: CIFAR at 24×24 pixels, cropped and flipped, width 16.
 
     Args:
         name: the name of the scale.
@@ -316,7 +316,7 @@ def cifar_config(name: str, power_table: str | os.PathLike[str]) -> ml_collectio
 
 
 def accelerator_config(name: str) -> ml_collections.ConfigDict:
-    """ResNet-34 of width 64, for accelerators: scales that the project describes and never ran."""
+    """Returns a scale with ResNet-34 of width 64, for accelerators; such scales were never run."""
     config = default_config(name)
     config.runs_here = False
     config.judged = True
@@ -335,7 +335,7 @@ def accelerator_config(name: str) -> ml_collections.ConfigDict:
 
 
 def full_size_config(name: str) -> ml_collections.ConfigDict:
-    """ResNet-34 on cropped and flipped 32×32 images, the size of the papers' CIFAR figures."""
+    """Returns a scale with ResNet-34 on cropped and flipped 32×32 images, as in the papers."""
     config = accelerator_config(name)
     config.data.augmentation = "crop_flip"
     config.batch_size = 128
@@ -369,10 +369,10 @@ def full_size_config(name: str) -> ml_collections.ConfigDict:
 
 
 def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
-    """Checks a configuration and returns it as plain nested dicts, defaults filled in.
+    """Checks a configuration and returns it as nested dicts, with defaults for missing entries.
 
     Raises:
-        ConfigError: naming the key, the value received and what is allowed.
+        ConfigError: for an unknown key or a value that is not allowed.
     """
     plain = SCHEMA.read(config)
     try:
@@ -394,9 +394,9 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
 
 
 def lead(momentum: float) -> int:
-    """How many updates before an average's first iterate its equivalent schedule begins to differ.
+    """Returns how many updates before an average's first iterate its schedule begins to differ.
 
-    By powers of the momentum: beyond these, by less than 1e-7.
+    Earlier, the difference is below 1e-7, as it decays with powers of the momentum.
 
     >>> lead(0.0), lead(0.9)
     (0, 153)
@@ -405,7 +405,7 @@ def lead(momentum: float) -> int:
 
 
 def _conditions(plain: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
-    """(key, whether its value fits the others, what is allowed); later ones rely on earlier."""
+    """Yields (key, whether its value fits, allowed values); later ones rely on earlier ones."""
     window, every, burn_in = plain["window"], plain["every"], plain["burn_in"]
     horizon, kept, early = plain["horizon"], plain["horizon_every"], lead(plain["momentum"])
     yield "horizon", horizon <= window, f"at most config.window, {window}"
