@@ -1,4 +1,4 @@
-"""Blocks as Markdown that reads well as text too: no line of more than `WIDTH` characters.
+"""Prints blocks as Markdown that is readable as text, in lines of at most `WIDTH` characters.
 
 Rows of tables cannot be broken; a table with a longer row than `LONGEST` is printed as a list.
 """
@@ -13,16 +13,16 @@ from collections.abc import Iterator, Sequence
 from tf_lrtraj.report.study import page_blocks as blocks
 
 WIDTH, LONGEST = 120, 400
-# What begins a heading, a list or a quotation where a line begins with it.
+# Texts that begin a heading, a list or a quotation at the start of a line.
 _BEGINS = re.compile(r"^(\d*)([-+#=.)])(?=\s|$)")
 
 
 def printed(page: Sequence[blocks.Block], figures: str) -> str:
-    """A document.
+    """Returns a document.
 
     Args:
         page: its blocks, from top to bottom.
-        figures: the way from the document to the folder of figures.
+        figures: the relative path from the document to the folder of figures.
 
     >>> from tf_lrtraj.report.study.page_blocks import Heading, Link, Paragraph
     >>> print(printed([Heading(2, "What was run", "run"), Paragraph(Link("run", "run"))], "f"))
@@ -43,7 +43,7 @@ class _Markdown(blocks.Printer):
         self._anchors = {heading.id: _slug(heading.text) for heading in _headings(page)}
 
     def escaped(self, text: str) -> str:
-        """Text in which Markdown sees nothing of its own: no bars, lines, tags or formulas."""
+        """Escapes text for Markdown: no bars, lines, tags or formulas."""
         whole = re.sub(r"\s+", " ", text)
         return html.escape(re.sub(r"([\\|*_`\[\]$~])", r"\\\1", whole), quote=False)
 
@@ -104,7 +104,7 @@ class _Markdown(blocks.Printer):
 
 
 def _apart(parts: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of several parts, a blank line between them."""
+    """Returns the lines of several parts, with a blank line between them."""
     return [line for part in parts for line in [*part, ""]][:-1]
 
 
@@ -117,12 +117,12 @@ def _headings(page: Sequence[blocks.Block]) -> Iterator[blocks.Heading]:
 
 
 def _slug(text: str) -> str:
-    """What GitHub makes of a heading."""
+    """Returns GitHub's anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
 def _broken(text: str, first: str = "", rest: str = "") -> list[str]:
-    """Lines that are at most `WIDTH` long, and that begin nothing by accident."""
+    """Breaks text into lines of at most `WIDTH` characters that do not begin a Markdown element."""
     lines = textwrap.wrap(
         text,
         WIDTH - len(rest),
