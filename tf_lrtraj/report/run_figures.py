@@ -26,9 +26,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, and text output does n
 _MATCHED_DASHES = (4.0, 2.0)
 _METRICS = {"accuracy": "accuracy, %", "loss": "loss, nats"}
 _LARGEST = 1e30  # larger values mean divergence, and arithmetic on axes would overflow
-MOST_LINES = (
-    30  # largest number of weights in a figure; more cannot be distinguished and take long to draw
-)
+MOST_LINES = 30  # weights per figure; more take long to draw and cannot be distinguished
 _MAX_POINTS = 4000  # points of a drawn line; a page should not grow with the length of a run
 
 

@@ -175,7 +175,7 @@ def averaging_against_schedule(record: Mapping[str, Any]) -> Figure:
 
 
 def averaging_length(record: Mapping[str, Any]) -> Figure:
-    """Loss at the end against the length of the average, per rate; bias and variance thin."""
+    """Draws the final loss by the length of the average, per rate; bias and variance are thin."""
     lengths, families = record["lengths"], record["families"]
     colours = (BLUE, ORANGE, GREEN, "#CC79A7", "black")
     with style():
