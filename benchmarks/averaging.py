@@ -49,6 +49,8 @@ Cases = dict[str, Callable[[], Any]]
 
 def our_cases(model: Any) -> Cases:
     """Updates and borrowing by this package, on whatever backend runs."""
+    import numpy as np
+
     from tf_lrtraj import backend, kernels
     from tf_lrtraj.averaging import AverageState, borrow
 
@@ -68,11 +70,10 @@ def our_cases(model: Any) -> Cases:
         update = backend.compiled_update(
             state.update, model, writes=state.variables, reads=variables
         )
-        plan = state.plan(1, 1)
-        row = {key: backend.scalars(value[0]) for key, value in plan.items()}
+        step = backend.scalars(np.asarray(1))
 
-        def call(update: Any = update, row: Any = row, state: Any = state) -> None:
-            update(row)
+        def call(update: Any = update, step: Any = step, state: Any = state) -> None:
+            update(step)
             if backend.name() == "jax":
                 state.variables[-1].value.block_until_ready()
 

@@ -73,7 +73,7 @@ def run(replicas: int, synchronized: bool, dtype: str) -> dict[str, Any]:
         batch_size=IMAGES,
     )
     assert assembly.averages is not None
-    steps(iter(assembly.train_batches(0)), assembly.averages.plan(1, STEPS))
+    steps(iter(assembly.train_batches(0)), 0, STEPS)
     found: dict[str, Any] = {
         "replicas": replicas,
         "synchronized": synchronized,

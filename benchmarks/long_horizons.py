@@ -41,12 +41,12 @@ def main() -> None:
     variable = keras.Variable(values[0])
     states = {p: AverageState([variable], named, p) for p in PRECISIONS}
     everything = [v for state in states.values() for v in state.variables]
-    row = {"mixing": backend.scalars(states["auto"].plan(1, 1)["mixing"][0])}
+    step = backend.scalars(np.asarray(1))
 
     def move(value: object) -> None:
         variable.assign(value)
         for state in states.values():
-            state.update(row)
+            state.update(step)
 
     update = backend.compiled_update(move, None, writes=[variable, *everything], reads=[])
     for value in values[1:]:

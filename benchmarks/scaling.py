@@ -106,8 +106,8 @@ def update_of(model: Any, decays: list[float]) -> tuple[Callable[[], None], Call
     variables = list(model.trainable_variables)
     state = AverageState(variables, {str(d): kernels.Exponential(d) for d in decays})
     update = backend.compiled_update(state.update, model, state.variables, variables)
-    row = {key: backend.scalars(value[0]) for key, value in state.plan(5, 1).items()}
-    return lambda: update(row), lambda: backend.to_numpy(backend.values(state.variables[-1:]))
+    step = backend.scalars(np.asarray(5))
+    return lambda: update(step), lambda: backend.to_numpy(backend.values(state.variables[-1:]))
 
 
 def interleaved(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

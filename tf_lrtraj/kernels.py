@@ -36,7 +36,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -87,22 +87,27 @@ def check_weights(weights: Any, length: int | None = None) -> np.ndarray:
     return checked
 
 
-def _count(
-    steps: int | np.ndarray, start: int, every: int, end: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Counts the averaged iterates of a recursive kernel at updates `t`.
+class Arithmetic:
+    """What coefficients of kernels are computed with: NumPy, in float64.
 
-    Returns:
-        (how many iterates after `θ_start` have been averaged, 0 or less until then;
-        1.0 where this update is one that counts, or comes before averaging began, and
-        0.0 after `end`).
+    `tf_lrtraj.averaging.coefficients` has the same functions on tensors of a backend, for compiled
+    steps: every formula stands once, whatever computes it.
     """
-    steps = np.asarray(steps, dtype=np.int64)
-    after = steps - start
-    averaged = (after <= 0) | (after % every == 0)
-    if end is not None:
-        averaged &= steps <= end
-    return after // every, averaged.astype(np.float64)
+
+    def integers(self, steps: Any) -> Any:
+        return np.asarray(steps, dtype=np.int64)
+
+    def numbers(self, values: Any) -> Any:
+        return np.asarray(values, dtype=np.float64)
+
+    where: Callable[..., Any] = staticmethod(np.where)
+    maximum: Callable[..., Any] = staticmethod(np.maximum)
+    minimum: Callable[..., Any] = staticmethod(np.minimum)
+    log1p: Callable[..., Any] = staticmethod(np.log1p)
+    expm1: Callable[..., Any] = staticmethod(np.expm1)
+
+
+ON_HOST = Arithmetic()
 
 
 def autocorrelation(weights: np.ndarray) -> np.ndarray:
@@ -229,13 +234,32 @@ class Kernel(Configurable, abc.ABC):
 class RecursiveKernel(Kernel):
     r"""An average in one copy, :math:`\phi_t = \phi_{t-1} + \alpha_t(\theta_t - \phi_{t-1})`."""
 
-    @abc.abstractmethod
-    def mixing(self, steps: int | np.ndarray) -> np.ndarray:
+    start: int
+    every: int
+
+    def mixing(self, steps: Any, arithmetic: Arithmetic = ON_HOST) -> Any:
         """Returns mixing coefficients `α_t` at the given numbers of updates `t` (any shape).
 
-        `α_t` = 1 replaces the average by the iterate (always so at t = 0),
-        0 leaves the average as it is (always so after `end`).
+        `α_t` = 1 replaces the average by the iterate (always so up to `start`),
+        0 leaves the average as it is (between iterates that count, and after `end`).
+
+        Args:
+            steps: numbers of updates.
+            arithmetic: what computes them; inside a compiled step that of the backend.
         """
+        steps = arithmetic.integers(steps)
+        after = steps - self.start
+        averaged = (after <= 0) | (after % self.every == 0)
+        if self.end is not None:
+            averaged = averaged & (steps <= self.end)
+        count = after // self.every
+        share = self._share(arithmetic.numbers(arithmetic.maximum(count, 1)), arithmetic)
+        share = arithmetic.where(count < 1, 1.0, share)
+        return arithmetic.where(averaged, share, 0.0)
+
+    @abc.abstractmethod
+    def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
+        """`α` of the n-th iterate that is averaged after `θ_start`, for `n` of at least 1."""
 
     @property
     def copies(self) -> int:
@@ -281,19 +305,23 @@ class LagKernel(Kernel):
     def _lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """`lags` of a `step` that is not beyond `end`."""
 
-    def slots(self, steps: int | np.ndarray) -> np.ndarray:
+    def slots(self, steps: Any, arithmetic: Arithmetic = ON_HOST) -> Any:
         """Returns the places in a ring of `copies` iterates that take `θ_t` (`t` of any shape).
 
+        Args:
+            steps: numbers of updates.
+            arithmetic: what computes them; inside a compiled step that of the backend.
+
         Returns:
-            int64 places in `0 … copies - 1`, and -1 after `end`, when nothing is written: then
+            integer places in `0 … copies - 1`, and -1 after `end`, when nothing is written: then
             the iterate `lag` updates back stays at `(t - lag) % copies`.
 
         >>> TwoPoint(gap=2, end=4).slots(np.arange(7))
         array([ 0,  1,  2,  0,  1, -1, -1])
         """
-        steps = np.asarray(steps, dtype=np.int64)
+        steps = arithmetic.integers(steps)
         slots = steps % self.copies
-        return slots if self.end is None else np.where(steps <= self.end, slots, -1)
+        return slots if self.end is None else arithmetic.where(steps <= self.end, slots, -1)
 
     @property
     def copies(self) -> int:
@@ -373,15 +401,15 @@ class Exponential(RecursiveKernel):
     def horizon(self) -> float:
         return min(1.0 / (1.0 - self.decay), super().horizon)
 
-    def mixing(self, steps: int | np.ndarray) -> np.ndarray:
-        count, averaged = _count(steps, self.start, self.every, self.end)
-        n = np.maximum(count, 1)
-        share = np.full(count.shape, 1.0 - self.decay)
+    def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
+        share = 1.0 - self.decay
         if self.warmup:
-            share = np.maximum(share, self.warmup / (self.warmup + n))
-        elif self.debias:
-            share /= 1.0 - self.decay**n
-        return np.where(count < 1, 1.0, share) * averaged
+            return arithmetic.maximum(share, self.warmup / (self.warmup + n))
+        if self.debias and self.decay:
+            # 1 - decay^n without cancellation, which float32 could not afford.
+            debiased = -share / arithmetic.expm1(n * math.log(self.decay))
+            return arithmetic.where(n < 2, 1.0, debiased)
+        return share
 
     def _weights(self, num_steps: int) -> np.ndarray:
         if not self.is_plain:
@@ -417,9 +445,8 @@ class Uniform(RecursiveKernel):
     def first_average(self) -> int | None:
         return self.start + self.every
 
-    def mixing(self, steps: int | np.ndarray) -> np.ndarray:
-        count, averaged = _count(steps, self.start, self.every, self.end)
-        return averaged / (1.0 + np.maximum(count, 0))
+    def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
+        return 1.0 / (1.0 + n)
 
     def _weights(self, num_steps: int) -> np.ndarray:
         weights = np.zeros(num_steps + 1)
@@ -478,12 +505,10 @@ class PowerFunction(RecursiveKernel):
         roots = np.roots([1.0, 7.0, 16.0 - t, 12.0 - t])
         return cls(max(float(np.max(roots.real)), 0.0), start, every)
 
-    def mixing(self, steps: int | np.ndarray) -> np.ndarray:
-        count, averaged = _count(steps, self.start, self.every, self.end)
+    def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
         # 1 - (1 - 1/n)^(γ+1), and 1 for the first one, without cancellation for large n.
-        n = np.maximum(count, 2)
-        share = -np.expm1((self.exponent + 1.0) * np.log1p(-1.0 / n))
-        return np.where(count <= 1, 1.0, share) * averaged
+        kept = arithmetic.log1p(-1.0 / arithmetic.maximum(n, 2.0))
+        return arithmetic.where(n < 2, 1.0, -arithmetic.expm1((self.exponent + 1.0) * kept))
 
     def _weights(self, num_steps: int) -> np.ndarray:
         weights = np.zeros(num_steps + 1)

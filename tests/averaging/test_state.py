@@ -45,13 +45,12 @@ class Walk:
         return [a.astype(np.float64) for a in arrays_of(self.variables)]
 
     def move(self, steps=1, update=True):
-        plan = self.state.plan(len(self.iterates), steps)
-        for row in range(steps):
+        for _ in range(steps):
             for variable in self.variables:
                 variable.assign_add(ops.cast(self.rng.normal(size=variable.shape), variable.dtype))
             self.iterates.append(self.values())
             if update:
-                self.state.update({key: ops.convert_to_tensor(v[row]) for key, v in plan.items()})
+                self.state.update(len(self.iterates) - 1)
 
     def actual(self, name):
         return backend.to_numpy(self.state.average(name, len(self.iterates) - 1))
@@ -114,11 +113,9 @@ def test_an_unknown_precision_is_refused():
 def test_updates_that_would_change_nothing_are_known():
     chosen = {"ema": kernels.Exponential(0.9, every=3), "swa": kernels.Uniform(start=1, every=3)}
     state = Walk(chosen=chosen).state
-    plan = state.plan(0, 9)
-    rows = [{key: value[i] for key, value in plan.items()} for i in range(9)]
-    assert [state.changes(row) for row in rows] == [1, 1, 0, 1, 1, 0, 1, 1, 0]
+    assert [state.changes(step) for step in range(9)] == [1, 1, 0, 1, 1, 0, 1, 1, 0]
     lagged = Walk(chosen={"window": kernels.Window(2)}).state
-    assert lagged.changes({key: value[0] for key, value in lagged.plan(1, 1).items()})
+    assert lagged.changes(1)
 
 
 def test_before_its_start_an_average_is_the_iterate_to_the_bit():
@@ -141,16 +138,15 @@ def test_long_horizons_do_not_stall():
     states = {precision: AverageState([variable], chosen, precision) for precision in precisions}
     everything = [v for state in states.values() for v in state.variables]
 
-    def move(value, mixing):
+    def move(value, step):
         variable.assign(value)
         for state in states.values():
-            state.update({"mixing": mixing})
+            state.update(step)
 
     update = backend.compiled_update(move, None, writes=[variable, *everything], reads=[])
-    plan = states["auto"].plan(1, steps)
-    mixing = [ops.convert_to_tensor(row) for row in plan["mixing"][:1]] * steps  # all alike
+    step = backend.scalars(np.asarray(1))  # whose coefficients are those of every other
     for t in range(steps):
-        update(ops.convert_to_tensor(values[t + 1]), mixing[t])
+        update(ops.convert_to_tensor(values[t + 1]), step)
     for decay, kernel in chosen.items():
         exact = kernel.weights(steps) @ values.astype(np.float64)
         fluctuation = spread * np.sqrt((1 - float(decay)) / (1 + float(decay)))

@@ -141,18 +141,17 @@ class ModelAverages:
             values: to average in place of what `variables` hold.
         """
         self.num_updates += 1
-        row = {key: value[0] for key, value in self.state.plan(self.num_updates, 1).items()}
-        if not self.state.changes(row):
+        if not self.state.changes(self.num_updates):
             return
-        scalars = {key: backend.scalars(value) for key, value in row.items()}
+        step = backend.scalars(np.asarray(self.num_updates))
         if values is None:
-            self._update(scalars)
+            self._update(step)
             return
         if self._update_from is None:
             self._update_from = backend.compiled_update(
                 self.state.update, self._model, writes=self.state.variables, reads=[]
             )
-        self._update_from(scalars, values)
+        self._update_from(step, values)
 
     def given(self, model: Any, weights: Any) -> list[Any]:
         """The values of `variables` among the weights that a loop keeps elsewhere.

@@ -1,9 +1,8 @@
 """The running state of any number of weight averages.
 
-One `AverageState` holds every average of a run.  The coefficients of an update
-come from the kernels themselves, computed on the host (`AverageState.plan`),
-so that the weights a running average has are by construction those that
-`kernel.weights` states; the arithmetic runs in the compiled step.
+One `AverageState` holds every average of a run.  The coefficients of an update come from the
+kernels' own formulas, computed from the number of the update in the compiled step itself.  The
+callback, the optimizer and the training loop make the same update of the same state.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from tf_lrtraj import backend
+from tf_lrtraj.averaging import coefficients
 from tf_lrtraj.averaging.buffers import (
     PRECISIONS,
     check_memory,
@@ -178,30 +178,18 @@ class AverageState:
         """What the averages hold, in words for a user about to train."""
         return describe_bytes(self.memory_bytes())
 
-    def plan(self, first: int, count: int) -> dict[str, np.ndarray]:
-        """Coefficients of the updates `T = first … first + count - 1`.
-
-        Returns:
-            "mixing": [count, number of recursive averages] float64, those that share buffers first;
-            "slots": [count, number of lag averages] int32, where in its ring each puts `θ_T`; -1
-                for nowhere.
-        """
-        steps = np.arange(first, first + count)
-        mixing = [self.kernels[n].mixing(steps) for n in self._recursive]  # type: ignore[attr-defined]
-        slots = [self.kernels[n].slots(steps) for n in self._lagged]  # type: ignore[attr-defined]
-        return {
-            "mixing": np.reshape(np.array(mixing, np.float64).T, (count, len(mixing))),
-            "slots": np.reshape(np.array(slots, np.int32).T, (count, len(slots))),
-        }
-
-    def update(self, row: Mapping[str, Any], values: Sequence[Any] | None = None) -> None:
-        """Makes one update from the variables' current values.
+    def update(self, step: Any, values: Sequence[Any] | None = None, *, counts: Any = None) -> None:
+        """Makes the update that follows the `step`-th update of the weights; may be compiled.
 
         Args:
-            row: one row of `plan` (arrays or tensors of shape [averages]).
+            step: the number `T` of updates that the weights have made with this one; an integer
+                or an integer tensor.
             values: a tensor of each variable's dtype, to be averaged in place of
                 what the variables hold.
+            counts: a boolean tensor; where it is False, nothing changes.  None for True.
         """
+        mixing, slots = self._coefficients(step, counts)
+        rows = coefficients.stacked([mixing[name] for name in self._stacked])
         for group in self._groups:
             if values is None:
                 weights = backend.values(self._at(self._variables, group))
@@ -211,33 +199,47 @@ class AverageState:
             if self._stacked:
                 stack = self._at(self._stack, group)
                 weights = sources.cast(self._at(self._stack_dtypes, group))
-                backend.mix_rows(stack, weights, row["mixing"][: len(self._stacked)])
-            for position, name in enumerate(self._recursive):
+                backend.mix_rows(stack, weights, rows)
+            for name in self._recursive:
                 if name in self._stacked:
                     continue
-                buffers, mixing = self._at(self._buffers[name], group), row["mixing"][position]
+                buffers = self._at(self._buffers[name], group)
                 weights = sources.cast(self._at(self._buffer_dtypes[name], group))
                 if name in self._compensations:
-                    _mix_pair(buffers, self._at(self._compensations[name], group), weights, mixing)
+                    pair = self._at(self._compensations[name], group)
+                    _mix_pair(buffers, pair, weights, mixing[name])
                 else:
-                    backend.mix(buffers, weights, mixing)
-            for position, name in enumerate(self._lagged):
-                buffers, slot = self._at(self._buffers[name], group), row["slots"][position]
+                    backend.mix(buffers, weights, mixing[name])
+            for name in self._lagged:
+                buffers = self._at(self._buffers[name], group)
                 weights = sources.cast(self._at(self._buffer_dtypes[name], group))
-                ends = self.kernels[name].end is not None
+                nowhere = counts is not None or self.kernels[name].end is not None
                 for buffer, weight in zip(buffers, weights, strict=True):
-                    backend.assign_row(buffer, slot, weight, or_nowhere=ends)
+                    backend.assign_row(buffer, slots[name], weight, or_nowhere=nowhere)
 
     @staticmethod
     def _at(entries: Sequence[Any], group: Sequence[int]) -> list[Any]:
         return [entries[index] for index in group]
 
-    def changes(self, row: Mapping[str, np.ndarray]) -> bool:
-        """Whether an update with this row of `plan` would change anything.
+    def _coefficients(self, step: Any, counts: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(name → mixing coefficient, name → place in its ring) of an update."""
+        arithmetic = coefficients.arithmetic()
+        mixing = {n: self.kernels[n].mixing(step, arithmetic) for n in self._recursive}  # type: ignore[attr-defined]
+        slots = {n: self.kernels[n].slots(step, arithmetic) for n in self._lagged}  # type: ignore[attr-defined]
+        if counts is not None:
+            mixing = {n: arithmetic.where(counts, one, 0.0) for n, one in mixing.items()}
+            slots = {n: arithmetic.where(counts, one, -1) for n, one in slots.items()}
+        return mixing, slots
+
+    def changes(self, step: int) -> bool:
+        """Whether the update of this number would change anything.
 
         Averages that take every n-th iterate only need no pass over the weights between.
         """
-        return bool(np.any(row["slots"] >= 0)) or bool(np.any(row["mixing"]))
+        return any(
+            kernel.slots(step) >= 0 if isinstance(kernel, LagKernel) else kernel.mixing(step) > 0  # type: ignore[attr-defined]
+            for kernel in self.kernels.values()
+        )
 
     def average(self, name: str, step: int) -> list[Any]:
         """The average after `step` updates, as backend tensors in the buffers' dtype.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -34,7 +35,7 @@ from tf_lrtraj.training import loop, stopping
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
 from tf_lrtraj.training.log import RunLog
 from tf_lrtraj.training.progress import Progress, stage
-from tf_lrtraj.training.step import empty_plan, make_train_steps
+from tf_lrtraj.training.step import make_train_steps
 from tf_lrtraj.training.workers import Workers, losing
 
 CHECKPOINTS = "checkpoints"
@@ -446,13 +447,7 @@ def _train_steps(
     )
     iterator = iter(assembly.train_batches(start))
 
-    def train_steps(step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        averages = assembly.averages
-        # The first update of a run makes T = 1.
-        rows = empty_plan(count) if averages is None else averages.plan(step + 1, count)
-        return compiled(iterator, rows)
-
-    return train_steps
+    return functools.partial(compiled, iterator)
 
 
 def evaluate_all(assembly: Assembly, step: int, log: RunLog) -> None:

@@ -99,8 +99,7 @@ class _Average:
         """Makes `count` updates and waits for the last."""
         for _ in range(count):
             self._made += 1
-            plan = self._state.plan(self._made, 1)
-            self._update({key: backend.scalars(value[0]) for key, value in plan.items()})
+            self._update(backend.scalars(np.asarray(self._made)))
         backend.to_numpy(self._state.variables[-1:])
 
 

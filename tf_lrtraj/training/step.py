@@ -44,18 +44,19 @@ def make_replica_step(
     weight_decay: float = 0.0,
     weight_decay_on: str = "kernels",
     label_smoothing: float = 0.0,
-) -> Callable[[Any, Any, dict[str, Any]], tuple[Any, Any]]:
+) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
     """Builds the training step of one replica, for `strategy.run`.
 
     All its shapes are static, so that XLA can compile it, which TPUs need.
 
     Returns:
-        `replica_step(images, labels, row)`, which makes one update of model and averages from this
-        replica's part of the batch and returns its share of the mean loss and of the accuracy.
+        `replica_step(images, labels, step)`, which makes the `step`-th update of model and averages
+        from this replica's part of the batch and returns its share of the mean loss and of the
+        accuracy.
     """
     decayed = decayed_variables(model, weight_decay_on)
 
-    def replica_step(images: Any, labels: Any, row: dict[str, Any]) -> tuple[Any, Any]:
+    def replica_step(images: Any, labels: Any, step: Any) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             losses = per_example_loss(labels, logits, label_smoothing)
@@ -71,7 +72,7 @@ def make_replica_step(
             ]
         optimizer.apply(gradients, model.trainable_variables)
         if averages is not None:
-            averages.update(row)
+            averages.update(step)
         return loss, tf.reduce_sum(correct(labels, logits)) / batch_size
 
     return replica_step
@@ -87,7 +88,7 @@ def make_train_steps(
     weight_decay: float = 0.0,
     weight_decay_on: str = "kernels",
     label_smoothing: float = 0.0,
-) -> Callable[[Any, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
+) -> Callable[[Any, int, int], tuple[np.ndarray, np.ndarray]]:
     """Builds the function that makes several training steps in one graph.
 
     The loss is the mean cross-entropy over the *global* batch.  Weight decay adds
@@ -95,9 +96,8 @@ def make_train_steps(
     it passes through momentum); it is not part of the reported loss.
 
     Returns:
-        `run(iterator, plan)`, which makes as many steps as `plan` has rows (`AverageState.plan`;
-        see `empty_plan` for runs without averages) and returns ([n] mean losses, [n] accuracies) of
-        the global training batches.
+        `run(iterator, made, count)`, which makes `count` steps after the first `made` steps of the
+        run and returns ([count] mean losses, [count] accuracies) of the global training batches.
     """
     replica_step = make_replica_step(
         model,
@@ -110,41 +110,33 @@ def make_train_steps(
         label_smoothing=label_smoothing,
     )
 
+    # Traced once, for any number of steps.
+    number = tf.TensorSpec([], tf.int64)
+
     @tf.function(reduce_retracing=False)
-    def run(iterator: Any, mixing: Any, slots: Any) -> tuple[Any, Any]:
-        count = tf.shape(mixing)[0]
-        losses = tf.TensorArray(tf.float32, size=count)
-        accuracies = tf.TensorArray(tf.float32, size=count)
-        for i in tf.range(count):
+    def run(iterator: Any, made: Any, count: Any) -> tuple[Any, Any]:
+        size = tf.cast(count, tf.int32)
+        losses = tf.TensorArray(tf.float32, size=size)
+        accuracies = tf.TensorArray(tf.float32, size=size)
+        for i in tf.range(size):
             images, labels = next(iterator)
-            row = {"mixing": mixing[i], "slots": slots[i]}
-            loss, accuracy = strategy.run(replica_step, args=(images, labels, row))
+            step = made + 1 + tf.cast(i, tf.int64)
+            loss, accuracy = strategy.run(replica_step, args=(images, labels, step))
             loss = tf.cast(strategy.reduce("SUM", loss, axis=None), tf.float32)
             losses = losses.write(i, loss)
             accuracies = accuracies.write(i, strategy.reduce("SUM", accuracy, axis=None))
         return losses.stack(), accuracies.stack()
 
-    concrete: dict[str, Any] = {}
+    concrete: list[Any] = []
 
-    def call(iterator: Any, plan: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        mixing = tf.constant(plan["mixing"], tf.float64)
-        slots = tf.constant(plan["slots"], tf.int32)
-        if "run" not in concrete:
-            # Traced once, for any number of steps.
-            concrete["run"] = run.get_concrete_function(
-                iterator,
-                tf.TensorSpec([None, mixing.shape[1]], tf.float64),
-                tf.TensorSpec([None, slots.shape[1]], tf.int32),
-            )
-        losses, accuracies = concrete["run"](iterator, mixing, slots)
+    def call(iterator: Any, made: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        if not concrete:
+            concrete.append(run.get_concrete_function(iterator, number, number))
+        numbers = (tf.constant(value, tf.int64) for value in (made, count))
+        losses, accuracies = concrete[0](iterator, *numbers)
         return losses.numpy(), accuracies.numpy()
 
     return call
-
-
-def empty_plan(count: int) -> dict[str, np.ndarray]:
-    """Returns the plan of `count` steps of a run without averages."""
-    return {"mixing": np.zeros((count, 0)), "slots": np.zeros((count, 0), np.int32)}
 
 
 def make_optimizer(learning_rate: Any, momentum: float, nesterov: bool) -> Any:
