@@ -48,7 +48,7 @@ from tf_lrtraj.bin import common, configuration, outputs
 from tf_lrtraj.runs.config_checks import as_dict
 from tf_lrtraj.training.stopping import Interrupted
 
-# What libraries take their number of threads from.
+# Variables from which libraries read their number of threads.
 _THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
             "project; --force runs it (--dry_run shows its cost)"
         )
     if not given.dry_run and _is_done(given.config, pathlib.Path(given.workdir)):
-        print(f"{given.workdir}: the reproduction is done already")
+        print(f"{given.workdir}: the reproduction is already done")
         return _report(pathlib.Path(given.workdir))
     common.quiet_tensorflow()
     if given.only_seed is not None:
@@ -95,20 +95,21 @@ def main(argv: Sequence[str]) -> int:
         if given.dry_run:
             print(_dry(config, given.workdir, needed, given.only_seed))
             return common.OK
-        # Flushed, so that a log shows where the work is.
+        # Flushed, so that a log shows the progress.
         tell = functools.partial(print, flush=True)
         study = run_study.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
     except OSError as error:
         common.fail(f"--workdir={given.workdir}: {error}")
     except Interrupted as error:
         print(f"lrtraj-reproduce: {error}", file=sys.stderr, flush=True)
-        # At once: stopped in the midst of work, JAX may crash while Python shuts down, and the exit
-        # code would be lost.  Everything is on disk.
+        # At once, because JAX may crash while Python shuts down, and the exit code would be lost.
+        # Everything is on disk.
         os._exit(common.RESUMABLE)
     if study is None:
         print(
-            f"{given.workdir}: the records of seed {given.only_seed} are there; once those of "
-            "every seed are, the command without --only_seed makes what reads all, and the page"
+            f"{given.workdir}: the records of seed {given.only_seed} are complete; once those of "
+            "every seed are, the command without --only_seed runs the other tasks and writes "
+            "the page"
         )
         return common.OK
     _show(study)
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _is_done(given: Any, workdir: pathlib.Path) -> bool:
-    """Whether everything is there; mistakes in the configuration show here, without Keras."""
+    """Returns whether everything is done; checks the configuration without Keras."""
     from tf_lrtraj import records
     from tf_lrtraj.runs.finished_run import is_done
     from tf_lrtraj.study.study_config import validate
@@ -135,7 +136,7 @@ def _dry(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | Non
 
 
 def _report(workdir: pathlib.Path) -> int:
-    """Judges and draws what is there; needs no Keras."""
+    """Judges the claims and draws the page from existing records, without Keras."""
     from tf_lrtraj import records
     from tf_lrtraj.report import study as pages
 
@@ -151,7 +152,7 @@ def _report(workdir: pathlib.Path) -> int:
 
 
 def _show(study: Any) -> None:
-    """Prints the table of verdicts, and with --page writes the page as a document."""
+    """Prints the table of verdicts, and with --page writes the page as Markdown."""
     from tf_lrtraj import claims, records
     from tf_lrtraj.report import study as pages
 

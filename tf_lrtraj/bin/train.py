@@ -55,7 +55,7 @@ def _train(options: Any) -> None:
         outputs.check_folder("--workdir", workdir)
         path = finished_run.finished_report(plain, workdir)
         if path is not None:
-            print(f"{workdir}: the run is done already")
+            print(f"{workdir}: the run is already done")
             _show(workdir, path)
             return
     common.quiet_tensorflow()

@@ -36,7 +36,7 @@ def open_snapshots(workdir: str | os.PathLike[str]) -> Snapshots:
     folder = pathlib.Path(workdir) / "snapshots"
     if not folder.is_dir():
         raise records.RecordError(
-            f"{workdir} holds no snapshots. A run takes them with, for example, "
+            f"{workdir} holds no snapshots. A run writes them with, for example, "
             "--config.snapshots.every='20 steps'"
         )
     return Snapshots(folder)

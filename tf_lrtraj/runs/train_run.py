@@ -263,7 +263,7 @@ class OneRun:
         """Trains or resumes the run, unless it is done."""
         workers = Workers(self.strategy)
         if workers.from_chief(lambda: is_done(self.workdir)):
-            logging.info("%s is done already", self.workdir)
+            logging.info("%s is already done", self.workdir)
             return
         workers.from_chief(lambda: str(records.prepare_workdir(self.workdir)))
         keras.utils.set_random_seed(self.config["seed"])

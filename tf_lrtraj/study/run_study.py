@@ -202,7 +202,7 @@ def _run(
     except (KeyboardInterrupt, Interrupted):
         message = "stopped by a signal"
         raise Interrupted(
-            "stopped; what is finished is kept, and the same command goes on from there"
+            "stopped; finished work is kept, and the same command resumes from there"
         ) from None
     except BaseException as error:
         message = f"{type(error).__name__}: {error}"

@@ -110,7 +110,8 @@ class Session:
         x, y = self.problem.images(name, 0)
         if count * size > len(x):
             raise ValueError(
-                f"{count} batches of {size} {name} images are more than there are, {len(x)}."
+                f"{count} batches of {size} {name} images need more than the {len(x)} images "
+                "there are."
             )
         order = seeds.generator("held_batches", seed, len(x)).permutation(len(x))
         return [(x[rows], y[rows]) for rows in order[: count * size].reshape(count, size)]

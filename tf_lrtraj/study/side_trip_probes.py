@@ -191,7 +191,7 @@ def _rate(session: Session, seed: int, step: int) -> float:
     path = session.probe_path(f"line-{nearest:09d}", seed)
     if not path.exists():
         raise RecordError(
-            f"{path.name} is missing: the task line comes before side trips whose rate is "
+            f"{path.name} is missing: the task line must run before side trips whose rate is "
             "taken from it (`config.probes.trip_rate` is None)"
         )
     best = ArrayRecord.read(path).values["best_rate"][0]  # of each batch's own loss

@@ -39,7 +39,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     except (ValueError, KeyError, TypeError):
         raise RecordError(
             f"{path} does not hold the state of a run: the file is damaged. Delete it, and the "
-            "run is made again from the state before it."
+            "run resumes from the previous state."
         ) from None
     return arrays
 

@@ -78,9 +78,11 @@ def _receive(
             left = deadline - time.monotonic()
             if left <= 0:
                 missing = [name for name in awaited if name not in here]
-                problem = f"{', '.join(missing)} did not come within {seconds:g} s"
+                problem = f"{', '.join(missing)} did not connect within {seconds:g} s"
                 if strangers:
-                    problem += f"; told of another cluster: {', '.join(sorted(strangers))}"
+                    problem += (
+                        f"; with another cluster in TF_CONFIG: {', '.join(sorted(strangers))}"
+                    )
                 _tell(here.values(), problem)
                 raise Missed(problem)
             # Connected workers are watched too, because one may be stopped meanwhile.
@@ -103,7 +105,7 @@ def _receive(
                     continue
                 if hello == _HELLO and name:
                     strangers.add(name)
-                    _tell([ready], "the first worker was told of another cluster in TF_CONFIG")
+                    _tell([ready], "the first worker has another cluster in TF_CONFIG")
                 ready.close()
         _tell(here.values(), GO)
     finally:

@@ -61,7 +61,7 @@ def make_strategy(
         return _mirrored(tf, gpus, num_devices)
     if num_devices:
         raise StrategyError(
-            f"strategy {name!r} uses all devices there are; num_devices goes with 'mirrored'. "
+            f"strategy {name!r} uses all devices; num_devices goes with 'mirrored'. "
             f"Received: num_devices={num_devices}"
         )
     if name == "multi_worker":
@@ -73,14 +73,14 @@ def _mirrored(tf: Any, gpus: list[Any], num_devices: int) -> Any:
     if gpus:
         if num_devices > len(gpus):
             raise StrategyError(
-                f"strategy 'mirrored' was asked for {num_devices} GPUs, and {len(gpus)} are here."
+                f"strategy 'mirrored' needs {num_devices} GPUs, but this machine has {len(gpus)}."
             )
         chosen = [f"/gpu:{i}" for i in range(num_devices or len(gpus))]
         return tf.distribute.MirroredStrategy(chosen)
     if num_devices == 0:
         raise StrategyError(
             "strategy 'mirrored' found no GPU. Use --strategy=one_device, or give --num_devices=N "
-            "to split the CPU into N logical devices (for trying things out; it is not faster)."
+            "to split the CPU into N logical devices (for trials; it is not faster)."
         )
     split_cpu(num_devices)
     # The default reduction on several CPUs uses collectives, which hang after a second strategy
@@ -175,7 +175,8 @@ def _multi_worker(tf: Any, join_timeout: int) -> Any:
         rendezvous.meet(cluster, job, index, join_timeout)
     except rendezvous.Missed as error:
         raise WorkersMissing(
-            f"strategy 'multi_worker': {job} {index} did not meet all the others: {error}. Start "
+            f"strategy 'multi_worker': {job} {index} could not connect to all other workers: "
+            f"{error}. Start "
             "every worker, each with its own TF_CONFIG; --join_timeout=SECONDS waits longer"
         ) from None
     except OSError as error:

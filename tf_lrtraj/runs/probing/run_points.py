@@ -58,7 +58,7 @@ class RunWeights:
         self.steps = np.array(sorted({*taken, *self._checkpoints}), np.int64)
         if not self.steps.size:
             raise records.RecordError(
-                f"{workdir} holds neither snapshots nor checkpoints. A run takes snapshots with, "
+                f"{workdir} holds neither snapshots nor checkpoints. A run writes snapshots with, "
                 "for example, --config.snapshots.every='20 steps'"
             )
 
@@ -142,7 +142,9 @@ class RunWeights:
         for text in texts:
             name, weights = self._one(text, trip_end)
             if name in found:
-                raise ConfigError(f"two points are named {name!r}: say NAME=… for one of them")
+                raise ConfigError(
+                    f"two points are named {name!r}: give one of them another name with NAME=…"
+                )
             found[name] = weights
         return found
 
@@ -156,7 +158,7 @@ class RunWeights:
             return point.name or f"trip-{step}-{point.batch}", trip_end(step, point.batch)
         try:
             if self.snapshots is None:
-                raise ValueError("averages need snapshots, and the run took none")
+                raise ValueError("averages need snapshots, and the run has none")
             built = average_snapshots(self.snapshots, {point.name: point.kernel}, progress=False)
         except ValueError as error:
             raise ConfigError(f"the point {text!r}: {error}") from None

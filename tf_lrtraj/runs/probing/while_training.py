@@ -89,7 +89,7 @@ def _check_points(
     spec: ProbeSpec, options: Mapping[str, Any], steps: np.ndarray, total: int
 ) -> None:
     """Checks that the snapshots that exist at the end, at `steps`, include a probe's points."""
-    where = "the snapshots that stand at the end"
+    where = "the snapshots that exist at the end"
     if not steps.size:
         raise ConfigError("no snapshot is taken before the run ends")
     for text in options.get("points", ()):
