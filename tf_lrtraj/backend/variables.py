@@ -60,7 +60,7 @@ def steps_of(optimizer: Any) -> int:
     return int(to_numpy([count])[0])
 
 
-class _Itself:
+class _Identity:
     """Equal to another one only if both refer to the same array and it still exists."""
 
     def __init__(self, array: Any) -> None:
@@ -68,7 +68,7 @@ class _Itself:
 
     def __eq__(self, other: object) -> bool:
         array = self._reference()
-        return isinstance(other, _Itself) and array is not None and other._reference() is array
+        return isinstance(other, _Identity) and array is not None and other._reference() is array
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -79,7 +79,7 @@ def versions(variables: Sequence[Any]) -> list[Any]:
     On TensorFlow it changes only if a number changed.
     """
     if name() == "jax":  # an array never changes
-        return [_Itself(variable.value) for variable in variables]
+        return [_Identity(variable.value) for variable in variables]
     if name() == "torch":
         tensors = [tensor_of(variable) for variable in variables]
         return [(tensor.data_ptr(), tensor._version) for tensor in tensors]

@@ -97,7 +97,7 @@ def run_app(
                     check(f"--{name}", getattr(flags.FLAGS, name))
         return main(argv)
 
-    _teach_help(main, schema)
+    _extend_help(main, schema)
     keep_freed_memory()
     with terminal.escaped_output(), clean_errors():
         _check_environment(sys.argv[1:])
@@ -179,7 +179,7 @@ def _system_error(error: OSError) -> str:
     return text
 
 
-def _teach_help(main: Callable[[list[str]], Any], schema: Schema | None) -> None:
+def _extend_help(main: Callable[[list[str]], Any], schema: Schema | None) -> None:
     """Makes --help show the program's own text and flags, and the entries of its configuration.
 
     absl reads them from `__main__`, which is not the program's module under a console script.

@@ -105,7 +105,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 # Program → an entry that only its configurations have.
-_MARKS = {"train": "total", "reproduce": "burn_in", "synthetic": "single_runs"}
+_OWN_ENTRIES = {"train": "total", "reproduce": "burn_in", "synthetic": "single_runs"}
 
 
 def check_program(config: Any, program: str) -> None:
@@ -119,8 +119,8 @@ def check_program(config: Any, program: str) -> None:
         ConfigError: naming the program that the configuration is for.
     """
     keys = set(config.keys()) if hasattr(config, "keys") else set()
-    others = [name for name, mark in _MARKS.items() if mark in keys and name != program]
-    if others and _MARKS[program] not in keys:
+    others = [name for name, mark in _OWN_ENTRIES.items() if mark in keys and name != program]
+    if others and _OWN_ENTRIES[program] not in keys:
         raise ConfigError(
             f"--config: this configuration is for lrtraj-{others[0]}. Received: "
             f"{getattr(flags.FLAGS['config'], 'config_filename', 'a configuration')!r}"

@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
         config = run_study.prepare(given.config, given.workdir)
         needed = run_study.needed_tasks(ids, config)
         if given.dry_run:
-            print(_dry(config, given.workdir, needed, given.only_seed))
+            print(_plan_text(config, given.workdir, needed, given.only_seed))
             return common.OK
         # Flushed, so that a log shows the progress.
         tell = functools.partial(print, flush=True)
@@ -126,7 +126,7 @@ def _is_done(given: Any, workdir: pathlib.Path) -> bool:
     return is_done(workdir)
 
 
-def _dry(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | None) -> str:
+def _plan_text(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | None) -> str:
     from tf_lrtraj.study import run_study
     from tf_lrtraj.study.problem import load_problem
 

@@ -38,7 +38,7 @@ def judge_a5(records: Records) -> Judgement:
         errors, plain = [], []
         drawn[name] = []
         for i, record in enumerate(found):
-            rows = _unseen(record, on)
+            rows = _predicted_and_measured(record, on)
             columns = {
                 field: _column(record, rows, field)
                 for field in ("measured", "predicted", "low", "high")
@@ -64,7 +64,7 @@ def judge_a5(records: Records) -> Judgement:
     return conclude(parts, numbers=numbers, notes=notes, drawn=drawn)
 
 
-def _unseen(record: Measured, on: str) -> list[dict[str, object]]:
+def _predicted_and_measured(record: Measured, on: str) -> list[dict[str, object]]:
     """Returns averages whose loss was predicted from others and measured."""
     rows = [
         row

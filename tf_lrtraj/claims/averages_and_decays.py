@@ -66,7 +66,7 @@ CLOSER = Wanted(
 Shares = dict[str, tuple[np.ndarray, np.ndarray]]  # name → [seeds] gains of the average, the run
 
 
-def _in_words(name: str) -> str:
+def _title(name: str) -> str:
     """Returns the name of an average or a decay in sentences."""
     return _WORDS.get(name, name.replace("_", " "))
 
@@ -149,7 +149,7 @@ def _large_enough(
     return [
         Condition(
             f"effect_{name}",
-            f"{_in_words(name)}: what the {what} takes off the loss of single iterates, %",
+            f"{_title(name)}: what the {what} takes off the loss of single iterates, %",
             100.0 * gain / raw,
             low=EFFECT,
         )
@@ -167,7 +167,7 @@ def _judged(
     """The share of each average or decay, where its effect is large enough."""
     effects = {name: below for name, (_, below) in shares.items()}
     return conclude(
-        [wanted.judge(PairedRatio(*pair), _in_words(name)) for name, pair in shares.items()],
+        [wanted.judge(PairedRatio(*pair), _title(name)) for name, pair in shares.items()],
         conditions=_large_enough(records, "decays", effects, "schedule"),
         numbers=numbers,
         drawn=drawn,
@@ -194,19 +194,19 @@ def judge_a1(records: Records) -> Judgement:
     for name in shares:
         gaps = [_gap(record, name, "loss", "train") for record in found]
         accuracies = [_gap(record, name, "accuracy", "test") for record in found]
-        what = f"{_in_words(name)}: training loss of the run above the average's, %"
+        what = f"{_title(name)}: training loss of the run above the average's, %"
         numbers.append(ExtraNumber(f"gap_{name}", what, gaps))
-        what = f"{_in_words(name)}: test accuracy of the run above the average's, points"
+        what = f"{_title(name)}: test accuracy of the run above the average's, points"
         numbers.append(ExtraNumber(f"accuracy_gap_{name}", what, accuracies))
     kinds = [k for k in found[0].known("equivalence") if k not in (None, "none", JUDGED)]
     for kind in kinds:
         for name, pair in _equivalent(records, kind).items():
-            what = f"{_in_words(name)}: the same share, for the run under {kind!r}"
+            what = f"{_title(name)}: the same share, for the run under {kind!r}"
             numbers.append(ExtraNumber(f"share_{name}_{kind}", what, PairedRatio(*pair)))
     for name in shares:
         model = [_model_share(record, name) for record in found]
         if np.isfinite(model).all():
-            what = f"{_in_words(name)}: the share that the quadratic model expects"
+            what = f"{_title(name)}: the share that the quadratic model expects"
             numbers.append(ExtraNumber(f"model_share_{name}", what, model))
     drawn = {"averages": _drawn(shares), "decays": _drawn(_decays(records))}
     return _judged(SHARE, records, shares, numbers, drawn)
@@ -248,7 +248,7 @@ def judge_a4(records: Records) -> Judgement:
                 )
                 scale = trained if field == "loss" else 1.0
                 gaps.append(100.0 * float((emulated - trained) / scale))
-            what = f"{_in_words(name)}: {on} {field} of the weights above that of the decay, {unit}"
+            what = f"{_title(name)}: {on} {field} of the weights above that of the decay, {unit}"
             numbers.append(ExtraNumber(f"{field}_gap_{name}", what, gaps))
     return _judged(EMULATED, records, shares, numbers, {"decays": _drawn(shares)})
 
@@ -299,10 +299,10 @@ def judge_a8(records: Records) -> Judgement:
             for kind, pair in curves.items()
         }
         for kind, gap in gaps.items():
-            parts.append(LARGEST.judge(LargestGap(gap), f"{_in_words(name)} {KINDS[kind]}"))
-            what = f"{_in_words(name)}: mean gap by {KINDS[kind]}, run above average, as a share"
+            parts.append(LARGEST.judge(LargestGap(gap), f"{_title(name)} {KINDS[kind]}"))
+            what = f"{_title(name)}: mean gap by {KINDS[kind]}, run above average, as a share"
             numbers.append(ExtraNumber(f"mean_gap_{name}_{kind}", what, gap.mean(axis=1)))
-        parts.append(CLOSER.judge(_closer(gaps[JUDGED], gaps[MATCH]), _in_words(name)))
+        parts.append(CLOSER.judge(_closer(gaps[JUDGED], gaps[MATCH]), _title(name)))
         drawn[name] = {
             "steps": curves[JUDGED][0]["steps"] - found[0].setting("begin"),
             "gaps": {KINDS[kind]: gap for kind, gap in gaps.items()},

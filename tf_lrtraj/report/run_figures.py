@@ -69,7 +69,7 @@ def _panel(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _clean(text: Any, limit: int = 15) -> str:
+def _short(text: Any, limit: int = 15) -> str:
     """Returns a name short enough for a line's end, in characters of the font."""
     text = "".join(c if " " <= c <= "~" else "?" for c in str(text))
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -141,7 +141,7 @@ def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
 def _label_lines(axes: Axes, lines: Sequence[Line]) -> None:
     lasts = [float(line.values[np.isfinite(line.values)][-1]) for line in lines]
     ends = [
-        (last, _clean(line.label), line.colour) for last, line in zip(lasts, lines, strict=True)
+        (last, _short(line.label), line.colour) for last, line in zip(lasts, lines, strict=True)
     ]
     _label_ends(axes, ends)
 
@@ -260,7 +260,7 @@ def curves(
     for name in record.weights_names()[:MOST_LINES]:
         steps, values = record.series(metric, name, split)
         lines.append(Line(name, steps, values, palette[name], width=1.2 if name == RAW else 1.7))
-    return _metric_panel(record, lines, metric, size, _clean(split))
+    return _metric_panel(record, lines, metric, size, _short(split))
 
 
 def pair_curves(
@@ -278,7 +278,7 @@ def pair_curves(
         Line(average, *record.series(metric, average, split), palette[average], width=1.8),
         Line("matched run", *matched.series(metric, RAW, split), palette[average], True, 1.5),
     ]
-    return _metric_panel(record, lines, metric, size, _clean(split), after=0.4)
+    return _metric_panel(record, lines, metric, size, _short(split), after=0.4)
 
 
 def training_batches(
@@ -344,7 +344,7 @@ def kernel_weights(
         axes.set_xlabel("age of the iterate, steps")
         axes.set_ylabel("weight")
         axes.text(
-            1.04, 0.5, _clean(name), transform=axes.transAxes, color=colour, parse_math=False,
+            1.04, 0.5, _short(name), transform=axes.transAxes, color=colour, parse_math=False,
             va="center", fontsize=8.5,
         )  # fmt: skip
     return figure
@@ -375,7 +375,7 @@ def cumulative_weights(
             axes.plot(
                 *_thin(left, share), color=palette[name], linewidth=1.6, drawstyle="steps-post"
             )
-            ends.append((float(share[0]), _clean(name), palette[name]))
+            ends.append((float(share[0]), _short(name), palette[name]))
         if num_steps > 50:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -137,7 +137,7 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self._batches)
-        host_memory.keep_it_so()
+        host_memory.keep_freed_memory_again()
         return iterator
 
 

@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
     _ask()
 
 
-def keep_it_so() -> None:
+def keep_freed_memory_again() -> None:
     """Repeats the setting of `keep_freed_memory`, if made; call it after making an iterator.
 
     On Python 3.11 TensorFlow lowers the threshold to 128 kB whenever it creates the kernel

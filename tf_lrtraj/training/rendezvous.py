@@ -83,7 +83,7 @@ def _receive(
                     problem += (
                         f"; with another cluster in TF_CONFIG: {', '.join(sorted(strangers))}"
                     )
-                _tell(here.values(), problem)
+                _send_to_all(here.values(), problem)
                 raise Missed(problem)
             # Connected workers are watched too, because one may be stopped meanwhile.
             watched = [listener, *pending, *here.values()]
@@ -105,9 +105,9 @@ def _receive(
                     continue
                 if hello == _HELLO and name:
                     strangers.add(name)
-                    _tell([ready], "the first worker has another cluster in TF_CONFIG")
+                    _send_to_all([ready], "the first worker has another cluster in TF_CONFIG")
                 ready.close()
-        _tell(here.values(), GO)
+        _send_to_all(here.values(), GO)
     finally:
         for connection in (*pending, *here.values()):
             connection.close()
@@ -143,7 +143,7 @@ def _report(
     raise Missed(f"{first} did not answer within {seconds:g} s ({reason})")
 
 
-def _tell(connections: Iterable[socket.socket], text: str) -> None:
+def _send_to_all(connections: Iterable[socket.socket], text: str) -> None:
     for connection in connections:
         with contextlib.suppress(OSError):
             connection.sendall(text.encode() + b"\n")

@@ -200,7 +200,7 @@ def losing(several: bool = True) -> Iterator[None]:
         if not several or not _is_about_workers(error.message):
             raise
         raise Lost(
-            f"another worker of this run is gone ({_gist(error.message)}), and without it the "
+            f"another worker of this run is gone ({_cause(error.message)}), and without it the "
             "others cannot go on. Start all workers again: they go on from the last checkpoint"
         ) from error
 
@@ -220,7 +220,7 @@ def _is_about_workers(message: str) -> bool:
     return any(mark in message for mark in _MARKS)
 
 
-def _gist(message: str) -> str:
+def _cause(message: str) -> str:
     """Returns the lines of TensorFlow's message that name the lost worker, as one line."""
     lines = [line.strip() for line in message.splitlines()]
     for i, line in enumerate(lines):

@@ -142,34 +142,34 @@ def read(
         data = data[0]  # a data set in a tuple, with None for the rest
     entry = None
     if not (distributed := backend.is_distributed(data)):
-        entry = _own_entry(model, targets=parts is None or len(parts) > 1)
+        entry = _preprocessing_method(model, targets=parts is None or len(parts) > 1)
     known = not distributed and (hasattr(data, "cardinality") or _is_loader(data))
     if parts is not None and entry:
-        _through(model, entry, _named(parts, batch_size), receive, batches)
+        _read_through(model, entry, _evaluate_arguments(parts, batch_size), receive, batches)
     elif parts is not None:
         _predicted(parts, lambda batch: receive(batch[0]), batch_size, batches)
     elif known and entry:
-        _through(model, entry, {"x": data}, receive, batches)
+        _read_through(model, entry, {"x": data}, receive, batches)
     elif known:
         _predicted(data, receive, None, batches)
     else:
-        stream = _indexed(data) if isinstance(data, keras.utils.PyDataset) else data
+        stream = _pydataset_batches(data) if isinstance(data, keras.utils.PyDataset) else data
         for batch in itertools.islice(iter(stream), batches):
             if entry is None:
                 receive(batch)
             else:
                 parts = keras.utils.unpack_x_y_sample_weight(batch)
                 size = len(keras.tree.flatten(parts[0])[0])
-                _through(model, entry, _named(parts, size), receive, None)
+                _read_through(model, entry, _evaluate_arguments(parts, size), receive, None)
 
 
-def _named(parts: Sequence[Any], batch_size: int) -> dict[str, Any]:
+def _evaluate_arguments(parts: Sequence[Any], batch_size: int) -> dict[str, Any]:
     """Arrays as arguments of `evaluate`."""
     named = zip(("x", "y", "sample_weight"), parts, strict=False)
     return {**{key: part for key, part in named if part is not None}, "batch_size": batch_size}
 
 
-def _indexed(data: Any) -> Iterator[Any]:
+def _pydataset_batches(data: Any) -> Iterator[Any]:
     """Yields the batches of a PyDataset, without calling `on_epoch_end`, which may reorder."""
     length = _length_of(data)
     for i in itertools.count() if length is None else range(length):
@@ -275,10 +275,10 @@ class _Reader(keras.Model):
         return inputs
 
     def make_predict_function(self, force: bool = False) -> None:
-        self.predict_function = _sink(self._receive)
+        self.predict_function = _batch_passing_step(self._receive)
 
 
-def _sink(receive: Receive) -> Callable[..., Any]:
+def _batch_passing_step(receive: Receive) -> Callable[..., Any]:
     """Returns the function that Keras calls instead of a model's compiled `predict_step`."""
     if backend.name() == "jax":
 
@@ -307,7 +307,7 @@ def _predicted(data: Any, receive: Receive, batch_size: int | None, batches: int
 
     distribution = keras.distribution.distribution()
     # Keras' JAX trainer cannot distribute a last batch that does not divide evenly.
-    with _distributed_by(None), _quietly():
+    with _distributed_by(None), _no_warnings():
         try:
             _Reader(counted).predict(data, batch_size=batch_size, steps=batches, verbose=0)
         except UnboundLocalError:
@@ -326,14 +326,14 @@ def _distributed_by(distribution: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def _no_warnings() -> Iterator[None]:
     """Suppresses Keras' warning for data that end early or have an unknown length."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         yield
 
 
-def _own_entry(model: Any, targets: bool) -> str | None:
+def _preprocessing_method(model: Any, targets: bool) -> str | None:
     """Returns the overridden method in which the model's class preprocesses data, if any.
 
     `evaluate` may need targets.
@@ -348,7 +348,7 @@ def _own_entry(model: Any, targets: bool) -> str | None:
     return "predict" if predicts else None
 
 
-def _through(
+def _read_through(
     model: Any, entry: str, given: dict[str, Any], receive: Receive, batches: int | None
 ) -> None:
     """Reads data through the model's own `evaluate` or `predict`, with its compiled step
@@ -365,12 +365,15 @@ def _through(
     if entry == "predict":
         options = {k: v for k, v in options.items() if k not in ("y", "sample_weight")}
     function = f"{'test' if entry == 'evaluate' else 'predict'}_function"
-    with _replaced(model, function, _taking_test_steps(receive, entry)), _quietly():
+    with (
+        _replaced_function(model, function, _taking_test_steps(receive, entry)),
+        _no_warnings(),
+    ):
         getattr(model, entry)(**options)
 
 
 def _taking_test_steps(receive: Receive, entry: str) -> Callable[..., Any]:
-    take = _sink(receive)
+    take = _batch_passing_step(receive)
     if entry == "predict":
         return take
     if backend.name() == "jax":
@@ -385,7 +388,7 @@ def _taking_test_steps(receive: Receive, entry: str) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _replaced(model: Any, function: str, by: Callable[..., Any]) -> Iterator[None]:
+def _replaced_function(model: Any, function: str, by: Callable[..., Any]) -> Iterator[None]:
     """Replaces a compiled function of a model, and restores its metrics and weights."""
     maker, kept, steps = f"make_{function}", getattr(model, function), model.steps_per_execution
     restore_metrics = backend.backup(model.metrics_variables)

@@ -105,7 +105,7 @@ class Recompute:
                 batch = keras.utils.unpack_x_y_sample_weight(batch)[0]
             # The random streams of layers advance from batch to batch, as in training.
             moments, after = self._measure(call, distributed, trainable, state, batch)
-            if not pooled.batches and self._should_tell(call, distributed):
+            if not pooled.batches and self._trains_beyond_fit(call, distributed):
                 call = training_pass.call_on_inputs
                 moments, after = self._measure(call, distributed, trainable, state, batch)
             self._check(self._compiled[call, distributed][1])
@@ -146,7 +146,7 @@ class Recompute:
             return backend.compiled_on_replicas(measure, model), observed
         return backend.compiled(measure), observed
 
-    def _should_tell(self, call: Call, distributed: bool) -> bool:
+    def _trains_beyond_fit(self, call: Call, distributed: bool) -> bool:
         """Returns whether training runs batch norm on batches although `fit` would not.
 
         A custom loop may call `model(x, training=True)` where `fit` calls `model(x)`.
@@ -157,9 +157,9 @@ class Recompute:
         layers = {id(entry.layer): entry.layer for entry in self._statistics}
         resting = observed.called - observed.measured
         hears = training_pass.takes_training(self._model) and backend.name() != "jax"
-        return not hears and any(not self._stood_still(layers[key]) for key in resting)
+        return not hears and any(not self._statistics_unchanged(layers[key]) for key in resting)
 
-    def _stood_still(self, layer: Any) -> bool:
+    def _statistics_unchanged(self, layer: Any) -> bool:
         """Returns whether a layer was trained while its statistics did not change."""
         mean, variance, *weights = _state_of(layer)
         first_mean, first_variance, *first = self._first.get(id(layer), _state_of(layer))

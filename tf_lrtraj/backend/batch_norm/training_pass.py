@@ -210,7 +210,7 @@ def batch_moments(
         value_of = scope.get_current_value
         before = {id(v): value_of(v) for v in model.variables}
         handlers: dict[Any, layer_calls.Handler] = {
-            entry.layer: functools.partial(_listen, heard, observed, value_of)
+            entry.layer: functools.partial(_record_moments, heard, observed, value_of)
             for entry in statistics
         }
         for layer in layer_calls.layers_of(model):
@@ -240,7 +240,7 @@ def batch_moments(
     return pooled, updated
 
 
-def _listen(
+def _record_moments(
     heard: dict[int, list[Moments]],
     observed: Observed,
     value_of: Callable[[Any], Any],

@@ -56,7 +56,7 @@ def draw(record: ArrayRecord) -> Figure:
     rows = -(-len(jobs) // columns)
     with style():
         figure, axes = panels(rows, columns, 0.8 + 3.6 * columns, 3.4 * rows)
-        top = _top(record, [pair for what, pair in jobs if what == "loss"])
+        top = _upper_limit(record, [pair for what, pair in jobs if what == "loss"])
         for panel, (what, pair) in zip(axes, jobs, strict=False):
             if what == "loss":
                 _losses(panel, record, pair, top)
@@ -84,7 +84,7 @@ def _groups(record: ArrayRecord) -> list[tuple[str, str, str]]:
     return [group for group in _GROUPS if f"{group[0]}loss" in record.values]
 
 
-def _top(record: ArrayRecord, pairs: list[int]) -> float:
+def _upper_limit(record: ArrayRecord, pairs: list[int]) -> float:
     """Returns the upper limit of a panel, from the largest loss between the points."""
     where = record.coordinates["position"]
     inside = (where >= 0.0) & (where <= 1.0)

@@ -48,7 +48,7 @@ def draw(records: Sequence[ArrayRecord]) -> Figure:
     titles = names_of_points(records, "At step", "Point")
     if len(records) == 1 and "step" not in records[0].about:
         titles = [""]
-    ends = [_end(record) for record in records]
+    ends = [_right_limit(record) for record in records]
     tops = [_top(record) for record in records]
     # One scale for all, unless points differ so much that some would not be visible.
     across, along = (max(limits) <= 2.5 * min(limits) for limits in (tops, ends))
@@ -78,7 +78,7 @@ def draw(records: Sequence[ArrayRecord]) -> Figure:
     return figure
 
 
-def _end(record: ArrayRecord) -> float:
+def _right_limit(record: ArrayRecord) -> float:
     """Returns the right limit of a panel, beyond the zero crossing of the batch's own curve."""
     rates, values = record.coordinates["rate"], record.values
     wanted = 1.25 * float(values["mean_zero_crossing"][0])

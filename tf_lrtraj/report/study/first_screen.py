@@ -37,7 +37,7 @@ GROUPS = {
     "O": "Found here",
 }
 # Claims of the first screen, the most important first → sentence, in which {NAME} is replaced by
-# the value of the part of that name, and {NAME:HOW} by its form in `_SAID`.
+# the value of the part of that name, and {NAME:HOW} by its form in `_FORMATS`.
 HEADS = {
     "B4": "After a run without momentum one more step stops helping held-out images at "
     "{zero_crossing} times the run's rate, and helps most at {best_rate} times it",
@@ -59,7 +59,7 @@ HEADS = {
 }
 # Claims whose figures come first, as many as exist and fit.
 _SHOWN = ("B4", "B1", "O1", "A1", "O2", "A6", "S1", "S4", "S6", "S8")
-_SAID: dict[str, Callable[[float], float]] = {
+_FORMATS: dict[str, Callable[[float], float]] = {
     "": float,
     "percent": lambda value: 100.0 * value,
     "factor": math.exp,  # of a logarithm
@@ -137,7 +137,7 @@ def _filled(template: str, found: Judgement) -> str:
     for text, name, how, _ in string.Formatter().parse(template):
         told += text
         if name is not None:
-            value = _SAID[how or ""](values.get(name, math.nan))
+            value = _FORMATS[how or ""](values.get(name, math.nan))
             if not math.isfinite(value):
                 return ""
             told += number(value)

@@ -67,11 +67,11 @@ def _parts(panel: Axes, judgement: Judgement, name: str, color: str = BLUE) -> N
         dots(panel, place, part.seeds, color)
         value_bar(panel, place, part.interval, color)
     columns(panel, [f"{int(part.at.split()[1]):,}" for part in parts], "step")
-    _room(panel, parts[0])
+    _set_limits(panel, parts[0])
     _wanted(panel, parts[0])
 
 
-def _room(panel: Axes, part: Part) -> None:
+def _set_limits(panel: Axes, part: Part) -> None:
     """Sets limits that include the thresholds, with a margin."""
     low, high = panel.get_ylim()
     bounds = [bound for bound in (part.wanted.low, part.wanted.high) if bound is not None]
@@ -98,7 +98,7 @@ def _limit_note(figure: Figure) -> None:
     )
 
 
-def _wide_below(axes: list[Axes]) -> Axes:
+def _join_lower_panels(axes: list[Axes]) -> Axes:
     """Joins the lower two of two rows of two panels."""
     grid = axes[2].get_subplotspec()
     assert grid is not None
@@ -123,7 +123,7 @@ def _b1(judgement: Judgement) -> Figure:
     figure, axes = panels(2, 2, _WIDTH, 6.2)
     _own_curves(axes[0], judgement)
     _scaled_curves(axes[1], judgement)
-    _misfits(_wide_below(axes), judgement)
+    _misfits(_join_lower_panels(axes), judgement)
     legend(figure, 3, panel=axes[0], loc="outside lower left")
     return figure
 
@@ -522,7 +522,7 @@ def _o5(judgement: Judgement) -> Figure:
     labels(axes[0], y="lowest loss / loss before the step", heading="By the size of the batch")
     title(axes[1], "By images per weight")
     axes[0].legend(loc="lower right", frameon=False, fontsize=8)
-    below = _wide_below(axes)
+    below = _join_lower_panels(axes)
     part = judgement.part("position")
     value_bar(below, 0.0, part.interval, ORANGE, "x", size=16.0, width=2.0, caps=5.0)
     low, high = below.get_xlim()
