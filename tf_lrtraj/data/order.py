@@ -154,7 +154,7 @@ def file_order(seed: int, epoch: Any, num_files: int) -> tf.Tensor:
 
 
 def window_order(seed: int, epoch: Any, stream: Any, window: Any, size: Any) -> tf.Tensor:
-    """How the records of a window of a stream are permuted.  int64 [size]"""
+    """Returns the permutation of the records of a window of a stream. int64 [size]"""
     import tensorflow as tf
 
     address = window + stream * 2**32
@@ -163,7 +163,7 @@ def window_order(seed: int, epoch: Any, stream: Any, window: Any, size: Any) -> 
 
 
 def cut(files: Files, first: Any, last: Any) -> Files:
-    """The pieces that hold the records `first … last - 1` of files laid end to end."""
+    """Returns the pieces with the records `first … last - 1` of concatenated files."""
     import tensorflow as tf
 
     starts = tf.cumsum(files.take, exclusive=True)
@@ -176,10 +176,10 @@ def cut(files: Files, first: Any, last: Any) -> Files:
 
 
 def groups(files: Files, together: int, first: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Where record `first` lies among consecutive groups of `together` files.
+    """Returns the position of record `first` in consecutive groups of `together` files.
 
     Returns:
-        (the number of groups, the group that holds it, its place in that group).
+        (the number of groups, its group, its place in that group).
     """
     import tensorflow as tf
 
@@ -194,19 +194,18 @@ def groups(files: Files, together: int, first: Any) -> tuple[tf.Tensor, tf.Tenso
 
 
 def enter(files: Files, place: Any) -> tuple[Files, tf.Tensor]:
-    """What is left of files read in turn, once the first `place` records have been read.
+    """Returns the rest of files that are read in turn, after the first `place` records.
 
     Returns:
-        (the pieces left, after full rounds only; how many records of the next round are
-        to be dropped).
+        (the remaining pieces after full rounds; the number of records of the next round to drop).
     """
     import tensorflow as tf
 
     lengths = tf.sort(files.take)
     ended_before = tf.cumsum(lengths, exclusive=True)
     left = tf.range(tf.size(lengths, out_type=tf.int64), 0, -1)
-    # Records read when the i-th shortest file ends: all of the shorter ones, and as many
-    # rounds of all others.
+    # Records read when the i-th shortest file ends: all of the shorter ones, and as many rounds of
+    # all others.
     ended = tf.reduce_sum(tf.cast(ended_before + left * lengths <= place, tf.int64))
     still = tf.size(lengths, out_type=tf.int64) - ended
     rest = place - tf.reduce_sum(lengths[:ended])
@@ -218,7 +217,7 @@ def enter(files: Files, place: Any) -> tuple[Files, tf.Tensor]:
 
 
 def table(instructions: Sequence[Any]) -> Files:
-    """The file instructions of tensorflow-datasets as NumPy columns, those without records left."""
+    """Returns tensorflow-datasets' file instructions with records as NumPy columns."""
     used = [file for file in instructions if file.examples_in_shard]
     skip = np.array([file.skip for file in used], np.int64)
     total = np.array([file.examples_in_shard for file in used], np.int64)
