@@ -320,8 +320,12 @@ RAYS = Part(
 TRAJECTORY = Part(
     "trajectory",
     {
-        "first": _text("first step of the trajectory"),
-        "last": _text("last step of the trajectory"),
+        "first": _text(
+            "first step of the trajectory, such as 500 or 10%; the first of all by default"
+        ),
+        "last": _text(
+            "last step of the trajectory, such as 900 or 90%; the last of all by default"
+        ),
     },
 )
 WHOLE_TRAJECTORY = Part("whole_trajectory")
@@ -334,7 +338,10 @@ SKETCH = Part(
         )
     },
 )
-OTHER_RUN = Part("other_run", {"other": _text("workdir of a second run")})
+OTHER_RUN = Part(
+    "other_run",
+    {"other": _text("workdir of a second run, to measure the distance between the two")},
+)
 
 
 # Values of records ----------------------------------------------------------------------------
