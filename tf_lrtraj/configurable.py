@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """What the annotation of a field declares.
+    """The declaration in the annotation of a field.
 
     Attributes:
         check: a rule, or a function that returns the stored value or raises ValueError.

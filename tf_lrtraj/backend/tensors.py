@@ -98,7 +98,7 @@ def weighted_sum(weights: Any, arrays: Any) -> Any:
 
 
 def all_finite(arrays: Sequence[Any]) -> bool:
-    """Whether every number of some arrays is finite."""
+    """Returns whether all numbers of arrays are finite."""
     if not arrays:
         return True
     finite = np.isfinite(to_numpy([_compiled_sums()(list(arrays))])[0])

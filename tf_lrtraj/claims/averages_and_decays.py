@@ -144,7 +144,7 @@ def _decays(records: Records) -> Shares:
 def _large_enough(
     records: Records, task: str, gains: Mapping[str, np.ndarray], what: str
 ) -> list[Condition]:
-    """Whether [seeds] gains are large enough to be compared, in per cent of the loss."""
+    """Tests whether [seeds] gains, in per cent of the loss, are large enough for a comparison."""
     raw = np.array([_raw(records, r.seed, _ends(r)[-1]) for r in records.measured(task)])
     return [
         Condition(
@@ -258,7 +258,7 @@ def judge_a4(records: Records) -> Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class LargestGap:
-    """The largest of the mean gaps at several places, whatever their sign.
+    """The largest absolute value of the mean gaps at several places.
 
     The interval's upper end is the largest upper end of the places' intervals: it lies below a
     threshold only if each place's does, which needs no correction.  Its lower end is the largest

@@ -56,7 +56,7 @@ def judge_b4(records: Records) -> Judgement:
 
 
 def _groups(probe: Probed) -> tuple[str, str]:
-    """Which of a record's two groups of batches are training images, and which test images."""
+    """Returns which of a record's two groups of batches has training and which test images."""
     sets = {name: probe.record.about.get(f"{name}_set") for name in ("held_out", "others")}
     training = next((name for name, kind in sets.items() if kind == "train"), "")
     if not training:

@@ -116,7 +116,7 @@ def _rate(records: Records, divisor: int) -> np.ndarray:
 
 
 def _settled_at(records: Records, n: int) -> Condition:
-    """Whether the run at the rate over n has levelled off among its late iterates."""
+    """Returns the condition that the run at the rate over n is stationary in its late iterates."""
     drifts = [
         stationarity.relative_line(record, points=n, set="train_part")
         for record in records.measured("lower_rates")
@@ -179,7 +179,7 @@ def judge_a3(records: Records) -> Judgement:
 def _against_rates(
     records: Records, counts: list[int]
 ) -> tuple[list[Part], list[ExtraNumber], dict[int, dict[str, np.ndarray]]]:
-    """Whether n points lie nearer to the run at λ/n than to its neighbours.
+    """Tests whether n points are nearer to the run at λ/n than to its neighbours.
 
     Borders are linear in measured losses, so no quotient of noisy numbers decides.
     """

@@ -132,20 +132,20 @@ def drift_condition(
 
 
 def batch_loss_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
-    """Whether the mini-batch loss of the base runs has levelled off."""
+    """Returns the condition that the mini-batch loss of the base runs is stationary."""
     drifts = [relative_trend(*in_window(record)) for record in records.measured("base")]
     return drift_condition("batch_loss_drift", "the mini-batch loss", drifts, limit)
 
 
 def level_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
-    """Whether the full training loss of single iterates of the base runs has levelled off."""
+    """Returns the condition that the training loss of the base runs' iterates is stationary."""
     drifts = [relative_line(record, set="train") for record in records.measured("levels")]
     what = "the full training loss of single iterates"
     return drift_condition("level_drift", what, drifts, limit)
 
 
 def norm_condition(records: Records, limit: float = NORM_LIMIT) -> Condition:
-    """Whether the squared norm of the weights has levelled off."""
+    """Returns the condition that the squared norm of the weights is stationary."""
     found = [in_window(record, "squared_norm") for record in records.measured("base")]
     drifts = [relative_trend(*series) for series in found]
     return drift_condition("norm_drift", "the squared norm of the weights", drifts, limit)
@@ -166,7 +166,7 @@ def stationary(records: Records, effect: float | None = None) -> list[Condition]
 
 
 def levelled_displacement(records: Records) -> Condition:
-    """Whether squared displacement has stopped growing with lag."""
+    """Returns the condition that squared displacement does not grow with lag any more."""
     growth = mean_of([displacement_growth(r).value for r in records.measured("displacement")])
     return Condition(
         "displacement_growth",

@@ -135,7 +135,7 @@ def _second_half_exponent(steps: np.ndarray, squares: np.ndarray) -> float:
 
 
 def _reached(at: np.ndarray, values: np.ndarray, level: float) -> float:
-    """Where a curve first reaches a level, between its points; its end if it never does."""
+    """Returns where a curve first reaches a level, by interpolation; its end if it never does."""
     after = int(np.argmax(values >= level))
     if values[after] < level:
         return float(at[-1])
@@ -189,7 +189,7 @@ def judge_b8(records: Records) -> Judgement:
 
 
 def _norms(found: tuple[Measured, ...]) -> list[Condition]:
-    """Whether the squared norm has levelled off, at every rate."""
+    """Returns the condition that the squared norm is stationary at every rate."""
     drifts: dict[float, list[Estimate]] = {}
     for record in found:
         points: dict[float, list[tuple[float, float]]] = {}

@@ -112,7 +112,7 @@ def _loss(record: Measured, method: str, on: str = "train_part") -> float:
 
 
 def _methods(found: tuple[Measured, ...], independent: float | None = None) -> dict[str, object]:
-    """What the figure of methods draws: test accuracy of each, by seed."""
+    """Returns the data of the figure of methods: test accuracy of each, by seed."""
     methods = {method: _all(found, method) for method in _SHOWN}
     if independent is not None:
         methods["independent"] = [independent]

@@ -153,7 +153,7 @@ def _speed_up(steps: np.ndarray, log: dict[str, np.ndarray]) -> float:
 
 
 def _crossing(steps: np.ndarray, ahead: np.ndarray) -> float:
-    """Where a curve that begins below 0 is above it for good; infinite if it ends below."""
+    """Returns where a curve that begins below 0 becomes positive for good; infinite if never."""
     below = np.flatnonzero(ahead <= 0.0)
     if not below.size:
         return float(steps[0])
@@ -207,7 +207,7 @@ def judge_a7(records: Records) -> Judgement:
 
 
 def _single_runs(record: Measured) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What → (by theory, in runs)."""
+    """Returns quantity → (by theory, in runs)."""
     found = {}
     for name in ("zero_crossings", "distances", "displacement"):
         exact, measured = record.same_length(name, f"{name}_measured")

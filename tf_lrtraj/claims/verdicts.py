@@ -133,7 +133,7 @@ class Wanted:
 
 
 def _inside(interval: Interval, low: float | None, high: float | None) -> bool:
-    """Whether the whole interval lies between two bounds, where there are such."""
+    """Returns whether the whole interval lies between two bounds; None is no bound."""
     return (-math.inf if low is None else low) < interval.low and interval.high < (
         math.inf if high is None else high
     )
@@ -167,16 +167,16 @@ class Part:
 
     @property
     def seeds(self) -> list[float]:
-        """The number of each seed; empty where it is not made of such."""
+        """The number of each seed; empty if it is not a number over seeds."""
         return list(self.found.values) if isinstance(self.found, Seeds) else []
 
     @property
     def interval(self) -> Interval:
-        """As it is shown: at the level of what is wanted."""
+        """The interval at the level of its thresholds, as shown."""
         return self.found.interval(self.wanted.level)
 
     def fails_at(self, level: float) -> bool:
-        """Whether the whole interval of that level lies on the wrong side."""
+        """Returns whether the whole interval of that level lies on the wrong side."""
         interval = self.found.interval(level)
         return not math.isnan(interval.value) and self.wanted.fails(interval)
 
@@ -193,7 +193,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class ExtraNumber:
-    """A number that stands beside the parts and decides nothing."""
+    """A number that is shown with the parts and does not affect the verdict."""
 
     name: str
     what: str
@@ -206,15 +206,15 @@ class ExtraNumber:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What must be true of a measurement before it can decide a claim.
+    """A condition that a measurement must meet before it can decide a claim.
 
     Attributes:
         name: the name of its number.
-        what: what it is, without its value.
-        found: what was measured.
+        what: its description, without its value.
+        found: the measured number.
         low: its lower limit; None for none.
         high: its upper limit; None for none.
-        met: whether it is; from the limits where it is not given.
+        met: whether it is met; by default computed from the limits.
     """
 
     name: str
@@ -237,15 +237,15 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What records say of a claim.
+    """The judgement of a claim by records.
 
     Attributes:
         verdict: one of `VERDICTS`.
-        reason: why, in one line.
-        parts: what was measured and what was wanted.
+        reason: the reason in one line.
+        parts: the measured numbers and their thresholds.
         conditions: the conditions of the measurement.
-        numbers: others that a reader should know.
-        notes: sentences that a reader should know.
+        numbers: further numbers for the reader.
+        notes: sentences for the reader.
         drawn: arrays and numbers that the claim's figure draws; not in the ledger.
     """
 
@@ -258,7 +258,7 @@ class Judgement:
     drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def part(self, name: str) -> Part:
-        """The part of that name.
+        """Returns the part with this name.
 
         Raises:
             KeyError: if there is none.
@@ -268,20 +268,19 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A sentence that records can bear out or contradict.
+    """A statement that records can confirm or contradict.
 
     Attributes:
-        id: "B1" and so on.
-        title: what it says, in at most 12 words.
-        sentence: what is claimed.
-        source: who claims it.
+        id: its id, such as "B1".
+        title: its title, in at most 12 words.
+        sentence: the statement.
+        source: its source.
         needs: tasks whose records the judge reads.
         experiment: how it is measured.
-        wanted: the parts that its judge gives, each at one place or several.
-        argument: why these thresholds; settled before any run was looked at.
+        wanted: the thresholds of the parts that its judge returns, each at one place or several.
+        argument: the reason for the thresholds, which were set before any run.
         judge: the records → `Judgement`.
-        seeds: the least number of seeds that can say anything; 1 where the sentence is not
-            about networks.
+        seeds: the smallest number of seeds for a verdict; 1 if the statement is not about networks.
     """
 
     id: str
@@ -313,10 +312,10 @@ def conclude(
     notes: Sequence[str] = (),
     drawn: Mapping[str, Any] | None = None,
 ) -> Judgement:
-    """The verdict of a claim whose parts must all hold.
+    """Returns the judgement of a claim whose parts must all hold.
 
     Raises:
-        ValueError: for no part, which would decide nothing, or two of one name.
+        ValueError: if there is no part, or two have the same name.
     """
     if not parts:
         raise ValueError("`parts` must hold at least one. Received: none")
@@ -348,7 +347,7 @@ def conclude(
 
 
 def number(value: float) -> str:
-    """A number as people read it.
+    """Formats a number for readers.
 
     >>> number(0.0123456), number(12345.6), number(float("inf"))
     ('0.0123', '12,346', 'inf')
@@ -361,7 +360,7 @@ def number(value: float) -> str:
 
 
 def shown(interval: Interval) -> str:
-    """A number with its interval.
+    """Formats a number with its interval.
 
     >>> shown(Interval(1.0, 0.5, 1.5))
     '1 [0.5, 1.5]'
@@ -374,7 +373,7 @@ def shown(interval: Interval) -> str:
 
 
 def bounds_shown(low: float | None, high: float | None) -> str:
-    """What is wanted of a number, in words.
+    """Describes the bounds of a number in words.
 
     >>> bounds_shown(0.5, None), bounds_shown(None, 1.0), bounds_shown(0.5, 1.0)
     ('above 0.5', 'below 1', '0.5 to 1')

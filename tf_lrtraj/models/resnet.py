@@ -85,9 +85,8 @@ def resnet(
         name: name of the model, by default "resnet{depth}".
 
     Returns:
-        A model from images [batch, height, width, channels] to logits
-        [batch, num_classes].  Logits are float32 whatever lower precision the
-        policy computes in (float64 under a float64 policy).
+        A model from images [batch, height, width, channels] to logits [batch, num_classes].  Logits
+        are float32 for policies of lower precision, and float64 under a float64 policy.
 
     Raises:
         ValueError: if an argument is out of range, or synchronised batch norm is asked

@@ -224,9 +224,9 @@ class Ensemble(LossProbe):
             record.put(name, (scale, number, member), values)
 
     def _turns(self, who: str) -> list[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-        """What is compared: (name of the difference, function of the outputs).
+        """Yields the comparisons: (name of the difference, function of the outputs).
 
-        What tells `pieces` that a piece is done comes last.
+        The one that marks a piece as measured for `pieces` comes last.
         """
         if not self.logits:
             return [(f"{who}_difference", lambda outputs: outputs)]

@@ -98,14 +98,14 @@ def _of_outputs(
     shared: bool = False,
     some: list[Any] | None = None,
 ) -> dict[Any, Any]:
-    """What belongs to each output: by name in a dict, by position in a list.
+    """Assigns entries to outputs: by name in a dict, by position in a list.
 
     Args:
-        given: a dict, list or tuple, or a single thing.
+        given: a dict, list or tuple, or a single entry.
         outputs: name → output.
-        what: is given, for the error.
-        shared: whether a single thing stands for every output.
-        some: the outputs that it is needed for, which a dict or list may be limited to.
+        what: the name of the entries, for the error.
+        shared: whether a single entry is used for every output.
+        some: the outputs that need an entry; a dict or list may be limited to them.
     """
     names, needed = list(outputs), list(outputs) if some is None else some
     if isinstance(given, Mapping):

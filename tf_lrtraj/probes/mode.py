@@ -95,8 +95,8 @@ def _not_training(layer: Any, call: Callable[..., Any], given: inspect.BoundArgu
 
 
 def _pinned_on_torch(layer: Any, call: Callable[..., Any], given: inspect.BoundArguments) -> Any:
-    # Layers without a seed draw from torch's global stream there, whatever the state of their
-    # generators is, and move it.
+    # Layers without a seed draw from torch's global stream there, for any state of their
+    # generators, and advance it.
     import torch
 
     first, second = (int(number) for number in layer.seed_generator.state.value)

@@ -54,7 +54,7 @@ class Sgd:
         }
 
     def about(self) -> dict[str, Any]:
-        """What a record says of the steps."""
+        """Returns the description of the steps for a record."""
         return self._about
 
     def _start(self, origin: Point, velocity: Sequence[Any] | None) -> list[Any]:
@@ -139,7 +139,7 @@ class KerasOptimizer:
         }
 
     def about(self) -> dict[str, Any]:
-        """What a record says of the steps."""
+        """Returns the description of the steps for a record."""
         return self._about
 
     def __call__(

@@ -25,8 +25,8 @@ class Points:
 
     Args:
         surface: the surface of the model they belong to.
-        points: name → whatever `Surface.point` takes (None for the model's own weights), or an
-            object with `steps` and `read(step)`, whose points are named by their steps.
+        points: name → weights as for `Surface.point` (None for the model's own), or an object with
+            `steps` and `read(step)`, whose points are named by their steps.
         at_least: smallest number of points.
         keep: number of points in memory.
 

@@ -231,7 +231,7 @@ def append_rows(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
         if size and file.read() != b"\n":
             raise RecordError(
                 f"{os.fspath(path)} does not end with a newline, so it is no file of rows, or its "
-                "last one is half-written. End or delete that line, or name another file."
+                "last one is incomplete. End or delete that line, or name another file."
             )
     with MetricsWriter(path) as writer:
         for row in rows:

@@ -22,7 +22,7 @@ LATE = 0.25  # the last part of a run over which fluctuations are reported
 
 
 def is_finite(value: Any) -> bool:
-    """Whether `value` is a number and neither infinite nor NaN."""
+    """Returns whether `value` is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

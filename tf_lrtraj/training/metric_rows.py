@@ -18,8 +18,8 @@ class RunRows:
     and the configuration.
 
     Args:
-        workdir: the run's folder.  Files that killed processes left half-written are deleted.
-        step: where the run starts or goes on; rows of later steps are dropped.
+        workdir: the run's folder.  Incomplete files of killed processes are deleted.
+        step: the step at which the run starts or resumes; rows of later steps are removed.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int) -> None:

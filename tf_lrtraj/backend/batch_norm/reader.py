@@ -101,7 +101,7 @@ def _length_of(data: Any) -> int | None:
 
 
 def _is_endless_dataset(data: Any) -> bool:
-    """Of a `tf.data` data set; one that only filters or regroups endless data is endless too."""
+    """Returns whether a `tf.data` data set is infinite, also after filters and regrouping."""
     count = data.cardinality  # a property of a distributed one
     count = count() if callable(count) else count
     count = int(ops.convert_to_numpy(count)) if hasattr(count, "shape") else int(count)
