@@ -40,7 +40,7 @@ iterator = iter(
     strategy.distribute_datasets_from_function(lambda _: dataset.train_batches(BATCH, 0))
 )
 if sys.argv[1] == "kept":
-    host_memory.keep_it_so()  # as runs do after each iterator
+    host_memory.keep_freed_memory_again()  # as runs do after each iterator
 run = make_train_steps(strategy, model, optimizer, averages, batch_size=BATCH)
 for first in range(0, 21, 10):
     run(iterator, first, 10)

@@ -127,7 +127,7 @@ def loop(
         strategy, model, optimizer, averages, batch_size=BATCH, weight_decay=DECAY
     )
     iterator = iter(strategy.experimental_distribute_dataset(data.train_batches(BATCH, 0)))
-    host_memory.keep_it_so()  # as after any such iterator of a run
+    host_memory.keep_freed_memory_again()  # as after any such iterator of a run
 
     train_steps = functools.partial(compiled, iterator)
     folder.mkdir()

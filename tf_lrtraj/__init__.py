@@ -1,4 +1,4 @@
-"""Averaging weights and the learning rate: train, average, predict, and turn one into the other.
+"""Averages of weights and learning-rate schedules: training, averaging, prediction, conversion.
 
 Importing this package imports neither TensorFlow nor Keras (which takes many
 seconds): `kernels`, `rates`, `records` and `theory` are plain NumPy, and the

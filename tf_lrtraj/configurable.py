@@ -1,4 +1,4 @@
-"""Objects that are their configuration: every parameter is declared once, as a field.
+"""Dataclasses with a configuration: every parameter is declared once, as a field.
 
 Kernels and rates are frozen dataclasses.  The annotation of each field holds a `Parameter`,
 and the constructor's checks, configurations, text such as "Window(3, every=2)" and durations
@@ -41,12 +41,12 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """What the annotation of a field declares.
+    """The declaration in the annotation of a field.
 
     Attributes:
-        check: a rule, or a function that returns the value as it is kept or raises ValueError.
+        check: a rule, or a function that returns the stored value or raises ValueError.
         counts_steps: whether the value may also be given as a duration.
-        name: in calls and configurations; by default that of the field.
+        name: its name in calls and configurations; by default that of the field.
     """
 
     check: values.Rule | Callable[[Any], Any]
@@ -67,11 +67,11 @@ class Declared:
 
     @property
     def required(self) -> bool:
-        """Whether it has no default."""
+        """Whether the parameter has no default."""
         return self.field.default is dataclasses.MISSING
 
     def read(self, name: str, value: Any) -> Any:
-        """`value` as it is kept; raises ValueError if it is not allowed."""
+        """Returns the stored form of `value`; raises ValueError if it is not allowed."""
         check = self.parameter.check
         return check.check(name, value) if isinstance(check, values.Rule) else check(value)
 
@@ -80,7 +80,7 @@ _PARAMETERS: dict[type[Any], dict[str, Declared]] = {}  # found so far
 
 
 def parameters(cls: type[Any]) -> dict[str, Declared]:
-    """The parameters of a class by name, in the order of its constructor."""
+    """Returns the parameters of a class by name, in the order of its constructor."""
     if cls not in _PARAMETERS:
         hints = get_type_hints(cls, include_extras=True)
         fields = dataclasses.fields(cls)
@@ -97,7 +97,7 @@ class Configurable:
 
     Attributes:
         family: the key of a configuration that names the class.
-        left_out: parameters that a configuration leaves out where they have their default.
+        left_out: parameters that a configuration omits if they have their default.
     """
 
     family: ClassVar[str]
@@ -113,7 +113,8 @@ class Configurable:
         """Checks the parameters against each other."""
 
     def get_config(self) -> dict[str, Any]:
-        """A JSON-serialisable description; `from_config` turns it back into an equal object."""
+        """Returns a JSON-serialisable configuration, from which `from_config` makes an equal
+        object."""
         config: dict[str, Any] = {self.family: type(self).__name__}
         for name, declared in parameters(type(self)).items():
             value = getattr(self, declared.field.name)
@@ -129,7 +130,7 @@ def _plain(value: Any) -> Any:
 
 
 def is_config(value: Any) -> bool:
-    """Whether something is a dict, or an `ml_collections.ConfigDict`, which is no Mapping."""
+    """Returns whether `value` is a dict or an `ml_collections.ConfigDict`."""
     return hasattr(value, "keys")
 
 
@@ -137,11 +138,11 @@ Member = TypeVar("Member", bound=Configurable)
 
 
 class Family(dict[str, type[Member]]):
-    """Classes by name, one of which a configuration or a text chooses.
+    """Classes by name, from which a configuration or a text selects one.
 
     Args:
         key: the key of a configuration that names the class.
-        example: how text for one of them looks.
+        example: an example of the text form.
         classes: the members.
     """
 

@@ -1,4 +1,4 @@
-"""Durations: one amount and one unit, turned into a number of steps.
+"""Durations such as "3 epochs", and their conversion to steps.
 
 >>> config = {"kernel": "Uniform", "start": "75 percent", "every": "1 epoch", "end": "90 percent"}
 >>> resolve_durations(config, steps_per_epoch=50, total_steps=400)
@@ -21,7 +21,7 @@ __all__ = ["LONGEST", "NEVER", "UNITS", "Duration", "resolve_durations"]
 
 UNITS = ("steps", "epochs", "examples", "percent")
 NEVER = "never"
-LONGEST = 10**12  # of an amount, and of the steps it comes to; far beyond any run
+LONGEST = 10**12  # limit of an amount and of its steps; far longer than any run
 _LONGEST_TEXT = 100  # characters; an amount with more digits is a mistake
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z%]+)\s*")
 
@@ -72,10 +72,10 @@ class Duration:
             steps_per_epoch: needed for epochs; it need not be a whole number.
             total_steps: number of steps of the run, needed for percent.
             batch_size: needed for examples.
-            name: what the duration is of, for the messages.
+            name: the name of the duration, for errors.
 
         Raises:
-            ValueError: for a fraction of a step, or where the number that the unit needs is None.
+            ValueError: if `steps` is not a whole number, or the number that the unit needs is None.
         """
         if self.unit == "steps":
             if self.amount.denominator != 1:
@@ -114,10 +114,9 @@ def resolve_durations(
 ) -> dict[str, Any]:
     """Returns the configuration of a kernel or rate with durations as numbers of steps.
 
-    Every field that is a number of steps (`start`, `every`, `gap`, `length`, `steps`,
-    `boundaries`, …) may be text such as `"200 steps"`, `"3 epochs"` or `"75 percent"`; kernels
-    and rates inside are resolved too.  What is unknown is left as it is, for `from_config` to
-    refuse.
+    Every field that is a number of steps (`start`, `every`, `gap`, `length`, `steps`, `boundaries`,
+    …) may be text such as `"200 steps"`, `"3 epochs"` or `"75 percent"`; kernels and rates inside
+    are resolved too. Unknown entries are not changed; `from_config` refuses them.
 
     Args:
         config: `{"kernel": name, …}` or `{"rate": name, …}`, as for `kernels.from_config`.

@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container that a process runs in, has."""
+"""The memory of this machine, or of the container of the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def total() -> int | None:
-    """Bytes of memory that this process may use; None if that is not known."""
+    """Returns the bytes of memory that this process may use; None if unknown."""
     found = [_number(_GROUP / "memory.max"), _number(_GROUP / "memory/memory.limit_in_bytes")]
     with contextlib.suppress(ValueError, OSError, AttributeError):
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -18,7 +18,7 @@ def total() -> int | None:
 
 
 def free() -> int | None:
-    """Bytes of it that are free; None if that is not known."""
+    """Returns the free bytes of this memory; None if unknown."""
     found = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -31,14 +31,14 @@ def free() -> int | None:
 
 
 def _number(path: pathlib.Path) -> int | None:
-    """The number in a file; None where it holds none ("max"), or on another system."""
+    """Returns the number in a file; None if it holds none ("max"), or on another system."""
     with contextlib.suppress(ValueError, OSError):
         return int(path.read_text(encoding="ascii"))
     return None
 
 
 def describe(size: float) -> str:
-    """A number of bytes in words.
+    """Formats a number of bytes.
 
     >>> describe(4_200_000), describe(3_000), describe(1.5e12)
     ('4.2 MB', '3.0 kB', '1.5 TB')

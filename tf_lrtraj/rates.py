@@ -392,7 +392,7 @@ class Piecewise(Rate):
 
 @dataclasses.dataclass(frozen=True)
 class Table(Rate):
-    """Rates given one by one, [T]; the last one is held after step T-1.
+    """A table of rates, [T]; the last one is held after step T-1.
 
     >>> Table([0.4, 0.2, 0.1])(np.arange(5))
     array([0.4, 0.2, 0.1, 0.1, 0.1])
@@ -415,8 +415,8 @@ Inner = Annotated[Any, Parameter(lambda given: as_rate(given))]  # a `Rate`, onc
 class Warmup(Rate):
     """A line from `start` up to the first rate of `inner` over `steps` updates, then `inner`.
 
-    `inner` begins when the warm-up ends: at step t ≥ `steps` the rate is
-    `inner(t - steps)`.  With `start` = 0 the first update moves nothing.
+    `inner` begins when the warm-up ends: at step t ≥ `steps` the rate is `inner(t - steps)`. With
+    `start` = 0 the first update does not change the weights.
 
     Args:
         inner: a rate, a Keras schedule, a number (a constant rate) or a config.
@@ -432,7 +432,7 @@ class Warmup(Rate):
     start: Level = 0.0
 
     def _check(self) -> None:
-        # Now, because a Keras schedule has no number inside a compiled function.
+        # Computed now, because inside a compiled function a Keras schedule returns no number.
         object.__setattr__(self, "_first", self.inner(0))
 
     def value(self, step: Any, xp: Any, dtype: str) -> Any:
@@ -499,15 +499,15 @@ class Scaled(Rate):
 
 
 def _keras_schedule(given: Any) -> Any:
-    """Returns a schedule of Keras, given as such or in its serialized form."""
+    """Returns the Keras schedule for a schedule or its serialized form."""
     schedule = given
     if is_config(given):
-        # Only here: nothing else in this module needs Keras.
+        # Imported here, because nothing else in this module needs Keras.
         saving = importlib.import_module("keras").saving
         try:
             plain = json.loads(json.dumps(given, default=dict))
             schedule = saving.deserialize_keras_object(plain)
-        except Exception as error:  # Keras raises many kinds on configurations of another shape
+        except Exception as error:  # Keras raises many kinds for malformed configurations
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"`schedule` cannot be loaded by Keras: {reason}") from None
     if not _is_keras_schedule(schedule):
@@ -518,11 +518,11 @@ def _keras_schedule(given: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class KerasSchedule(Rate):
-    """A Keras `LearningRateSchedule` as a rate, to be composed with others.
+    """A Keras `LearningRateSchedule` as a rate, which can be combined with other rates.
 
-    Keras is asked for every step, so its own precision holds, float32 as a rule, and an array
-    of T steps takes T calls.  A `schedules.RateSchedule` is not wrapped but taken apart by
-    `as_rate`, which is what composed rates call.
+    Every rate is computed by a call of the schedule, usually in float32, so an array of T steps
+    takes T calls.  `as_rate`, which combined rates call, returns the rate inside a
+    `schedules.RateSchedule` instead of wrapping it.
 
     Args:
         schedule: the schedule, or its `keras.saving.serialize_keras_object`.
@@ -565,7 +565,7 @@ class KerasSchedule(Rate):
 
 
 def _is_keras_schedule(value: Any) -> bool:
-    """Whether something is a Keras schedule, without an import of Keras."""
+    """Returns whether `value` is a Keras schedule, without importing Keras."""
     names = [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(value).__mro__]
     return any(name.endswith("keras.LearningRateSchedule") for name in names)
 
@@ -595,7 +595,7 @@ def as_array(rate: Any, num_steps: int) -> np.ndarray:
 
 
 def as_rate(rate: Any) -> Rate:
-    """Returns the rate meant by a `Rate`, a number, a config, a [T] array or a Keras schedule.
+    """Returns the rate for a `Rate`, a number, a config, a [T] array or a Keras schedule.
 
     A number is a `Constant`, an array a `Table`, and a schedule of Keras a `KerasSchedule`.
 

@@ -1,9 +1,8 @@
-"""Learning-rate schedules for Keras optimizers, over `rates` and `theory`.
+"""Learning-rate schedules for Keras optimizers.
 
-`RateSchedule` hands any formula of `tf_lrtraj.rates` to an optimizer, and
-`EquivalentSchedule` the schedule that does to the last iterate what an average
-does to a run.  Both run on every Keras backend, inside compiled functions too,
-and are saved and loaded with the optimizer that holds them.
+`RateSchedule` is a schedule for any formula of `tf_lrtraj.rates`.  `EquivalentSchedule` is the
+schedule whose last iterate equals an average.  Both run on every Keras backend and inside
+compiled functions, and are saved and loaded with the optimizer that uses them.
 
 An optimizer calls its schedule with the updates it has made, so step t is the
 update `θ_t → θ_{t+1}`, as in `rates`.  (Under Keras' gradient accumulation it
@@ -32,7 +31,7 @@ __all__ = ["EquivalentSchedule", "RateSchedule"]
 
 
 def _steps(step: Any) -> tuple[Any, str]:
-    """`step` as an integer tensor, and the type to compute rates in: float32 or wider."""
+    """Returns `step` as an integer tensor, and the dtype of the rates: float32 or wider."""
     step = keras.ops.convert_to_tensor(step)
     if not keras.backend.is_int_dtype(keras.backend.standardize_dtype(step.dtype)):
         step = keras.ops.cast(step, "int32")
@@ -77,18 +76,16 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="tf_lrtraj")
 class EquivalentSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """The schedule whose last iterate stands for an average of a run with the base rates.
+    """The schedule whose last iterate equals an average of a run with the base rates.
 
-    A run of `num_steps` updates under this schedule, from the same start on
-    the same batches, ends where the average `kernel` of the base run ends:
-    exactly if the loss is quadratic with the one curvature given, or, at
-    curvature 0, if gradients are frozen along the path; see
-    `theory.schedule_from_weights` (Keras' momentum convention).  Only the *end*
-    of the run is matched: an average after fewer updates has another schedule.
-    After `num_steps` updates the last rate is held.
+    A run of `num_steps` updates under this schedule, from the same initial weights on the same
+    batches, ends at the average `kernel` of the base run.  This is exact if the loss is quadratic
+    with the given curvature or, at curvature 0, if gradients are frozen along the path; see
+    `theory.schedule_from_weights` (Keras' momentum convention).  Only the *end* of the run is
+    matched: an average after fewer updates has another schedule.  After `num_steps` updates the
+    last rate is held.
 
-    Kernels with negative weights may have negative rates in their schedule;
-    they are kept as they are.
+    The schedule of a kernel with negative weights may have negative rates, which are kept.
 
     Args:
         kernel: a kernel, or its config (`{"kernel": name, …}`).

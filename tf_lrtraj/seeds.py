@@ -1,9 +1,9 @@
-"""Named random streams: which numbers a draw is a function of.
+"""Named random streams, and the numbers that determine each of their generators.
 
-A stream is a name, the numbers that address one of its generators (a seed, and a step, an epoch
-or another counter), and a salt behind them, which keeps streams with the same numbers apart.
-The table holds every salt of the package.  Stored runs and records depend on them: a stream's
-entry never changes.
+A stream has a name, the numbers that select one of its generators (a seed, and a step, an epoch
+or another counter), and a salt after them, which separates streams with the same numbers.
+`STREAMS` holds every salt of the package.  Stored runs and records depend on the salts, so the
+entry of a stream never changes.
 
 >>> first = generator("augmentation", 0, 12).integers(1000, size=3)
 >>> again = generator("augmentation", 0, 12).integers(1000, size=3)
@@ -25,11 +25,11 @@ __all__ = ["PHILOX", "STREAMS", "Stream", "generator", "sequence", "word"]
 
 
 class Stream(NamedTuple):
-    """The address of a stream's generators.
+    """The numbers and the salt of a stream.
 
     Attributes:
         numbers: names of the numbers; `*` before the last stands for any count of it.
-        salt: behind the numbers; None for no salt.
+        salt: the number after `numbers`; None for no salt.
     """
 
     numbers: tuple[str, ...]
@@ -69,11 +69,11 @@ PHILOX = {"order": 0, "files": 1, "window": 2, "augmentation": 16}
 
 
 def sequence(name: str, *numbers: int | str) -> np.random.SeedSequence:
-    """The seed sequence of a stream at an address.
+    """Returns the seed sequence of a stream.
 
     Args:
-        name: of the stream.
-        numbers: those that `STREAMS` names; a text counts as its CRC-32.
+        name: the name of the stream.
+        numbers: the numbers that `STREAMS` names; a text is replaced by its CRC-32.
 
     Raises:
         ValueError: for an unknown stream, or other numbers than it has.
@@ -88,10 +88,10 @@ def sequence(name: str, *numbers: int | str) -> np.random.SeedSequence:
 
 
 def generator(name: str, *numbers: int | str) -> np.random.Generator:
-    """The random generator of a stream at an address; see `sequence`."""
+    """Returns a random generator of a stream; see `sequence`."""
     return np.random.default_rng(sequence(name, *numbers))
 
 
 def word(name: str, *numbers: int | str) -> int:
-    """One number of 31 bits, for libraries that take a signed 32-bit seed; see `sequence`."""
+    """Returns a number of 31 bits, for libraries with signed 32-bit seeds; see `sequence`."""
     return int(sequence(name, *numbers).generate_state(1)[0] >> 1)

@@ -1,7 +1,7 @@
-"""Every kind of probe, declared once: its options, its record, its figure, where it is measured.
+"""The kinds of probes: their options, records and figures, each declared once.
 
-Flags and help of `lrtraj-probe`, checks of configurations, the records of probes, their figures,
-what claims expect of a record and what the fuzzer tries: all derive from `PROBES`.
+`PROBES` defines the flags of `lrtraj-probe`, the checks of configurations, the values and axes of
+records, the titles of figures and the inputs of the fuzzer.
 
 >>> PROBES["line"].check({"batches": 4})["batches"]
 4
@@ -10,9 +10,9 @@ Traceback (most recent call last):
     ...
 ValueError: `line.batches` must be an integer of at least 1. Received: line.batches=0
 
-A new probe is an entry here, a class in the module of `tf_lrtraj.probes` that its kind names
-("side_trip" has `side_trip.SideTrip`), and a module KIND_figure of
-`tf_lrtraj.report.probe_figures` with `draw` and `sentences`.
+A new probe needs an entry here, a class in the module of `tf_lrtraj.probes` that has the name of
+its kind ("side_trip" has `side_trip.SideTrip`), and a module `KIND_figure` of
+`tf_lrtraj.report.probe_figures` with the functions `draw` and `sentences`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Option:
     """An option of a probe.
 
     Attributes:
-        default: used where nothing is given.
-        rule: what is allowed.
-        help: what it means.
-        type: of its values, where the default does not say it.
+        default: the value if none is given.
+        rule: the allowed values.
+        help: the text for --help.
+        type: the type of its values; by default that of `default`.
     """
 
     default: Any
@@ -62,10 +62,10 @@ class Option:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Something of a run that probes are built from, and the options that choose it.
+    """An input of probes that a run provides, and the options that select it.
 
     Attributes:
-        name: of the part, see `tf_lrtraj.runs.probing.run_probes.Parts`.
+        name: its name in `tf_lrtraj.runs.probing.run_probes.Parts`.
         options: name → option.
     """
 
@@ -75,12 +75,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What options must fulfil together.
+    """A condition on several options.
 
     Attributes:
-        option: the one to change.
-        allowed: what is, in words; `{name}` stands for the value of another option.
-        holds: whether it is so.
+        option: the option named in the error.
+        allowed: the allowed values in words; `{name}` stands for the value of another option.
+        holds: returns whether options fulfil the condition.
     """
 
     option: str
@@ -93,19 +93,19 @@ class ProbeSpec:
     """One kind of probe.
 
     Attributes:
-        kind: name in requests, configurations and records.
-        title: of its figure.
-        dims: value of its record → names of its axes.  All values that a record may hold.
-        optional: part of a record that may be left out → patterns of its values' names.
-        beside: coordinates of the record that are no axis of a value.
-        what: what it measures, in one line.  Empty for records that are not requested by kind.
-        takes: what it is built from, beside its own options.
-        renamed: part → the name that its class has for it.
-        own: options of its own.  Its class takes them as keywords, but for `instead` and those
-            that change an option of a part.
-        conditions: what options must fulfil together.
-        instead: (option, kind): with that option the record is of another kind.
-        together: whether its figure shows several records, of different steps.
+        kind: its name in requests, configurations and records.
+        title: the title of its figure.
+        dims: value → names of its axes, for all values that a record may hold.
+        optional: optional part of a record → patterns of the names of its values.
+        beside: coordinates of the record that are not axes of a value.
+        what: what it measures, in one line; empty for kinds that cannot be requested.
+        takes: the parts that its class receives.
+        renamed: part → the name of the argument of its class.
+        own: its own options.  Its class takes them as keywords, except for `instead` and options
+            that replace one of a part.
+        conditions: conditions on several options.
+        instead: (option, kind): with this option the record is of another kind.
+        together: whether its figure shows records of several steps.
     """
 
     kind: str
@@ -123,19 +123,19 @@ class ProbeSpec:
 
     @property
     def class_name(self) -> str:
-        """Name of the class that measures it, in the module `tf_lrtraj.probes.KIND`."""
+        """The name of its class in the module `tf_lrtraj.probes.KIND`."""
         return "".join(word.capitalize() for word in self.kind.split("_"))
 
     @property
     def options(self) -> dict[str, Option]:
-        """Name → option, of its parts and its own."""
+        """Name → option, for the options of its parts and its own."""
         of_parts = {name: option for part in self.takes for name, option in part.options.items()}
         of_others = {} if self.instead is None else PROBES[self.instead[1]].options
         return {**of_others, **of_parts, **self.own}
 
     @property
     def keywords(self) -> list[str]:
-        """Names of the options that its class takes as they are."""
+        """Names of the options that its class takes as keywords."""
         taken = {name for part in self.takes for name in part.options}
         taken |= {self.instead[0]} if self.instead else set()
         return [name for name in self.own if name not in taken]
@@ -147,7 +147,7 @@ class ProbeSpec:
         return tuple(dict.fromkeys([*axes, *self.beside]))
 
     def dims_with(self, *parts: str) -> Dims:
-        """The dims of a record with the given optional parts, and none of the others.
+        """Returns the dims of a record that has only these optional parts.
 
         >>> list(PROBES["distance"].dims_with())[:3]
         ['squared', 'norm', 'from_start']
@@ -168,19 +168,19 @@ class ProbeSpec:
         }
 
     def takes_part(self, name: str) -> bool:
-        """Whether it is built from a part of that name."""
+        """Returns whether its class receives the part of this name."""
         return any(part.name == name for part in self.takes)
 
     def measured(self, options: Options) -> ProbeSpec:
-        """The spec of the record that checked options ask for: this one, or that of `instead`."""
+        """Returns the spec of the record for checked options: this one, or that of `instead`."""
         if self.instead is not None and options.get(self.instead[0]):
             return PROBES[self.instead[1]]
         return self
 
     def at_steps(self, options: Options) -> bool:
-        """Whether it is measured at each of some steps, and so also while a run trains.
+        """Returns whether it is measured at single steps, and can be measured during training.
 
-        Otherwise it takes several points together, or the whole run, and needs snapshots.
+        Otherwise it needs several points or the whole run, and therefore snapshots.
         """
         spec = self.measured(options)
         return spec.takes_part("weights") or options.get("points") == ()
@@ -188,16 +188,15 @@ class ProbeSpec:
     def check(
         self, given: Options, where: str = "", kind: type[Exception] = ValueError
     ) -> dict[str, Any]:
-        """All options, those not given at their defaults.
+        """Checks options and returns all of them, with defaults for those not given.
 
         Args:
             given: name → value.
-            where: what errors write before an option's name; the kind by default.
+            where: prefix of an option's name in errors; the kind by default.
             kind: class of the error raised.
 
         Raises:
-            ValueError (or `kind`): for unknown options, those of other probes, and values that
-                are not allowed.
+            ValueError (or `kind`): for unknown options and values that are not allowed.
         """
         known, path = self.options, where or self.kind
         for name in given:
@@ -237,36 +236,40 @@ def _points(fewest: int, most: int | None = None) -> dict[str, Option]:
         "points": Option(
             (),
             sequence_of(text(), words, fewest, most),
-            'steps, shares ("50%"), "first", "last", averages such as swa=Uniform(start=500), or '
-            "trip:STEP:BATCH, the end of a side trip (basin)",
+            'points: steps (500), shares of the run (50%), "first", "last", averages such as '
+            "swa=Uniform(start=500), or, for basin, ends of side trips (trip:STEP:BATCH)",
         )
     }
 
 
-_SEED = {"seed": Option(0, integer(0), "of the batches and of random directions")}
+_SEED = {"seed": Option(0, integer(0), "seed of the batches and of random directions")}
 _BATCHES = {
-    "batches": Option(8, integer(1), "training batches to measure on"),
+    "batches": Option(8, integer(1), "number of training batches"),
     "batch_size": Option(
-        None, integer(1).or_none(), "images in a batch; the run's own by default", int
+        None, integer(1).or_none(), "images per batch; the run's own by default", int
     ),
 }
 _MODE = {
     "batch_norm": Option(
         "batch",
         one_of(["batch", "frozen", "recalibrated"]),
-        "batch norm by each batch's own moments, the point's stored statistics, or statistics "
-        "recomputed for every point",
+        "batch-norm statistics: each batch's own moments (batch), those stored with the weights "
+        "(frozen), or those recomputed for every point (recalibrated)",
     ),
-    "dropout": Option("off", one_of(["off", "pinned"]), "dropout off, or pinned masks"),
+    "dropout": Option(
+        "off",
+        one_of(["off", "pinned"]),
+        "dropout: off, or with the same masks at every point (pinned)",
+    ),
 }
 _TRIP = {
     "num_steps": Option(9, integer(1), "steps of a side trip"),
     "learning_rate": _positive(
-        "of a side trip; by default what moves as far as the run on a steady gradient, λ/(1 - β)"
+        "learning rate of a side trip; by default the effective rate of the run, λ/(1 - β)"
     ),
-    "momentum": Option(0.0, number(0, below=1), "of a side trip"),
+    "momentum": Option(0.0, number(0, below=1), "momentum of a side trip"),
 }
-_PER_LAYER = {"per_layer": Option(False, boolean(), "also layer by layer")}
+_PER_LAYER = {"per_layer": Option(False, boolean(), "whether to measure layer by layer too")}
 
 SURFACE = Part("surface", {**_BATCHES, **_MODE, **_SEED})
 SEED = Part("seed", _SEED)
@@ -275,8 +278,8 @@ TRAINING = Part("batches")
 HELD_OUT = Part(
     "held_out",
     {
-        "held_out": _text("split of held-out batches; the run's own by default"),
-        "held_out_batches": Option(4, integer(1), "held-out batches to measure on"),
+        "held_out": _text("split of the held-out batches; the run's evaluation split by default"),
+        "held_out_batches": Option(4, integer(1), "number of held-out batches"),
     },
 )
 OTHERS = Part("others")  # training batches on which no step is made; as many as held-out ones
@@ -286,16 +289,18 @@ DIRECTION = Part(
         "direction": Option(
             "gradient",
             one_of(["gradient", "momentum", "random"]),
-            "of the step: each batch's gradient, the optimizer's velocity, a random one",
+            "direction of the step: each batch's gradient, the optimizer's velocity, or random",
         )
     },
 )
 RATES = Part(
     "rates",
     {
-        "low": Option(1e-2, number(above=0), "smallest rate but 0"),
-        "high": Option(1.0, number(above=0), "largest rate, before extension"),
-        "num": Option(24, integer(3), "rates of the grid"),
+        "low": Option(1e-2, number(above=0), "smallest positive learning rate of the grid"),
+        "high": Option(
+            1.0, number(above=0), "largest learning rate of the grid, which is extended if needed"
+        ),
+        "num": Option(24, integer(3), "number of rates in the grid"),
         "scale": Option("log", one_of(["log", "linear"]), "spacing of the rates"),
     },
 )
@@ -304,8 +309,8 @@ TRIP_ENDS = Part("trip_ends", _TRIP)  # side trips' ends are points too
 RAYS = Part(
     "rays",
     {
-        "num": Option(24, integer(3), "points along a ray"),
-        "rays": Option(8, integer(2), "random rays"),
+        "num": Option(24, integer(3), "number of distances along a ray"),
+        "rays": Option(8, integer(2), "number of random rays"),
         "radius": _positive(
             "length of the rays; by default three times the largest distance between the points, "
             "or half the norm of a single one"
@@ -315,30 +320,41 @@ RAYS = Part(
 TRAJECTORY = Part(
     "trajectory",
     {
-        "first": _text("first step of the trajectory"),
-        "last": _text("last step of the trajectory"),
+        "first": _text(
+            "first step of the trajectory, such as 500 or 10%; the first of all by default"
+        ),
+        "last": _text(
+            "last step of the trajectory, such as 900 or 90%; the last of all by default"
+        ),
     },
 )
 WHOLE_TRAJECTORY = Part("whole_trajectory")
 FILTERS = Part("filters")
 SKETCH = Part(
     "sketch",
-    {"sketch": Option(0, integer(0), "numbers kept of each iterate; 0 keeps all of it")},
+    {
+        "sketch": Option(
+            0, integer(0), "numbers kept of each iterate (a random projection); 0: all weights"
+        )
+    },
 )
-OTHER_RUN = Part("other_run", {"other": _text("workdir of a second run")})
+OTHER_RUN = Part(
+    "other_run",
+    {"other": _text("workdir of a second run, to measure the distance between the two")},
+)
 
 
 # Values of records ----------------------------------------------------------------------------
 
 
 def _over(axes: str, *names: str, errors: bool = False) -> Dims:
-    """Values over the same axes; each with its standard error, NAME_se, if there are such."""
+    """Values with the same axes, and with `errors` their standard errors NAME_se."""
     ends = ("", "_se") if errors else ("",)
     return {f"{name}{end}": tuple(axes.split()) for name in names for end in ends}
 
 
 def _losses(axes: str) -> Dims:
-    """Losses and accuracies of training batches, and of held-out ones where there are such."""
+    """Losses and accuracies of training and held-out batches."""
     return {
         **_over(f"{axes} batch", "loss", "accuracy"),
         **_over(f"{axes} held_out", "held_out_loss", "held_out_accuracy"),
@@ -480,7 +496,8 @@ PROBES: dict[str, ProbeSpec] = {
             "Loss along one step",
             _line_dims(),
             optional={"held_out": ("held_out*",), "others": ("others*",)},
-            what="loss of batches along a step, against the rate: training, held-out, elsewhere",
+            what="losses of training, held-out and other batches along a step, as a function "
+            "of the rate",
             takes=(SURFACE, WEIGHTS, TRAINING, HELD_OUT, OTHERS, RATES, DIRECTION, SEED),
             conditions=(Condition("low", "below `high`, {high}", lambda o: o["low"] < o["high"]),),
             together=True,
@@ -499,7 +516,8 @@ PROBES: dict[str, ProbeSpec] = {
             "Side trips on one fixed batch",
             _side_trip_dims(),
             optional={"held_out": ("held_out_*",), "others": ("others_*",)},
-            what="steps on one fixed batch, branching off a point: training, held-out, elsewhere",
+            what="steps on one fixed batch from a point: losses of training, held-out and "
+            "other batches",
             takes=(SURFACE, WEIGHTS, TRAINING, HELD_OUT, OTHERS, TRIP),
             together=True,
         ),
@@ -509,17 +527,18 @@ PROBES: dict[str, ProbeSpec] = {
             _basin_dims(),
             optional=_HELD_OUT_VALUES,
             beside=("first", "second", "point"),
-            what="losses along the segments between points; heights of barriers; SGD to SWA",
+            what="losses along the segments between points, and the heights of barriers",
             takes=(Part("points", _points(2)), TRIP_ENDS, SURFACE, TRAINING, HELD_OUT),
             own={
-                "num": Option(24, integer(3), "points along a segment"),
+                "num": Option(24, integer(3), "number of positions along a segment"),
                 "extend": Option(
                     0.0,
                     number(0),
-                    "length by which a segment goes on beyond both ends, in lengths",
+                    "extension of a segment beyond both ends, in lengths of the segment",
                 ),
                 "level": _positive(
-                    "barriers below it count as none; by default 5 % of the mean loss of the ends"
+                    "height below which a barrier counts as none; by default 5 % of the mean "
+                    "loss of the ends"
                 ),
                 **_PER_LAYER,
             },
@@ -534,7 +553,11 @@ PROBES: dict[str, ProbeSpec] = {
             own={
                 # A jackknife needs three batches.
                 "batches": dataclasses.replace(_BATCHES["batches"], rule=integer(3)),
-                "along": Option(False, boolean(), "gradients of the same batches along the run"),
+                "along": Option(
+                    False,
+                    boolean(),
+                    "whether to compare gradients of the same batches along the run",
+                ),
                 **_PER_LAYER,
             },
             instead=("along", "lagged_gradients"),
@@ -549,7 +572,8 @@ PROBES: dict[str, ProbeSpec] = {
                 "reference": ("from_reference",),
                 "sketch": ("*_sketch",),
             },
-            what="squared displacement against lag, norm, distance to the mean; between two runs",
+            what="squared displacement by lag, norm, distance to the mean; with `other`, "
+            "between two runs",
             takes=(TRAJECTORY, FILTERS, SKETCH, SEED),
             instead=("other", "separation"),
         ),
@@ -564,7 +588,7 @@ PROBES: dict[str, ProbeSpec] = {
                 "ray_kind": Option(
                     "uniform",
                     one_of(["uniform", "filter"]),
-                    "random directions, or filter-normalised",
+                    "random directions: uniform, or normalised filter by filter",
                 ),
             },
             together=True,
@@ -581,8 +605,10 @@ PROBES: dict[str, ProbeSpec] = {
             what="losses on the plane through three points, with the trajectory projected on it",
             takes=(Part("points", _points(3, 3)), SURFACE, TRAINING, HELD_OUT, WHOLE_TRAJECTORY),
             own={
-                "num": Option(24, integer(3), "points along a side"),
-                "margin": Option(0.3, number(0), "around the three points, in their extent"),
+                "num": Option(24, integer(3), "number of positions along each side of the plane"),
+                "margin": Option(
+                    0.3, number(0), "margin around the three points, as a share of their extent"
+                ),
             },
         ),
         ProbeSpec(
@@ -590,7 +616,8 @@ PROBES: dict[str, ProbeSpec] = {
             "Predictions of several weights",
             _ensemble_dims(),
             optional={"logits": ("*logit_difference*",)},
-            what="predictions of several weights: accuracy, and difference against distance",
+            what="accuracy of averaged predictions, and difference of predictions by "
+            "distance of weights",
             takes=(Part("points", _points(2)), SURFACE, HELD_OUT),
             renamed={"points": "members", "held_out": "batches"},
         ),
@@ -614,21 +641,21 @@ PROBES: dict[str, ProbeSpec] = {
 
 
 def requestable() -> dict[str, ProbeSpec]:
-    """The kinds that a command line or a configuration may ask for."""
+    """Returns the kinds that a command line or a configuration may request."""
     return {kind: spec for kind, spec in PROBES.items() if spec.what}
 
 
 def check_kind(kind: Any, name: str = "probe", error_kind: type[Exception] = ValueError) -> str:
-    """Returns the kind of a probe.
+    """Checks the kind of a probe and returns it.
 
     Raises:
-        ValueError (or `error_kind`): if there is no such kind; those there are, are named.
+        ValueError (or `error_kind`): if there is no such kind; the message lists all kinds.
     """
     return str(one_of(list(requestable())).check(name, kind, error_kind))
 
 
 def options() -> dict[str, dict[str, Option]]:
-    """Name of an option → the kinds that have it, each with its own default, rule and help."""
+    """Returns name of an option → {kind: its option of this name}."""
     found: dict[str, dict[str, Option]] = {}
     for kind, spec in requestable().items():
         for name, option in spec.options.items():

@@ -1,8 +1,8 @@
 """Means, medians, ratios and slopes with their intervals, and Holm's method.
 
-Plain NumPy and SciPy.  An `Estimate` is a number with its standard error and degrees of
-freedom; `Estimate.interval` is Student's.  `Median` and `PairedRatio` have intervals of their
-own.  What is unknown has an infinite interval, which clears no threshold.
+An `Estimate` is a number with its standard error and degrees of freedom; `Estimate.interval` is
+Student's interval.  `Median` and `PairedRatio` have their own intervals.  The interval of an
+unknown number is infinite, so that it passes no threshold.
 
 >>> [round(x, 3) for x in mean_of([1.0, 2.0, 3.0]).interval()]
 [2.0, -0.484, 4.484]
@@ -35,7 +35,7 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with a standard error; NaN where there is none.
+    """A number with a standard error, which is NaN if unknown.
 
     Attributes:
         value: the number.
@@ -55,7 +55,7 @@ class Estimate:
         return Interval(self.value, self.value - half, self.value + half)
 
     def scaled(self, factor: float) -> Estimate:
-        """The same in other units."""
+        """Returns the estimate multiplied by `factor`."""
         return Estimate(self.value * factor, self.error * abs(factor), self.dof)
 
 
@@ -70,10 +70,10 @@ def student(dof: float, level: float = LEVEL) -> float:
 
 
 def mean_of(values: Any) -> Estimate:
-    """Mean of independent numbers, its error from their scatter; one number has no error.
+    """Returns the mean of independent numbers; the mean of a single number has no error.
 
     Raises:
-        ValueError: for none.
+        ValueError: if `values` is empty.
     """
     found = np.asarray(values, np.float64).ravel()
     count = found.size
@@ -83,14 +83,14 @@ def mean_of(values: Any) -> Estimate:
     if count < 2:
         return Estimate(mean, math.nan, 0.0)
     error = float(found.std(ddof=1) / math.sqrt(count))
-    # Differences at rounding level are none: equal records must give an exact mean.
+    # Differences at rounding level count as 0: equal records must give an exact mean.
     if error <= 1e-14 * float(np.abs(found).max()):
         error = 0.0
     return Estimate(mean, error, count - 1.0)
 
 
 class Median:
-    """The median and its interval from order statistics, whatever the distribution.
+    """The median and its distribution-free interval from order statistics.
 
     Fewer than six numbers give no 95 % interval.
 
@@ -122,8 +122,8 @@ class PairedRatio:
     """A ratio of two means over the same seeds, with Fieller's interval.
 
     Fieller (Journal of the Royal Statistical Society B 16, 1954): the interval holds every r for
-    which the mean of `above` - r `below` is not resolved from 0 by Student's test.  It is the
-    whole line where the mean of `below` itself is not resolved from 0.
+    which Student's test does not reject that the mean of `above` - r `below` is 0. It is infinite
+    if the test does not reject that the mean of `below` is 0.
 
     Args:
         above: [n] numbers, one a seed.
@@ -169,14 +169,14 @@ class PairedRatio:
 
 
 def holm(rejects: Sequence[Callable[[float], bool]], level: float = LEVEL) -> list[bool]:
-    """Which of several tests reject, so that any rejects a true one with at most 1 - `level`.
+    """Returns which of several tests reject, with a family-wise error rate of 1 - `level`.
 
-    Holm's step-down method (Scandinavian Journal of Statistics 6, 1979), by intervals: of m
-    tests, one rejects if it does at level 1 - (1 - level) / m; then the rest are tried as m - 1.
+    Holm's step-down method (Scandinavian Journal of Statistics 6, 1979): of m tests, one rejects
+    if it does so at level 1 - (1 - level) / m; then the others are tested as m - 1 tests.
 
     Args:
         rejects: a function for each test, from a level to whether the test rejects at it.
-        level: of all tests together.
+        level: the level of all tests together.
 
     >>> holm([lambda level: level < 0.98, lambda level: level < 0.96, lambda level: False])
     [False, False, False]
@@ -200,10 +200,10 @@ def block_numbers(count: int, blocks: int = BLOCKS) -> np.ndarray:
 
 
 def trend(times: Any, values: Any, blocks: int = BLOCKS) -> Estimate:
-    """How much a series changes from its first to its last time, by a straight line.
+    """Returns the change of a straight-line fit from the first to the last time of a series.
 
-    The line goes through means of contiguous blocks, whose scatter about it gives the
-    error: entries within a block may be as alike as they please.
+    The line is fitted to means of contiguous blocks, whose residuals give the error.  The error is
+    valid for any correlation within blocks.
     """
     x, y = np.asarray(times, np.float64), np.asarray(values, np.float64)
     numbers = block_numbers(x.size, blocks)
@@ -216,7 +216,7 @@ def trend(times: Any, values: Any, blocks: int = BLOCKS) -> Estimate:
 
 
 def line(x: Any, y: Any) -> Estimate:
-    """Slope of a straight line by least squares, its error from what it leaves."""
+    """Returns the slope of a least-squares line, with the error from its residuals."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     place = x - x.mean()
     square = float(place @ place)
@@ -231,7 +231,7 @@ def line(x: Any, y: Any) -> Estimate:
 
 
 def exponent(x: Any, y: Any) -> Estimate:
-    """Power of x that y follows: a straight line through the logarithms.
+    """Returns the exponent of a power law of y in x: the slope between the logarithms.
 
     >>> round(exponent([1.0, 2.0, 4.0], [3.0, 6.0, 12.0]).value, 12)
     1.0
@@ -246,7 +246,7 @@ def exponent(x: Any, y: Any) -> Estimate:
 
 
 def mean_and_se(values: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """The mean along an axis, and its standard error for independent entries.
+    """Returns the mean along an axis and its standard error for independent entries.
 
     The error of a single entry is NaN (infinite in a record).
 
@@ -263,7 +263,7 @@ def mean_and_se(values: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndar
 
 
 def crossed_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    r"""The mean of [n, m, …] numbers over two crossed factors, and its standard error.
+    r"""Returns the mean of [n, m, …] numbers over two crossed factors, and its standard error.
 
     Every trip is measured on the same held-out batches, so the n m numbers are not
     independent.  With effects of rows, of columns and of their pairs,
@@ -272,8 +272,8 @@ def crossed_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     .. math:: \frac{s^2(\bar x_{i\cdot})}{n} + \frac{s^2(\bar x_{\cdot j})}{m}
         - \frac{s^2_e}{nm},
 
-    and never taken to be less than either of its first two terms.  A factor of one
-    entry is held fixed: the error is then over the other alone.
+    with either of its first two terms as a lower bound. A factor with one entry is treated as
+    fixed: the error is then over the other factor alone.
 
     >>> crossed_mean(np.array([[0.0, 2.0], [0.0, 2.0]]))  # rows do not differ
     (np.float64(1.0), np.float64(1.0))
@@ -295,16 +295,16 @@ def crossed_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exponents(sizes: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Slope of log value against log size, and its standard error over batches.
+    """Returns the slope of log value against log size, and its standard error over batches.
 
-    Each batch has a slope of its own by least squares; the error is that of their mean.
+    Each batch has its own least-squares slope; the error is the standard error of their mean.
 
     Args:
         sizes: [S] positive.
         values: [S, N]; batches with a value that is not positive are left out.
 
     Returns:
-        (slope, error); inf where they cannot be told.
+        (slope, error); inf if they cannot be estimated.
 
     >>> values = np.array([[1.0, 3.0], [4.0, 12.0], [16.0, 48.0]])
     >>> [round(number, 9) for number in exponents(np.array([1.0, 2.0, 4.0]), values)]
@@ -326,14 +326,14 @@ def bootstrap(
     repeats: int = 400,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(statistic of the mean curve, its standard error) with everything drawn resampled.
+    """Returns (a statistic of the mean curve, its bootstrap standard error).
 
     Args:
-        curves: [K, batch] or [K, batch, held-out batch]; of the latter, both axes are
-            resampled, each on its own, as the same held-out batches serve all.
-        statistic: of a curve [K], a number or a vector.
+        curves: [K, batch] or [K, batch, held-out batch]; both axes of batches are resampled
+            independently, because all batches use the same held-out batches.
+        statistic: the statistic of a curve [K], a number or a vector.
         repeats: number of resamplings.
-        seed: of the draw.
+        seed: the seed of the draw.
 
     Returns:
         the statistic, and half the distance between the 16 % and 84 % points of its
@@ -350,7 +350,7 @@ def bootstrap(
         mean = curves
         for size in reversed(curves.shape[1:]):
             counts = np.bincount(rng.integers(size, size=size), minlength=size)
-            drawn = counts > 0  # a loss that is infinite counts only where it was drawn
+            drawn = counts > 0  # an infinite loss counts only if it was drawn
             mean = mean[..., drawn] @ (counts[drawn] / size)
         found.append(np.asarray(statistic(mean), np.float64))
     with np.errstate(invalid="ignore"):

@@ -1,8 +1,8 @@
-"""Checks of values that people give: arguments, flags, settings, records.
+"""Checks of values from users: arguments, flags, configurations, records.
 
-A `Rule` says in words what is allowed and reads a value by it.  Functions check their
-arguments with it, configurations and options of probes carry it beside their default, and
-every error names the value received and what is allowed:
+A `Rule` describes the allowed values in words and checks a value.  Functions use it for their
+arguments, and configurations and options of probes declare it beside their default.  Every error
+states the allowed values and the value received:
 
 >>> integer(1).check("batches", 4)
 4
@@ -39,7 +39,7 @@ __all__ = [
     "vector",
 ]
 
-# Python integers below it index every array that fits in a memory.
+# Every array that fits into memory has fewer elements.
 LARGEST_COUNT = 2**31
 
 _SHORT = reprlib.Repr()
@@ -49,7 +49,7 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 20
 
 
 def received(value: Any) -> str:
-    """`value` as an error shows it: its `repr`, cut where it would fill the screen.
+    """Returns the `repr` of a value for an error, shortened if it is long.
 
     >>> len(received("x" * 1000))
     200
@@ -63,7 +63,7 @@ def received(value: Any) -> str:
 def error(
     name: str, allowed: str, value: Any, kind: type[Exception] = ValueError, hint: str = ""
 ) -> Exception:
-    """The error for a value that is not allowed, to be raised.
+    """Returns the error for a value that is not allowed, to be raised.
 
     >>> raise error("points", "at least 2 points", ["first"])
     Traceback (most recent call last):
@@ -74,7 +74,7 @@ def error(
 
 
 def closest(value: Any, allowed: Iterable[Any]) -> str:
-    """A hint at the allowed name nearest to `value`, or nothing.
+    """Returns a hint at the allowed name closest to `value`, or "".
 
     >>> closest("lin", ["line", "plane"])
     " Did you mean 'line'?"
@@ -85,12 +85,13 @@ def closest(value: Any, allowed: Iterable[Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What is allowed of a value.
+    """The values that are allowed.
 
     Attributes:
-        allowed: in words that continue "`x` must be".
-        read: returns the value as it is kept, or raises TypeError, ValueError or OverflowError.
-        choices: names that the error may point at, where there are such.
+        allowed: the allowed values in words that continue "`x` must be".
+        read: converts a value to its stored form, or raises TypeError, ValueError or
+            OverflowError.
+        choices: names that an error may suggest, if there are any.
     """
 
     allowed: str
@@ -98,11 +99,11 @@ class Rule:
     choices: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any, kind: type[Exception] = ValueError) -> Any:
-        """The value as it is kept.
+        """Checks a value and returns it in its stored form.
 
         Args:
-            name: of the argument, flag or setting, for the error.
-            value: as it was given.
+            name: the name of the argument, flag or setting, for the error.
+            value: the value received.
             kind: class of the error raised.
 
         Raises:
@@ -115,7 +116,7 @@ class Rule:
             raise error(name, self.allowed, value, kind, hint) from None
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value is allowed."""
+        """Returns whether a value is allowed."""
         try:
             self.read(value)
         except (TypeError, ValueError, OverflowError):
@@ -123,7 +124,7 @@ class Rule:
         return True
 
     def or_none(self) -> Rule:
-        """The same rule, with None allowed as well.
+        """Returns the same rule with None allowed too.
 
         >>> integer(1).or_none().allowed
         'an integer of at least 1, or None'
@@ -217,7 +218,7 @@ def number(
 
 
 def boolean() -> Rule:
-    """True or False, and nothing that merely counts as one of them."""
+    """True or False; 0 and 1 are not allowed."""
 
     def read(value: Any) -> bool:
         if not isinstance(value, (bool, np.bool_)):
@@ -228,7 +229,7 @@ def boolean() -> Rule:
 
 
 def text() -> Rule:
-    """A text of at least one character."""
+    """A string of at least one character."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or not value:
@@ -239,7 +240,7 @@ def text() -> Rule:
 
 
 def one_of(choices: Collection[Any]) -> Rule:
-    """One of the given values (of the same type: 1 is not True).
+    """One of the given values, with the same type (1 is not True).
 
     >>> one_of(["log", "linear"]).check("scale", "linaer")
     Traceback (most recent call last):
@@ -259,12 +260,12 @@ Received: scale='linaer'
 
 
 def sequence_of(rule: Rule, words: str, fewest: int = 0, most: int | None = None) -> Rule:
-    """A list or tuple whose members keep `rule`; kept as a tuple.
+    """A list or tuple whose members fulfil `rule`; stored as a tuple.
 
     Args:
-        rule: of every member.
-        words: what the whole is called: "a list of steps".
-        fewest, most: members allowed.
+        rule: the rule for every member.
+        words: the list in words, such as "a list of steps".
+        fewest, most: limits of the number of members.
 
     >>> sequence_of(integer(0), "a list of steps", 1).check("steps", [3, 5])
     (3, 5)
@@ -294,7 +295,7 @@ def array(ndim: int | None = None) -> Rule:
 
 
 def vector(length: int | None = None, *, at_least: float | None = None) -> Rule:
-    """A non-empty vector of finite numbers, float64 (a copy), of `length` if that is given."""
+    """A non-empty vector of finite numbers as float64 (a copy), of `length` if given."""
 
     def read(value: Any) -> np.ndarray:
         found = np.array(value, dtype=np.float64)

@@ -79,7 +79,7 @@ def test_kernels_in_every_form(text, name, kernel):
         (["--snapshots={folder}/none", "--kernel=ema:0.5"], ["no folder of snapshots"]),
         (["--workdir={folder}/none", "--kernel=ema:0.5"], ["there is no folder"]),
         (["--workdir={folder}", "--kernel=ema:0.5"], ["--config.snapshots.every="]),
-        (["--workdir={folder}", "--advise", "--kernel=ema:0.5"], ["--advise tries all"]),
+        (["--workdir={folder}", "--advise", "--kernel=ema:0.5"], ["--advise considers all"]),
         (["--snapshots={folder}", "--kernel=ema:0.5", "--output=a.keras"], ["--output", "--files"]),
         (
             ["--snapshots={folder}", "--kernel=ema:0.5", "--batch_norm_data=none.npz"],
@@ -98,7 +98,7 @@ def test_kernels_in_every_form(text, name, kernel):
             ["--metric_mode=min or max", "'oddness'"],
         ),
         ([*TWO, "--kernel=swa:5", "--output=a.npz"], ["beyond the run of 1"]),
-        ([*TWO, "--kernel=ema:0.5", "--kernel=swa:0", "--output=a.npz"], ["one --kernel"]),
+        ([*TWO, "--kernel=ema:0.5", "--kernel=swa:0", "--output=a.npz"], ["at most one of"]),
         ([*TWO, "--workdir=runs", "--output=a.npz"], ["--workdir does not go with --files"]),
         ([*TWO, "--import=no_such_module", "--output=a.npz"], ["--import: 'no_such_module'"]),
     ],

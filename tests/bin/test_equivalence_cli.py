@@ -193,7 +193,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path):
         "fits schedules without momentum": f"{short} --spectrum=0.1:1:3 --momentum=0.9",
         "either --kernel": "--num_steps=9",
         "`every` must be at most": "--emulate=linear --num_steps=9 --every=20",
-        "--decay_steps: a schedule can fall over 1 to 9 updates. Received: 20": (
+        "--decay_steps: a schedule can decay over 1 to 9 updates. Received: 20": (
             "--emulate=linear --num_steps=9 --decay_steps=20"
         ),
         "must end in .png": f"{short} --figure=a.txt",
@@ -272,5 +272,5 @@ def test_a_schedule_falls_from_the_run_s_rate_where_it_begins():
 def test_a_file_that_is_no_csv_is_named(tmp_path):
     path = tmp_path / "rates.csv"
     path.write_text('"' + 140_000 * "x")
-    with pytest.raises(ValueError, match=r"rates\.csv is no CSV file: field larger"):
+    with pytest.raises(ValueError, match=r"rates\.csv is not a CSV file: field larger"):
         tables.parse_rates(str(path), 10, 0.1, None)

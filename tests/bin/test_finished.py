@@ -81,7 +81,7 @@ def test_the_program_says_so_without_tensorflow(tmp_path):
     exec(compile(path.read_text(), str(path), "exec"), module)
     write_run(tmp_path / "run", validate(module["get_config"]()))
     done = run_python("-c", SCRIPT, f"--config={path}", f"--workdir={tmp_path / 'run'}")
-    assert "the run is done already" in done.stdout and "75.0 %" in done.stdout
+    assert "the run is already done" in done.stdout and "75.0 %" in done.stdout
     assert done.stdout.splitlines()[-1] == "loaded: []"
     assert (tmp_path / "run" / "report.html").exists()
     assert done.stderr == ""  # no stages where there is no terminal

@@ -34,7 +34,7 @@ def test_all_that_a_program_prints_goes_through_it(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setattr(common, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(common, "_teach_help", lambda *_: None)
+    monkeypatch.setattr(common, "_extend_help", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["program"])
 
     def run(main, argv, flags_parser):

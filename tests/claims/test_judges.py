@@ -111,7 +111,7 @@ def test_a6_crossings():
 def test_a10_best_times_come_from_the_other_seeds():
     times = 10.0 ** np.arange(5)
     curves = np.array([[3.0, 2.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.5, 1.0, 3.0]])
-    shorter, longer, gain, best = time_scales._off_the_best(times, curves, np.array([4.0, 4.0]))
+    shorter, longer, gain, best = time_scales._excess_over_best(times, curves, np.array([4.0, 4.0]))
     assert best.tolist() == [1000.0, 100.0]
     np.testing.assert_allclose(shorter, [-1.0, 0.5])
     np.testing.assert_allclose(longer, [1.0, -0.5])

@@ -261,7 +261,7 @@ def test_a_disk_that_is_full(kilobytes, tmp_path, whole):
     with small_disk(disk, f"{kilobytes}k"):
         code, errors = toy.run(disk / "run")
         assert code == 1 and errors.count("\n") == 1, errors
-        assert f"{disk}/run" in errors and "No space left on device. Make room" in errors
+        assert f"{disk}/run" in errors and "No space left on device. Free some space" in errors
         subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
         goes_on(disk / "run", whole)
 

@@ -52,7 +52,9 @@ def check(folder, at, half, kind, whole):
     else:  # clean-up may fail and the run still end
         assert code in (0, 1) if kind == "full once" else code == 1, where
     if code == 1:
-        assert errors.count("\n") == 1 and "No space left on device. Make room" in errors, where
+        assert errors.count("\n") == 1 and "No space left on device. Free some space" in errors, (
+            where
+        )
         assert str(folder / "run") in errors and ".tmp" not in errors, where
     assert toy.run(folder / "run")[0] == 0, where
     left = toy.differences(toy.contents(folder / "run"), whole)

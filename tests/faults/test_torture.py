@@ -30,7 +30,7 @@ def test_a_signal_while_the_program_starts(seconds, tmp_path):
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 75, errors
-    assert "error: stopped by SIGTERM. Run the same command again to go on." in errors
+    assert "error: stopped by SIGTERM. Run the same command again to resume." in errors
 
 
 RECORD = ROOT / "results" / "torture" / "record.json"

@@ -57,7 +57,7 @@ def test_a_missing_worker_is_named_to_all():
     cluster = cluster_of(4)
     said = call([(cluster, "worker", i, 0.0) for i in (0, 1, 3)], seconds=1.5)
     address = cluster["worker"][2]
-    assert said == [f"Missed: worker 2 ({address}) did not come within 1.5 s"] * 3
+    assert said == [f"Missed: worker 2 ({address}) did not connect within 1.5 s"] * 3
 
 
 def test_a_missing_first_worker_is_named():
@@ -70,8 +70,8 @@ def test_a_worker_told_of_another_cluster_is_named():
     cluster = cluster_of(2)
     other = {"worker": [*cluster["worker"], "127.0.0.1:9"]}
     said = call([(cluster, "worker", 0, 0.0), (other, "worker", 1, 0.0)], seconds=1.5)
-    assert "told of another cluster: worker 1" in said[0]
-    assert "told of another cluster in TF_CONFIG" in said[1]
+    assert "with another cluster in TF_CONFIG: worker 1" in said[0]
+    assert "has another cluster in TF_CONFIG" in said[1]
 
 
 def test_a_taken_port_is_an_error_of_its_own():

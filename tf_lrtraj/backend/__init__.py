@@ -1,9 +1,9 @@
-"""The one place that knows which Keras backend runs.
+"""All code that depends on the Keras backend.
 
-Keras itself hides the backend for layers and operations.  What is left lives here: compiling
-functions of lists of arrays, reading and writing many variables at once, and the forward pass
-of a model with *given* weights.  Batch-norm statistics (`batch_norm`), calls of single layers
-(`layer_calls`) and the steps of a training (`weight_updates`) are modules of their own.
+Keras hides the backend for layers and operations.  This package adds compiled functions of lists
+of arrays, reading and writing many variables at once, and the forward pass of a model with *given*
+weights.  Separate modules handle batch-norm statistics (`batch_norm`), calls of single layers
+(`layer_calls`) and the steps of a training (`weight_updates`).
 """
 
 from tf_lrtraj.backend.compiled_updates import compiled_update, fused_update

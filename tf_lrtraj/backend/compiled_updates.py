@@ -12,25 +12,24 @@ from tf_lrtraj.backend.devices import strategy_of
 from tf_lrtraj.backend.tensors import compiled, name
 from tf_lrtraj.backend.variables import assign, replicas_of, tensor_of, values
 
-# XLA makes one pass over the weights where TensorFlow makes one per operation, but compiling
-# takes it some 50 ms per variable and average.  What fits into a cache gains nothing.
+# XLA makes one pass over the weights, TensorFlow one per operation, but compiling takes about 50
+# ms per variable and average. Weights that fit into a cache gain nothing.
 XLA_FROM = 1 << 20
 
 
 def compiled_update(
     function: Callable[..., None], model: Any, writes: Sequence[Any], reads: Sequence[Any]
 ) -> Callable[..., None]:
-    """Makes a fast version of a function that writes variables living beside `model`'s.
+    """Makes a fast version of a function that writes variables placed like `model`'s.
 
-    On TensorFlow it becomes one graph: on a single device compiled by XLA, from
-    `XLA_FROM` numbers on, and otherwise run on every replica of the model's
-    strategy.  On JAX it becomes a compiled pure function of the variables'
-    values, whose old ones are donated (their memory is used again); on torch
-    it runs eagerly, without gradients.
+    On TensorFlow it becomes one graph: on a single device compiled by XLA, from `XLA_FROM` numbers
+    on, and otherwise run on every replica of the model's strategy.  On JAX it becomes a compiled
+    pure function of the variables' values, whose old values are donated (their memory is reused);
+    on torch it runs eagerly, without gradients.
 
     Args:
         function: takes arrays, reads and writes Keras variables, returns nothing.
-        model: tells the strategy.
+        model: its strategy is used.
         writes: every variable that `function` writes.
         reads: the variables that it only reads.
     """
@@ -91,10 +90,10 @@ def _tensorflow_update(
 
 
 def _flat_call(concrete: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
-    """Calls a traced function that returns nothing with what it was traced for.
+    """Returns a fast call of a traced function that returns nothing.
 
-    Choosing among traces, and matching arguments and the variables' handles with its
-    signature, would be a good part of an update: here both are done once.
+    Selecting a trace and matching arguments and variables with its signature would take a large
+    part of an update; here this is done once.
     """
     import tensorflow as tf
 
@@ -129,7 +128,7 @@ def _jax_update(
 
     step = jax.jit(pure, donate_argnums=0)
     held, put = _around_scopes()
-    # What is donated must be owned: a new buffer may still be the model's own array.
+    # Donated arrays must be owned: a new buffer may still be the model's own array.
     assign(writes, values(writes))
 
     def run(*args: Any) -> None:
@@ -141,10 +140,10 @@ def _jax_update(
 
 
 def _around_scopes() -> tuple[Callable[[Sequence[Any]], list[Any]], Callable[[Any, Any], None]]:
-    """How to read many and to write one variable on JAX outside of all Keras' scopes.
+    """Returns functions that read many variables and write one on JAX outside Keras' scopes.
 
-    `value` and `assign` look for scopes and check shapes, which for ResNet-34's hundred
-    variables is a good part of an update.  Variables of Flax's NNX hide their arrays otherwise.
+    `value` and `assign` look for scopes and check shapes, which takes a large part of an update for
+    ResNet-34's hundred variables.  Variables of Flax's NNX store their arrays differently.
     """
     is_nnx_enabled = getattr(keras.config, "is_nnx_enabled", None)
     if is_nnx_enabled is not None and is_nnx_enabled():

@@ -17,8 +17,8 @@ def value_and_gradient(function: Callable[..., Any]) -> Callable[..., tuple[Any,
         function: pure; differentiated with respect to its first argument, a list of arrays.
 
     Returns:
-        a function of the same arguments; an array that the scalar does not depend on has
-        a gradient of zeros.
+        a function of the same arguments; the gradient is zero for an array on which the scalar does
+        not depend.
     """
     if name() == "tensorflow":
         import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Where a model lives: its devices, their memory, and the replicas of `tf.distribute`."""
+"""The devices of a model, their memory, and the replicas of `tf.distribute`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tf_lrtraj.backend.tensors import name
 
 
 def has_float64() -> bool:
-    """Whether variables can be float64 where the model lives."""
+    """Returns whether variables can be float64 on the model's devices."""
     if name() == "jax":
         import jax
 
@@ -27,7 +27,7 @@ def has_float64() -> bool:
 
 
 def free_memory() -> int | None:
-    """Bytes that new variables can take where the model lives; None where that is not known."""
+    """Returns the free bytes for new variables on the model's devices; None if unknown."""
     if name() == "torch":
         import torch
 
@@ -41,7 +41,7 @@ def free_memory() -> int | None:
         if device.platform == "cpu":
             return memory.free()
         known = device.memory_stats() or {}
-        # Weights may be spread over all the devices.
+        # Weights may be sharded over all devices.
         free = known.get("bytes_limit", 0) - known.get("bytes_in_use", 0)
         return free * jax.local_device_count() if "bytes_limit" in known else None
     import tensorflow as tf
@@ -51,20 +51,21 @@ def free_memory() -> int | None:
 
 
 def strategy_of(model: Any) -> Any:
-    """The `tf.distribute` strategy `model` was built under; None on other backends."""
+    """Returns the `tf.distribute` strategy under which `model` was built; None on other
+    backends."""
     return getattr(model, "distribute_strategy", None) if name() == "tensorflow" else None
 
 
 def strategy_scope(model: Any) -> Any:
-    """The scope in which variables that live beside `model`'s must be created."""
+    """Returns the scope in which variables placed like `model`'s must be created."""
     strategy = strategy_of(model)
     return strategy.scope() if strategy is not None else contextlib.nullcontext()
 
 
 def compiled_on_replicas(function: Callable[..., Any], model: Any) -> Callable[..., Any]:
-    """Compiles a function that every replica of the model's strategy runs on its share.
+    """Compiles a function that every replica of the model's strategy runs on its part of the data.
 
-    TensorFlow only.  What the first replica here returns is returned.
+    TensorFlow only.  It returns the value of the first local replica.
     """
     import tensorflow as tf
 
@@ -81,7 +82,8 @@ def compiled_on_replicas(function: Callable[..., Any], model: Any) -> Callable[.
 
 
 def is_distributed(data: Any) -> bool:
-    """Whether a data set hands every replica its share (`experimental_distribute_dataset`)."""
+    """Returns whether a data set is distributed over replicas
+    (`experimental_distribute_dataset`)."""
     if name() != "tensorflow":
         return False
     import tensorflow as tf
@@ -90,7 +92,7 @@ def is_distributed(data: Any) -> bool:
 
 
 def sum_over_replicas(arrays: Any) -> Any:
-    """The sum of a nest of arrays over the replicas; to be called on a replica."""
+    """Returns the sum of nested arrays over the replicas; call it on a replica."""
     if name() != "tensorflow":
         return arrays
     import tensorflow as tf

@@ -1,4 +1,4 @@
-"""The forward pass of a model with given weights, which leaves its variables as they are."""
+"""The forward pass of a model with given weights, which does not change its variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import keras
 def given_weights(
     model: Any, trainable: Sequence[Any], non_trainable: Sequence[Any]
 ) -> Iterator[Any]:
-    """A block in which `model` has the given weights, and in which no variable changes.
+    """Gives `model` other weights inside a block, in which no variable changes.
 
     Args:
         model: a built Keras model.
@@ -21,7 +21,7 @@ def given_weights(
         non_trainable: values in the order of `model.non_trainable_variables`.
 
     Yields:
-        a `keras.StatelessScope`, which tells the values that variables have by then.
+        a `keras.StatelessScope`, which holds the updated values of variables.
     """
     mapping = [
         *zip(model.trainable_variables, trainable, strict=True),
@@ -38,13 +38,13 @@ def forward(
     inputs: Any,
     training: bool,
 ) -> tuple[Any, list[Any]]:
-    """The model's outputs with the given weights, leaving its own variables untouched.
+    """Computes the model's outputs with the given weights, without changing its variables.
 
     Args:
         model, trainable, non_trainable: as in `given_weights`.
         inputs: a batch, or a nest of arrays for models with several inputs.
-        training: whether batch norm uses batch statistics and dropout is on.  Keras hands
-            it on to the layers inside, also where the model's `call` has no such argument.
+        training: whether batch norm uses batch statistics and dropout is on. Keras passes it to the
+            layers even if the model's `call` has no such argument.
 
     Returns:
         (outputs, the values the non-trainable variables would have afterwards).

@@ -1,6 +1,6 @@
 """The layers of a model: listing them, and intercepting their calls inside a `with` block.
 
-A compiled function keeps the handlers that were in force when it was traced.
+A compiled function keeps the handlers that were active when it was traced.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-# (the layer, its own `call`, the arguments it was given by name) → what the call returns.
+# (the layer, its own `call`, its arguments by name) → the result of the call.
 Handler = Callable[[Any, Callable[..., Any], inspect.BoundArguments], Any]
 
 
 def layers_of(model: Any, *, itself: bool = False) -> list[Any]:
-    """Every layer inside a model, nested ones included; with `itself` the model as well."""
+    """Returns all layers inside a model, including nested ones; with `itself` also the model."""
     return list(model._flatten_layers(include_self=itself, recursive=True))
 
 
 class _Handlers(threading.local):
-    """Handlers in force in this thread, the innermost last; others may be using the model."""
+    """The active handlers of this thread, the innermost last."""
 
     def __init__(self) -> None:
         self.stack: list[dict[int, Handler]] = []
@@ -30,14 +30,14 @@ class _Handlers(threading.local):
 
 _handlers = _Handlers()
 _lock = threading.Lock()
-_tapped: dict[int, int] = {}  # layer → how many blocks go on, in all threads
+_tapped: dict[int, int] = {}  # layer → number of active blocks in all threads
 
 
 @contextlib.contextmanager
 def intercepted(handlers: Mapping[Any, Handler]) -> Iterator[None]:
-    """Hands every call of the given layers in this thread to a handler inside a `with` block.
+    """Passes every call of the given layers in this thread to a handler inside a `with` block.
 
-    Of nested blocks the innermost that names a layer has its calls.
+    In nested blocks the innermost one that names a layer receives its calls.
 
     Args:
         handlers: layer → handler.

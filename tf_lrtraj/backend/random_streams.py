@@ -12,9 +12,9 @@ import numpy as np
 
 @contextlib.contextmanager
 def random_streams_kept() -> Iterator[None]:
-    """Leaves the global streams of Python, NumPy and torch as they were before the block.
+    """Restores the global random streams of Python, NumPy and torch after the block.
 
-    Reading a shuffled data set draws from them.
+    Reading a shuffled data set advances them.
     """
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (users' code has it)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Arrays of the Keras backend that runs: `tf.Tensor`, `jax.Array` or `torch.Tensor`."""
+"""Arrays of the current Keras backend: `tf.Tensor`, `jax.Array` or `torch.Tensor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def name() -> str:
-    """The Keras backend in use: `"tensorflow"`, `"jax"` or `"torch"`."""
+    """Returns the name of the current Keras backend: `"tensorflow"`, `"jax"` or `"torch"`."""
     return keras.backend.backend()
 
 
@@ -43,7 +43,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def unconverted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose Python code TensorFlow traces as it is, as Keras has models traced."""
+    """Returns the function without AutoGraph conversion, as Keras traces models."""
     if name() != "tensorflow":
         return function
     import tensorflow as tf
@@ -52,7 +52,7 @@ def unconverted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_tracing() -> bool:
-    """Whether a function is being traced, which runs its Python code once only."""
+    """Returns whether a function is being traced, which runs its Python code only once."""
     if name() == "tensorflow":
         import tensorflow as tf
 
@@ -81,25 +81,25 @@ def outside_of_graphs() -> Iterator[bool]:
 
 
 def to_numpy(arrays: Sequence[Any]) -> list[np.ndarray]:
-    """Host copies of backend tensors."""
+    """Returns host copies of backend tensors."""
     return [np.array(keras.ops.convert_to_numpy(array)) for array in arrays]
 
 
 def scalars(array: np.ndarray) -> Any:
-    """A small array in the form in which compiled updates take coefficients.
+    """Returns a small array in the form of the coefficients of compiled updates.
 
-    On torch it stays on the host: reading it back from a device would wait for all work there.
+    On torch it stays on the host, because reading it from a device would wait for all its work.
     """
     return array if name() == "torch" else keras.ops.convert_to_tensor(array)
 
 
 def is_complex(dtype: Any) -> bool:
-    """Whether a dtype is of complex numbers."""
+    """Returns whether a dtype is complex."""
     return keras.backend.standardize_dtype(dtype).startswith("complex")
 
 
 def is_one(share: Any, dtype: str) -> Any:
-    """Whether shares are 1 in the real numbers of a dtype (complex ones have no order)."""
+    """Returns whether shares are 1 in the real dtype of a dtype (complex numbers have no order)."""
     real = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
     return keras.ops.cast(share, real) >= 1.0
 
@@ -115,11 +115,11 @@ def weighted_sum(weights: Any, arrays: Any) -> Any:
 
 
 def all_finite(arrays: Sequence[Any]) -> bool:
-    """Whether every number of some arrays is finite."""
+    """Returns whether all numbers of arrays are finite."""
     if not arrays:
         return True
     finite = np.isfinite(to_numpy([_compiled_sums()(list(arrays))])[0])
-    # A sum may be too large where no number is.
+    # A sum may overflow although every number is finite.
     suspects = [array for array, sound in zip(arrays, finite, strict=True) if not sound]
     return all(bool(np.all(np.isfinite(_wide(array)))) for array in suspects)
 
@@ -130,11 +130,11 @@ def _wide(array: Any) -> np.ndarray:
 
 
 def fingerprints(arrays: Sequence[Any]) -> Any:
-    """[n] integers, the wrapped sum of the bits of each array: if one number changes, it does."""
+    """Returns [n] integers, the wrapped sum of the bits of each array, to detect changes."""
     return to_numpy([_compiled_fingerprints()(list(arrays))])[0] if arrays else np.zeros(0, int)
 
 
-# One function for all models, so that nothing is compiled twice.
+# One function for all models, so that it is compiled once.
 @functools.cache
 def _compiled_fingerprints() -> Callable[..., Any]:
     return compiled(lambda arrays: keras.ops.stack([_sum_of_bits(_real(a)) for a in arrays]))

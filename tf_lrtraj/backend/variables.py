@@ -11,12 +11,12 @@ import numpy as np
 
 from tf_lrtraj.backend.tensors import fingerprints, is_one, name, to_numpy
 
-# Columns of several averages that torch updates together on a CPU.
+# Columns of several averages that torch updates at a time on a CPU.
 _COLUMNS = 1 << 20
 
 
 def values(variables: Sequence[Any]) -> list[Any]:
-    """Current values of Keras variables as backend tensors (no copy is promised)."""
+    """Returns the values of Keras variables as backend tensors, which may share their memory."""
     if name() == "torch":
         return [tensor_of(variable).detach() for variable in variables]
     if name() == "tensorflow":
@@ -27,23 +27,23 @@ def values(variables: Sequence[Any]) -> list[Any]:
 
 
 def tensor_of(variable: Any) -> Any:
-    """The tensor a variable holds on torch or JAX.
+    """Returns the tensor of a variable on torch or JAX.
 
-    `variable.value` first looks for scopes that would replace or cast it, which for
-    ResNet-34's hundred variables is a good part of an update.
+    `variable.value` first looks for scopes that would replace or cast it, which takes a large part
+    of an update for ResNet-34's hundred variables.
     """
     return variable.value if variable._value is None else variable._value
 
 
 def replicas_of(variable: Any) -> tuple[Any, ...]:
-    """The TensorFlow variables of each local replica, empty for one that is not replicated."""
+    """Returns the TensorFlow variables of each local replica; empty if it is not replicated."""
     return tuple(getattr(variable.value, "values", None) or ())
 
 
 def synchronized(model: Any) -> Any:
-    """Returns a model whose variables hold their values.
+    """Returns the model after its variables have received their current values.
 
-    While one of Keras' loops runs on JAX, the values are elsewhere.
+    During Keras' loops on JAX, the values are not in the variables.
     """
     sync = getattr(model, "jax_state_sync", None)
     if sync is not None:
@@ -52,7 +52,7 @@ def synchronized(model: Any) -> Any:
 
 
 def steps_of(optimizer: Any) -> int:
-    """How often a Keras optimizer has moved weights."""
+    """Returns the number of updates of weights that a Keras optimizer has made."""
     count = optimizer.iterations  # with gradient accumulation a tensor, otherwise a variable
     if isinstance(count, keras.Variable):
         # A variable of several replicas cannot be made an integer directly.
@@ -60,26 +60,26 @@ def steps_of(optimizer: Any) -> int:
     return int(to_numpy([count])[0])
 
 
-class _Itself:
-    """Equal to another of these only while both are of one array that still exists."""
+class _Identity:
+    """Equal to another one only if both refer to the same array and it still exists."""
 
     def __init__(self, array: Any) -> None:
         self._reference = weakref.ref(array)
 
     def __eq__(self, other: object) -> bool:
         array = self._reference()
-        return isinstance(other, _Itself) and array is not None and other._reference() is array
+        return isinstance(other, _Identity) and array is not None and other._reference() is array
 
     __hash__ = None  # type: ignore[assignment]
 
 
 def versions(variables: Sequence[Any]) -> list[Any]:
-    """A mark for each Keras variable that differs once the variable has been written to.
+    """Returns a version for each Keras variable, which changes when the variable is written.
 
-    On TensorFlow only if a number changed.
+    On TensorFlow it changes only if a number changed.
     """
     if name() == "jax":  # an array never changes
-        return [_Itself(variable.value) for variable in variables]
+        return [_Identity(variable.value) for variable in variables]
     if name() == "torch":
         tensors = [tensor_of(variable) for variable in variables]
         return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
@@ -92,7 +92,7 @@ def hold_values(variables: Sequence[Any]) -> bool:
 
 
 def holds(variable: Any, array: Any) -> bool:
-    """Whether a Keras variable is known to hold this very array, so that assigning it is idle."""
+    """Returns whether a Keras variable holds this very array, so that assigning is not needed."""
     if name() == "torch":
         own = tensor_of(variable)
         same = getattr(array, "data_ptr", lambda: None)() == own.data_ptr()
@@ -102,8 +102,8 @@ def holds(variable: Any, array: Any) -> bool:
 
 def assign(variables: Sequence[Any], arrays: Sequence[Any]) -> None:
     """Assigns copies of arrays to Keras variables, casting to each variable's dtype."""
-    # On JAX a variable keeps the very array it is given, and Keras' compiled steps
-    # donate the model's arrays: one shared with an average would be deleted with them.
+    # On JAX a variable keeps the very array that is assigned, and Keras' compiled steps donate the
+    # model's arrays: one shared with an average would be deleted with them.
     shared = name() == "jax"
     for variable, array in zip(variables, arrays, strict=True):
         if _assigned_by_handle(variable, array):
@@ -113,11 +113,12 @@ def assign(variables: Sequence[Any], arrays: Sequence[Any]) -> None:
 
 
 def _assigned_by_handle(variable: Any, array: Any) -> bool:
-    """Assigns a tensor to a single, eager TensorFlow variable; False if it is not that simple.
+    """Assigns a tensor to a single, eager TensorFlow variable; returns False in other cases.
 
-    Keras' and TensorFlow's own ways take ten times as long as the operation.
-    The variable then shares the tensor's memory, as with any assignment in TensorFlow: what
-    writes to a variable in place copies the memory first if it is shared.
+    The methods of Keras and TensorFlow take ten times as long as this operation.
+
+    The variable then shares the tensor's memory, as after any assignment in TensorFlow.  Operations
+    that write to a variable in place copy shared memory first.
     """
     if name() != "tensorflow":
         return False
@@ -138,16 +139,15 @@ def _assigned_by_handle(variable: Any, array: Any) -> bool:
 
 
 def assign_row(variable: Any, index: Any, row: Any, *, or_nowhere: bool = False) -> None:
-    """Writes `variable[index] = row` for a scalar integer `index`, in place where it can be.
+    """Writes `variable[index] = row` for a scalar integer `index`, in place if possible.
 
-    A ring buffer of a hundred copies of the weights must not be rewritten whole
-    to change one of them.
+    A ring buffer of a hundred copies of the weights must not be rewritten to change one of them.
 
     Args:
         variable: a Keras variable.
-        index: which row.
-        row: what to write there.
-        or_nowhere: `index` may be -1, and then nothing is written.
+        index: the index of the row.
+        row: its new value.
+        or_nowhere: allow `index` = -1, for which nothing is written.
     """
     if name() == "tensorflow":
         import tensorflow as tf
@@ -171,7 +171,7 @@ def assign_row(variable: Any, index: Any, row: Any, *, or_nowhere: bool = False)
             variable.value.detach()[int(index)] = row.detach()
     else:
         value = variable.value
-        if or_nowhere:  # JAX drops what it is told to write outside, but -1 is its last row
+        if or_nowhere:  # JAX ignores writes out of range, but -1 is its last row
             index = keras.ops.where(index < 0, value.shape[0], index)
         variable.assign(value.at[index].set(row, mode="drop"))
 
@@ -179,7 +179,7 @@ def assign_row(variable: Any, index: Any, row: Any, *, or_nowhere: bool = False)
 def mix(variables: Sequence[Any], arrays: Sequence[Any], share: Any) -> None:
     """Moves each variable towards an array of its dtype: `v + share * (a - v)`.
 
-    This form does not stall where `share` is small, and a share of 1 copies to the bit.
+    This form does not stall for a small `share`, and a share of 1 copies exactly.
 
     Args:
         variables: Keras variables.
@@ -200,7 +200,7 @@ def mix(variables: Sequence[Any], arrays: Sequence[Any], share: Any) -> None:
 
 
 def mix_rows(variables: Sequence[Any], arrays: Sequence[Any], shares: Any) -> None:
-    """`mix` for variables of shape [rows, …], each row towards the same array by its own share.
+    """Applies `mix` to variables of shape [rows, …]: each row moves to the same array by its share.
 
     Args:
         variables: Keras variables.
@@ -225,7 +225,7 @@ def _mix_rows_on_torch(variables: Sequence[Any], arrays: Sequence[Any], shares: 
     parts: dict[Any, Any] = {}  # the shares as a tensor, made once for all variables alike
     for variable, array in zip(variables, arrays, strict=True):
         tensor = tensor_of(variable)
-        if len(active) < len(shares):  # no pass over the rows that stay as they are
+        if len(active) < len(shares):  # no pass over unchanged rows
             for row in active:
                 tensor[row].lerp_(array, float(shares[row]))
             continue
@@ -236,7 +236,7 @@ def _mix_rows_on_torch(variables: Sequence[Any], arrays: Sequence[Any], shares: 
         if array.numel() <= _COLUMNS or tensor.device.type != "cpu":
             tensor.lerp_(array, parts[kind][0])
             continue
-        # So much of the source stays in a cache for all rows.
+        # This part of the source stays in a cache for all rows.
         rows, source = tensor.view(len(shares), -1), array.reshape(-1)
         pieces = zip(rows.split(_COLUMNS, dim=1), source.split(_COLUMNS), strict=True)
         for piece, towards in pieces:
@@ -244,10 +244,10 @@ def _mix_rows_on_torch(variables: Sequence[Any], arrays: Sequence[Any], shares: 
 
 
 def backup(variables: Sequence[Any]) -> Callable[[], None]:
-    """Copies the values of Keras variables and returns a function that puts them back to the bit.
+    """Copies the values of Keras variables and returns a function that restores them exactly.
 
-    Every replica's own value is kept: batch-norm statistics that are not
-    synchronised differ from replica to replica.
+    The value of every replica is kept, because batch-norm statistics that are not synchronised
+    differ between replicas.
     """
     if name() == "tensorflow":
         import tensorflow as tf
@@ -255,8 +255,8 @@ def backup(variables: Sequence[Any]) -> Callable[[], None]:
         parts = [
             part for variable in variables for part in replicas_of(variable) or [variable.value]
         ]
-        # The operations themselves: TensorFlow's methods around them take ten times as long.
-        # What is read shares the variable's memory; whatever writes there in place copies first.
+        # The operations themselves: TensorFlow's methods around them take ten times as long. A
+        # value read shares the variable's memory; operations that write in place copy first.
         handles = [part.handle for part in parts]
         kept = [
             tf.raw_ops.ReadVariableOp(resource=handle, dtype=part.dtype)

@@ -1,8 +1,7 @@
-"""When training moves the weights of a model: what callbacks that follow a training go by.
+"""Detects when training changes the weights of a model, for callbacks that count updates.
 
-An optimizer counts its steps, but not every training steps through `model.optimizer`: a
-`train_step` may use several optimizers, or one that Keras does not know.  Then the weights
-themselves tell.
+An optimizer counts its steps, but not every training uses `model.optimizer`: a `train_step` may use
+several optimizers, or one that Keras does not know.  In these cases changes of the weights count.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tf_lrtraj.backend.layer_calls import layers_of
 
 
 def check_model(model: Any, name: str) -> None:
-    """Raises ValueError for what is no model of the Keras that runs; `name` is who needs it."""
+    """Raises ValueError if `model` is not a Keras model; `name` is the object that needs one."""
     if not isinstance(model, keras.Layer):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         raise ValueError(
@@ -37,7 +36,7 @@ def check_built(model: Any, name: str) -> None:
 
 
 def is_built(model: Any) -> bool:
-    """Whether a model has its weights."""
+    """Returns whether a model has its weights."""
     return bool(model.built and model.weights)
 
 
@@ -58,13 +57,13 @@ def check_trainable(model: Any, callback: Any) -> None:
 
 
 def steps_made(model: Any) -> int:
-    """The steps that the model's own optimizer has made; 0 without one."""
+    """Returns the number of steps of the model's own optimizer; 0 without one."""
     optimizer = getattr(model, "optimizer", None)
     return 0 if optimizer is None else backend.steps_of(optimizer)
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """The Keras optimizers that can be reached from a model.
+    """Returns the Keras optimizers that can be reached from a model.
 
     They are the compiled one, and those that the model or one of its layers holds as an
     attribute, alone or in a list, a tuple or a dict.
@@ -77,7 +76,8 @@ def optimizers_of(model: Any) -> list[Any]:
 
 
 def held_by(owner: Any) -> list[Any]:
-    """What an object holds as attributes, alone or in a list, a tuple or a dict."""
+    """Returns the attributes of an object, and the members of lists, tuples and dicts among
+    them."""
     found: list[Any] = []
     for value in vars(owner).values():
         value = list(value.values()) if isinstance(value, dict) else value
@@ -86,42 +86,42 @@ def held_by(owner: Any) -> list[Any]:
 
 
 class Standing(NamedTuple):
-    """Where a training stands.
+    """The state of a training.
 
     Attributes:
         counts: weak reference to each optimizer → the steps it has made.
-        bits: id of each trainable variable → a sum over the bits of its numbers, which tells
-            whether one of them has moved.
+        bits: id of each trainable variable → the sum over the bits of its numbers, to detect
+            changes.
     """
 
     counts: dict[Any, int]
     bits: dict[int, int]
 
     def same_weights(self, other: Standing) -> bool:
-        """Whether no weight that is trainable in both has moved between the two."""
+        """Returns whether no weight that is trainable in both states differs between them."""
         common = self.bits.keys() & other.bits.keys()
         return bool(common) and all(self.bits[key] == other.bits[key] for key in common)
 
     def steps_since(self, other: Standing) -> int:
-        """The most steps any one optimizer made after `other`; 0 if none did."""
+        """Returns the largest number of steps that one optimizer made after `other`."""
         pairs = [(count, other.counts.get(key, 0)) for key, count in self.counts.items()]
         return max((new - old for new, old in pairs if new > old), default=0)
 
     def same_optimizers(self, other: Standing) -> bool:
-        """Whether both know the same optimizers."""
+        """Returns whether both states have the same optimizers."""
         return self.counts.keys() == other.counts.keys()
 
 
 class UpdateCounter:
-    """Tells in which batches of a training the weights moved.
+    """Finds the batches of a training in which the weights changed.
 
-    The steps counted by the optimizers that can be reached from the model decide, so micro-steps
-    of gradient accumulation and steps that loss scaling skips are no updates.  Where no optimizer
-    counts, a batch after which a weight differs is one update, and a warning says so once.
+    It uses the step counts of the optimizers that can be reached from the model, so micro-steps of
+    gradient accumulation and steps that loss scaling skips are not updates.  If no optimizer
+    counts, every batch that changes a weight is one update, and a warning says so once.
 
     Args:
         model: a built Keras model.
-        name: who asks, for warnings.
+        name: the object that counts, for warnings.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -132,24 +132,24 @@ class UpdateCounter:
         self.restart()
 
     def restart(self) -> None:
-        """Takes the training up where the model stands."""
+        """Starts from the current state of the model."""
         self._own_step = _has_own_train_step(self.model)
         self._last = self.standing()
-        self._watching = True  # whether `_last.bits` are those of the batch before
+        self._watching = True  # whether `_last.bits` are those of the previous batch
         self._counted = self._missed = False
         before = self._first_step + self._moves
         self._first_step = max([before, *self._last.counts.values()])
         self._moves = 0
 
     def start_epoch(self) -> None:
-        """Takes the counts as they are; to be called when an epoch begins.
+        """Reads the counts again; call it when an epoch begins.
 
-        Where data end before Keras knew they would, TensorFlow counts a step that is not made.
+        If data end unexpectedly, TensorFlow counts a step that was not made.
         """
         self._last = Standing(self._counts(), self._last.bits)
 
     def standing(self) -> Standing:
-        """Where the training stands now."""
+        """Returns the current state of the training."""
         self._optimizers = optimizers_of(self.model)
         return Standing(self._counts(), self._bits())
 
@@ -162,13 +162,14 @@ class UpdateCounter:
         return {id(v): int(bits) for v, bits in zip(variables, found, strict=True)}
 
     def moved(self) -> bool:
-        """Whether the weights have moved since the last call; to be asked after every batch."""
+        """Returns whether the weights have changed since the last call; call it after every
+        batch."""
         before, watching = self._last, self._watching
         now = Standing(self._counts(), before.bits)
         steps = now.steps_since(before)
         self._counted = self._counted or steps > 0
         self._missed = self._missed or (self._own_step and not steps)
-        # Optimizers that count every move leave nothing to look for.
+        # If optimizers count every change, the weights need not be compared.
         self._watching = self._missed or not self._counted
         if self._watching or (watching and not steps):
             now = now._replace(bits=self._bits())
@@ -197,21 +198,22 @@ class UpdateCounter:
 
     @property
     def is_known(self) -> bool:
-        """Whether `step` is known from the model alone, also in a process that goes on."""
+        """Whether `step` is known from the model alone, also in a resumed process."""
         return not self._own_step or any(self._last.counts.values())
 
     @property
     def step(self) -> int:
         """The number of the optimizer step that the training has reached.
 
-        The count of `model.optimizer` where that optimizer trains the model; otherwise the
-        number of batches that moved the weights, from the largest count at the start on.
+        The count of `model.optimizer` if it trains the model; otherwise the largest count at the
+        start plus the number of batches that changed the weights.
         """
         return steps_made(self.model) or self._first_step + self._moves
 
 
 class StepCallback(keras.callbacks.Callback):
-    """Calls `at_step` before the first step of a `fit` and after every one that moves weights."""
+    """Calls `at_step` before the first step of a `fit` and after every step that changes
+    weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,8 +236,8 @@ class StepCallback(keras.callbacks.Callback):
         if self._begun:
             return
         self._begun = True
-        # Only now: BackupAndRestore brings an earlier step back when training begins, and
-        # may stand later in the list of callbacks.
+        # Not earlier: BackupAndRestore restores a step when training begins, and may come later #
+        # in the list of callbacks.
         model = self.model
         if self.counter is None or self.counter.model is not model:
             self.counter = UpdateCounter(model, type(self).__name__)
@@ -246,13 +248,13 @@ class StepCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         model = self.model  # on JAX this brings the variables up to date
         assert self.counter is not None and self.counter.model is model
-        # Gradient accumulation and skipped steps leave the weights as they were.
+        # Gradient accumulation and skipped steps do not change the weights.
         if self.counter.moved():
             self.at_step(self.counter.step)
 
 
 def _has_own_train_step(model: Any) -> bool:
-    """Whether the training step, or the function that runs it, is not Keras' own."""
+    """Returns whether the class overrides the training step or the function that runs it."""
     for name in ("train_step", "make_train_function"):
         method = getattr(model, name, None)
         if not str(getattr(method, "__module__", "keras.")).startswith("keras."):

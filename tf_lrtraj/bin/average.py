@@ -1,6 +1,6 @@
-r"""Builds averages of a run afterwards, from its snapshots, and advises which one to take.
+r"""Builds averages from the snapshots of a run or from weight files, and recommends one.
 
-Any kernel, any number of them, in one pass over the files:
+Averages of snapshots, in one pass over the files:
 
   lrtraj-average --workdir=runs/digits --kernel=ema:0.99 --kernel=swa:start=500 --evaluate
   lrtraj-average --workdir=runs/digits --kernel=window:200,every=20 --kernel=two_point:100 \
@@ -8,39 +8,41 @@ Any kernel, any number of them, in one pass over the files:
   lrtraj-average --workdir=runs/digits --kernel='{"kernel": "Exponential", "decay": 0.99}' \
       --export=averages/
 
-A kernel is a short name (ema:DECAY, swa:START, window:LENGTH, two_point:GAP, power:…; further
-arguments by name after commas), a call such as "Uniform(start=500)", or JSON.  NAME=KERNEL
-gives the average a name.  Kernels count updates, as during training, and --per=snapshot
-makes them count snapshots.  Each average is exact where every iterate it needs is a snapshot;
-otherwise weight between snapshots goes to the two around it, and the error is estimated.
+A kernel is a short name (ema:DECAY, swa:START, window:LENGTH, two_point:GAP, power:EXPONENT, with
+further arguments by name after commas), a call such as "Uniform(start=500)", or JSON.
+NAME=KERNEL gives the average a name.  The lengths in kernels count updates, as during training;
+with --per=snapshot they count snapshots.  An average is exact if every iterate it needs is a
+snapshot.  Otherwise the weight of an iterate between two snapshots is divided between them, and
+the error is estimated.
 
-A schedule the run did not have, emulated by weights on its snapshots:
+A schedule that the run did not have, emulated by an average of its snapshots:
 
   lrtraj-average --workdir=runs/digits --schedule=linear:200 --evaluate
   lrtraj-average --workdir=runs/digits --schedule='{"rate": "Cosine", "start": 0.5, "steps": 810}'
 
-linear:200, cosine:200 and one_minus_sqrt:200 fall from the run's rate over the last 200 updates.
+linear:200, cosine:200 and one_minus_sqrt:200 decay from the run's rate to 0 over the last 200
+updates.
 
-Which average is best?  Measured on few single snapshots and pairs, predicted for all:
+The best average, predicted for all averages from measurements of few snapshots and pairs:
 
   lrtraj-average --workdir=runs/digits --advise
   lrtraj-average --workdir=runs/digits --advise --advise_examples=4000 --advise_held_out=test \
       --verify=24
 
-The cost is printed first.  Measured losses are kept in WORKDIR/advice, so an interrupted advice
-goes on where it stopped.
+The program prints the cost first.  Measured losses are kept in WORKDIR/advice, so the same command
+resumes an interrupted measurement.
 
-A Keras model of your own, with snapshots by tf_lrtraj.averaging.SnapshotRecorder:
+Your own Keras model, with snapshots from tf_lrtraj.averaging.SnapshotRecorder:
 
   lrtraj-average --snapshots=DIR --model=FILE.keras --data=FILE.npz --kernel=ema:0.999 --evaluate
 
-FILE.npz holds x (and y, for losses); batch-norm statistics are recomputed on x, or on the x of
---batch_norm_data=OTHER.npz.  --import=MODULE imports a module that registers layers of your own
+FILE.npz holds x and, for losses, y; batch-norm statistics are recomputed on x, or on the x of
+--batch_norm_data=OTHER.npz.  --import=MODULE imports a module that registers your own layers
 with Keras.
 
-Weight files that exist (.keras, .weights.h5, or .npz of arrays) are averaged too: all alike, by
-a kernel with the files in order as iterates, or greedily, best first, each if a held-out metric
-gets no worse:
+Weight files (.keras, .weights.h5, or .npz of arrays) are averaged with equal weights, with a
+kernel whose iterates are the files in order, or as a greedy soup: best first, adding each file
+that does not make a metric on --data worse:
 
   lrtraj-average --files a.keras b.keras c.weights.h5 --output=mean.keras \
       --batch_norm_data=train.npz
@@ -73,61 +75,87 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """Entry point of `lrtraj-average`."""
     # Defined here, because several programs share names of flags.
-    flags.DEFINE_string("workdir", None, "folder of a run that took snapshots")
-    flags.DEFINE_string("snapshots", None, "folder of snapshots, of a model of your own")
+    flags.DEFINE_string("workdir", None, "folder of a run with snapshots")
+    flags.DEFINE_string("snapshots", None, "folder of snapshots of your own model")
     flags.DEFINE_string("model", None, "with --snapshots: the .keras file of the model")
     flags.DEFINE_string("data", None, "with --snapshots: .npz file with x, and y for losses")
-    flags.DEFINE_string("batch_norm_data", None, ".npz file whose x batch norm is recomputed on")
-    flags.DEFINE_multi_string("import", [], "module to import, which registers layers of your own")
-    flags.DEFINE_list("files", [], "weight files to average, with those that follow")
-    flags.DEFINE_string("output", None, "--files: .keras, .weights.h5 or .npz file to write")
-    flags.DEFINE_string("soup", None, "--files: metric on --data by which files are chosen")
-    flags.DEFINE_enum("metric_mode", "auto", ["auto", "min", "max"], "--soup: which is better")
-    flags.DEFINE_multi_string("kernel", [], "an average to build; may be given several times")
-    flags.DEFINE_multi_string("schedule", [], "a schedule to emulate; may be given several times")
-    flags.DEFINE_enum("per", "update", ["update", "snapshot"], "what --kernel counts")
-    flags.DEFINE_float("curvature", 0.0, "curvature at which --schedule is exact", lower_bound=0)
-    flags.DEFINE_float("momentum", None, "momentum of the run; a workdir knows its own")
-    flags.DEFINE_string("base", None, "rates of the run, a number or FILE.csv; a workdir knows")
-    flags.DEFINE_integer(
-        "last", None, "step of the snapshot averages are taken at; the newest by default"
+    flags.DEFINE_string(
+        "batch_norm_data", None, ".npz file with x, on which batch norm is recomputed"
     )
-    flags.DEFINE_integer("first", None, "--advise: leave out older snapshots")
-    flags.DEFINE_bool("evaluate", False, "evaluate the averages and the raw weights")
-    flags.DEFINE_list("split", None, "--evaluate on these splits; the run's own by default")
+    flags.DEFINE_multi_string("import", [], "module to import, which registers your own layers")
+    flags.DEFINE_list("files", [], "weight files to average, as --files a.keras b.keras")
+    flags.DEFINE_string("output", None, "--files: .keras, .weights.h5 or .npz file to write")
+    flags.DEFINE_string(
+        "soup", None, "--files: metric on --data, such as accuracy, for a greedy soup"
+    )
+    flags.DEFINE_enum(
+        "metric_mode",
+        "auto",
+        ["auto", "min", "max"],
+        "--soup: whether a lower or a higher metric is better; auto: by its name",
+    )
+    flags.DEFINE_multi_string("kernel", [], "average to build, such as ema:0.99; may be repeated")
+    flags.DEFINE_multi_string(
+        "schedule", [], "schedule to emulate, such as linear:200; may be repeated"
+    )
+    flags.DEFINE_enum("per", "update", ["update", "snapshot"], "unit of the lengths in --kernel")
+    flags.DEFINE_float("curvature", 0.0, "curvature at which --schedule is exact", lower_bound=0)
+    flags.DEFINE_float("momentum", None, "momentum of the run; read from --workdir by default")
+    flags.DEFINE_string("base", None, "rates of the run, a number or FILE.csv; from --workdir")
     flags.DEFINE_integer(
-        "limit", None, "evaluate (on --advise_held_out too) only so many images", lower_bound=1
+        "last", None, "step at which averages end; that of the newest snapshot by default"
+    )
+    flags.DEFINE_integer("first", None, "--advise: step of the first snapshot to use")
+    flags.DEFINE_bool("evaluate", False, "evaluate the averages and the raw weights")
+    flags.DEFINE_list(
+        "split", None, "--evaluate: splits, such as test,train; the run's own by default"
+    )
+    flags.DEFINE_integer(
+        "limit",
+        None,
+        "number of images to evaluate, also on --advise_held_out; all by default",
+        lower_bound=1,
     )
     flags.DEFINE_enum(
         "batch_norm",
         None,
         ["recompute", "average", "copy"],
-        "batch-norm policy; the run's own by default. copy: of the last snapshot",
+        "batch-norm statistics: recomputed, averaged with the same weights, or those of the last "
+        "snapshot (copy); the run's policy by default",
     )
-    flags.DEFINE_string("export", None, "write each average there as a .keras model")
+    flags.DEFINE_string("export", None, "folder to write each average to, as a .keras model")
     flags.DEFINE_string("json", None, "also append the results to this .jsonl file")
-    flags.DEFINE_string("data_dir", None, "where the run's data lies, if it moved")
-    flags.DEFINE_bool("advise", False, "find the best average from few measurements")
-    flags.DEFINE_string("advise_split", "train", "--advise: the split losses are measured on")
-    flags.DEFINE_integer("advise_examples", 4000, "--advise: how many images of it", lower_bound=1)
+    flags.DEFINE_string("data_dir", None, "folder of the data set, if it has moved since the run")
+    flags.DEFINE_bool("advise", False, "predict the best average from few measurements")
+    flags.DEFINE_string("advise_split", "train", "--advise: split on which losses are measured")
+    flags.DEFINE_integer("advise_examples", 4000, "--advise: number of its images", lower_bound=1)
     flags.DEFINE_string(
-        "advise_held_out", None, "--advise: measure what is built on this split (.npz) too"
+        "advise_held_out",
+        None,
+        "--advise: second split (or .npz file) on which the built averages are measured too",
     )
     flags.DEFINE_enum(
         "advise_batch_norm",
         None,
         ["recompute", "average", "batch"],
-        "--advise: batch norm in measurements; batch: each batch's own statistics",
+        "--advise: batch-norm statistics of measurements; batch: those of each batch",
     )
-    flags.DEFINE_integer("advise_singles", 24, "--advise: single snapshots to measure")
-    flags.DEFINE_integer("advise_lags", 6, "--advise: distances of pairs to measure")
-    flags.DEFINE_integer("advise_pairs", 6, "--advise: pairs per distance")
-    flags.DEFINE_integer("advise_calibration", 3, "--advise: long averages to calibrate with")
+    flags.DEFINE_integer("advise_singles", 24, "--advise: number of single snapshots to measure")
+    flags.DEFINE_integer("advise_lags", 6, "--advise: number of lags of pairs")
+    flags.DEFINE_integer("advise_pairs", 6, "--advise: number of pairs per lag")
+    flags.DEFINE_integer(
+        "advise_calibration", 3, "--advise: number of long averages for calibration"
+    )
     flags.DEFINE_bool("advise_every_pair", False, "--advise: measure all pairs (few snapshots)")
     flags.DEFINE_integer(
-        "verify", 0, "--advise: also measure so many averages, to compare", lower_bound=0
+        "verify",
+        0,
+        "--advise: number of further averages to measure, to test the prediction",
+        lower_bound=0,
     )
-    flags.DEFINE_string("advise_dir", None, "--advise: where records go; WORKDIR/advice")
+    flags.DEFINE_string(
+        "advise_dir", None, "--advise: folder of its records; WORKDIR/advice by default"
+    )
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow the names of --files
     common.run_app(
         main,

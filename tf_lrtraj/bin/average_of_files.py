@@ -1,4 +1,4 @@
-"""`lrtraj-average --files`: averages of weight files that exist."""
+"""`lrtraj-average --files`: averages of weight files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHERS = (
 
 
 def check(options: Any, files: Sequence[str]) -> dict[str, np.ndarray]:
-    """{name: weights of the files}, empty for a soup; mistakes show here, before any work."""
+    """Checks the flags before any work; returns {name: weights of the files}, {} for a soup."""
     from tf_lrtraj.averaging.weight_files import check_ending
     from tf_lrtraj.runs import average_files, kernel_parsing
 
@@ -25,7 +25,7 @@ def check(options: Any, files: Sequence[str]) -> dict[str, np.ndarray]:
         if getattr(options, name):
             raise ValueError(f"--{name} does not go with --files. Try --help.")
     if len(options.kernel) > 1 or (options.kernel and options.soup):
-        raise ValueError("--files takes one --kernel=… or --soup=METRIC, or neither of them.")
+        raise ValueError("--files takes at most one of --kernel=… and --soup=METRIC.")
     if not (options.output or options.evaluate):
         raise ValueError("--files needs --output=FILE, --evaluate or both.")
     for path in files:
@@ -49,7 +49,7 @@ def check(options: Any, files: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def run(options: Any, files: Sequence[str]) -> None:
-    """Builds, evaluates and writes."""
+    """Builds, evaluates and writes the average."""
     averages = check(options, files)
     common.quiet_tensorflow()
     from tf_lrtraj.runs import average_files, average_run
@@ -65,7 +65,7 @@ def run(options: Any, files: Sequence[str]) -> None:
         average_run.read_arrays(options.data) if options.data else None,
     )
     if weight_files.model is None and options.output and not options.output.endswith(".npz"):
-        raise ValueError("--model=FILE.keras is needed to write anything else than .npz")
+        raise ValueError("--model=FILE.keras is needed to write a file other than .npz")
     if options.soup:
         soup = average_files.greedy_soup(
             weight_files, options.soup, options.metric_mode, lambda text: print(text, flush=True)

@@ -1,4 +1,4 @@
-"""`lrtraj-average --workdir` and `--snapshots`: averages of snapshots, and advice on them."""
+"""`lrtraj-average --workdir` and `--snapshots`: averages of snapshots, and the advisor."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def run(options: Any) -> None:
-    """Builds averages, or advises which one to take."""
+    """Builds averages, or recommends one."""
     _check(options)
-    # Everything a mistake can be found in comes before TensorFlow is loaded.
+    # All checks are made before TensorFlow is loaded.
     snapshots = _snapshots(options)
     config = read_config(options.workdir, options.data_dir) if options.workdir else None
     if options.advise:
@@ -39,16 +39,16 @@ def _check(options: Any) -> None:
         "either --workdir=… or --snapshots=… is needed. Try --help.": (
             bool(options.workdir) == own_model
         ),
-        "--model and --data go with --snapshots; a workdir knows its own.": options.workdir
+        "--model and --data go with --snapshots, not with --workdir.": options.workdir
         and (options.model or options.data or options.batch_norm_data),
         "--output and --soup go with --files; --export=DIR writes averages.": options.output
         or options.soup,
         "--evaluate, --export and --advise need --model=FILE.keras.": own_model
         and (wants_losses or options.export)
         and not options.model,
-        "--advise tries all averages itself; leave out --kernel and --schedule.": options.advise
+        "--advise considers all averages: leave out --kernel and --schedule.": options.advise
         and (options.kernel or options.schedule),
-        f"--advise does not use {', '.join('--' + name for name in unused)}: leave out. It has "
+        f"--advise does not use {', '.join('--' + name for name in unused)}: leave it out. It has "
         "--advise_split, --advise_held_out and --advise_batch_norm.": options.advise and unused,
         "--kernel=…, --schedule=… or --advise is needed. Try --help.": not (
             options.advise or options.kernel or options.schedule
@@ -73,7 +73,7 @@ def _snapshots(options: Any) -> Snapshots:
 
 
 def _target(options: Any, snapshots: Snapshots, config: dict[str, Any] | None) -> Target:
-    """What averages are put into: the run's model, or a custom one."""
+    """Returns the model of the averages: the run's, or a custom one."""
     from tf_lrtraj.runs import average_files, average_run
 
     if config is not None:
@@ -153,7 +153,7 @@ def _policy(options: Any, target: Target) -> str:
 
 
 def _export(options: Any, target: Target, name: str, weights: Any) -> str:
-    """Writes an average as a model, and returns a line that says where."""
+    """Writes an average as a model, and returns a line with its path."""
     folder = pathlib.Path(options.export)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.keras"

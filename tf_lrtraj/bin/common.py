@@ -1,7 +1,7 @@
-"""What the command-line programs share: checks of flags, errors in one line, a quiet start.
+"""Shared code of the command-line programs: checks of flags and one-line errors.
 
-A program is one file: its text for --help, `main`, and `run`, which defines the flags and calls
-`run_app` with what is wanted of them.
+A program is one file with its text for --help, `main`, and `run`, which defines the flags and
+calls `run_app`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 
 def fail(message: str, code: int = USAGE) -> NoReturn:
-    """Prints one clean error and exits."""
+    """Prints an error in one line and exits."""
     print(f"{program_name()}: error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def quiet_tensorflow() -> None:
-    """Says that the import begins, and keeps TensorFlow's own chatter off the terminal.
+    """Prints that the import begins, and hides TensorFlow's informational log messages.
 
-    To be called right before the import of TensorFlow or another backend of Keras.  Warnings and
-    errors still show, and `--verbosity=0` brings everything back.
+    Call it right before importing TensorFlow or another backend of Keras.  Warnings and errors are
+    still shown; `--verbosity=0` shows everything.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not flags.FLAGS["verbosity"].present:
@@ -48,11 +48,11 @@ def quiet_tensorflow() -> None:
 
 
 def need_tensorflow() -> None:
-    """Ends a program that trains or evaluates runs if Keras would run on another backend."""
+    """Ends the program if Keras is set to another backend than TensorFlow."""
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         fail(
-            "runs are made and evaluated on Keras' TensorFlow backend. Received: "
+            "runs are trained and evaluated on Keras' TensorFlow backend. Received: "
             f"KERAS_BACKEND={backend!r}. Unset it, or set it to 'tensorflow'."
         )
 
@@ -67,17 +67,17 @@ def run_app(
     arguments: bool = False,
     schema: Schema | None = None,
 ) -> None:
-    """Runs an absl program; what a user can mend is one line and an exit code, not a traceback.
+    """Runs an absl program; the user's errors give one line and an exit code, not a traceback.
 
     Args:
-        main: called with the arguments once the flags are checked; may return the exit code.
-        needs: flags that must be given.
-        reads, writes: flags that name files to read, and to write.
-        folders: flags that name folders to write into.
-        arguments: whether there may be arguments besides flags.
-        schema: of the configuration, which --help explains.
+        main: called with the arguments after the flags are checked; may return the exit code.
+        needs: flags that are required.
+        reads, writes: flags that name files to read and files to write.
+        folders: flags that name folders to write to.
+        arguments: whether arguments other than flags are allowed.
+        schema: schema of the configuration, which --help explains.
     """
-    for stream in (sys.stdout, sys.stderr):  # in place of an error where a terminal knows no "θ"
+    for stream in (sys.stdout, sys.stderr):  # no error if a terminal lacks "θ"
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
@@ -97,7 +97,7 @@ def run_app(
                     check(f"--{name}", getattr(flags.FLAGS, name))
         return main(argv)
 
-    _teach_help(main, schema)
+    _extend_help(main, schema)
     keep_freed_memory()
     with terminal.escaped_output(), clean_errors():
         _check_environment(sys.argv[1:])
@@ -106,10 +106,10 @@ def run_app(
 
 
 def _check_environment(args: Sequence[str]) -> None:
-    """Refuses at once what would fail when records and figures are written.
+    """Finds errors that would otherwise occur when records and figures are written.
 
     Raises:
-        ConfigError: for arguments that are not UTF-8, and an `MPLBACKEND` that Matplotlib refuses.
+        ConfigError: if arguments are not UTF-8, or Matplotlib refuses `MPLBACKEND`.
     """
     for arg in args:
         try:
@@ -131,7 +131,7 @@ def _check_environment(args: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-    """Inside, what a user can mend ends the program with one line, not a traceback."""
+    """Inside, the user's errors end the program with one line instead of a traceback."""
     try:
         yield
     except (ConfigError, RecordError) as error:
@@ -141,48 +141,48 @@ def clean_errors() -> Iterator[None]:
     except Diverged as error:
         fail(f"{error} Status 'diverged'; what was saved before is kept.", DIVERGED)
     except Interrupted as error:
-        fail(f"{error}. Run the same command again to go on.", RESUMABLE)
+        fail(f"{error}. Run the same command again to resume.", RESUMABLE)
     except Lost as error:
         fail(str(error), RESUMABLE)
-    except BrokenPipeError:  # the reader of the output has left
+    except BrokenPipeError:  # the reader of the output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except OSError as error:
         fail(_system_error(error), FAILED)
     except MemoryError as error:
-        fail(f"not enough memory: {error or 'ask for less at a time'}", FAILED)
+        fail(f"not enough memory: {error or 'reduce the sizes'}", FAILED)
     except Exception as error:
         from tf_lrtraj import data
 
-        reason = data.explain(error)  # a damaged file, met while training or measuring
+        reason = data.explain(error)  # a damaged file found during the work
         if reason is None:
             raise
         fail(f"{reason} Then run the same command again.", FAILED)
 
 
 def _system_error(error: OSError) -> str:
-    """One line for an error of the system: the path, what is wrong, and what to do."""
+    """Returns one line for an error of the system: the path, the fault and the remedy."""
     cause: BaseException | None = error
-    while cause is not None:  # a full disk fails clean-up too; the first failure is the one to tell
+    while cause is not None:  # on a full disk clean-up fails too; report the first failure
         if isinstance(cause, OSError) and cause.filename is not None:
             error = cause
-            # In place of another, as `naming` raises: it tells the file, not the temporary one.
+            # `naming` raises it in place of another: it names the file, not the temporary one.
             if cause.__cause__ is not None:
                 break
         cause = cause.__context__
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     text = f"{where}{error.strerror or configuration.first_line(error)}."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{text} Make room, and run the same command again: a run goes on where it was."
+        return f"{text} Free some space and run the same command again: a run resumes."
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{text} Choose another folder, or change its permissions."
     return text
 
 
-def _teach_help(main: Callable[[list[str]], Any], schema: Schema | None) -> None:
+def _extend_help(main: Callable[[list[str]], Any], schema: Schema | None) -> None:
     """Makes --help show the program's own text and flags, and the entries of its configuration.
 
-    absl takes them from `__main__`, which is a few lines where a console script starts the program.
+    absl reads them from `__main__`, which is not the program's module under a console script.
     """
     module, started = sys.modules[main.__module__], sys.modules["__main__"]
     entries = "" if schema is None else f"\nEntries of the configuration:\n\n{schema.help()}\n"
@@ -193,7 +193,7 @@ def _teach_help(main: Callable[[list[str]], Any], schema: Schema | None) -> None
 
 
 def make_strategy_or_fail(name: str, num_devices: int, tpu: str, **more: Any) -> Any:
-    """`training.strategies.make_strategy`, whose errors name the flag."""
+    """Calls `training.strategies.make_strategy`; its errors name the flag."""
     try:
         return make_strategy(name, num_devices, tpu, **more)
     except StrategyError as error:
@@ -201,7 +201,7 @@ def make_strategy_or_fail(name: str, num_devices: int, tpu: str, **more: Any) ->
 
 
 def configure_threads(threads: int, deterministic: bool) -> None:
-    """Fixes what the bits of a run depend on; call it before TensorFlow starts."""
+    """Sets the threads and the determinism of a run; call it before TensorFlow starts."""
     import tensorflow as tf
 
     if threads:
@@ -212,7 +212,7 @@ def configure_threads(threads: int, deterministic: bool) -> None:
 
 
 def one_device(config: Mapping[str, Any]) -> Any:
-    """Starts TensorFlow as a run's configuration says, and returns the strategy of one device."""
+    """Starts TensorFlow with a run's settings and returns the strategy of one device."""
     quiet_tensorflow()
     configure_threads(config["threads"], config["deterministic"])
     return make_strategy_or_fail("one_device", 0, "")

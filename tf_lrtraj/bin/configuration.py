@@ -1,6 +1,6 @@
-"""`--config` on the command line: configurations by name, and mistakes in overrides, in one line.
+"""The flag `--config`: configurations by name, and one-line errors for overrides.
 
-Nothing here imports TensorFlow.
+This module does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TYPES = {int: "an integer", float: "a number", bool: "True or False", str: "tex
 
 
 def known_configs() -> dict[str, pathlib.Path]:
-    """The configurations that come with the package: name → file."""
+    """Returns the configurations of the package: name → file."""
     found: dict[str, pathlib.Path] = {}
     folders: list[Any] = [pathlib.Path(__file__).parents[2] / "configs"]
     with contextlib.suppress(ModuleNotFoundError, TypeError):
@@ -42,10 +42,10 @@ def known_configs() -> dict[str, pathlib.Path]:
 
 
 def with_paths(args: Sequence[str]) -> Iterator[str]:
-    """Command-line arguments with `--config=NAME` replaced by the path of that configuration.
+    """Yields the arguments, with `--config=NAME` replaced by the path of that configuration.
 
     Raises:
-        ConfigError: where there is neither a file nor a configuration of the name.
+        ConfigError: if there is neither a file nor a configuration of this name.
     """
     previous = ""
     for arg in args:
@@ -69,17 +69,17 @@ def with_paths(args: Sequence[str]) -> Iterator[str]:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """`flags.FLAGS(argv)`, with `--config` and its overrides.
+    """Parses flags, `--config` and its overrides.
 
     Returns:
-        The arguments that are no flags.
+        The arguments that are not flags.
 
     Raises:
-        ConfigError: for mistakes in flags, in overrides, and in the configuration's own code.
+        ConfigError: for errors in flags, in overrides, or in the configuration's own code.
     """
     try:
         rest: list[str] = flags.FLAGS(list(argv))
-        # A file that could not be read shows when something of it is asked for.
+        # A file that cannot be read raises its error at the first access.
         hasattr(flags.FLAGS["config"].value if "config" in flags.FLAGS else None, "lock")
         return rest
     except (Exception, SystemExit) as error:
@@ -104,23 +104,23 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise ConfigError(f"--config: {first_line(error)}") from error
 
 
-# program → an entry that only its configurations have.
-_MARKS = {"train": "total", "reproduce": "burn_in", "synthetic": "single_runs"}
+# Program → an entry that only its configurations have.
+_OWN_ENTRIES = {"train": "total", "reproduce": "burn_in", "synthetic": "single_runs"}
 
 
 def check_program(config: Any, program: str) -> None:
     """Refuses a configuration of another program.
 
     Args:
-        config: what --config gave.
+        config: the value of --config.
         program: "train", "reproduce" or "synthetic".
 
     Raises:
         ConfigError: naming the program that the configuration is for.
     """
     keys = set(config.keys()) if hasattr(config, "keys") else set()
-    others = [name for name, mark in _MARKS.items() if mark in keys and name != program]
-    if others and _MARKS[program] not in keys:
+    others = [name for name, mark in _OWN_ENTRIES.items() if mark in keys and name != program]
+    if others and _OWN_ENTRIES[program] not in keys:
         raise ConfigError(
             f"--config: this configuration is for lrtraj-{others[0]}. Received: "
             f"{getattr(flags.FLAGS['config'], 'config_filename', 'a configuration')!r}"
@@ -135,12 +135,12 @@ def _check_overrides(argv: Sequence[str]) -> None:
     files = list(_config_values(argv))
     if not files:
         raise ConfigError(
-            f"--config=FILE must come before what changes it. Received: {given[0].group(0)}"
+            f"--config=FILE must come before its overrides. Received: {given[0].group(0)}"
         )
     try:
         config = flags.FLAGS["config"].parser.parse(files[-1])
     except (Exception, SystemExit):
-        return  # the file fails by itself, which is the error at hand
+        return  # the file itself raises the error, which the caller reports
     for match in given:
         _check_override(config, match.group(1), (match.group(2) or "=")[1:])
 
@@ -158,7 +158,8 @@ def _check_override(config: Any, key: str, text: str) -> None:
             if part in _arguments(group):
                 raise ConfigError(
                     f"`{path}.{part}` is not set in the configuration file, and the command line "
-                    f"changes only what is: set it there. Received: --config.{key}={text}"
+                    "can change only entries that are set: set it there. Received: "
+                    f"--config.{key}={text}"
                 )
             whole = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
             raise ConfigError(unknown_key(path, part, {*known, *_arguments(group)}, whole))
@@ -174,7 +175,7 @@ def _check_override(config: Any, key: str, text: str) -> None:
 
 
 def _arguments(group: Any) -> list[str]:
-    """Arguments of the kernel or rate that a group configures; empty for other groups."""
+    """Returns the arguments of the kernel or rate that a group configures, if it does."""
     for family in (kernels.KERNELS, rates.RATES):
         chosen = group.get(family.key)
         if isinstance(chosen, str) and chosen in family:
@@ -202,7 +203,7 @@ def _config_values(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _place_in_config(argv: Sequence[str], error: BaseException) -> str:
-    """`FILE, line N` where an exception came out of the configuration's own code, or empty."""
+    """Returns `FILE, line N` if the configuration's own code raised the error, or empty."""
     files = {os.path.abspath(value.partition(":")[0]) for value in _config_values(argv)}
     frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     frames += re.findall(r'File "(.*?)", line (\d+)', str(error))
@@ -211,8 +212,8 @@ def _place_in_config(argv: Sequence[str], error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message in one line."""
+    """Returns an error's message in one line."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = text.strip().splitlines() or [type(error).__name__]
-    # ml_collections hands on errors of a configuration file with their whole traceback.
+    # ml_collections passes on errors of a configuration file with their whole traceback.
     return lines[-1] if _TRACED in text else lines[0]

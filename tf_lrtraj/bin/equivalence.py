@@ -1,21 +1,21 @@
-"""Turns averages into learning-rate schedules and back.
+"""Converts averages to learning-rate schedules and back.
 
     python -m tf_lrtraj.bin.equivalence --kernel=KERNEL --base=RATE --num_steps=T
 
 (or: lrtraj-equivalence …).  A weighted average of the iterates of one run equals the last
-iterate of another run, on the same batches, with other learning rates.  This prints them:
+iterate of another run on the same batches with other learning rates.  This prints the rates:
 
     lrtraj-equivalence --kernel="Exponential(decay=0.99)" --base=0.1 --num_steps=1000
     lrtraj-equivalence --kernel="Uniform(start=800)" --base=cosine --peak=0.4 --num_steps=1000
     lrtraj-equivalence --kernel="TwoPoint(gap=50)" --base=log.csv:rate --csv=out.csv --figure=o.png
 
-The other way round, the weights on snapshots of the base run that emulate a decay:
+The inverse: the weights for snapshots of the base run whose average emulates a decay:
 
     lrtraj-equivalence --emulate=cosine --base=0.1 --num_steps=1000 --every=100
     lrtraj-equivalence --emulate=one_minus_sqrt --decay_steps=200 --num_steps=1000 --every=20
 
-The equality is exact at one curvature (--curvature; 0 means frozen gradients).  On many,
---spectrum tells by how much a schedule misses the average, and finds the best one:
+The equality is exact at one curvature (--curvature; 0 means frozen gradients).  For several
+curvatures, --spectrum prints how far a schedule is from the average, and finds the best one:
 
     lrtraj-equivalence --kernel="Exponential(0.99)" --base=0.5 --num_steps=1000 --spectrum=1e-3:1:20
 
@@ -23,7 +23,7 @@ KERNEL is Exponential(decay, start=0), Uniform(start=0, every=1), PowerFunction(
 Window(length, every=1), TwoPoint(gap) or Custom(weights).  RATE is a number; constant, linear,
 cosine or one_minus_sqrt (from --peak to 0 over the run); a formula such as
 "Cosine(start=0.4, steps=900)"; or FILE.csv[:COLUMN], one row per update or with a sorted column
-`step`.  Exit code 2 where the input cannot be used.
+`step`.  Exit code 2: an error in the input.
 """
 
 from __future__ import annotations
@@ -236,38 +236,51 @@ def _setting(options: Any) -> str:
 def run() -> None:
     """The console script `lrtraj-equivalence`."""
     # Defined here: importing several programs must not define a flag twice.
-    flags.DEFINE_string("kernel", None, 'The average, such as "Exponential(decay=0.99)".')
-    flags.DEFINE_string("emulate", None, "Schedule to turn into weights; RATE or a short name.")
-    flags.DEFINE_string("base", "0.1", "Learning rates of the run that is averaged; RATE.")
+    flags.DEFINE_string("kernel", None, 'average to convert, such as "Exponential(decay=0.99)"')
+    flags.DEFINE_string("emulate", None, "schedule to convert to weights: a RATE, such as cosine")
+    flags.DEFINE_string("base", "0.1", "learning rates of the averaged run: a RATE")
     flags.DEFINE_integer(
         "num_steps",
         None,
-        "Number of updates; needed unless a CSV file tells.",
+        "number of updates; not needed if --base is a CSV file",
         lower_bound=1,
         upper_bound=tables.LONGEST,
     )
-    flags.DEFINE_float("peak", 0.1, "First rate of a base schedule given by its short name.")
-    flags.DEFINE_integer(
-        "decay_steps", None, "Updates over which --emulate decays; all by default.", lower_bound=1
+    flags.DEFINE_float(
+        "peak", 0.1, "first rate of --base=linear, cosine, constant or one_minus_sqrt"
     )
-    flags.DEFINE_integer("every", 1, "Updates between the snapshots kept.", lower_bound=1)
-    flags.DEFINE_float("curvature", 0.0, "Curvature at which the equality is exact.")
-    flags.DEFINE_float("momentum", 0.0, "Momentum of both runs.")
-    flags.DEFINE_enum("convention", "keras", ["keras", "pytorch"], "Where momentum puts the rate.")
-    flags.DEFINE_string("spectrum", None, "LOW:HIGH:COUNT (logarithmic), or FILE.csv[:COLUMN].")
-    flags.DEFINE_float("initial", 1.0, "Distance from the minimum at the start, per direction.")
-    flags.DEFINE_float("noise", 1.0, "Variance of the batches' minimisers, per direction.")
+    flags.DEFINE_integer(
+        "decay_steps",
+        None,
+        "updates at the end over which --emulate decays; all by default",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer("every", 1, "updates between snapshots", lower_bound=1)
+    flags.DEFINE_float(
+        "curvature", 0.0, "curvature at which the equality is exact; 0: frozen gradients"
+    )
+    flags.DEFINE_float("momentum", 0.0, "momentum of both runs")
+    flags.DEFINE_enum("convention", "keras", ["keras", "pytorch"], "convention of momentum")
+    flags.DEFINE_string(
+        "spectrum", None, "curvatures: LOW:HIGH:COUNT (logarithmic) or FILE.csv[:COLUMN]"
+    )
+    flags.DEFINE_float("initial", 1.0, "initial distance from the minimum in each direction")
+    flags.DEFINE_float("noise", 1.0, "variance of the batches' minimisers in each direction")
     flags.DEFINE_enum(
         "fit",
         "linear",
         ["free", "monotone", "linear", "exponential"],
-        "Shape of the best schedule on the spectrum.",
+        "shape of the best schedule for --spectrum",
     )
     flags.DEFINE_integer(
-        "rows", 15, "Rows printed of a long table.", lower_bound=2, upper_bound=tables.LONGEST
+        "rows",
+        15,
+        "number of rows printed of a long table",
+        lower_bound=2,
+        upper_bound=tables.LONGEST,
     )
-    flags.DEFINE_string("csv", None, "Write the whole table here.")
-    flags.DEFINE_string("figure", None, "Draw rates and weights here (.png, .svg or .pdf).")
+    flags.DEFINE_string("csv", None, "CSV file to write the whole table to")
+    flags.DEFINE_string("figure", None, "file to draw rates and weights to (.png, .svg or .pdf)")
     common.run_app(main)
 
 

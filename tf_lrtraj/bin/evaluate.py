@@ -7,10 +7,10 @@ Examples:
   lrtraj-evaluate --workdir=runs/digits_demo --weights=swa --batch_norm=copy
   lrtraj-evaluate --workdir=runs/digits_demo --step=900 --json=rows.jsonl
 
-The third shows what averaged weights do with the batch-norm statistics of
-other weights.  Raw weights are shown with recomputed statistics, as averages have
-them, and with the running ones that training kept.  A damaged checkpoint is passed
-over for the one before it.
+The third command evaluates an average with the batch-norm statistics of the raw
+weights.  Raw weights are evaluated twice: with recomputed statistics, as averages,
+and with the running statistics of the training.  If a checkpoint is damaged, the
+previous one is used.
 """
 
 from __future__ import annotations
@@ -54,17 +54,27 @@ def run() -> None:
     """Entry point of `lrtraj-evaluate`."""
     # Defined here, because several programs share names of flags.
     flags.DEFINE_string("workdir", None, "folder of a run")
-    flags.DEFINE_list("weights", None, "'raw' and names of averages; all by default")
-    flags.DEFINE_integer("step", None, "which checkpoint; the newest by default", lower_bound=0)
-    flags.DEFINE_string("split", None, "split of the data set; the run's own by default")
+    flags.DEFINE_list(
+        "weights",
+        None,
+        "weights to evaluate: 'raw' and names of averages, such as raw,swa; all by default",
+    )
+    flags.DEFINE_integer(
+        "step", None, "step of the checkpoint; the newest by default", lower_bound=0
+    )
+    flags.DEFINE_string(
+        "split", None, "split of the data set, such as test; the run's evaluation split by default"
+    )
     flags.DEFINE_enum(
         "batch_norm",
         None,
         POLICIES,
-        "batch-norm policy; by default the run's own; raw weights also have running ones",
+        "batch-norm statistics of averages; the run's policy by default",
     )
-    flags.DEFINE_integer("limit", None, "only so many images", lower_bound=1)
-    flags.DEFINE_string("data_dir", None, "where the data lies, if it moved")
+    flags.DEFINE_integer(
+        "limit", None, "number of images to evaluate; all by default", lower_bound=1
+    )
+    flags.DEFINE_string("data_dir", None, "folder of the data set, if it has moved since the run")
     flags.DEFINE_string("json", None, "also append the rows to this .jsonl file")
     common.run_app(main, needs=["workdir"], writes=["json"])
 

@@ -1,4 +1,4 @@
-"""Checks, before any work, that what a flag names can be written or read."""
+"""Checks before any work that files and folders named by flags can be written or read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_file", "check_folder", "check_place"]
 
 
 def check_place(flag: str, path: str) -> None:
-    """Raises ConfigError where no file can be written."""
+    """Raises ConfigError if the file cannot be written."""
     place = pathlib.Path(path)
     try:
         if place.is_dir():
@@ -26,7 +26,7 @@ def check_place(flag: str, path: str) -> None:
 
 
 def check_folder(flag: str, path: str) -> None:
-    """Raises ConfigError where there is no folder to write into and none can be made."""
+    """Raises ConfigError if the folder does not exist and cannot be made."""
     if not path:
         raise ConfigError(f"{flag} must name a folder. Received: {path!r}")
     place = pathlib.Path(path)
@@ -43,6 +43,6 @@ def check_folder(flag: str, path: str) -> None:
 
 
 def check_file(flag: str, path: str) -> None:
-    """Raises ConfigError where there is no file to read."""
+    """Raises ConfigError if there is no such file."""
     if not pathlib.Path(path).is_file():
         raise ConfigError(f"{flag}: there is no file {path!r}")

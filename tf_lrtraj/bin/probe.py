@@ -1,18 +1,18 @@
-r"""Measures what the loss of single mini-batches does at points of a run, and between them.
+r"""Measures the loss of single mini-batches around the weights of a run.
 
-Along a step of each batch's own gradient, at four points of training; training batches,
-held-out batches, and other training batches, against the rate:
+Along a step of each batch's own gradient, at four steps of the run: the losses of training
+batches, held-out batches and other training batches as functions of the rate:
 
   lrtraj-probe --workdir=runs/digits --probe=line --steps=first,10%,50%,last
 
   lrtraj-probe --workdir=runs/digits --probe=curvature --steps=50%,last
 
-Side trips: nine steps on one fixed batch, from two points, at the run's own rate:
+Side trips: nine steps on one fixed batch from two points, at the effective rate of the run:
 
   lrtraj-probe --workdir=runs/digits --probe=side_trip --steps=50%,last --num_steps=9
 
-Between points: barriers, from SGD to SWA and beyond, random rays, a plane, an ensemble.
-Points are steps ("first", "last", 500, 50%) or averages of snapshots:
+Between points: barriers, random rays, a plane, an ensemble.  Points are steps ("first", "last",
+500, 50%) or averages of snapshots:
 
   lrtraj-probe --workdir=runs/digits --probe=basin --points=10%,50%,last
   lrtraj-probe --workdir=runs/digits --probe=basin --name=sgd_to_swa --extend=1 \
@@ -22,19 +22,19 @@ Points are steps ("first", "last", 500, 50%) or averages of snapshots:
   lrtraj-probe --workdir=runs/digits --probe=plane --points=50%,75%,last
   lrtraj-probe --workdir=runs/digits --probe=ensemble --points=70%,80%,90%,last
 
-Along the run: gradients of the same batches at different times, displacement against lag:
+Along the run: gradients of the same batches at different steps, and displacement by lag:
 
   lrtraj-probe --workdir=runs/digits --probe=gradients --steps=50%,last --batches=16
   lrtraj-probe --workdir=runs/digits --probe=gradients --along
   lrtraj-probe --workdir=runs/digits --probe=distance
   lrtraj-probe --workdir=runs/digits --probe=distance --other=runs/digits_other_batches
 
-A run takes snapshots with --config.snapshots.every='20 steps'; checkpoints serve as well, and
---direction=momentum needs one.  The cost is told before.  Records go to WORKDIR/probes, figures
-beside them and into the run's report; a measurement that was interrupted goes on where it
-stopped.  A run probes itself while it trains with config.probes (docs/probes.md).
+A run writes snapshots with --config.snapshots.every='20 steps'.  Points may be checkpoints too, and
+--direction=momentum needs one.  The program prints the cost first.  Records and figures are written
+to WORKDIR/probes, and the run's report shows the figures.  The same command resumes an interrupted
+measurement.  config.probes measures probes during training (docs/probes.md).
 
-Every measurement states how batch norm and dropout acted: --batch_norm=batch (as in training, the
+Every record states how batch norm and dropout were used: --batch_norm=batch (as in training, the
 default), frozen (statistics stored with the weights), or recalibrated (recomputed per point).
 """
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         config = read_config(options.workdir, options.data_dir)
         _measure(options, request, config)
     except RecordError as error:
-        hint = " --name=… gives a measurement a file of its own." if "other" in str(error) else ""
+        hint = " --name=… writes a measurement to another file." if "other" in str(error) else ""
         common.fail(f"{error}{hint}")
     except (ConfigError, ValueError, FileNotFoundError) as error:
         common.fail(str(error))
@@ -99,10 +99,14 @@ def run() -> None:
     flags.DEFINE_enum("probe", None, list(kinds), what)
     single = ", ".join(kind for kind, spec in kinds.items() if spec.takes_part("weights"))
     flags.DEFINE_list(
-        "steps", ["last"], f'points of {single}: "first", "last", steps, or shares such as 50%'
+        "steps",
+        ["last"],
+        f'steps at which {single} are measured: "first", "last", 500, or shares such as 50%',
     )
-    flags.DEFINE_string("name", None, "of the record in WORKDIR/probes; the probe's by default")
-    flags.DEFINE_string("data_dir", None, "where the run's data lies, if it moved")
+    flags.DEFINE_string(
+        "name", None, "name of the record in WORKDIR/probes; the kind of the probe by default"
+    )
+    flags.DEFINE_string("data_dir", None, "folder of the data set, if it has moved since the run")
     for name, options in specs.options().items():
         _define_flag(name, options)
     common.run_app(main)

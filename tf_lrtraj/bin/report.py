@@ -1,12 +1,12 @@
-r"""Draws the report of a workdir from its records alone.
+r"""Draws the report of a run from its records alone.
 
 Examples:
 
   lrtraj-report --workdir=runs/digits_demo
   lrtraj-report --workdir=runs/digits_demo --output=page.html --figures=figures/
 
-Prints the final numbers and the path of the page.  Works on runs that are still going, were
-killed or diverged.  Exit code 2 where the workdir holds no run or its records are damaged.
+Prints the final numbers and the path of the page.  The run may be unfinished, killed or diverged.
+Exit code 2: the workdir holds no run, or its records are damaged.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """Entry point of `lrtraj-report`."""
     # Defined here, because several programs share names of flags.
-    flags.DEFINE_string("workdir", None, "folder of the run to report on")
-    flags.DEFINE_string("output", None, "page to write; report.html in the workdir by default")
-    flags.DEFINE_string("figures", None, "also write the figures as SVG files to this folder")
+    flags.DEFINE_string("workdir", None, "folder of the run")
+    flags.DEFINE_string("output", None, "page to write; WORKDIR/report.html by default")
+    flags.DEFINE_string(
+        "figures", None, "folder to which the figures are written too, as SVG files"
+    )
     common.run_app(main, needs=["workdir"], writes=["output"], folders=["figures"])
 
 

@@ -1,35 +1,35 @@
-r"""Tests the papers' claims on one scale: runs, probes, verdicts, and a page with figures.
+r"""Tests the papers' claims at one scale: runs, probes, verdicts, and a page with figures.
 
 Examples:
 
-  # What would be done, and its cost:
+  # Print the plan and its cost:
   lrtraj-reproduce --config=reproduce_digits --workdir=runs/reproduction --dry_run
 
-  # Everything on the embedded digits, a smoke test:
+  # A smoke test: everything on the embedded digits (less than ten minutes):
   lrtraj-reproduce --config=reproduce_digits --workdir=runs/reproduction
 
-  # What two claims need, with another width:
+  # The tasks that two claims need, with another width:
   lrtraj-reproduce --config=reproduce_digits --workdir=runs/wide --claims=A1,B3 \
       --config.model.width=16
 
-  # A process for each core; then the command without --only_seed makes the page:
+  # One process per core; afterwards the command without --only_seed writes the page:
   KERAS_BACKEND=torch lrtraj-reproduce --config=reproduce_cifar10_resnet20 \
       --workdir=runs/resnet20 --config.data.dir=DIR --only_seed=0 &
   KERAS_BACKEND=torch lrtraj-reproduce --config=reproduce_cifar10_resnet20 \
       --workdir=runs/resnet20 --config.data.dir=DIR --only_seed=1
 
-  # Verdicts and page again, from the records alone:
+  # Compute the verdicts and draw the page again, from the records alone:
   lrtraj-reproduce --workdir=runs/reproduction --report_only --page=verdicts.md
 
-The configuration is a scale.  reproduce_digits is a smoke test: it gives numbers and no verdicts.
-reproduce_cifar10_resnet20 and reproduce_cifar100_resnet14 give verdicts on two CPU cores;
-reproduce_{cifar10,cifar100,imagenet}_resnet34 are for accelerators.  The workdir is filled piece by
-piece, and the same command goes on where it stopped.  It ends with ledger.json, the verdicts as
-data, and report.html, the page that shows them; it prints a table of the verdicts.  Every Keras
-backend will do: set KERAS_BACKEND=jax or torch for another than TensorFlow.
+The configuration selects the scale.  reproduce_digits is a smoke test, which gives numbers and no
+verdicts.  reproduce_cifar10_resnet20 and reproduce_cifar100_resnet14 give verdicts on two CPU
+cores; reproduce_{cifar10,cifar100,imagenet}_resnet34 are for accelerators.  The same command
+resumes an interrupted reproduction.  At the end the program writes ledger.json, the verdicts as
+data, and report.html, the page that shows them, and prints a table of the verdicts.  It runs on
+every Keras backend: set KERAS_BACKEND=jax or torch to use another than TensorFlow.
 
-Exit codes: 0 done, 1 failed, 2 mistake in flags or configuration, 3 a run diverged,
-75 interrupted, run the same command to go on.
+Exit codes: 0 done; 1 failed; 2 an error in flags or configuration; 3 a run diverged;
+75 interrupted (run the same command again).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from tf_lrtraj.bin import common, configuration, outputs
 from tf_lrtraj.runs.config_checks import as_dict
 from tf_lrtraj.training.stopping import Interrupted
 
-# What libraries take their number of threads from.
+# Variables from which libraries read their number of threads.
 _THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
             "project; --force runs it (--dry_run shows its cost)"
         )
     if not given.dry_run and _is_done(given.config, pathlib.Path(given.workdir)):
-        print(f"{given.workdir}: the reproduction is done already")
+        print(f"{given.workdir}: the reproduction is already done")
         return _report(pathlib.Path(given.workdir))
     common.quiet_tensorflow()
     if given.only_seed is not None:
@@ -93,22 +93,23 @@ def main(argv: Sequence[str]) -> int:
         config = run_study.prepare(given.config, given.workdir)
         needed = run_study.needed_tasks(ids, config)
         if given.dry_run:
-            print(_dry(config, given.workdir, needed, given.only_seed))
+            print(_plan_text(config, given.workdir, needed, given.only_seed))
             return common.OK
-        # Flushed, so that a log shows where the work is.
+        # Flushed, so that a log shows the progress.
         tell = functools.partial(print, flush=True)
         study = run_study.run(config, given.workdir, needed, tell, only_seed=given.only_seed)
     except OSError as error:
         common.fail(f"--workdir={given.workdir}: {error}")
     except Interrupted as error:
         print(f"lrtraj-reproduce: {error}", file=sys.stderr, flush=True)
-        # At once: stopped in the midst of work, JAX may crash while Python shuts down, and the exit
-        # code would be lost.  Everything is on disk.
+        # At once, because JAX may crash while Python shuts down, and the exit code would be lost.
+        # Everything is on disk.
         os._exit(common.RESUMABLE)
     if study is None:
         print(
-            f"{given.workdir}: the records of seed {given.only_seed} are there; once those of "
-            "every seed are, the command without --only_seed makes what reads all, and the page"
+            f"{given.workdir}: the records of seed {given.only_seed} are complete; once those of "
+            "every seed are, the command without --only_seed runs the other tasks and writes "
+            "the page"
         )
         return common.OK
     _show(study)
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _is_done(given: Any, workdir: pathlib.Path) -> bool:
-    """Whether everything is there; mistakes in the configuration show here, without Keras."""
+    """Returns whether everything is done; checks the configuration without Keras."""
     from tf_lrtraj import records
     from tf_lrtraj.runs.finished_run import is_done
     from tf_lrtraj.study.study_config import validate
@@ -125,7 +126,7 @@ def _is_done(given: Any, workdir: pathlib.Path) -> bool:
     return is_done(workdir)
 
 
-def _dry(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | None) -> str:
+def _plan_text(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | None) -> str:
     from tf_lrtraj.study import run_study
     from tf_lrtraj.study.problem import load_problem
 
@@ -135,7 +136,7 @@ def _dry(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | Non
 
 
 def _report(workdir: pathlib.Path) -> int:
-    """Judges and draws what is there; needs no Keras."""
+    """Judges the claims and draws the page from existing records, without Keras."""
     from tf_lrtraj import records
     from tf_lrtraj.report import study as pages
 
@@ -151,7 +152,7 @@ def _report(workdir: pathlib.Path) -> int:
 
 
 def _show(study: Any) -> None:
-    """Prints the table of verdicts, and with --page writes the page as a document."""
+    """Prints the table of verdicts, and with --page writes the page as Markdown."""
     from tf_lrtraj import claims, records
     from tf_lrtraj.report import study as pages
 
@@ -170,20 +171,28 @@ def _show(study: Any) -> None:
 
 def run() -> None:
     """Defines the flags and runs."""
-    config_flags.DEFINE_config_file("config", None, "Scale, e.g. configs/reproduce_digits.py")
-    flags.DEFINE_string("workdir", None, "Folder for records, ledger and report.")
-    flags.DEFINE_list("claims", [], "Only what these claims need, e.g. A1,B3.")
+    config_flags.DEFINE_config_file(
+        "config", None, "configuration of the scale: a file, or a name such as reproduce_digits"
+    )
+    flags.DEFINE_string(
+        "workdir", None, "folder for records, ledger and report; created if it does not exist"
+    )
+    flags.DEFINE_list(
+        "claims", [], "run only the tasks that these claims need, such as A1,B3; all by default"
+    )
     flags.DEFINE_integer(
         "only_seed",
         None,
-        "Make the records of this seed alone, on one thread. Processes with different seeds may "
-        "share a workdir; at the end the command without this flag makes the page.",
+        "make only the records of this seed, on one thread; processes with different seeds may "
+        "share a workdir, and afterwards the command without this flag writes the page",
         lower_bound=0,
     )
-    flags.DEFINE_bool("dry_run", False, "Print the plan and its cost, and run nothing.")
-    flags.DEFINE_bool("report_only", False, "Judge and draw the records that are there.")
-    flags.DEFINE_string("page", None, "Also write the page as Markdown to this file.")
-    flags.DEFINE_bool("force", False, "Run a scale that the project describes but never ran.")
+    flags.DEFINE_bool("dry_run", False, "print the plan and its cost, and run nothing")
+    flags.DEFINE_bool(
+        "report_only", False, "only compute the verdicts and draw the page from existing records"
+    )
+    flags.DEFINE_string("page", None, "also write the page as Markdown to this file")
+    flags.DEFINE_bool("force", False, "run a scale that was described but never run")
     from tf_lrtraj.study.study_config import SCHEMA
 
     common.run_app(main, needs=["workdir"], writes=["page"], schema=SCHEMA)

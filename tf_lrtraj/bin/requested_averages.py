@@ -1,4 +1,4 @@
-"""The averages that `lrtraj-average` is asked for by --kernel and --schedule."""
+"""The averages that --kernel and --schedule of `lrtraj-average` request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tf_lrtraj.bin import tables
 
 
 def requested(options: Any, snapshots: Any, config: dict[str, Any] | None) -> dict[str, Any]:
-    """name → `SnapshotWeights`; mistakes show here, before anything is read."""
+    """Checks the requested averages before reading; returns name → `SnapshotWeights`."""
     from tf_lrtraj.averaging.post_hoc import snapshot_weights
     from tf_lrtraj.runs import kernel_parsing
 
@@ -19,7 +19,9 @@ def requested(options: Any, snapshots: Any, config: dict[str, Any] | None) -> di
 
     def add(name: str, target: Any, per: str) -> None:
         if name in found:
-            raise ValueError(f"two averages are named {name!r}: say NAME=KERNEL for one of them")
+            raise ValueError(
+                f"two averages are named {name!r}: give one of them another name with NAME=KERNEL"
+            )
         try:
             found[name] = snapshot_weights(snapshots.steps, target, last, per=per)
         except ValueError as error:
@@ -37,7 +39,7 @@ def requested(options: Any, snapshots: Any, config: dict[str, Any] | None) -> di
 
 
 def _emulated(text: str, last: int, options: Any, config: dict[str, Any] | None) -> tuple[str, Any]:
-    """(name, [T+1] weights) of one --schedule."""
+    """Returns (name, [T+1] weights) of one --schedule."""
     from tf_lrtraj import rates, records, theory
 
     momentum = options.momentum

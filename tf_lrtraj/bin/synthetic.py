@@ -1,12 +1,12 @@
-r"""Runs the synthetic experiments and draws their figures; no TensorFlow, half a minute.
+r"""Runs experiments on the quadratic model and draws their figures, in half a minute.
 
 Examples:
 
   lrtraj-synthetic --config=synthetic --workdir=runs/synthetic
   lrtraj-synthetic --config=synthetic --workdir=runs/other --config.seed=7
 
-Writes a record (`NAME.npz`, `NAME.json`) and a figure (`NAME.svg`) per experiment into DIR.
-Exit code 2 for a mistake in the flags or the configuration.
+Writes a record (`NAME.npz`, `NAME.json`) and a figure (`NAME.svg`) per experiment to --workdir.
+TensorFlow is not needed.  Exit code 2: an error in the flags or the configuration.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ def main(argv: Sequence[str]) -> int:
 def run() -> None:
     """Defines the flags and runs."""
     # Defined here: importing several programs must not define a flag twice.
-    config_flags.DEFINE_config_file("config", None, "Configuration, e.g. configs/synthetic.py")
-    flags.DEFINE_string("workdir", None, "Folder for records and figures.")
+    config_flags.DEFINE_config_file(
+        "config", None, "configuration: a file, or a name such as synthetic"
+    )
+    flags.DEFINE_string(
+        "workdir", None, "folder for records and figures; created if it does not exist"
+    )
     common.run_app(main, needs=["config", "workdir"], folders=["workdir"])
 
 

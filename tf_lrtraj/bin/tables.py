@@ -32,7 +32,7 @@ def parse_rates(text: str, num_steps: int | None, peak: float, decay: int | None
     """Returns [T] rates from a number, a short name, a formula or FILE.csv[:COLUMN].
 
     Args:
-        num_steps: T; needed unless a file tells.
+        num_steps: T; not needed for a file.
         peak: first rate of a schedule given by its short name.
         decay: updates at the end over which a short name's schedule falls.
 
@@ -59,15 +59,15 @@ def parse_rates(text: str, num_steps: int | None, peak: float, decay: int | None
 
 
 def decayed_rates(text: str, base: np.ndarray, decay: int | None) -> np.ndarray:
-    """Returns [T] rates that leave those of a run `decay` updates before its end.
+    """Returns [T] rates that are those of a run until `decay` updates before its end.
 
     Args:
-        text: as `parse_rates` takes it.
+        text: as for `parse_rates`.
         base: [T] rates of the run.
-        decay: updates over which a short name falls, from the run's rate there; None for all.
+        decay: updates over which a short name's schedule decays from the run's rate; None for all.
 
     Raises:
-        ValueError: if `decay` is out of range, or goes with something that is no short name.
+        ValueError: if `decay` is out of range, or is given for a schedule that is not a short name.
 
     >>> decayed_rates("linear", np.array([0.8, 0.6, 0.4, 0.2]), 2)
     array([0.8, 0.6, 0.4, 0.2])
@@ -77,11 +77,11 @@ def decayed_rates(text: str, base: np.ndarray, decay: int | None) -> np.ndarray:
         return parse_rates(text, steps, peak=float(base[0]), decay=None)
     if text not in SHORT_NAMES:
         raise ValueError(
-            f"only {', '.join(SHORT_NAMES)} fall over a number of updates. "
+            f"a number of updates goes only with {', '.join(SHORT_NAMES)}. "
             f"Received: {text!r} with {decay}"
         )
     if not 1 <= decay <= steps:
-        raise ValueError(f"a schedule can fall over 1 to {steps} updates. Received: {decay}")
+        raise ValueError(f"a schedule can decay over 1 to {steps} updates. Received: {decay}")
     start = steps - decay
     schedule = parse_rates(text, steps, peak=float(base[start]), decay=decay)
     schedule[:start] = base[:start]
@@ -152,7 +152,7 @@ def _column(file: str, column: str | None) -> tuple[dict[str, np.ndarray], np.nd
         try:
             rows = [row for row in csv.reader(handle) if row]
         except csv.Error as error:
-            raise ValueError(f"{file} is no CSV file: {error}") from None
+            raise ValueError(f"{file} is not a CSV file: {error}") from None
     if not rows:
         raise ValueError(f"{file} is empty")
     header = [name.strip() for name in rows[0]]
@@ -211,7 +211,7 @@ def _rates_of_csv(file: str, column: str | None, num_steps: int | None) -> np.nd
                 f"{file}: column 'step' must stay below {LONGEST:,}. Received: {steps[-1]:g}"
             )
         if np.any(np.diff(steps) != 1):
-            print(f"note       {file} does not hold every step: rates between are interpolated")
+            print(f"note       {file} does not hold every step: missing rates are interpolated")
         values = np.interp(np.arange(int(steps[-1]) + 1), steps, values)
     if num_steps is not None and num_steps > values.size:
         raise ValueError(
@@ -221,7 +221,7 @@ def _rates_of_csv(file: str, column: str | None, num_steps: int | None) -> np.nd
 
 
 def print_table(columns: dict[str, np.ndarray], rows: int) -> None:
-    """Prints at most `rows` rows: half of them evenly spread, half ever denser towards the end."""
+    """Prints at most `rows` rows: half evenly spaced, half increasingly dense towards the end."""
     size = len(next(iter(columns.values())))
     shown = np.arange(size)
     if size > rows:
@@ -261,7 +261,7 @@ def write_csv(path: str, columns: dict[str, np.ndarray]) -> None:
 
 
 def check_figure(path: str) -> None:
-    """Raises ValueError for a file that no figure can be drawn into."""
+    """Raises ValueError if the file's suffix is not that of a figure."""
     if pathlib.Path(path).suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--figure must end in .png, .svg or .pdf. Received: {path!r}")
 
@@ -289,13 +289,13 @@ def write_figure(path: str, columns: dict[str, np.ndarray], title: str) -> None:
 
 
 def beside(path: str, ending: str) -> str:
-    """The path with `ending` before its suffix."""
+    """Returns the path with `ending` before its suffix."""
     place = pathlib.Path(path)
     return str(place.with_name(place.stem + ending + place.suffix))
 
 
 def _replace(path: str, write: Callable[[pathlib.Path], None]) -> None:
-    """Writes under another name first, so that a file is never half there."""
+    """Writes to a temporary name first, so that the file is never incomplete."""
     place = pathlib.Path(path)
     temporary = place.with_name(f".{os.getpid()}.{place.name}")
     try:

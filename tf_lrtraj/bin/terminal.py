@@ -1,4 +1,4 @@
-"""What programs print: names and messages of records cannot steer the terminal."""
+"""Escapes control characters in the programs' output."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DIGITS = re.compile(r"\d{100,}")
 
 
 def printable(text: str) -> str:
-    r"""`text` with escape sequences in place of control and formatting characters.
+    r"""Returns `text` with escape sequences for control and formatting characters.
 
-    Line ends and tabs stay, and a carriage return at the beginning, with which progress bars
-    redraw their line.  Of numbers of a hundred digits and more the first twenty are shown.
+    Line ends, tabs, and a carriage return at the beginning (for progress bars) are kept.  Of
+    numbers with a hundred digits or more only the first twenty are shown.
 
     >>> printable("loss\x1b[2J\n"), printable("abc\u202edef")
     ('loss\\x1b[2J\n', 'abc\\u202edef')
@@ -37,7 +37,7 @@ def _escaped(character: str) -> str:
 
 
 class _Escaping:
-    """A stream whose text goes through `printable`."""
+    """A stream that applies `printable` to its text."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -56,7 +56,7 @@ class _Escaping:
 
 @contextlib.contextmanager
 def escaped_output() -> Iterator[None]:
-    """Inside, whatever is printed or logged goes through `printable`."""
+    """Applies `printable` to all text that is printed or logged inside the block."""
     handler = logging.get_absl_handler().python_handler
     stream = handler.stream
     with (

@@ -12,17 +12,17 @@ Examples:
   # Several GPUs:
   lrtraj-train --config=cifar10_resnet34 --workdir=runs/r34 --strategy=mirrored
 
-  # Several machines, on each of them, with TF_CONFIG set (docs/distribution.md):
+  # Several machines: run this on each of them, with TF_CONFIG set (docs/distribution.md):
   lrtraj-train --config=cifar10_resnet34 --workdir=runs/r34 --strategy=multi_worker
 
-`--config` takes a file, or the name of a configuration that comes with the
-package.  Its entries are explained at the end of this text.
-The same command run again goes on where the run stopped.
+`--config` takes a file, or the name of a configuration of the package (in configs/).
+The end of this text explains the entries of a configuration.
+The same command resumes a run that was stopped.
 
-Exit codes: 0 done; 1 the disk is full or a file cannot be read or written (mend what the
-message names, run again); 2 a mistake in flags, configuration or data; 3 the loss, or a
-weight, was no longer finite; 75 stopped by SIGTERM or Ctrl-C, or because another worker is
-gone (run again).  See docs/reliability.md.
+Exit codes: 0 done; 1 the disk is full or a file cannot be read or written (repair what the
+message names and run the command again); 2 an error in flags, configuration or data; 3 the loss
+or a weight became non-finite; 75 stopped by SIGTERM or Ctrl-C, or because another worker stopped
+(run the command again).  See docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _train(options: Any) -> None:
         outputs.check_folder("--workdir", workdir)
         path = finished_run.finished_report(plain, workdir)
         if path is not None:
-            print(f"{workdir}: the run is done already")
+            print(f"{workdir}: the run is already done")
             _show(workdir, path)
             return
     common.quiet_tensorflow()
@@ -84,20 +84,25 @@ def run() -> None:
     """Entry point of `lrtraj-train`."""
     # Defined here, because several programs share names of flags.
     config_flags.DEFINE_config_file(
-        "config", None, "configuration: a file, or the name of one that comes with the package"
+        "config",
+        None,
+        "configuration: a file, or a name such as digits_demo of a configuration of the package",
     )
-    flags.DEFINE_string("workdir", None, "folder for records, checkpoints and the report")
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "folder for records, checkpoints and the report; created if it does not exist",
+    )
     flags.DEFINE_enum(
         "strategy",
         "one_device",
         strategies.STRATEGIES,
-        "tf.distribute strategy",
+        "strategy of tf.distribute: one device, all GPUs of a machine, several machines, or a TPU",
     )
     flags.DEFINE_integer(
         "num_devices",
         0,
-        "with --strategy=mirrored: number of GPUs (0: all), or, where there are none, number of "
-        "logical CPUs to make",
+        "with --strategy=mirrored: number of GPUs (0: all); without a GPU, number of logical CPUs",
     )
     flags.DEFINE_integer(
         "join_timeout",
@@ -105,7 +110,9 @@ def run() -> None:
         "with --strategy=multi_worker: seconds to wait for the other workers to start",
         lower_bound=1,
     )
-    flags.DEFINE_string("tpu", "", "with --strategy=tpu: name or address; empty on a TPU VM")
+    flags.DEFINE_string(
+        "tpu", "", "with --strategy=tpu: name or address of the TPU; empty on a TPU VM"
+    )
     common.run_app(main, needs=["config", "workdir"], schema=run_config.SCHEMA)
 
 

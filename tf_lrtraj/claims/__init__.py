@@ -1,7 +1,7 @@
-"""The claims ledger: what was claimed, what the records of a reproduction say, and the verdict.
+"""The claims, their verdicts, and the ledger of a reproduction.
 
-Verdicts come from records alone, by thresholds that stand in the code; docs/claims.md lists
-them.  Plain NumPy and SciPy; no framework is imported.
+Verdicts are computed from records alone, with thresholds that are defined in the code;
+docs/claims.md lists them.  Only NumPy and SciPy are imported.
 
 >>> [claim.id for claim in CLAIMS][:3]
 ['B1', 'B2', 'B3']

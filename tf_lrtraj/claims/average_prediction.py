@@ -12,8 +12,8 @@ from tf_lrtraj.records import RecordError
 
 TRAINING, HELD_OUT = "train_part", "test_part"
 SETS = {TRAINING: "training", HELD_OUT: "held-out"}
-# Half a per cent is what separates neighbours of a sweep: with it a predicted ranking is worth
-# having.
+# Neighbours of a sweep differ by half a per cent, so this accuracy makes a predicted ranking
+# useful.
 ERROR = Wanted("median_error", "median error of predicted losses, %", high=0.5)
 # The best weights: no more than 1 % above the best of the sweep, which is chosen with hindsight.
 BEST = Wanted(
@@ -21,7 +21,7 @@ BEST = Wanted(
     "loss of the weights optimal on training images above the sweep's best, %",
     high=1.0,
 )
-# A 90 % band may hold 10 points less often than it says: short of that it misleads.
+# The coverage of a 90 % band may be 10 points lower than stated; below that it is misleading.
 COVERAGE = Wanted("coverage", "share of averages inside their 90 % band", low=0.8)
 
 
@@ -38,7 +38,7 @@ def judge_a5(records: Records) -> Judgement:
         errors, plain = [], []
         drawn[name] = []
         for i, record in enumerate(found):
-            rows = _unseen(record, on)
+            rows = _predicted_and_measured(record, on)
             columns = {
                 field: _column(record, rows, field)
                 for field in ("measured", "predicted", "low", "high")
@@ -64,8 +64,8 @@ def judge_a5(records: Records) -> Judgement:
     return conclude(parts, numbers=numbers, notes=notes, drawn=drawn)
 
 
-def _unseen(record: Measured, on: str) -> list[dict[str, object]]:
-    """Averages whose loss was predicted from others' and measured."""
+def _predicted_and_measured(record: Measured, on: str) -> list[dict[str, object]]:
+    """Returns averages whose loss was predicted from others and measured."""
     rows = [
         row
         for role in ("sweep", "recommendation")
@@ -85,7 +85,8 @@ def _column(record: Measured, rows: list[dict[str, object]], field: str) -> np.n
 
 
 def _over_best(found: tuple[Measured, ...], on: str) -> list[float]:
-    """By how many per cent each seed's optimal average lies above the lowest of the others.
+    """Returns the excess, in per cent, of each seed's optimal average over the lowest of the
+    others.
 
     The average is optimal by training losses, wherever it is measured.
     """

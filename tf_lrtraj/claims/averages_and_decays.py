@@ -1,7 +1,8 @@
 """Claims A1, A4 and A8: averages of a constant-rate run against runs whose rate falls.
 
-Every statistic is a share of the effect: of what the schedule takes off the loss of single
-iterates.  Per cent of the loss would call the two equal wherever a schedule changes little.
+Every statistic is a share of the effect, the reduction of the loss of single iterates by the
+schedule. Measured in per cent of the loss, the two would count as equal whenever the schedule has
+little effect.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from tf_lrtraj.claims.verdicts import (
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.statistics import LEVEL, TOST, Interval, PairedRatio, mean_of
 
-JUDGED = "curvature_free"  # the equivalence that judges A1; others are told
+JUDGED = "curvature_free"  # the equivalence that decides A1; others are only reported
 MATCH = "loss_match"
 KINDS = {JUDGED: "weights", MATCH: "loss match"}
 _WORDS = {"ema": "EMA", "swa": "SWA", "two_point": "two points", "one_minus_sqrt": "one minus root"}
 
-# With fixed curvature the mean of the last iterates has 1.00 to 1.09 of a linear decay's gain, so
-# what exact theory expects is inside; an average that misses a tenth of the gain is not.
+# With fixed curvature the mean of the last iterates has 1.00 to 1.09 of a linear decay's gain. This
+# is inside the limits; an average that lacks a tenth of the gain is not.
 MARGIN = 0.1
 SHARE = Wanted(
     "share",
@@ -45,10 +46,10 @@ EMULATED = dataclasses.replace(
     SHARE,
     what="what the weights take off the loss of single iterates, over what the trained decay does",
 )
-# A tenth of an effect of 5 % is half a per cent of the loss: less than that is not measured well.
+# A tenth of an effect of 5 % is half a per cent of the loss; less cannot be measured well.
 EFFECT = 5.0
-# Along the way single networks are compared: a quarter of the whole effect tells a curve that
-# follows another from one that does not.
+# Along the horizon single networks are compared: a quarter of the whole effect separates a curve
+# that follows another from one that does not.
 ALONG = 0.25
 LARGEST = Wanted(
     "largest_gap",
@@ -65,13 +66,13 @@ CLOSER = Wanted(
 Shares = dict[str, tuple[np.ndarray, np.ndarray]]  # name → [seeds] gains of the average, the run
 
 
-def _in_words(name: str) -> str:
-    """An average or a decay by its name in sentences."""
+def _title(name: str) -> str:
+    """Returns the name of an average or a decay in sentences."""
     return _WORDS.get(name, name.replace("_", " "))
 
 
 def _ends(record: Measured) -> list[Any]:
-    """Where the horizons of a record end; None for the one of an older record, which names none."""
+    """Returns the ends of a record's horizons; None for an older record, which names none."""
     return record.known("end") or [None]
 
 
@@ -143,12 +144,12 @@ def _decays(records: Records) -> Shares:
 def _large_enough(
     records: Records, task: str, gains: Mapping[str, np.ndarray], what: str
 ) -> list[Condition]:
-    """Whether [seeds] gains are large enough to be compared, in per cent of the loss."""
+    """Tests whether [seeds] gains, in per cent of the loss, are large enough for a comparison."""
     raw = np.array([_raw(records, r.seed, _ends(r)[-1]) for r in records.measured(task)])
     return [
         Condition(
             f"effect_{name}",
-            f"{_in_words(name)}: what the {what} takes off the loss of single iterates, %",
+            f"{_title(name)}: what the {what} takes off the loss of single iterates, %",
             100.0 * gain / raw,
             low=EFFECT,
         )
@@ -166,7 +167,7 @@ def _judged(
     """The share of each average or decay, where its effect is large enough."""
     effects = {name: below for name, (_, below) in shares.items()}
     return conclude(
-        [wanted.judge(PairedRatio(*pair), _in_words(name)) for name, pair in shares.items()],
+        [wanted.judge(PairedRatio(*pair), _title(name)) for name, pair in shares.items()],
         conditions=_large_enough(records, "decays", effects, "schedule"),
         numbers=numbers,
         drawn=drawn,
@@ -174,7 +175,7 @@ def _judged(
 
 
 def _drawn(shares: Shares) -> dict[str, Any]:
-    """What figures show of shares: those of seeds, and the interval that is judged."""
+    """Returns the shares for figures: those of seeds, and the interval that is judged."""
     return {
         name: {"seeds": above / below, "interval": PairedRatio(above, below).interval(TOST)}
         for name, (above, below) in shares.items()
@@ -193,26 +194,26 @@ def judge_a1(records: Records) -> Judgement:
     for name in shares:
         gaps = [_gap(record, name, "loss", "train") for record in found]
         accuracies = [_gap(record, name, "accuracy", "test") for record in found]
-        what = f"{_in_words(name)}: training loss of the run above the average's, %"
+        what = f"{_title(name)}: training loss of the run above the average's, %"
         numbers.append(ExtraNumber(f"gap_{name}", what, gaps))
-        what = f"{_in_words(name)}: test accuracy of the run above the average's, points"
+        what = f"{_title(name)}: test accuracy of the run above the average's, points"
         numbers.append(ExtraNumber(f"accuracy_gap_{name}", what, accuracies))
     kinds = [k for k in found[0].known("equivalence") if k not in (None, "none", JUDGED)]
     for kind in kinds:
         for name, pair in _equivalent(records, kind).items():
-            what = f"{_in_words(name)}: the same share, for the run under {kind!r}"
+            what = f"{_title(name)}: the same share, for the run under {kind!r}"
             numbers.append(ExtraNumber(f"share_{name}_{kind}", what, PairedRatio(*pair)))
     for name in shares:
         model = [_model_share(record, name) for record in found]
         if np.isfinite(model).all():
-            what = f"{_in_words(name)}: the share that the quadratic model expects"
+            what = f"{_title(name)}: the share that the quadratic model expects"
             numbers.append(ExtraNumber(f"model_share_{name}", what, model))
     drawn = {"averages": _drawn(shares), "decays": _drawn(_decays(records))}
     return _judged(SHARE, records, shares, numbers, drawn)
 
 
 def _gap(record: Measured, name: str, field: str, on: str) -> float:
-    """By how many per cent a run's loss, or points its accuracy, lies above its average's."""
+    """Returns the excess of a run over its average: loss in per cent, accuracy in points."""
     pairs = [_pair(record, name, JUDGED, e, field, on) for e in _ends_of(record, name, JUDGED)]
     average, run = np.mean(pairs, axis=0)
     return 100.0 * float((run - average) / (average if field == "loss" else 1.0))
@@ -247,7 +248,7 @@ def judge_a4(records: Records) -> Judgement:
                 )
                 scale = trained if field == "loss" else 1.0
                 gaps.append(100.0 * float((emulated - trained) / scale))
-            what = f"{_in_words(name)}: {on} {field} of the weights above that of the decay, {unit}"
+            what = f"{_title(name)}: {on} {field} of the weights above that of the decay, {unit}"
             numbers.append(ExtraNumber(f"{field}_gap_{name}", what, gaps))
     return _judged(EMULATED, records, shares, numbers, {"decays": _drawn(shares)})
 
@@ -257,7 +258,7 @@ def judge_a4(records: Records) -> Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class LargestGap:
-    """The largest of the mean gaps at several places, whatever their sign.
+    """The largest absolute value of the mean gaps at several places.
 
     The interval's upper end is the largest upper end of the places' intervals: it lies below a
     threshold only if each place's does, which needs no correction.  Its lower end is the largest
@@ -298,10 +299,10 @@ def judge_a8(records: Records) -> Judgement:
             for kind, pair in curves.items()
         }
         for kind, gap in gaps.items():
-            parts.append(LARGEST.judge(LargestGap(gap), f"{_in_words(name)} {KINDS[kind]}"))
-            what = f"{_in_words(name)}: mean gap by {KINDS[kind]}, run above average, as a share"
+            parts.append(LARGEST.judge(LargestGap(gap), f"{_title(name)} {KINDS[kind]}"))
+            what = f"{_title(name)}: mean gap by {KINDS[kind]}, run above average, as a share"
             numbers.append(ExtraNumber(f"mean_gap_{name}_{kind}", what, gap.mean(axis=1)))
-        parts.append(CLOSER.judge(_closer(gaps[JUDGED], gaps[MATCH]), _in_words(name)))
+        parts.append(CLOSER.judge(_closer(gaps[JUDGED], gaps[MATCH]), _title(name)))
         drawn[name] = {
             "steps": curves[JUDGED][0]["steps"] - found[0].setting("begin"),
             "gaps": {KINDS[kind]: gap for kind, gap in gaps.items()},

@@ -1,4 +1,4 @@
-"""docs/claims.md, from the claims' own texts."""
+"""Makes docs/claims.md from the texts of the claims."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tf_lrtraj.claims.verdicts import Claim, bounds_shown
 
 
 def claims_page(claims: Sequence[Claim] = CLAIMS) -> str:
-    """docs/claims.md: every claim with what decides it, from the claims' own texts."""
+    """Returns docs/claims.md: every claim with its measurement and thresholds."""
     lines = [_HEAD, _stationarity()]
     for claim in claims:
         reads = [f"`{name}`" for name in claim.records]

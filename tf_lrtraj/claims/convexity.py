@@ -13,7 +13,7 @@ from tf_lrtraj.claims.verdicts import SANDLER, Claim, Condition, Judgement, Want
 from tf_lrtraj.records import RecordError
 
 LIMIT = 10.0
-# A mean of float32 losses is known to a few units of its last place, 1.2e-7 of it.
+# A mean of float32 losses has a relative rounding error of a few times 1.2e-7.
 NOISE = 2.0**-20
 ALONG = Wanted(
     "line", "part of the way along a batch's step where its loss is concave, %", high=LIMIT
@@ -24,7 +24,7 @@ BETWEEN = Wanted(
 
 
 def lengths(position: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
-    """(where losses are concave, where their curvature is told from noise), in lengths.
+    """Returns the lengths (where losses are concave, where their curvature is above the noise).
 
     Args:
         position: [K] places along a line, ascending.
@@ -72,7 +72,7 @@ def judge_b12(records: Records) -> Judgement:
 
 
 def _share(name: str, found: Iterable[tuple[float, float]]) -> float:
-    """Per cent of what can be told."""
+    """Returns the concave share of the resolved length, in per cent."""
     concave, told = np.sum(list(found), axis=0)
     if told <= 0.0:
         raise RecordError(f"{name}: no second difference can be told from rounding errors.")

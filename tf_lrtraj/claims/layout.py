@@ -1,6 +1,6 @@
-"""Which task of a reproduction leaves which records, on which seeds.
+"""The records of each task of a reproduction, and its seeds.
 
-A task that is not named here leaves `measured/TASK/seed*.json` for every seed of the run.
+A task that is not named here writes `measured/TASK/seed*.json` for every seed of the run.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Tasks that are made once, whatever the number of seeds.
+# Tasks that run once, for any number of seeds.
 ONCE = ("two_time_scales", "single_runs", "averaging_length", "cost", "independent")
 # Task → entry of the configuration with its number of seeds.
 SEEDS_OF: dict[str, tuple[str, ...]] = {
@@ -24,7 +24,7 @@ SEEDS_OF: dict[str, tuple[str, ...]] = {
     "speed": ("speed", "seeds"),
     "ema_times": ("speed", "seeds"),
 }
-# Task that leaves probe records → patterns of their names.
+# Task that writes probe records → patterns of their names.
 PROBES_OF = {
     "line": ("line-*",),
     "side_trip": ("side_trip-*",),
@@ -38,7 +38,7 @@ PROBES_OF = {
 
 
 def records_of(task: str) -> tuple[str, ...]:
-    """Patterns of the files that a task leaves, in the workdir."""
+    """Returns patterns of the files that a task writes in the workdir."""
     probes = PROBES_OF.get(task)
     if probes is None:
         return (f"measured/{task}/seed*.json",)
@@ -46,7 +46,7 @@ def records_of(task: str) -> tuple[str, ...]:
 
 
 def seeds_of(task: str, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The seeds that a configuration says a task is run on.
+    """Returns the seeds of a task in a configuration.
 
     >>> seeds_of("base", {"seeds": 3}), seeds_of("cost", {"seeds": 3})
     ((0, 1, 2), (0,))

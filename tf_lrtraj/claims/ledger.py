@@ -1,8 +1,9 @@
-"""The ledger: every claim with its verdict, made from the records of a reproduction alone.
+"""The ledger: every claim with its verdict, computed from the records of a reproduction.
 
-`Study` reads a workdir and judges every claim once; `write_ledger` writes `ledger.json` from it,
-byte by byte the same for equal records: keys sorted, numbers rounded to six significant
-digits, no time, path or version in it.  The page of a reproduction is made from the same study.
+`Study` reads a workdir and judges every claim once.  `write_ledger` writes `ledger.json` from it,
+with the same bytes for equal records: keys are sorted, numbers are rounded to six significant
+digits, and there are no times, paths or versions.  The page of a reproduction is made from the same
+study.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ CLAIMS: tuple[Claim, ...] = tuple(
 
 
 def chosen(ids: Iterable[str]) -> tuple[Claim, ...]:
-    """The claims of these ids, in the ledger's order.
+    """Returns the claims with these ids, in the ledger's order.
 
     Raises:
         ValueError: for an unknown id.
@@ -99,7 +100,7 @@ def chosen(ids: Iterable[str]) -> tuple[Claim, ...]:
 
 
 def judge(claim: Claim, records: Records) -> Judgement:
-    """What the records say of a claim; never a pass where one is missing or damaged."""
+    """Judges a claim by the records; it never passes if a record is missing or damaged."""
     if not records.judges(claim.id):
         return Judgement(NOT_RUN, f"The scale {records.scale} does not measure this claim.")
     lacking = records.lacking(claim.needs)
@@ -113,7 +114,7 @@ def judge(claim: Claim, records: Records) -> Judgement:
     except RecordError as error:
         return Judgement(INCONCLUSIVE, f"A record cannot be used: {error}")
     except (ValueError, LookupError, TypeError, ArithmeticError) as error:
-        # Each part is of the right form, and together they are not (lengths that differ, say).
+        # Each record has the right form, but together they do not fit (such as different lengths).
         said = f"{type(error).__name__}: {error}"
         reason = f"The records ({', '.join(claim.records)}) do not fit together: {said}"
         return Judgement(INCONCLUSIVE, reason)
@@ -124,7 +125,7 @@ def judge(claim: Claim, records: Records) -> Judgement:
 
 
 def _check_seeds(claim: Claim, records: Records) -> None:
-    """A smoke test may have one seed; numbers of one seed decide nothing about networks."""
+    """Checks the number of seeds: one seed decides nothing about networks, except a smoke test."""
     for task in claim.needs:
         count = len(records.expected_seeds(task))
         if records.judged and task not in ONCE and count < claim.seeds:
@@ -135,11 +136,11 @@ def _check_seeds(claim: Claim, records: Records) -> None:
 
 
 class Study:
-    """A reproduction's records with what they say of every claim.
+    """A reproduction's records with the judgement of every claim.
 
     Args:
         folder: its workdir.
-        claims: those to judge.
+        claims: the claims to judge.
 
     Attributes:
         records: the reader of its files.
@@ -166,20 +167,20 @@ class Study:
 
 
 def make_ledger(folder: str | os.PathLike[str], claims: Sequence[Claim] = CLAIMS) -> dict[str, Any]:
-    """The verdicts of a reproduction, as plain data.
+    """Returns the verdicts of a reproduction as plain data.
 
     Args:
         folder: its workdir.
-        claims: those to judge.
+        claims: the claims to judge.
 
     Returns:
         `format`, `scale` (the configuration's name), `claims` (a list of dicts, in order) and
-        `counts` (verdict → number of claims).  Each claim has its `parts`, dicts of `name`,
-        `what`, `value`, `low`, `high`, `wanted` (`low` and `high`, None for no bound) and
-        `verdict`; its `conditions`, the same with `met`; and `numbers`, which decide nothing.
+        `counts` (verdict → number of claims).  Each claim has its `parts`, dicts of `name`, `what`,
+        `value`, `low`, `high`, `wanted` (`low` and `high`, None for no bound) and `verdict`; its
+        `conditions`, the same with `met`; and `numbers`, which do not affect the verdict.
+
         A record that is damaged, of another shape or not finite makes the claims that need it
-        "inconclusive", with the file and what is wrong with it as the reason: one bad file must
-        not hide every other verdict.
+        "inconclusive", and the reason names the file and the fault; other claims are not affected.
 
     Raises:
         RecordError: if there is no such folder, or its configuration is damaged.
@@ -229,7 +230,7 @@ def _number(found: Part | Condition | ExtraNumber) -> dict[str, Any]:
 
 
 def rounded(value: float) -> float:
-    """A number with six significant digits; what differs by rounding errors is written alike.
+    """Rounds a number to six significant digits, so that rounding errors do not show.
 
     >>> rounded(0.1 + 0.2), rounded(1234567.8), rounded(-0.0)
     (0.3, 1234570.0, 0.0)
@@ -241,13 +242,13 @@ def rounded(value: float) -> float:
 
 
 def ledger_bytes(ledger: Mapping[str, Any]) -> bytes:
-    """A ledger as it stands in the file."""
+    """Returns the bytes of a ledger's file."""
     text = json.dumps(encode(ledger), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     return f"{text}\n".encode()
 
 
 def write_ledger(study: Study) -> pathlib.Path:
-    """Writes `ledger.json` into the workdir, whole or not at all; returns its path.
+    """Writes `ledger.json` to the workdir atomically and returns its path.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -258,7 +259,7 @@ def write_ledger(study: Study) -> pathlib.Path:
 
 
 def ledger_text(ledger: Mapping[str, Any], width: int = 110) -> str:
-    """A ledger as a table for a terminal: claim, verdict, title, and the reason."""
+    """Returns a ledger as a table for a terminal: claim, verdict, title, and the reason."""
     lines = [f"{'claim':<6}{'verdict':<23}what is claimed, and why the verdict"]
     room = max(width - 29, 30)
     for entry in ledger["claims"]:

@@ -52,7 +52,7 @@ def by_step(found: Iterable[Probed]) -> dict[int, list[Probed]]:
 def parts_at_steps(
     wanted: Wanted, found: Iterable[Probed], number: Callable[[Probed], float]
 ) -> list[Part]:
-    """A part for every step at which there are records, over their seeds."""
+    """Returns a part, over seeds, for every step with records."""
     return [
         wanted.judge([number(probe) for probe in probes], f"step {step}")
         for step, probes in by_step(found).items()
@@ -78,7 +78,7 @@ def landmark(probe: Probed, name: str, curve: str = "train") -> np.ndarray:
 
 
 def images_per_weight(records: Records) -> ExtraNumber:
-    """Of a training batch: what reach, trips and alignment hang on."""
+    """Returns images per weight of a training batch, on which reach, trips and alignment depend."""
     record = records.one("reach")
     weights = record.values("weights", network="wide")[0]
     found = float(record.setting("batch_size") / weights)
@@ -118,7 +118,7 @@ def judge_b1(records: Records) -> Judgement:
 def _misfit(probe: Probed, degree: int) -> float:
     """The median over batches, in per cent of the drop."""
     row, window = probe.index("degree", degree), probe.index("window", FIT_WINDOW)
-    # Infinite: the curve gained nothing, or its window was not measured.
+    # Infinite: the curve had no gain, or its window was not measured.
     middle = float(np.median(probe.array("fit_error", finite=False)[row, window]))
     if not math.isfinite(middle):
         raise RecordError(f"{probe.name}: half of the fits could not be made.")
@@ -179,7 +179,7 @@ def judge_b2(records: Records) -> Judgement:
 
 
 def _lowest(probe: Probed) -> np.ndarray:
-    # A loss that overflowed is no minimum, so infinite ones may stand.
+    # A loss that overflowed is not a minimum, so infinite ones are allowed.
     lowest = probe.array("train", finite=False).min(axis=0)
     if not np.isfinite(lowest).all():
         raise RecordError(f"{probe.name}: a batch has no finite loss.")

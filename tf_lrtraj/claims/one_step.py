@@ -1,4 +1,4 @@
-"""Claim B4: what one more step does to held-out batches in the stationary state."""
+"""Claim B4: the effect of one more step on held-out batches in the stationary state."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def judge_b4(records: Records) -> Judgement:
 
 
 def _groups(probe: Probed) -> tuple[str, str]:
-    """Which of a record's two groups of batches are training images, and which test images."""
+    """Returns which of a record's two groups of batches has training and which test images."""
     sets = {name: probe.record.about.get(f"{name}_set") for name in ("held_out", "others")}
     training = next((name for name, kind in sets.items() if kind == "train"), "")
     if not training:
@@ -137,7 +137,7 @@ def _level(
         per_update.append(drift.scaled(1.0 / float(np.ptp(steps[inside]))))
     share = stationarity.SHARE_OF_EFFECT
     pooled = stationarity.pooled(per_update)
-    # Without any gain there is nothing that a drift could hide: the parts fail by themselves.
+    # Without any gain a drift cannot hide one: the parts fail.
     update = pooled.scaled(1.0 / gain) if gain > 0.0 else Estimate(0.0, 0.0)
     return (
         stationarity.drift_condition(

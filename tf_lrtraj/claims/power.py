@@ -1,7 +1,7 @@
-"""What a configuration can decide, known before it runs: effect, scatter, sample size, half-width.
+"""What a configuration can decide before it runs: effect, scatter, sample size, half-width.
 
-A configuration carries the rows, frozen with its sizes, as its entry `power`; thresholds and
-levels are the claims' own.
+The entry `power` of a configuration holds the rows, which are fixed together with its sizes; the
+claims define thresholds and levels.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FREE = ("of",)
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What is expected of a part of a claim.
+    """The expectation for a part of a claim.
 
     Attributes:
         claim: its id.
-        wanted: what is wanted of the part.
-        expected: the value that the pilot, or the theory, lets expect.
+        wanted: the thresholds of the part.
+        expected: the value expected from the pilot run or the theory.
         scatter: standard deviation of one unit, from the pilot.
         count: number of units.
         of: the unit.
@@ -50,24 +50,24 @@ class Planned:
 
     @property
     def half_width(self) -> float:
-        """Of the interval that the run will have, if its scatter is the pilot's."""
+        """Half-width of the run's interval, if its scatter is that of the pilot run."""
         if self.count < 2:
             return math.inf
         return student(self.count - 1.0, self.wanted.level) * self.scatter / math.sqrt(self.count)
 
     @property
     def decidable(self) -> bool:
-        """Whether a run whose value is the expected one clears the thresholds, or fails them."""
+        """Whether a run with the expected value passes the thresholds or fails them."""
         low, high = self.expected - self.half_width, self.expected + self.half_width
         found = Interval(self.expected, low, high)
         return self.wanted.holds(found) or self.wanted.fails(found)
 
 
 def planned(rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim] = CLAIMS) -> list[Planned]:
-    """The rows of a configuration's `power`.
+    """Checks the rows of a configuration's `power` and returns them.
 
     Raises:
-        ValueError: naming the row and what is wrong with it.
+        ValueError: if a row is not valid; it names the row and the fault.
 
     >>> planned([{"claim": "A1"}])
     Traceback (most recent call last):

@@ -1,9 +1,8 @@
-"""Reading the records of a reproduction: measured rows and arrays, and probes.
+"""Reads the records of a reproduction: measured rows and arrays, and probes.
 
-What is absent raises `NotMeasured`, which the ledger turns into "not measured".  What is
-damaged, of another shape or not finite raises `RecordError` that names the file, and is
-never a pass.  Files are named by their place in the folder, so that a ledger does not
-depend on where the folder is.
+Missing records raise `NotMeasured`, which the ledger shows as "not measured".  Records that are
+damaged, of another shape or not finite raise a `RecordError` that names the file.  Files are named
+relative to the folder, so that a ledger does not depend on the place of the folder.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from tf_lrtraj.records import ArrayRecord, Count, RecordError, problem, read_jso
 from tf_lrtraj.records.shapes import Within
 from tf_lrtraj.specs import PROBES
 
-# What has grown beyond this has overflowed, and its square would.
+# Larger numbers have overflowed, or their squares would.
 _LARGEST = 1e100
 _SEED = re.compile(r"seed(\d+)")
 _STEP = re.compile(r"-(\d+)$")
 
 
 class NotMeasured(Exception):
-    """What a claim needs is not in the records.
+    """Records that a claim needs are missing.
 
     Attributes:
-        reason: what is missing, in a sentence.
+        reason: a sentence about what is missing.
     """
 
     def __init__(self, reason: str) -> None:
@@ -42,7 +41,7 @@ class NotMeasured(Exception):
 
     @classmethod
     def files(cls, names: Iterable[str]) -> NotMeasured:
-        """Of files, or patterns of their names, that are missing."""
+        """Returns the error for missing files, or patterns of their names."""
         first, *more = names
         rest = f" and {len(more)} more" if more else ""
         return cls(f"{first}{rest} missing.")
@@ -65,7 +64,7 @@ class _Seeded(TypedDict, total=False):
 
 
 class ReproductionConfig(TypedDict, total=False):
-    """What the readers of a reproduction need of its `config.json`."""
+    """The entries of `config.json` that the readers of a reproduction need."""
 
     name: str
     command: str
@@ -95,11 +94,12 @@ class _MeasuredFile(TypedDict, total=False):
 class Measured:
     """One file of a task: settings, rows and arrays, each checked as it is read.
 
-    What is absent, of another shape or not finite is a `RecordError` that names the file.
+    Missing entries, and entries of another shape or not finite, raise a `RecordError` with the
+    file.
 
     Args:
-        name: what messages call the file.
-        content: as read from JSON.
+        name: the name of the file in messages.
+        content: its content, read from JSON.
     """
 
     def __init__(self, name: str, content: Any) -> None:
@@ -113,50 +113,50 @@ class Measured:
         self.seed: int = content.get("seed", -1)
 
     def select(self, **wanted: Any) -> list[dict[str, Any]]:
-        """The rows in which every named field has the value given (or one of a tuple's)."""
+        """Returns the rows in which every named field has the given value (or one of a tuple)."""
         return [row for row in self.rows if _matches(row, wanted)]
 
     def values(self, field: str, **wanted: Any) -> np.ndarray:
-        """[n] a field of every such row, of which there must be one or more."""
+        """Returns [n] values of a field in these rows, of which there must be at least one."""
         rows = self.select(**wanted)
         if not rows:
             raise RecordError(f"{self.name} has no row{_named(wanted)}.")
         return np.array([self.number(row, field) for row in rows])
 
     def curve(self, *fields: str, **wanted: Any) -> tuple[np.ndarray, ...]:
-        """[n] fields of such rows, in ascending order of the first."""
+        """Returns [n] values of fields in these rows, in ascending order of the first field."""
         found = [self.values(field, **wanted) for field in fields]
         order = np.argsort(found[0])
         return tuple(values[order] for values in found)
 
     def value(self, field: str, **wanted: Any) -> float:
-        """A field of the one row that fits."""
+        """Returns a field of the only matching row."""
         found = self.values(field, **wanted)
         if found.size != 1:
             raise RecordError(f"{self.name} has {found.size} rows{_named(wanted)}, not one.")
         return float(found[0])
 
     def number(self, row: Mapping[str, Any], field: str) -> float:
-        """A finite number of a row."""
+        """Returns a finite number of a row."""
         return _finite(self.name, field, row.get(field))
 
     def known(self, field: str) -> list[Any]:
-        """The different values of a field, text or numbers, in order of appearance."""
+        """Returns the different values of a field, text or numbers, in order of appearance."""
         found = [row[field] for row in self.rows if field in row]
         if not all(value is None or isinstance(value, (str, int, float)) for value in found):
             raise RecordError(f"{self.name}: {field!r} must be text or numbers.")
         return list(dict.fromkeys(found))
 
     def setting(self, *path: str) -> float:
-        """A finite number in `about`, or at the top of the file."""
+        """Returns a finite number in `about`, or at the top of the file."""
         return _finite(self.name, ".".join(path), self._find(path))
 
     def has(self, *path: str) -> bool:
-        """Whether there is such an entry, in `about` or at the top."""
+        """Returns whether there is such an entry, in `about` or at the top."""
         return self._find(path) is not None
 
     def text(self, *path: str) -> str:
-        """Text in `about`."""
+        """Returns a text in `about`."""
         found = self._find(path)
         if not isinstance(found, str):
             raise RecordError(f"{self.name} has no text {'.'.join(path)!r}.")
@@ -175,7 +175,7 @@ class Measured:
         return None
 
     def array(self, name: str, ndim: int = 1, finite: bool = True) -> np.ndarray:
-        """A named array, of finite numbers unless they may be missing."""
+        """Returns a named array, of finite numbers unless `finite` is False."""
         try:
             found = np.asarray(self._find((name,)))
         except ValueError:  # rows of different lengths
@@ -188,7 +188,7 @@ class Measured:
         return found
 
     def table(self, name: str) -> list[dict[str, Any]]:
-        """A named list of rows beside the main ones; empty where there is none."""
+        """Returns a named list of further rows; empty if there is none."""
         found = self._find((name,))
         if found is None:
             return []
@@ -197,14 +197,14 @@ class Measured:
         return found
 
     def maybe(self, name: str) -> float | None:
-        """A finite number, or None where the record says that there is none."""
+        """Returns a finite number, or None if the record has None."""
         found = {**self._content, **self.about}
         if name not in found:
             raise RecordError(f"{self.name} has no {name!r}.")
         return None if found[name] is None else _finite(self.name, name, found[name])
 
     def same_length(self, *names: str) -> list[np.ndarray]:
-        """Arrays that belong together."""
+        """Returns arrays of the same length; raises RecordError otherwise."""
         found = [self.array(name) for name in names]
         if len({len(array) for array in found}) > 1:
             raise RecordError(f"{self.name}: {', '.join(names)} differ in length.")
@@ -212,7 +212,7 @@ class Measured:
 
 
 class Probed:
-    """One probe record and where it was taken; its values are checked as they are read."""
+    """One probe record and its step and seed; values are checked when they are read."""
 
     def __init__(self, name: str, seed: int, record: ArrayRecord) -> None:
         self.name, self.seed, self.record = name, seed, record
@@ -220,7 +220,7 @@ class Probed:
         self.step = int(match.group(1)) if match else int(record.about.get("step", 0))
 
     def expect(self, kind: str) -> Probed:
-        """Itself, checked to be a record of that kind whose values are over its axes."""
+        """Returns itself after checking its kind and the axes of its values."""
         if self.record.kind != kind:
             raise RecordError(f"{self.name} is a record of {self.record.kind!r}, not of {kind!r}.")
         for value, axes in PROBES[kind].dims.items():
@@ -230,7 +230,7 @@ class Probed:
         return self
 
     def array(self, name: str, finite: bool = True) -> np.ndarray:
-        """A value of the record, measured throughout; of finite numbers unless said otherwise."""
+        """Returns a completely measured value of the record; finite unless `finite` is False."""
         found = self.record.values.get(name)
         if found is None or not found.size:
             raise RecordError(f"{self.name} has no value {name!r}.")
@@ -241,14 +241,14 @@ class Probed:
         return found
 
     def coordinate(self, name: str) -> np.ndarray:
-        """A coordinate of the record; numbers as float64."""
+        """Returns a coordinate of the record; numbers as float64."""
         if name not in self.record.coordinates:
             raise RecordError(f"{self.name} has no coordinate {name!r}.")
         found = self.record.coordinates[name]
         return found.astype(np.float64) if found.dtype.kind in "iuf" else found
 
     def index(self, coordinate: str, value: Any) -> int:
-        """The place of a value on a coordinate."""
+        """Returns the index of a value on a coordinate."""
         found = np.flatnonzero(self.coordinate(coordinate) == value)
         if found.size != 1:
             raise RecordError(f"{self.name}: {coordinate!r} has no single entry {value!r}.")
@@ -256,13 +256,13 @@ class Probed:
 
 
 class Records:
-    """The records of a reproduction, read when asked for.
+    """The records of a reproduction, read on demand.
 
     Args:
         folder: the workdir.
 
     Raises:
-        RecordError: if it is no folder, or its configuration is damaged.
+        RecordError: if it is not a folder, or its configuration is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -280,7 +280,7 @@ class Records:
         return self.config.get("name", "unknown")
 
     def _load(self, name: str, read: Callable[[pathlib.Path], Any]) -> Any:
-        """What `read` gives of a file, which errors name by its place in the folder."""
+        """Reads a file with `read`; errors name it relative to the folder."""
         path = self.folder / name
         try:
             return read(path)
@@ -288,11 +288,11 @@ class Records:
             raise RecordError(str(error).replace(str(path), name)) from None
 
     def expected_seeds(self, task: str) -> tuple[int, ...]:
-        """The seeds that a task is run on, by the configuration."""
+        """Returns the seeds of a task in the configuration."""
         return seeds_of(task, self.config)
 
     def judges(self, claim: str) -> bool:
-        """Whether the scale measures a claim; one that names no claims measures all."""
+        """Returns whether the scale measures a claim; a scale that names no claims measures all."""
         named = self.config.get("claims")
         return not named or claim in named
 
@@ -302,7 +302,7 @@ class Records:
         return bool(self.config.get("judged", True))
 
     def missing(self, task: str) -> list[str]:
-        """Files of a task that ought to be there and are not."""
+        """Returns the missing files of a task."""
         found = []
         for seed in self.expected_seeds(task):
             if task not in PROBES_OF:
@@ -312,13 +312,13 @@ class Records:
         return found
 
     def _absent(self, folder: str, pattern: str, wanted: int) -> list[str]:
-        """The pattern, with how many files of it are missing, if any is."""
+        """Returns the pattern with the number of its missing files, if any is missing."""
         count = len(list((self.folder / folder).glob(pattern)))
         few = f" ({wanted - count} of {wanted})" if count else ""
         return [f"{folder}/{pattern}{few}"] if count < wanted else []
 
     def _points(self, task: str) -> int:
-        """Steps at which a task probes, as far as the configuration tells."""
+        """Returns the steps at which a task probes, if the configuration determines them."""
         if task == "one_step_lines":
             return int(self.config.get("one_step", {}).get("iterates", 1))
         settings = self.config.get("probes")
@@ -344,7 +344,7 @@ class Records:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def measured(self, task: str) -> tuple[Measured, ...]:
-        """The files of a task, in the order of seeds: all that are there.
+        """Returns all files of a task, in the order of seeds.
 
         Raises:
             NotMeasured: if one is missing.
@@ -367,11 +367,11 @@ class Records:
         return record
 
     def one(self, task: str) -> Measured:
-        """The first seed's file of a task."""
+        """Returns the first seed's file of a task."""
         return self.measured(task)[0]
 
     def of_seed(self, task: str, seed: int) -> Measured:
-        """A seed's file of a task.
+        """Returns a seed's file of a task.
 
         Raises:
             NotMeasured: if it is missing.
@@ -382,7 +382,7 @@ class Records:
         return found[seed]
 
     def probes(self, pattern: str, kind: str) -> tuple[Probed, ...]:
-        """Probe records whose name fits a pattern ("line-*"), by step and then by seed.
+        """Returns probe records whose name matches a pattern ("line-*"), by step and then by seed.
 
         Raises:
             NotMeasured: if there is none.
@@ -407,7 +407,7 @@ class Records:
         return self._read[(pattern, kind)]
 
     def lacking(self, tasks: Iterable[str]) -> list[str]:
-        """Files that are missing of the tasks that a claim needs."""
+        """Returns the missing files of the tasks that a claim needs."""
         return [name for task in tasks for name in self.missing(task)]
 
 

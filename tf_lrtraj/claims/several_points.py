@@ -22,7 +22,7 @@ from tf_lrtraj.claims.verdicts import (
 )
 from tf_lrtraj.statistics import LEVEL, TOST, Interval, PairedRatio, mean_of
 
-# Fewer iterates of a rate do not tell its loss.
+# Fewer iterates of a rate do not determine its loss.
 ITERATES = 10
 
 # A2.  "Clearly": more than the last digit of a table of losses.
@@ -77,7 +77,7 @@ class _PowerOf2:
         return Interval(*(float(np.exp2(min(x, 1000.0))) for x in found))
 
 
-# What the records say ---------------------------------------------------------------------------
+# Reading the records ----------------------------------------------------------------------------
 
 
 def _gaps(record: Measured, points: int = 2) -> list[int]:
@@ -116,7 +116,7 @@ def _rate(records: Records, divisor: int) -> np.ndarray:
 
 
 def _settled_at(records: Records, n: int) -> Condition:
-    """Whether the run at the rate over n has levelled off among its late iterates."""
+    """Returns the condition that the run at the rate over n is stationary in its late iterates."""
     drifts = [
         stationarity.relative_line(record, points=n, set="train_part")
         for record in records.measured("lower_rates")
@@ -179,7 +179,7 @@ def judge_a3(records: Records) -> Judgement:
 def _against_rates(
     records: Records, counts: list[int]
 ) -> tuple[list[Part], list[ExtraNumber], dict[int, dict[str, np.ndarray]]]:
-    """Whether n points lie nearer to the run at λ/n than to its neighbours.
+    """Tests whether n points are nearer to the run at λ/n than to its neighbours.
 
     Borders are linear in measured losses, so no quotient of noisy numbers decides.
     """
@@ -260,9 +260,9 @@ def judge_o1(records: Records) -> Judgement:
 
 
 def _equivalent(losses: np.ndarray, loss: float) -> float:
-    """The k at which a broken line through the losses at λ/2^k has `loss`; NaN where it has none.
+    """Returns the k at which the linear interpolant of losses at λ/2^k equals `loss`, else NaN.
 
-    The line goes on at its ends.
+    The line is extrapolated at its ends.
     """
     for k, (high, low) in enumerate(itertools.pairwise(losses)):
         inside = low <= loss <= high or (k == 0 and loss > high)

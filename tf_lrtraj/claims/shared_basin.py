@@ -68,7 +68,7 @@ def judge_b6(records: Records) -> Judgement:
 
 
 def segments_of(probe: Probed) -> list[Mapping[str, Any]]:
-    """What each pair of a record connects."""
+    """Returns the kind of connection of each pair of a record."""
     found = probe.record.about.get("segments")
     count = len(probe.coordinate("pair"))
     if not isinstance(found, list) or len(found) != count:

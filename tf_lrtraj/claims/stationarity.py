@@ -1,15 +1,14 @@
-"""Whether a run at constant rate has levelled off, from its records alone.
+"""Tests from records whether a run at constant rate is stationary.
 
-Claims about a stationary state say nothing of a run that still moves.  Each test here is a
-number with an interval: by how much something changes from the first to the last step of the
-window, along a straight line through block means (so autocorrelation does not shrink the
-error).  It must be smaller than a limit, and either its whole 95 % interval lies within the
-limit or it is not resolved from 0: an estimate beyond the limit from a noisy series is no
-evidence of a stationary state.
+Claims about a stationary state do not apply to a run that still drifts.  Each test is a number with
+an interval: the change from the first to the last step of the window, along a straight line through
+block means (so that autocorrelation does not make the error too small).  It must be smaller than a
+limit, and either its whole 95 % interval must lie within the limit or it must not be resolved from
+0: a noisy estimate beyond the limit is not evidence of a stationary state.
 
-Weights before batch norm have no length that matters, and without decay their norm only
-grows (docs/theory/model.md): so losses decide, the norm is judged by what it does to the
-effective rate, which goes as one over its square, and displacement by how it grows with lag.
+The norm of weights before batch norm has no effect on the loss, and without decay it only grows
+(docs/theory/model.md).  Losses therefore decide; the norm is judged by its effect on the effective
+rate, which is proportional to one over its square, and displacement by its growth with lag.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ GROWTH_LIMIT = 0.5
 # Where a drift is compared with an effect: a quarter of it.  Averages weigh the window from
 # its middle, so of a drift d over the window they feel d/2, an eighth of the effect.
 SHARE_OF_EFFECT = 0.25
-# Entries of a series below which blocks of it say nothing.
+# Smallest number of entries of a series for an estimate from blocks.
 BLOCKS_NEEDED = 8
 
 
 def settled(drift: Estimate, limit: float) -> bool:
-    """Whether a change counts as none, by the rule of this module."""
+    """Returns whether a change counts as none, by the rule of this module."""
     value, low, high = with_interval(drift).interval()
     if not (math.isfinite(value) and math.isfinite(low)):
         return False
@@ -133,20 +132,20 @@ def drift_condition(
 
 
 def batch_loss_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
-    """Whether the mini-batch loss of the base runs has levelled off."""
+    """Returns the condition that the mini-batch loss of the base runs is stationary."""
     drifts = [relative_trend(*in_window(record)) for record in records.measured("base")]
     return drift_condition("batch_loss_drift", "the mini-batch loss", drifts, limit)
 
 
 def level_condition(records: Records, limit: float = LOSS_LIMIT) -> Condition:
-    """Whether the full training loss of single iterates of the base runs has levelled off."""
+    """Returns the condition that the training loss of the base runs' iterates is stationary."""
     drifts = [relative_line(record, set="train") for record in records.measured("levels")]
     what = "the full training loss of single iterates"
     return drift_condition("level_drift", what, drifts, limit)
 
 
 def norm_condition(records: Records, limit: float = NORM_LIMIT) -> Condition:
-    """Whether the squared norm of the weights has levelled off."""
+    """Returns the condition that the squared norm of the weights is stationary."""
     found = [in_window(record, "squared_norm") for record in records.measured("base")]
     drifts = [relative_trend(*series) for series in found]
     return drift_condition("norm_drift", "the squared norm of the weights", drifts, limit)
@@ -167,7 +166,7 @@ def stationary(records: Records, effect: float | None = None) -> list[Condition]
 
 
 def levelled_displacement(records: Records) -> Condition:
-    """Whether squared displacement has stopped growing with lag."""
+    """Returns the condition that squared displacement does not grow with lag any more."""
     growth = mean_of([displacement_growth(r).value for r in records.measured("displacement")])
     return Condition(
         "displacement_growth",

@@ -1,4 +1,4 @@
-"""Claims B7 to B10, B13, B14 and O4: the stationary state, its size, and how runs part."""
+"""Claims B7 to B10, B13, B14 and O4: the stationary state, its size, and diverging runs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def judge_b7(records: Records) -> Judgement:
         steps, squares = _pair(pair, "independent", _pair_rates(pair)[1])
         late = steps >= 0.75 * steps[-1]
         plateau = float(squares[late].mean())
-        powers.append(_later_power(steps, squares))
+        powers.append(_second_half_exponent(steps, squares))
         lags, moved, _ = stationarity.displacement(record)
         lag = min(float(steps[late].mean()), float(lags[-1]))
         displaced.append(float(np.interp(lag, lags, moved)))
@@ -128,14 +128,14 @@ def judge_b7(records: Records) -> Judgement:
     )
 
 
-def _later_power(steps: np.ndarray, squares: np.ndarray) -> float:
+def _second_half_exponent(steps: np.ndarray, squares: np.ndarray) -> float:
     """Power of time by which a squared distance grows over the second half of the time."""
     later = steps >= 0.5 * steps[-1]
     return exponent(steps[later], squares[later]).value
 
 
 def _reached(at: np.ndarray, values: np.ndarray, level: float) -> float:
-    """Where a curve first reaches a level, between its points; its end if it never does."""
+    """Returns where a curve first reaches a level, by interpolation; its end if it never does."""
     after = int(np.argmax(values >= level))
     if values[after] < level:
         return float(at[-1])
@@ -189,7 +189,7 @@ def judge_b8(records: Records) -> Judgement:
 
 
 def _norms(found: tuple[Measured, ...]) -> list[Condition]:
-    """Whether the squared norm has levelled off, at every rate."""
+    """Returns the condition that the squared norm is stationary at every rate."""
     drifts: dict[float, list[Estimate]] = {}
     for record in found:
         points: dict[float, list[tuple[float, float]]] = {}
@@ -316,7 +316,7 @@ class _Pairs:
                 start = float(np.interp(switch, steps, squares))
                 self.changes.setdefault(rate, []).append(self.ends["shared", rate][-1] / start)
             steps, squares = curves["independent", self.large]
-            self.growths.append(_later_power(steps, squares))
+            self.growths.append(_second_half_exponent(steps, squares))
             slow_steps, slow = curves["independent", self.small]
             late_steps = slow_steps[slow_steps >= 0.75 * slow_steps[-1]]
             ratio = self.small / self.large

@@ -81,7 +81,7 @@ def _all(records: Iterable[Measured], method: str) -> list[float]:
     return [_accuracy(record, method) for record in records]
 
 
-def _less(found: Iterable[Measured], method: str, other: str) -> list[float]:
+def _excess(found: Iterable[Measured], method: str, other: str) -> list[float]:
     """Test accuracy of one method less that of another, points, seed by seed."""
     return [_accuracy(r, method) - _accuracy(r, other) for r in found]
 
@@ -94,7 +94,7 @@ _SHOWN = ("conventional", *KINDS, "fge_member", "fge")
 def judge_s1(records: Records) -> Judgement:
     """Test accuracy of both kinds of SWA less that of the conventional run."""
     found = _budgets(records)
-    parts = [SWA_GAIN.judge(_less(found, m, "conventional"), at) for m, at in KINDS.items()]
+    parts = [SWA_GAIN.judge(_excess(found, m, "conventional"), at) for m, at in KINDS.items()]
     numbers = []
     for method, at in KINDS.items():
         what = f"{at}: SWA's training loss less the conventional run's"
@@ -112,7 +112,7 @@ def _loss(record: Measured, method: str, on: str = "train_part") -> float:
 
 
 def _methods(found: tuple[Measured, ...], independent: float | None = None) -> dict[str, object]:
-    """What the figure of methods draws: test accuracy of each, by seed."""
+    """Returns the data of the figure of methods: test accuracy of each, by seed."""
     methods = {method: _all(found, method) for method in _SHOWN}
     if independent is not None:
         methods["independent"] = [independent]
@@ -123,14 +123,14 @@ def judge_s6(records: Records) -> Judgement:
     """Test accuracy of the ensemble of cycle ends against its members and a conventional run."""
     found = _budgets(records)
     parts = [
-        OVER_MEMBERS.judge(_less(found, "fge", "fge_member")),
-        OVER_RUN.judge(_less(found, "fge", "conventional")),
+        OVER_MEMBERS.judge(_excess(found, "fge", "fge_member")),
+        OVER_RUN.judge(_excess(found, "fge", "conventional")),
     ]
     numbers = [
         ExtraNumber(
             f"over_{method}",
             f"the ensemble's test accuracy over SWA's at {at}, points",
-            _less(found, "fge", method),
+            _excess(found, "fge", method),
         )
         for method, at in KINDS.items()
     ]

@@ -153,7 +153,7 @@ def _speed_up(steps: np.ndarray, log: dict[str, np.ndarray]) -> float:
 
 
 def _crossing(steps: np.ndarray, ahead: np.ndarray) -> float:
-    """Where a curve that begins below 0 is above it for good; infinite if it ends below."""
+    """Returns where a curve that begins below 0 becomes positive for good; infinite if never."""
     below = np.flatnonzero(ahead <= 0.0)
     if not below.size:
         return float(steps[0])
@@ -207,7 +207,7 @@ def judge_a7(records: Records) -> Judgement:
 
 
 def _single_runs(record: Measured) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What → (by theory, in runs)."""
+    """Returns quantity → (by theory, in runs)."""
     found = {}
     for name in ("zero_crossings", "distances", "displacement"):
         exact, measured = record.same_length(name, f"{name}_measured")
@@ -236,7 +236,7 @@ def judge_a10(records: Records) -> Judgement:
             off = int(np.argmin(np.abs(np.log(lengths / (factor * lengths[best])))))
             parts.append(wanted.judge(float(curve[off] / curve[best]), f"rate {rate:g}"))
     network = {phase: _by_time(records, phase) for phase in ("early", "window")}
-    sweeps = {phase: _off_the_best(*found) for phase, found in network.items()}
+    sweeps = {phase: _excess_over_best(*found) for phase, found in network.items()}
     shorter, longer, gain, _ = sweeps["early"]
     parts += [SHORTER.judge(PairedRatio(shorter, gain)), LONGER.judge(PairedRatio(longer, gain))]
     numbers = []
@@ -269,7 +269,7 @@ def _by_time(records: Records, phase: str) -> tuple[np.ndarray, np.ndarray, np.n
     return times, np.array(curves), np.array(raw)
 
 
-def _off_the_best(times: np.ndarray, curves: np.ndarray, raw: np.ndarray) -> np.ndarray:
+def _excess_over_best(times: np.ndarray, curves: np.ndarray, raw: np.ndarray) -> np.ndarray:
     """[4, seed] what times ten times shorter and longer lose against the best, its gain and time.
 
     A seed's best time is that of the other seeds' mean, so it is not picked on its own noise.

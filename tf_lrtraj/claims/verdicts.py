@@ -1,11 +1,11 @@
-"""Claims, what is wanted of their parts, and how the parts make a verdict.
+"""Claims, the thresholds of their parts, and the rule for the verdict.
 
-The rule is one for all claims.  A part holds only if its whole interval lies on the right
-side of a threshold that stands in the code.  It fails only if the whole interval lies on the
-wrong side, at a level that Holm's method sets for all parts of the claim together: with many
-parts, one of them lies on the wrong side by chance.  Anything else is undecided.  A claim is
-reproduced if all its parts hold, not reproduced if one fails, inconclusive otherwise, and
-inconclusive too if a condition of the measurement (a run that must be stationary, say) is not met.
+The rule is the same for all claims.  A part holds only if its whole interval lies on the right side
+of its thresholds.  It fails only if the whole interval lies on the wrong side, at the level that
+Holm's method sets for all parts of the claim together, because with many parts one of them is
+likely to be on the wrong side by chance.  Otherwise it is undecided.  A claim is reproduced if all
+its parts hold, and not reproduced if one fails.  It is inconclusive otherwise, or if a condition of
+the measurement (such as a stationary run) is not met.
 
 >>> gain = Wanted("gain", "training loss below that of single iterates, %", low=1.0)
 >>> part = gain.judge(Interval(3.0, 2.0, 4.0))
@@ -37,7 +37,7 @@ VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED, NOT_RUN, NOT
 
 
 class HasInterval(Protocol):
-    """A number that knows its interval at any level, as those of `statistics` do."""
+    """A number with an interval at any level, such as those of `statistics`."""
 
     def interval(self, level: float = LEVEL) -> Interval: ...
 
@@ -56,8 +56,8 @@ class _Fixed:
 class Seeds:
     """One number of each seed; its interval is Student's for their mean.
 
-    Seeds are the unit of every sentence about networks: what one run's batches or iterates
-    scatter by says nothing of another network.  One seed has no interval.
+    Statements about networks have intervals over seeds, because the scatter of one run's batches or
+    iterates contains no information about other networks. One seed has no interval.
     """
 
     values: tuple[float, ...]
@@ -66,12 +66,12 @@ class Seeds:
         return mean_of(self.values).interval(level)
 
 
-# What can be judged: a bare number is exact, and several are one of each seed.
+# Values that can be judged: a single number is exact, and several are one for each seed.
 Number: TypeAlias = HasInterval | Interval | float | Sequence[float] | np.ndarray
 
 
 def with_interval(value: Number) -> HasInterval:
-    """A number that knows its interval.
+    """Returns a number with an interval.
 
     >>> with_interval([1.0, 2.0, 3.0]).interval().value
     2.0
@@ -87,14 +87,14 @@ def with_interval(value: Number) -> HasInterval:
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is wanted of one number: that its interval lies above `low` and below `high`.
+    """The thresholds of one number: its interval must lie above `low` and below `high`.
 
     Attributes:
-        name: of the number.
-        what: what it is, without its value: "own loss after 4 steps over that at the start".
+        name: the name of the number.
+        what: its description, such as "own loss after 4 steps over that at the start".
         low: the lower threshold; None for none.
         high: the upper threshold; None for none.
-        level: of the interval that must lie inside: `TOST` for a claim of equality (two
+        level: the level of the interval that must lie inside: `TOST` for a claim of equality (two
             one-sided tests at 5 %), otherwise `LEVEL`.
         fails_low: below this the part fails; `low` where it is None.
         fails_high: above this the part fails; `high` where it is None.
@@ -113,11 +113,11 @@ class Wanted:
             raise ValueError(f"`low` or `high` of {self.name!r} must be given. Received: neither")
 
     def judge(self, found: Number, at: str = "") -> Part:
-        """The part of a measured number.
+        """Returns the part for a measured number.
 
         Args:
             found: the number.
-            at: where it was measured ("step 8000"), which goes into name and text.
+            at: where it was measured ("step 8000"), which is added to name and text.
         """
         return Part(self, with_interval(found), at)
 
@@ -133,7 +133,7 @@ class Wanted:
 
 
 def _inside(interval: Interval, low: float | None, high: float | None) -> bool:
-    """Whether the whole interval lies between two bounds, where there are such."""
+    """Returns whether the whole interval lies between two bounds; None is no bound."""
     return (-math.inf if low is None else low) < interval.low and interval.high < (
         math.inf if high is None else high
     )
@@ -141,14 +141,14 @@ def _inside(interval: Interval, low: float | None, high: float | None) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One number of a claim, with what is wanted of it.
+    """One number of a claim and its thresholds.
 
     Attributes:
         wanted: the thresholds.
-        found: what was measured.
-        at: where.
-        failed: whether it fails although all parts of its claim are tried, by Holm's method;
-            `conclude` fills it in.  None: judged alone.
+        found: the measured number.
+        at: where it was measured.
+        failed: whether it fails by Holm's method over all parts of its claim; `conclude` sets it.
+            None: judged alone.
     """
 
     wanted: Wanted
@@ -167,16 +167,16 @@ class Part:
 
     @property
     def seeds(self) -> list[float]:
-        """The number of each seed; empty where it is not made of such."""
+        """The number of each seed; empty if it is not a number over seeds."""
         return list(self.found.values) if isinstance(self.found, Seeds) else []
 
     @property
     def interval(self) -> Interval:
-        """As it is shown: at the level of what is wanted."""
+        """The interval at the level of its thresholds, as shown."""
         return self.found.interval(self.wanted.level)
 
     def fails_at(self, level: float) -> bool:
-        """Whether the whole interval of that level lies on the wrong side."""
+        """Returns whether the whole interval of that level lies on the wrong side."""
         interval = self.found.interval(level)
         return not math.isnan(interval.value) and self.wanted.fails(interval)
 
@@ -193,7 +193,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class ExtraNumber:
-    """A number that stands beside the parts and decides nothing."""
+    """A number that is shown with the parts and does not affect the verdict."""
 
     name: str
     what: str
@@ -206,15 +206,15 @@ class ExtraNumber:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What must be true of a measurement before it can decide a claim.
+    """A condition that a measurement must meet before it can decide a claim.
 
     Attributes:
-        name: of its number.
-        what: what it is, without its value.
-        found: what was measured.
+        name: the name of its number.
+        what: its description, without its value.
+        found: the measured number.
         low: its lower limit; None for none.
         high: its upper limit; None for none.
-        met: whether it is; from the limits where it is not given.
+        met: whether it is met; by default computed from the limits.
     """
 
     name: str
@@ -237,15 +237,15 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What records say of a claim.
+    """The judgement of a claim by records.
 
     Attributes:
         verdict: one of `VERDICTS`.
-        reason: why, in one line.
-        parts: what was measured and what was wanted.
-        conditions: of the measurement.
-        numbers: others that a reader should know.
-        notes: sentences that a reader should know.
+        reason: the reason in one line.
+        parts: the measured numbers and their thresholds.
+        conditions: the conditions of the measurement.
+        numbers: further numbers for the reader.
+        notes: sentences for the reader.
         drawn: arrays and numbers that the claim's figure draws; not in the ledger.
     """
 
@@ -258,7 +258,7 @@ class Judgement:
     drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def part(self, name: str) -> Part:
-        """The part of that name.
+        """Returns the part with this name.
 
         Raises:
             KeyError: if there is none.
@@ -268,20 +268,19 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A sentence that records can bear out or contradict.
+    """A statement that records can confirm or contradict.
 
     Attributes:
-        id: "B1" and so on.
-        title: what it says, in at most 12 words.
-        sentence: what is claimed.
-        source: who claims it.
+        id: its id, such as "B1".
+        title: its title, in at most 12 words.
+        sentence: the statement.
+        source: its source.
         needs: tasks whose records the judge reads.
         experiment: how it is measured.
-        wanted: the parts that its judge gives, each at one place or several.
-        argument: why these thresholds; settled before any run was looked at.
+        wanted: the thresholds of the parts that its judge returns, each at one place or several.
+        argument: the reason for the thresholds, which were set before any run.
         judge: the records → `Judgement`.
-        seeds: the least number of seeds that can say anything; 1 where the sentence is not
-            about networks.
+        seeds: the smallest number of seeds for a verdict; 1 if the statement is not about networks.
     """
 
     id: str
@@ -313,10 +312,10 @@ def conclude(
     notes: Sequence[str] = (),
     drawn: Mapping[str, Any] | None = None,
 ) -> Judgement:
-    """The verdict of a claim whose parts must all hold.
+    """Returns the judgement of a claim whose parts must all hold.
 
     Raises:
-        ValueError: for no part, which would decide nothing, or two of one name.
+        ValueError: if there is no part, or two have the same name.
     """
     if not parts:
         raise ValueError("`parts` must hold at least one. Received: none")
@@ -348,7 +347,7 @@ def conclude(
 
 
 def number(value: float) -> str:
-    """A number as people read it.
+    """Formats a number for readers.
 
     >>> number(0.0123456), number(12345.6), number(float("inf"))
     ('0.0123', '12,346', 'inf')
@@ -361,7 +360,7 @@ def number(value: float) -> str:
 
 
 def shown(interval: Interval) -> str:
-    """A number with its interval.
+    """Formats a number with its interval.
 
     >>> shown(Interval(1.0, 0.5, 1.5))
     '1 [0.5, 1.5]'
@@ -374,7 +373,7 @@ def shown(interval: Interval) -> str:
 
 
 def bounds_shown(low: float | None, high: float | None) -> str:
-    """What is wanted of a number, in words.
+    """Describes the bounds of a number in words.
 
     >>> bounds_shown(0.5, None), bounds_shown(None, 1.0), bounds_shown(0.5, 1.0)
     ('above 0.5', 'below 1', '0.5 to 1')

@@ -1,8 +1,8 @@
 """Random crops and flips of whole batches, each a function of (seed, position).
 
-The position of an image is its place in the endless sequence of training images,
-`step * batch_size + place in the global batch`.  The same position always gets the
-same crop, however the batch is split over replicas.
+The position of an image is its index in the infinite sequence of training images, `step *
+batch_size + place in the global batch`.  The same position always gets the same crop, however the
+batch is split over replicas.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESIZED_CROP_STREAMS = 1 + ATTEMPTS
 
 
 def crop_padding(height: int, width: int) -> int:
-    """Margin of the padded crop: an eighth of the image, 4 pixels for 32×32.
+    """Returns the padding of a crop: an eighth of the image, 4 pixels for 32×32.
 
     >>> crop_padding(32, 32), crop_padding(8, 8)
     (4, 1)
@@ -37,7 +37,7 @@ def crop_padding(height: int, width: int) -> int:
 
 
 def augment(images: Any, kind: str, seed: int, first: Any) -> tf.Tensor:
-    """Augments a batch whose images stand at the positions `first, first + 1, …`.
+    """Augments a batch of images at the positions `first, first + 1, …`.
 
     Args:
         images: [n, height, width, channels], any dtype, static shape.
@@ -96,8 +96,8 @@ def _shift(images: Any, shifts: Any, flipped: Any) -> tf.Tensor:
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
         :, None, :
     ]
-    # One gather of pixels from the batch laid out flat, to which a black pixel is appended
-    # for those outside: masking afterwards would cost more than the gather.
+    # One gather of pixels from the flattened batch, to which a black pixel is appended for those
+    # outside: masking afterwards would cost more than the gather.
     pixel = (tf.range(count)[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
     flat = tf.reshape(images, [-1, channels])
     flat = tf.concat([flat, tf.zeros([1, channels], images.dtype)], axis=0)
@@ -105,7 +105,7 @@ def _shift(images: Any, shifts: Any, flipped: Any) -> tf.Tensor:
 
 
 def random_boxes(draws: Any, heights: Any, widths: Any) -> tuple[Any, Any, Any, Any]:
-    """Boxes of random area and aspect inside images.
+    """Returns boxes of random area and aspect inside images.
 
     Ten boxes are proposed with area uniform in 8 to 100 % and the logarithm of the
     aspect uniform in 3/4 to 4/3; the first that fits is placed uniformly.  If none fits, the

@@ -1,4 +1,4 @@
-"""What every dataset offers."""
+"""The base class of datasets."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ opened: weakref.WeakSet[ImageDataset] = weakref.WeakSet()
 
 
 def explain(error: BaseException) -> str | None:
-    """What an error says about the files of the datasets opened; None if nothing.
+    """Returns what an error says about the files of open datasets; None if nothing.
 
-    For programs, which end with one line that names the file.
+    Programs use it to end with one line that names the file.
     """
     if isinstance(error, DataError):
         return str(error)
@@ -109,18 +109,18 @@ class ImageDataset(abc.ABC):
         num_shards: int = 1,
         shard_ids: Sequence[int] | None = None,
     ) -> tf.data.Dataset:
-        """The endless sequence of training batches from `start_step` on.
+        """Returns the infinite sequence of training batches from `start_step` on.
 
-        The global batch of step s, order and augmentation included, is a
-        function of (seed, s) alone.  It is the images at the positions
-        `s * batch_size … (s + 1) * batch_size - 1` of an endless sequence that
-        shows every training image once per epoch, so a batch may straddle two epochs.
+        The global batch of step s, order and augmentation included, is a function of (seed, s)
+        alone.  It holds the images at the positions `s * batch_size … (s + 1) * batch_size - 1` of
+        an infinite sequence with every training image once per epoch, so a batch may contain images
+        of two epochs.
 
         Args:
             batch_size: images in the global batch, at most the number of training images.
             seed: integer in [0, 2⁶³).
             start_step: the step the first batch belongs to.
-            num_shards: the global batch is split into so many consecutive equal parts.
+            num_shards: number of equal, consecutive parts of the global batch.
             shard_ids: the parts that this pipeline makes, in increasing order; all by default.
 
         Returns:
@@ -144,15 +144,15 @@ class ImageDataset(abc.ABC):
         shard_ids: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> tf.data.Dataset:
-        """Every image of a split exactly once, without augmentation.
+        """Returns every image of a split exactly once, without augmentation.
 
-        The order is fixed; of streamed sets it depends on the batch size.
+        The order is fixed; for streamed sets it depends on the batch size.
 
         Args:
             split: a key of `num_examples`; "train" is allowed.
             batch_size, num_shards, shard_ids: as in `train_batches`.
-            limit: only so many images, always the same ones.  Datasets in memory
-                take the first of a fixed permutation; streamed ones the first as stored.
+            limit: number of images, always the same ones: the first of a fixed permutation for
+                datasets in memory, the first as stored for streamed ones.
 
         Returns:
             A finite `tf.data.Dataset` of (images, labels, weights) of static shapes; weights,
@@ -167,15 +167,15 @@ class ImageDataset(abc.ABC):
 
     @abc.abstractmethod
     def _train(self, shards: Shards, seed: int, start_step: int) -> tf.data.Dataset:
-        """`train_batches`, of arguments that are checked."""
+        """`train_batches` with checked arguments."""
 
     @abc.abstractmethod
     def _eval(self, shards: Shards, split: str, limit: int | None) -> tf.data.Dataset:
-        """`eval_batches`, of arguments that are checked."""
+        """`eval_batches` with checked arguments."""
 
     @abc.abstractmethod
     def arrays(self, split: str, normalize: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """A split as NumPy arrays, (images [n, height, width, channels], labels int32 [n]).
+        """Returns a split as NumPy arrays: images [n, height, width, channels], labels int32 [n].
 
         Images are float32 and normalised, or as stored (usually uint8) with `normalize=False`.
 
@@ -184,12 +184,13 @@ class ImageDataset(abc.ABC):
         """
 
     def explain(self, error: BaseException) -> str | None:
-        """What an error of TensorFlow says about the dataset's files; None if nothing."""
+        """Returns what an error of TensorFlow says about the dataset's files; None if nothing."""
         return None
 
     @contextlib.contextmanager
     def named_faults(self) -> Iterator[None]:
-        """Inside, errors met on reading the dataset become a `DataError` that names the file."""
+        """Converts errors of reading the dataset inside the block to a `DataError` with the
+        file."""
         try:
             yield
         except Exception as error:
@@ -201,11 +202,11 @@ class ImageDataset(abc.ABC):
             raise DataError(f"dataset {self.name!r}: {reason}") from error
 
     def steps_per_epoch(self, batch_size: int) -> float:
-        """Training images over the batch size; not rounded, as batches straddle epochs."""
+        """Returns training images / batch size, not rounded: a batch may belong to two epochs."""
         return self.num_examples["train"] / integer(1).check("batch_size", batch_size)
 
     def describe(self) -> dict[str, Any]:
-        """A JSON-serialisable account for a run's records."""
+        """Returns a JSON-serialisable description for a run's records."""
         return {
             "name": self.name,
             "version": self.version,
@@ -228,7 +229,7 @@ class ImageDataset(abc.ABC):
         return tf.reshape(rows, images.shape)
 
     def _count(self, split: str) -> int:
-        """Images in a split, which must exist."""
+        """Returns the number of images in a split; raises ValueError if it does not exist."""
         allowed = f"one of {sorted(self.num_examples)}, the splits of {self.name!r}"
         if split not in self.num_examples:
             raise values.error("split", allowed, split)
@@ -240,12 +241,12 @@ class ImageDataset(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """Which of the equal parts of every global batch a pipeline makes.
+    """The parts of every global batch that a pipeline makes.
 
     Attributes:
         batch_size: images in the global batch.
-        count: parts in all.
-        ids: those of this pipeline, in increasing order.
+        count: number of all parts.
+        ids: the parts of this pipeline, in increasing order.
     """
 
     batch_size: int
@@ -254,7 +255,7 @@ class Shards:
 
     @property
     def part(self) -> int:
-        """Images in a part."""
+        """Number of images in a part."""
         return self.batch_size // self.count
 
 
@@ -270,23 +271,23 @@ def _shards(batch_size: int, num_shards: int, shard_ids: Sequence[int] | None) -
 
 
 def check_augmentation(augmentation: str | None) -> str:
-    """The name of an augmentation; None stands for "none"."""
+    """Checks the name of an augmentation and returns it; None stands for "none"."""
     return str(one_of([*AUGMENTATIONS, None]).check("augmentation", augmentation) or "none")
 
 
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps AutoGraph, which has nothing to do in pipelines, from rewriting the function."""
+    """Prevents AutoGraph from rewriting the function, which pipelines do not need."""
     import tensorflow as tf
 
     return tf.autograph.experimental.do_not_convert(function)
 
 
 def deterministic(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The dataset with its order fixed."""
+    """Returns the dataset with a deterministic order."""
     import tensorflow as tf
 
     options = tf.data.Options()
     options.deterministic = True
-    # Pipelines are split over workers by `shard_ids`, never behind their back.
+    # Pipelines are split over workers by `shard_ids`, so TensorFlow must not shard them.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: 1,797 grey images of 8×8 pixels.
+"""The handwritten digits of scikit-learn: 1,797 grey images of 8×8 pixels.
 
 They are the test part of the "Optical Recognition of Handwritten Digits" set (Alpaydin and
 Kaynak, UCI machine learning repository).  No download, no TensorFlow.
@@ -18,9 +18,9 @@ _SPLIT_SEED = 20230105
 
 
 def digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The splits "train" (1,297 images) and "test" (500, exactly 50 of each digit).
+    """Returns the splits "train" (1,297 images) and "test" (500, exactly 50 of each digit).
 
-    The test images are drawn once and for all by a fixed seed; both splits are in random order.
+    The test images are drawn with a fixed seed; both splits are in random order.
 
     Returns:
         {split: (uint8 [n, 8, 8, 1] with values 0..16, int32 [n])}.

@@ -1,4 +1,4 @@
-"""Datasets small enough to be held in memory, once, as they are stored (usually uint8)."""
+"""Datasets that are held in memory as they are stored (usually uint8)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def from_arrays(
     augmentation: str | None = None,
     version: str | None = None,
 ) -> InMemoryDataset:
-    """A dataset from NumPy arrays.
+    """Makes a dataset from NumPy arrays.
 
     Args:
         name: any name.
@@ -43,9 +43,9 @@ def from_arrays(
             [n, height, width].
         labels: integers [n] in 0..num_classes-1.
         test_images, test_labels: the split "test", if there is one.
-        validation_fraction: share of the training images, in [0, 1), set apart as the
-            split "validation".
-        seed: draws the images set apart.
+        validation_fraction: share of the training images, in [0, 1), that become the split
+            "validation".
+        seed: the seed that selects these images.
         num_classes: by default the number of names, or the largest label plus 1.
         class_names: names of the classes, one for each.
         max_value: the brightest possible pixel, above 0, by default 255 for uint8 and 1 otherwise.
@@ -95,7 +95,7 @@ def from_splits(
     std: Sequence[float] | None = None,
     **fields: Any,
 ) -> InMemoryDataset:
-    """As `from_arrays`, from {split: (images [n, height, width, channels], labels int32 [n])}."""
+    """`from_arrays` for {split: (images [n, height, width, channels], labels int32 [n])}."""
     number(0, below=1).check("validation_fraction", validation_fraction)
     images, labels = splits["train"]
     for split, (other, _) in splits.items():
@@ -205,7 +205,7 @@ class InMemoryDataset(ImageDataset):
         return images, labels
 
     def _as_tensors(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-        """A split on the host, kept between pipelines."""
+        """Returns a split as tensors on the host, which all pipelines share."""
         import tensorflow as tf
 
         if split not in self._tensors:
@@ -233,7 +233,7 @@ def split_off_validation(
 
 
 def validation_size(fraction: float, count: int) -> int:
-    """Images set apart from `count`, checked to leave both parts non-empty."""
+    """Returns the number of validation images; both parts must be non-empty."""
     size = round(fraction * count) if 0.0 < fraction < 1.0 else 0
     if not 0 < size < count:
         allowed = f"0, or in (0, 1) and leave some of {count} images in both splits"
@@ -255,7 +255,7 @@ def channel_moments(
         average = float(counts @ values / counts.sum())
         mean.append(average)
         std.append(float(np.sqrt(counts @ (values - average) ** 2 / counts.sum())))
-    # A channel that never varies is only centred.
+    # A constant channel is only centred.
     return tuple(mean), tuple(s if s > 0 else 1.0 for s in std)
 
 
@@ -265,13 +265,13 @@ def _epoch_order(seed: int, first: Any, part: int, count: int) -> tf.Tensor:
 
     position = first + tf.range(part, dtype=tf.int64)
     epoch, place = position // count, position % count
-    # A batch is no larger than an epoch, so it meets two permutations at most.
+    # A batch is no larger than an epoch, so it needs at most two permutations.
     keys = randomness.words(seed, epoch[0], randomness.ORDER, count=2)[:, :3]
     return randomness.permute(place, count, tf.gather(keys, epoch - epoch[0]))
 
 
 def _first(shards: Shards, element: Any) -> tf.Tensor:
-    """The place of an element's first image among those from the pipeline's first batch on."""
+    """Returns the index of an element's first image, from the pipeline's first batch on."""
     import tensorflow as tf
 
     count = len(shards.ids)

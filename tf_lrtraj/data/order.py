@@ -1,19 +1,19 @@
-"""In which order the records of a dataset on disk are read: streams, parts, windows.
+"""The order in which the records of a dataset on disk are read: streams, parts, windows.
 
-A global batch of B images is cut into V = gcd(B, 48) equal runs of places, and *stream* v
-fills the v-th of them in every batch.  A position of the endless sequence of images thus belongs
-to one stream, and so do, in any epoch of N positions, n_v of them, Σ n_v = N.  The files
-of an epoch, in an order of that epoch's own, are laid end to end and cut into V *parts* of
-n_0, n_1, … records: stream v reads part v.  So every image comes once in each epoch's N positions,
-and a pipeline that makes only some rows of the batches reads only the files of their streams.
+The places of a global batch of B images are divided into V = gcd(B, 48) equal parts, and *stream* v
+fills the v-th part of every batch.  Every position of the infinite sequence of images belongs to
+one stream; of the N positions of an epoch, n_v belong to stream v, Σ n_v = N.  The files of an
+epoch are permuted, concatenated and divided into V *parts* of n_0, n_1, … records, and stream v
+reads part v.  Every image therefore occurs once in an epoch, and a pipeline that makes only some
+rows of the batches reads only the files of their streams.
 
 Within its part a stream
 
-1. takes the files in groups, `files_at_once` together, and reads a record from each in turn;
-2. permutes consecutive windows of the records so read, the last window of a part being shorter.
+1. reads the files in groups of `files_at_once`, one record from each file in turn; 2. permutes
+consecutive windows of these records; the last window of a part is shorter.
 
-Counts alone tell where a step begins: the part, the group in it, how many records of each of
-its files lie before, and the place in the window.
+The beginning of a step is computed from counts: the part, the group of files, the number of records
+before it in each file, and the place in the window.
 
 Nothing here depends on the number of hosts or replicas.
 """
@@ -65,7 +65,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-    """How the places of a global batch are dealt to streams.
+    """The assignment of the places of a global batch to streams.
 
     >>> streams = Streams(24)
     >>> streams.count, streams.block, streams.files_at_once
@@ -85,16 +85,16 @@ class Streams:
 
     @property
     def block(self) -> int:
-        """Consecutive places of a batch that a stream fills."""
+        """Number of consecutive places of a batch that a stream fills."""
         return self.batch_size // self.count
 
     @property
     def files_at_once(self) -> int:
-        """Files that one stream reads in turn."""
+        """Number of files that one stream reads in turn."""
         return max(1, FILES_AT_ONCE // self.count)
 
     def touched(self, part: int, ids: Sequence[int]) -> list[int]:
-        """The streams that fill any place of the parts `ids`, of `part` places each."""
+        """Returns the streams that fill a place of the parts `ids`, of `part` places each."""
         found = {
             stream
             for i in ids
@@ -103,7 +103,7 @@ class Streams:
         return sorted(found)
 
     def before(self, position: Any, stream: Any, minimum: Any = min) -> Any:
-        """Positions below `position` that belong to streams below `stream`.
+        """Returns the number of positions below `position` of streams below `stream`.
 
         `minimum` is that of the numbers' kind, `tf.minimum` for tensors.
         """
@@ -111,7 +111,7 @@ class Streams:
         return batches * (stream * self.block) + minimum(place, stream * self.block)
 
     def index(self, position: int, stream: int) -> int:
-        """Positions below `position` that belong to `stream`."""
+        """Returns the number of positions below `position` that belong to `stream`."""
         return self.before(position, stream + 1) - self.before(position, stream)
 
     def part(self, first: Any, size: Any, stream: Any) -> tuple[Any, Any]:
@@ -154,7 +154,7 @@ def file_order(seed: int, epoch: Any, num_files: int) -> tf.Tensor:
 
 
 def window_order(seed: int, epoch: Any, stream: Any, window: Any, size: Any) -> tf.Tensor:
-    """How the records of a window of a stream are permuted.  int64 [size]"""
+    """Returns the permutation of the records of a window of a stream. int64 [size]"""
     import tensorflow as tf
 
     address = window + stream * 2**32
@@ -163,7 +163,7 @@ def window_order(seed: int, epoch: Any, stream: Any, window: Any, size: Any) -> 
 
 
 def cut(files: Files, first: Any, last: Any) -> Files:
-    """The pieces that hold the records `first … last - 1` of files laid end to end."""
+    """Returns the pieces with the records `first … last - 1` of concatenated files."""
     import tensorflow as tf
 
     starts = tf.cumsum(files.take, exclusive=True)
@@ -176,10 +176,10 @@ def cut(files: Files, first: Any, last: Any) -> Files:
 
 
 def groups(files: Files, together: int, first: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Where record `first` lies among consecutive groups of `together` files.
+    """Returns the position of record `first` in consecutive groups of `together` files.
 
     Returns:
-        (the number of groups, the group that holds it, its place in that group).
+        (the number of groups, its group, its place in that group).
     """
     import tensorflow as tf
 
@@ -194,19 +194,18 @@ def groups(files: Files, together: int, first: Any) -> tuple[tf.Tensor, tf.Tenso
 
 
 def enter(files: Files, place: Any) -> tuple[Files, tf.Tensor]:
-    """What is left of files read in turn, once the first `place` records have been read.
+    """Returns the rest of files that are read in turn, after the first `place` records.
 
     Returns:
-        (the pieces left, after full rounds only; how many records of the next round are
-        to be dropped).
+        (the remaining pieces after full rounds; the number of records of the next round to drop).
     """
     import tensorflow as tf
 
     lengths = tf.sort(files.take)
     ended_before = tf.cumsum(lengths, exclusive=True)
     left = tf.range(tf.size(lengths, out_type=tf.int64), 0, -1)
-    # Records read when the i-th shortest file ends: all of the shorter ones, and as many
-    # rounds of all others.
+    # Records read when the i-th shortest file ends: all of the shorter ones, and as many rounds of
+    # all others.
     ended = tf.reduce_sum(tf.cast(ended_before + left * lengths <= place, tf.int64))
     still = tf.size(lengths, out_type=tf.int64) - ended
     rest = place - tf.reduce_sum(lengths[:ended])
@@ -218,7 +217,7 @@ def enter(files: Files, place: Any) -> tuple[Files, tf.Tensor]:
 
 
 def table(instructions: Sequence[Any]) -> Files:
-    """The file instructions of tensorflow-datasets as NumPy columns, those without records left."""
+    """Returns tensorflow-datasets' file instructions with records as NumPy columns."""
     used = [file for file in instructions if file.examples_in_shard]
     skip = np.array([file.skip for file in used], np.int64)
     total = np.array([file.examples_in_shard for file in used], np.int64)

@@ -1,6 +1,6 @@
-"""Training batches of arrays in memory for every backend: order and augmentation in NumPy alone.
+"""Training batches of arrays in memory for every backend, with NumPy only.
 
-A batch is a function of (seed, step).  Other bits than those of the tf.data pipelines.
+A batch is a function of (seed, step).  The batches differ from those of the tf.data pipelines.
 
 >>> order = Order(num_images=5, batch_size=2, seed=0)
 >>> sorted({*order.rows(0).tolist(), *order.rows(1).tolist()} | {*range(5)})
@@ -21,9 +21,9 @@ AUGMENTATIONS = ("none", "crop_flip")
 
 
 class Order:
-    """Which training images each step sees: in every epoch each at most once, in random order.
+    """The training images of each step: each at most once per epoch, in random order.
 
-    Batches are whole; the images left over at an epoch's end wait for the next one.
+    Batches are complete; the remaining images of an epoch are not used in it.
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
@@ -38,7 +38,7 @@ class Order:
         return self._num_images // self._batch_size
 
     def rows(self, step: int) -> np.ndarray:
-        """[batch_size] the images of step `step`."""
+        """Returns the [batch_size] indices of the images of step `step`."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             random = seeds.generator("order", self._seed, epoch)
@@ -47,16 +47,17 @@ class Order:
 
 
 def augmented(images: np.ndarray, augmentation: str, random: np.random.Generator) -> np.ndarray:
-    """Images as training sees them, under one of `AUGMENTATIONS`."""
+    """Returns augmented images, for one of `AUGMENTATIONS`."""
     return crop_and_flip(images, random) if augmentation == "crop_flip" else images
 
 
 def crop_and_flip(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Each image shifted by up to an eighth of its size, zeros moving in, and flipped at random.
+    """Shifts each image randomly by up to an eighth of its size, with zeros, and flips half of
+    them.
 
     Args:
         images: [n, height, width, channels], normalised, so that 0 is the mean.
-        random: what shifts and flips are drawn from.
+        random: the random generator.
     """
     count, height, width, _ = images.shape
     down, right = max(height // 8, 1), max(width // 8, 1)

@@ -1,11 +1,9 @@
 """Stateless random numbers and permutations inside tf.data: functions of (seed, counters).
 
-Nothing here keeps a state, so any element of a pipeline can be made without
-making those before it.
+No state is kept, so any element of a pipeline can be made without making earlier ones.
 
-Random numbers come from the Philox generator, addressed directly: the seed is
-its key and (counter, stream) its 128-bit counter, one counter value holding four
-32-bit words.  Streams keep the uses apart.
+Random numbers come from the Philox generator: the seed is its key and (counter, stream) its 128-bit
+counter; one counter value gives four 32-bit words. Different uses have different streams.
 
 Permutations come from TensorFlow's `RandomIndexShuffle`, a block cipher that
 permutes 0..n-1 without storing the permutation.  Its public wrapper,
@@ -38,7 +36,7 @@ STREAMS = 256
 
 
 def words(seed: int, counter: Any, stream: Any, count: int = 1) -> tf.Tensor:
-    """Random words of `count` consecutive counters from `counter` on: uint32 [count, 4]."""
+    """Returns random words of `count` consecutive counters from `counter` on: uint32 [count, 4]."""
     import tensorflow as tf
 
     address = tf.stack([tf.cast(counter, tf.uint64), tf.cast(stream, tf.uint64)])
@@ -53,13 +51,13 @@ def words(seed: int, counter: Any, stream: Any, count: int = 1) -> tf.Tensor:
 
 
 def uniforms(seed: int, first: Any, count: int, streams: int) -> tf.Tensor:
-    """Uniform numbers in [0, 1) for the positions `first … first + count - 1`.
+    """Returns uniform numbers in [0, 1) for the positions `first … first + count - 1`.
 
     Args:
         seed: Python integer, the key.
         first: int64 scalar, the first position.
         count: number of consecutive positions.
-        streams: four numbers are drawn for each position, so many times.
+        streams: number of streams, each with four numbers per position.
 
     Returns:
         float32 [count, 4 * streams].  A row depends on the seed and its position alone.
@@ -75,12 +73,12 @@ def uniforms(seed: int, first: Any, count: int, streams: int) -> tf.Tensor:
 
 
 def permute(index: Any, size: Any, keys: Any) -> tf.Tensor:
-    """Where a random permutation of 0..size-1 sends `index`.
+    """Returns the images of `index` under a random permutation of 0..size-1.
 
     Args:
         index: int64 [n], in 0..size-1.
         size: int64 scalar.
-        keys: uint32 [3] or [n, 3], which permutation (one for all, or one for each index).
+        keys: uint32 [3] or [n, 3], the key of the permutation (one for all, or one for each index).
     """
     import tensorflow as tf
 

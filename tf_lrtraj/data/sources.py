@@ -1,7 +1,7 @@
-"""Datasets by name: the embedded digits, and whatever tensorflow-datasets has prepared on disk.
+"""Datasets by name: the embedded digits, and datasets prepared by tensorflow-datasets.
 
-Nothing here touches the network unless a download is asked for: a prepared dataset
-is opened by its folder, which holds its own description.
+The network is used only for a requested download: a prepared dataset is opened from its folder,
+which holds its description.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tf_lrtraj.values import error, integer, number, one_of, text
 
 __all__ = ["DatasetNotPreparedError", "load", "names", "prepare"]
 
-# Datasets up to this size, decoded and at the size asked for, are held in memory.
+# Datasets up to this decoded size, at the requested image size, are held in memory.
 MEMORY_LIMIT = 2 * 2**30
 _PIECE = 2**24  # pixel values resized at a time: 64 MiB as float32
 _SPLITS = ("train", "validation", "test")
@@ -34,7 +34,7 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class _Usual:
-    """How the literature normalises and augments a dataset."""
+    """The usual normalisation and augmentation of a dataset in the literature."""
 
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
@@ -60,11 +60,11 @@ _USUAL = {
 
 
 class DatasetNotPreparedError(FileNotFoundError, ValueError):
-    """A known dataset that is not on disk; the message says how to get it there."""
+    """A known dataset that is not on disk; the message says how to prepare it."""
 
 
 def names() -> list[str]:
-    """Datasets whose usual constants are known; `load` takes any image-classification set of TFDS.
+    """Returns the datasets with known constants; `load` opens any image-classification set of TFDS.
 
     >>> names()
     ['cifar10', 'cifar100', 'digits', 'fashion_mnist', 'imagenet2012', 'mnist']
@@ -89,23 +89,23 @@ def load(
         name: "digits" (embedded), or the name of an image-classification set in
             tensorflow-datasets, "cifar10" or, with configuration and version,
             "imagenet2012_subset/1pct:5.0.0"; or of your own set in `data_dir` (docs/data.md).
-        data_dir: where tensorflow-datasets keeps prepared sets; by default the
-            environment variable TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-        augmentation: of training batches: "none" (or None), "crop", "crop_flip",
-            "random_resized_crop", or "standard" for what is usual with this dataset
-            (crop_flip for CIFAR and Fashion-MNIST, random_resized_crop for ImageNet, crop for
-            digits, none otherwise).  See `tf_lrtraj.data.augmentations`.
+        data_dir: folder of the prepared sets of tensorflow-datasets; by default the environment
+            variable TFDS_DATA_DIR, or ~/tensorflow_datasets.
+        augmentation: the augmentation of training batches: "none" (or None), "crop", "crop_flip",
+            "random_resized_crop", or "standard" for the usual one of this dataset (crop_flip for
+            CIFAR and Fashion-MNIST, random_resized_crop for ImageNet, crop for digits, none
+            otherwise).  See `tf_lrtraj.data.augmentations`.
         image_size: height and width in pixels.  By default as stored, and 224 for sets
             that are streamed.  A set that takes more than 2 GiB at this size is streamed too,
             and streaming evaluates the central 87.5 % of an image; "digits" is refused then.
         download: download and prepare the set if it is not in `data_dir`.
-        validation_fraction: share of the training images, in [0, 1), set apart as the
-            split "validation".
-        seed: draws those images where the set is held in memory (a streamed set gives up
-            its last ones; TFDS stores images in random order).
-        shuffle_window: streamed sets only: records are shuffled within windows of so many,
-            held encoded in memory (about 110 kB each for ImageNet), besides the
-            order of the files.
+        validation_fraction: share of the training images, in [0, 1), that become the split
+            "validation".
+        seed: selects these images for a set in memory (for a streamed set they are the last ones;
+            TFDS stores images in random order).
+        shuffle_window: for streamed sets: number of records in a window in which they are
+            shuffled, in addition to the order of files; they are held encoded in memory (about
+            110 kB each for ImageNet).
 
     Returns:
         An `ImageDataset`: held in memory up to 2 GiB of pixels, as stored and at `image_size`,
@@ -115,8 +115,8 @@ def load(
         ValueError: for an unknown dataset (with the nearest known names), split, augmentation
             or number out of range.
         DatasetNotPreparedError: if the set is not in `data_dir`; says how to prepare it.
-        DataError: if one of its files is missing or damaged.  Of a streamed set only
-            missing files and such as are far too short are found here, the others on reading.
+        DataError: if one of its files is missing or damaged.  For a streamed set only missing
+        files, and files that are far too short, are found here; other damage is found on reading.
 
     >>> dataset = load("digits")
     >>> dataset.num_examples, dataset.image_shape
@@ -149,7 +149,7 @@ def load(
     keys = image_and_label(info)
     image_key, label_key = keys
     splits = [s for s in _SPLITS if s in info.splits and s not in usual.drop]
-    if splits == ["train"]:  # somebody's own names for the others
+    if splits == ["train"]:  # a user's own names for the others
         splits += sorted(s for s in info.splits if s not in ("train", *usual.drop))
     if "train" not in splits:
         raise ValueError(
@@ -184,7 +184,7 @@ def load(
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> str:
-    """Downloads and prepares a dataset with tensorflow-datasets, unless it is there already.
+    """Downloads and prepares a dataset with tensorflow-datasets, unless it is prepared already.
 
     Returns:
         The folder of the prepared dataset.
@@ -210,7 +210,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> str:
             f"Dataset {name!r} needs a package that is not installed: {error}. "
             f"Try `pip install {(error.name or '').partition('.')[0]}`."
         ) from error
-    except Exception as error:  # whatever a downloader may throw
+    except Exception as error:  # a downloader may raise anything
         raise RuntimeError(
             f"Dataset {name!r} could not be downloaded and prepared in {root!r}: "
             f"{type(error).__name__}: {error}\n"
@@ -223,7 +223,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> str:
 
 
 def open_prepared(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
-    """The `DatasetInfo` of a prepared dataset, found without the network."""
+    """Returns the `DatasetInfo` of a prepared dataset, found without the network."""
     root = _root(data_dir)
     folder = _find_prepared(name, root)
     if folder is None:
@@ -242,7 +242,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike[str] | None, download: 
 
 
 def image_and_label(info: Any) -> tuple[str, str]:
-    """Names of the features that hold the image and its class."""
+    """Returns the names of the features that hold the image and its class."""
     import tensorflow_datasets as tfds
 
     features = info.features
@@ -283,21 +283,21 @@ def _root(data_dir: str | os.PathLike[str] | None) -> str:
 
 
 def _find_prepared(name: str, root: str) -> str | None:
-    """The newest prepared version of a dataset under `root`, or None."""
+    """Returns the newest prepared version of a dataset under `root`, or None."""
     from etils import epath  # comes with tensorflow-datasets; knows gs:// too
 
     name, _, version = name.partition(":")
     base = epath.Path(root) / name
     found = _versions(base, version)
     if not found and "/" not in name and base.exists():
-        # A dataset with configurations, of which one alone is prepared.
+        # A dataset with configurations, of which only one is prepared.
         configs = [v for d in base.iterdir() if d.is_dir() for v in _versions(d, version)[-1:]]
         found = configs if len(configs) == 1 else []
     return os.fspath(found[-1]) if found else None
 
 
 def _versions(base: Any, version: str) -> list[Any]:
-    """Prepared versions below a folder, oldest first."""
+    """Returns the prepared versions below a folder, oldest first."""
     if not base.exists():
         return []
     numbered = []
@@ -309,7 +309,7 @@ def _versions(base: Any, version: str) -> list[Any]:
 
 
 def _prepared(folder: str) -> bool:
-    """Whether a folder of this machine holds a version of a prepared dataset."""
+    """Returns whether a local folder holds a version of a prepared dataset."""
     found = (
         os.path.dirname(path) for path in glob.glob(f"{glob.escape(folder)}/*/dataset_info.json")
     )
@@ -388,7 +388,7 @@ def _read_split(
 
 
 def _held_bytes(count: int, shape: tuple[int, ...], image_size: int | None) -> int:
-    """Bytes of `count` uint8 images as stored or at the size asked for, whichever is more."""
+    """Returns the bytes of `count` uint8 images, as stored or at the requested size, if larger."""
     resized = 0 if image_size is None else image_size**2 * shape[-1]
     return count * max(math.prod(shape), resized)
 
@@ -396,7 +396,7 @@ def _held_bytes(count: int, shape: tuple[int, ...], image_size: int | None) -> i
 def _check_size(
     name: str, splits: dict[str, tuple[np.ndarray, np.ndarray]], image_size: int | None
 ) -> None:
-    """Refuses an `image_size` too large for memory, of a set that cannot be streamed."""
+    """Checks that a set that cannot be streamed fits into memory at `image_size`."""
     count = sum(len(labels) for _, labels in splits.values())
     size = _held_bytes(count, splits["train"][0].shape[1:], image_size)
     if size > MEMORY_LIMIT:
@@ -432,7 +432,7 @@ def _check_no_validation(name: str, splits: Any, validation_fraction: float) -> 
 
 
 def _split_specs(name: str, sizes: dict[str, int], fraction: float) -> dict[str, str]:
-    """TFDS split instructions of a streamed dataset, with a validation part cut off."""
+    """Returns TFDS split instructions of a streamed dataset, with a separate validation part."""
     _check_no_validation(name, sizes, fraction)
     specs = {split: split for split in sizes}
     if fraction:
@@ -442,7 +442,7 @@ def _split_specs(name: str, sizes: dict[str, int], fraction: float) -> dict[str,
 
 
 def _resized(images: np.ndarray, size: int, max_value: float) -> np.ndarray:
-    """uint8 images at another size; only a piece of them is ever held as float32."""
+    """Returns uint8 images at another size; only a part at a time is converted to float32."""
     if images.shape[1:3] == (size, size):
         return images
     import tensorflow as tf

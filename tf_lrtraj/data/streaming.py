@@ -1,8 +1,8 @@
-"""Datasets read from TFRecord files, such as ImageNet; the order stands in `order`.
+"""Datasets read from TFRecord files, such as ImageNet, in the order of `order`.
 
-A pipeline reads the files of the streams that its shards touch, and no others.  Memory: one
-window of encoded records in all, as many again of raw records read ahead, at most
-two global batches, and `PREFETCHED_STEPS` steps of decoded images.
+A pipeline reads the files of the streams that its shards touch, and no others.  Memory holds one
+window of encoded records for all streams, as many raw records read ahead, at most two global
+batches, and `PREFETCHED_STEPS` steps of decoded images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _AUGMENTATIONS = ("none", "random_resized_crop")
 
 
 class StreamedDataset(ImageDataset):
-    """An `ImageDataset` read from disk as it goes; made by `load`.
+    """An `ImageDataset` that is read from disk; made by `load`.
 
     Training with "random_resized_crop" decodes only the box it needs.  Evaluation, and training
     without augmentation, take the central square of 87.5 % of the shorter side, resized
@@ -90,7 +90,7 @@ class StreamedDataset(ImageDataset):
 
         def read(stream: Any, entered: Any, first_window: Any, rest: Any) -> tf.data.Dataset:
             def one_epoch(epoch: Any) -> tf.data.Dataset:
-                # Only the first epoch is entered in the middle.
+                # Only the first epoch may begin in the middle.
                 window_of = tf.where(epoch == entered, first_window, 0)
                 return self._epoch(seed, epoch, streams, stream, window, window_of)
 
@@ -192,7 +192,7 @@ class StreamedDataset(ImageDataset):
         """Encoded image and label of a record."""
         import tensorflow as tf
 
-        # As tensorflow-datasets lays out these two features; the others are not looked at.
+        # The format of tensorflow-datasets for these two features; the others are ignored.
         kinds = {
             self._image_key: tf.io.FixedLenFeature((), tf.string),
             self._label_key: tf.io.FixedLenFeature((), tf.int64),
@@ -231,7 +231,7 @@ class StreamedDataset(ImageDataset):
         image = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
         image = tf.ensure_shape(image, (None, None, channels))
         if draws is not None:
-            # Mirrored as bytes, before they become four times as many; along no axis, or one.
+            # Mirrored before the conversion to float32, which takes four times the memory.
             mirrored = tf.cast(draws[0, 0] < 0.5, tf.int32)
             image = tf.reverse(image, tf.range(1, 1 + mirrored))
         return self._normalized(tf.image.resize(image, (size, size)))
@@ -254,7 +254,7 @@ def _merged(
 
 
 def _chosen(streams: Streams, touched: Sequence[int], shards: Shards) -> np.ndarray | None:
-    """Which places of a batch this pipeline fills; None if all of the streams it touches."""
+    """Returns the places of a batch that this pipeline fills; None if all of its streams."""
     chosen = np.repeat(np.isin(np.arange(shards.count), shards.ids), shards.part)
     return None if chosen.sum() == len(touched) * streams.block else chosen
 
@@ -275,7 +275,7 @@ def _numbered(
 
 
 def _images_of(count: int, shards: Shards, shard: int) -> int:
-    """Images that a shard holds of `count` in all."""
+    """Returns the number of images of a shard, of `count` in all."""
     whole, rest = divmod(count, shards.batch_size)
     return whole * shards.part + min(max(rest - shard * shards.part, 0), shards.part)
 

@@ -1,7 +1,7 @@
-"""Records out of TFRecord files, and what is wrong with a file that cannot be read.
+"""Reads TFRecord files, and finds the damage in a file that cannot be read.
 
-TensorFlow notices a flipped bit by the record's checksum, and says at which byte, but not in
-which file; of a file that ends early between two records it says nothing at all.
+TensorFlow detects a flipped bit by the record's checksum and reports the byte, but not the file.
+It does not detect a file that ends early between two records.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MISSING = re.compile(r"(\S+); No such file")
 
 
 def read_file(name: Any, skip: Any, take: Any, total: Any) -> tf.data.Dataset:
-    """Records of a piece of a file; a file that is too short, or too long, is an error.
+    """Returns the records of a piece of a file; a file of another length is an error.
 
     Args:
         name: string scalar, the path.
@@ -42,8 +42,8 @@ def read_file(name: Any, skip: Any, take: Any, total: Any) -> tf.data.Dataset:
     """
     import tensorflow as tf
 
-    # Without a buffer TensorFlow skips a record on reading its header alone, and
-    # whole images come as fast.  Over a network it is the buffer that makes reading fast.
+    # Without a buffer TensorFlow skips a record by reading only its header, and whole images come
+    # as fast.  Over a network it is the buffer that makes reading fast.
     remote = tf.strings.regex_full_match(name, "[a-z0-9]+://.*")
     buffer = tf.where(remote, tf.constant(1 << 18, tf.int64), 0)
 
@@ -61,14 +61,14 @@ def read_file(name: Any, skip: Any, take: Any, total: Any) -> tf.data.Dataset:
 
     too_short = tf.data.Dataset.from_tensors(0).map(complain("fewer"))
     records = from_record(skip).concatenate(too_short).take(take)
-    # With the last record comes a look whether there is one more.
+    # After the last record, check whether there is another one.
     last = tf.logical_and(tf.equal(skip + take, total), tf.logical_not(remote))
     beyond = from_record(total).take(tf.cast(last, tf.int64))
     return records.concatenate(beyond.map(complain("more")))
 
 
 def read_in_turn(files: Files, together: int) -> tf.data.Dataset:
-    """One record from each file in turn, until all are read; at most `together` files."""
+    """Returns records of at most `together` files in turn, until all are read."""
     import tensorflow as tf
 
     return tf.data.Dataset.from_tensor_slices(files.columns()).interleave(
@@ -77,7 +77,7 @@ def read_in_turn(files: Files, together: int) -> tf.data.Dataset:
 
 
 def check_files(files: Files, what: str) -> None:
-    """Finds what can be found without reading: files that are missing, or far too short.
+    """Finds files that are missing or too short, without reading them.
 
     Raises:
         DataError: naming the first such file.
@@ -113,7 +113,7 @@ def check_counts(files: Files, what: str) -> None:
 
 
 def _sizes(folder: str) -> dict[str, int]:
-    """Bytes of the files in a folder; -1 where they would have to be asked for one by one."""
+    """Returns the sizes of the files in a folder; -1 if each would need a request."""
     if "://" in folder:
         import tensorflow as tf
 
@@ -126,15 +126,15 @@ def _sizes(folder: str) -> dict[str, int]:
 
 
 def explain(error: BaseException, names: Iterable[str]) -> str | None:
-    """What an error of TensorFlow says about a dataset's files, in one line.
+    """Returns what an error of TensorFlow says about a dataset's files, in one line.
 
     Args:
-        error: what reading raised.
+        error: the error raised on reading.
         names: the files that may have been read, likely ones first.
 
     Returns:
-        A sentence, naming the file where it can be found; None if the error is no
-        matter of files or images.
+        A sentence that names the file if it can be found; None if the error does not concern
+        files or images.
     """
     text, names = str(error), list(names)
     fault = _FAULT.search(text)
@@ -163,9 +163,9 @@ def explain(error: BaseException, names: Iterable[str]) -> str | None:
 
 
 def _damaged(name: str, place: int) -> tuple[int, int] | None:
-    """(number, first byte) of the record that TensorFlow means, if it cannot be read.
+    """Returns (number, first byte) of the unreadable record that TensorFlow reports, if any.
 
-    It gives the place of what follows the header where the header was right.
+    If the header is intact, TensorFlow reports the byte after it.
     """
     for number, offset in enumerate(_record_offsets(name, place)):
         if offset in (place, place - HEADER) and _cannot_read(name, number):
@@ -174,7 +174,7 @@ def _damaged(name: str, place: int) -> tuple[int, int] | None:
 
 
 def _record_offsets(name: str, last: float = math.inf) -> Iterator[int]:
-    """Where the records of a file begin, up to byte `last`."""
+    """Returns the first bytes of the records of a file, up to byte `last`."""
     import tensorflow as tf
 
     try:

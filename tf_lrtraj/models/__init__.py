@@ -1,4 +1,4 @@
-"""Residual networks written on Keras 3 alone, so that they run on every backend."""
+"""Residual networks for every Keras backend."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ Two families share one builder:
 * every other depth `6n + 2` (8, 14, 20, 26, 32, 38, 44, 56, 110, …): the three-stage
   networks He et al. use on CIFAR-10, widths `w, 2w, 4w` (theirs have `width=16`).
 
-Where descriptions of the architecture differ, this is what is built:
+Where descriptions of the architecture differ, this module makes these choices:
 
 * convolutions that halve the resolution pad both sides alike, as the original
   does, and not the bottom and right alone, as `padding="same"` would.  The two
@@ -68,9 +68,9 @@ def resnet(
             or "cifar" (one 3×3 convolution of stride 1).
         width: channels of the first stage.  64 for the reference networks of depth
             18, 34 and 50, 16 for those of depth 6n + 2.
-        shortcut: what joins blocks of different shapes: "projection" (a 1×1 convolution
-            with batch norm; He's option B) or "identity" (every second pixel, padded
-            with zero channels; option A, no parameters).
+        shortcut: the shortcut between different shapes: "projection" (a 1×1 convolution with batch
+            norm; He's option B) or "identity" (every second pixel, padded with zero channels;
+            option A, no parameters).
         batch_norm_momentum: decay of the moving mean and variance, in [0, 1).
         batch_norm_epsilon: added to variances, positive.
         batch_norm_synchronized: whether moments are taken over all replicas' batches.
@@ -80,15 +80,13 @@ def resnet(
             that every block begins as its shortcut (arXiv:1706.02677).
         dtype: a Keras dtype policy or its name ("mixed_bfloat16"); None takes the
             global one.
-        seed: makes the initial weights a function of `seed` and of each layer's name
-            alone, whatever was built before and under which strategy.  None draws
-            from Keras' global generator.
+        seed: determines the initial weights together with each layer's name; models built before
+            and the strategy have no effect. None draws from Keras' global generator.
         name: name of the model, by default "resnet{depth}".
 
     Returns:
-        A model from images [batch, height, width, channels] to logits
-        [batch, num_classes].  Logits are float32 whatever lower precision the
-        policy computes in (float64 under a float64 policy).
+        A model from images [batch, height, width, channels] to logits [batch, num_classes].  Logits
+        are float32 for policies of lower precision, and float64 under a float64 policy.
 
     Raises:
         ValueError: if an argument is out of range, or synchronised batch norm is asked
@@ -146,7 +144,7 @@ def resnet(
     x = keras.layers.GlobalAveragePooling2D(
         data_format="channels_last", name="head_pool", dtype=policy
     )(x)
-    # Half-precision logits would cost the loss its accuracy for no speed worth having.
+    # Half-precision logits would lower the accuracy of the loss and save little time.
     narrow = policy.compute_dtype in ("float16", "bfloat16")
     logits = keras.layers.Dense(
         num_classes,
@@ -170,7 +168,8 @@ class _Layers:
     norm_options: dict[str, Any]
 
     def seed_of(self, layer: str) -> int | None:
-        """Seed of a layer's initialiser: a function of the network's seed and the name."""
+        """Returns the seed of a layer's initialiser, a function of the network's seed and the
+        name."""
         if self.seed is None:
             return None
         return seeds.word("initial_weights", self.seed, layer)

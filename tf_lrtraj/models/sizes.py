@@ -1,4 +1,4 @@
-"""Sizes of residual networks by formula, before anything is built."""
+"""Formulas for the sizes of residual networks."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ FOUR_STAGES = {
     34: ((3, 4, 6, 3), False),
     50: ((3, 4, 6, 3), True),
 }
-# Keras builds a graph by recursion, and Python has room for the layers of about 270.
+# Keras builds a graph by recursion, and Python's stack suffices for a depth of about 270.
 DEEPEST = 200
 EXPANSION = 4  # a bottleneck block's outputs are this many times its width
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large a network is.
+    """The size of a network.
 
     Attributes:
         trainable: number of trainable weights.
         statistics: number of batch-norm means and variances.
-        activations: numbers that training keeps for each image: the image, what every
-            convolution gives, and that again after its batch norm.
+        activations: numbers that training keeps for each image: the image, and the output of every
+            convolution and every batch norm.
         largest: numbers in the largest output of a layer, for one image.
     """
 
@@ -46,7 +46,7 @@ class Size:
         )
 
     def times(self, count: int) -> Size:
-        """That of `count` parts of this size, one after the other."""
+        """Returns the size of `count` consecutive parts of this size."""
         if not count:
             return Size()
         return Size(
@@ -64,7 +64,7 @@ def resnet_size(
     stem: str = "imagenet",
     width: int = 64,
 ) -> Size:
-    """The size of `models.resnet` with the same arguments, with projection shortcuts.
+    """Returns the size of `models.resnet` with the same arguments and projection shortcuts.
 
     Args:
         depth, num_classes, input_shape, stem, width: as for `models.resnet`; height and
@@ -127,7 +127,7 @@ def _halved(area: tuple[int, int]) -> tuple[int, int]:
 
 
 def stages(depth: int, stem: str) -> tuple[tuple[int, ...], bool]:
-    """Blocks per stage, and whether they are bottleneck blocks.
+    """Returns the number of blocks of each stage, and whether they are bottleneck blocks.
 
     Raises:
         ValueError: for a depth that does not exist, or not with this stem.

@@ -1,4 +1,4 @@
-"""Which weights of a model decay: what `weight_decay_on` of every configuration means."""
+"""The weights on which weight decay acts, as `weight_decay_on` of configurations selects them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["decayed_variables"]
 
 
 def decayed_variables(model: Any, on: str = "kernels") -> list[bool]:
-    """For each trainable variable of a model whether weight decay acts on it.
+    """Returns for each trainable variable of a model whether weight decay acts on it.
 
     Args:
         model: a Keras model.
-        on: "kernels", or "all": biases, and scales and offsets of batch norm, as well.
+        on: "kernels", or "all" (biases, and scales and offsets of batch norm, too).
 
     Raises:
         ValueError: if `on` is something else.

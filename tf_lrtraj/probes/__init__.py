@@ -1,7 +1,7 @@
-"""What one mini-batch's loss does: measured along steps, side trips, segments and planes.
+"""Measurements of mini-batch losses along steps, side trips, segments, rays and planes.
 
-Probes never touch the model they measure, state which batch norm and dropout they
-measured with, keep every number with its coordinates, and go on where they stopped.
+A probe does not change the model.  Its record states how batch norm and dropout were used, and
+holds every number with its coordinates.  An interrupted measurement can be resumed.
 """
 
 from __future__ import annotations

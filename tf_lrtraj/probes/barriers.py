@@ -5,18 +5,16 @@ batch b, the **barrier** is
 
 .. math:: \max_{0 \le t \le 1} \; \overline{L_b(t) - (1-t) L_b(0) - t L_b(1)},
 
-the height over the straight line between the losses of the ends (Frankle et al. 2020,
-arXiv 1912.05671, take the mean of the two losses instead, which is the same at the
-middle).  The **rise** is the plain height over the larger of the two ends.  In a convex
-basin both are 0, which is their value at an end.  Differences are taken batch by batch, so
-what makes one batch harder than another everywhere cancels.  What lies between two
-positions of the grid is not seen.
+the height over the straight line between the losses of the ends (Frankle et al. 2020, arXiv
+1912.05671, take the mean of the two losses instead, which is the same at the middle).  The **rise**
+is the plain height over the larger of the two ends.  In a convex basin both are 0, which is their
+value at an end.  Differences are taken batch by batch, so constant differences between batches
+cancel.  Maxima between two positions of the grid are not found.
 
-The maximum over noisy means is too large on average.  Beside it stand a cross-fitted
-height, whose position is chosen on one half of the batches and whose height is measured on
-the other half (too small on average, if the position was chosen badly), and an upper
-limit, the largest of the positions' own upper limits, which exceeds the true maximum with
-the stated confidence whatever position that is at.
+The maximum over noisy means is biased upwards. There are two further estimates. The cross-fitted
+height chooses the position on one half of the batches and measures the height on the other half; it
+is biased downwards if the position is chosen badly. The upper limit is the largest of the upper
+limits at all positions, and exceeds the true maximum with the stated confidence.
 """
 
 from __future__ import annotations
@@ -33,15 +31,15 @@ VERDICTS = {ONE_BASIN: "one basin", UNDECIDED: "undecided", BARRIER: "barrier"}
 
 
 class Height(NamedTuple):
-    """How high a curve rises at its highest, in units of the loss.
+    """The maximum of a curve, in units of the loss.
 
     Attributes:
         height: maximum over positions of the mean over batches; 0 or more.
         at: its position.
         se: standard error of the mean at that position.
         cross: mean of the heights at positions chosen on the other half of the batches.
-        cross_se: its standard error, as if the halves were independent; where the curve is flat it
-            is about a tenth too small.
+        cross_se: its standard error for independent halves; for a flat curve it is about a tenth
+            too small.
         upper: largest upper limit (97.5 %) of the mean at any position.
     """
 
@@ -54,7 +52,7 @@ class Height(NamedTuple):
 
 
 def segment(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The part of a curve between the two points.
+    """Returns the part of a curve between the two points.
 
     Args:
         positions: [K] increasing, with 0 and 1 among them.
@@ -84,7 +82,7 @@ def segment(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def excess(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(positions from 0 to 1, [K, n] losses minus each batch's line between the ends).
+    """Returns (positions from 0 to 1, [K, n] losses minus each batch's line between the ends).
 
     >>> excess([0.0, 0.5, 1.0], [[1.0], [2.0], [2.0]])[1].tolist()
     [[0.0], [0.5], [0.0]]
@@ -99,7 +97,7 @@ def excess(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def over_larger_end(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(positions from 0 to 1, [K, n] losses minus those at the end with the larger mean)."""
+    """Returns (positions from 0 to 1, [K, n] losses minus those at the end with larger mean)."""
     positions, losses = segment(positions, losses)
     larger = losses[0] if losses[0].mean() >= losses[-1].mean() else losses[-1]
     with np.errstate(invalid="ignore"):
@@ -107,7 +105,7 @@ def over_larger_end(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray
 
 
 def highest(positions: np.ndarray, heights: np.ndarray) -> Height:
-    """The maximum of [K, n] heights over positions, with its uncertainty over batches.
+    """Returns the maximum of [K, n] heights over positions, with its error over batches.
 
     >>> curve = np.array([0.0, 1.0, 0.0])[:, None] + np.array([[0, 0], [-0.5, 0.5], [0, 0]])
     >>> highest(np.array([0.0, 0.5, 1.0]), curve)[:5]
@@ -115,7 +113,7 @@ def highest(positions: np.ndarray, heights: np.ndarray) -> Height:
     """
     count = heights.shape[1]
     means, errors = mean_and_se(heights)
-    # Losses that overflowed stand as infinite heights.
+    # Losses that overflowed give infinite heights.
     means = np.where(np.isnan(means), np.inf, means)
     best = int(np.argmax(means))
     if count < 2:
@@ -141,15 +139,15 @@ def highest(positions: np.ndarray, heights: np.ndarray) -> Height:
 
 
 def verdict(height: Height, level: float, count: int) -> int:
-    """Whether two points lie in one basin, to a stated level.
+    """Returns whether two points lie in one basin, at a stated level.
 
-    Each answer rests on the estimate that errs against it: `ONE_BASIN` if the upper
-    limit is below the level, `BARRIER` if the lower limit (97.5 %, Student's) of
-    the cross-fitted height is above it, else `UNDECIDED`.
+    The verdict is `ONE_BASIN` if the upper limit of the height is below the level, `BARRIER` if the
+    lower limit (97.5 %, Student's) of the cross-fitted height is above it, and `UNDECIDED`
+    otherwise.
 
     Args:
-        height: of the barrier.
-        level: in units of the loss; a smaller barrier is called none.
+        height: the height of the barrier.
+        level: the height, in units of the loss, below which a barrier counts as none.
         count: number of batches.
     """
     if count < 2:
@@ -177,7 +175,7 @@ class Asymmetry(NamedTuple):
 
 
 def offsets(positions: Any, centre: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(offsets s, positions of centre + s, of centre - s) for what the grid holds on both sides."""
+    """Returns (offsets s, indices of centre + s, indices of centre - s) within the grid."""
     positions = np.asarray(positions, np.float64)
     after = np.flatnonzero(positions > centre + 1e-9)
     mirrored = 2.0 * centre - positions[after]
@@ -188,7 +186,7 @@ def offsets(positions: Any, centre: float) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def asymmetry(positions: Any, losses: Any, centre: float = 0.5) -> Asymmetry:
-    """How much steeper a valley is on one side (He et al. 2019, arXiv 1902.00744).
+    """Returns the asymmetry of a valley (He et al. 2019, arXiv 1902.00744).
 
     >>> asymmetry([0.0, 0.5, 1.0], [[1.0, 1.0], [0.0, 0.0], [3.0, 5.0]])
     Asymmetry(offsets=array([0.5]), difference=array([3.]), se=array([1.]))
@@ -203,7 +201,7 @@ def asymmetry(positions: Any, losses: Any, centre: float = 0.5) -> Asymmetry:
 def check_pairs(
     pairs: Sequence[Sequence[str]] | None, names: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """The pairs of points to connect; None for all of them."""
+    """Checks the pairs of points to connect; None for all pairs."""
     if pairs is None:
         return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     found = []

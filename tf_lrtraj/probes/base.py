@@ -1,7 +1,7 @@
-"""What all probes share: pieces of work, a store that survives interruption, the cost told first.
+"""The base class of probes, and `measure`, which can resume an interrupted measurement.
 
-A probe says *what* is measured, piece by piece; `measure` works through the pieces
-that its store does not hold yet.  *When* to probe is a matter of the caller.
+A probe divides a measurement into pieces, and `measure` works through the pieces that the record
+does not hold yet.  The caller decides when to measure.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from tf_lrtraj.records.strict_json import encode
 from tf_lrtraj.specs import PROBES
 from tf_lrtraj.values import error
 
-_SAVE_EVERY = 5.0  # seconds; what an interruption may lose, beside the piece at work
+_SAVE_EVERY = (
+    5.0  # seconds between writes; an interruption loses at most this and the current piece
+)
 
 
 class Probe(abc.ABC):
-    """Something to measure in pieces.
+    """A measurement in pieces.
 
-    A probe is a dataclass: its fields are its options, `__post_init__` checks them.  The values
-    of its record stand in `tf_lrtraj.specs`.
+    A probe is a dataclass: its fields are its options, and `__post_init__` checks them.
+    `tf_lrtraj.specs` lists the values of its record.
 
     Attributes:
         kind: name of the probe in its record and its spec.
@@ -47,19 +49,19 @@ class Probe(abc.ABC):
 
     @abc.abstractmethod
     def about(self) -> dict[str, Any]:
-        """Returns what tells one probe from another of its kind."""
+        """Returns the description that distinguishes the probe from others of its kind."""
 
     @abc.abstractmethod
     def pieces(self, record: ArrayRecord) -> Sequence[Any]:
-        """Returns the pieces of work that `record` still lacks."""
+        """Returns the pieces that are missing in `record`."""
 
     @abc.abstractmethod
     def measure(self, record: ArrayRecord, piece: Any) -> None:
-        """Measures one piece and puts it into `record`."""
+        """Measures one piece and writes it to `record`."""
 
     @abc.abstractmethod
     def passes(self, pieces: Sequence[Any]) -> float:
-        """Returns what pieces cost, in forward passes of one batch (a gradient counts as 3)."""
+        """Returns the cost of pieces in forward passes of one batch (a gradient counts as 3)."""
 
     @abc.abstractmethod
     def seconds_per_pass(self) -> float:
@@ -75,11 +77,11 @@ class Probe(abc.ABC):
         return ArrayRecord.empty(self.kind, self.coordinates(), dims, self.about())
 
     def grow(self, record: ArrayRecord) -> ArrayRecord | None:
-        """Returns a longer record if the measured values ask for more, else None."""
+        """Returns a longer record if the measured values require it, else None."""
         return None
 
     def finish(self, record: ArrayRecord) -> None:  # noqa: B027 (most probes have nothing to add)
-        """Fills in what follows from everything measured; cheap."""
+        """Computes the values that follow from the measured ones; cheap."""
 
 
 class LossProbe(Probe):
@@ -101,14 +103,14 @@ class LossProbe(Probe):
 def put_estimate(
     record: ArrayRecord, name: str, index: Any, estimate: tuple[Any, Any] | Sequence[Any]
 ) -> None:
-    """Puts a number and its standard error into `name` and `name_se`."""
+    """Writes a number and its standard error to `name` and `name_se`."""
     value, spread = estimate
     record.put(name, index, value)
     record.put(f"{name}_se", index, spread)
 
 
 def lacking(record: ArrayRecord, name: str) -> list[int]:
-    """Returns the entries of the first axis of `name` that hold a number not measured yet."""
+    """Returns the indices of the first axis of `name` with numbers that are not measured yet."""
     missing = record.missing(name)
     return np.flatnonzero(missing.any(axis=tuple(range(1, missing.ndim)))).tolist()
 
@@ -121,18 +123,18 @@ def measure(
     tell: Callable[[str], None] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> ProbeRecord:
-    """Measures what a probe's store lacks, and returns all of it.
+    """Measures a probe and returns its record.
 
     Args:
-        probe: what to measure.
-        path: an `.npz` file that is written as the work goes on; a later call with the
-            same probe goes on where it stopped.  None keeps nothing.
-        progress: show a progress bar where standard error is a terminal.
-        tell: called with what the work will cost, before it starts.
-        about: more that the record is to say of itself (of which run, at which step).
+        probe: the probe.
+        path: an `.npz` file that is written during the measurement; a later call with the same
+            probe resumes from it.  None for no file.
+        progress: whether to show a progress bar if standard error is a terminal.
+        tell: called with a sentence about the cost before the measurement starts.
+        about: further entries of the record's `about`, such as the run and the step.
 
     Raises:
-        RecordError: if the file holds measurements of something else, or is damaged.
+        RecordError: if the file holds another measurement, or is damaged.
     """
     record = probe.empty()
     record.about |= decode(encode(dict(about or {})))

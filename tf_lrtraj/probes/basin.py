@@ -1,7 +1,7 @@
-r"""Losses along the segments between points, barriers on them, and how lopsided they are.
+r"""Losses along the segments between points, barriers on them, and their asymmetry.
 
-Two solutions lie in one basin if the straight line between them crosses no barrier;
-see `tf_lrtraj.probes.barriers` for what is called one, and how its height is estimated.
+Two solutions lie in one basin if there is no barrier on the straight line between them;
+`tf_lrtraj.probes.barriers` defines a barrier and estimates its height.
 """
 
 from __future__ import annotations
@@ -52,29 +52,28 @@ class Basin(PointProbe):
         barrier, barrier_at (its position), barrier_se, barrier_cross, barrier_cross_se,
             barrier_upper, rise, rise_se [pair, layer]: as `tf_lrtraj.probes.barriers` defines
             them, in units of the loss.
-        middle, middle_se [pair, layer]: the height over the straight line at the position
-            nearest the middle, where a convex basin is below it (negative: minus the Jensen
-            gap of the two points).
+        middle, middle_se [pair, layer]: the height over the straight line at the position nearest
+        the middle; in a convex basin it is negative, minus the Jensen gap of the two points.
         verdict [pair, layer]: -1 one basin, 0 undecided, 1 barrier, against barrier_level.
-        error_barrier, error_barrier_se [pair, layer]: the barrier of the error rate.
-        asymmetry, asymmetry_se [pair, layer, offset]: loss at `centre + offset` minus loss at
-            `centre - offset`.
+        error_barrier, error_barrier_se [pair, layer]: the barrier of the error rate. asymmetry,
+        asymmetry_se [pair, layer, offset]: loss at `centre + offset` minus loss at `centre -
+        offset`.
 
     Between points `"frozen"` batch-norm statistics are mixed linearly and beyond them stay those
     of the nearer one; `"recalibrated"` ones are measured at every position.
 
     Args:
         surface, points, batches, held_out: see `PointProbe`; two points or more.
-        pairs: which points to connect, (first, second) by name; None for all pairs.
+        pairs: the pairs of points to connect, (first, second) by name; None for all pairs.
         num: positions from the first point (0) to the second (1), both included.
-        extend: how far to go on beyond both ends, in lengths of the segment.
-        per_layer: also measure segments on which only one layer's weights change (and all
-            others, and all statistics, stay the first point's).
-        level: a barrier below it, in units of the loss, counts as none.  None takes
-            `relative_level` times the mean loss of the two ends.  That is a convention, of a
-            size that a change of a few percent in the learning rate also makes; for ends
-            with next to no loss, as after side trips, it is meaningless, and a share of the
-            loss at the start of the trips should be given.
+        extend: extension beyond both ends, in lengths of the segment.
+        per_layer: also measure segments on which only one layer's weights change; all others, and
+            all statistics, are those of the first point.
+        level: the height, in units of the loss, below which a barrier counts as none.  None for
+            `relative_level` times the mean loss of the two ends.  This is a convention; a change of
+            a few percent in the learning rate has an effect of the same size.  If the losses of the
+            ends are nearly 0, as after side trips, give a share of the loss at the start of the
+            trips instead.
         relative_level: see `level`.
         centre: the position around which the two sides are compared.
 
@@ -175,12 +174,12 @@ def summary(
     level: float | None = None,
     relative_level: float = 0.05,
 ) -> dict[str, float]:
-    """Barrier, rise and verdict of one segment, from [K, n] losses and accuracies.
+    """Returns barrier, rise and verdict of one segment, from [K, n] losses and accuracies.
 
     Args:
         positions: [K] positions, 0 and 1 among them.
-        losses, accuracies: of n batches at each.
-        level: below which a barrier counts as none; None for `relative_level` times the
+        losses, accuracies: those of n batches at each position.
+        level: height below which a barrier counts as none; None for `relative_level` times the
             mean loss of the two ends.
     """
     where, between = barriers.segment(positions, losses)
@@ -191,7 +190,7 @@ def summary(
     with np.errstate(invalid="ignore"):
         errors = 1.0 - barriers.segment(positions, accuracies)[1]
     wrong = barriers.highest(*barriers.excess(where, errors))
-    if not np.isfinite(errors).all():  # targets that are no classes
+    if not np.isfinite(errors).all():  # targets that are not classes
         wrong = wrong._replace(height=float("nan"), se=float("nan"))
     if level is None:
         level = relative_level * float(np.mean(between[[0, -1]]))
@@ -214,12 +213,12 @@ def summary(
 
 
 def positions(num: int, extend: float | tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-    """`num` equally spaced positions from 0 to 1, and more at that spacing beyond the ends.
+    """Returns `num` equally spaced positions from 0 to 1, and more beyond the ends.
 
     Args:
         num: at least 3.
-        extend: how far to go on before the first and beyond the second point, in lengths
-            of the segment; one number for both.
+        extend: extension before the first and beyond the second point, in lengths of the segment;
+            one number for both.
 
     Raises:
         ValueError: for fewer positions, or a negative extension.

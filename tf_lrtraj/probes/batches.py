@@ -1,4 +1,4 @@
-"""Batches that probes measure on: what Keras users have, as a list of (inputs, targets).
+"""Converts data of Keras users to the batches of probes: a list of (inputs, targets).
 
 Inputs and targets are arrays or nests (lists, tuples, dicts) of arrays, for models with
 several inputs or outputs; the first axis of every array counts the examples.
@@ -22,7 +22,7 @@ _FORMS = "(inputs, targets) or (inputs, targets, weights)"
 
 
 def size_of(batch: Batch) -> int:
-    """The number of examples in a batch.
+    """Returns the number of examples in a batch.
 
     >>> size_of(({"a": np.zeros((5, 2)), "b": np.zeros(5)}, {"y": np.zeros(5)}))
     5
@@ -34,13 +34,13 @@ def check_batches(batches: Any, name: str = "batches", fewest: int = 1) -> list[
     """Returns a list of (inputs, targets) or (inputs, targets, weights).
 
     Args:
-        batches: a list, a `tf.data.Dataset`, a `keras.utils.PyDataset` or any other iterable
-            of batches that ends.
-        name: of the argument, for the error.
-        fewest: how many there must be.
+        batches: a list, a `tf.data.Dataset`, a `keras.utils.PyDataset` or any other finite iterable
+            of batches.
+        name: the name of the argument, for the error.
+        fewest: the smallest number of batches.
 
     Raises:
-        ValueError: if there are fewer, one is neither, or the data set has no end.
+        ValueError: if there are fewer, one has another form, or the data set is infinite.
     """
     found = list(each_batch(batches, name)) if _is_iterable(batches) else [batches]
     checked = [_checked(batch, name) for batch in found]
@@ -53,7 +53,7 @@ def check_batches(batches: Any, name: str = "batches", fewest: int = 1) -> list[
 
 
 def check_groups(**groups: Any) -> dict[str, list[Batch]]:
-    """Returns name → checked batches, without the groups that are None."""
+    """Checks groups of batches; returns name → batches, without the groups that are None."""
     return {
         name: check_batches(batches, name)
         for name, batches in groups.items()
@@ -66,7 +66,7 @@ def _is_iterable(batches: Any) -> bool:
 
 
 def each_batch(batches: Any, name: str) -> Iterator[Any]:
-    """Every element of a data set that ends; ValueError for one that says it does not."""
+    """Yields the elements of a data set; raises ValueError if it is known to be infinite."""
     if isinstance(batches, keras.utils.PyDataset):
         count = batches.num_batches
         if count is None:
@@ -80,7 +80,7 @@ def each_batch(batches: Any, name: str) -> Iterator[Any]:
 
 
 def _size_unbounded(batches: Any) -> bool:
-    """Whether a `tf.data.Dataset` says that it repeats without end."""
+    """Returns whether a `tf.data.Dataset` is known to be infinite."""
     cardinality = getattr(batches, "cardinality", None)
     return callable(cardinality) and int(cardinality()) == -1  # tf.data.INFINITE_CARDINALITY
 
@@ -111,7 +111,7 @@ def _checked(batch: Any, name: str) -> Batch:
 
 
 def _sizes(nest: Any, name: str) -> set[int]:
-    """Numbers of examples of all arrays in a nest."""
+    """Returns the numbers of examples of all arrays in a nest."""
     sizes = set()
     for array in keras.tree.flatten(nest):
         if len(np.shape(array)) == 0:
@@ -127,17 +127,17 @@ def _sizes(nest: Any, name: str) -> set[int]:
 
 
 def take_batches(x: Any, y: Any, batch_size: int, count: int, seed: int = 0) -> list[Batch]:
-    """`count` batches of distinct examples.
+    """Draws `count` batches of distinct examples.
 
     Args:
         x: inputs: an array (NumPy, pandas, a backend's tensor), or a list, tuple or dict of
             arrays for a model with several inputs.  With `y=None`: a tuple `(x, y)` or
             `(x, y, sample_weight)`, or batches of those: a `tf.data.Dataset`, a
             `keras.utils.PyDataset`, a torch `DataLoader`, a list or another iterable.
-        y: targets, in the same forms as inputs; None where `x` holds them.
-        batch_size: examples in a batch; batches of a data set are cut or joined to it.
+        y: targets, in the same forms as inputs; None if `x` holds them.
+        batch_size: examples per batch; batches of a data set are divided or joined.
         count: number of batches.
-        seed: of the draw from arrays, without replacement.  Of a data set the first
+        seed: the seed of the draw from arrays, without replacement.  Of a data set the first
             `batch_size * count` examples are taken, in the order in which they come.
 
     Returns:
@@ -177,7 +177,7 @@ def take_batches(x: Any, y: Any, batch_size: int, count: int, seed: int = 0) -> 
 
 
 def _is_arrays(x: Any) -> bool:
-    """Whether `x` is an array or a nest of arrays, not an iterable of batches."""
+    """Returns whether `x` is an array or a nest of arrays, not an iterable of batches."""
     if isinstance(x, list) and x and all(isinstance(item, (tuple, list)) for item in x):
         return False
     leaves = keras.tree.flatten(x)
@@ -214,7 +214,7 @@ def _drawn(data: Batch, batch_size: int, count: int, seed: int) -> list[Batch]:
 
 
 def _first(batches: Any, batch_size: int, count: int) -> list[Batch]:
-    """The first examples of a data set, in batches of `batch_size`."""
+    """Returns the first examples of a data set, in batches of `batch_size`."""
     if isinstance(batches, Mapping) or not _is_iterable(batches):
         raise ValueError(
             "`x` must be an array, a nest of arrays or an iterable of batches. "

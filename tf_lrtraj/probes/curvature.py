@@ -1,9 +1,9 @@
 r"""Curvature of batches' losses along directions: from measured losses, and by products.
 
-:math:`d^\top H d` is the second derivative of :math:`L(\theta - \lambda d)` by λ at 0.  From
-losses it needs a step above their rounding noise, which is measured first; a Hessian-vector
-product gives it to rounding, but sees no kinks: with ReLU the two are different questions, the
-product telling of the smooth piece at θ, the differences of the loss over a stretch.
+:math:`d^\top H d` is the second derivative of :math:`L(\theta - \lambda d)` by λ at 0.  Differences
+of losses need a step above the rounding noise, which is measured first.  A Hessian-vector product
+is exact to rounding but does not include kinks: with ReLU the product describes the smooth piece at
+θ, and the differences describe the loss over the step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tf_lrtraj.probes.vectors import flat, norm
 from tf_lrtraj.records import ArrayRecord
 
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-# Steps, as multiples of eps^¼ ‖θ‖/‖d‖, about which the two errors balance.
+# Steps, as multiples of eps^¼ ‖θ‖/‖d‖, near which the two errors balance.
 _LADDER = 2.0 ** np.arange(-8, 3)
 _PRODUCT_PASSES = 8.0
 
@@ -35,7 +35,7 @@ class Curvature(StepProbe):
     Values:
         curvature, curvature_error, step_taken [batch]: from losses at ± steps, the best of
             the J, with an estimate of what noise and the step's length do to it.
-        noise [batch]: deviation of one loss's rounding noise, from 9 losses at steps of
+        noise [batch]: standard deviation of one loss's rounding noise, from 9 losses at steps of
             eps^⅔ ‖θ‖/‖d‖ along the direction (`noise_losses`).
         product, disagreement [batch]: dᵀ(Hd) by a Hessian-vector product, and
             |curvature - product| / |product|; only with `check`.
@@ -49,8 +49,8 @@ class Curvature(StepProbe):
     Args:
         surface, weights, batches, direction, velocity, momentum, learning_rate, seed: see
             `StepProbe`.
-        check: also take the product.  With recalibrated batch norm it is left out, as it
-            would hold the statistics fixed.
+        check: whether to compute the product. With recalibrated batch norm it is left out, because
+            it would keep the statistics fixed.
 
     Raises:
         ValueError: for batches or directions that do not fit.
@@ -152,7 +152,7 @@ class Curvature(StepProbe):
 
 
 def _precision(model: Any) -> float:
-    """The coarsest rounding unit among what layers with weights compute in."""
+    """Returns the largest rounding unit of the compute dtypes of layers with weights."""
     layers = model._flatten_layers(include_self=False, recursive=True)
     dtypes = {layer.compute_dtype for layer in layers if layer.weights}
     return max((_EPSILON.get(dtype, 2.0**-23) for dtype in dtypes), default=2.0**-23)

@@ -1,7 +1,7 @@
-"""Filters of kernels in Keras' layout: random directions, and directions of weights.
+"""Random directions and normalised filters in Keras' layout of kernels.
 
-A Keras kernel holds its outputs on the last axis, `[kh, kw, in, out]` or `[in, out]`;
-code written for `[out, in, kh, kw]` would normalise over inputs without complaint.
+A Keras kernel has its outputs on the last axis, `[kh, kw, in, out]` or `[in, out]`; code for
+`[out, in, kh, kw]` would normalise over inputs without an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tf_lrtraj.values import error, one_of
 
 KINDS = ("uniform", "filter")
 
-# Layer → the axes of its kernels that tell one output filter from another.
+# Layer → the axes of its kernels that index output filters.
 _AXES: dict[str, tuple[int, ...]] = {
     "Conv1DTranspose": (-2,),
     "Conv2DTranspose": (-2,),
@@ -36,7 +36,7 @@ def random_direction(
     *,
     filter_axes: Sequence[tuple[int, ...]] | None = None,
 ) -> list[np.ndarray]:
-    """A random direction in float64, a pure function of the seed and the shapes.
+    """Returns a random direction in float64, a function of the seed and the shapes.
 
     Args:
         like: arrays in the order of `model.trainable_variables`: weights, which
@@ -48,15 +48,15 @@ def random_direction(
             with zeros for biases and for scales and offsets of normalisation, which
             makes distances comparable between networks of other scales (Li et al. 2018,
             arXiv 1712.09913, section 4).
-        filter_axes: for each array, the axes that tell its filters apart (`filter_axes_of`);
-            None for the last axis of all.
+        filter_axes: for each array, the axes that index its filters (`filter_axes_of`); None for
+            the last axis of all.
 
     Returns:
         arrays of the shapes of `like`.  Their norm is 1 for `"uniform"`, and that of
         all kernels together for `"filter"`.
 
     Raises:
-        ValueError: for another kind, or where there is nothing to move.
+        ValueError: for another kind, or if there are no weights to move.
 
     >>> weights = [np.full((3, 2), 2.0), np.zeros(2)]
     >>> direction = random_direction(weights, seed=0, kind="filter")
@@ -70,7 +70,7 @@ def random_direction(
     if not sum(int(np.prod(shape)) for shape in shapes):
         raise ValueError(f"`like` must hold weights. Received: arrays of shapes {shapes}")
     rng = seeds.generator("direction", *np.atleast_1d(seed))
-    # Drawn for every array, so that both kinds take the same numbers for the same kernel.
+    # Drawn for every array, so that both kinds use the same numbers for the same kernel.
     drawn = [rng.standard_normal(shape) for shape in shapes]
     if kind == "uniform":
         length = np.sqrt(sum(float(np.vdot(array, array)) for array in drawn))
@@ -97,9 +97,9 @@ def _filtered(noise: np.ndarray, weights: np.ndarray, kept: tuple[int, ...]) -> 
 
 
 def filter_axes_of(model: Any) -> list[tuple[int, ...]]:
-    """For each trainable variable the axes that tell its output filters apart.
+    """Returns for each trainable variable the axes that index its output filters.
 
-    The last one but for transposed convolutions (outputs before inputs), depthwise
+    This is the last axis, except for transposed convolutions (outputs before inputs), depthwise
     convolutions (a filter per input channel) and embeddings (a row per entry).
     """
     axes = {}
@@ -120,16 +120,16 @@ def _check_axes(axes: Sequence[Any] | None, arrays: int) -> None:
 
 
 class Filters:
-    """Kernels with every filter divided by its norm: what scale-invariant weights are judged by.
+    """Kernels with every filter divided by its norm, for distances of scale-invariant weights.
 
-    A network with batch norm after a kernel does not see the kernel's scale, so raw distances
-    mix turning and growing (van Laarhoven 2017, arXiv 1706.05350).  Arrays of fewer than two
-    axes are left out.
+    With batch norm after a kernel the network does not depend on the kernel's scale, so distances
+    of weights mix changes of direction and of scale (van Laarhoven 2017, arXiv 1706.05350).  Arrays
+    of fewer than two axes are left out.
 
     Args:
-        shapes: of the arrays.
-        axes: for each array, the axes that tell its filters apart
-            (`probes.filter_axes_of(model)`); None for the last axis of all.
+        shapes: the shapes of the arrays.
+        axes: for each array, the axes that index its filters (`probes.filter_axes_of(model)`); None
+            for the last axis of all.
 
     Attributes:
         count: number of filters.
@@ -152,7 +152,7 @@ class Filters:
         self.size = sum(part.stop - part.start for part, _, _ in self._parts)
 
     def normalised(self, vector: np.ndarray) -> np.ndarray:
-        """All kernels one after another, each filter of length 1 (0 stays 0)."""
+        """Returns all kernels one after another, with filters of length 1 (0 stays 0)."""
         found = np.empty(self.size, vector.dtype)
         low = 0
         for part, shape, within in self._parts:
@@ -164,7 +164,7 @@ class Filters:
         return found
 
     def square_distance(self, first: np.ndarray, second: np.ndarray) -> float:
-        """Mean over filters of the squared distance between normalised ones: 2 - 2 cos."""
+        """Returns the mean over filters of the squared distance of normalised ones, 2 - 2 cos."""
         if not self.count:
             return math.inf
         return square_distance(self.normalised(first), self.normalised(second)) / self.count

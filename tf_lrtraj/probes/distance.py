@@ -39,36 +39,34 @@ _OF_STEPS = ("norm", "from_start", "from_mean")
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Distance(Probe):
-    """Squared displacement against lag, norm, and distances from start and mean.
+    """Squared displacement by lag, norm, and distances from start and mean.
 
     Coordinates: lag, step (the later one).
 
-    Values:
-        squared [lag, step]: ‖θ_step - θ_{step-lag}‖², inf where there is no such pair;
-            mean_squared, mean_squared_se [lag]: the error from blocks of starts at least as
-            long as the lag (inf where fewer than three fit).
+    Values: squared [lag, step]: ‖θ_step - θ_{step-lag}‖², inf if there is no such pair;
+        mean_squared, mean_squared_se [lag]: the error from blocks of starts at least as long as the
+        lag (inf where fewer than three fit).
         squared_growth, squared_growth_se []: d ln D / d ln Δ at the largest lags: 0 if
             displacement has levelled off, 1 for a random walk, 2 for a drift.
         filters_squared and so on: the same between normalised filters, with `filters`.
         norm, from_start, from_mean (the mean of all steps so far), from_reference [step].
 
     Args:
-        trajectory: with `.steps` and `.read(step)`, or a mapping step → arrays.
+        trajectory: an object with `.steps` and `.read(step)`, or a mapping step → arrays.
         lags: ascending, in updates, each the distance of two steps; by default up to a sixth of
             the trajectory, spaced in the logarithm.
-        exact: from the weights themselves; those that `memory_limit` cannot hold until
-            their lag has passed are read again.  False: from random projections, each step
-            read once; a squared displacement then errs by up to √(2/k) of itself
-            (`probes.Sketch`).
-        sketch_size: k.
-        filters: also displacements between filters divided by their norms, as mean over
-            filters of 2 - 2 cos: what scale-invariant weights are judged by.
+        exact: whether to use the weights themselves; those that do not fit into `memory_limit`
+            are read again.  False: random projections, for which each step is read once; the
+            relative standard error of a squared displacement is up to √(2/k) (`probes.Sketch`).
+        sketch_size: k, the numbers of a projection.
+        filters: whether to measure displacements between normalised filters too, as the mean over
+            filters of 2 - 2 cos, for scale-invariant weights.
         filter_axes: `probes.filter_axes_of(model)`; None takes the last axis of every array.
         reference: weights from which the distance is measured as well.
-        count: how many arrays, from the first on, are weights; by default the
-            trajectory's `num_trainable`, or all.
-        memory_limit: bytes that kept weights may take.
-        seed: of the projections.
+        count: number of arrays, from the first on, that are weights; by default the trajectory's
+            `num_trainable`, or all.
+        memory_limit: bytes for weights kept in memory.
+        seed: the seed of the projections.
 
     Raises:
         ValueError: for lags that do not ascend or are longer than the trajectory, or
@@ -107,7 +105,7 @@ class Distance(Probe):
         if self.reference is not None:
             given = list(self.reference)[: len(shapes)]
             self._reference = joined(check_shapes("reference", given, shapes))
-        # Name of a squared displacement → what it is a displacement of.
+        # Name of a squared displacement → the displaced quantity.
         self._pairs = ["squared", "filters_squared"] if self._filters else ["squared"]
         sizes = [self._start.size, max(self._filters.size, 1) if self._filters else 1]
         self._sketches = {
@@ -167,7 +165,7 @@ class Distance(Probe):
         if self._reference is not None:
             square = square_distance(vector, self._reference)
             record.put("from_reference", piece, math.sqrt(square))
-        while self._mean.count <= piece:  # after an interruption, those before are read again
+        while self._mean.count <= piece:  # after an interruption, earlier steps are read again
             self._mean.add(self._read(self._steps[self._mean.count]))
         record.put("from_mean", piece, math.sqrt(square_distance(vector, self._mean.value)))
 
@@ -204,7 +202,7 @@ class Distance(Probe):
 
 
 def about_filters(filters: Filters | None, axes: Any) -> dict[str, Any]:
-    """Returns what a record says of normalised filters."""
+    """Returns the description of normalised filters in a record."""
     return {
         "filters": filters.count if filters else 0,
         "filter_axes": None if axes is None else [list(of_array) for of_array in axes],

@@ -34,7 +34,7 @@ _MEMBERS = ("member_loss", "member_accuracy")
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Ensemble(LossProbe):
-    """Ensemble, members and average of weights: how well they do, how far apart they predict.
+    """Losses of an ensemble, its members and the average of weights; differences of predictions.
 
     Coordinates: member and other (member), batch, scale.
 
@@ -62,11 +62,11 @@ class Ensemble(LossProbe):
     Args:
         surface: what is measured, without penalties.
         members: name → weights, or a trajectory with `.steps` and `.read(step)`; at least 2.
-        batches: to predict on; held-out ones, as a rule.
-        logits: the model's outputs are logits.  Probabilities are averaged in the ensemble,
-            and its loss is that of the logarithm of their mean.  False: outputs are averaged
-            as they are (probabilities, or a regression).
-        scales: descending from 1: how far members are drawn towards their mean.
+        batches: batches to predict on, usually held-out ones.
+        logits: whether the model's outputs are logits.  Probabilities are averaged in the ensemble,
+            and its loss is that of the logarithm of their mean.  False: outputs are averaged as
+            they are (probabilities, or a regression).
+        scales: scales s of the members' distance from their mean, descending from 1.
 
     Raises:
         ValueError: for fewer than 2 members, one of another architecture (it is named), or
@@ -150,7 +150,7 @@ class Ensemble(LossProbe):
     # Measuring ----------------------------------------------------------------------------
 
     def pieces(self, record: ArrayRecord) -> Sequence[tuple[int, int]]:
-        """(scale, member); at the last member of a scale the ensemble is compared as well."""
+        """Returns (scale, member); the last member of a scale includes the ensemble."""
         missing = record.missing("pair_difference").any(axis=-1)
         either = np.tril(missing | missing.swapaxes(1, 2)).any(axis=-1)
         found = {(int(scale), int(member)) for scale, member in np.argwhere(either)}
@@ -174,7 +174,8 @@ class Ensemble(LossProbe):
             self._measure_ensemble(record, scale)
 
     def _outputs(self, point: Point) -> list[Any]:
-        """Predictions for each batch: an array, or a nest of arrays of several outputs."""
+        """Returns the predictions for each batch: an array, or nested arrays for several
+        outputs."""
         return [
             keras.tree.map_structure(
                 lambda array: array.astype(np.float64), self.surface.predict(point, batch[0])
@@ -223,9 +224,9 @@ class Ensemble(LossProbe):
             record.put(name, (scale, number, member), values)
 
     def _turns(self, who: str) -> list[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-        """What is compared: (name of the difference, function of the outputs).
+        """Yields the comparisons: (name of the difference, function of the outputs).
 
-        What tells `pieces` that a piece is done comes last.
+        The one that marks a piece as measured for `pieces` comes last.
         """
         if not self.logits:
             return [(f"{who}_difference", lambda outputs: outputs)]
@@ -288,7 +289,7 @@ class Ensemble(LossProbe):
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis.
+    """Returns probabilities over the last axis.
 
     >>> softmax(np.zeros((1, 2)))
     array([[0.5, 0.5]])
@@ -298,7 +299,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def centred(logits: np.ndarray) -> np.ndarray:
-    """Logits less their mean over the classes, which probabilities do not depend on."""
+    """Returns logits minus their mean over the classes, on which probabilities do not depend."""
     return logits - logits.mean(axis=-1, keepdims=True)
 
 

@@ -1,4 +1,4 @@
-r"""What Gram matrices of batch gradients, and means along a run, say: estimates with errors.
+r"""Estimates with errors from Gram matrices of batch gradients, and from means along a run.
 
 With batch gradients :math:`g_i = G + \varepsilon_i`, independent, of mean `G` and
 :math:`\operatorname{Cov}\varepsilon_i = \Sigma / B_i` for :math:`B_i` examples,
@@ -6,16 +6,16 @@ With batch gradients :math:`g_i = G + \varepsilon_i`, independent, of mean `G` a
 .. math:: \mathbb E\langle g_i, g_j\rangle = \lVert G\rVert^2 \; (i \ne j), \qquad
    \mathbb E\lVert g_i\rVert^2 = \lVert G\rVert^2 + \operatorname{tr}\Sigma / B_i
 
-so products of *different* batches estimate :math:`\lVert G\rVert^2` without bias, and what the
-squares have more is the noise.  In the quadratic model they are :math:`\theta^\top A^2\theta` and
+so products of *different* batches estimate :math:`\lVert G\rVert^2` without bias, and the excess of
+the squares is the noise.  In the quadratic model they are :math:`\theta^\top A^2\theta` and
 :math:`\operatorname{tr}(A^2C)` (docs/theory/model.md).
 
-Pairs share batches, so pairs are not independent: errors are the jackknife's over *batches*,
-one left out at a time with all its pairs.
+Pairs share batches and are not independent, so errors are computed by a jackknife over *batches*:
+one batch is left out at a time with all its pairs.
 
-What is measured along a run over a lag, from starts closer than the lag, shares steps.  Errors
-then come from leaving out one *block* of starts at a time, each block at least as long as the
-lag; with fewer than three such blocks the error is infinite.
+Measurements over a lag, from starts closer than the lag, share steps.  Their errors are computed by
+leaving out one *block* of starts at a time, where each block is at least as long as the lag; with
+fewer than three such blocks the error is infinite.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Estimate(NamedTuple):
 
 
 def jackknife(statistics: Callable[[np.ndarray], Sequence[float]], size: int) -> list[Estimate]:
-    """Computes statistics of `size` things, and the errors that leaving out one at a time shows.
+    """Computes statistics of `size` items and their jackknife errors.
 
     Args:
-        statistics: ascending indices of the things that count → numbers.
-        size: at least 3.
+        statistics: function from ascending indices of items to numbers.
+        size: number of items, at least 3.
 
     Returns:
-        the statistics of all; errors are inf where any of a statistic's numbers is not finite.
+        the statistics of all items; an error is inf if a statistic is not always finite.
 
     Raises:
-        ValueError: for fewer than 3 things.
+        ValueError: for fewer than 3 items.
 
     >>> numbers = np.array([1.0, 2.0, 6.0])
     >>> (estimate,) = jackknife(lambda kept: [float(numbers[kept].mean())], 3)
@@ -74,19 +74,19 @@ def _spread(without: np.ndarray) -> np.ndarray:
 
 
 def cosines(gram: np.ndarray) -> np.ndarray:
-    """[N, N] cosines of all pairs; NaN for a vector of length 0."""
+    """Returns the [N, N] cosines of all pairs; NaN for a vector of length 0."""
     lengths = np.sqrt(np.diag(gram))
     with np.errstate(invalid="ignore", divide="ignore"):
         return gram / np.outer(lengths, lengths)
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    """[N (N-1) / 2] entries above the diagonal."""
+    """Returns the [N (N-1) / 2] entries above the diagonal."""
     return matrix[np.triu_indices(len(matrix), 1)]
 
 
 def cosines_to_rest(gram: np.ndarray) -> np.ndarray:
-    """[N] cosine of each vector with the mean of the *others*."""
+    """Returns the [N] cosines of each vector with the mean of the *others*."""
     squares = np.diag(gram)
     across = gram.sum(axis=1) - squares
     rest = gram.sum() - 2.0 * gram.sum(axis=1) + squares
@@ -94,7 +94,7 @@ def cosines_to_rest(gram: np.ndarray) -> np.ndarray:
 
 
 def cosines_to_mean(gram: np.ndarray) -> np.ndarray:
-    """[N] cosine of each vector with the mean of all, itself among them: biased upwards.
+    """Returns the [N] cosines of each vector with the mean of all, which are biased upwards.
 
     Of N vectors at right angles each has 1/√N.
     """
@@ -108,7 +108,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 class Alignment(NamedTuple):
-    """What a Gram matrix says.
+    """Estimates from a Gram matrix.
 
     Attributes:
         signal: :math:`\\lVert G\\rVert^2`, unbiased; may come out negative.
@@ -132,7 +132,7 @@ class Alignment(NamedTuple):
 
 
 def signal_and_noise(gram: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """(‖G‖², tr Σ of one example), both unbiased.
+    """Returns (‖G‖², tr Σ of one example), both unbiased.
 
     Args:
         gram: [N, N] inner products of batch gradients.
@@ -149,7 +149,7 @@ def signal_and_noise(gram: np.ndarray, sizes: np.ndarray) -> tuple[float, float]
 
 
 def alignment(gram: np.ndarray, sizes: Sequence[int] | np.ndarray) -> Alignment:
-    """Everything that `Alignment` names, with jackknife errors over batches.
+    """Returns the estimates of an `Alignment`, with jackknife errors over batches.
 
     Args:
         gram: [N, N] inner products of batch gradients.
@@ -178,7 +178,7 @@ def alignment(gram: np.ndarray, sizes: Sequence[int] | np.ndarray) -> Alignment:
 
 
 def direction_cosines(gram: np.ndarray, products: np.ndarray, square: float) -> np.ndarray:
-    """[N] cosine of each vector with a direction.
+    """Returns the [N] cosines of each vector with a direction.
 
     Args:
         gram: [N, N] inner products of the vectors.
@@ -189,9 +189,9 @@ def direction_cosines(gram: np.ndarray, products: np.ndarray, square: float) -> 
 
 
 def mean_direction_cosine(gram: np.ndarray, products: np.ndarray, square: float) -> Estimate:
-    """Cosine of the *mean* vector with a direction; arguments as in `direction_cosines`.
+    """Returns the cosine of the *mean* vector with a direction; see `direction_cosines`.
 
-    The mean of few batches is longer than what it estimates, so the cosine is too small.
+    The mean of few batches is longer than the full gradient, so the cosine is biased downwards.
     """
 
     def cosine(kept: np.ndarray) -> list[float]:
@@ -205,7 +205,7 @@ def mean_direction_cosine(gram: np.ndarray, products: np.ndarray, square: float)
 
 
 def blocks(starts: np.ndarray, lag: int) -> np.ndarray | None:
-    """[n] number of the block each start lies in; None if there are too few for an error."""
+    """Returns the [n] block numbers of starts; None if there are too few blocks for an error."""
     if starts.size < _FEWEST_BLOCKS:
         return None
     spacing = int(np.diff(starts).min())
@@ -228,7 +228,7 @@ def block_mean(
     Args:
         starts: [n] ascending steps.
         values: [n].
-        lag: how long what starts there takes.
+        lag: the duration of what starts there.
         scales: two arrays [n]; the mean is divided by the root of the product of theirs.
 
     >>> block_mean(np.arange(8), np.array([0.0, 2.0] * 4), 1)
@@ -254,10 +254,10 @@ def block_mean(
 
 
 def growth(steps: np.ndarray, lags: np.ndarray, squared: np.ndarray) -> Estimate:
-    r"""How squared displacement grows at large lags: :math:`d\ln D / d\ln\Delta`.
+    r"""Returns the growth exponent of squared displacement, :math:`d\ln D / d\ln\Delta`.
 
-    0 where it has levelled off (a stationary state), 1 for a random walk, 2 for a drift.  The
-    slope of a straight line through the lags from a quarter of the largest on.
+    It is 0 in a stationary state, 1 for a random walk and 2 for a drift, and is the slope of a
+    straight line through the lags from a quarter of the largest on.
 
     Args:
         steps: [K] later steps.

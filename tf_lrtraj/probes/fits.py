@@ -1,10 +1,11 @@
-r"""What measured curves say: minimum, zero crossing, polynomials; second differences and noise.
+r"""Minimum, zero crossing and polynomial fits of measured curves; second derivatives and noise.
 
-A curve is `losses[k]` at increasing `rates[k]`, the first of which is 0.  The *drop* is
-how far the loss falls from rate 0 to its minimum; errors of fits are given in units of it.
+A curve is `losses[k]` at increasing `rates[k]`, the first of which is 0.  The *drop* is the
+difference between the loss at rate 0 and the minimum; errors of fits are given in units of the
+drop.
 
-Two values of a float32 loss at points close by differ by the noise of some hundred roundings,
-so a second difference over a step h errs by noise/h² on one side and by h² on the other.
+A float32 loss has the noise of some hundred roundings, so a second difference over a step h has an
+error of noise/h² and another of order h².
 
 >>> rates = np.linspace(0.0, 3.0, 13)
 >>> losses = 2.0 - 2.0 * rates + rates**2
@@ -36,10 +37,10 @@ class Minimum:
     """The lowest point of a curve.
 
     Attributes:
-        rate: where it lies.
+        rate: its rate.
         loss: the loss there.
-        gain: the loss at rate 0 less that.
-        bracketed: whether the curve was seen to rise on its right.
+        gain: the loss at rate 0 minus that loss.
+        bracketed: whether the curve rises to the right of it.
     """
 
     rate: float
@@ -53,10 +54,10 @@ class Fit:
     """A polynomial fitted to a curve between rate 0 and `window`.
 
     Attributes:
-        window: the largest rate that takes part.
-        coefficients: of rising powers of the rate.
-        error: root mean square of what is left, the mean taken over the window, in units of
-            the drop; infinite where the window is not covered, or the curve does not fall.
+        window: the largest rate used.
+        coefficients: the coefficients of ascending powers of the rate.
+        error: root mean square residual over the window, in units of the drop; infinite if the
+            window is not covered, or the curve does not fall.
     """
 
     window: float
@@ -98,9 +99,9 @@ def rate_grid(
 
     Args:
         low, high: the ends; `low` must be positive for `"log"`.
-        num: how many, both ends among them.
+        num: number of rates, including both ends.
         scale: `"log"` or `"linear"`.
-        zero: put rate 0 in front, if `low` is not 0.
+        zero: whether to add rate 0 in front, if `low` is not 0.
 
     Raises:
         ValueError: if the ends are not in order, or there are fewer than two.
@@ -122,10 +123,10 @@ def rate_grid(
 
 
 def continued(rates: np.ndarray) -> np.ndarray:
-    """The rates that go on where a grid ends: to twice its end if linear, else ten times.
+    """Returns rates that extend a grid: to twice its end if it is linear, else to ten times.
 
-    A grid counts as linear where its last two steps are equal; otherwise the ratio of its
-    last two rates goes on.
+    A grid counts as linear if its last two steps are equal; otherwise the ratio of its last two
+    rates is continued.
 
     >>> continued(np.array([0.0, 1.0, 2.0, 3.0]))
     array([4., 5., 6.])
@@ -140,10 +141,9 @@ def continued(rates: np.ndarray) -> np.ndarray:
 
 
 def minimum(rates: np.ndarray, losses: np.ndarray) -> Minimum:
-    """The vertex of the parabola through the lowest point and its two neighbours.
+    """Returns the vertex of the parabola through the lowest point and its two neighbours.
 
-    At an end of the grid it is the end itself; beside a loss that is not finite, the
-    lowest point.
+    At an end of the grid, or beside a loss that is not finite, it is the lowest point itself.
     """
     k = int(np.argmin(losses))
     rate, loss = float(rates[k]), float(losses[k])
@@ -156,7 +156,7 @@ def minimum(rates: np.ndarray, losses: np.ndarray) -> Minimum:
 
 
 def _parabola(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
-    """(square, slope) at the middle of three points of `loss + slope u + square u²`."""
+    """Returns (square, slope) of `loss + slope u + square u²` at the middle of three points."""
     left, right = rates[0] - rates[1], rates[2] - rates[1]
     down, up = (losses[0] - losses[1]) / left, (losses[2] - losses[1]) / right
     square = (up - down) / (right - left)
@@ -164,9 +164,9 @@ def _parabola(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
 
 
 def zero_crossing(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The rate at which the gain is gone again; 0 where there is none, inf beyond the grid.
+    """Returns the rate at which the gain returns to 0; 0 without a gain, inf beyond the grid.
 
-    Between the two rates where it happens, by the parabola through them and the one before.
+    It is interpolated by the parabola through the two rates around it and the previous one.
     """
     k = int(np.argmin(losses))
     if k == 0:
@@ -187,7 +187,7 @@ def zero_crossing(rates: np.ndarray, losses: np.ndarray) -> float:
 
 
 def _roots(square: float, slope: float, constant: float) -> list[float]:
-    """Real roots of `square u² + slope u + constant`, without cancellation."""
+    """Returns the real roots of `square u² + slope u + constant`, without cancellation."""
     disc = slope**2 - 4.0 * square * constant
     if disc < 0.0:
         return []
@@ -203,16 +203,16 @@ def polynomial(
     window: float,
     drop: float | None = None,
 ) -> Fit:
-    """Least squares between rate 0 and `window`, each point with the share of the window it covers.
+    """Fits a polynomial between rate 0 and `window` by weighted least squares.
 
-    Shares are those of the trapezoid rule, so that a logarithmic grid is not judged by its
-    many small rates.
+    The weights are those of the trapezoid rule, so that the many small rates of a logarithmic grid
+    do not dominate.
 
     Args:
         rates, losses: [K] the curve.
         degree: of the polynomial.
-        window: largest rate that takes part.
-        drop: unit of the error; None for the curve's own.
+        window: the largest rate used.
+        drop: unit of the error; None for the curve's own drop.
     """
     if drop is None:
         drop = minimum(rates, losses).gain
@@ -228,7 +228,7 @@ def polynomial(
     unit = float(x[-1])
     powers = np.vander(x / unit, degree + 1, increasing=True)
     root = np.sqrt(shares)
-    # About the first loss, so that what is fitted is as small as the drop.
+    # Relative to the first loss, so that the fitted values are as small as the drop.
     found, *_ = np.linalg.lstsq(powers * root[:, None], (y - y[0]) * root, rcond=None)
     rest = powers @ found - (y - y[0])
     left = float(np.sqrt(shares @ rest**2)) / drop if drop > 0.0 else float("inf")
@@ -243,7 +243,7 @@ def errors(
     degrees: Sequence[int] = DEGREES,
     windows: Sequence[float] = WINDOWS,
 ) -> np.ndarray:
-    """[degree, window] relative errors of fits; windows in multiples of the best rate."""
+    """Returns [degree, window] relative errors of fits; windows in multiples of the best rate."""
     best = minimum(rates, losses)
     return np.array(
         [
@@ -261,11 +261,11 @@ def errors(
 def valid_to(
     rates: np.ndarray, losses: np.ndarray, degree: int, levels: Sequence[float] = LEVELS
 ) -> np.ndarray:
-    """[level] the largest rate up to which a polynomial's relative error stays at most `level`.
+    """Returns for each level the largest rate at which a polynomial's error is within the level.
 
-    Every measured rate is tried as the end of the window, from the first at which the fit
-    leaves something over; the answer is the last before the error first exceeds the level,
-    0 where it always does.  The end of the grid means: as far as was measured.
+    Every measured rate is tried as the end of the window, from the first with more points than
+    coefficients.  The result is the last one before the error first exceeds the level, and 0 if it
+    always does.  If the error never exceeds it, the result is the end of the grid.
     """
     drop = minimum(rates, losses).gain
     found = np.zeros(len(levels))
@@ -281,7 +281,7 @@ def valid_to(
 
 # Second differences ----------------------------------------------------------------------------
 
-POINTS = 9  # equally spaced values that the noise is estimated from
+POINTS = 9  # equally spaced values from which the noise is estimated
 
 
 class SecondDerivative(NamedTuple):
@@ -289,7 +289,7 @@ class SecondDerivative(NamedTuple):
 
     Attributes:
         value: extrapolated from the best step and twice that.
-        error: what noise and the step's length may have done to it.
+        error: the estimated error from noise and from the step's length.
         step: the best step; inf where none gave a finite value.
     """
 
@@ -299,7 +299,7 @@ class SecondDerivative(NamedTuple):
 
 
 def noise_level(values: Any) -> float:
-    r"""Standard deviation of the noise in values of a smooth function at equal distances.
+    r"""Returns the standard deviation of the noise in equally spaced values of a smooth function.
 
     The k-th differences of a smooth function over close points vanish quickly, those of
     independent noise of deviation ε do not: their mean square is
@@ -311,8 +311,8 @@ def noise_level(values: Any) -> float:
         values: [m] with m ≥ 5.
 
     Returns:
-        the deviation; 0 where all values are equal; where no order passes, the smallest
-        estimate of all, an upper bound in kind.
+        the deviation; 0 if all values are equal; if no order passes, the smallest estimate, which
+        is an approximate upper bound.
 
     Raises:
         ValueError: for fewer values, or values that are not finite.
@@ -341,11 +341,11 @@ def noise_level(values: Any) -> float:
 def second_derivative(
     steps: np.ndarray, minus: np.ndarray, middle: float, plus: np.ndarray, noise: float
 ) -> SecondDerivative:
-    """The best second derivative from values at several steps on both sides.
+    """Returns the best second derivative from values at several steps on both sides.
 
-    For each step h the error is the noise of the extrapolated difference, 3.13 noise/h²,
-    plus a third of how much differences over h and 2h disagree (or 2h and 4h, scaled);
-    the step with the smallest sum is taken.
+    For each step h the error is the noise of the extrapolated difference, 3.13 noise/h², plus a
+    third of the disagreement of the differences over h and 2h (or 2h and 4h, scaled); the step with
+    the smallest sum is used.
 
     Args:
         steps: [J] steps, each twice the one before.

@@ -1,7 +1,7 @@
-r"""How the gradients of batches at one point are aligned, and how large their noise is.
+r"""Alignment and noise of the gradients of batches at one point.
 
-Every cosine is that of the gradient itself.  A step of gradient descent goes along minus
-the gradient, so a gradient whose step goes on in a direction has a *negative* cosine with it.
+Every cosine is that of the gradient itself.  A step of gradient descent is along minus the
+gradient, so if the step continues in a direction, the gradient has a *negative* cosine with it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Segmented:
     """Vectors in weight space as flat arrays, layer after layer.
 
     Args:
-        model: whose trainable variables they belong to.
-        per_layer: cut at layers; otherwise all is one segment.
+        model: the model whose trainable variables they belong to.
+        per_layer: one segment per layer; otherwise there is one segment.
 
     Attributes:
-        names: of what inner products are told for: all, and each layer if asked for.
-        ends: where the segments end.
+        names: names of the inner products: of all weights, and of each layer if `per_layer`.
+        ends: the ends of the segments.
         size: numbers in a vector.
-        dtype: of a vector.
+        dtype: the dtype of a vector.
     """
 
     def __init__(self, model: Any, per_layer: bool) -> None:
@@ -50,7 +50,7 @@ class Segmented:
         self.names = [ALL, *layers] if per_layer else [ALL]
 
     def vector(self, arrays: Sequence[Any], name: str = "arrays") -> np.ndarray:
-        """[D] host vector of arrays in the order of `model.trainable_variables`.
+        """Returns the [D] host vector of arrays in the order of `model.trainable_variables`.
 
         Raises:
             ValueError: if they are not of the model's shapes.
@@ -61,7 +61,7 @@ class Segmented:
         )
 
     def with_total(self, by_segment: np.ndarray) -> np.ndarray:
-        """[names, …] from [segments, …]: the sum first, then each layer."""
+        """Returns [names, …] from [segments, …]: the sum first, then each layer."""
         if len(self.names) == 1:
             return by_segment
         return np.concatenate([by_segment.sum(axis=0, keepdims=True), by_segment])
@@ -83,28 +83,28 @@ class Gradients(LossProbe):
         direction_cosine [layer, direction, batch], and that of the mean gradient,
             mean_direction_cosine [layer, direction], with `_se`.
 
-    Batches are taken to be independent draws from endless data: `signal` is of the
-    gradient over all that could be drawn, not over these few examples.  Example weights
-    do not enter the noise scale.  With `batch_norm="batch"` a batch's
-    gradient is no mean over examples, so the scale holds for batches of this size.
+    Batches are assumed to be independent draws from unlimited data: `signal` is for the gradient
+    over the whole distribution, not over these examples.  Example weights do not enter the noise
+    scale.  With `batch_norm="batch"` a batch's gradient is not a mean over examples, so the scale
+    is valid only for batches of this size.
 
-    Each gradient is computed once where all of them fit into `memory_limit`; otherwise a block
-    of them is held at a time and the later ones are computed again for every block.
+    Each gradient is computed once if all of them fit into `memory_limit`; otherwise one block of
+    them is kept at a time, and later ones are computed again for every block.
 
     Args:
-        surface: what is measured, and in which mode.
+        surface: the loss and its mode.
         weights: the point, as `Surface.point` takes it; None for the model's own.
-        batches: N ≥ 3 batches, of examples that differ.
-        per_layer: everything for each layer as well.
-        directions: name → arrays in the order of `model.trainable_variables`; for example
-            the displacement θ_t - θ_0.  Its cosine is that of the *gradient* with it:
-            negative where a step of descent goes on in the direction.
+        batches: N ≥ 3 batches of distinct examples.
+        per_layer: whether to compute everything for each layer too.
+        directions: name → arrays in the order of `model.trainable_variables`; for example the
+            displacement θ_t - θ_0.  Its cosine is with the *gradient*, so it is negative if a step
+            of descent continues in the direction.
         sketch_size: None for exact products; or the numbers kept of each gradient (of each
             layer's part with `per_layer`): squares stay exact, and a product ⟨g_i, g_j⟩ has
             a standard error of at most :math:`\sqrt{(\|g_i\|^2\|g_j\|^2 + \langle g_i, g_j
             \rangle^2)/k}`.  Memory is then one gradient and N k numbers.
-        memory_limit: bytes that held gradients may take.
-        seed: of the sketches.
+        memory_limit: bytes for gradients kept in memory.
+        seed: the seed of the sketches.
 
     Raises:
         ValueError: for fewer than 3 batches, or a direction of other shapes.
@@ -132,7 +132,7 @@ class Gradients(LossProbe):
             str(name): self._space.vector(direction, f"direction {name!r}")
             for name, direction in (self.directions or {}).items()
         }
-        # Rows of gradients held at a time, beside the one at hand.
+        # Rows of gradients kept at a time, besides the current one.
         size = np.dtype(self._space.dtype).itemsize * self._space.size
         self._block = int(min(max(self.memory_limit // size - 1, 1), len(self.batches)))
         self._sketches: list[Sketch] = []

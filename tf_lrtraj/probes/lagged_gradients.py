@@ -1,8 +1,8 @@
-r"""How the gradient of the same batches turns along a trajectory.
+r"""The change of the gradient of the same batches along a trajectory.
 
-Every cosine is that of the gradient itself: descent goes along minus the gradient, so a
-*negative* cosine with a displacement means that the weights went where the gradient drove
-them, and a *positive* one with θ - θ̄ that a step of descent leads back to the mean.
+Every cosine is that of the gradient itself, and descent is along minus the gradient.  A *negative*
+cosine with a displacement means that the weights moved in the direction of descent; a *positive*
+cosine with θ - θ̄ means that a step of descent leads back to the mean.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.values import one_of
 
 MEANS = ("running", "all")
-# What is kept of a step: mean gradients of the even and of the odd batches, and the weights.
+# Vectors kept for a step: mean gradients of the even and of the odd batches, and the weights.
 _EVEN, _ODD, _WEIGHTS, _OFF_MEAN = range(4)
 _VECTORS = ["even_gradient", "odd_gradient", "weights", "weights_minus_mean"]
 _OF_PAIRS = ("dot", "dot_across", "cosine", "start_cosine", "end_cosine")
@@ -42,12 +42,12 @@ _OF_PAIRS = ("dot", "dot_across", "cosine", "start_cosine", "end_cosine")
 class LaggedGradients(LossProbe):
     r"""Cosines of the mean gradient of the same batches at steps `t` and `t + lag`, and with paths.
 
-    The mean gradient of finitely many batches is not the full gradient: the batches' noise,
-    which is the same at both steps, is part of it.  So there is also `full_cosine`, from
-    products of one half of the batches at one step with the other half at the other,
-    which are unbiased for the full gradient's if the batches are independent.  Batches
-    without a common example that use up much of the data are not: once the full gradient
-    is small, what one half has too much the other lacks, and products come out negative.
+    The mean gradient of finitely many batches is not the full gradient: the batches' noise, which
+    is the same at both steps, is part of it.  So there is also `full_cosine`, from products of one
+    half of the batches at one step with the other half at the other, which are unbiased for the
+    full gradient's if the batches are independent.  Disjoint batches that make up much of the data
+    are not independent: when the full gradient is small, the deviations of the two halves have
+    opposite signs, and products are negative.
 
     Coordinates: lag (first 0), step (the later one).
 
@@ -61,19 +61,19 @@ class LaggedGradients(LossProbe):
             blocks of steps.
 
     Args:
-        surface: what is measured, and in which mode.
-        trajectory: with `.steps` and `.read(step)`, or a mapping step → arrays.
+        surface: the loss and its mode.
+        trajectory: an object with `.steps` and `.read(step)`, or a mapping step → arrays.
         batches: at least 2; the same at every step.  The halves are the even and the odd ones.
         lags: ascending, in updates; by default up to a sixth of the trajectory, spaced in the
             logarithm.
-        mean: what θ̄ is: `"running"`, the mean of all steps so far (the present one
-            included), `"all"`, the mean of all steps, or weights.
+        mean: θ̄: `"running"`, the mean of all steps so far (including the current one), `"all"`,
+            the mean of all steps, or weights.
         sketch_size: None for exact products, in which case two half-batch gradients and the
             weights of every step are held until the largest lag has passed (3 copies a
             step); or the numbers kept of each instead, with which a cosine errs by about
             :math:`1/\sqrt{k}`.
-        memory_limit: bytes that may be held.
-        seed: of the sketches.
+        memory_limit: bytes for vectors kept in memory.
+        seed: the seed of the sketches.
 
     Raises:
         ValueError: for lags that do not ascend or are longer than the trajectory, weights of
@@ -109,7 +109,7 @@ class LaggedGradients(LossProbe):
         self._sketch = None
         if self.sketch_size is not None:
             self._sketch = Sketch(self._space.size, self.sketch_size, self.seed)
-        # How many steps back anything is needed.
+        # Number of steps for which vectors are needed.
         distance = np.where(self._earlier >= 0, np.arange(self._steps.size) - self._earlier, 0)
         self._depth = int(distance.max()) + 1
         size = 3 * self._depth * self._space.size * np.dtype(self._space.dtype).itemsize

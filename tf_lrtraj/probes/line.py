@@ -1,8 +1,8 @@
-r"""The loss of one mini-batch along its own step, and of held-out batches beside it.
+r"""The loss of one mini-batch along its own step, and the losses of held-out batches.
 
-For every batch x, with direction d (its gradient, say), the record holds
-:math:`L_x(\theta - \lambda d)` and :math:`L_y(\theta - \lambda d)` of each held-out
-batch y, over a grid of rates λ (Sandler et al. 2023, arXiv 2301.02312).
+For every batch x with direction d, such as its gradient, the record holds :math:`L_x(\theta -
+\lambda d)` and :math:`L_y(\theta - \lambda d)` of each held-out batch y, over a grid of rates λ
+(Sandler et al. 2023, arXiv 2301.02312).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tf_lrtraj.statistics import bootstrap, crossed_mean, mean_and_se
 from tf_lrtraj.values import integer, one_of
 
 BRACKETS = ("each", "mean", "none")
-DEFAULT_RATES = (1e-3, 10.0, 33)  # ends and number of the default grid, logarithmic
-FIT_WINDOW = 2.0  # of the mean curve's parabola, in multiples of the best rate
+DEFAULT_RATES = (1e-3, 10.0, 33)  # ends and number of rates of the default grid, logarithmic
+FIT_WINDOW = 2.0  # window of the mean curve's parabola, in multiples of the best rate
 _CHUNK = 8  # rates in one piece of work
 _LANDMARKS = ("best_rate", "gain", "zero_crossing")
 _AXES = {"held_out": "held", "others": "other"}
@@ -66,14 +66,14 @@ class Line(StepProbe):
     Args:
         surface, weights, batches, direction, velocity, momentum, learning_rate, seed: see
             `StepProbe`; `seed` also of the resampling.
-        held_out: batches that take no part in the steps; None for none.
+        held_out: batches that are not used for the steps; None for none.
         rates: increasing rates; 0 is put in front if it is missing.  None for 33 from
             0.001 to 10, evenly spaced in the logarithm.
-        others: more training batches, to compare the held-out ones with.
-        bracket: extend the grid until the training minimum is passed for `"each"` batch, or
-            for the `"mean"` over batches; `"none"` leaves it.
-        extensions: at most so many times: a linear grid doubles its end each time, any
-            other goes on to ten times.
+        others: further training batches, for comparison with the held-out ones.
+        bracket: extend the grid until the training minimum is passed for `"each"` batch, or for the
+            `"mean"` over batches; `"none"` does not extend it.
+        extensions: largest number of extensions: each doubles the end of a linear grid, and
+            multiplies that of any other by ten.
 
     Raises:
         ValueError: for batches, rates, directions or options that do not fit.
@@ -114,7 +114,7 @@ class Line(StepProbe):
         super().__post_init__()
         self._recalibrated = self.surface.calibration_passes > 0
 
-    # What is measured ---------------------------------------------------------------------
+    # Measuring ----------------------------------------------------------------------------
 
     def coordinates(self) -> dict[str, Any]:
         found = {
@@ -210,7 +210,7 @@ class Line(StepProbe):
             return None
         return record.extended("rate", longest[len(rates) :])
 
-    # What follows from it -----------------------------------------------------------------
+    # Derived values -----------------------------------------------------------------------
 
     def finish(self, record: ArrayRecord) -> None:
         rates, values = record.coordinates["rate"], record.values

@@ -1,4 +1,4 @@
-"""The loss of a batch from a model's outputs: one output or several, as Keras compiles them."""
+"""The loss of a batch from a model's outputs, for one output or several."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class BatchLoss:
     """Mean loss and accuracy of a batch, given the outputs of a model.
 
     Args:
-        model: a Keras model; its names of outputs count, and its compiled loss and
-            `loss_weights` where `loss` is None.
+        model: a Keras model; its names of outputs are used and, if `loss` is None, its compiled
+            loss and `loss_weights`.
         loss: a `keras.losses.Loss`, its name, or a function (targets, outputs) → losses of
             the examples; for several outputs a list or dict of those, as `compile` takes
             it (None for an output without a loss).
@@ -42,7 +42,7 @@ class BatchLoss:
             raise ValueError(f"`loss` must hold at least one loss. Received: loss={loss!r}")
 
     def mean(self, batch: Batch, outputs: Any) -> Any:
-        """The mean loss over a batch, summed in float64 where there is one.
+        """Returns the mean loss over a batch, summed in float64 if the backend has it.
 
         With several outputs: the sum of the outputs' means, times their `loss_weights`.
         """
@@ -53,7 +53,8 @@ class BatchLoss:
         return sum(terms[1:], terms[0])
 
     def accuracy(self, batch: Batch, outputs: Any) -> Any:
-        """The share of examples classified right; NaN for several outputs, or no class labels."""
+        """Returns the share of correct examples; NaN for several outputs, or without class
+        labels."""
         found = [*keras.tree.flatten(outputs), *keras.tree.flatten(batch[1])]
         if len(found) != 2:
             return ops.convert_to_tensor(float("nan"), "float32")
@@ -61,7 +62,7 @@ class BatchLoss:
         return _mean(_correct(found[1], found[0]), weights)
 
     def _terms(self, batch: Batch, outputs: Any) -> Iterator[tuple[Any, Any]]:
-        """(weight of the output's loss, its mean) for each output that has a loss."""
+        """Returns (weight of the loss, its mean) for each output that has a loss."""
         targets, weights = batch[1], batch[2] if len(batch) > 2 else None
         named = self._named(outputs)
         functions = _of_outputs(self._loss, named, "loss", shared=True)
@@ -74,7 +75,7 @@ class BatchLoss:
             yield factors[name], _mean(losses, examples[name])
 
     def _named(self, outputs: Any) -> dict[Any, Any]:
-        """The outputs by name (by position where they have none), in Keras' order."""
+        """Returns the outputs by name (or by position), in Keras' order."""
         if not keras.tree.is_nested(outputs):
             return {(self._names or [0])[0]: outputs}
         if isinstance(outputs, Mapping):
@@ -97,14 +98,14 @@ def _of_outputs(
     shared: bool = False,
     some: list[Any] | None = None,
 ) -> dict[Any, Any]:
-    """What belongs to each output: by name in a dict, by position in a list.
+    """Assigns entries to outputs: by name in a dict, by position in a list.
 
     Args:
-        given: a dict, list or tuple, or a single thing.
+        given: a dict, list or tuple, or a single entry.
         outputs: name → output.
-        what: is given, for the error.
-        shared: whether a single thing stands for every output.
-        some: the outputs that it is needed for, which a dict or list may be limited to.
+        what: the name of the entries, for the error.
+        shared: whether a single entry is used for every output.
+        some: the outputs that need an entry; a dict or list may be limited to them.
     """
     names, needed = list(outputs), list(outputs) if some is None else some
     if isinstance(given, Mapping):
@@ -156,19 +157,19 @@ def _wide(dtype: str) -> str:
 
 
 def _mean(numbers: Any, weights: Any) -> Any:
-    """The (weighted) mean over examples, summed in float64 where there is one."""
+    """Returns the (weighted) mean over examples, summed in float64 if the backend has it."""
     if len(numbers.shape) == 0:
         return numbers
     wide = ops.cast(numbers, "float64" if backend.has_float64() else "float32")
     if weights is None:
-        # Not `ops.mean`, which on torch goes through float32.
+        # Not `ops.mean`, which uses float32 on torch.
         return ops.sum(wide) / ops.cast(ops.shape(wide)[0], wide.dtype)
     weights = ops.cast(weights, wide.dtype)
     return ops.sum(weights * wide) / ops.sum(weights)
 
 
 def _correct(targets: Any, outputs: Any) -> Any:
-    """[B] 1 where the largest output is the target's class; NaN for targets of other kinds.
+    """Returns [B] numbers, 1 where the largest output is the target's class; NaN for other targets.
 
     Targets are classes as integers, or a distribution over classes for each example.
     """

@@ -1,8 +1,7 @@
-"""How batch norm and dropout act while a loss is measured.
+"""The modes of batch norm and dropout while a loss is measured.
 
-The loss of a mini-batch in training is not the loss that evaluation reports: batch
-norm normalises by the batch's own moments, and dropout is on.  A probe says which
-of the two it measured, and its record keeps the answer.
+In training mode the loss of a mini-batch differs from that in evaluation mode, because batch norm
+normalises by the batch's own moments and dropout is on.  The record of a probe states the mode.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ DROPOUT = ("off", "pinned")
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What batch norm normalises by, and whether dropout acts.
+    """The statistics of batch norm, and whether dropout is on.
 
     Attributes:
         batch_norm: `"batch"`: each batch's own moments, as in training, with no state
@@ -48,7 +47,8 @@ class Mode:
         one_of(DROPOUT).check("dropout", self.dropout)
 
     def about(self, model: Any) -> dict[str, str]:
-        """What a record says of the mode; "none" where the model has no such layers."""
+        """Returns the description of the mode for a record; "none" if the model has no such
+        layers."""
         has_norm = bool(bn.find_statistics(model, frozen=True))
         has_random = bool(random_layers(model))
         return {
@@ -58,7 +58,7 @@ class Mode:
 
 
 def random_layers(model: Any) -> list[Any]:
-    """Layers that draw random numbers in training: dropout, noise, augmentation."""
+    """Returns the layers that draw random numbers in training: dropout, noise, augmentation."""
     layers = model._flatten_layers(include_self=False, recursive=True)
     return [layer for layer in layers if getattr(layer, "seed_generator", None) is not None]
 
@@ -66,12 +66,12 @@ def random_layers(model: Any) -> list[Any]:
 def as_in(
     model: Any, mode: Mode, *, exact_moments: bool = False
 ) -> contextlib.AbstractContextManager[None]:
-    """A block in which `model`, called with `training=True`, acts as `mode` says.
+    """Makes `model`, called with `training=True`, follow `mode` inside a block.
 
     Args:
         model: a built Keras model.
-        mode: what batch norm and dropout do.
-        exact_moments: batch norm by the batch takes its moments in a form that can be
+        mode: the modes of batch norm and dropout.
+        exact_moments: whether batch norm computes the batch's moments in a form that can be
             differentiated twice.  Keras' own, on TensorFlow, stops the gradient inside the
             variance: first derivatives are right, second ones are not.
     """
@@ -95,8 +95,8 @@ def _not_training(layer: Any, call: Callable[..., Any], given: inspect.BoundArgu
 
 
 def _pinned_on_torch(layer: Any, call: Callable[..., Any], given: inspect.BoundArguments) -> Any:
-    # Layers without a seed draw from torch's global stream there, whatever the state of their
-    # generators is, and move it.
+    # Layers without a seed draw from torch's global stream there, for any state of their
+    # generators, and advance it.
     import torch
 
     first, second = (int(number) for number in layer.seed_generator.state.value)

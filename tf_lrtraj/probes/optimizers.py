@@ -1,4 +1,4 @@
-"""What makes the steps of side trips: SGD on arrays, or a private copy of a Keras optimizer."""
+"""The optimizers of side trips: SGD on arrays, or a private copy of a Keras optimizer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Sgd:
     """SGD on arrays in Keras' convention: `v ← βv - λg`, `θ ← θ + v`, compiled once.
 
     Args:
-        model: whose kernels alone decay, not biases, nor scales and offsets of normalisation.
-        origin: where trips start.
+        model: the model; weight decay acts on its kernels only.
+        origin: the start of the trips.
         rates: [num_steps] learning rates.
         velocity: v at the start; None for zeros.
 
@@ -54,11 +54,11 @@ class Sgd:
         }
 
     def about(self) -> dict[str, Any]:
-        """What a record says of the steps."""
+        """Returns the description of the steps for a record."""
         return self._about
 
     def _start(self, origin: Point, velocity: Sequence[Any] | None) -> list[Any]:
-        """The velocity a trip starts with; empty where there is no momentum."""
+        """Returns the initial velocity of a trip; empty without momentum."""
         if velocity is not None and not self._momentum:
             raise ValueError("`velocity` has no meaning without momentum. Received: momentum=0.0")
         if not self._momentum:
@@ -74,7 +74,7 @@ class Sgd:
     def __call__(
         self, arrays: Sequence[Any], state: Sequence[Any], gradient: Sequence[Any], step: int
     ) -> tuple[list[Any], list[Any]]:
-        """(arrays after step number `step`, the state after it)."""
+        """Returns (arrays after step number `step`, the state after it)."""
         rate = ops.convert_to_tensor(float(self._rates[step]), "float32")
         moved, state = self._update(list(arrays), list(state), list(gradient), rate)
         return list(moved), list(state)
@@ -101,10 +101,10 @@ class KerasOptimizer:
 
     Args:
         model: the copy's variables have the names, types and constraints of its weights.
-        optimizer: an optimizer, its configuration (`keras.optimizers.serialize`) or its name.
-            One that was built for `model`, such as `model.optimizer`, lends its state: trips
-            start with its moments, its count of steps and its learning rate.  It is not changed.
-        num_steps: whose learning rates are recorded.
+        optimizer: an optimizer, its configuration (`keras.optimizers.serialize`) or its name. One
+            that was built for `model`, such as `model.optimizer`, provides its state: trips start
+            with its moments, its step count and its learning rate. It is not changed.
+        num_steps: number of steps whose learning rates are recorded.
 
     Raises:
         ValueError: if it is none of these, accumulates gradients, or was built for another
@@ -139,7 +139,7 @@ class KerasOptimizer:
         }
 
     def about(self) -> dict[str, Any]:
-        """What a record says of the steps."""
+        """Returns the description of the steps for a record."""
         return self._about
 
     def __call__(
@@ -166,7 +166,7 @@ class KerasOptimizer:
 
 
 def _without_name(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings alone: in names Keras counts its objects."""
+    """Returns the configuration without the name, in which Keras numbers its objects."""
     return {key: value for key, value in config["config"].items() if key != "name"}
 
 
@@ -196,7 +196,7 @@ def _check_built_for(optimizer: Any, model: Any) -> None:
 
 
 def _copy_exclusions(source: Any, copy: Any, theirs: Sequence[Any], ours: Sequence[Any]) -> None:
-    """Which variables do not decay is no part of an optimizer's configuration."""
+    """Copies the exclusions from weight decay, which are not in an optimizer's configuration."""
     if source.weight_decay is None:
         return
     decays = [source._use_weight_decay(variable) for variable in theirs]

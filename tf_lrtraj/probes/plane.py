@@ -1,4 +1,4 @@
-r"""The loss on the plane through three points, and where a trajectory runs beside it.
+r"""The loss on the plane through three points, and the projection of a trajectory onto it.
 
 With points \(w_1, w_2, w_3\) the plane has the orthonormal basis
 \(\hat u = (w_2 - w_1)/\|w_2 - w_1\|\) and \(\hat v\), what is left of \(w_3 - w_1\) when its part
@@ -21,8 +21,8 @@ from tf_lrtraj.probes.vectors import Vector, flat
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.values import error, integer, number
 
-# Sine of the angle at the first point below which float32 weights no longer tell
-# three points from points on one line.
+# Sine of the angle at the first point below which three points of float32 weights cannot be
+# distinguished from points on one line.
 _FLAT = 1e-3
 
 
@@ -31,7 +31,7 @@ class Basis:
 
     Args:
         points: three vectors of weights.
-        names: what to call them in errors.
+        names: their names in errors.
 
     Raises:
         ValueError: if they lie on one line, or two of them coincide.
@@ -58,7 +58,7 @@ class Basis:
         u /= length
         along = float(u @ v)
         v -= along * u
-        v -= float(u @ v) * u  # once more, for what rounding left
+        v -= float(u @ v) * u  # repeated, to remove rounding errors
         height = float(np.linalg.norm(v))
         if height < _FLAT * other or height < _FLAT * length:
             raise ValueError(
@@ -70,14 +70,14 @@ class Basis:
         self.coordinates = np.array([[0.0, 0.0], [length, 0.0], [along, height]])
 
     def shares(self, x: float, y: float) -> np.ndarray:
-        """[3] weights, summing to 1, with which the three points mix to a point of the plane."""
+        """Returns the [3] weights, with sum 1, of the three points at a point of the plane."""
         (_, _), (length, _), (along, height) = self.coordinates
         third = y / height
         second = (x - third * along) / length
         return np.array([1.0 - second - third, second, third])
 
     def project(self, weights: Vector) -> tuple[float, float, float]:
-        """(u, v, distance from the plane) of any weights."""
+        """Returns (u, v, distance from the plane) of weights."""
         rest = flat(weights) - self.origin
         x, y = float(self.u @ rest), float(self.v @ rest)
         rest -= x * self.u
@@ -92,10 +92,9 @@ class Plane(PointProbe):
     Coordinates: u and v (distances in weight space), batch, held_out, step; and where the
     points lie: point (names), point_u, point_v.
 
-    Values:
-        loss, accuracy [v, u, batch]; with `held_out` also held_out_loss, held_out_accuracy.
-        trajectory_u, trajectory_v [step]; trajectory_residual [step]: how far off the plane
-            that step is; far-off steps have losses that the plane does not show.
+    Values: loss, accuracy [v, u, batch]; with `held_out` also held_out_loss, held_out_accuracy.
+        trajectory_u, trajectory_v [step]; trajectory_residual [step]: distance of the step from the
+        plane; the plane does not show the losses of distant steps.
 
     `"frozen"` batch-norm statistics are mixed as the weights are, with negative shares set to 0.
 
@@ -103,7 +102,7 @@ class Plane(PointProbe):
         surface, points, batches, held_out: see `PointProbe`; three points: the first is the
             origin, the second lies on the u axis, the third on the side of positive v.
         num: points of the grid along u and v; one number for both.
-        margin: how far the grid reaches beyond the points on all sides, in the larger of
+        margin: extension of the grid beyond the points on all sides, as a multiple of the larger of
             their extents along u and v.
         trajectory: an object with `steps` and `read(step)` to project; read one step
             at a time.
@@ -194,6 +193,6 @@ class Plane(PointProbe):
 
 def _axis(where: np.ndarray, axis: int, count: int, margin: float) -> np.ndarray:
     low, high = float(where[:, axis].min()), float(where[:, axis].max())
-    # The same room on all sides, or three points almost on a line would have a strip.
+    # The same margin on all sides; otherwise three points almost on a line would give a strip.
     room = margin * float(np.ptp(where, axis=0).max())
     return np.linspace(low - room, high + room, count)

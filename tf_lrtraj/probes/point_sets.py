@@ -1,4 +1,4 @@
-"""Named points that a probe reads one after another, mixtures of them, and losses there."""
+"""Named points, linear combinations of them, and losses there."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tf_lrtraj.values import error
 
 
 class Points:
-    """Points by name, read when they are asked for; a few are kept in memory.
+    """Points by name, which are read when needed; a few are kept in memory.
 
     Args:
-        surface: of the model they belong to.
-        points: name → whatever `Surface.point` takes (None for the model's own weights), or an
-            object with `steps` and `read(step)`, whose points are named by their steps.
-        at_least: how many there must be.
-        keep: how many are held at a time.
+        surface: the surface of the model they belong to.
+        points: name → weights as for `Surface.point` (None for the model's own), or an object with
+            `steps` and `read(step)`, whose points are named by their steps.
+        at_least: smallest number of points.
+        keep: number of points in memory.
 
     Raises:
-        ValueError: if there are too few, or one does not fit the model; its name is told.
+        ValueError: if there are too few, or one does not fit the model (it is named).
     """
 
     def __init__(self, surface: Surface, points: Any, *, at_least: int = 1, keep: int = 2) -> None:
@@ -41,7 +41,7 @@ class Points:
         self._sources: dict[str, Any]
         self._read: Any = None
         if isinstance(points, Mapping):
-            # Values are asked for one at a time: a mapping may compute them.
+            # Values are read one at a time, because a mapping may compute them.
             self._sources = {str(name): name for name in points}
             self._read = points.__getitem__
         elif is_trajectory(points):
@@ -66,7 +66,7 @@ class Points:
                 del self._held[next(iter(self._held))]
             self._held[name] = point
         else:
-            self._held[name] = self._held.pop(name)  # the last to be dropped
+            self._held[name] = self._held.pop(name)  # dropped last
         return self._held[name]
 
     def fingerprints(self) -> dict[str, str]:
@@ -77,10 +77,10 @@ class Points:
 class Mixtures:
     """Linear combinations of points, `Σ weight * point` with weights that sum to 1.
 
-    Batch-norm statistics, which only `batch_norm="frozen"` uses, are mixed as well:
-    between points linearly, and beyond them, where a variance could turn negative,
-    with the negative weights set to 0.  All else that is not trained (such as the
-    state of seed generators) is the first point's.
+    Batch-norm statistics, which only `batch_norm="frozen"` uses, are mixed as well: between points
+    linearly, and beyond them, where a variance could turn negative, with the negative weights set
+    to 0.  All other variables that are not trained, such as the state of seed generators, are those
+    of the first point.
     """
 
     def __init__(self, surface: Surface) -> None:
@@ -90,13 +90,13 @@ class Mixtures:
     def __call__(
         self, points: Sequence[Point], weights: Sequence[float], only: Sequence[int] | None = None
     ) -> Point:
-        """The mixture of `points`.
+        """Returns the mixture of `points`.
 
         Args:
             points: any number of them.
             weights: one each.
-            only: positions of the arrays to mix; the others, and all statistics, stay
-                those of the first point.  None mixes all.
+            only: positions of the arrays to mix; the others, and all statistics, are those of the
+                first point. None for all.
         """
         first = points[0]
         given = np.asarray(weights, np.float64)
@@ -138,10 +138,10 @@ def _mix(lists: Any, table: Any) -> list[Any]:
 class PointProbe(LossProbe):
     """A probe of the losses and accuracies of batches at, between or around named points.
 
-    Held-out values stand beside those of training batches under names with `held_out_` in front.
+    The names of held-out values begin with `held_out_`.
 
     Args:
-        surface: what is measured, and in which mode.
+        surface: the loss and its mode.
         points: name → weights, or an object with `steps` and `read(step)`.
         batches: training batches.
         held_out: held-out batches; None for none.
@@ -184,10 +184,10 @@ class PointProbe(LossProbe):
         return found
 
     def put_losses(self, record: ArrayRecord, index: Any, point: Point) -> None:
-        """Puts losses and accuracies at a point into `record` at an index."""
+        """Writes losses and accuracies at a point to `record` at an index."""
         together = [batch for group in self._groups.values() for batch in group]
         losses, accuracies = self.surface.evaluate(point, together)
-        # From the last group to the first, whose loss stands for the whole piece.
+        # From the last group to the first, whose loss marks the whole piece as measured.
         end = len(together)
         for prefix, group in reversed(self._groups.items()):
             part = slice(end - len(group), end)

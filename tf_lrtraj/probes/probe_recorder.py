@@ -1,4 +1,4 @@
-"""Probing a model in the middle of `fit`, which goes on as if nothing had happened."""
+"""A Keras callback that measures probes during `fit`, without changing the training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tf_lrtraj.values import error, integer
 
 
 def record_path(folder: str | os.PathLike[str], name: str, step: int) -> pathlib.Path:
-    """Where the record of a probe at a step goes.
+    """Returns the path of a probe's record at a step.
 
     >>> record_path("probes", "line", 120).as_posix()
     'probes/line-000000120.npz'
@@ -24,10 +24,9 @@ def record_path(folder: str | os.PathLike[str], name: str, step: int) -> pathlib
 
 
 class ProbeRecorder(StepCallback):
-    """Measures probes at the current weights every so many optimizer steps.
+    """Measures probes at the current weights every `every` optimizer steps.
 
-    *What* is measured is a function of a `Surface`, *when* a cadence.  Weights,
-    optimizer, batch-norm statistics and random streams are left as they are.
+    It does not change weights, optimizer, batch-norm statistics or random streams.
 
     Example:
 
@@ -46,10 +45,10 @@ class ProbeRecorder(StepCallback):
     ['line-000000000.npz', 'line-000000002.npz', 'line-000000004.npz']
 
     Args:
-        folder: where records go, one file per probe and step.
+        folder: the folder of the records, one file per probe and step.
         probes: name → function from a `Surface` to a `Probe` of `surface.point()`.
-        every: optimizer steps from one measurement to the next.
-        start: optimizer steps before the first.
+        every: optimizer steps between measurements.
+        start: optimizer steps before the first measurement.
         loss: as `Surface` takes it; by default the model's own.
         batch_norm, dropout, moment_batches, penalties: as `Surface` takes them.
 

@@ -1,4 +1,4 @@
-"""What a probe measured: its arrays, a short account of them, and their figure."""
+"""The record of a probe: its arrays, a short summary, and its figure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class ProbeRecord(ArrayRecord):
     """Measured arrays over named coordinates, as `measure` returns them.
 
     `coordinates`, `dims`, `values` and `about` are as in `tf_lrtraj.records.ArrayRecord`, and
-    `ProbeRecord.read(path)` reads what `write` or `path=…` wrote.  A value that has not been
-    measured is NaN; one that was and is not finite is infinite.
+    `ProbeRecord.read(path)` reads a file written by `write` or `measure`. A value that has not been
+    measured is NaN; a measured value that is not finite is infinite.
 
     >>> record = ProbeRecord.empty(
     ...     "line", {"rate": [0.0, 0.1], "batch": [0, 1, 2]}, {"train": ("rate", "batch")}
@@ -33,7 +33,7 @@ class ProbeRecord(ArrayRecord):
 
     @classmethod
     def of(cls, record: ArrayRecord) -> ProbeRecord:
-        """The same record, with its arrays shared."""
+        """Returns a `ProbeRecord` that shares the arrays of another record."""
         return cls(record.kind, record.coordinates, record.dims, record.values, record.about)
 
     def __repr__(self) -> str:
@@ -49,11 +49,11 @@ class ProbeRecord(ArrayRecord):
         return "\n".join(lines)
 
     def plot(self, *others: ArrayRecord) -> Figure:
-        """Draws the figure of this kind of probe, the one that a run's report shows.
+        """Draws the figure of this kind of probe, as in a run's report.
 
         Args:
-            *others: records of the same kind, such as of later steps, to be drawn beside it
-                where the figure has room for several.
+            *others: records of the same kind, such as of later steps, to draw in the same figure
+                if it supports several.
 
         Returns:
             A Matplotlib figure, which a notebook shows; `savefig` writes it.
@@ -69,8 +69,8 @@ class ProbeRecord(ArrayRecord):
     def to_xarray(self) -> Any:
         """Returns an `xarray.Dataset` of all values over their coordinates.
 
-        `about` and `kind` become its attributes, what is no number or text among them as
-        JSON.  `.to_dataframe()` of it, or of some of its values, gives pandas.
+        `about` and `kind` become its attributes; entries that are not numbers or text are stored as
+        JSON. `.to_dataframe()` of it, or of one of its values, returns a pandas table.
 
         Raises:
             ImportError: if xarray is not installed (`pip install tf_lrtraj[xarray]`).
@@ -105,7 +105,7 @@ def _coordinate_line(name: str, axis: np.ndarray) -> str:
 
 
 def _range(value: np.ndarray) -> str:
-    """The smallest and the largest finite number of an array, and how many are not finite."""
+    """Returns the smallest and largest finite number of an array, and the count of others."""
     finite = value[np.isfinite(value)]
     missing, infinite = int(np.sum(np.isnan(value))), int(np.sum(np.isinf(value)))
     if not finite.size:

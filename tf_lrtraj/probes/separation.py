@@ -20,22 +20,23 @@ from tf_lrtraj.records import ArrayRecord
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Separation(Probe):
-    """How far apart two runs are at each step that both have.
+    """The distance between two runs at each common step.
 
-    On a quadratic loss runs on the same batches come together whatever the noise, and runs on
-    independent ones stay twice the stationary variance apart (docs/theory/model.md).
+    On a quadratic loss, two runs on the same batches converge to each other for any noise; two runs
+    on independent batches keep a squared distance of twice the stationary variance
+    (docs/theory/model.md).
 
     Coordinates: step.
 
-    Values:
-        distance, norm_a, norm_b [step]; filters_squared [step] with `filters`.
-        displacement_cosine [step]: cosine of the ways that both have gone since the first
-            common step; inf at that step.
+    Values: distance, norm_a, norm_b [step]; filters_squared [step] with `filters`.
+        displacement_cosine [step]: cosine of the displacements of both runs since the first common
+        step; inf at that step.
 
     Args:
-        trajectory_a, trajectory_b: with `.steps` and `.read(step)`, or mappings step → arrays.
+        trajectory_a, trajectory_b: objects with `.steps` and `.read(step)`, or mappings step →
+            arrays.
         filters, filter_axes, count: as in `Distance`.
-        batches: what the record says of the two runs' batches, "shared" or "independent".
+        batches: "shared" or "independent", the batches of the two runs, for the record.
 
     Raises:
         ValueError: if the runs have no step in common, or are of other architectures.

@@ -1,8 +1,8 @@
-r"""Side trips: steps on one fixed batch that branch off a point and leave it as it was.
+r"""Side trips: steps on one fixed batch from a point.
 
-A trip shows what a batch's own loss can fall to in a few steps, and what that does to
-all other data (Sandler et al. 2023, arXiv 2301.02312).  It is made on copies of the
-arrays: no variable of the model or of its optimizer, and no random stream, is touched.
+A trip shows how far the loss of a batch falls in a few steps, and the effect on all other data
+(Sandler et al. 2023, arXiv 2301.02312).  It uses copies of the arrays and changes no variable of
+the model or its optimizer and no random stream.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ class SideTrip(LossProbe):
             and `others` over trips and batches, crossed.
 
     The gradients are of the loss that is measured, in the surface's mode.  `"frozen"` batch-norm
-    statistics stay those of the start; `"recalibrated"` ones are measured at every step and taken
-    as given by the gradient.
+    statistics are those of the start; `"recalibrated"` ones are measured at every step, and the
+    gradient treats them as constants.
 
     Args:
-        surface: the loss; its batch norm and dropout hold for the steps as well.
-        weights: where the trips start, as `Surface.point` takes it; None for the model's own.
+        surface: the loss and its mode, which also applies to the steps.
+        weights: the start of the trips, as `Surface.point` takes it; None for the model's own.
         batches: one entry for each trip: a batch, `(inputs, targets)`, or a list of them, on
             which the trip steps in turn.
-        held_out: batches that nothing was trained on; None for none.
-        learning_rate: of all steps, or one for each.
-        optimizer: makes the steps instead of SGD: a Keras optimizer, its configuration
-            (`keras.optimizers.serialize`) or its name.  A private copy is used.  Where it was
-            built for the model, as `model.optimizer` was by `fit`, every trip starts with its
-            state: moments, count of steps, learning rate.  The settings of SGD below, and
-            `learning_rate`, must then be left out.
-        others: other training batches, whose mean stands for the loss of all training data.
+        held_out: batches that were not used for training; None for none.
+        learning_rate: the learning rate of all steps, or one for each.
+        optimizer: the optimizer of the steps instead of SGD: a Keras optimizer, its configuration
+            (`keras.optimizers.serialize`) or its name.  A private copy is used.  If it was built
+            for the model, as `model.optimizer` by `fit`, every trip starts with its state: moments,
+            step count, learning rate.  The settings of SGD below, and `learning_rate`, must then be
+            left out.
+        others: other training batches, whose mean estimates the loss of all training data.
         num_steps: steps of a trip.
-        momentum, nesterov: of SGD in Keras' convention, `v ← βv - λg`, `θ ← θ + v`.
+        momentum, nesterov: settings of SGD in Keras' convention, `v ← βv - λg`, `θ ← θ + v`.
         velocity: v at the start, in the order of `model.trainable_variables` (such as
             `model.optimizer.momentums`); None for zeros.
-        weight_decay: times the weights, added to the gradient of every kernel.
-        keep_ends: keep the end of each trip in memory as it is measured, a copy of the
-            weights for each trip.  Without it (and after resuming) `end_point` walks the
-            trip again, which takes `num_steps` gradients and gives the same to the bit.
+        weight_decay: this number times the weights is added to the gradient of every kernel.
+        keep_ends: whether to keep the end of each trip in memory, a copy of the weights for each
+            trip.  Otherwise (and after resuming) `end_point` repeats the trip, which takes
+            `num_steps` gradients and gives the same bits.
 
     Raises:
         ValueError: for weights, a velocity or an optimizer of another model, no batches, or
@@ -108,10 +108,10 @@ class SideTrip(LossProbe):
         self._walked: tuple[int, int, Iterator[Any]] | None = None
 
     def _of_steps(self) -> Sgd | KerasOptimizer:
-        """Returns what makes the steps.
+        """Returns the optimizer of the steps.
 
         Raises:
-            ValueError: for settings of SGD beside an optimizer, which has its own.
+            ValueError: if settings of SGD are given together with an optimizer.
         """
         if self.optimizer is None:
             return Sgd(
@@ -172,16 +172,16 @@ class SideTrip(LossProbe):
         )
         if self.keep_ends and step == self.num_steps:
             self._ends[trip] = point
-        # The training loss comes last: it stands for the whole piece.
+        # The training loss is written last: it marks the whole piece as measured.
         for name in sorted(numbers, key=lambda name: name == "train_loss"):
             record.put(name, piece, numbers[name])
 
     def _reach(self, trip: int, step: int) -> tuple[Point, list[Any]]:
-        """A point of a trip and the gradient there; goes on from the last one where it can."""
+        """Returns a point of a trip and its gradient; continues from the last point if possible."""
         if self._walked is None or self._walked[0] != trip or self._walked[1] > step:
             self._walked = trip, 0, self._walk(trip)
         _, done, walk = self._walked
-        self._walked = None  # in case the walk fails
+        self._walked = None  # in case a step fails
         for _ in range(done, step):
             next(walk)
         found = next(walk)
@@ -211,7 +211,7 @@ class SideTrip(LossProbe):
     # Ends ---------------------------------------------------------------------------------
 
     def end_point(self, trip: int) -> Point:
-        """Where a trip ends: a point that `Surface.point`, and so every probe, takes.
+        """Returns the end of a trip: a point that `Surface.point`, and so every probe, accepts.
 
         Its batch-norm statistics are those of the start.
 
@@ -229,7 +229,8 @@ class SideTrip(LossProbe):
     # Walking ------------------------------------------------------------------------------
 
     def _walk(self, trip: int, last_gradient: bool = True) -> Iterator[tuple[Point, list[Any]]]:
-        """Points of a trip from its start to its end, each with the next step's gradient."""
+        """Yields the points of a trip from its start to its end, each with the next step's
+        gradient."""
         point, state, batches = self.weights, self._optimizer.state, self._sets[trip]
         for step in range(self.num_steps + 1):
             last = step == self.num_steps
@@ -259,7 +260,7 @@ class SideTrip(LossProbe):
 
 
 def _sets(batches: Any) -> list[list[Batch]]:
-    """The batches of each trip; a list (not a tuple) of batches is a set."""
+    """Returns the batches of each trip; a list (not a tuple) of batches is a set."""
     trips = list(batches)
     if not trips:
         raise ValueError(

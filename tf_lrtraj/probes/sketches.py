@@ -1,20 +1,20 @@
-r"""Random projections that keep distances: a few thousand numbers in place of millions.
+r"""Random projections that preserve distances, with thousands of numbers instead of millions.
 
-A sketch :math:`S\theta` is linear, so that the sketch of a difference is the difference of
-the sketches, and distances and inner products are unbiased over the random signs and places:
+A sketch :math:`S\theta` is linear, so the sketch of a difference is the difference of the sketches,
+and distances and inner products are unbiased over the random signs and places:
 
 .. math:: \mathbb E\langle Sa, Sb\rangle = \langle a, b\rangle, \qquad
    \operatorname{Var}\langle Sa, Sb\rangle
    \le \bigl(\lVert a\rVert^2\lVert b\rVert^2 + \langle a, b\rangle^2\bigr) / k
 
-so a squared norm errs by at most :math:`\sqrt{2/k}` of itself (one standard error).  It is the
-count sketch of Charikar, Chen & Farach-Colton 2002 with a structure of its own: the vector is
-cut into rows of `k` numbers, and each row is added to the sketch with random signs and
-turned by a random number of places.  Two numbers meet with probability 1/k at most, which is
-all that the variance needs, and a vector of at most `k` numbers is kept exactly.
+so the relative standard error of a squared norm is at most :math:`\sqrt{2/k}`.  It is a structured
+variant of the count sketch of Charikar, Chen & Farach-Colton 2002: the vector is divided into rows
+of `k` numbers, and each row is added to the sketch with random signs and a random cyclic shift.
+Two numbers collide with probability at most 1/k, which gives the variance above, and a vector of at
+most `k` numbers is kept exactly.
 
-Errors of one sketch are not independent: the same signs serve every vector, so a whole curve
-of distances of similar differences errs in one direction.
+Errors of one sketch are not independent, because all vectors use the same signs: the errors of the
+distances of similar differences have the same sign.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Sketch:
 
     @property
     def relative_error(self) -> float:
-        """Bound of the standard error of a squared norm, relative to it; 0 where all is kept."""
+        """Bound of the relative standard error of a squared norm; 0 if all numbers are kept."""
         return math.sqrt(2.0 / self.k) if self.size > self.k else 0.0
 
     def _blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(first place, signs as booleans, turn of each row), block by block."""
+        """Yields (first place, signs as booleans, shift of each row), block by block."""
         step = max(_BLOCK // self.k, 1) * self.k
         for number, low in enumerate(range(0, self.size, step)):
             random = seeds.generator("sketch", *self._seed, number)
@@ -71,7 +71,7 @@ class Sketch:
             yield low, np.unpackbits(bits, count=count).astype(bool), turns
 
     def __call__(self, vector: np.ndarray) -> np.ndarray:
-        """[k] float64, the sketch of a vector [D].
+        """Returns the sketch of a vector [D], [k] float64.
 
         Raises:
             ValueError: for another shape.

@@ -1,4 +1,4 @@
-"""Which way a step goes: along a batch's gradient, with momentum, at random, or as given."""
+"""The directions of steps: a batch's gradient, with momentum, random, or given."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Step(NamedTuple):
         vector: d, as backend tensors of the weights' dtypes.
         loss: the batch's loss at θ.
         gradient_norm: norm of the batch's gradient g at θ.
-        norm: that of d.
+        norm: norm of d.
         slope: derivative of the batch's loss by the rate at rate 0, -⟨g, d⟩.
     """
 
@@ -41,25 +41,25 @@ class StepProbe(LossProbe):
     """A probe of steps from one point, each along a direction of its own batch.
 
     Args:
-        surface: what is measured, and in which mode.
+        surface: the loss and its mode.
         weights: the start θ, as `Surface.point` takes it; None for the model's own.
         batches: training batches, (inputs, targets) each.
-        direction: `"gradient"`: d = g, the batch's gradient; `"momentum"`: the step that Keras'
-            SGD with momentum (not Nesterov's) would make, d = g - momentum * velocity /
-            learning_rate, which at rate `learning_rate` is exactly that step, velocity ←
-            momentum * velocity - learning_rate * g, θ ← θ + velocity; `"random"`: a
-            filter-normalised random direction (Li et al. 2018, arXiv 1712.09913; biases,
-            scales and offsets stay), one for each batch, stretched to the length of the
-            batch's gradient so that rates compare; or a list of arrays in the order of
-            `model.trainable_variables`: the same d for all batches.
-        velocity: of the optimizer, as Keras keeps it (already signed as a step).
-        momentum: of the optimizer.
-        learning_rate: at which `velocity` was gathered and the step is made.
-        seed: of random directions.
+        direction: `"gradient"`: d = g, the batch's gradient; `"momentum"`: the step that Keras' SGD
+            with momentum (not Nesterov's) would make, d = g - momentum * velocity / learning_rate,
+            which at rate `learning_rate` is exactly that step, velocity ← momentum * velocity -
+            learning_rate * g, θ ← θ + velocity; `"random"`: a filter-normalised random direction
+            (Li et al. 2018, arXiv 1712.09913; biases, scales and offsets do not change), one for
+            each batch, scaled to the length of the batch's gradient so that rates are comparable;
+            or a list of arrays in the order of `model.trainable_variables`: the same d for all
+            batches.
+        velocity: the velocity of the optimizer, as Keras keeps it (already signed as a step).
+        momentum: the momentum of the optimizer.
+        learning_rate: the learning rate of `velocity` and of the step.
+        seed: the seed of random directions.
 
     Raises:
-        ValueError: for weights, batches or directions that do not fit, or where velocity and
-            learning rate are missing.
+        ValueError: for weights, batches or directions that do not fit, or if velocity or learning
+        rate are missing.
     """
 
     surface: Surface
@@ -111,7 +111,7 @@ class StepProbe(LossProbe):
     def step(self, number: int) -> Step:
         """Returns the step of a batch, by its number; the last one is kept."""
         if self._step is None or self._step[0] != number:
-            self._step = None  # its memory first
+            self._step = None  # free its memory first
             self._step = number, self._new_step(number)
         return self._step[1]
 
@@ -141,7 +141,7 @@ class StepProbe(LossProbe):
         return Step(vector, loss, length, float(np.linalg.norm(along)), slope)
 
     def put_step(self, record: Any, number: int) -> Step:
-        """Puts lengths and slope of a batch's step into a record, and returns the step."""
+        """Writes norms and slope of a batch's step to a record, and returns the step."""
         step = self.step(number)
         record.put("gradient_norm", number, step.gradient_norm)
         record.put("direction_norm", number, step.norm)

@@ -1,8 +1,7 @@
 r"""The loss of a model as a function of its weights and of a batch.
 
-Weights are handed to a compiled forward pass as arguments; no variable of the
-model, nor its optimizer, nor a random stream is ever written, so a surface can be
-measured in the middle of a training run.
+Weights are passed to a compiled forward pass as arguments. No variable of the model or its
+optimizer and no random stream is changed, so a surface can be measured during training.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ class Point(NamedTuple):
     """A point in weight space, as backend tensors.
 
     Attributes:
-        trainable: in the order of `model.trainable_variables`.
-        non_trainable: in the order of `model.non_trainable_variables`.
+        trainable: values in the order of `model.trainable_variables`.
+        non_trainable: values in the order of `model.non_trainable_variables`.
     """
 
     trainable: list[Any]
@@ -37,7 +36,7 @@ class Point(NamedTuple):
 
 
 class Surface:
-    """The loss of `model` at any weights, on any batch, in a stated mode.
+    """The loss of `model` as a function of the weights and a batch, in a stated mode.
 
     Example:
 
@@ -58,16 +57,15 @@ class Surface:
             the examples; for several outputs a list or dict of those, as `compile` takes it;
             None for the loss (and `loss_weights`) the model was compiled with.
         batch_norm, dropout: see `Mode`.
-        moment_batches: batches whose inputs serve `"recalibrated"`.
+        moment_batches: batches from which `"recalibrated"` computes statistics.
         penalties: whether the penalties of weights that layers' regularizers add
-            (`kernel_regularizer=…`) are part of the loss.  By default they are left out, so
-            the loss is not the `loss` that `fit` shows for such a model.  Never part of it are
-            activity regularizers, `add_loss`, and an optimizer's weight decay.
+            (`kernel_regularizer=…`) are part of the loss.  By default they are not, so the loss
+            differs from the `loss` that `fit` reports for such a model.  Activity regularizers,
+            `add_loss` and an optimizer's weight decay are never included.
 
     Raises:
-        ValueError: if `model` is no built Keras model, there is no loss, the mode does not
-            exist, batches are missing, or `penalties` is True for a model with activity
-            regularizers.
+        ValueError: if `model` is not a built Keras model, there is no loss, the mode does not
+        exist, batches are missing, or `penalties` is True for a model with activity regularizers.
     """
 
     def __init__(
@@ -111,15 +109,14 @@ class Surface:
     # Points -------------------------------------------------------------------------------
 
     def point(self, weights: Any = None) -> Point:
-        """A point in weight space.
+        """Returns a point in weight space.
 
         Args:
-            weights: None for the model's own weights, copied; a `Point`; another Keras model
-                of the same architecture; or arrays: in the order of
-                `model.trainable_variables`, or those and then mean and variance of each
-                batch-norm layer in turn (as snapshots hold them), or as
-                `model.get_weights()` returns them.  What is not given, such as statistics,
-                is the model's own.
+            weights: None for the model's own weights, copied; a `Point`; another Keras model of the
+                same architecture; or arrays: in the order of `model.trainable_variables`, or those
+                and then mean and variance of each batch-norm layer in turn (as snapshots hold
+                them), or as `model.get_weights()` returns them.  Missing values, such as
+                statistics, are the model's own.
 
         Raises:
             ValueError: if the arrays are not of the model's shapes.
@@ -132,7 +129,7 @@ class Surface:
             copies = [ops.copy(value) for value in values]
             return Point(copies[: -len(own) or None], copies[len(copies) - len(own) :])
         given = read_weights(self.model, weights)
-        # Copies: what is given may be a variable, or an array that JAX donates in training.
+        # Copies: the value may be a variable, or an array that JAX donates in training.
         trainable = [
             ops.copy(ops.cast(given[id(variable)], variable.dtype))
             for variable in self.model.trainable_variables
@@ -144,7 +141,7 @@ class Surface:
         return Point(trainable, non_trainable)
 
     def moved(self, origin: Point, direction: Sequence[Any], step: float) -> Point:
-        """`origin - step * direction`, with the same statistics."""
+        """Returns `origin - step * direction`, with the same statistics."""
         # `ops.cast` of a Python number would round it to float32 first.
         moved = [
             theta - ops.convert_to_tensor(float(step), theta.dtype) * ops.cast(d, theta.dtype)
@@ -153,9 +150,9 @@ class Surface:
         return Point(moved, origin.non_trainable)
 
     def calibrated(self, point: Point) -> Point:
-        """The point with the batch-norm statistics its mode asks for.
+        """Returns the point with the batch-norm statistics that the mode requires.
 
-        The last one is kept, so that many batches at one point cost one calibration.
+        The last one is cached, so that many batches at one point need one calibration.
         """
         if not self.calibration_passes:
             return point
@@ -166,26 +163,26 @@ class Surface:
 
     @property
     def calibration_passes(self) -> int:
-        """Forward passes that `calibrated` takes for a point."""
+        """Number of forward passes that `calibrated` needs for a point."""
         if self.mode.batch_norm != "recalibrated" or not self._statistics:
             return 0
         return len(self._moment_batches)
 
     def fingerprint(self, point: Point) -> str:
-        """A checksum of what of a point a loss depends on: statistics only where they count."""
+        """Returns a checksum of the values on which a loss depends; statistics only if used."""
         alone = self.mode.batch_norm == "batch" and self.mode.dropout == "off"
         return fingerprint(point.trainable if alone else [*point.trainable, *point.non_trainable])
 
     # Measuring ----------------------------------------------------------------------------
 
     def loss(self, point: Point, batch: Batch) -> float:
-        """Mean loss of a batch."""
+        """Returns the mean loss of a batch."""
         return float(self.evaluate(point, [batch])[0][0])
 
     def evaluate(self, point: Point, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-        """([N] mean losses, [N] accuracies) of batches at one point.
+        """Returns ([N] mean losses, [N] accuracies) of batches at one point.
 
-        The accuracy is NaN where targets are no class labels.
+        The accuracy is NaN if targets are not class labels.
         """
         point = self.calibrated(point)
         found = [self._evaluate(*point, _tensors(batch)) for batch in batches]
@@ -197,13 +194,13 @@ class Surface:
     def along(
         self, origin: Point, direction: Sequence[Any], steps: Sequence[float], batch: Batch
     ) -> np.ndarray:
-        """[K] mean losses of a batch at `origin - steps[k] * direction`."""
+        """Returns the [K] mean losses of a batch at `origin - steps[k] * direction`."""
         if self.mode.batch_norm == "recalibrated":
             return np.array(
                 [self.loss(self.moved(origin, direction, step), batch) for step in steps]
             )
         batch, direction = _tensors(batch), list(direction)
-        # All passes are started before the first result is waited for.
+        # All passes are started before waiting for the first result.
         found = [
             self._along(*origin, direction, ops.convert_to_tensor(float(step), "float64"), batch)
             if backend.name() != "jax"
@@ -213,28 +210,29 @@ class Surface:
         return np.array([float(loss) for loss in found])
 
     def predict(self, point: Point, inputs: Any) -> Any:
-        """Outputs for a batch of inputs, on the host: an array, or a nest of arrays."""
+        """Returns the outputs for a batch of inputs on the host: an array, or nested arrays."""
         point = self.calibrated(point)
         inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
         outputs = self._predict(*point, inputs)
         return keras.tree.map_structure(lambda array: backend.to_numpy([array])[0], outputs)
 
     def score(self, outputs: Any, batch: Batch) -> tuple[float, float]:
-        """Mean loss (without penalties) and accuracy of given outputs, NaN as in `evaluate`."""
+        """Returns the mean loss (without penalties) and accuracy of outputs, NaN as in
+        `evaluate`."""
         given = keras.tree.map_structure(ops.convert_to_tensor, outputs)
         parts = (None, *_tensors(batch[1:]))
         return float(self._loss.mean(parts, given)), float(self._loss.accuracy(parts, given))
 
     def gradient(self, point: Point, batch: Batch) -> tuple[float, list[Any]]:
-        """Mean loss of a batch and its gradient by the trainable weights."""
+        """Returns the mean loss of a batch and its gradient by the trainable weights."""
         point = self.calibrated(point)
         loss, gradient = self._gradient(*point, _tensors(batch))
         return float(loss), list(gradient)
 
     def hessian_vector(self, point: Point, batch: Batch, vector: Sequence[Any]) -> list[Any]:
-        """The Hessian of a batch's mean loss times a vector.
+        """Returns the Hessian of a batch's mean loss times a vector.
 
-        With batch statistics the moments are differentiated as well, exactly.
+        With batch statistics the moments are differentiated too, exactly.
         """
         point = self.calibrated(point)
         given = [
@@ -244,7 +242,7 @@ class Surface:
         return list(self._product(point.trainable, given, point.non_trainable, _tensors(batch)))
 
     def seconds_per_pass(self, batch: Batch, repeats: int = 3) -> float:
-        """Median time of one forward pass of a batch, compilation apart."""
+        """Returns the median time of one forward pass of a batch, without compilation."""
         point = self.point()
         self.loss(point, batch)
         seconds = []
@@ -255,7 +253,7 @@ class Surface:
         return float(np.median(seconds))
 
     def about(self) -> dict[str, Any]:
-        """What a record says of the surface."""
+        """Returns the description of the surface for a record."""
         found = {**self.mode.about(self.model), "keras_backend": backend.name()}
         if self._regularizers or activity_regularized(self.model):
             found["penalties"] = "included" if self.penalties else "left out"

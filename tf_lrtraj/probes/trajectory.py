@@ -1,4 +1,4 @@
-"""Trajectories a probe reads: weights by step, one set at a time, and pairs of steps by lag."""
+"""Trajectories of probes: weights by step, read one at a time, and pairs of steps by lag."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tf_lrtraj.values import error
 
 
 def listed(weights: Any) -> list[Any]:
-    """The arrays of weights; of a Keras model or a `Point` the trainable ones."""
+    """Returns the arrays of weights; the trainable ones of a Keras model or a `Point`."""
     if hasattr(weights, "trainable_variables"):
         from tf_lrtraj import backend
 
@@ -22,24 +22,24 @@ def listed(weights: Any) -> list[Any]:
 
 
 class InMemory:
-    """A mapping step → weights, in the form in which probes read trajectories."""
+    """A mapping step → weights as a trajectory."""
 
     def __init__(self, weights: Mapping[int, Any]) -> None:
         self._weights = dict(weights)
         self.steps = np.array(sorted(self._weights), np.int64)
 
     def read(self, step: int) -> Any:
-        """The weights of a step: arrays, or the model or `Point` that was given."""
+        """Returns the weights of a step: arrays, a model or a `Point`."""
         return self._weights[step]
 
 
 def is_trajectory(thing: Any) -> bool:
-    """Whether something has `steps` and `read(step)`."""
+    """Returns whether `thing` has `steps` and `read(step)`."""
     return hasattr(thing, "steps") and callable(getattr(thing, "read", None))
 
 
 def as_trajectory(trajectory: Any, name: str = "trajectory") -> Any:
-    """Returns something with `.steps` and `.read(step)`; a mapping step → arrays will do.
+    """Returns an object with `.steps` and `.read(step)`, for such an object or a mapping.
 
     Raises:
         ValueError: if it is neither, or its steps do not ascend.
@@ -68,17 +68,16 @@ def read_point(surface: Any, trajectory: Any, step: int) -> Any:
 
 
 class Reader:
-    """Reads a trajectory's trainable weights as flat vectors, the latest kept in memory.
+    """Reads a trajectory's trainable weights as flat vectors and caches the latest.
 
     Args:
-        trajectory: with `.steps` and `.read(step)`.
-        count: how many of the arrays, from the first on, are weights; the rest
-            (batch-norm statistics) are left out.  By default the trajectory's own
-            `num_trainable`, or all.
-        memory_limit: bytes that kept vectors may take; at least two are kept.
+        trajectory: an object with `.steps` and `.read(step)`.
+        count: number of arrays, from the first on, that are weights; the others (batch-norm
+            statistics) are ignored.  By default the trajectory's own `num_trainable`, or all.
+        memory_limit: bytes for cached vectors; at least two are kept.
 
     Attributes:
-        shapes: of the arrays that count; known after the first read.
+        shapes: the shapes of the arrays that are read; known after the first read.
     """
 
     def __init__(
@@ -91,10 +90,10 @@ class Reader:
         self.shapes: list[tuple[int, ...]] = []
 
     def arrays(self, step: int) -> list[Any]:
-        """The arrays of a step that count, in their shapes.
+        """Returns the arrays of a step in their shapes.
 
         Raises:
-            ValueError: if they are of other shapes than those of a step read before.
+            ValueError: if their shapes differ from those of an earlier step.
         """
         arrays = listed(self._trajectory.read(int(step)))[: self._count]
         found = shapes(arrays)
@@ -107,7 +106,7 @@ class Reader:
         return arrays
 
     def __call__(self, step: int) -> np.ndarray:
-        """[D] the weights of a step; not to be written to."""
+        """Returns the [D] weights of a step, which must not be written to."""
         step = int(step)
         if step in self._kept:
             self._kept.move_to_end(step)
@@ -120,9 +119,9 @@ class Reader:
 
 
 def default_lags(steps: np.ndarray, num: int = 16) -> np.ndarray:
-    """Lags in updates, spaced in the logarithm, up to a sixth of what the steps span.
+    """Returns lags in updates, evenly spaced in the logarithm, up to a sixth of the trajectory.
 
-    Beyond that, too few stretches do not overlap to tell an error from.
+    For larger lags there are too few disjoint intervals to estimate an error.
 
     >>> default_lags(np.arange(0, 1000, 10), num=5)
     array([ 10,  20,  40,  80, 160])
@@ -135,11 +134,11 @@ def default_lags(steps: np.ndarray, num: int = 16) -> np.ndarray:
 
 
 def check_lags(lags: Any, steps: np.ndarray) -> np.ndarray:
-    """[L] int64 lags, `default_lags` for None.
+    """Checks lags and returns them as [L] int64; `default_lags` for None.
 
     Raises:
-        ValueError: if they are not ascending positive integers, or no two steps are so far
-            apart (the lag is named).
+        ValueError: if they are not ascending positive integers, or a lag is not the distance of two
+        steps (it is named).
     """
     if lags is None:
         return default_lags(steps)
@@ -170,7 +169,7 @@ def check_lags(lags: Any, steps: np.ndarray) -> np.ndarray:
 
 
 def earlier(steps: np.ndarray, lags: np.ndarray) -> np.ndarray:
-    """[L, K] position of `steps[k] - lags[l]` among the steps; -1 where it is none of them.
+    """Returns the [L, K] positions of `steps[k] - lags[l]` among the steps; -1 if it is not one.
 
     >>> earlier(np.array([0, 2, 4]), np.array([2, 4]))
     array([[-1,  0,  1],
@@ -183,7 +182,7 @@ def earlier(steps: np.ndarray, lags: np.ndarray) -> np.ndarray:
 
 
 def checked_steps(trajectory: Any) -> dict[str, str]:
-    """Returns what a record says of a trajectory: checksums of its first and last weights."""
+    """Returns the description of a trajectory for a record, with checksums of its ends."""
     steps = np.asarray(trajectory.steps)
     return {
         "first_weights": fingerprint(listed(trajectory.read(int(steps[0])))),

@@ -1,7 +1,7 @@
 """Vectors in weight space: lists of arrays in the order of `model.trainable_variables`.
 
-Sums run in float64 on the host, piece by piece, so that a product of millions of float32
-numbers keeps its digits on every backend.
+Sums are computed in float64 on the host, piece by piece, so that a product of millions of float32
+numbers is accurate on every backend.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 Vector = Sequence[Any]  # arrays of the shapes of the trainable variables
-_PIECE = 1 << 17  # numbers that are float64 at a time
+_PIECE = 1 << 17  # numbers converted to float64 at a time
 
 
 def host(vector: Vector) -> list[np.ndarray]:
@@ -47,7 +47,7 @@ def shapes(arrays: Sequence[Any]) -> list[tuple[int, ...]]:
 
 
 def first_misfit(found: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, ...]]) -> str:
-    """Returns which of the shapes found is the first that does not fit, in words."""
+    """Returns a description of the first shape that does not fit."""
     pairs = enumerate(zip(found, wanted, strict=False))
     wrong = next((i for i, (a, b) in pairs if a != b), min(len(found), len(wanted)))
     text = f"{len(found)} arrays; the first that does not fit is number {wrong}"
@@ -82,7 +82,7 @@ def layers_of(model: Any) -> dict[str, list[int]]:
 
 
 def fingerprint(arrays: Any) -> str:
-    """Returns a checksum of a nest of arrays, by which a record knows its weights and batches.
+    """Returns a checksum of nested arrays, with which a record identifies weights and batches.
 
     >>> fingerprint([np.zeros(2), np.ones(1)]) == fingerprint([np.zeros(2), np.ones(1)])
     True
@@ -148,7 +148,7 @@ def square_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 class RunningMean:
-    """The mean of vectors given one at a time, in float64.
+    """The mean of vectors that are added one at a time, in float64.
 
     >>> mean = RunningMean()
     >>> mean.add(np.zeros(2)), mean.add(np.ones(2)), mean.value

@@ -1,4 +1,4 @@
-"""The forms in which weights of a model are given: arrays in several orders, or another model."""
+"""Reads weights of a model from arrays in several orders, or from another model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GIVE = (
 
 
 def read_weights(model: Any, weights: Any) -> dict[int, Any]:
-    """`id` of a variable of `model` → the array that `weights` holds for it.
+    """Returns {`id` of a variable of `model`: its array in `weights`}.
 
     Args:
         model: a built Keras model.

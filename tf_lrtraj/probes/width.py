@@ -1,6 +1,6 @@
-r"""How fast the loss rises away from a point, along random rays.
+r"""The rise of the loss along random rays from a point.
 
-Rays are drawn once and used at every point, so points are compared pair by pair
+The same rays are used at every point, so points are compared ray by ray
 (Izmailov et al. 2018, arXiv 1803.05407, section 3.3, compare SGD's last iterate with the
 average of its iterates this way).
 """
@@ -41,12 +41,12 @@ class Width(PointProbe):
 
     Args:
         surface, points, batches, held_out: see `PointProbe`.
-        distances: increasing; 0 is added where it is missing.  In weight space for
-            `"uniform"` rays, in norms of the kernels for `"filter"`.
-        num_rays: the same rays are used at every point.
-        seed: of the rays.
+        distances: increasing distances; 0 is added if it is missing.  They are in weight space for
+            `"uniform"` rays, and in norms of the kernels for `"filter"`.
+        num_rays: number of rays, which are the same at every point.
+        seed: the seed of the rays.
         ray_kind: see `random_direction`.
-        rise: by how much the loss has to rise, in its units.
+        rise: the rise of the loss at the width, in units of the loss.
 
     Raises:
         ValueError: if distances do not increase, for weights of another model, or options
@@ -148,9 +148,9 @@ class Width(PointProbe):
 
 
 def width(distances: Any, losses: Any, rise: float) -> float:
-    """The distance at which a loss has first risen by `rise` over its value at 0.
+    """Returns the distance at which a loss has first risen by `rise` over its value at 0.
 
-    Linear between measured distances; infinite where it is not reached.
+    It is interpolated linearly, and infinite if the rise is not reached.
 
     >>> width([0.0, 1.0, 2.0], [1.0, 1.0, 3.0], rise=0.5)
     1.25

@@ -1,8 +1,7 @@
-"""Records of a run, written and read; docs/records.md describes the format.
+"""Reading and writing the records of a run; docs/records.md describes their format.
 
-A workdir is a folder of strict JSON files, JSON rows and one array.  The report, the claims and
-notebooks read it through here; no other module knows the names of its files.  Files are replaced
-whole: each is written under a temporary name in the same folder, then renamed.
+A workdir is a folder of strict JSON files, JSON rows and one array.  Only this package knows the
+names of its files.  A file is written under a temporary name in the same folder and then renamed.
 
 Example:
 
@@ -63,7 +62,7 @@ from tf_lrtraj.records.run import (
 from tf_lrtraj.records.shapes import Count, conform, problem
 from tf_lrtraj.records.strict_json import encode, read_json, write_json
 
-# In messages and tracebacks it has the name under which users import it.
+# Messages and tracebacks show the name under which users import it.
 RecordError.__module__ = __name__
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""Archives of unknown origin, read without trust: `.npz` and `.keras` files.
+"""Safe reading of archives from untrusted sources: `.npz` and `.keras` files.
 
-Nothing is unpickled.  Memory is bounded by the size of the file: so is what its members unpack
-to, and the header of an array is compared with the archive before an array is made.
+Nothing is unpickled.  The unpacked size is limited by the size of the file, and the header of an
+array is compared with the archive before the array is created.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 from tf_lrtraj.records.files import LARGEST, open_file, write_atomically
 
-# An archive may unpack to LARGEST bytes, or to so many times its own size if that is more.  Of
-# compressed arrays only those of hardly anything but zeros reach it.
+# An archive may unpack to LARGEST bytes, or to this many times its size if that is more. Only #
+# arrays of almost nothing but zeros compress as much.
 MOST_EXPANSION = 200
-# Bytes of a text in an archive, such as the configuration of a model.
+# Largest size in bytes of a text in an archive, such as the configuration of a model.
 LARGEST_TEXT = 1 << 26
 
 _HEADERS = {
@@ -40,9 +40,9 @@ def load_arrays(
             size of the file if that is more.
 
     Raises:
-        OSError: if the file cannot be read, or is not a regular file.
-        ValueError: if it is no such archive, damaged, too large, or holds Python objects, which
-            could be read only by running code from the file.
+        OSError: if the file cannot be read, or is not a regular file. ValueError: if it is not such
+        an archive, is damaged or too large, or holds Python objects, which can be read only by
+        running code from the file.
 
     >>> content = io.BytesIO()
     >>> np.savez(content, a=np.arange(3))
@@ -63,14 +63,16 @@ def load_arrays(
             }
     except OSError:
         raise
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds on damaged bytes
+    except (
+        Exception
+    ) as error:  # zipfile, zlib and NumPy raise many kinds of errors for damaged bytes
         raise ValueError(f"{error or type(error).__name__}") from None
 
 
 def save_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, Any], *, compress: bool = True
 ) -> None:
-    """Writes an `.npz` file, whole or not at all."""
+    """Writes an `.npz` file atomically."""
     content, named = io.BytesIO(), dict(arrays)
     if compress:
         np.savez_compressed(content, **named)
@@ -83,7 +85,7 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     """Checks that an archive can be unpacked within memory.
 
     Args:
-        path: of a `.keras` file, or another zip archive of texts and arrays.
+        path: the path of a `.keras` file, or another zip archive of texts and arrays.
 
     Raises:
         OSError: if the file cannot be read, or is not a regular file.
@@ -126,7 +128,7 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, largest: int | None) 
         if dtype.hasobject:
             raise ValueError(f"{info.filename} holds Python objects, which are not loaded")
         size = math.prod(shape) * dtype.itemsize
-        # Read before the array is made, so that a header cannot ask for more than there is.
+        # Checked before the array is created, so that a header cannot request more than there is.
         data = member.read(size + 1)
     if len(data) != size:
         raise ValueError(f"{info.filename} does not hold the {size:,} bytes its header promises")

@@ -1,4 +1,4 @@
-"""Measured arrays with their coordinates, filled in piece by piece and kept on disk.
+"""Measured arrays with their coordinates, filled in piece by piece and stored on disk.
 
 NaN stands for a value that has not been measured.  A measured NaN, such as a loss that
 overflowed, is stored as infinity.
@@ -34,7 +34,7 @@ _ABOUT = "about.json"
 
 
 class About(TypedDict):
-    """The JSON beside the arrays."""
+    """The JSON stored with the arrays."""
 
     format: Literal[1]
     kind: str
@@ -47,7 +47,7 @@ class ArrayRecord:
     """Arrays over named coordinates.
 
     Attributes:
-        kind: of measurement, such as `"line"`.
+        kind: the kind of measurement, such as `"line"`.
         coordinates: name → vector of numbers or text.
         dims: name of a value → the coordinates of its axes, in order.
         values: name of a value → float64 array; NaN where nothing has been measured.
@@ -94,7 +94,7 @@ class ArrayRecord:
         self.values[name][index] = np.where(np.isnan(value), np.inf, value)
 
     def missing(self, name: str) -> np.ndarray:
-        """True where `name` has not been measured."""
+        """Returns a mask of the entries of `name` that have not been measured."""
         return np.isnan(self.values[name])
 
     @property
@@ -114,7 +114,7 @@ class ArrayRecord:
     # On disk ------------------------------------------------------------------------------
 
     def write(self, path: PathLike) -> None:
-        """Writes one `.npz` file, whole or not at all."""
+        """Writes one `.npz` file atomically."""
         about = {"format": FORMAT, "kind": self.kind, "dims": self.dims, "about": self.about}
         arrays: dict[str, Any] = {
             f"coordinate/{name}": vector for name, vector in self.coordinates.items()
@@ -126,7 +126,7 @@ class ArrayRecord:
 
     @classmethod
     def read(cls, path: PathLike) -> ArrayRecord:
-        """Reads what `write` wrote.
+        """Reads a file that `write` wrote.
 
         Raises:
             RecordError: if the file is missing, damaged, or no such record.
@@ -136,13 +136,13 @@ class ArrayRecord:
             arrays = load_arrays(data)
             about = parse(arrays.pop(_ABOUT).tobytes(), About)
             coordinates, measured = _under("coordinate/", arrays), _under("value/", arrays)
-            for name, axes in about["dims"].items():  # before memory is taken for them
+            for name, axes in about["dims"].items():  # before memory is allocated for them
                 if measured[name].size != math.prod(len(coordinates[axis]) for axis in axes):
                     raise ValueError(name)
             record = cls.empty(about["kind"], coordinates, about["dims"], about["about"])
             for name, value in record.values.items():
                 value[...] = measured[name].reshape(value.shape)
-        except Exception as error:  # a file of unknown origin can be wrong in many ways
+        except Exception as error:  # an untrusted file can be wrong in many ways
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise RecordError(
                 f"{os.fspath(path)} is not a record of measured arrays ({reason}). The file is "
@@ -152,11 +152,11 @@ class ArrayRecord:
 
     @classmethod
     def resume(cls, path: PathLike, wanted: ArrayRecord, growing: str | None = None) -> ArrayRecord:
-        """Returns the record at `path`, or `wanted` where there is no file.
+        """Returns the record at `path`, or `wanted` if there is no file.
 
         Args:
-            path: of the record of a probe.
-            wanted: an empty record of what is to be measured.
+            path: the path of the record of a probe.
+            wanted: an empty record for the measurement.
             growing: a coordinate to which entries may have been appended.
 
         Raises:

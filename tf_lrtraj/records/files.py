@@ -1,6 +1,6 @@
-"""Files of records: read if they are regular and not too large, replaced whole.
+"""Reading regular files up to a size, and writing files atomically.
 
-A file is written under a temporary name in the same folder, then renamed.
+A file is written under a temporary name in the same folder and then renamed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PathLike = str | os.PathLike[str]
 # The system's errors for a full disk and a full quota.
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
-# Largest size in bytes of a file that is read whole; no record of this package comes near it.
+# Largest size in bytes of a file that is read as a whole; records are far smaller.
 LARGEST = 1 << 29
 
 
@@ -33,19 +33,19 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[a-z]+)?")
 
 
 def temporary_path(path: PathLike, suffix: str = "") -> pathlib.Path:
-    """Returns a hidden path beside `path`, under which this process writes before it renames.
+    """Returns a hidden path beside `path`, to which this process writes before it renames.
 
-    The name holds the number of the process: two processes do not write into one file, and
-    `remove_leftovers` can tell whether the writer is alive.
+    The name contains the process id, so that two processes do not write to the same file and
+    `remove_leftovers` knows whether the writer is alive.
     """
     path = pathlib.Path(path)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
 
 
 def remove_leftovers(folder: PathLike) -> None:
-    """Deletes half-written files of dead processes in a folder and its direct subfolders.
+    """Deletes incomplete files of dead processes in a folder and its direct subfolders.
 
-    Files of other living processes of this machine stay.
+    Files of other live processes on this machine are kept.
     """
     root = pathlib.Path(folder)
     inside = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
@@ -60,7 +60,7 @@ def remove_leftovers(folder: PathLike) -> None:
 
 
 def _alive_elsewhere(number: int) -> bool:
-    """Whether another process has this number."""
+    """Returns whether another process has this id."""
     if number == os.getpid():
         return False
     try:
@@ -102,10 +102,10 @@ def local_path(path: PathLike, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Makes errors of the system inside name `path` where they name a file unknown to the user.
+    """Makes system errors inside name `path` if they name a file unknown to the user.
 
-    Such files are those of `temporary_path`, whatever lies in one, and relative names in a folder
-    that is being deleted.
+    Such files are those of `temporary_path`, files inside one, and relative names in a folder that
+    is being deleted.
     """
     try:
         yield
@@ -116,7 +116,7 @@ def naming(path: PathLike) -> Iterator[None]:
 
 
 def _known(filename: str | bytes | None, path: PathLike) -> bool:
-    """Whether a user who knows `path` knows the file that an error names."""
+    """Returns whether a user who knows `path` knows the file that an error names."""
     if filename is None:
         return False
     named = pathlib.PurePath(os.fsdecode(filename))
@@ -127,14 +127,13 @@ def _known(filename: str | bytes | None, path: PathLike) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: PathLike, temporary: pathlib.Path | None = None) -> Iterator[pathlib.Path]:
-    """Gives a block a path to write to, and renames what it wrote to `path`.
+    """Gives a block a path to write to, and renames the written file to `path`.
 
-    What was written is on the disk before the name stands for it.  If the block fails, `path`
-    stays as it was.
+    The file is synced to disk before it is renamed.  If the block fails, `path` does not change.
 
     Args:
-        path: of the file.
-        temporary: where to write instead of `temporary_path(path)`.
+        path: the path of the file.
+        temporary: the path to write to, by default `temporary_path(path)`.
     """
     temporary = temporary_path(path) if temporary is None else temporary
     try:
@@ -151,7 +150,7 @@ def replacing(path: PathLike, temporary: pathlib.Path | None = None) -> Iterator
 def write_atomically(path: PathLike, data: bytes | str) -> None:
     """Writes a whole file under a temporary name beside it, then renames it into place.
 
-    A reader, or a run killed at any moment, finds the old content or the new one.
+    A reader finds either the old or the new content, also after a kill at any moment.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -161,7 +160,7 @@ def write_atomically(path: PathLike, data: bytes | str) -> None:
 
 
 def sync(path: PathLike) -> None:
-    """Waits until the content of a file, or the names in a folder, are on the disk."""
+    """Waits until the content of a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -173,14 +172,14 @@ def sync(path: PathLike) -> None:
 
 
 def open_file(path: PathLike, buffering: int = -1) -> BinaryIO:
-    """Opens a regular file for reading, itself or through a link.
+    """Opens a regular file for reading, directly or through a link.
 
-    Opening a pipe would wait for a writer, and a device may have no end, so neither is opened.
+    Pipes and devices are not opened: a pipe would wait for a writer, and a device may be endless.
 
     Raises:
         OSError: if it is something else, or cannot be opened.
     """
-    _check_regular(os.stat(path), path)  # before opening, which acts on some devices
+    _check_regular(os.stat(path), path)  # before opening, which has effects on some devices
 
     def opened(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))

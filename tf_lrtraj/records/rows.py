@@ -46,7 +46,7 @@ def _encode_row(row: Mapping[str, Any]) -> bytes:
 
 
 def _parse_lines(path: PathLike, shape: Any = Row) -> list[tuple[bytes, dict[str, Any]]]:
-    """Returns (line without its newline, row) of each row, without a half-written last line."""
+    """Returns (line without its newline, row) of each row, without an incomplete last line."""
     lines = read_bytes(path).split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -65,11 +65,11 @@ def _parse_lines(path: PathLike, shape: Any = Row) -> list[tuple[bytes, dict[str
 
 
 def read_rows(path: PathLike, shape: Any = Row) -> list[dict[str, Any]]:
-    """Reads the rows of a .jsonl file, without a half-written last line of a killed run.
+    """Reads the rows of a .jsonl file, without an incomplete last line of a killed run.
 
     Args:
-        path: of the file.
-        shape: of every row, as `tf_lrtraj.records.shapes.conform` takes it.
+        path: the path of the file.
+        shape: the shape of every row, as `tf_lrtraj.records.shapes.conform` takes it.
 
     Raises:
         RecordError: if the file is missing, or any other line is damaged or of another shape
@@ -97,9 +97,9 @@ def damage_before(path: PathLike, mark: Mapping[str, Any]) -> str | None:
 
 
 def keep_until(path: PathLike, mark: Mapping[str, Any]) -> None:
-    """Cuts off the rows written after `MetricsWriter.mark`, whole or damaged.
+    """Removes the rows written after `MetricsWriter.mark`, intact or damaged.
 
-    The rows before must be whole: see `damage_before`.
+    The rows before must be intact: see `damage_before`.
     """
     with open_file(path) as file:
         if os.fstat(file.fileno()).st_size == mark["bytes"]:
@@ -112,9 +112,9 @@ class MetricsWriter:
     """Appends rows to a .jsonl file, each in one write.
 
     Args:
-        path: the file; made if missing.
-        resume_step: rows of later steps, which a resumed run makes again, are dropped on opening;
-            -1 drops all, None keeps all.  A half-written last line is always dropped.  The other
+        path: the file, which is created if missing.
+        resume_step: rows of later steps, which a resumed run makes again, are removed on opening;
+            -1 removes all, None keeps all.  An incomplete last line is always removed.  The other
             rows keep every byte.
 
     Raises:
@@ -152,8 +152,8 @@ class MetricsWriter:
 
         Raises:
             ValueError: if `step` is not an integer of at least 0, or the writer is closed.
-            TypeError: if a value has no form in JSON.
-            OSError: if the disk is full; what was written of the row is left out on reading.
+            TypeError: if JSON cannot represent a value.
+            OSError: if the disk is full; readers ignore the incomplete row.
         """
         if self._file is None:
             raise ValueError(f"the writer of {self.path} is closed")
@@ -165,11 +165,11 @@ class MetricsWriter:
                 data = data[os.write(self._file, data) :]
 
     def mark(self) -> dict[str, Any]:
-        """Returns size and SHA-256 of the file as it is now, for `keep_until`."""
+        """Returns the current size and SHA-256 of the file, for `keep_until`."""
         return {"bytes": self._size, "sha256": self._digest.hexdigest()}
 
     def sync(self) -> None:
-        """Waits until the rows are on the disk; call it before a checkpoint that relies on them.
+        """Waits until the rows are on disk; call it before a checkpoint that relies on them.
 
         Raises:
             OSError: if the file was deleted, replaced or written to by another program meanwhile.
@@ -220,7 +220,7 @@ class MetricsWriter:
 
 
 def append_rows(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends `rows` to a .jsonl file, which may be somebody's own; see `MetricsWriter`.
+    """Appends `rows` to a .jsonl file, which may be the user's own; see `MetricsWriter`.
 
     Raises:
         RecordError: if the file ends without a newline, or is damaged or cannot be written.
@@ -231,7 +231,7 @@ def append_rows(path: PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
         if size and file.read() != b"\n":
             raise RecordError(
                 f"{os.fspath(path)} does not end with a newline, so it is no file of rows, or its "
-                "last one is half-written. End or delete that line, or name another file."
+                "last one is incomplete. End or delete that line, or name another file."
             )
     with MetricsWriter(path) as writer:
         for row in rows:

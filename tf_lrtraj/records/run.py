@@ -38,7 +38,7 @@ except ImportError:  # Windows
 
 FORMAT = 1
 RAW = "raw"  # the name of the weights themselves, beside the averages' names
-# What batch-norm statistics averaged weights get; `backend.batch_norm` says what they mean.
+# Policies for the batch-norm statistics of averages; `backend.batch_norm` explains them.
 BATCH_NORM_POLICIES = ("recompute", "average", "copy")
 
 CONFIG = "config.json"
@@ -48,7 +48,7 @@ SCHEDULE = "schedule.npz"
 TIMING = "timing.jsonl"
 MATCHED = "matched"
 
-# Bytes of the rates of the longest run that a configuration may ask for, and more.
+# Largest size in bytes of the stored rates, more than the longest run needs.
 _LARGEST_SCHEDULE = 1 << 30
 _ROW_FIELDS = ("kind", "weights", "split")
 
@@ -90,11 +90,11 @@ def read_schedule(path: PathLike) -> np.ndarray:
 
 
 def check_average_name(name: Any, what: str = "an average") -> str:
-    """Returns a name that an average, and its folder, may have.
+    """Returns `name` if an average, and its folder, may have it.
 
     Args:
-        name: to check.
-        what: has the name, for the error.
+        name: the name to check.
+        what: the thing that has the name, for the error.
 
     Raises:
         ValueError: for another name.
@@ -156,12 +156,12 @@ def prepare_workdir(workdir: PathLike) -> pathlib.Path:
 def only_writer(workdir: PathLike, shared: bool = False) -> Iterator[None]:
     """Locks `workdir` for this process inside the block.
 
-    The lock is on the folder itself, so no file is left behind, and the system releases it
-    however the process ends.  Where the file system has no locks, nothing is checked.
+    The lock is on the folder itself, so it leaves no file, and the system always releases it when
+    the process ends. On file systems without locks nothing is checked.
 
     Args:
         workdir: the folder.
-        shared: allow other processes that share it too; each then writes files of its own.
+        shared: allow other processes that share it too and write their own files.
 
     Raises:
         RecordError: if another process has locked it.
@@ -179,7 +179,7 @@ def only_writer(workdir: PathLike, shared: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: PathLike) -> Iterator[None]:
-    """Locks a folder inside the block; other processes wait for it, to change one file in turn.
+    """Locks a folder inside the block; other processes wait, so that they change a file in turn.
 
     Raises:
         OSError: if there is no such folder.
@@ -225,13 +225,13 @@ def check_workdir_matches(
     config: Mapping[str, Any],
     complete: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Checks that a workdir with a `config.json` belongs to this very configuration.
+    """Checks that a workdir with a `config.json` has the same configuration.
 
     Args:
-        workdir: of a run.
-        config: of this run.
-        complete: adds settings that an earlier version did not write to the stored
-            configuration; where it raises ValueError, nothing is added.
+        workdir: the workdir of a run.
+        config: the configuration of this run.
+        complete: adds settings that an earlier version did not store to the stored configuration;
+            if it raises ValueError, nothing is added.
 
     Raises:
         RecordError: if its `config.json` differs; it names the keys and both values.
@@ -284,7 +284,7 @@ class RunRecord:
 
     @property
     def averages(self) -> dict[str, dict[str, Any]]:
-        """{name: configuration of its kernel} of the run's averages."""
+        """{name: configuration of its kernel} for the run's averages."""
         return self.run.get("averages") or {}
 
     def rows(
@@ -295,7 +295,7 @@ class RunRecord:
 
     @functools.cached_property
     def _rows_by_fields(self) -> dict[tuple[str | None, ...], list[dict[str, Any]]]:
-        """(kind, weights, split), each or None for any → rows; looked up thousands of times."""
+        """(kind, weights, split), each or None for any → rows; cached for many look-ups."""
         found: dict[tuple[str | None, ...], list[dict[str, Any]]] = {(None, None, None): []}
         for row in self.all_rows:
             keys = [(None,) if row.get(k) is None else (None, row[k]) for k in _ROW_FIELDS]
@@ -322,7 +322,7 @@ class RunRecord:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the evaluations of one metric over the run.
 
-        Without `batch_norm`, the policy of the first evaluation of these weights counts.
+        Without `batch_norm`, the policy of the first evaluation of these weights is used.
 
         Returns:
             ([K] int64 steps, strictly rising, [K] float64 values).
@@ -341,7 +341,7 @@ class RunRecord:
         return max((row["step"] for row in self.all_rows), default=0)
 
     def schedule(self) -> np.ndarray | None:
-        """Returns the [T] rates of every update, or None where they were not recorded.
+        """Returns the [T] rates of every update, or None if they were not recorded.
 
         Raises:
             RecordError: if the file is damaged.
@@ -355,7 +355,7 @@ class RunRecord:
         return read_rows(path, TimingRow) if path.exists() else []
 
     def matched_dirs(self) -> dict[str, pathlib.Path]:
-        """Returns {average: workdir of its matched run} of the matched runs that were started.
+        """Returns {average: workdir} for the matched runs that were started.
 
         Folders with a name that no average may have, and those outside the workdir, are left out.
         """
@@ -390,7 +390,7 @@ def _series(metric: str, rows: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np
 
 
 def read_run(workdir: PathLike) -> dict[str, Any]:
-    """Reads `run.json` of a workdir; empty where there is none.
+    """Reads `run.json` of a workdir; returns {} if there is none.
 
     Raises:
         RecordError: if it is damaged, or of a format that this version cannot read.

@@ -44,7 +44,9 @@ class Run(_RunBase, total=False):
     command: str
     created: str
     versions: dict[str, str]
-    seed: int | None  # runs of Keras' `fit` need not know it, nor what is None below
+    seed: (
+        int | None
+    )  # may be unknown for runs of Keras' `fit`, as are the entries that may be None below
     threads: dict[str, int | None]
     strategy: str | None
     num_replicas: Count

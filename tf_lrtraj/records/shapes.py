@@ -1,7 +1,7 @@
-"""The shape of a JSON record, stated as a type and checked where the file is read.
+"""The shape of a JSON record, declared as a type and checked when the file is read.
 
-A list in place of an object, text in place of a number and a missing entry are damage; the error
-names the place in the record.  What was checked can be used without another look.
+A list instead of an object, text instead of a number and a missing entry are errors that name the
+place in the record.  Checked records need no further checks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import (
 
 from tf_lrtraj import values
 
-# Strict JSON has no such numbers, so they are kept as these three strings.
+# Strict JSON has no such numbers, so they are stored as these three strings.
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
-DEEPEST = 100  # levels of lists and objects inside each other
+DEEPEST = 100  # levels of nested lists and objects
 
 _MISSING = object()
 _Reader = Callable[[Any], Any]
@@ -45,7 +45,7 @@ Count = Annotated[int, Within(0)]
 
 
 class ShapeError(ValueError):
-    """A value of another shape than the record's.
+    """A value does not have the declared shape.
 
     Args:
         wanted: the shape, in words.
@@ -57,7 +57,7 @@ class ShapeError(ValueError):
         self.wanted, self.received, self.place = wanted, received, ""
 
     def within(self, key: str | int) -> ShapeError:
-        """Puts the key of the object, or the index of the list, before the place."""
+        """Adds the key of the object, or the index of the list, to the front of the place."""
         dot = "." if self.place and self.place[0] != "[" else ""
         name = key if isinstance(key, str) else f"[{key}]"
         self.place = f"{name}{dot}{self.place}"
@@ -72,7 +72,7 @@ class ShapeError(ValueError):
 
 
 def decode(value: Any, depth: int = 0) -> Any:
-    """Returns `value` of JSON with the names of non-finite numbers made numbers.
+    """Returns a JSON value with the names of non-finite numbers converted to numbers.
 
     Raises:
         ValueError: if it is nested more than `DEEPEST` levels deep.
@@ -92,7 +92,7 @@ def conform(value: Any, shape: Any = Any) -> Any:
     """Returns `value` in a shape; the strings "NaN" and "Infinity" become numbers, except in text.
 
     Args:
-        value: as `json.loads` gives it.
+        value: a value from `json.loads`.
         shape: `int`, `float` (any number), `str`, `bool`, `None`, `dict`, `list`,
             `dict[str, ...]`, `list[...]`, a `TypedDict` (entries it does not name are allowed),
             a union, a `Literal`, `Annotated` with `Within`, or `Any`.
@@ -208,7 +208,7 @@ def _union_reader(shapes: tuple[Any, ...]) -> tuple[str, _Reader]:
             try:
                 return reader(value)
             except ShapeError as error:
-                if error.place:  # of this kind, with something wrong inside
+                if error.place:  # of this kind, with an error inside
                     inner = error
         raise inner or ShapeError(wanted, value)
 

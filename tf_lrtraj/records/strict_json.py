@@ -1,4 +1,4 @@
-"""Strict JSON, with NumPy values and non-finite floats, within bounds that any reader can hold."""
+"""Strict JSON with NumPy values and non-finite floats, within limits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from tf_lrtraj.records.files import LARGEST, PathLike, RecordError, read_bytes, write_atomically
 from tf_lrtraj.records.shapes import DEEPEST, ShapeError, conform
 
-_LARGEST_INTEGER = 2**64  # of either sign; beyond it no array holds a number
+_LARGEST_INTEGER = 2**64  # of either sign; no integer array holds larger numbers
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """Returns `value` in terms of strict JSON; it may hold NumPy values, tuples and paths.
+    """Converts `value`, which may hold NumPy values, tuples and paths, to strict JSON types.
 
     Raises:
         TypeError: for values that `read_json` cannot return: other types, integers beyond 64
@@ -57,7 +57,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _integer(text: str) -> int:
-    # The length first: Python refuses thousands of digits in other words.
+    # Check the length first: Python has another message for thousands of digits.
     if len(text) > 21 or abs(value := int(text)) >= _LARGEST_INTEGER:
         raise ValueError(f"a whole number of {len(text.lstrip('-'))} digits is out of range")
     return value
@@ -106,8 +106,8 @@ def read_json(path: PathLike, shape: Any = Any, largest: int = LARGEST) -> Any:
     """Reads what `write_json` wrote.
 
     Args:
-        path: of the file.
-        shape: of the record, as `tf_lrtraj.records.shapes.conform` takes it.
+        path: the path of the file.
+        shape: the shape of the record, as `tf_lrtraj.records.shapes.conform` takes it.
         largest: bytes of a file that is read.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The figure of an advice, from its records alone: predicted against measured.
+"""The figure of the advisor's results, from its records: predicted and measured losses.
 
 `draw` reads the folder that `lrtraj-average --advise` wrote (advice.json and advice.npz)
 and adds advice.svg.
@@ -57,7 +57,7 @@ class _Average(TypedDict):
 
 
 class _Advice(TypedDict):
-    """`advice.json`, as far as the figure needs it."""
+    """The entries of `advice.json` that the figure needs."""
 
     format: Literal[1]
     recommended: str
@@ -88,7 +88,7 @@ _TITLES = {
 
 
 def read_advice(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What an advice wrote; arrays beside the record.
+    """Reads the advisor's record and arrays.
 
     Raises:
         RecordError: if it is missing, damaged or of another format.
@@ -103,7 +103,7 @@ def read_advice(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def draw(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """Draws advice.svg beside the records and returns its path.
+    """Draws advice.svg in the folder of the records and returns its path.
 
     Raises:
         RecordError: as `read_advice`.

@@ -1,4 +1,4 @@
-"""The page that reports are printed on: one HTML file that needs nothing from outside.
+"""The template of report pages: one self-contained HTML file.
 
 Text is escaped, and the page's own policy forbids scripts and anything from outside, so a
 report from elsewhere is safe to open.  The same content gives the same page, to the byte.
@@ -14,7 +14,7 @@ TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
 
 def require_libraries() -> None:
-    """Checks that what pages are made with is installed.
+    """Checks that the libraries for pages are installed.
 
     Raises:
         ImportError: if jinja2 or matplotlib is missing (the remedy is named).
@@ -31,7 +31,7 @@ def require_libraries() -> None:
 def render(
     template: str, filters: Mapping[str, Callable[..., str]] | None = None, **content: Any
 ) -> str:
-    """The page of a template.
+    """Returns the page of a template.
 
     Args:
         template: name of the file in `templates`.
@@ -57,5 +57,6 @@ def render(
 
 
 def encoded(page: str) -> bytes:
-    """The bytes of a page; a lone surrogate, legal in JSON text, has no form in UTF-8."""
+    """Returns the bytes of a page; lone surrogates, which JSON allows and UTF-8 does not, are
+    replaced."""
     return page.encode("utf-8", "replace")

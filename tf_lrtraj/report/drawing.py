@@ -1,4 +1,4 @@
-"""What figures share: colours, style, panels, axes, legends, notes, marks of seeds and means."""
+"""Shared parts of figures: colours, style, panels, axes, legends, notes, marks of seeds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # matplotlib takes a second to import, and text needs none of it
+if TYPE_CHECKING:  # matplotlib takes a second to import, and text output does not need it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from tf_lrtraj.statistics import Interval
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#000000")
 GREY = "#7a7a7a"
 BLUE, ORANGE, GREEN = PALETTE[:3]
@@ -24,12 +24,12 @@ INK = "#333333"
 DASHED = (0, (4, 2))
 
 
-# What drawing raises where a record lacks something, or holds something else.
+# Errors of drawing when a record lacks an entry, or holds one of another kind.
 UNDRAWN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
 
 def reason(error: BaseException) -> str:
-    """Why a figure could not be drawn, on one line.
+    """Returns in one line why a figure could not be drawn.
 
     >>> reason(KeyError("loss"))
     "KeyError: 'loss'"
@@ -40,10 +40,10 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """A block in which figures are drawn and saved in this package's style."""
+    """Sets the style of this package for figures inside a block."""
     import matplotlib
 
-    # From the defaults, not from the user's own settings: the same records, the same figure.
+    # From the defaults, not the user's settings, so that the same records give the same figure.
     settings: Any = {
         **{k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")},
         "font.family": ["DejaVu Sans"],
@@ -67,7 +67,7 @@ def style() -> Iterator[None]:
 
 @functools.cache
 def _figure_class() -> type[Figure]:
-    """Figures that a notebook shows by themselves, also where pyplot is not set up there."""
+    """Returns a class of figures that a notebook displays, also if pyplot is not configured."""
     from matplotlib.figure import Figure
 
     class NotebookFigure(Figure):
@@ -81,7 +81,7 @@ def _figure_class() -> type[Figure]:
 
 
 def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` by `height` inches and its panels, row by row."""
+    """Returns a figure of `width` by `height` inches and its panels, row by row."""
     figure = _figure_class()(figsize=(width, height), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel().tolist()
     for one in axes:
@@ -90,12 +90,12 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
 
 
 def title(axes: Axes, text: str) -> None:
-    """A panel's title, at its left."""
+    """Writes a panel's title, at its left."""
     axes.set_title(text, loc="left", fontsize=9.5, color="#222222")
 
 
 def labels(axes: Axes, x: str = "", y: str = "", heading: str = "") -> None:
-    """Names of a panel's axes, and its title; those that are given."""
+    """Writes the labels of a panel's axes, and its title, if given."""
     if x:
         axes.set_xlabel(x)
     if y:
@@ -105,14 +105,14 @@ def labels(axes: Axes, x: str = "", y: str = "", heading: str = "") -> None:
 
 
 def log_ticks(axes: Axes, values: Any, base: float = 10.0) -> None:
-    """A logarithmic x axis on which each of a few whole numbers is named."""
+    """Makes the x axis logarithmic, with a label for each of a few integers."""
     axes.set_xscale("log", base=base)
     axes.set_xticks(values, [f"{value:,.0f}" for value in values])
     axes.minorticks_off()
 
 
 def columns(axes: Axes, names: Sequence[str], label: str = "") -> None:
-    """A column of a panel for each name."""
+    """Makes a column of a panel for each name."""
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_xticks(range(len(names)), names)
     axes.grid(axis="x", visible=False)
@@ -120,7 +120,7 @@ def columns(axes: Axes, names: Sequence[str], label: str = "") -> None:
 
 
 def rows(axes: Axes, names: Sequence[str], top: float = -0.6, size: float | None = None) -> None:
-    """A row of a panel for each name, from the top down."""
+    """Makes a row of a panel for each name, from the top down."""
     axes.set_ylim(len(names) - 1.0 - top, top)
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.grid(axis="y", visible=False)
@@ -134,7 +134,7 @@ def legend(
     loc: str = "outside upper left",
     size: float | None = 8.5,
 ) -> None:
-    """A legend outside the panels, where it hides nothing; of one panel's marks or of all."""
+    """Draws a legend outside the panels, for the marks of one panel or of all."""
     style: Any = {"loc": loc, "ncols": columns, "frameon": False, "fontsize": size}
     if panel is None:
         figure.legend(**style)
@@ -143,12 +143,12 @@ def legend(
 
 
 def note(figure: Figure, text: str, size: float = 7.5) -> None:
-    """How to read a figure, below it."""
+    """Writes a note below a figure."""
     figure.supxlabel(text, fontsize=size, color=GREY, x=0.01, ha="left")
 
 
 def corner_names(axes: Axes, names: Mapping[str, str], top: float = 0.97, **text: Any) -> None:
-    """Names of what is drawn, in its colours {name: colour}, at the upper left."""
+    """Writes names in their colours {name: colour} at the upper left."""
     for place, (name, color) in enumerate(names.items()):
         axes.annotate(
             name, (0.03, top), xycoords="axes fraction", xytext=(0, -11 * place),
@@ -159,7 +159,7 @@ def corner_names(axes: Axes, names: Mapping[str, str], top: float = 0.97, **text
 def dots(
     axes: Axes, place: float, values: Any, color: str, spread: float = 0.14, **marks: Any
 ) -> None:
-    """Numbers of seeds, side by side."""
+    """Draws the numbers of seeds side by side."""
     values = np.ravel(values)
     at = place + (np.linspace(-spread, spread, len(values)) if len(values) > 1 else np.zeros(1))
     marks = marks or {"markersize": 4.5, "alpha": 0.5, "markeredgewidth": 0}
@@ -169,7 +169,8 @@ def dots(
 def seed_lines(
     axes: Axes, x: Any, curves: Any, color: str, mark: str = "-", thin: float = 0.8, **mean: Any
 ) -> np.ndarray:
-    """[seed, x] a thin line each, and a thick one for their mean, which is returned."""
+    """Draws a thin line for each seed of [seed, x] and a thick one for the mean; returns the
+    mean."""
     table = np.asarray(curves, np.float64)
     axes.plot(x, table.T, color=color, linewidth=thin, alpha=0.45)
     middle: np.ndarray = table.mean(axis=0)
@@ -188,7 +189,7 @@ def value_bar(
     width: float = 1.6,
     caps: float = 4.0,
 ) -> None:
-    """A number with its interval, if it has one, along one axis at a place on the other."""
+    """Draws a number with its interval, if any, along one axis at a place on the other."""
     value, low, high = found
     bar: Any = [[value - low], [high - value]] if np.isfinite([low, high]).all() else None
     x, y, xerr, yerr = (place, value, None, bar) if along == "y" else (value, place, bar, None)
@@ -199,7 +200,7 @@ def value_bar(
 
 
 def end(x: Any, y: Any, color: str) -> tuple[float, float, str]:
-    """The right end of a curve with its colour, for `label_ends`."""
+    """Returns the right end of a curve with its colour, for `label_ends`."""
     return float(x[-1]), float(y[-1]), color
 
 
@@ -215,7 +216,7 @@ def interval_row(
     alpha: float | None = None,
     markersize: float = 6.0,
 ) -> None:
-    """A number in a row of a panel, over a line as long as its interval (none if infinite)."""
+    """Draws a number in a row of a panel, with a line for its interval (none if infinite)."""
     axes.plot(
         [found.low, found.high], [place] * 2, color=line or color, linewidth=linewidth, alpha=alpha
     )
@@ -223,7 +224,7 @@ def interval_row(
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG text; the same figure gives the same text."""
+    """Returns the figure as SVG text; the same figure gives the same text."""
     with style():
         buffer = io.StringIO()
         figure.savefig(

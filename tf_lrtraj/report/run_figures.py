@@ -19,19 +19,19 @@ from tf_lrtraj.kernels import Kernel
 from tf_lrtraj.records import RAW, RunRecord
 from tf_lrtraj.report.drawing import GREY, PALETTE, style
 
-if TYPE_CHECKING:  # matplotlib takes a second to import, and text needs none of it
+if TYPE_CHECKING:  # matplotlib takes a second to import, and text output does not need it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MATCHED_DASHES = (4.0, 2.0)
 _METRICS = {"accuracy": "accuracy, %", "loss": "loss, nats"}
-_LARGEST = 1e30  # beyond it a value says "diverged", and arithmetic on axes would overflow
-MOST_LINES = 30  # weights of a figure; more are neither told apart nor drawn in time
-_MAX_POINTS = 4000  # of a drawn line; a page should not grow with the length of a run
+_LARGEST = 1e30  # larger values mean divergence, and arithmetic on axes would overflow
+MOST_LINES = 30  # weights per figure; more take long to draw and cannot be distinguished
+_MAX_POINTS = 4000  # points of a drawn line; a page should not grow with the length of a run
 
 
 def colours(record: RunRecord, *others: str) -> dict[str, str]:
-    """{weights: colour}: raw grey, averages in the order of the run's configuration."""
+    """Returns {weights: colour}: raw grey, averages in the order of the run's configuration."""
     names = dict.fromkeys([*record.averages, *record.weights_names(), *others])
     averages = [name for name in names if name != RAW]
     return {
@@ -60,7 +60,7 @@ def _panel(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    # Fixed margins: panels of a row line up, and names at line ends have their place.
+    # Fixed margins, so that panels of a row are aligned and names at line ends have room.
     left, right, bottom, top = 0.74, 1.10, 0.52, 0.16  # inches
     axes = figure.add_axes(
         (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
@@ -69,14 +69,14 @@ def _panel(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _clean(text: Any, limit: int = 15) -> str:
-    """A name short enough for a line's end, in characters the font has."""
+def _short(text: Any, limit: int = 15) -> str:
+    """Returns a name short enough for a line's end, in characters of the font."""
     text = "".join(c if " " <= c <= "~" else "?" for c in str(text))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most about `_MAX_POINTS` points that keep the extremes of every stretch."""
+    """Returns at most about `_MAX_POINTS` points, which include the extremes of every interval."""
     if steps.size <= _MAX_POINTS:
         return steps, values
     keep = {0, steps.size - 1}
@@ -90,7 +90,7 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _drawable(lines: Iterable[Line]) -> list[Line]:
-    """Lines with at least one finite value; values that are no use on an axis become gaps."""
+    """Returns lines with at least one finite value; values beyond the axes become gaps."""
     lines = [
         dataclasses.replace(
             line, values=np.where(np.abs(line.values) < _LARGEST, line.values, np.nan)
@@ -101,7 +101,7 @@ def _drawable(lines: Iterable[Line]) -> list[Line]:
 
 
 def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Writes (value, text, colour) at the right edge, moved apart where they would overlap."""
+    """Writes (value, text, colour) at the right edge, moved apart if they would overlap."""
     height = axes.get_window_extent().height * 72 / axes.figure.dpi  # points
     gap = min(10.5 / height, 1.0 / max(len(labels), 1))
     place = axes.transData + axes.transAxes.inverted()
@@ -141,7 +141,7 @@ def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
 def _label_lines(axes: Axes, lines: Sequence[Line]) -> None:
     lasts = [float(line.values[np.isfinite(line.values)][-1]) for line in lines]
     ends = [
-        (last, _clean(line.label), line.colour) for last, line in zip(lasts, lines, strict=True)
+        (last, _short(line.label), line.colour) for last, line in zip(lasts, lines, strict=True)
     ]
     _label_ends(axes, ends)
 
@@ -163,12 +163,12 @@ def _draw(axes: Axes, line: Line) -> None:
 
 
 def _limits(axes: Axes, lines: Sequence[Line], metric: str, total: int, after: float) -> bool:
-    """Fits the range of values to the run after a share `after` of it; says if any lie outside."""
+    """Sets the range of values from the run after a share `after`; returns if any lie outside."""
     everything = np.concatenate([line.values for line in lines])
     everything = everything[np.isfinite(everything)]
     if everything.size == 0:
         return False
-    # The first evaluations, before anything is learned, would press the rest flat.
+    # The first evaluations, before anything is learned, would compress the range of the others.
     later = np.concatenate([line.values[line.steps >= after * total] for line in lines])
     later = later[np.isfinite(later)]
     if later.size < 2:
@@ -214,7 +214,7 @@ def _metric_panel(
     what: str,
     after: float = 0.2,
 ) -> Figure | None:
-    """None where no line has a finite value."""
+    """Draws a metric in a panel; returns None if no line has a finite value."""
     scale = 100.0 if metric == "accuracy" else 1.0
     lines = _drawable(dataclasses.replace(line, values=scale * line.values) for line in lines)
     if not lines:
@@ -246,21 +246,21 @@ def curves(
     palette: Mapping[str, str],
     size: tuple[float, float] = (5.4, 3.5),
 ) -> Figure | None:
-    """A metric of the raw weights and of averages (`MOST_LINES` in all) against steps.
+    """Draws a metric of the raw weights and of averages (`MOST_LINES` in all) by step.
 
     Args:
         metric: "accuracy" or "loss".
-        palette: as `colours` makes it.
-        size: of the figure, in inches.
+        palette: the result of `colours`.
+        size: the size of the figure, in inches.
 
     Returns:
-        A figure, or None where the metric was never recorded on this split.
+        A figure, or None if the metric was never recorded on this split.
     """
     lines = []
     for name in record.weights_names()[:MOST_LINES]:
         steps, values = record.series(metric, name, split)
         lines.append(Line(name, steps, values, palette[name], width=1.2 if name == RAW else 1.7))
-    return _metric_panel(record, lines, metric, size, _clean(split))
+    return _metric_panel(record, lines, metric, size, _short(split))
 
 
 def pair_curves(
@@ -272,19 +272,19 @@ def pair_curves(
     palette: Mapping[str, str],
     size: tuple[float, float] = (4.3, 3.2),
 ) -> Figure | None:
-    """An average and the run under the schedule equivalent to it, the raw weights behind them."""
+    """Draws an average and its matched run, with the raw weights in the background."""
     lines = [
         Line(RAW, *record.series(metric, RAW, split), GREY, width=1.0, faint=True),
         Line(average, *record.series(metric, average, split), palette[average], width=1.8),
         Line("matched run", *matched.series(metric, RAW, split), palette[average], True, 1.5),
     ]
-    return _metric_panel(record, lines, metric, size, _clean(split), after=0.4)
+    return _metric_panel(record, lines, metric, size, _short(split), after=0.4)
 
 
 def training_batches(
     record: RunRecord, metric: str, size: tuple[float, float] = (4.3, 3.2)
 ) -> Figure | None:
-    """A metric of the training batches themselves: means over the steps between two records."""
+    """Draws a metric of the training batches: means over the steps between two records."""
     steps, values = record.train_series(metric)
     line = Line("batches, raw", steps, values, GREY, width=1.2)
     return _metric_panel(record, [line], metric, size, "training")
@@ -297,7 +297,7 @@ def rates(
     palette: Mapping[str, str],
     size: tuple[float, float] = (4.3, 3.2),
 ) -> Figure | None:
-    """The rate of every update of the run (`own`, [T]) and of matched runs ({average: [T]})."""
+    """Draws the rates of the run (`own`, [T]) and of matched runs ({average: [T]})."""
     lines = [] if own is None else [Line("this run", np.arange(own.size), own, "#333333")]
     lines += [
         Line(name, np.arange(rate.size), rate, palette[name], dashed=True)
@@ -323,7 +323,7 @@ def rates(
 def kernel_weights(
     name: str, kernel: Kernel, num_steps: int, colour: str, size: tuple[float, float] = (4.3, 2.8)
 ) -> Figure:
-    """Weights of the average after `num_steps` updates against the age of the iterate."""
+    """Draws the weights of the average after `num_steps` updates by the age of the iterate."""
     weights = kernel.weights(num_steps)[::-1]  # by age: the newest iterate first
     ages = np.flatnonzero(weights)
     reach = np.searchsorted(np.cumsum(np.abs(weights)), 0.998 * np.abs(weights).sum())
@@ -344,7 +344,7 @@ def kernel_weights(
         axes.set_xlabel("age of the iterate, steps")
         axes.set_ylabel("weight")
         axes.text(
-            1.04, 0.5, _clean(name), transform=axes.transAxes, color=colour, parse_math=False,
+            1.04, 0.5, _short(name), transform=axes.transAxes, color=colour, parse_math=False,
             va="center", fontsize=8.5,
         )  # fmt: skip
     return figure
@@ -356,11 +356,11 @@ def cumulative_weights(
     palette: Mapping[str, str],
     size: tuple[float, float] = (4.3, 2.8),
 ) -> Figure | None:
-    """Weight on the iterates that an update reaches, against the updates left until the end.
+    """Draws the total weight of the iterates after an update, by the updates left until the end.
 
-    An update made `n` updates before the end acts on the last `n` iterates, so it counts with
-    the sum of their weights.  At vanishing curvature the equivalent schedule is the rate of the
-    run times exactly this share (derived in docs/theory).
+    An update made `n` updates before the end affects the last `n` iterates, so its effect is the
+    sum of their weights.  At curvature 0 the equivalent schedule is the rate of the run times this
+    share (derived in docs/theory).
     """
     if not averages or num_steps < 1:
         return None
@@ -375,7 +375,7 @@ def cumulative_weights(
             axes.plot(
                 *_thin(left, share), color=palette[name], linewidth=1.6, drawstyle="steps-post"
             )
-            ends.append((float(share[0]), _clean(name), palette[name]))
+            ends.append((float(share[0]), _short(name), palette[name]))
         if num_steps > 50:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

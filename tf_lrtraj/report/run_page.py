@@ -31,14 +31,14 @@ _STATUS_NOTES = {
     "interrupted": "The run was stopped before its last step.",
 }
 _MOST_SPLITS = 10  # whose curves are drawn
-_MOST_KERNEL_STEPS = 20_000_000  # arrays of that many weights are made, one kernel at a time
+_MOST_KERNEL_STEPS = 20_000_000  # largest array of weights, for one kernel at a time
 _METRICS = ("accuracy", "loss")
 _VERSIONS = ("tf_lrtraj", "tensorflow", "keras", "backend", "numpy", "python")
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure as the page shows it; `source` is a data URI."""
+    """A figure on the page; `source` is a data URI."""
 
     source: str
     alt: str
@@ -47,7 +47,7 @@ class Picture:
 
 
 def _picture(figure: Figure | None, alt: str) -> list[Picture]:
-    """A list of one picture, or an empty one where there was nothing to draw."""
+    """Returns a list of one picture, or an empty list if there was nothing to draw."""
     if figure is None:
         return []
     svg = drawing.to_svg(figure)
@@ -77,7 +77,7 @@ def _count(value: Any) -> str:
 
 
 def _setting(record: RunRecord, rates: np.ndarray | None) -> str:
-    """One line on what was trained: model, data, steps, batch."""
+    """Returns one line on the training: model, data, steps, batch."""
     run = record.run
     parts = []
     model, data = run.get("model", {}), run.get("dataset", {})
@@ -156,7 +156,7 @@ def _fact(value: Any) -> str:
 
 
 class _RunPage:
-    """What the page of a run shows; `problems` grows with what cannot be read or drawn."""
+    """The content of the page of a run; `problems` collects what cannot be read or drawn."""
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
@@ -173,14 +173,14 @@ class _RunPage:
             return None
 
     def curves(self, split: str) -> dict[str, Figure | None]:
-        """Metric → its panel on a split."""
+        """Returns metric → its panel on a split."""
         return {
             metric: run_figures.curves(self.record, metric, split, self.palette)
             for metric in _METRICS
         }
 
     def pair(self, name: str, other: RunRecord) -> dict[str, Figure | None]:
-        """Panels of an average beside its matched run, by metric, and of their rates."""
+        """Returns panels of an average and its matched run, by metric, and of their rates."""
         found = {
             metric: run_figures.pair_curves(
                 self.record, other, name, metric, self.split, self.palette
@@ -202,7 +202,7 @@ class _RunPage:
         ]
 
     def pairs(self) -> list[dict[str, Any]]:
-        """A section for each pair."""
+        """Returns a section for each pair."""
         record, sections = self.record, []
         compared = numbers.pairs(record, self.split, self.matched)
         for name, other in _first(self.matched).items():
@@ -230,7 +230,7 @@ class _RunPage:
         return sections
 
     def kernel_pictures(self) -> tuple[list[Picture], list[Picture]]:
-        """(the weights of each kernel, their cumulative sums together)."""
+        """Returns (the weights of each kernel, their cumulative sums together)."""
         built = {}
         for name, config in _first(self.record.averages).items():
             try:
@@ -254,7 +254,7 @@ class _RunPage:
         return [], []
 
     def left_out(self, count: int, what: str, most: int = run_figures.MOST_LINES) -> None:
-        """Says where figures leave out what the tables hold."""
+        """Adds a sentence if figures omit entries of the tables."""
         if count > most:
             self.problems.append(f"Figures show the first {most} of {count:,} {what}.")
 
@@ -277,7 +277,7 @@ def _table(rows: Iterable[numbers.FinalRow], palette: Mapping[str, str]) -> dict
 
 
 def render_report(record: RunRecord) -> str:
-    """The page of a run; `write_report` writes it to a file.
+    """Returns the page of a run; `write_report` writes it to a file.
 
     Raises:
         ImportError: if jinja2 or matplotlib is missing (the remedy is named).
@@ -338,7 +338,7 @@ def render_report(record: RunRecord) -> str:
         kernel_texts={name: _kernel_text(config) for name, config in record.averages.items()},
         colours=palette,
         raw=RAW,
-        # Where the workdir lay is nobody's business who reads the page.
+        # The page does not show the path of the workdir, which may be private.
         problems=[problem.replace(f"{record.workdir}{os.sep}", "") for problem in page.problems],
         probes=[shown for shown in probed if shown[-1]],
         facts=_facts(record),
@@ -350,10 +350,10 @@ def render_report(record: RunRecord) -> str:
 def write_report(
     workdir: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
 ) -> pathlib.Path:
-    """Draws the report of a workdir from its records, whatever state the run is in.
+    """Draws the report of a workdir from its records, for a run in any state.
 
     Args:
-        workdir: of a run that is going, done, killed or diverged.
+        workdir: the workdir of a run that is going, done, killed or diverged.
         path: the file to write; `report.html` in the workdir by default.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a run's records say in numbers: the final table, the pairs, one careful sentence.
+"""The results of a run in numbers: the final table, the pairs, and sentences.
 
 Pure functions from records to values and text; figures and HTML are made elsewhere.
 """
@@ -22,17 +22,17 @@ LATE = 0.25  # the last part of a run over which fluctuations are reported
 
 
 def is_finite(value: Any) -> bool:
-    """Whether `value` is a number and neither infinite nor NaN."""
+    """Returns whether `value` is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _decimals(examples: int | None) -> int:
-    # One image in `examples` should be visible, not more.
+    # Enough digits to show one image in `examples`.
     return 2 if examples is not None and examples >= 5000 else 1
 
 
 def percent(accuracy: float | None, examples: int | None = None) -> str:
-    """An accuracy as text, with two decimals on 5,000 examples or more.
+    """Formats an accuracy, with two decimals for 5,000 examples or more.
 
     >>> percent(0.9417), percent(0.94171, 10_000), percent(None)
     ('94.2 %', '94.17 %', '–')
@@ -43,7 +43,7 @@ def percent(accuracy: float | None, examples: int | None = None) -> str:
 
 
 def points(difference: float | None, examples: int | None = None) -> str:
-    """A difference of accuracies in percentage points, with its sign.
+    """Formats a difference of accuracies in percentage points, with its sign.
 
     >>> points(0.0312), points(-0.02), points(-0.0004), points(None)
     ('+3.1', '−2.0', '0.0', '–')
@@ -56,7 +56,7 @@ def points(difference: float | None, examples: int | None = None) -> str:
 
 
 def number(value: float | None, signed: bool = False) -> str:
-    """A loss, or with `signed` a difference of losses, as text.
+    """Formats a loss or, with `signed`, a difference of losses.
 
     >>> number(0.20137), number(12.345), number(-0.11, signed=True), number(1e9)
     ('0.2014', '12.345', '−0.1100', '1e+09')
@@ -83,16 +83,16 @@ def _difference(left: float | None, right: float | None) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class FinalRow:
-    """Where one set of weights ended on one split.
+    """The final evaluation of one set of weights on one split.
 
     Attributes:
         weights: "raw" or an average's name; for a matched run, the average it should match.
         matched: whether the row is of the matched run, under the equivalent schedule.
-        batch_norm: whose batch-norm statistics were used.
-        step, examples: of the evaluation the numbers are from.
-        accuracy, loss: there; None where not recorded.
-        accuracy_vs_raw, loss_vs_raw: against the raw weights of the main run at that step.
-        best_accuracy, best_step: the highest over the run, picked on this very split.
+        batch_norm: the batch-norm statistics used.
+        step, examples: step and number of examples of the evaluation.
+        accuracy, loss: its results; None if not recorded.
+        accuracy_vs_raw, loss_vs_raw: differences from the raw weights of the main run at that step.
+        best_accuracy, best_step: the highest accuracy over the run, selected on this split.
         late_accuracy: (mean, lowest, highest) over the last quarter of the run.
     """
 
@@ -111,7 +111,7 @@ class FinalRow:
 
 
 def main_split(record: RunRecord) -> str:
-    """The split to speak of: "test" if it was evaluated, else one that is not "train"."""
+    """Returns the main split: "test" if it was evaluated, else one that is not "train"."""
     splits = record.splits()
     if "test" in splits or not splits:
         return "test"
@@ -163,12 +163,12 @@ def final_rows(
     matched: Mapping[str, RunRecord] | None = None,
     until: int | None = None,
 ) -> list[FinalRow]:
-    """Rows of the final table: raw weights first, each average followed by its matched run.
+    """Returns the rows of the final table: raw weights, then each average and its matched run.
 
-    Evaluations after step `until` are left out, if it is given.
+    Evaluations after step `until` are ignored, if it is given.
 
-    Each row is the last evaluation of its weights, and is compared with the raw weights
-    *at the same step*, so a run killed between two evaluations is compared fairly.
+    Each row is the last evaluation of its weights.  It is compared with the raw weights *at the
+    same step*, so that the comparison is fair for a run killed between two evaluations.
     """
     matched = matched or {}
     table = []
@@ -181,7 +181,7 @@ def final_rows(
         if name in matched:
             rows = _until(matched[name].rows("eval", RAW, split), until)
             if rows:
-                # As in `RunRecord.series`, the policy met first counts.
+                # As in `RunRecord.series`, the first policy is used.
                 first = [r for r in rows if r.get("batch_norm") == rows[0].get("batch_norm")]
                 table.append(_row(matched[name], first, name, record, True))
     return table
@@ -192,7 +192,7 @@ def _until(rows: list[dict[str, Any]], step: int | None) -> list[dict[str, Any]]
 
 
 def _common_step(record: RunRecord, split: str) -> int | None:
-    """The last step at which all weights were evaluated; a killed run may have got half-way."""
+    """Returns the last step at which all weights were evaluated."""
     steps = [
         {row["step"] for row in record.rows("eval", name, split)} for name in record.weights_names()
     ]
@@ -223,7 +223,7 @@ class Pair:
 
 
 def load_matched(record: RunRecord) -> tuple[dict[str, RunRecord], list[str]]:
-    """Matched runs that can be read, and a sentence for each that cannot."""
+    """Returns the matched runs that can be read, and a sentence for each that cannot."""
     found, problems = {}, []
     for name, path in record.matched_dirs().items():
         try:
@@ -234,7 +234,7 @@ def load_matched(record: RunRecord) -> tuple[dict[str, RunRecord], list[str]]:
 
 
 def pairs(record: RunRecord, split: str, matched: Mapping[str, RunRecord]) -> dict[str, Pair]:
-    """{average: the two runs at the last step at which both were evaluated}."""
+    """Returns {average: the two runs at the last step at which both were evaluated}."""
     result = {}
     for name, other in matched.items():
         here = {row["step"]: row for row in reversed(record.rows("eval", name, split))}
@@ -261,10 +261,10 @@ def pairs(record: RunRecord, split: str, matched: Mapping[str, RunRecord]) -> di
 
 
 def standard_error(accuracy: float, examples: int) -> float:
-    """Standard error of an accuracy that the number of examples alone leaves.
+    """Returns the standard error of an accuracy from the number of examples.
 
-    Binomial, with two successes and two failures added (Agresti and Coull 1998), so that it
-    stays above 0 where every example is right.
+    It is binomial, with two successes and two failures added (Agresti and Coull 1998), so that it
+    is positive even if every example is correct.
 
     >>> round(standard_error(0.9, 400), 4), round(standard_error(1.0, 400), 4)
     (0.0152, 0.0035)
@@ -283,7 +283,7 @@ def _when(record: RunRecord, step: int) -> str:
 def findings(
     record: RunRecord, split: str, matched: Mapping[str, RunRecord] | None = None
 ) -> list[str]:
-    """Sentences on what averaging did, from the records alone, and on what they do not show."""
+    """Returns sentences on the effect of averaging, and on what the records do not show."""
     until = _common_step(record, split)
     rows = [row for row in final_rows(record, split, until=until) if is_finite(row.accuracy)]
     raw = next((row for row in rows if row.weights == RAW), None)
@@ -361,7 +361,7 @@ def _pair_sentence(pair: Pair) -> str:
 
 
 def text_summary(workdir: str | os.PathLike[str]) -> str:
-    """The final numbers of a run as a plain-text table for a terminal.
+    """Returns the final numbers of a run as a plain-text table for a terminal.
 
     Raises:
         RecordError: if `workdir` holds no run, or its records are damaged.
@@ -409,6 +409,6 @@ def text_summary(workdir: str | os.PathLike[str]) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Text safe for any terminal: no control characters, ASCII signs, not endless."""
+    """Returns text that is safe for any terminal: no control characters, ASCII signs, short."""
     text = str(text).replace("−", "-").replace("–", "-")
     return "".join(character if character.isprintable() else "?" for character in text)[:200]

@@ -38,7 +38,7 @@ _TITLES = {"ema": "EMA", "swa": "SWA", "two_point": "two points"}
 
 
 def read_record(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
-    """The record of one experiment.
+    """Reads the record of one experiment.
 
     Raises:
         records.RecordError: if it is missing or damaged.
@@ -52,7 +52,7 @@ def read_record(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
 
 
 def draw(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """Draws every experiment whose record lies in the folder; returns the files written.
+    """Draws every experiment with a record in the folder; returns the files written.
 
     Raises:
         records.RecordError: if there is none, or one is damaged.
@@ -62,7 +62,7 @@ def draw(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     if not present:
         raise records.RecordError(f"{folder} holds no record of a synthetic experiment.")
     drawn = {folder / f"{name}.svg": _drawn(folder, name) for name in present}
-    for path, text in drawn.items():  # once all of them could be drawn
+    for path, text in drawn.items():  # after all of them could be drawn
         records.write_atomically(path, text)
     return list(drawn)
 
@@ -141,7 +141,7 @@ def two_time_scales(record: Mapping[str, Any]) -> Figure:
 
 
 def averaging_against_schedule(record: Mapping[str, Any]) -> Figure:
-    """Per average: its loss and those of scheduled runs, and below them the schedules."""
+    """Draws for each average its loss and those of scheduled runs, and the schedules below."""
     names = record["averages"]
     kinds = [
         ("flat", ORANGE, "schedule exact for frozen gradients"),
@@ -175,7 +175,7 @@ def averaging_against_schedule(record: Mapping[str, Any]) -> Figure:
 
 
 def averaging_length(record: Mapping[str, Any]) -> Figure:
-    """Loss at the end against the length of the average, per rate; bias and variance thin."""
+    """Draws the final loss by the length of the average, per rate; bias and variance are thin."""
     lengths, families = record["lengths"], record["families"]
     colours = (BLUE, ORANGE, GREEN, "#CC79A7", "black")
     with style():
@@ -204,7 +204,7 @@ def averaging_length(record: Mapping[str, Any]) -> Figure:
 
 
 def single_runs(record: Mapping[str, Any]) -> Figure:
-    """Six panels: one-step curves, their zero, distance and displacement, shell, two runs."""
+    """Draws six panels: one-step curves, their zero, distance, displacement, shell, two runs."""
     with style():
         figure, axes = panels(2, 3, 11.0, 6.4)
         steps, zero, distance, lag, shell, two = axes

@@ -1,1 +1,1 @@
-"""Experiments: one module each, from a configuration to records."""
+"""Training, averaging, evaluating and probing: from a configuration to records."""

@@ -1,4 +1,4 @@
-"""Puts the parts of a run together from its configuration: data, model, optimizer, averages."""
+"""Builds the parts of a run from its configuration: data, model, optimizer, averages."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tf_lrtraj.training.evaluation import Evaluator, averaged_statistics
 from tf_lrtraj.training.progress import Progress, stage
 from tf_lrtraj.training.step import make_optimizer
 
-# Batches whose moments serve recomputed statistics come from a data order of
-# their own, the same at every evaluation.
+# Batches for recomputed statistics are drawn in a separate data order, the same at every
+# evaluation.
 MOMENT_SEED_OFFSET = 1_000_003
 
 
 @dataclasses.dataclass
 class Assembly:
-    """Everything a run, or the evaluation of one, is made of."""
+    """The parts of a run, or of its evaluation."""
 
     config: dict[str, Any]
     plan: Plan
@@ -40,13 +40,13 @@ class Assembly:
     averages: AverageState | None
     learning_rates: np.ndarray
     progress: Progress | None = None
-    # Each pipeline is built once and iterated anew: building one traces functions, which costs
-    # more than a small evaluation, and leaves a megabyte for the garbage collector.
+    # Each pipeline is built once and iterated again: building one traces functions, which takes
+    # longer than a small evaluation and leaves a megabyte for the garbage collector.
     _pipelines: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:
-        """Evaluates the raw weights and the averages."""
+        """The evaluator of the raw weights and the averages."""
         return Evaluator(
             self.strategy,
             self.model,
@@ -58,7 +58,7 @@ class Assembly:
 
     @property
     def checkpointed(self) -> dict[str, list[Any]]:
-        """Groups of variables a checkpoint holds."""
+        """The groups of variables in a checkpoint."""
         return {
             "model": list(self.model.variables),
             "optimizer": list(self.optimizer.variables),
@@ -66,7 +66,7 @@ class Assembly:
         }
 
     def doing(self, activity: str) -> contextlib.AbstractContextManager[None]:
-        """Inside, the progress bar, if there is one, says what is done."""
+        """Makes the progress bar, if there is one, show an activity inside the block."""
         return contextlib.nullcontext() if self.progress is None else self.progress.doing(activity)
 
     @property
@@ -75,11 +75,11 @@ class Assembly:
         return self.config["data"]["eval_split"] or self.dataset.eval_split
 
     def train_batches(self, start_step: int) -> Any:
-        """Distributed training batches (images, labels), from a global step on."""
+        """Returns distributed training batches (images, labels), from a global step on."""
         return self._distributed_training(self.config["seed"], start_step)
 
     def moment_batches(self) -> Iterable[Any]:
-        """The training batches that recomputed batch-norm statistics are pooled over."""
+        """Returns the training batches from which batch-norm statistics are recomputed."""
         count = self.config["batch_norm"]["batches"]
         seed = (self.config["seed"] + MOMENT_SEED_OFFSET) % 2**31
         if "moments" not in self._pipelines:
@@ -97,11 +97,11 @@ class Assembly:
         )
 
     def eval_batches(self, split: str, limit: int | None = None) -> Any:
-        """Distributed evaluation batches (images, labels, weights), each image once.
+        """Returns distributed evaluation batches (images, labels, weights), each image once.
 
         Args:
-            split: of the data set.
-            limit: at most so many images; None for all.
+            split: the split of the data set.
+            limit: largest number of images; None for all.
         """
         if limit is not None:
             limit = min(limit, self.dataset.num_examples[split])
@@ -125,24 +125,24 @@ class Assembly:
 
 
 class _Batches:
-    """Distributed batches, iterated anew each time, that leave the memory allocator alone."""
+    """Distributed batches that can be iterated again, and keep the allocator's settings."""
 
     def __init__(self, batches: Any) -> None:
         self._batches = batches
 
     @property
     def element_spec(self) -> Any:
-        """Shapes and types of a batch, on every replica."""
+        """Shapes and dtypes of a batch on every replica."""
         return self._batches.element_spec
 
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self._batches)
-        host_memory.keep_it_so()
+        host_memory.keep_freed_memory_again()
         return iterator
 
 
 def _shards(context: Any) -> dict[str, Any]:
-    """Which parts of each global batch an input pipeline feeds to its replicas."""
+    """Returns the parts of each global batch that an input pipeline makes for its replicas."""
     per_pipeline = context.num_replicas_in_sync // context.num_input_pipelines
     first = context.input_pipeline_id * per_pipeline
     return {
@@ -152,7 +152,7 @@ def _shards(context: Any) -> dict[str, Any]:
 
 
 def load_dataset(config: dict[str, Any]) -> Any:
-    """Loads the data set a configuration names.
+    """Loads the data set of a configuration.
 
     Raises:
         ConfigError: if its name, augmentation or split does not exist, or it is not prepared.
@@ -176,7 +176,7 @@ def load_dataset(config: dict[str, Any]) -> Any:
 
 
 def build_model(config: dict[str, Any], dataset: Any) -> Any:
-    """Builds the network a configuration describes, for a data set's images and classes.
+    """Builds the network of a configuration for a data set's images and classes.
 
     Raises:
         ConfigError: if there is no such network.
@@ -200,10 +200,10 @@ def build_model(config: dict[str, Any], dataset: Any) -> Any:
 
 
 def check_replicas(config: dict[str, Any], strategy: Any) -> None:
-    """Makes sure that batches can be split evenly.
+    """Checks that batches can be split evenly.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: if they cannot.
     """
     replicas = strategy.num_replicas_in_sync
     if config["data"]["batch_size"] % replicas:
@@ -220,11 +220,10 @@ def assemble(
     """Builds model, optimizer, averages and evaluator under a strategy.
 
     Args:
-        config: from `config.validate`.
-        dataset: from `load_dataset`.
+        config: a validated configuration.
+        dataset: the result of `load_dataset`.
         strategy: a `tf.distribute` strategy.
-        learning_rates: [T] rates to run instead of the configured schedule
-            (for a run under an equivalent schedule).
+        learning_rates: [T] rates instead of the configured schedule (for a matched run).
 
     Raises:
         ConfigError: if the parts do not fit together.

@@ -1,8 +1,7 @@
-"""Averages of weight files that exist: by given weights, or greedily by a metric.
+"""Averages of weight files, with given weights or as a greedy soup.
 
-`WeightFiles` reads the files of one architecture one at a time, sums them, evaluates sums and
-saves them; `greedy_soup` chooses which files go into a uniform average (Wortsman et al. 2022,
-arXiv 2203.05482).
+`WeightFiles` reads the files of one architecture one at a time, and sums, evaluates and saves them;
+`greedy_soup` selects the files of a uniform average (Wortsman et al. 2022, arXiv 2203.05482).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _HIGHER = ("acc", "auc", "precision", "recall", "f1", "iou", "score", "similarit
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Imports modules that register a user's own layers with Keras; the folder one is in counts.
+    """Imports modules that register a user's own layers with Keras, also from the current folder.
 
     Raises:
         ConfigError: if one cannot be imported.
@@ -57,10 +56,10 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def load_model(path: str | os.PathLike[str]) -> Any:
-    """A `.keras` model, loaded without trust.
+    """Loads a `.keras` model in Keras' safe mode.
 
     Raises:
-        ConfigError: if it cannot be loaded; the message says what to do about a custom class.
+        ConfigError: if it cannot be loaded; the message gives the remedy for a custom class.
     """
     from tf_lrtraj.averaging import model_files
 
@@ -80,7 +79,7 @@ def load_model(path: str | os.PathLike[str]) -> Any:
 def evaluate_model(
     model: Any, x: np.ndarray, y: np.ndarray | None, batch_size: int
 ) -> dict[str, float]:
-    """The compiled loss and metrics of a Keras model.
+    """Returns the compiled loss and metrics of a Keras model.
 
     Raises:
         ConfigError: if there are no labels, or the model is not compiled.
@@ -98,12 +97,12 @@ class WeightFiles:
 
     Args:
         paths: `.keras`, `.weights.h5` or `.npz` files.
-        model: a `.keras` file of the model; by default the first `.keras` file among the paths.
-            Only `.npz` files can do without.
-        batch_norm_data: inputs on which batch-norm statistics of averages are recomputed; without
-            it they are averaged with the weights.
-        data: (x, y) to evaluate on.
-        batch_size: of evaluation and recomputation.
+        model: a `.keras` file of the model; by default the first `.keras` file among the paths. Not
+            needed if all files are `.npz`.
+        batch_norm_data: inputs on which batch-norm statistics are recomputed; by default they are
+            averaged with the weights.
+        data: (x, y) for evaluations.
+        batch_size: the batch size of evaluation and recomputation.
 
     Raises:
         ConfigError: if a model is needed or cannot be loaded.
@@ -136,7 +135,7 @@ class WeightFiles:
         return self.model is not None and bool(bn.find_statistics(self.model))
 
     def describe(self) -> str:
-        """What a record says of the batch-norm statistics of averages."""
+        """Returns the description of the averages' batch-norm statistics."""
         if not self.has_batch_norm:
             return "none"
         if self._batch_norm_data is None:
@@ -156,9 +155,9 @@ class WeightFiles:
         return list(named.values())
 
     def average(self, weights: Sequence[float] | np.ndarray) -> list[np.ndarray]:
-        """The weighted sum of the files' arrays, in float64 until the end.
+        """Returns the weighted sum of the files' arrays, computed in float64.
 
-        Arrays of integers are those of the last file with a weight.
+        Integer arrays are those of the last file with a nonzero weight.
 
         Args:
             weights: one for each file; they sum to 1.
@@ -184,7 +183,8 @@ class WeightFiles:
 
     @contextlib.contextmanager
     def _in_model(self, arrays: Sequence[np.ndarray]) -> Iterator[Any]:
-        """The model with these weights, batch-norm statistics recomputed where there is data."""
+        """Returns the model with these weights; recomputes batch-norm statistics if there are
+        data."""
         from tf_lrtraj import backend
         from tf_lrtraj.averaging import borrow
         from tf_lrtraj.averaging.model_weights import ModelWeights
@@ -200,7 +200,7 @@ class WeightFiles:
             yield model
 
     def evaluate(self, arrays: Sequence[np.ndarray]) -> dict[str, float]:
-        """The compiled loss and metrics of weights.
+        """Returns the compiled loss and metrics of weights.
 
         Raises:
             ConfigError: if there are no labels, or the model is not compiled.
@@ -211,7 +211,7 @@ class WeightFiles:
             return evaluate_model(model, *self._data, self._batch_size)
 
     def save(self, arrays: Sequence[np.ndarray], path: str | os.PathLike[str]) -> None:
-        """Writes `.keras`, `.weights.h5` or `.npz`, whole or not at all.
+        """Writes `.keras`, `.weights.h5` or `.npz` atomically.
 
         An `.npz` file holds an array for each of `model.weights`, named by its path.
         """
@@ -235,7 +235,7 @@ class Soup:
     """A greedy soup.
 
     Attributes:
-        weights: [K] of the files; equal for those in it, 0 for the others.
+        weights: [K] weights of the files; equal for those in the soup, 0 for the others.
         singles: [K] the metric of each file.
         value: the metric of the soup.
     """
@@ -246,7 +246,7 @@ class Soup:
 
 
 def better(metric: str, mode: str) -> Callable[[float, float], bool]:
-    """A function that says whether its first value of a metric is no worse than its second.
+    """Returns a function that tells whether its first metric value is no worse than its second.
 
     Raises:
         ConfigError: if the direction of the metric is not known.
@@ -268,12 +268,12 @@ def greedy_soup(
     mode: str = "auto",
     tell: Callable[[str], None] = lambda text: None,
 ) -> Soup:
-    """Adds files to a uniform average, best first, each if the metric gets no worse.
+    """Adds files to a uniform average, best first, if the metric does not become worse.
 
     Args:
-        files: with data to evaluate on, which should be held out from training.
+        files: weight files with data for evaluations, which should be held out from training.
         metric: "loss", or a metric that the model was compiled with.
-        mode: "min" or "max" is better, or "auto" by the metric's name.
+        mode: "min" or "max", whichever is better, or "auto" for the metric's name.
         tell: called with a line for each file.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Averages of a run's snapshots: evaluated, exported, and advised on.
+"""Evaluates and saves averages of a run's snapshots.
 
-`RunTarget` knows a run from its workdir; `ModelTarget` a custom Keras model
-beside a folder of snapshots.  Both turn the arrays of an average into weights with
-batch-norm statistics by a policy, evaluate them and save them, and leave the model as it was.
+`RunTarget` is a run with a workdir; `ModelTarget` is a custom Keras model with a folder of
+snapshots. Both convert the arrays of an average to weights with batch-norm statistics by a policy,
+and evaluate and save them without changing the model.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from tf_lrtraj.values import one_of
 __all__ = ["ModelTarget", "RunTarget", "Target", "open_snapshots", "read_arrays"]
 
 _MOST_KEPT = 1 << 28  # bytes of images
-BATCH = "batch"  # batch norm by each batch's own statistics, in measurements only
+BATCH = "batch"  # each batch's own batch-norm statistics, for measurements only
 
 
 def open_snapshots(workdir: str | os.PathLike[str]) -> Snapshots:
-    """The snapshots of a run.
+    """Returns the snapshots of a run.
 
     Raises:
-        RecordError: if there are none; the message says how to take them.
+        RecordError: if there are none; the message tells how to write them.
     """
     folder = pathlib.Path(workdir) / "snapshots"
     if not folder.is_dir():
         raise records.RecordError(
-            f"{workdir} holds no snapshots. A run takes them with, for example, "
+            f"{workdir} holds no snapshots. A run writes them with, for example, "
             "--config.snapshots.every='20 steps'"
         )
     return Snapshots(folder)
 
 
 class Target:
-    """What averages are put into; see `RunTarget` and `ModelTarget`."""
+    """The model of averages; see `RunTarget` and `ModelTarget`."""
 
     snapshots: Snapshots
     policy: str
@@ -51,12 +51,12 @@ class Target:
     default_split = "data"
 
     def weights(self, arrays: Sequence[np.ndarray], last: int, policy: str | None = None) -> Any:
-        """Values for every variable of the model.
+        """Returns values for every variable of the model.
 
         Args:
-            arrays: of an average, in the order of `Snapshots.variables`.
-            last: step of the snapshot whose statistics "copy" takes.
-            policy: of batch norm; None for the target's own.
+            arrays: the arrays of an average, in the order of `Snapshots.variables`.
+            last: step of the snapshot whose statistics the policy "copy" uses.
+            policy: the batch-norm policy; None for the target's own.
         """
         policy = policy or self.policy
         split = self.snapshots.num_trainable
@@ -71,36 +71,36 @@ class Target:
     def evaluate(
         self, weights: Any, split: str, limit: int | None = None, batch: bool = False
     ) -> dict[str, float]:
-        """{"loss", other metrics, "examples"} of what `weights` returned.
+        """Returns {"loss", other metrics, "examples"} for a result of `weights`.
 
         Args:
             split: one of `splits`.
-            limit: use only so many examples.
-            batch: let batch norm use each batch's own statistics.
+            limit: largest number of examples; None for all.
+            batch: whether batch norm uses each batch's own statistics.
         """
         raise NotImplementedError
 
     def save(self, weights: Any, path: str | os.PathLike[str]) -> None:
-        """Writes a `.keras` model, whole or not at all."""
+        """Writes a `.keras` model atomically."""
         raise NotImplementedError
 
     def describe(self, policy: str | None = None) -> str:
-        """What a record says of the batch-norm statistics."""
+        """Returns the description of the batch-norm statistics for records."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
-        """What an evaluation depends on besides weights, split and limit."""
+        """Returns the settings of an evaluation besides weights, split and limit."""
         raise NotImplementedError
 
     def images(self, split: str, limit: int | None, policy: str) -> int:
-        """Examples that an evaluation sends through the network, batch norm's included."""
+        """Returns the number of examples of an evaluation, those for batch norm included."""
         raise NotImplementedError
 
     def measurement(self, split: str, limit: int | None, policy: str) -> Measurement:
-        """The loss on a split, for `advisor.advise`.
+        """Returns the measurement of the loss on a split, for `advisor.advise`.
 
         Args:
-            policy: of batch norm, or "batch" for each batch's own statistics.
+            policy: the batch-norm policy, or "batch" for each batch's own statistics.
         """
         batch = policy == BATCH
         last = int(self.snapshots.steps[-1])
@@ -139,16 +139,16 @@ class Target:
 
 
 class RunTarget(Target):
-    """A run known by its workdir: model, data and policies from its configuration.
+    """A run with a workdir: model, data and policies come from its configuration.
 
     Args:
-        config: from `config.read_config`.
+        config: the result of `run_config.read_config`.
         workdir: the run's folder.
         strategy: a `tf.distribute` strategy.
 
     Raises:
-        RecordError: if there are no snapshots.
-        ConfigError: if data or model cannot be had, or the snapshots are of another model.
+        RecordError: if there are no snapshots. ConfigError: if data or model are not available, or
+        the snapshots are of another model.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class RunTarget(Target):
         from tf_lrtraj.training.evaluation import Evaluator
 
         self.snapshots = open_snapshots(workdir)
-        # The run's own averages are not needed, and would take their memory.
+        # The run's own averages are not needed and would take memory.
         config = {**config, "averages": {}, "matched": {**config["matched"], "averages": []}}
         self.assembly = assemble(config, load_dataset(config), strategy)
         self._evaluator = Evaluator(
@@ -193,7 +193,7 @@ class RunTarget(Target):
         return self._keep("moments", count, self.assembly.moment_batches)
 
     def _keep(self, key: Any, count: int, batches: Callable[[], Iterable[Any]]) -> Iterable[Any]:
-        """Batches that stay in memory where they are few: an advice measures on them again."""
+        """Keeps batches in memory if they are few, because the advisor uses them repeatedly."""
         size = 4 * count * int(np.prod(self.assembly.dataset.image_shape))
         if size > _MOST_KEPT:
             return batches()
@@ -227,15 +227,15 @@ class RunTarget(Target):
 
 
 class ModelTarget(Target):
-    """A custom Keras model beside a folder of snapshots; runs on every Keras backend.
+    """A custom Keras model with a folder of snapshots; runs on every Keras backend.
 
     Args:
-        snapshots: as `SnapshotRecorder` wrote them.
+        snapshots: snapshots of a `SnapshotRecorder`.
         path: a `.keras` file of the model, compiled (its loss and metrics are used).
         data: split → (x, y), y None without labels.
         batch_norm_data: inputs on which batch norm is recomputed; those of the first split by
             default.
-        batch_size: of evaluation.
+        batch_size: the batch size of evaluation.
 
     Raises:
         ConfigError: if the model cannot be loaded, or the snapshots are of another.
@@ -319,7 +319,7 @@ class ModelTarget(Target):
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray | None]:
-    """(x, y) of an `.npz` file; y is None where it holds no labels.
+    """Returns (x, y) of an `.npz` file; y is None if it holds no labels.
 
     Raises:
         ConfigError: if there is no such file, or no array `x` in it.

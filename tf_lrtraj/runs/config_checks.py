@@ -1,7 +1,7 @@
-"""Configurations of runs and studies: an entry is declared once, and everything derives from it.
+"""Schemas of configurations: defaults, checks and help of every entry, declared once.
 
-A `Schema` is a table of entries, each with its default, a `tf_lrtraj.values.Rule` and a line of
-help.  Defaults, checks and the text of --help come from it:
+A `Schema` is a table of entries, each with a default, a `tf_lrtraj.values.Rule` and a line of help.
+Defaults, checks and the text of --help are derived from it:
 
 >>> from tf_lrtraj.values import text
 >>> schema = Schema(
@@ -54,7 +54,7 @@ __all__ = [
     "unknown_key",
 ]
 
-# Weights that weight decay acts on: kernels alone, or all trainable ones.
+# Weights on which weight decay acts: kernels, or all trainable weights.
 WEIGHT_DECAY_ON = ("kernels", "all")
 
 
@@ -67,10 +67,10 @@ class Entry:
     """An entry of a configuration.
 
     Attributes:
-        default: its value where none is given.
-        rule: what is allowed.
-        help: what it means, as --help shows it.
-        kind: type of its values, where the default is None (for overrides by flags).
+        default: the value if none is given.
+        rule: the allowed values.
+        help: its description in --help.
+        kind: the type of its values if the default is None, for overrides by flags.
     """
 
     default: Any
@@ -80,7 +80,7 @@ class Entry:
 
 
 def count(at_least: int) -> Rule:
-    """A count.  What is so large that no array has as many elements is refused here."""
+    """Returns the rule of a count, which refuses numbers larger than any array."""
     return integer(at_least, below=LARGEST_COUNT)
 
 
@@ -91,7 +91,7 @@ def _group(value: Any) -> Any:
     return value
 
 
-# A group whose keys are checked by whatever it describes, such as a kernel.
+# A group whose keys are checked by the described object, such as a kernel.
 GROUP = Rule("a group of settings that JSON can hold", _group)
 
 
@@ -99,7 +99,7 @@ class Schema:
     """The entries of a configuration.
 
     Args:
-        entries: dotted key, such as "model.width" → entry; keys of a group stand together.
+        entries: dotted key, such as "model.width" → entry; keys of a group are consecutive.
     """
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
@@ -113,23 +113,23 @@ class Schema:
             node[last] = entry
 
     def defaults(self) -> ml_collections.ConfigDict:
-        """A new configuration of the defaults, to be changed by a file and by flags."""
+        """Returns a new configuration of the defaults, which a file and flags may change."""
         return ml_collections.ConfigDict(_defaults(self._tree))
 
     def read(self, config: Any) -> dict[str, Any]:
-        """A configuration as nested dicts, checked, defaults filled in.
+        """Returns a checked configuration as nested dicts, with defaults for missing entries.
 
         Args:
-            config: a ConfigDict or a mapping, which may lack entries.
+            config: a ConfigDict or a mapping, in which entries may be missing.
 
         Raises:
-            ConfigError: naming the key, the value received and what is allowed; unknown keys come
-                with the nearest known one.
+            ConfigError: for an unknown key, with the closest known one, or a value that is not
+                allowed.
         """
         return _read(self._tree, as_dict(config), "config")
 
     def help(self) -> str:
-        """Every entry with its default, what it means and what is allowed, for --help."""
+        """Returns every entry with its default, description and allowed values, for --help."""
         return "\n".join(
             textwrap.fill(
                 f"config.{key}={entry.default!r}: {entry.help}; {entry.rule.allowed}.",
@@ -146,7 +146,7 @@ def _defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     def value(entry: Any) -> Any:
         if not isinstance(entry, Entry):
             return _defaults(entry)
-        # None alone would make an entry that no flag can change.
+        # An entry with the plain value None could not be changed by a flag.
         return (
             copy.deepcopy(entry.default)
             if entry.kind is None
@@ -175,7 +175,7 @@ def _read(tree: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """The top level of a configuration as a dict.
+    """Returns the top level of a configuration as a dict.
 
     Raises:
         ConfigError: if it is something else.
@@ -188,7 +188,7 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def refusal(key: str, allowed: str, value: Any) -> Exception:
-    """The error for an entry that does not fit the others, to be raised.
+    """Returns the error for an entry that does not fit the others, to be raised.
 
     >>> raise refusal("horizon", "at most config.window, 100", 200)
     Traceback (most recent call last):
@@ -202,13 +202,13 @@ Received: config.horizon=200
 def unknown_key(
     path: str, key: Any, known: Iterable[Any], config: Mapping[str, Any] | None = None
 ) -> str:
-    """The message for a key that a group of a configuration does not have.
+    """Returns the message for an unknown key of a group of a configuration.
 
     Args:
-        path: of the group, such as `config.optimizer`.
-        key: the unknown one.
-        known: keys of the group.
-        config: the whole configuration, to look for the key in its other groups.
+        path: the path of the group, such as `config.optimizer`.
+        key: the unknown key.
+        known: the keys of the group.
+        config: the whole configuration, whose other groups are searched for the key.
 
     >>> print(unknown_key("config.optimizer", "momentun", ["momentum", "nesterov"]))
     unknown key `config.optimizer.momentun`. Did you mean config.optimizer.momentum? \

@@ -1,4 +1,4 @@
-"""What a run would take in memory and time, estimated before anything is built."""
+"""Estimates the memory and time of a run before anything is built."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ABSURD", "check_counts", "check_memory", "check_run", "needs"]
 
-ABSURD = 10**13  # bytes; no device of today has so many
+ABSURD = 10**13  # bytes; more than any device has
 _FLOAT = 4  # bytes
-# Batches that recomputed statistics may pool: so many, or as many as this many epochs have.
+# Limits of batches for recomputed statistics: this number, or that of this many epochs.
 _MOMENT_BATCHES, _MOMENT_EPOCHS = 1000, 10
 
 
@@ -25,8 +25,8 @@ def check_counts(config: Mapping[str, Any], examples: int) -> None:
     """Compares counts of a run's configuration with the number of training images.
 
     Raises:
-        ConfigError: for batches or evaluations of more images than there are, and for so many
-            batches of recomputed statistics that they would never end.
+        ConfigError: for batches or evaluations of more images than there are, and for far too many
+        batches for recomputed statistics.
     """
     batch = config["data"]["batch_size"]
     for key, value in (
@@ -51,13 +51,13 @@ def needs(
     momentum: bool = True,
     bytes_per_activation: int = _FLOAT,
 ) -> dict[str, int]:
-    """Bytes that training takes on one replica, by what takes them.
+    """Returns the bytes that training needs on one replica, by entry.
 
     Args:
-        size: of the network.
+        size: the size of the network.
         averages: name → kernel.
-        batch_size: of training on this replica.
-        eval_batch_size: of evaluation on this replica.
+        batch_size: the batch size of training on this replica.
+        eval_batch_size: the batch size of evaluation on this replica.
         momentum: whether the optimizer keeps a velocity.
         bytes_per_activation: 4, or 2 in half precision.
 
@@ -69,7 +69,7 @@ def needs(
     found = {"weights": _FLOAT * (copies * size.trainable + size.statistics)}
     for name, kernel in averages.items():
         found[f"averages.{name}"] = kernel.memory_bytes(size.trainable)
-    # Of an evaluation two layers are held at a time.
+    # An evaluation holds two layers at a time.
     training = batch_size * size.activations * bytes_per_activation
     evaluation = eval_batch_size * 2 * size.largest * bytes_per_activation
     key = "batch_size" if training >= evaluation else "eval_batch_size"
@@ -79,21 +79,22 @@ def needs(
 def check_memory(
     wanted: Mapping[str, int], keys: Mapping[str, str], replicas: int, available: int | None
 ) -> None:
-    """Refuses what does not fit.
+    """Checks that a run fits into memory.
 
     Args:
-        wanted: from `needs`, for one replica.
+        wanted: the result of `needs`, for one replica.
         keys: "weights", "averages", "batch_size", "eval_batch_size" → entries of the configuration.
         replicas: that share the memory.
         available: bytes; None where it is not known.
 
     Raises:
-        ConfigError: naming the entry that takes most, its bytes, and the bytes available.
+        ConfigError: if it does not; the message names the entry that needs most, its bytes, and the
+        bytes available.
     """
     total, most = replicas * sum(wanted.values()), ABSURD if available is None else available
     if total <= most:
         return
-    # Whatever else grows with the weights, they are named where they alone are too many.
+    # If the weights alone do not fit, they are named, although other entries grow with them.
     alone = replicas * wanted["weights"] > most
     largest = "weights" if alone else max(wanted, key=lambda part: wanted[part])
     group, _, name = largest.partition(".")
@@ -116,17 +117,17 @@ def check_run(
     replicas: int = 1,
     available: int | None = None,
 ) -> None:
-    """`check_memory` of a training run.
+    """Calls `check_memory` for a training run.
 
     Args:
-        config: from `config.validate`.
+        config: a validated configuration.
         averages: name → kernel.
-        image_shape, num_classes: of the data.
-        replicas: that share the memory.
-        available: bytes; None where it is not known.
+        image_shape, num_classes: properties of the data.
+        replicas: number of replicas that share the memory.
+        available: bytes; None if unknown.
 
     Raises:
-        ConfigError: where it does not fit, and for a network that does not exist.
+        ConfigError: if it does not fit, and for a network that does not exist.
     """
     from tf_lrtraj.models import resnet_size  # Keras takes many seconds to import
 

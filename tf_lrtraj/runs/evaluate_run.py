@@ -24,10 +24,10 @@ def open_checkpoint(
     """Builds a run's parts and restores one of its checkpoints.
 
     Args:
-        config: from `config.read_config`.
+        config: the result of `run_config.read_config`.
         workdir: the run's folder.
         strategy: a `tf.distribute` strategy; it need not be the one that trained.
-        step: which checkpoint; None for the newest intact one.
+        step: the step of the checkpoint; None for the newest intact one.
 
     Returns:
         (the assembly, the step of the checkpoint).
@@ -40,7 +40,7 @@ def open_checkpoint(
     if not folder.is_dir():
         raise FileNotFoundError(f"there are no checkpoints in {folder}")
     assembly = assemble(config, load_dataset(config), strategy)
-    # Reading only: damaged checkpoints are passed over, not deleted.
+    # Reading only: damaged checkpoints are skipped, not deleted.
     checkpointer = Checkpointer(folder, assembly.checkpointed, writer=False)
     found, _ = checkpointer.restore(step)
     return assembly, found
@@ -56,16 +56,16 @@ def evaluate(
 ) -> Iterator[dict[str, Any]]:
     """Evaluates weights of a restored run, one row each (as in `metrics.jsonl`).
 
-    The raw weights of a model with batch norm have two where statistics are recomputed:
-    with recomputed and with running ones.
+    The raw weights of a model with batch norm have two rows if statistics are recomputed: with
+    recomputed and with running statistics.
 
     Args:
-        assembly: with a checkpoint restored.
-        step: of that checkpoint.
+        assembly: the assembly, with a checkpoint restored.
+        step: the step of that checkpoint.
         names: "raw" and names of averages; None for all.
         split: None for the configured one.
         batch_norm: a policy to use instead of the configured ones.
-        limit: only so many images.
+        limit: largest number of images; None for all.
 
     Raises:
         ConfigError: for unknown names, splits, or a policy the checkpoint cannot serve.

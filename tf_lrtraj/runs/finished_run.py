@@ -1,4 +1,4 @@
-"""What a workdir says of its run before TensorFlow is imported: whether everything is done."""
+"""Finds out whether a run is finished, without importing TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["finished_report", "is_done"]
 
 
 def is_done(workdir: str | os.PathLike[str]) -> bool:
-    """Whether the run of a workdir has ended as it should."""
+    """Returns whether the run of a workdir has the status done."""
     return records.read_run(workdir).get("status") == "done"
 
 
@@ -24,11 +24,11 @@ def finished_report(
     """Writes the report of a run that is done, with its matched runs.
 
     Args:
-        config: from `config.validate`.
-        workdir: of the run.
+        config: a validated configuration.
+        workdir: the workdir of the run.
 
     Returns:
-        The path of the report; None where something is left to do.
+        The path of the report; None if the run is not finished.
 
     Raises:
         records.RecordError: if the workdir belongs to another configuration, its records are

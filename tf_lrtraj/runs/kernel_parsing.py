@@ -1,4 +1,4 @@
-"""An average on the command line: a kernel, with a name or without."""
+"""Parses an average on the command line: a kernel with an optional name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = re.compile(r"([A-Za-z0-9_.+-]+)=(?=[A-Za-z_]+[:(]|\{)(.*)", re.DOTALL)
 
 
 def parse_average(text: str) -> tuple[str, Any]:
-    """(name, kernel) of one --kernel.
+    """Returns (name, kernel) of one --kernel.
 
     >>> parse_average("ema:0.99")
     ('ema-0.99', Exponential(decay=0.99, start=0))

@@ -1,7 +1,7 @@
-"""The configuration of a training run: its entries, and what they come to in steps.
+"""The configuration of a training run: its entries, their checks, and lengths in steps.
 
-A file in `configs/` starts from `default_config()` and changes what it needs;
-`validate` turns the result into plain, checked values before anything starts.
+A file in `configs/` changes entries of `default_config()`; `validate` checks the result and returns
+plain values before anything starts.
 
 >>> config = default_config()
 >>> config.optimizer.momentum = 1.5
@@ -54,11 +54,11 @@ DTYPES = ("float32", "mixed_bfloat16")
 STEMS = ("cifar", "imagenet")
 POLICIES = records.BATCH_NORM_POLICIES
 ENCODINGS = ("exact", "int16", "int8")
-LONGEST_RUN = 10**8  # steps; the rate of each is kept, in memory and in the records
+LONGEST_RUN = 10**8  # steps; the rate of each is stored in memory and in the records
 
 
 def _length(zero: bool = False, never: bool = False, percent: bool = True) -> Rule:
-    """A duration, kept as it is written; `Plan` turns it into steps."""
+    """Returns the rule of a duration, which is stored as written; `Plan` converts it to steps."""
 
     def read(value: Any) -> Any:
         if never and value == NEVER:
@@ -83,91 +83,148 @@ def _limit(value: Any) -> int:
 
 
 _ENTRIES = {
-    "name": Entry("run", text(), "the run's name, shown in the report"),
+    "name": Entry("run", text(), "name of the run, shown in the report"),
     "seed": Entry(
-        0, integer(0, below=LARGEST_COUNT), "decides weights, data order and augmentation"
+        0,
+        integer(0, below=LARGEST_COUNT),
+        "seed of the initial weights, the data order and the augmentation",
     ),
-    "data.name": Entry("digits", text(), "'digits' (embedded) or a TensorFlow Datasets name"),
-    "data.dir": Entry(None, text().or_none(), "where TFDS data lies; None: its default", str),
-    "data.download": Entry(False, boolean(), "let TFDS download and prepare what is missing"),
-    "data.augmentation": Entry("none", one_of(AUGMENTATIONS), "of training images"),
-    "data.image_size": Entry(None, count(4).or_none(), "side in pixels; None: as stored", int),
-    "data.batch_size": Entry(128, count(1), "images of a step, over all replicas"),
+    "data.name": Entry(
+        "digits", text(), "data set: 'digits' (embedded) or a name of TensorFlow Datasets (TFDS)"
+    ),
+    "data.dir": Entry(
+        None, text().or_none(), "folder of the TFDS data; None: TFDS' default folder", str
+    ),
+    "data.download": Entry(
+        False, boolean(), "whether TFDS may download and prepare a missing data set"
+    ),
+    "data.augmentation": Entry("none", one_of(AUGMENTATIONS), "augmentation of training images"),
+    "data.image_size": Entry(
+        None, count(4).or_none(), "side of the images in pixels; None: as stored", int
+    ),
+    "data.batch_size": Entry(128, count(1), "images per step, over all replicas"),
     "data.eval_split": Entry(
         None,
         text().or_none(),
         "split to evaluate on; None: 'test' if the data set has one, else 'validation'",
         str,
     ),
-    "model.depth": Entry(8, count(8), "layers: 18, 34, 50, or 6n+2"),
-    "model.width": Entry(16, count(1), "channels of the first stage"),
-    "model.stem": Entry("cifar", one_of(STEMS), "first layers"),
-    "model.batch_norm.momentum": Entry(0.9, number(0, below=1), "of the running statistics"),
-    "model.batch_norm.epsilon": Entry(1e-5, number(0), "added to variances"),
-    "model.batch_norm.synchronized": Entry(False, boolean(), "moments of all replicas together"),
-    "model.dtype": Entry("float32", one_of(DTYPES), "of the computation"),
-    "optimizer.momentum": Entry(0.9, number(0, below=1), "of SGD"),
-    "optimizer.nesterov": Entry(False, boolean(), "Nesterov's momentum"),
+    "model.depth": Entry(8, count(8), "depth of the ResNet: 18, 34, 50, or 6n+2 such as 8, 14, 20"),
+    "model.width": Entry(16, count(1), "channels of the first stage of the ResNet"),
+    "model.stem": Entry(
+        "cifar", one_of(STEMS), "first layers of the ResNet, for small or for large images"
+    ),
+    "model.batch_norm.momentum": Entry(
+        0.9, number(0, below=1), "share of the running statistics that each step keeps"
+    ),
+    "model.batch_norm.epsilon": Entry(1e-5, number(0), "number added to variances"),
+    "model.batch_norm.synchronized": Entry(
+        False,
+        boolean(),
+        "whether layers normalise over the global batch instead of each replica's part",
+    ),
+    "model.dtype": Entry(
+        "float32",
+        one_of(DTYPES),
+        "dtype of the computation; weights and averages are at least float32",
+    ),
+    "optimizer.momentum": Entry(0.9, number(0, below=1), "momentum of SGD"),
+    "optimizer.nesterov": Entry(False, boolean(), "whether SGD uses Nesterov's momentum"),
     "optimizer.weight_decay": Entry(
-        0.0, number(0), "L2: so many times a weight is added to its gradient"
+        0.0, number(0), "L2 weight decay: this number times a weight is added to its gradient"
     ),
     "optimizer.weight_decay_on": Entry(
-        "kernels", one_of(WEIGHT_DECAY_ON), "weights that decay: kernels, or all trainable ones"
+        "kernels",
+        one_of(WEIGHT_DECAY_ON),
+        "weights on which weight decay acts: kernels, or all trainable weights",
     ),
-    "optimizer.label_smoothing": Entry(0.0, number(0, below=1), "share spread over all classes"),
+    "optimizer.label_smoothing": Entry(
+        0.0, number(0, below=1), "share of the target probability that is spread over all classes"
+    ),
     "schedule": Entry(
         {"rate": "Constant", "constant": 0.1},
         GROUP,
-        "learning rate: a formula of tf_lrtraj.rates; numbers of steps may be durations",
+        "learning rate: a formula of tf_lrtraj.rates, whose lengths may be durations, such as "
+        "{'rate': 'Cosine', 'start': 0.1, 'steps': '8 epochs'}",
     ),
     "total": Entry("8 epochs", _length(percent=False), "length of the run"),
     "averages": Entry(
         {},
         GROUP,
-        "name -> kernel of tf_lrtraj.kernels; numbers of steps may be durations, and each may "
-        "have its own 'batch_norm' policy",
+        "name -> kernel of tf_lrtraj.kernels, whose lengths may be durations, such as "
+        "{'swa': {'kernel': 'Uniform', 'start': '60 percent'}}; an average may have its own "
+        "'batch_norm' policy",
     ),
-    "batch_norm.policy": Entry("recompute", one_of(POLICIES), "statistics of averaged weights"),
-    "batch_norm.batches": Entry(20, count(1), "training batches for 'recompute'"),
-    "evaluate.every": Entry("1 epochs", _length(never=True), "when to evaluate; the end always is"),
-    "evaluate.batch_size": Entry(500, count(1), "images at a time"),
+    "batch_norm.policy": Entry(
+        "recompute",
+        one_of(POLICIES),
+        "batch-norm statistics of averages: recomputed, averaged like the weights, or copied",
+    ),
+    "batch_norm.batches": Entry(
+        20, count(1), "training batches on which 'recompute' computes the statistics"
+    ),
+    "evaluate.every": Entry(
+        "1 epochs",
+        _length(never=True),
+        "time between evaluations; the last step is always evaluated",
+    ),
+    "evaluate.batch_size": Entry(500, count(1), "images per batch of an evaluation"),
     "evaluate.train_examples": Entry(
-        0, count(0), "also evaluate so many training images, unaugmented"
+        0, count(0), "number of training images to evaluate too, without augmentation"
     ),
-    "checkpoint.every": Entry("1 epochs", _length(never=True), "when to save; the end always is"),
-    "checkpoint.keep": Entry(2, count(1), "newest checkpoints kept"),
+    "checkpoint.every": Entry(
+        "1 epochs", _length(never=True), "time between checkpoints; the last step is always saved"
+    ),
+    "checkpoint.keep": Entry(2, count(1), "number of checkpoints to keep"),
     "snapshots.every": Entry(
-        "never", _length(never=True), "iterates kept in workdir/snapshots, for lrtraj-average"
+        "never",
+        _length(never=True),
+        "time between snapshots in WORKDIR/snapshots, from which lrtraj-average builds averages",
     ),
-    "snapshots.start": Entry("0 steps", _length(zero=True), "the first of them"),
-    "snapshots.encoding": Entry("exact", one_of(ENCODINGS), "how values are stored"),
+    "snapshots.start": Entry("0 steps", _length(zero=True), "time of the first snapshot"),
+    "snapshots.encoding": Entry(
+        "exact", one_of(ENCODINGS), "encoding of the weights; int16 and int8 round them"
+    ),
     "snapshots.limit": Entry(
-        0, Rule("0, or an integer of at least 2", _limit), "most snapshots on disk; 0: no limit"
+        0,
+        Rule("0, or an integer of at least 2", _limit),
+        "largest number of snapshots on disk; 0: no limit",
     ),
     "snapshots.when_full": Entry(
-        "thin", one_of(("thin", "drop_oldest")), "what happens at the limit"
+        "thin",
+        one_of(("thin", "drop_oldest")),
+        "what to drop at the limit: every other snapshot, or the oldest",
     ),
     "probes": Entry(
         {},
         GROUP,
-        "name -> a probe of the run while it trains: its kind ('probe', by default the name), "
-        "'every' and 'start' as durations, and its options (lrtraj-probe --help). Probes that "
-        "need several points are measured at the end, on the snapshots",
+        "name -> a probe to measure during the run, such as {'line': {'every': '1 epochs', "
+        "'batches': 4}}: its kind ('probe', by default the name), the durations 'every' and "
+        "'start', and its options (lrtraj-probe --help). Probes of several points are measured "
+        "at the end, on the snapshots",
     ),
-    "log_every": Entry("50 steps", _length(), "length of the window that a logged row is over"),
-    "steps_per_call": Entry(10, count(1), "training steps in one compiled call"),
-    "tensorboard": Entry(True, boolean(), "write event files for TensorBoard"),
+    "log_every": Entry(
+        "50 steps", _length(), "time between rows of metrics.jsonl; a row has means over this time"
+    ),
+    "steps_per_call": Entry(10, count(1), "training steps per compiled call"),
+    "tensorboard": Entry(True, boolean(), "whether to write event files for TensorBoard"),
     "save_models": Entry(
-        True, boolean(), "write raw.keras and a .keras file per average at the end"
+        True, boolean(), "whether to write raw.keras and a .keras file per average at the end"
     ),
     "matched.averages": Entry(
         (),
         sequence_of(text(), "a list of names of averages"),
-        "averages for which a run under the equivalent schedule is made as well",
+        "averages for which a run under the equivalent schedule is trained too",
     ),
-    "matched.curvature": Entry(0.0, number(0), "at which that schedule is equivalent"),
-    "threads": Entry(0, count(0), "of TensorFlow, which bits depend on; 0: its choice"),
-    "deterministic": Entry(True, boolean(), "make operations reproducible to the bit"),
+    "matched.curvature": Entry(
+        0.0, number(0), "curvature at which that schedule is equivalent; 0: for frozen gradients"
+    ),
+    "threads": Entry(
+        0,
+        count(0),
+        "threads of TensorFlow, on which the bits of a run depend; 0: TensorFlow's choice",
+    ),
+    "deterministic": Entry(True, boolean(), "whether operations are reproducible to the bit"),
 }
 SCHEMA = Schema(_ENTRIES)
 
@@ -178,13 +235,12 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
-    """Checks a configuration and returns it as plain nested dicts, defaults filled in.
+    """Checks a configuration and returns it as nested dicts, with defaults for missing entries.
 
-    What depends on the size of the data set (lengths in steps) is checked by `resolve`.
+    `resolve` checks the lengths in steps, which depend on the size of the data set.
 
     Raises:
-        ConfigError: naming the key, the value received and what is allowed;
-            for an unknown key, with the nearest known one.
+        ConfigError: for an unknown key, with the closest known one, or a value that is not allowed.
     """
     plain = SCHEMA.read(config)
     for name, entry in plain["averages"].items():
@@ -213,11 +269,11 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
 
 
 def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) -> dict[str, Any]:
-    """The validated configuration of a run that exists.
+    """Returns the validated configuration of an existing run.
 
     Args:
         workdir: the run's folder.
-        data_dir: where its data lies now, if elsewhere.
+        data_dir: the folder of its data, if they have moved.
 
     Raises:
         records.RecordError: if the folder holds no run.
@@ -231,7 +287,7 @@ def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) ->
 
 @contextlib.contextmanager
 def _as_config_errors(where: str = "") -> Iterator[None]:
-    """Inside, a ValueError becomes a ConfigError, with the entry's name before it."""
+    """Converts a ValueError inside to a ConfigError with the entry's name before it."""
     try:
         yield
     except ValueError as caught:
@@ -240,7 +296,7 @@ def _as_config_errors(where: str = "") -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a configuration means for a data set of known size; lengths are in steps."""
+    """A configuration resolved for a data set of known size, with lengths in steps."""
 
     total_steps: int
     steps_per_epoch: float
@@ -258,14 +314,14 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Lengths:
-    """Turns the durations of one configuration into steps; every error is a ConfigError."""
+    """Converts the durations of one configuration to steps; every error is a ConfigError."""
 
     per_epoch: fractions.Fraction
     batch: int
     total: int | None = None
 
     def steps(self, value: Any, name: str, at_least: int = 1) -> int:
-        """Steps of a duration."""
+        """Returns the steps of a duration."""
         with _as_config_errors():
             found = Duration.parse(value, name).steps(self.per_epoch, self.total, self.batch, name)
         if found < at_least:
@@ -274,31 +330,31 @@ class _Lengths:
         return found
 
     def every(self, value: Any, name: str) -> int:
-        """Steps of a duration; 0 for never."""
+        """Returns the steps of a duration; 0 for never."""
         return 0 if value == NEVER else self.steps(value, name)
 
     def timetable(self, entry: Mapping[str, Any], name: str, **more: Any) -> Timetable | None:
-        """Of `every` and `start` of a group; None for never."""
+        """Returns the timetable of `every` and `start` of a group; None for never."""
         start = self.steps(entry.get("start", "0 steps"), f"{name}.start", at_least=0)
         every = self.every(entry.get("every", NEVER), f"{name}.every")
         return Timetable(every, start, **more) if every else None
 
     def in_steps(self, entry: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """The configuration of a kernel or rate."""
+        """Returns the configuration of a kernel or rate with lengths in steps."""
         with _as_config_errors():
             return resolve_durations(entry, self.per_epoch, self.total, self.batch, name)
 
 
 def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
-    """Turns every duration of a validated configuration into steps.
+    """Converts every duration of a validated configuration to steps.
 
     Args:
-        plain: from `validate`.
+        plain: the result of `validate`.
         epoch_examples: number of training images.
 
     Raises:
-        ConfigError: for durations that come to nothing, and for rates and kernels
-            that do not exist or are given values out of range.
+        ConfigError: for durations of 0 steps, and for unknown rates and kernels or values out of
+        range.
     """
     check_counts(plain, epoch_examples)
     batch = plain["data"]["batch_size"]
@@ -309,8 +365,8 @@ def resolve(plain: Mapping[str, Any], epoch_examples: int) -> Plan:
         raise refusal("total", allowed, plain["total"])
     lengths = dataclasses.replace(lengths, total=total)
     averages, policies = {}, {}
-    # By name: averages that share buffers are told apart by their order, which must be the same
-    # when a run goes on, and a configuration's own depends on how it was written down.
+    # In the order of names: averages that share buffers are identified by their order, which must
+    # be the same in a resumed run, and the order in a configuration depends on how it was written.
     for name, entry in sorted(plain["averages"].items()):
         where = f"config.averages.{name}"
         kernel = {key: value for key, value in entry.items() if key != "batch_norm"}

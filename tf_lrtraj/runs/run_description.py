@@ -1,4 +1,4 @@
-"""What `run.json` says of a run; see docs/records.md."""
+"""The description of a run in `run.json`; see docs/records.md."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tf_lrtraj.training.run_files import now, parameters, versions
 
 
 def _command() -> str:
-    """The command line, without where the program itself is installed."""
+    """Returns the command line, without the folder of the program."""
     return shlex.join([program_name(), *sys.argv[1:]])
 
 
 def describe(
     assembly: Assembly, strategy_name: str, matched_to: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The content of `run.json` at the start of a run."""
+    """Returns the content of `run.json` at the start of a run."""
     config, plan = assembly.config, assembly.plan
     model = assembly.model
     return {

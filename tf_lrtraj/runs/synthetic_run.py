@@ -1,13 +1,13 @@
-"""Experiments on the quadratic model, where theory, simulation and averaged SGD can be compared.
+"""Experiments on the quadratic model, which compare theory, simulation and averaged SGD.
 
-Each function takes its part of the configuration and returns a record: a flat dict of arrays,
-numbers and strings, everything a figure or a claim needs.  `run` makes them all and writes
-them to a folder; `tf_lrtraj.report.synthetic_figures` draws them.
+Each function takes its part of the configuration and returns a record: a flat dict of the arrays,
+numbers and strings that figures and claims need. `run` calls all functions and writes the records
+to a folder; `tf_lrtraj.report.synthetic_figures` draws them.
 
 - `two_time_scales`: averaging lowers the noise of fast modes and keeps the speed of slow ones.
-- `averaging_against_schedule`: an average of a constant-rate run beside runs whose rate decays.
-- `averaging_length`: how much the length of an average matters, and on what the best depends.
-- `single_runs`: what one run shows of its surroundings (one-step curves, distances, the shell).
+- `averaging_against_schedule`: an average of a constant-rate run, and runs whose rate decays.
+- `averaging_length`: the effect of the length of an average, and the best length.
+- `single_runs`: one-step curves, distances and the shell for single runs.
 
 No TensorFlow: the whole takes well under a minute.
 """
@@ -106,7 +106,7 @@ def validate(config: Any) -> dict[str, Any]:
 
 
 def _checked(given: Any, default: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Returns `given` with defaults for what it lacks; each value must be of its default's kind."""
+    """Returns `given` with defaults for missing keys; values must have the default's type."""
     if not isinstance(given, Mapping):
         raise values.error(path, "a dict", given, ConfigError)
     unknown = sorted({str(key) for key in given} - set(default))
@@ -167,7 +167,7 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Record]:
             made[name] = function(plain[name], plain["seed"])
         except ValueError as error:
             raise ConfigError(f"config.{name}: {error}") from error
-    # Only now, so that a mistake leaves an earlier record as it is.
+    # Only now, so that an error does not change an earlier record.
     folder.mkdir(parents=True, exist_ok=True)
     for name, record in made.items():
         write_record(folder, name, record)
@@ -189,10 +189,10 @@ def write_record(folder: pathlib.Path, name: str, record: Mapping[str, Any]) -> 
 
 
 def two_time_scales(config: Mapping[str, Any], seed: int) -> Record:
-    """Fast noisy modes and one slow mode: a large rate, its EMA, and the rate the EMA equals.
+    """Fast noisy modes and one slow mode: a large rate, its EMA, and the EMA's effective rate.
 
-    The small rate has the same stationary loss as the EMA (`effective_learning_rate` of the
-    whole spectrum).  Both get as low; the EMA gets there as fast as the large rate.
+    The small rate has the same stationary loss as the EMA (`effective_learning_rate` of the whole
+    spectrum).  Both reach the same loss, and the EMA reaches it as fast as the large rate.
     """
     fast = config["fast_modes"]
     a = np.append(np.ones(fast), config["slow_curvature"])
@@ -247,11 +247,11 @@ def two_time_scales(config: Mapping[str, Any], seed: int) -> Record:
 
 
 def averaging_against_schedule(config: Mapping[str, Any], seed: int) -> Record:
-    """Averages of a constant-rate run beside runs under the schedules said to be equivalent.
+    """Averages of a constant-rate run, and runs under the equivalent schedules.
 
-    Per average three schedules: "flat", exact for frozen gradients; "reference", exact at a
-    reference curvature, path by path (`path_error`: its relative error on that curvature);
-    "best", the one that never rises and is fitted to the average's loss at the end.  On the
+    There are three schedules per average: "flat", exact for frozen gradients; "reference", exact at
+    a reference curvature along every path (`path_error` is its relative error there); and "best",
+    which never rises and is fitted to the average's loss at the end.  On the
     spectrum the first two are approximations: `ratio` is the scheduled run's loss at the
     end over the average's.
     """
@@ -302,7 +302,7 @@ def averaging_against_schedule(config: Mapping[str, Any], seed: int) -> Record:
 def _path_error(
     kernel: kernels.Kernel, base: np.ndarray, schedule: np.ndarray, curvature: float, seed: int
 ) -> float:
-    """How far the scheduled run on one curvature ends from the average, same batches."""
+    """Returns the distance of the scheduled run's end from the average, on the same batches."""
     model = theory.QuadraticModel([curvature], [1.0])
     start = np.array([3.0])
     averaged = _path(model, base, start, seed)
@@ -315,7 +315,7 @@ def _path_error(
 
 
 def averaging_length(config: Mapping[str, Any], seed: int) -> Record:
-    """Loss at the end of a run against the length of an average, bias and variance apart.
+    """Loss at the end of a run by the length of an average, with bias and variance.
 
     Lengths are those of a uniform average; the EMA has the decay of equal mean age.
     """
@@ -354,9 +354,9 @@ def averaging_length(config: Mapping[str, Any], seed: int) -> Record:
 
 
 def single_runs(config: Mapping[str, Any], seed: int) -> Record:
-    """Model halves of what is measured on networks: one-step curves, distances, the shell.
+    """The model's counterpart of measurements on networks: one-step curves, distances, the shell.
 
-    Everything named `…_measured` comes from runs, the rest from formulas.
+    Values named `…_measured` come from runs, the others from formulas.
     """
     model = _spectrum(config)
     a, rate, steps = model.mode_curvatures, config["rate"], config["num_steps"]
@@ -373,7 +373,7 @@ def single_runs(config: Mapping[str, Any], seed: int) -> Record:
         for kind, held_out in (("same", False), ("other", True)):
             record[f"{where}_{kind}_losses"] = model.one_step_loss(grid, point, held_out, around)
 
-    # Held-out gain of one more step in the stationary state: gone at the run's own rate.
+    # Held-out gain of one more step in the stationary state: 0 at the run's own rate.
     rates = np.array(config["rates"])
     exact, measured, distances, distance_exact = (np.empty(rates.size) for _ in range(4))
     for i, one in enumerate(rates.tolist()):
@@ -394,7 +394,7 @@ def single_runs(config: Mapping[str, Any], seed: int) -> Record:
         "distance_exponent_measured": _slope(rates, distances),
     }
 
-    # Displacement against lag: it levels off once a run is stationary.
+    # Displacement by lag: it levels off if a run is stationary.
     lags = np.unique(np.geomspace(1, steps // 8, 30).astype(int))
     powers = (1.0 - rate * a) ** lags[:, None]
     record |= {
@@ -405,7 +405,7 @@ def single_runs(config: Mapping[str, Any], seed: int) -> Record:
         ),
     }
 
-    # The shell: iterates lie about it, averages inside.
+    # The shell: iterates lie around it, averages inside.
     averaged = _averaged(path, kernels.Exponential(config["decay"]))[steps // 4 :]
     for name, points in (("iterate", settled), ("average", averaged)):
         some = points[:: max(1, len(points) // 2000)]
@@ -445,7 +445,7 @@ def _spectrum(config: Mapping[str, Any]) -> theory.QuadraticModel:
 
 
 def _settling_steps(rate: float, curvature: float) -> int:
-    """Steps after which a run has forgotten its start, to e⁻⁵."""
+    """Returns the steps after which the start has decayed to e⁻⁵."""
     return int(np.ceil(min(5.0 / max(rate * curvature, 1e-300), 1e18)))
 
 
@@ -473,7 +473,7 @@ def _averaged(path: np.ndarray, kernel: kernels.RecursiveKernel) -> np.ndarray:
 
 
 def _largest_miss(simulated: Any, expected: np.ndarray, steps: np.ndarray) -> float:
-    """Largest distance between simulation and theory at some steps, in standard errors."""
+    """Returns the largest distance of simulation and theory at some steps, in standard errors."""
     return float(
         np.max(np.abs(simulated.losses[steps] - expected[steps]) / simulated.stderr[steps])
     )

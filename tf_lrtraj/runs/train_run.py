@@ -1,7 +1,7 @@
-"""The main job: train, keep averages, evaluate, and run the schedules the averages equal.
+"""Trains a run with averages and evaluations, and its matched runs.
 
-A workdir holds one run.  Runs under equivalent schedules are complete runs of
-their own in `matched/<average>/` inside it.
+A workdir holds one run.  Matched runs, under equivalent schedules, are complete runs in
+`matched/<average>/` inside it.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def prepare(
 
     Args:
         config: a configuration.
-        workdir: where everything will be written (by the chief, of several workers).
-        strategy: the run's, if what it cannot do is to be refused here too.
+        workdir: the folder to write to (only the chief of several workers writes).
+        strategy: the run's strategy, to check its limits here; None to skip this.
 
     Returns:
         (the validated configuration, its data set).
@@ -60,7 +60,7 @@ def prepare(
         ConfigError: for anything wrong in the configuration or its data.
         records.RecordError: if the workdir belongs to another configuration, cannot
             be written, or another process is writing there.
-        strategies.Refused: if another worker found something wrong.
+        strategies.Refused: if another worker found an error.
     """
     plain = validate(config)
     workers = Workers(strategy)
@@ -74,12 +74,12 @@ def prepare(
 
 
 def _check_with_data(config: dict[str, Any], strategy: Any, workers: Workers) -> Any:
-    """Loads the data, and checks what depends on it."""
+    """Loads the data and checks the entries that depend on them."""
     dataset = load_dataset(config)
     plan = resolve(config, dataset.num_examples["train"])
     if strategy is not None:
         check_replicas(config, strategy)
-        # The machine's memory, where its processors train; what a device has is not known here.
+        # The machine's memory if its processors train; the memory of devices is not known here.
         kinds = {device.device_type for device in tf.config.list_logical_devices()}
         available = memory.total() if kinds == {"CPU"} else None
         replicas = strategy.num_replicas_in_sync // workers.count
@@ -87,7 +87,7 @@ def _check_with_data(config: dict[str, Any], strategy: Any, workers: Workers) ->
         check_run(config, plan.averages, shape, classes, replicas, available)
     matched_rates(config, plan)
     while_training.check(config, plan, dataset)
-    build_model(config, dataset)  # its mistakes show now rather than later
+    build_model(config, dataset)  # to find its errors now
     return dataset
 
 
@@ -102,7 +102,7 @@ def _as_stored(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(chiefs: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Makes sure that this worker was given the chief's configuration."""
+    """Checks that this worker has the chief's configuration."""
     shown = [
         f"config.{key}: {value!r} there, {mine[key]!r} here"
         for key, value in chiefs.items()
@@ -113,7 +113,7 @@ def _check_same(chiefs: dict[str, Any], mine: dict[str, Any]) -> None:
 
 
 def matched_rates(config: dict[str, Any], plan: Plan) -> dict[str, np.ndarray]:
-    """The equivalent schedule, [T] rates, of every average that is to be matched.
+    """Returns the equivalent schedule, [T] rates, of every average with a matched run.
 
     Raises:
         ConfigError: if an average has no equivalent schedule that can be run.
@@ -146,15 +146,15 @@ def run(
     strategy_name: str = "",
     tell: Callable[[str], None] = logging.info,
 ) -> pathlib.Path | None:
-    """Makes the run, its matched runs, and the report; goes on where an earlier call stopped.
+    """Trains the run and its matched runs and writes the report; resumes an earlier call.
 
     Args:
-        config: from `prepare`.
-        dataset: from `prepare`.
-        workdir: where everything is written.
+        config: the configuration from `prepare`.
+        dataset: the data set from `prepare`.
+        workdir: the folder to write to.
         strategy: a `tf.distribute` strategy.
-        strategy_name: for the record.
-        tell: receives what starts, and what it will cost in memory and on disk.
+        strategy_name: its name, for the record.
+        tell: called with sentences about what starts and its cost in memory and on disk.
 
     Returns:
         The path of the report; None on workers other than the chief, which write nothing.
@@ -195,16 +195,16 @@ def run(
             if workers.chief and (workdir / records.RUN).exists():
                 stage("drawing the report")
                 path = report.write_report(workdir)
-    workers.wait()  # a worker that leaves early looks like one that was lost
+    workers.wait()  # a worker that ends early looks like one that was lost
     return path
 
 
 def fork_step(plan: Plan, rates: np.ndarray) -> int:
-    """The last checkpoint of the base run up to which a matched run is that very run.
+    """Returns the last checkpoint step of the base run up to which a matched run is identical.
 
-    An average that starts late has a schedule equal to the base rate until then, and the
-    same start, batches and rates give the same bits; 0 where there is no such checkpoint.
-    Rates are compared in float32, as the optimizer takes them.
+    The schedule of an average that starts late equals the base rate until then, and the same
+    initial weights, batches and rates give the same bits.  Returns 0 if there is no such
+    checkpoint.  Rates are compared in float32, as the optimizer uses them.
     """
     base = tf_lrtraj.rates.as_array(plan.rate, plan.total_steps)
     differs = np.flatnonzero(rates.astype(np.float32) != base.astype(np.float32))
@@ -223,7 +223,7 @@ def _matched_config(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _without_averages(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The configuration of a matched run: the same, without averages."""
+    """Returns the configuration of a matched run: the same without averages."""
     return {
         **config,
         "name": f"{config['name']}, schedule equivalent to {name}",
@@ -236,15 +236,15 @@ def _without_averages(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class OneRun:
-    """The run of one workdir: as configured, or under a schedule that an average equals.
+    """The run of one workdir: as configured, or under an equivalent schedule.
 
     Attributes:
         config, dataset, strategy, strategy_name, tell: as in `run`.
-        workdir: of this run.
-        learning_rates: [T] rates to run instead of the configured schedule.
-        matched_to: what `run.json` says of the average the run should match.
-        fork: (workdir of another run, step): where this run has not begun, take over
-            that run's records and checkpoint of that step, if there is one.
+        workdir: the workdir of this run.
+        learning_rates: [T] rates instead of the configured schedule.
+        matched_to: the entry of `run.json` about the matched average.
+        fork: (workdir of another run, step): if this run has not begun, start from that run's
+            records and checkpoint of that step, if it exists.
         pinned: steps whose checkpoints are kept for such forks.
     """
 
@@ -260,10 +260,10 @@ class OneRun:
     tell: Callable[[str], None] = logging.info
 
     def make(self) -> None:
-        """Makes the run, or finishes it, or finds that it is done."""
+        """Trains or resumes the run, unless it is done."""
         workers = Workers(self.strategy)
         if workers.from_chief(lambda: is_done(self.workdir)):
-            logging.info("%s is done already", self.workdir)
+            logging.info("%s is already done", self.workdir)
             return
         workers.from_chief(lambda: str(records.prepare_workdir(self.workdir)))
         keras.utils.set_random_seed(self.config["seed"])
@@ -307,7 +307,7 @@ class OneRun:
             self._train(assembly, checkpointer, log, workers, step, loop.Window(**found["window"]))
 
     def _begin(self, checkpointer: Checkpointer, assembly: Assembly) -> dict[str, Any]:
-        """Where the run starts or goes on, in terms of JSON."""
+        """Returns the state from which the run starts or resumes, as a JSON value."""
         previous = records.read_run(self.workdir)
         forked_at = previous.get("forked_at", 0)
         if self.fork is not None and not checkpointer.steps():
@@ -351,7 +351,7 @@ class OneRun:
                 while_training.at_the_end(assembly, self.workdir, self.tell)
 
     def _snapshots(self, assembly: Assembly, step: int, writer: bool) -> list[loop.Action]:
-        """What writes the run's snapshots; those later than `step` are deleted."""
+        """Returns the writer of the run's snapshots; deletes snapshots later than `step`."""
         plan = assembly.plan
         if plan.snapshots is None:
             return []
@@ -373,11 +373,11 @@ class OneRun:
 
 @contextlib.contextmanager
 def _status_written(path: pathlib.Path | None, description: dict[str, Any]) -> Iterator[None]:
-    """Afterwards `run.json` says how what was done inside has ended.
+    """Writes to `run.json` how the work inside the block ended.
 
     Args:
-        path: of the file; None where another worker writes it.
-        description: the rest of it.
+        path: the path of the file; None if another worker writes it.
+        description: its other entries.
     """
     status, message = "interrupted", None
     try:
@@ -401,10 +401,10 @@ def _take_over(
     workdir: pathlib.Path,
     assembly: Assembly,
 ) -> int:
-    """Puts another run's checkpoint and the rows of its raw weights in place of the first steps.
+    """Copies another run's checkpoint and the rows of its raw weights instead of the first steps.
 
     Returns:
-        The step, or 0 where the other run keeps no intact checkpoint of it.
+        The step, or 0 if the other run has no intact checkpoint of it.
     """
     groups = {name: group for name, group in checkpointer.variables.items() if group}
     other = Checkpointer(source / CHECKPOINTS, groups, writer=False)
@@ -419,7 +419,7 @@ def _take_over(
             if row["step"] <= step and row.get("weights", RAW) == RAW
         ]
         for row in rows:
-            if "learning_rate" in row:  # equal in float32; the record is in float64
+            if "learning_rate" in row:  # equal in float32; the record has float64
                 row["learning_rate"] = float(assembly.learning_rates[row["step"] - 1])
         (workdir / records.METRICS).unlink(missing_ok=True)
         with records.MetricsWriter(workdir / records.METRICS) as writer:
@@ -474,10 +474,9 @@ def save_models(
     names: Sequence[str] | None = None,
     writer: bool = True,
 ) -> list[pathlib.Path]:
-    """Writes `.keras` files of the raw weights and of every average; the model keeps its own.
+    """Writes `.keras` files of the raw weights and of every average, without changing the model.
 
-    Of several workers all must call it, because statistics are recomputed by all together,
-    and one is the writer.
+    All workers must call it, because they recompute statistics together; one of them writes.
     """
     if writer:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 """The study of the papers' claims: its configuration, tasks, plan and runner.
 
-Its trainer is a second one because that of `tf_lrtraj.training` rests on TensorFlow's
-`tf.distribute`, and a study runs on JAX and PyTorch without TensorFlow.
+It has its own trainer, because that of `tf_lrtraj.training` needs TensorFlow's `tf.distribute`, and
+a study also runs on JAX and PyTorch without TensorFlow.
 """

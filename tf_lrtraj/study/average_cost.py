@@ -1,4 +1,4 @@
-"""Task: what a running average costs in memory and time, beside a training step."""
+"""Task: the cost of a running average in memory and time, compared with a training step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tf_lrtraj.study.trainer import Trainer
 
 __all__ = ["TASKS"]
 
-# "single" is SWA as it is published; "auto" is what this package keeps by default.
+# "single" is SWA as published; "auto" is the default precision of this package.
 PRECISIONS = ("single", "auto")
 
 
@@ -27,7 +27,7 @@ PRECISIONS = ("single", "auto")
     seeds_of=ONCE,
 )
 def cost(session: Session, seed: int) -> None:
-    """Times an update of SWA and a training step in turn, on two networks; counts the memory.
+    """Measures the time of an SWA update and of a training step in turn, and the memory.
 
     The networks are the scale's own and one of `config.cost.depth` and `config.cost.width`,
     on batches of the scale's images.
@@ -49,13 +49,13 @@ def cost(session: Session, seed: int) -> None:
 
 
 def _measured(session: Session, trainer: Trainer, seed: int) -> list[dict[str, Any]]:
-    """A row for each precision and repeat: seconds of a step and of an update, and bytes."""
+    """Returns a row for each precision and repeat: seconds of a step and of an update, bytes."""
     repeats, steps = (session.config["cost"][key] for key in ("repeats", "steps"))
     model, rates = trainer.model, np.zeros(steps)  # a step at rate 0 takes as long as any
     weights = model.trainable_variables
     size = sum(array.nbytes for array in backend.to_numpy(backend.values(weights)))
     averages = {p: _Average(model, p) for p in PRECISIONS}
-    trainer.steps(0, rates, seed)  # what is compiled, is compiled now
+    trainer.steps(0, rates, seed)  # compile everything before measuring
     for average in averages.values():
         average.update(1)
     rows = []
@@ -81,7 +81,7 @@ def _measured(session: Session, trainer: Trainer, seed: int) -> list[dict[str, A
 
 
 class _Average:
-    """SWA of a model's weights, updated as `WeightAveraging` does it."""
+    """SWA of a model's weights, updated as by `WeightAveraging`."""
 
     def __init__(self, model: keras.Model, precision: str) -> None:
         variables = list(model.trainable_variables)
@@ -96,7 +96,7 @@ class _Average:
         return sum(array.nbytes for array in backend.to_numpy(self._state.variables))
 
     def update(self, count: int) -> None:
-        """Makes so many updates, and waits for the last."""
+        """Makes `count` updates and waits for the last."""
         for _ in range(count):
             self._made += 1
             self._update(backend.scalars(np.asarray(self._made)))

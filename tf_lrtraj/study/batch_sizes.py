@@ -1,4 +1,4 @@
-"""Task: how far one step reaches, by the size of its batch and the width of the network."""
+"""Task: the reach of one step, by the size of its batch and the width of the network."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def narrow_run(session: Session, seed: int) -> Run:
     seeds_of=PROBE_SEEDS,
 )
 def reach(session: Session, seed: int) -> None:
-    """Loss before a step and the lowest along it, for batches of several sizes.
+    """Measures the loss before a step and the lowest along it, for batches of several sizes.
 
-    Of both networks after `config.reach.steps` updates, and of the base run at its end; there
-    also what side trips of a few steps leave, and how gradients are aligned.
+    It is measured for both networks after `config.reach.steps` updates, and for the base run at its
+    end, where short side trips and the alignment of gradients are measured too.
     """
     training_runs.base(session, seed)
     steps, end = session.config["reach"]["steps"], training_runs.total_steps(session.config)
@@ -63,7 +63,7 @@ def reach(session: Session, seed: int) -> None:
 
 
 def _steps_of(session: Session, seed: int, weights: Any, size: int, more: bool) -> dict[str, float]:
-    """Numbers of batches of one size, the same ones for every network."""
+    """Measures batches of one size, which are the same for every network."""
     settings, count = session.config["probes"], batches_of(size, session.config["reach"])
     random = seeds.generator("reach_batches", seed, size)
     (rows,) = study_points.drawn(session, (count,), random, size=size)

@@ -1,15 +1,16 @@
 """SWA, FGE and conventional training at equal budgets, by their authors' procedure.
 
-Three runs a seed, which share what they have in common (Izmailov et al. 2018, arXiv 1803.05407,
-and their published code; Garipov et al. 2018, arXiv 1802.10026):
+Each seed has three runs, which share their common first steps (Izmailov et al. 2018, arXiv
+1803.05407, and their published code; Garipov et al. 2018, arXiv 1802.10026):
 
-* "conventional": the base rate until half of the budget, then on a line to a hundredth of it at
+* "conventional": the base rate for half of the budget, then a linear decay to a hundredth of it at
   nine tenths, then constant;
-* "swa_constant": the same shape over the steps before `start`, but down to SWA's own rate, at
-  which it goes on to the end; from `start` on a model is collected every `every` steps;
-* "cyclical": leaves it at `start` under the cyclical rate; models are collected at cycle ends.
+* "swa_constant": the same shape over the steps before `start`, but down to SWA's rate, which is
+  kept to the end; from `start` on a model is collected every `every` steps;
+* "cyclical": continues it from `start` at the cyclical rate; models are collected at cycle ends.
 
-SWA is the mean of the weights collected, FGE that of the predictions of the cyclical run's.
+SWA is the mean of the collected weights, FGE the mean of the predictions of the cyclical run's
+models.
 """
 
 from __future__ import annotations
@@ -51,18 +52,18 @@ __all__ = [
 SETS = ("train_part", "test")
 COLLECTED = "collected"
 _CONVENTIONAL_END = 0.01  # of the base rate
-_DECAY = np.linspace(0.5, 1.0, 11)  # shares of the budget whose states are kept
+_DECAY = np.linspace(0.5, 1.0, 11)  # shares of the budget at which states are kept
 
 
 class Times(NamedTuple):
-    """Numbers of steps at which something happens.
+    """The steps of the procedure.
 
     Attributes:
         total: the budget.
-        fork: where SWA's run leaves the conventional one.
-        start: from where models are collected.
+        fork: the step at which SWA's run leaves the conventional one.
+        start: the step from which models are collected.
         every: steps between the models that SWA at constant rate collects.
-        length: of a cycle.
+        length: the length of a cycle.
     """
 
     total: int
@@ -73,22 +74,22 @@ class Times(NamedTuple):
 
     @property
     def ends(self) -> list[int]:
-        """Of the cycles."""
+        """The steps at which cycles end."""
         return list(range(self.start + self.length, self.total + 1, self.length))
 
     @property
     def decay(self) -> list[int]:
-        """Steps along the conventional run's decay whose states are kept."""
+        """The steps of the conventional run's decay at which states are kept."""
         return sorted({round(share * self.total) for share in _DECAY})
 
 
 def budget_steps(config: Mapping[str, Any]) -> int:
-    """Steps of every method."""
+    """Returns the number of steps of every method."""
     return int(config["budget"]["steps"] or training_runs.total_steps(config))
 
 
 def times(config: Mapping[str, Any], num_train: int) -> Times:
-    """When what happens: whole cycles, the last of which ends with the budget.
+    """Returns the steps of the procedure: whole cycles, the last of which ends with the budget.
 
     Raises:
         ConfigError: if two cycles do not fit.
@@ -109,7 +110,7 @@ def times(config: Mapping[str, Any], num_train: int) -> Times:
 
 
 def annealed(rate: float, count: int, over: int, low: float) -> np.ndarray:
-    """[count] rates: `rate` until half of `over` steps, on a line to `low` of it at nine tenths.
+    """Returns [count] rates: `rate` for half of `over` steps, then linear to `low` at nine tenths.
 
     >>> annealed(1.0, 11, over=10, low=0.2).round(2).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2]
@@ -126,14 +127,14 @@ def _times(session: Session) -> Times:
 
 
 def conventional(session: Session, seed: int) -> Run:
-    """The conventional run from scratch, made if it is not there yet."""
+    """Returns the conventional run from scratch; trains it if needed."""
     at = _times(session)
     found = annealed(session.config["learning_rate"], at.total, at.total, _CONVENTIONAL_END)
     return _finished(session, session.run("conventional", seed, found, keep=(at.fork, *at.decay)))
 
 
 def swa_constant(session: Session, seed: int) -> Run:
-    """SWA's run at its constant rate, made if it is not there yet."""
+    """Returns SWA's run at its constant rate; trains it if needed."""
     at, low = _times(session), session.config["budget"]["swa_rate"]
     found = annealed(session.config["learning_rate"], at.total, at.start, low)[at.fork :]
     run = session.run(
@@ -149,7 +150,7 @@ def swa_constant(session: Session, seed: int) -> Run:
 
 
 def cyclical(session: Session, seed: int) -> Run:
-    """The run under the cyclical rate, made if it is not there yet."""
+    """Returns the run at the cyclical rate; trains it if needed."""
     at = _times(session)
     formula = rates.Cyclical(*_high_and_low(session.config), length=at.length)
     run = session.run(
@@ -171,9 +172,9 @@ def _high_and_low(config: Mapping[str, Any]) -> tuple[float, float]:
 def _finished(
     session: Session, run: Run, source: Callable[[Session, int], Run] | None = None
 ) -> Run:
-    """Makes what is missing of a run, and before it that of the run it leaves.
+    """Trains the missing steps of the run that it leaves, and then those of a run.
 
-    The trainer has one model: what is made in the midst of another run would take it away.
+    The trainer has one model, so one run must not be trained in the middle of another.
     """
     if source is not None and not run.path(run.last).exists():
         source(session, run.order_seed)
@@ -181,7 +182,7 @@ def _finished(
 
 
 class _Rates(keras.callbacks.Callback):
-    """Notes the rate that the optimizer has after each of its steps."""
+    """Records the optimizer's rate after each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +194,7 @@ class _Rates(keras.callbacks.Callback):
 
 
 class _RatesUsed(Watch):
-    """Keeps the rates that the optimizer had in each segment in `rates-*.npz`."""
+    """Stores the optimizer's rates of each segment in `rates-*.npz`."""
 
     def __init__(self) -> None:
         self._noted = _Rates()
@@ -207,12 +208,12 @@ class _RatesUsed(Watch):
 
 
 def optimizer_rates(run: Run) -> np.ndarray:
-    """[n] the rate that the optimizer had at each step of a run."""
+    """Returns the [n] rates of the optimizer at each step of a run."""
     files = sorted(run.folder.glob("rates-*.npz"))
     return np.concatenate([read_arrays(path)["rates"] for path in files])
 
 
-# What they collect ----------------------------------------------------------------------------
+# Collected models -----------------------------------------------------------------------------
 
 # Kind of SWA → its run.
 RUNS: dict[str, Callable[[Session, int], Run]] = {
@@ -222,7 +223,7 @@ RUNS: dict[str, Callable[[Session, int], Run]] = {
 
 
 def collected(session: Session, seed: int, kind: str) -> tuple[Snapshots, list[int]]:
-    """(snapshots of the run, steps of the models it collected); both from the disk.
+    """Returns (snapshots of the run, steps of the collected models), read from disk.
 
     The first snapshot is the model at `start`, before anything was collected.
     """
@@ -233,11 +234,11 @@ def collected(session: Session, seed: int, kind: str) -> tuple[Snapshots, list[i
 def average(
     session: Session, seed: int, kind: str, counts: Sequence[int] | None = None
 ) -> dict[int, list[np.ndarray]]:
-    """Number of models → the mean of so many collected first: weights, then statistics.
+    """Returns number of models → mean of the first models collected: weights, then statistics.
 
     Args:
         kind: "swa_constant" or "swa_cyclical".
-        counts: the numbers; None for that of all.
+        counts: numbers of models; None for all.
     """
     snapshots, steps = collected(session, seed, kind)
     counts = [len(steps)] if counts is None else counts
@@ -247,11 +248,11 @@ def average(
 
 
 def trade_off_points(session: Session, seed: int) -> list[tuple[str, str, list[np.ndarray]]]:
-    """(family, label, weights) of points that trade training loss for test loss.
+    """Yields (family, label, weights) of points whose training and test losses are compared.
 
-    "average": SWA of the first 2, 4, … and of all models collected, of both kinds; "decay": the
-    conventional run from the beginning of its decay to the end, whose training losses reach from
-    above those of the averages to below.  (Iterates at SWA's rate are not: theirs are all above.)
+    "average": SWA of the first 2, 4, … and of all collected models, of both kinds.  "decay": the
+    conventional run from the beginning of its decay to the end, whose training losses range from
+    above those of the averages to below.  (Iterates at SWA's rate all have higher losses.)
     """
     found: list[tuple[str, str, list[np.ndarray]]] = []
     for kind in RUNS:
@@ -271,7 +272,7 @@ def _doubling(most: int) -> list[int]:
 
 
 def trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
-    """Images of scoring `trade_off_points`."""
+    """Returns the number of images for scoring `trade_off_points`."""
     at = times(config, sizes.train)
     models = (len(at.ends), (at.total - at.start) // at.every)
     return float((sum(len(_doubling(n)) for n in models) + len(at.decay)) * sizes.some)
@@ -281,7 +282,7 @@ def trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
 
 
 def training_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    """Run → its steps, to within the rounding to whole cycles."""
+    """Returns run → its steps, up to the rounding to whole cycles."""
     total, start = budget_steps(config), config["budget"]["swa_start"]
     return {
         "conventional": total,
@@ -292,13 +293,13 @@ def training_steps(config: Mapping[str, Any]) -> dict[str, int]:
 
 def _images(config: Mapping[str, Any], sizes: Sizes) -> float:
     cycles = len(times(config, sizes.train).ends)
-    whole = 1 + 3 * cycles + 4  # of single runs, members and their ensemble, and of averages
+    whole = 1 + 3 * cycles + 4  # single runs, members and their ensemble, and averages
     return float(whole * sizes.some + 6 * sizes.test)
 
 
 @task("SWA, FGE and conventional training", steps=training_steps, images=_images)
 def budget(session: Session, seed: int) -> None:
-    """Scores of every method, under every batch-norm policy where averages need one."""
+    """Scores every method, and averages under every batch-norm policy."""
     config, at = session.config, _times(session)
     rows: list[dict[str, Any]] = []
 
@@ -344,7 +345,7 @@ def budget(session: Session, seed: int) -> None:
     across=True,
 )
 def independent(session: Session, seed: int) -> None:
-    """The ensemble of the conventional runs of all seeds, which costs as many budgets."""
+    """Scores the ensemble of the conventional runs of all seeds, which costs as many budgets."""
     members = [conventional(session, other).arrays() for other in range(session.config["seeds"])]
     rows = _ensemble(session, "independent", members)
     session.store("independent", seed, rows, {"members": len(members)})

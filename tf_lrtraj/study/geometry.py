@@ -1,9 +1,9 @@
-"""Tasks: how far the weights of the base run move, and the shell that they move on.
+"""Tasks: displacement of the weights of the base run, and the shell around their mean.
 
-With weights of covariance S about m, the squared distance from m has mean tr S and, where they
-are Gaussian, variance 2 tr S²: in many directions it varies little, and iterates lie near a
-surface.  Of the quadratic model E[‖θ' - m‖² - ‖θ - m‖²] for one step is positive inside an
-ellipsoid and negative outside.
+For weights with covariance S about m, the squared distance from m has mean tr S and, for Gaussian
+weights, variance 2 tr S².  With many directions it varies little, and iterates lie near a surface.
+In the quadratic model E[‖θ' - m‖² - ‖θ - m‖²] for one step is positive inside an ellipsoid and
+negative outside.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["TASKS"]
 
 @task("displacement against lag")
 def displacement(session: Session, seed: int) -> None:
-    """Squared displacement of weights against lag over the window: `displacement`.
+    """Measures squared displacement by lag over the window: `displacement`.
 
-    Arrays `lags`, `mean_squared`, `standard_error` (infinite where too few stretches of
-    that length do not overlap), and the same with prefix `filters_` between filters divided by
-    their norms (mean over filters of 2 - 2 cos), which is what counts before batch norm.
+    The record has the arrays `lags`, `mean_squared` and `standard_error` (infinite if there are too
+    few disjoint intervals of that length), and the same with prefix `filters_` between normalised
+    filters (mean over filters of 2 - 2 cos), on which the loss depends before batch norm.
     """
     training_runs.base(session, seed)
     settings, snapshots = session.config["displacement"], session.snapshots(seed)
@@ -72,13 +72,14 @@ def displacement(session: Session, seed: int) -> None:
     steps=lambda config: base_run(config) | {"shell": _walks(config) * config["shell"]["steps"]},
 )
 def shell(session: Session, seed: int) -> None:
-    """Where averages lie, and whether steps lead away from the centre or towards it: `shell`.
+    """Measures the distances of iterates and averages from the centre, and their drift: `shell`.
 
-    The window's snapshots, each half of them seen from the mean of the other: their own mean is
-    close to any average of them.  Arrays `steps` and `squared_distance` of all of them; rows of
-    the averages of `places` stretches ("window"), and of each stretch's first and last iterate
-    ("two_point"), beside the mean of the stretch's iterates; rows ("walk") of the squared distance
-    before and after some updates from c + s (θ - c), θ the stretch's last iterate.
+    Distances of the window's snapshots are measured from the mean of the other half of them,
+    because their own mean is close to any of their averages.  The record has the arrays `steps` and
+    `squared_distance` of all snapshots.  Its rows are: the averages of `places` parts of the window
+    ("window"), and of the first and last iterate of each part ("two_point"), with the mean over the
+    part's iterates; and ("walk") the squared distance before and after some updates from c + s (θ -
+    c), where θ is the last iterate of the part.
     """
     run, config = training_runs.base(session, seed), session.config
     settings, snapshots = config["shell"], session.snapshots(seed)
@@ -132,7 +133,7 @@ def shell(session: Session, seed: int) -> None:
 def _walked(
     session: Session, seed: int, run: Run, arrays: Sequence[np.ndarray], place: np.ndarray
 ) -> np.ndarray:
-    """Where a few updates lead from a place, on batches of another order, without a velocity."""
+    """Returns the weights after a few updates from a point, on other batches, without velocity."""
     trainer, config = session.trainer, session.config
     moved, low = [*arrays], 0
     for i in range(session.num_trainable):

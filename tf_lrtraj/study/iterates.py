@@ -1,4 +1,4 @@
-"""Scores of iterates and of averages of them: levels, averages, many points, the sweep."""
+"""Tasks: scores of iterates and averages: levels, averages, many points, the sweep."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SWEPT = ("train_part", "test_part")
 
 
 def spaced(config: Mapping[str, Any], number: int, share: float = 1.0) -> list[int]:
-    """`number` steps of snapshots, evenly over the last `share` of the window, its end included."""
+    """Returns `number` steps of snapshots, evenly over the last `share` of the window."""
     every, total = config["every"], training_runs.total_steps(config)
     places = np.linspace(total - share * config["window"], total, number)
     steps = total - np.round((total - places) / every) * every
@@ -35,7 +35,7 @@ def spaced(config: Mapping[str, Any], number: int, share: float = 1.0) -> list[i
     images=lambda config, sizes: config["evaluate"]["levels"] * sizes.all,
 )
 def levels(session: Session, seed: int) -> None:
-    """Single iterates over the window, on all images: has the loss levelled off?"""
+    """Scores single iterates over the window on all images, to test stationarity."""
     training_runs.base(session, seed)
     snapshots = session.snapshots(seed)
     rows: list[dict[str, Any]] = []
@@ -49,7 +49,7 @@ def levels(session: Session, seed: int) -> None:
     images=lambda config, sizes: (1 + len(config["averages"])) * (sizes.all + 2 * sizes.test),
 )
 def averages(session: Session, seed: int) -> None:
-    """The raw weights and the averages at the end, under every batch-norm policy."""
+    """Scores the raw weights and the averages at the end, under every batch-norm policy."""
     raw = training_runs.base(session, seed).arrays()
     rows = session.score(raw, ALL, average="raw")
     rows += session.score(raw, ["test"], "running", average="raw")
@@ -63,9 +63,9 @@ def averages(session: Session, seed: int) -> None:
 
 
 def _far_points(config: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """(points, gap, end) of the averages of far points, and of single iterates (1, 0, end).
+    """Returns (points, gap, end) of averages of distant points, and of single iterates (1, 0, end).
 
-    The largest gap at every end; for two points the others too, at every fourth end.
+    The largest gap is used at every end; for two points the others too, at every fourth end.
     """
     settings = config["many_points"]
     gaps = [gap for gap in settings["gaps"] if gap % config["every"] == 0]
@@ -87,7 +87,7 @@ def _many_points_images(config: Mapping[str, Any], sizes: Sizes) -> float:
 
 @task("averages of n points", after=("sweep",), images=_many_points_images)
 def many_points(session: Session, seed: int) -> None:
-    """Averages of n iterates `gap` updates apart, ending at places of the window."""
+    """Scores averages of n iterates `gap` updates apart, ending at steps of the window."""
     training_runs.base(session, seed)
     config, snapshots = session.config, session.snapshots(seed)
     steps, weights = snapshots.steps.tolist(), {}
@@ -115,7 +115,7 @@ def many_points(session: Session, seed: int) -> None:
 def _predicted(
     session: Session, seed: int, pairs: Sequence[tuple[int, int]]
 ) -> list[dict[str, float]]:
-    """Loss of n points by the quadratic identity, from the mean single loss and the gap curve."""
+    """Returns the predicted loss of n points, from the mean single loss and the gap curve."""
     curve = estimate(session, seed).gaps
     single = sweep.measured(session, seed)["about"]["mean_single_loss"][PART[0]]
     rows = []
@@ -136,7 +136,7 @@ def _sweep_images(config: Mapping[str, Any], sizes: Sizes) -> float:
 
 @task("predicted and measured losses of many averages", images=_sweep_images)
 def sweep(session: Session, seed: int) -> None:
-    """Predicted and measured losses of a whole sweep, and the best weights there are."""
+    """Predicts and measures the losses of a whole sweep and of the best weights."""
     training_runs.base(session, seed)
     config = session.config
     settings = config["sweep"]
@@ -160,7 +160,7 @@ def sweep(session: Session, seed: int) -> None:
             held_out=sets[other] if other == "test_part" else None,
             effort=Effort(settings["singles"], settings["lags"], settings["pairs"]),
             verify=settings["verify"],
-            folder=session.state_folder("sweep", seed),  # what was measured once is kept there
+            folder=session.state_folder("sweep", seed),  # measured losses are stored there
             progress=session.progress,
         )
         rows += _sweep_rows(advice.record, name, other)
@@ -174,7 +174,7 @@ def sweep(session: Session, seed: int) -> None:
 
 
 def _sweep_rows(record: Mapping[str, Any], name: str, other: str) -> list[dict[str, Any]]:
-    """Rows of the averages a set's advice predicted and measured."""
+    """Returns rows of the averages whose losses were predicted and measured on a set."""
     rows = [
         {"average": "raw", "role": "raw", "set": name, "measured": record["raw_loss"]},
     ]
@@ -191,7 +191,7 @@ def _sweep_rows(record: Mapping[str, Any], name: str, other: str) -> list[dict[s
 
 
 def estimate(session: Session, seed: int) -> SpectrumEstimate:
-    """Curvatures and noise of a seed's base run, from the pairs its sweep measured."""
+    """Estimates curvatures and noise of a seed's base run, from the pairs of its sweep."""
     found, config = sweep.measured(session, seed), session.config
     return estimate_spectrum(
         found[PART[0]]["lags"],

@@ -19,9 +19,9 @@ SETS = {"held_out_set": "test", "others_set": "train"}
 
 @task("losses along one step", images=images_of("line"), seeds_of=PROBE_SEEDS, probes=("line-*",))
 def line(session: Session, seed: int) -> None:
-    """Losses of batches, and of others, along each batch's own gradient: `line-<step>.npz`.
+    """Measures losses along the gradient of each batch: `line-<step>.npz`.
 
-    The same batches at every step.  `held_out` are test images, `others` training images of
+    The batches are the same at every step.  `held_out` are test images, `others` training images on
     which no step is made.
     """
     training_runs.base(session, seed)
@@ -45,7 +45,7 @@ def line(session: Session, seed: int) -> None:
 
 
 def _batches(session: Session, seed: int) -> list[list[Batch]]:
-    """The batches that steps are made of, and others of which none is made."""
+    """Returns the batches of the steps, and other batches on which no step is made."""
     settings = session.config["probes"]
     counts = settings["batches"], settings["others"]
     drawn = study_points.drawn(session, counts, seeds.generator("line_batches", seed))
@@ -59,9 +59,10 @@ def _batches(session: Session, seed: int) -> list[list[Batch]]:
     seeds_of=PROBE_SEEDS,
 )
 def trained(session: Session, seed: int) -> None:
-    """A fully trained network: the base run, its rate lowered to 0 over the window.
+    """Trains a network fully, by a decay of the base run's rate to 0 over the window.
 
-    Its losses on the batches of `line`, each normalised by itself as there, and its scores.
+    The record has its losses on the batches of `line`, with batch statistics as there, and its
+    scores.
     """
     config = session.config
     falling = 1.0 - np.arange(config["window"]) / config["window"]
@@ -81,7 +82,7 @@ def trained(session: Session, seed: int) -> None:
     probes=("convexity",),
 )
 def convexity(session: Session, seed: int) -> None:
-    """Losses of fixed batches between iterates of the window: `convexity.npz`."""
+    """Measures losses of fixed batches between iterates of the window: `convexity.npz`."""
     training_runs.base(session, seed)
     settings, snapshots = session.config["convexity"], session.snapshots(seed)
     steps = snapshots.steps.tolist()
@@ -106,17 +107,17 @@ def convexity(session: Session, seed: int) -> None:
     probes=("one_step-*",),
 )
 def one_step_lines(session: Session, seed: int) -> None:
-    """Losses along one more step of the run without momentum: `one_step-<step>.npz`.
+    """Measures losses along one more step of the run without momentum: `one_step-<step>.npz`.
 
-    In a stationary state no loss changes in expectation over the *next* update, whatever the data
-    it is measured on.  So a step's batch is drawn as the run draws its next one: at random from
-    the training images that it has not seen yet in its epoch.  The loss is measured on test
-    images, `held_out`, and on `others`, training images drawn whatever the step's batch: their
-    mean over draws is the loss of the whole training set, of which the step's own batch is
-    a part.  (Batches that share no image with the step's would gain less, and nothing already at
-    a lower rate: the own batch's large gain, times its share of the training images, is missing.)
-    Training images are augmented as in training.  Rates run to twice the run's own, which is
-    among them, as its half is.
+    In a stationary state no loss changes in expectation over the *next* update, for any data.  A
+    step's batch is therefore drawn like the run's next one: at random from the training images that
+    it has not seen yet in its epoch.  The loss is measured on test images, `held_out`, and on
+    `others`, training images drawn independently of the step's batch, so that their mean over draws
+    is the loss of the whole training set, which contains the step's own batch. (For batches without
+    the images of the step the gain would be smaller, and 0 already at a lower rate, because the
+    large gain of the own batch, times its share of the training images, would be missing.) Training
+    images are augmented as in training.  Rates go up to twice the run's rate, and include it and
+    its half.
     """
     trajectories.one_step_run(session, seed)
     settings = session.config["one_step"]
@@ -162,10 +163,10 @@ def one_step_lines(session: Session, seed: int) -> None:
     probes=("gradients-*",),
 )
 def gradients(session: Session, seed: int) -> None:
-    """Inner products of batch gradients: `gradients-<step>.npz`.
+    """Measures inner products of batch gradients: `gradients-<step>.npz`.
 
-    Directions, where they are not of length 0: `from_start`, the displacement since the
-    window's first snapshot, and `from_previous`, since the snapshot before.
+    The directions, if their length is not 0, are `from_start`, the displacement since the window's
+    first snapshot, and `from_previous`, that since the previous snapshot.
     """
     training_runs.base(session, seed)
     steps = session.snapshots(seed).steps.tolist()

@@ -1,4 +1,4 @@
-"""What the probing tasks of a study measure: entries of its configuration, and the cost."""
+"""Entries of a study's configuration for the probing tasks, and the cost of these tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REACH_TRIP = 4  # steps of the side trips on batches of several sizes
 
 
 def ascending(rule: Rule, words: str, fewest: int = 1) -> Rule:
-    """A list of different values in ascending order, each of which keeps `rule`."""
+    """Returns the rule of a list of different values in ascending order that fulfil `rule`."""
     members = sequence_of(rule, words, fewest)
 
     def read(value: Any) -> tuple[Any, ...]:
@@ -64,134 +64,156 @@ _POSITIVE = number(above=0)
 _SHARE = number(above=0, at_most=1)
 _EVEN = Rule("an even integer of at least 2", _even)
 
-# Sizes for the digits (ResNet-8 of width 8, 8x8 images): a minute or two of one core for a seed.
+# Defaults for the digits (ResNet-8 of width 8, 8x8 images): one or two minutes per seed and core.
 PROBE_ENTRIES = {
-    # One step, side trips and gradients of mini-batches on the base run; batch norm by the
-    # batch's own moments.  Batches have `config.batch_size` images.
+    # One step, side trips and gradients of mini-batches on the base run, with batch statistics.
+    # Batches have `config.batch_size` images.
     "probes.steps": Entry(
         (),
         _STEPS,
-        "numbers of updates at which lines and gradients are measured: of snapshots, or of states "
-        "that are kept; (): half-way through the run, and the window's first and last",
+        "updates, of snapshots or of kept states, at which lines and gradients are measured; "
+        "(): the middle of the run, and the first and last update of the window",
     ),
-    "probes.batches": Entry(8, count(2), "training batches, each stepped along its own gradient"),
-    "probes.held_out": Entry(4, count(2), "test batches"),
-    "probes.others": Entry(2, count(2), "training batches on which no step is made"),
+    "probes.batches": Entry(
+        8, count(2), "training batches, with a step along the gradient of each"
+    ),
+    "probes.held_out": Entry(4, count(2), "test batches on which the loss is measured"),
+    "probes.others": Entry(
+        2, count(2), "training batches on which no step is made and the loss is measured"
+    ),
     "probes.low": Entry(
         0.05,
         _POSITIVE,
-        "lowest rate of a line above 0; rates are even in the logarithm",
+        "lowest positive rate of a line; rates are evenly spaced in the logarithm",
     ),
     "probes.high": Entry(
         8.0,
         _POSITIVE,
-        "highest; a line goes on beyond until the minimum of each batch is passed",
+        "highest rate of a line; a line is extended until it passes the minimum of each batch",
     ),
-    "probes.rates": Entry(17, count(8), "number of rates above 0"),
+    "probes.rates": Entry(17, count(8), "number of positive rates"),
     "probes.gradients": Entry(24, count(3), "batches whose gradients are compared"),
     "probes.trip_steps": Entry(
         (),
         Rule(f"{_STEPS.allowed}, none or two or more", _trip_steps),
-        "starts of side trips; (): the window's first and last",
+        "updates at which side trips start; (): the first and last update of the window",
     ),
-    "probes.trip_length": Entry(9, count(1), "steps of a trip"),
+    "probes.trip_length": Entry(9, count(1), "steps of a side trip"),
     "probes.trip_rate": Entry(
         None,
         _POSITIVE.or_none(),
-        "rate of trips; None: of the best rates of the line's batches at their start, the one at "
-        "trip_quantile",
+        "learning rate of side trips; None: the quantile trip_quantile of the best rates of the "
+        "line's batches at their start",
         float,
     ),
     "probes.trip_quantile": Entry(
         0.5,
         number(0, 1),
-        "0.5: the median, 0: the lowest. Beyond twice its own best rate a batch's loss rises: "
-        "where best rates differ many times over, as near a loss of 0, take the lowest",
+        "quantile of the best rates, used as the rate of side trips: 0.5 is the median, 0 the "
+        "lowest. Beyond twice its best rate the loss of a batch rises, so use 0 where best rates "
+        "differ strongly, as near a loss of 0",
     ),
     "probes.trip_batches": Entry(
         6,
         count(1),
-        "batches of trips, one trip each from every start, drawn beside those just seen at the "
-        "starts",
+        "batches drawn for side trips, in addition to the batch just seen at each start; each "
+        "batch has one trip from every start",
     ),
     "probes.basin_positions": Entry(
-        11, count(3), "on each segment between trips' ends and the trajectory"
+        11, count(3), "positions on each segment between the ends of trips and the trajectory"
     ),
     "probes.basin_level": Entry(
-        0.05, _SHARE, "smaller barriers count as none, as a share of the loss at the starts"
+        0.05,
+        _SHARE,
+        "height below which a barrier counts as none, as a share of the loss at the starts",
     ),
     # Lines at iterates of the run without momentum.
     "one_step.settle": Entry(
-        0.25, number(0, below=1), "share of the run that is left to the new rate to settle"
+        0.25,
+        number(0, below=1),
+        "share of the run without momentum during which it becomes stationary",
     ),
-    "one_step.iterates": Entry(10, count(2), "evenly spaced over the rest"),
-    "one_step.batches": Entry(6, count(2), "whose gradients are stepped along, at each iterate"),
-    "one_step.held_out": Entry(4, count(2), "test batches that the loss is measured on"),
-    "one_step.others": Entry(6, count(2), "training batches, likewise"),
+    "one_step.iterates": Entry(
+        10, count(2), "iterates measured, evenly spaced over the rest of the run"
+    ),
+    "one_step.batches": Entry(
+        6, count(2), "batches per iterate, with a step along the gradient of each"
+    ),
+    "one_step.held_out": Entry(4, count(2), "test batches on which the loss is measured"),
+    "one_step.others": Entry(6, count(2), "other training batches on which the loss is measured"),
     "one_step.points": Entry(
-        4, _EVEN, "rates from one multiple of the run's rate to the next, up to twice it"
+        4, _EVEN, "rates per interval of one learning rate; rates go up to twice the run's rate"
     ),
     # Losses of fixed batches between iterates of the window.
     "convexity.distances": Entry(
         3,
         count(1),
-        "between two iterates; evenly spaced in the logarithm, to the whole window",
+        "number of distances between two iterates, evenly spaced in the logarithm up to the window",
     ),
-    "convexity.pairs": Entry(2, count(1), "of iterates at each distance"),
-    "convexity.positions": Entry(9, count(5), "on each segment"),
-    "convexity.batches": Entry(4, count(2), "whose losses are measured"),
-    # One step on batches of several sizes, and the same with a narrower network.
+    "convexity.pairs": Entry(2, count(1), "pairs of iterates at each distance"),
+    "convexity.positions": Entry(9, count(5), "positions on each segment"),
+    "convexity.batches": Entry(4, count(2), "batches whose losses are measured"),
+    # One step on batches of several sizes, also with a narrower network.
     "reach.divisor": Entry(
-        2, count(2), "the narrower network's width is that of the model over this"
+        2, count(2), "factor by which the second network is narrower than the model"
     ),
     "reach.steps": Entry(
-        200, count(1), "of its run; the base run is looked at after as many, and at its end"
+        200,
+        count(1),
+        "updates of the narrower network; the base run is measured after as many and at its end",
     ),
     "reach.sizes": Entry(
         (4, 16, 64),
         ascending(count(2), "two or more different integers of at least 2, ascending", fewest=2),
-        "of batches; a span of at least `divisor` squared",
+        "batch sizes; the largest is at least divisor squared times the smallest",
     ),
     "reach.images": Entry(
-        64, count(4), "in all batches of one size, of which there are four or more"
+        64, count(4), "images in all batches of one size together; there are at least four batches"
     ),
-    "displacement.lags": Entry(16, count(3), "evenly spaced in the logarithm"),
+    "displacement.lags": Entry(16, count(3), "number of lags, evenly spaced in the logarithm"),
     "displacement.longest": Entry(0.25, _SHARE, "longest lag, as a share of the window"),
     "shell.places": Entry(
         4,
         _EVEN,
-        "stretches of the window whose averages are seen from the mean of the window's other half",
+        "parts of the window whose averages are compared with the mean of the other half of the "
+        "window",
     ),
     "shell.scales": Entry(
         (0.5, 1.0, 1.5),
         Rule("positive numbers, one below 1 and one above", _around_one),
-        "of the distance of an iterate at which runs from it start",
+        "distances from the mean at which runs start, as multiples of the distance of an iterate",
     ),
-    "shell.steps": Entry(20, count(1), "of these runs"),
+    "shell.steps": Entry(20, count(1), "updates of these runs"),
     # The end of the conventional run and SWA: rays of normalised filters, and the segment between
     # them.  Batch norm recomputed at every point, on the images that evaluations recompute it on.
     "width.images": Entry(
-        500, count(2), "at most so many test images, and, on the segment, training images"
+        500, count(2), "largest number of test images and, on the segment, of training images"
     ),
-    "width.size": Entry(100, count(2), "in a batch of them"),
-    "width.rays": Entry(4, count(2), "from each point"),
+    "width.size": Entry(100, count(2), "images per batch"),
+    "width.rays": Entry(4, count(2), "rays from each point"),
     "width.low": Entry(
-        0.05, _POSITIVE, "lowest distance along a ray above 0, in norms of the kernels"
+        0.05, _POSITIVE, "lowest positive distance along a ray, in norms of the kernels"
     ),
-    "width.high": Entry(1.6, _POSITIVE, "highest; the test error must rise by 5 points on the way"),
-    "width.num": Entry(11, count(2), "number of distances above 0, even in the logarithm"),
+    "width.high": Entry(
+        1.6,
+        _POSITIVE,
+        "highest distance along a ray; the test error must rise by 5 points before it",
+    ),
+    "width.num": Entry(
+        11, count(2), "number of positive distances, evenly spaced in the logarithm"
+    ),
     "width.positions": Entry(
-        5, count(3), "on the segment, which goes on for its length at both ends"
+        5, count(3), "positions on the segment, which is extended by its length at both ends"
     ),
     # Predictions of cycle ends, of their ensemble and of their mean; batch norm recomputed.
-    "ensemble.members": Entry(5, count(2), "the last so many"),
-    "ensemble.images": Entry(500, count(2), "at most so many test images"),
-    "ensemble.size": Entry(100, count(2), "in a batch of them"),
+    "ensemble.members": Entry(5, count(2), "number of members, the last ones of the run"),
+    "ensemble.images": Entry(500, count(2), "largest number of test images"),
+    "ensemble.size": Entry(100, count(2), "images per batch"),
 }
 
 
 def iterate_pairs(count: int, settings: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Pairs of `count` iterates, by number: at each distance so many, evenly over them.
+    """Returns pairs of `count` iterates by number: several at each distance, evenly spaced.
 
     >>> iterate_pairs(9, {"distances": 3, "pairs": 2})
     [(0, 1), (7, 8), (0, 3), (5, 8), (0, 8)]
@@ -207,7 +229,7 @@ def iterate_pairs(count: int, settings: Mapping[str, Any]) -> list[tuple[int, in
 
 
 def batches_of(size: int, settings: Mapping[str, Any]) -> int:
-    """Number of batches of a size, of which steps are made: four at least.
+    """Returns the number of batches of a size on which steps are made, at least four.
 
     >>> [batches_of(size, {"images": 64}) for size in (4, 64)]
     [16, 4]
@@ -216,14 +238,14 @@ def batches_of(size: int, settings: Mapping[str, Any]) -> int:
 
 
 def costs(config: Mapping[str, Any]) -> dict[str, float]:
-    """Task → images that go forward through the network, for one seed; a gradient counts as three.
+    """Returns task → images of forward passes for one seed; a gradient counts as three.
 
-    Grids that have to be extended, and the test set's end, are not foreseen.
+    Extensions of grids, and incomplete last batches of the test set, are ignored.
 
     Args:
-        config: of the reproduction, validated.
+        config: the configuration of the reproduction, validated.
     """
-    # Keras takes many seconds to import, and mistakes in a configuration show without it.
+    # Keras takes many seconds to import, and checking a configuration does not need it.
     from tf_lrtraj.probes.ensemble import SCALES
     from tf_lrtraj.probes.steps import GRADIENT_PASSES
 
@@ -267,7 +289,7 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def images_of(task: str) -> Callable[[Mapping[str, Any], Any], float]:
-    """The cost of one of these tasks, as a `Task` wants it."""
+    """Returns the cost function of one of these tasks, for a `Task`."""
 
     def images(config: Mapping[str, Any], sizes: Any) -> float:
         return costs(config)[task]

@@ -28,10 +28,10 @@ class Problem:
     """Training and test images as arrays [n, height, width, channels], labels [n].
 
     Attributes:
-        num_classes: of the labels.
-        augmentation: of training batches: "none" or "crop_flip".
-        stream: a data set too large for memory, which training batches come from; the
-            arrays then hold a part of it, for scores and probes.
+        num_classes: the number of classes of the labels.
+        augmentation: the augmentation of training batches: "none" or "crop_flip".
+        stream: a data set too large for memory, from which training batches are drawn; the arrays
+            then hold a part of it, for scores and probes.
     """
 
     x_train: np.ndarray
@@ -44,27 +44,28 @@ class Problem:
 
     @property
     def num_train(self) -> int:
-        """Training images, those not held in memory included."""
+        """Number of training images, including those not held in memory."""
         return len(self.x_train) if self.stream is None else self.stream.num_examples["train"]
 
     def training_batches(self, batch_size: int, seed: int, first: int, num: int) -> Any:
-        """What `fit` takes for steps `first` … `first + num - 1`: a function of (seed, step)."""
+        """Returns the data of `fit` for steps `first` … `first + num - 1`, a function of (seed,
+        step)."""
         if self.stream is None:
             return Batches(self, batch_size, seed, first, num)
         return self.stream.train_batches(batch_size, seed=seed, start_step=first).take(num)
 
     def images(self, name: str, part: int) -> tuple[np.ndarray, np.ndarray]:
-        """The set "train" or "test"; with "_part" after it, its first `part` images."""
+        """Returns the set "train" or "test"; with the suffix "_part" its first `part` images."""
         whole = one_of(("train", "test")).check("name", name.removesuffix("_part"))
         x, y = getattr(self, f"x_{whole}"), getattr(self, f"y_{whole}")
         return (x, y) if whole == name else (x[:part], y[:part])
 
 
 def load_problem(config: dict[str, Any]) -> Problem:
-    """Reads the data a configuration names.
+    """Reads the data of a configuration.
 
     Raises:
-        ConfigError: if it cannot be had, or is not what the rest of the configuration needs.
+        ConfigError: if they are not available, or do not fit the rest of the configuration.
     """
     chosen = config["data"]
     if chosen["file"]:
@@ -108,7 +109,7 @@ def _from_dataset(chosen: dict[str, Any]) -> Problem:
 
 
 def _held(dataset: ImageDataset, split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of a streamed split, and their labels."""
+    """Returns the first images of a streamed split and their labels."""
     batches = dataset.eval_batches(split, 250, limit=limit)
     found = [[array.numpy() for array in batch] for batch in batches]
     images, labels, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -116,7 +117,7 @@ def _held(dataset: ImageDataset, split: str, limit: int) -> tuple[np.ndarray, np
 
 
 def _from_file(path: pathlib.Path) -> Problem:
-    """Arrays of an .npz file, for machines that have no tensorflow-datasets."""
+    """Reads arrays of an .npz file, for machines without tensorflow-datasets."""
     try:
         stored = load_arrays(path, largest=None)
         arrays = {name: stored[name] for name in _SETS}
@@ -149,7 +150,7 @@ def _from_file(path: pathlib.Path) -> Problem:
 
 
 def build_model(config: dict[str, Any], problem: Problem, seed: int) -> keras.Model:
-    """The network of a configuration; its weights are a function of the seed."""
+    """Builds the network of a configuration; its weights are a function of the seed."""
     chosen = config["model"]
     model = models.resnet(
         chosen["depth"],
@@ -160,7 +161,7 @@ def build_model(config: dict[str, Any], problem: Problem, seed: int) -> keras.Mo
         seed=seed,
     )
     if config["weight_decay"]:
-        # By default on scales of batch norm as well: with decay on the kernels alone those keep
+        # By default also on scales of batch norm: with decay on the kernels only, those keep
         # growing, and a run at constant rate never becomes stationary.
         decayed = models.decayed_variables(model, config["weight_decay_on"])
         for variable in itertools.compress(model.trainable_variables, decayed):

@@ -1,4 +1,4 @@
-"""Runs a study: plans it, makes what is missing, judges the claims, writes the page."""
+"""Runs a study: plans it, runs the missing tasks, judges the claims, writes the page."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ __all__ = ["describe_plan", "needed_tasks", "prepare", "run"]
 def needed_tasks(
     ids: Collection[str] | None, config: Mapping[str, Any] | None = None
 ) -> set[str] | None:
-    """Names of the tasks whose records these claims need; None for all.
+    """Returns the names of the tasks whose records these claims need; None for all.
 
     Args:
-        ids: of claims; None for those that the scale is there for.
-        config: of the scale.
+        ids: the ids of claims; None for those of the scale.
+        config: the configuration of the scale.
 
     Raises:
         ConfigError: for an id that no claim has.
@@ -54,10 +54,10 @@ def needed_tasks(
 
 
 def prepare(config: Any, folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The checked configuration of a workdir, before anything long starts.
+    """Checks the configuration of a workdir and returns it, before long work starts.
 
     Raises:
-        ConfigError: for anything wrong in it.
+        ConfigError: if it is not valid.
         records.RecordError: if the workdir belongs to another configuration.
     """
     plain = validate(config)
@@ -73,7 +73,7 @@ def describe_plan(
     num_test: int,
     only_seed: int | None = None,
 ) -> str:
-    """A table of the tasks, whether they are done, and the cost of what is left."""
+    """Returns a table of the tasks, their status, and the cost of those that are left."""
     tasks = plans.plan(config, needed, only_seed)
     done = _done(read_run(folder))
     lines = [f"{'task':<16}{'seeds':<10}{'done':<10}{'images':>14}  what"]
@@ -99,7 +99,7 @@ def describe_plan(
 
 
 def _power_lines(config: Mapping[str, Any]) -> list[str]:
-    """What the scale can decide, as far as its configuration says."""
+    """Returns lines about what the scale can decide, from its configuration."""
     rows = power.planned(config["power"])
     if not rows:
         return []
@@ -125,7 +125,7 @@ class _Run(TypedDict, total=False):
 
 
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`run.json` of a workdir; empty where there is none."""
+    """Reads `run.json` of a workdir; returns {} if there is none."""
     path = pathlib.Path(folder) / records.RUN
     if not path.exists():
         return {}
@@ -145,20 +145,19 @@ def run(
     progress: bool = True,
     only_seed: int | None = None,
 ) -> claims.Study | None:
-    """Makes what is missing and judges what there is.
+    """Runs the missing tasks, judges the claims, and writes ledger and page.
 
     Args:
-        config: from `prepare`.
+        config: the configuration from `prepare`.
         folder: the workdir.
-        needed: tasks to make, from `needed_tasks`; None for all.
-        tell: receives what goes on, in a few words.
-        progress: show progress bars where there is a terminal.
-        only_seed: make this seed's records alone, and neither ledger nor report.  Processes with
-            different seeds may share a workdir.
+        needed: tasks to run, from `needed_tasks`; None for all.
+        tell: called with a few words about each stage.
+        progress: whether to show progress bars on a terminal.
+        only_seed: make only this seed's records, and no ledger or page.  Processes with different
+            seeds may share a workdir.
 
     Returns:
-        The records with what they say of every claim; ledger and page are written.  None with
-        `only_seed`.
+        The records with the judgement of every claim; None with `only_seed`.
 
     Raises:
         ConfigError: for a seed that the configuration does not have.
@@ -182,11 +181,11 @@ def _run(
     session: Session, needed: Collection[str] | None, only_seed: int | None
 ) -> claims.Study | None:
     config, folder = session.config, session.folder
-    problem = session.problem  # nothing is written where data is missing
+    problem = session.problem  # nothing is written if data are missing
     sizes = (len(problem.x_train), len(problem.x_test))
     _check_sizes(config, problem)
     (folder / MEASURED).mkdir(exist_ok=True)
-    if not (folder / records.CONFIG).exists():  # `prepare` has held one that is there against it
+    if not (folder / records.CONFIG).exists():  # `prepare` has compared it with an existing one
         records.write_json(folder / records.CONFIG, config)
     session.tell(describe_plan(config, folder, needed, *sizes, only_seed))
     status, message, study = "interrupted", None, None
@@ -203,14 +202,15 @@ def _run(
     except (KeyboardInterrupt, Interrupted):
         message = "stopped by a signal"
         raise Interrupted(
-            "stopped; what is finished is kept, and the same command goes on from there"
+            "stopped; finished work is kept, and the same command resumes from there"
         ) from None
     except BaseException as error:
         message = f"{type(error).__name__}: {error}"
         raise
     finally:
         _note(config, folder, status=status, message=message)
-        # Who stops it wants it to stop, and figures take a while; of one seed they say little.
+        # No page after an interruption, because figures take a while, and for one seed they say
+        # little.
         if status != "interrupted" and only_seed is None:
             study = write_results(folder)
     return study
@@ -219,13 +219,13 @@ def _run(
 def _make(
     session: Session, tasks: Sequence[tuple[Task, int]], sizes: tuple[int, int], stop: StopRequest
 ) -> None:
-    """Runs the tasks that are left, and notes each."""
+    """Runs the tasks that are left and records each in `run.json`."""
     config, folder = session.config, session.folder
     done = _done(read_run(folder))
     left = [(task, seed) for task, seed in tasks if (task.name, seed) not in done]
     begin, total = time.monotonic(), plans.images(config, left, *sizes)
     for index, (task, seed) in enumerate(left):
-        # A run that several tasks read counts for the first, which makes it.
+        # The steps of a run that several tasks read count for the first task, which trains it.
         made = plans.images(config, left[:index], *sizes)
         session.tell(
             f"[{index + 1}/{len(left)}] {task.name}, seed {seed}: {task.what}"
@@ -235,7 +235,7 @@ def _make(
         task.run(session, seed)
         seconds = round(time.monotonic() - started, 1)
         _note(config, folder, made=(task.name, seed, seconds), status="incomplete")
-        if stop.requested:  # and something on the way has swallowed the exception
+        if stop.requested:  # and a library has caught the exception
             raise Interrupted
 
 
@@ -247,7 +247,7 @@ def _note(
     message: str | None = None,
     made: tuple[str, int, float] | None = None,
 ) -> None:
-    """Writes `run.json`, with a task that has been made, while other processes wait."""
+    """Writes `run.json` with a finished task, while other processes wait."""
     with records.one_at_a_time(folder / MEASURED):
         kept = {key: value for key, value in read_run(folder).items() if key in _KEPT}
         state = {**_describe(config), **kept, "status": status, "message": message}
@@ -265,11 +265,11 @@ def _time_left(seconds: float, made: float, ahead: float) -> str:
 
 
 def _check_sizes(config: Mapping[str, Any], problem: Problem) -> None:
-    """What can only be told once the data is known.
+    """Checks the sizes that depend on the data.
 
     Raises:
-        ConfigError: for a network that does not exist, and what no machine has memory for (how
-            much a device has is not known here).
+        ConfigError: for a network that does not exist, or one too large for any machine (the memory
+            of devices is not known here).
     """
     model, shape = config["model"], problem.x_train.shape[1:]
     try:

@@ -32,14 +32,14 @@ __all__ = [
     "trade_off",
 ]
 
-# The curvature-free map, by which a run ends where the average does if gradients do not depend on
-# the weights; and the schedule whose expected loss is that of the average at every step.
+# The curvature-free schedule, under which a run ends at the average for frozen gradients; and the
+# schedule whose expected loss is that of the average at every step.
 EQUIVALENCES = ("curvature_free", "loss_match")
 DECAYS = ("cosine", "linear", "one_minus_sqrt")
 
 
 def curvature_free_rates(config: Mapping[str, Any], kernel: kernels.Kernel, end: int) -> np.ndarray:
-    """[n] rates from `fork_step` on, of a run that should end where the average does."""
+    """Returns the [n] rates from `fork_step` on of a run that should end at the average."""
     weights, horizon = np.zeros(end + 1), config["horizon"]
     weights[-horizon - 1 :] = kernel.weights(horizon)
     found = theory.schedule_from_weights(weights, config["learning_rate"], 0.0, config["momentum"])
@@ -49,9 +49,9 @@ def curvature_free_rates(config: Mapping[str, Any], kernel: kernels.Kernel, end:
 def loss_match_rates(
     config: Mapping[str, Any], kernel: kernels.Kernel, found: SpectrumEstimate
 ) -> np.ndarray:
-    """[horizon] rates of the run whose expected loss is the running average's at every step.
+    """Returns the [horizon] rates of a run with the running average's expected loss at every step.
 
-    They are of the effective rate and no momentum, as modes that are slow against it see it.
+    They are for the effective rate without momentum, which is valid for slow modes.
     """
     horizon, rest = config["horizon"], 1.0 - config["momentum"]
     base = config["learning_rate"] / rest
@@ -64,7 +64,7 @@ def loss_match_rates(
 def predicted_excess(
     config: Mapping[str, Any], kernel: kernels.Kernel, schedule: np.ndarray, found: SpectrumEstimate
 ) -> tuple[float, float]:
-    """Expected excess loss of the average and of the run under the schedule, by the model."""
+    """Returns the model's expected excess loss of the average and of the run under the schedule."""
     effective = 1.0 / (1.0 - config["momentum"])
     horizon = config["horizon"]
     constant = np.full(horizon, config["learning_rate"] * effective)
@@ -74,7 +74,7 @@ def predicted_excess(
 
 
 def along_steps(config: Mapping[str, Any]) -> list[int]:
-    """Places evenly along the last horizon, its end included; an iterate is kept of each."""
+    """Returns evenly spaced steps of the last horizon, with its end, whose iterates are kept."""
     end, kept = training_runs.total_steps(config), config["horizon"] // config["horizon_every"]
     places = config["along"]["places"]
     before = [round(kept * i / places) for i in reversed(range(places))]
@@ -107,10 +107,10 @@ def _equivalent_images(config: Mapping[str, Any], sizes: Sizes) -> float:
     images=_equivalent_images,
 )
 def equivalent(session: Session, seed: int) -> None:
-    """Each average against the run under its equivalent schedule, at the end of each horizon.
+    """Scores each average and the run under its equivalent schedule at the end of each horizon.
 
-    The averages of `config.along` are followed along the last horizon too, beside the run under
-    that schedule and the run that should match their loss.
+    The averages of `config.along` are also compared along the last horizon, with the run under that
+    schedule and with the run that should match their loss.
     """
     config = session.config
     found = iterates.estimate(session, seed)
@@ -160,7 +160,7 @@ def equivalent(session: Session, seed: int) -> None:
 
 
 def _averages(session: Session, seed: int, end: int) -> list[dict[str, Any]]:
-    """Rows of the averages over a horizon; those of the last are scored already."""
+    """Returns rows of the averages over a horizon; those of the last are already scored."""
     label: dict[str, Any] = {"equivalence": "none", "of": "average", "end": end}
     if end == training_runs.total_steps(session.config):
         known = session.read("averages", seed)["rows"]
@@ -175,7 +175,7 @@ def _averages(session: Session, seed: int, end: int) -> list[dict[str, Any]]:
 def _along(
     session: Session, seed: int, run: Run, kernel: kernels.Kernel, label: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of a run and of its averages along the last horizon."""
+    """Returns rows of a run and of its averages along the last horizon."""
     steps = along_steps(session.config)
     if label["equivalence"] == "curvature_free":
         averages = emulated(session, seed, run.rates, run.first, steps)
@@ -191,9 +191,9 @@ def _along(
 def emulated(
     session: Session, seed: int, schedule: np.ndarray, first: int, steps: Sequence[int]
 ) -> dict[int, list[np.ndarray]]:
-    """Where a run under `schedule` from step `first` on is at `steps`, built from snapshots.
+    """Returns averages of snapshots that emulate a run under `schedule` from `first`, at `steps`.
 
-    They are those of the horizon that ends with the schedule.
+    The snapshots are those of the horizon that ends with the schedule.
     """
     config = session.config
     end = first + len(schedule)
@@ -203,7 +203,7 @@ def emulated(
     wanted = {}
     for step in steps:
         weights = theory.weights_from_schedule(whole[:step], base[:step], 0.0, config["momentum"])
-        # What the inverse map puts before the snapshots is rounding: powers of the momentum.
+        # The weights before the snapshots are negligible powers of the momentum.
         early = weights[: snapshots.steps[0]].sum()
         weights[: snapshots.steps[0]] = 0.0
         weights[-1] += early
@@ -214,7 +214,7 @@ def emulated(
 def running(
     session: Session, seed: int, kernel: kernels.Kernel, steps: Sequence[int]
 ) -> dict[int, list[np.ndarray]]:
-    """The average over the last horizon as it stands at `steps`."""
+    """Returns the average over the last horizon at `steps`."""
     config = session.config
     begin = training_runs.total_steps(config) - config["horizon"]
     snapshots = session.snapshots(seed, which="horizon")
@@ -226,7 +226,7 @@ def running(
 
 
 def _built(snapshots: Snapshots, wanted: Mapping[int, np.ndarray]) -> dict[int, list[np.ndarray]]:
-    """Step → the sum over iterates with these weights, interpolated where one was not kept."""
+    """Returns step → weighted sum of iterates, interpolated between those that were kept."""
     weights = {
         step: snapshot_weights(snapshots.steps, row, step).weights for step, row in wanted.items()
     }
@@ -234,7 +234,7 @@ def _built(snapshots: Snapshots, wanted: Mapping[int, np.ndarray]) -> dict[int, 
 
 
 def decay_rates(config: Mapping[str, Any], name: str) -> np.ndarray:
-    """[horizon] rates that fall to 0."""
+    """Returns [horizon] rates that decay to 0."""
     base, horizon = config["learning_rate"], config["horizon"]
     formulas = {
         "cosine": rates.Cosine(start=base, steps=horizon),
@@ -253,7 +253,7 @@ def _decay_run(session: Session, seed: int, name: str, end: int) -> Run:
 
 
 def _decay_places(config: Mapping[str, Any]) -> list[int]:
-    """Steps since a decay's beginning at which its trade-off is scored, its end included."""
+    """Returns the steps since the beginning of a decay at which its trade-off is scored."""
     places = config["trade_off"]["places"]
     return [round(config["horizon"] * i / places) for i in range(1, places + 1)]
 
@@ -270,7 +270,7 @@ def _decays_steps(config: Mapping[str, Any]) -> dict[str, int]:
     ),
 )
 def decays(session: Session, seed: int) -> None:
-    """Decays that were trained, the same emulated from constant-rate iterates, and these."""
+    """Scores trained decays, the same decays emulated from constant-rate iterates, and iterates."""
     config = session.config
     training_runs.base(session, seed)
     rows: list[dict[str, Any]] = []
@@ -291,7 +291,7 @@ def decays(session: Session, seed: int) -> None:
 
 
 def lower_rate_run(session: Session, seed: int, factor: float) -> Run:
-    """A run at `factor` times the base rate, from the burn-in's end to the base run's end."""
+    """Returns a run at `factor` times the base rate, from the end of the burn-in; trains it."""
     config = session.config
     return training_runs.fork(
         session,
@@ -316,7 +316,7 @@ def _lower_rates_steps(config: Mapping[str, Any]) -> dict[str, int]:
     ),
 )
 def lower_rates(session: Session, seed: int) -> None:
-    """Late single iterates of runs at 1/n of the rate, for the averages of n points."""
+    """Scores late single iterates of runs at 1/n of the rate, for the averages of n points."""
     config, rows = session.config, []
     for points in config["many_points"]["points"]:
         run = lower_rate_run(session, seed, 1.0 / points)
@@ -344,7 +344,7 @@ def _trade_off_images(config: Mapping[str, Any], sizes: Sizes) -> float:
 
 @task("test against training loss", steps=_trade_off_steps, images=_trade_off_images)
 def trade_off(session: Session, seed: int) -> None:
-    """Training and test loss of averages, of lower rates and of decays."""
+    """Scores training and test loss of averages, of lower rates and of decays."""
     if session.config["trade_off"]["of"] == "window":
         rows = _of_window(session, seed)
     else:
@@ -355,7 +355,7 @@ def trade_off(session: Session, seed: int) -> None:
 
 
 def _of_window(session: Session, seed: int) -> list[dict[str, Any]]:
-    """Averages of far points and single iterates, as they were scored, and states of decays."""
+    """Returns averages of distant points and single iterates with scores, and states of decays."""
     config, rows = session.config, []
     many = iterates.many_points.measured(session, seed)["rows"]
     gap = max(row["gap"] for row in many)

@@ -1,4 +1,4 @@
-"""Losses and accuracies of any weights on whole sets of images."""
+"""Losses and accuracies of given weights on whole sets of images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Scorer"]
 
 
 class Scorer:
-    """Scores weights without touching the model's own.
+    """Scores weights without changing the model's own.
 
     Args:
-        model: of the architecture.
-        loss: of the examples.
+        model: a model of the architecture.
+        loss: the loss of single examples.
         problem: its images.
         settings: `config.evaluate`: batch_size, part, batch_norm_images.
 
@@ -45,20 +45,20 @@ class Scorer:
         return [(x[low : low + self._size], y[low : low + self._size]) for low in lows]
 
     def images(self, name: str) -> int:
-        """How many images a set has."""
+        """Returns the number of images of a set."""
         return len(self._problem.images(name, self._part)[0])
 
     def score(
         self, weights: Sequence[Any], sets: Sequence[str], policy: str = "recompute"
     ) -> list[dict[str, Any]]:
-        """A row for each set: set, loss, accuracy, images and policy.
+        """Returns a row for each set: set, loss, accuracy, images and policy.
 
         Args:
-            weights: trainable arrays and, where statistics are not recomputed, mean and
-                variance of each batch-norm layer.
-            sets: of "train", "test", "train_part", "test_part".
-            policy: "recompute" takes the statistics of a fixed part of the training images;
-                any other name takes those that come with the weights, and is kept as a label.
+            weights: trainable arrays and, if statistics are not recomputed, mean and variance of
+                each batch-norm layer.
+            sets: names of sets: "train", "test", "train_part", "test_part".
+            policy: "recompute" uses statistics of a fixed part of the training images; any other
+                name uses those of the weights, and is stored as a label.
         """
         surface = self.recalibrated if policy == "recompute" else self._stored
         point = surface.point(weights)

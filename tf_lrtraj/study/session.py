@@ -1,4 +1,4 @@
-"""What the tasks of a study share: its problem, its model, and where things lie on disk."""
+"""The shared state of a study's tasks: problem, model, runs and files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MEASURED, PROBES, STATE = "measured", "probes", "state"
 
 
 class Session:
-    """One study at work.
+    """A running study.
 
     Args:
-        config: as `study_config.validate` returns it.
+        config: the result of `study_config.validate`.
         folder: the workdir.
-        tell: receives what goes on, in a few words.
-        progress: show progress bars where there is a terminal.
+        tell: called with a few words about each stage.
+        progress: whether to show progress bars on a terminal.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Session:
         self.tell = tell
         self.progress = progress
 
-    # What is expensive is made when it is first needed --------------------------------------
+    # Expensive parts, made when they are first needed --------------------------------------
 
     @functools.cached_property
     def problem(self) -> Problem:
@@ -54,17 +54,17 @@ class Session:
 
     @functools.cached_property
     def model(self) -> keras.Model:
-        """One model for everything: its weights are put in and out of it."""
+        """The model of all runs, to which their weights are assigned."""
         return build_model(self.config, self.problem, seed=0)
 
     @functools.cached_property
     def loss(self) -> keras.losses.Loss:
-        """Cross-entropy of logits, without the decay term."""
+        """The cross-entropy of logits, without the decay term."""
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     @functools.cached_property
     def surface(self) -> probes.Surface:
-        """The loss of batches in training mode: batch norm by the batch's own moments."""
+        """The loss of batches in training mode, with batch statistics."""
         return probes.Surface(self.model, self.loss)
 
     @functools.cached_property
@@ -77,7 +77,7 @@ class Session:
 
     @functools.cached_property
     def narrow(self) -> Session:
-        """The same problem with a narrower network, whose runs have names of their own."""
+        """The same problem with a narrower network, whose runs have other names."""
         model = dict(self.config["model"])
         model["width"] //= self.config["reach"]["divisor"]
         found = Session({**self.config, "model": model}, self.folder, self.tell, self.progress)
@@ -87,7 +87,7 @@ class Session:
     # Weights and batches --------------------------------------------------------------------
 
     def initial(self, seed: int) -> dict[str, np.ndarray]:
-        """The state before the first step; every seed has initial weights of its own."""
+        """Returns the state before the first step; initial weights depend on the seed."""
         model = build_model(self.config, self.problem, seed)
         return state_of([*model.trainable_variables, *model.non_trainable_variables])
 
@@ -97,20 +97,21 @@ class Session:
         return len(self.model.trainable_variables)
 
     def trainable(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """The trainable weights among the arrays of a state or a snapshot."""
+        """Returns the trainable weights among the arrays of a state or a snapshot."""
         return arrays[: self.num_trainable]
 
     def vector(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """The trainable weights among the arrays of a state or a snapshot, in one vector."""
+        """Returns the trainable weights of a state or a snapshot as one vector."""
         return joined(self.trainable(arrays))
 
     def batches(self, name: str, count: int, seed: int) -> list[Batch]:
-        """`count` batches of a set ("train" or "test"), without repetition, drawn by `seed`."""
+        """Draws `count` batches of a set ("train" or "test") with `seed`, without repetition."""
         size = self.config["batch_size"]
         x, y = self.problem.images(name, 0)
         if count * size > len(x):
             raise ValueError(
-                f"{count} batches of {size} {name} images are more than there are, {len(x)}."
+                f"{count} batches of {size} {name} images need more than the {len(x)} images "
+                "there are."
             )
         order = seeds.generator("held_batches", seed, len(x)).permutation(len(x))
         return [(x[rows], y[rows]) for rows in order[: count * size].reshape(count, size)]
@@ -129,16 +130,17 @@ class Session:
         order_seed: int | None = None,
         **options: Any,
     ) -> Run:
-        """A training run under the settings of the configuration; nothing is made yet.
+        """Returns a training run with the settings of the configuration, without training it.
 
         Args:
-            name: of its folder.
-            seed: of its initial weights and, unless `order_seed` says otherwise, of its batches.
+            name: the name of its folder.
+            seed: the seed of its initial weights and, unless `order_seed` says otherwise, of its
+                batches.
             rates: [n] rates of its steps.
             first: the step that it starts from.
-            start: () → the state that it starts with; the initial one by default.
-            momentum: the configuration's by default.
-            order_seed: of the order of batches.
+            start: () → its initial state; by default the initial state of the seed.
+            momentum: its momentum; by default that of the configuration.
+            order_seed: the seed of the order of batches.
             **options: `keep`, `snapshots` and `whole` of `Run`.
         """
         return Run(
@@ -155,7 +157,7 @@ class Session:
         )
 
     def finish(self, run: Run, what: str, watch: Watch | None = None) -> Run:
-        """Makes what is missing of a training run, with a progress bar; returns the run."""
+        """Trains the missing steps of a run, with a progress bar, and returns the run."""
         if not run.path(run.last).exists():
             with self.bar(what=what, total=len(run.rates), unit="step") as bar:
                 run.finish(watch, bar.update)
@@ -164,18 +166,18 @@ class Session:
     def bar(
         self, items: Any = None, what: str = "", total: int | None = None, unit: str = "it"
     ) -> Any:
-        """A progress bar where there is a terminal."""
+        """Returns a progress bar, which is shown only on a terminal."""
         hidden = None if self.progress else True
         return tqdm(items, total=total, desc=what, unit=unit, disable=hidden)
 
-    # Where things lie -----------------------------------------------------------------------
+    # Files ----------------------------------------------------------------------------------
 
     def state_folder(self, run: str, seed: int) -> pathlib.Path:
-        """Checkpoints and snapshots of a training run; not needed once everything is measured."""
+        """Returns the folder of a run's states and snapshots, which only measurements need."""
         return self.folder / STATE / f"seed{seed}" / run
 
     def snapshots(self, seed: int, run: str = "base", which: str = "window") -> Snapshots:
-        """Iterates of a run: "window" (every `config.every` steps) or "horizon" (all of it)."""
+        """Returns iterates of a run: "window" (every `config.every` steps) or "horizon" (all)."""
         return Snapshots(self.state_folder(run, seed) / which)
 
     def record_path(self, task: str, seed: int) -> pathlib.Path:
@@ -189,14 +191,14 @@ class Session:
     def measure(
         self, probe: probes.Probe, name: str, seed: int, run: str | None = "base", **about: Any
     ) -> None:
-        """Measures a probe into the record of that name.
+        """Measures a probe and writes its record.
 
         Args:
-            probe: what to measure.
-            name: of the record.
-            seed: whose record it is.
-            run: that the points are of; None for points of several runs.
-            **about: what the record says of itself beside these and what the probe says.
+            probe: the probe.
+            name: the name of the record.
+            seed: the seed of the record.
+            run: the run of the points; None for points of several runs.
+            **about: further entries of the record's `about`.
         """
         of = {} if run is None else {"run": run}
         probes.measure(
@@ -214,17 +216,17 @@ class Session:
         policy: str = "recompute",
         **label: Any,
     ) -> list[dict[str, Any]]:
-        """Rows of scores, each with the label before it.
+        """Returns rows of scores, each with a label.
 
         Args:
-            weights: trainable ones and statistics of batch norm.
-            sets: of images; see `Scorer.score`.
-            policy: of batch norm; see there.
+            weights: trainable weights and batch-norm statistics.
+            sets: the sets of images; see `Scorer.score`.
+            policy: the batch-norm policy; see there.
         """
         return [{**label, **row} for row in self.scorer.score(weights, sets, policy)]
 
     def read(self, task: str, seed: int) -> dict[str, Any]:
-        """What `store` wrote."""
+        """Reads a record that `store` wrote."""
         found: dict[str, Any] = records.read_json(self.record_path(task, seed), dict[str, Any])
         return found
 
@@ -236,7 +238,7 @@ class Session:
         about: Mapping[str, Any] | None = None,
         **arrays: Any,
     ) -> None:
-        """Writes a record of measured numbers, whole or not at all."""
+        """Writes a record of measured numbers atomically."""
         path = self.record_path(task, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Tasks: side trips on single batches from several points, and whether their ends share a basin."""
+"""Tasks: side trips on single batches from several points, and the basins of their ends."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["TASKS"]
     probes=("side_trip-*",),
 )
 def side_trip(session: Session, seed: int) -> None:
-    """Steps on one fixed batch, from every start on the same batches: `side_trip-<step>.npz`.
+    """Measures side trips, from every start on the same batches: `side_trip-<step>.npz`.
 
-    `held_out` are test images, `others` training images that no trip steps on.
+    `held_out` are test images, `others` training images on which no trip makes steps.
     """
     training_runs.base(session, seed)
     sets = _Sets(session, seed)
@@ -47,15 +47,16 @@ def side_trip(session: Session, seed: int) -> None:
     across=True,
 )
 def basin(session: Session, seed: int) -> None:
-    """Losses between the ends of trips, and from each to where it left the run: `basin.npz`.
+    """Measures losses between ends of trips, and from each to its start: `basin.npz`.
 
     Points are `trip-<step>-<batch>` and `main-<step>`.  The training batches are those of the
-    trips, in order, and after them the other ones (`about["own"]` tells how many are the trips');
-    `held_out` are test images.  `about["segments"]` says of every pair what it
-    connects: "ends" of trips on one batch, an end "to_main", or two points of the "main" run.
-    With two or more seeds there are controls that ought to show barriers, `control_` before the
-    kind: the run of the next seed, at the last start, and trips from there on the same batches
-    are `other-main-<step>` and `other-trip-<step>-<batch>`.
+    trips, in order, followed by the other ones (`about["own"]` is the number of the trips'
+    batches); `held_out` are test images.  `about["segments"]` gives the kind of every pair: "ends"
+    of trips on one batch, an end "to_main", or two points of the "main" run.
+
+    With two or more seeds there are controls that should show barriers, whose kinds begin with
+    `control_`: the run of the next seed at the last start, `other-main-<step>`, and trips from
+    there on the same batches, `other-trip-<step>-<batch>`.
     """
     training_runs.base(session, seed)
     sets = _Sets(session, seed)
@@ -125,7 +126,7 @@ def _names(segment: dict[str, Any]) -> tuple[str, str]:
 
 
 class _Sets:
-    """The batches of trips and those beside them, the same at every start."""
+    """The batches of trips and the other batches, the same at every start."""
 
     def __init__(self, session: Session, seed: int) -> None:
         settings = session.config["probes"]
@@ -142,7 +143,7 @@ class _Sets:
         self.held_out: list[Batch] = session.batches("test", settings["held_out"], seed)
         self.about: dict[str, Any] = {
             "starts": list(self.starts),
-            # The start at which each trip's batch has just been seen; None for the rest.
+            # The start at which each trip's batch was just seen; None for the others.
             "just_seen": [*self.starts, *[None] * settings["trip_batches"]],
         }
 
@@ -155,7 +156,7 @@ def _trip(
     keep_ends: bool = False,
     run_seed: int | None = None,
 ) -> probes.SideTrip:
-    """Trips of a seed, from a step of its own run or another seed's."""
+    """Returns the trips of a seed, from a step of its own run or another seed's."""
     settings = session.config["probes"]
     return probes.SideTrip(
         session.surface,
@@ -170,16 +171,16 @@ def _trip(
 
 
 def _other_trip(session: Session, seed: int, sets: _Sets, step: int) -> probes.SideTrip:
-    """The same batches and rate, from the next seed's run."""
+    """Returns trips on the same batches at the same rate, from the next seed's run."""
     other = (seed + 1) % session.config["seeds"]
     training_runs.base(session, other)
     return _trip(session, seed, sets, step, keep_ends=True, run_seed=other)
 
 
 def _rate(session: Session, seed: int, step: int) -> float:
-    """The rate of trips from a step: as configured, or from the best rates of the line there.
+    """Returns the rate of trips from a step: as configured, or from the best rates of the line.
 
-    Where no line was measured there, from that at the nearest step with one.
+    If no line was measured at the step, the nearest step with one is used.
     """
     given = session.config["probes"]["trip_rate"]
     if given is not None:
@@ -190,7 +191,7 @@ def _rate(session: Session, seed: int, step: int) -> float:
     path = session.probe_path(f"line-{nearest:09d}", seed)
     if not path.exists():
         raise RecordError(
-            f"{path.name} is missing: the task line comes before side trips whose rate is "
+            f"{path.name} is missing: the task line must run before side trips whose rate is "
             "taken from it (`config.probes.trip_rate` is None)"
         )
     best = ArrayRecord.read(path).values["best_rate"][0]  # of each batch's own loss

@@ -1,4 +1,4 @@
-"""Named arrays in one file, whole or not at all: the states training runs go on from."""
+"""The states from which training runs resume: named arrays in one file, written atomically."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads what `write_arrays` wrote.
+    """Reads a file that `write_arrays` wrote.
 
     Raises:
         RecordError: if the file is missing or damaged.
@@ -39,7 +39,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     except (ValueError, KeyError, TypeError):
         raise RecordError(
             f"{path} does not hold the state of a run: the file is damaged. Delete it, and the "
-            "run is made again from the state before it."
+            "run resumes from the previous state."
         ) from None
     return arrays
 

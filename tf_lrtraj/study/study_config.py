@@ -1,4 +1,4 @@
-"""The configuration of a study: its entries, and which of them fit together.
+"""The configuration of a study: its entries and their checks.
 
 >>> config = default_config()
 >>> config.momentum = 1.5
@@ -62,81 +62,108 @@ _LIST = sequence_of(Rule("anything", lambda value: value), "a list")
 # Lengths are numbers of updates.  The base run has a constant rate: `burn_in` updates, then a
 # window in which it should be stationary.  The defaults are the scale `digits`.
 _ENTRIES = {
-    "name": Entry("digits", text(), "of the scale"),
+    "name": Entry("digits", text(), "name of the scale"),
     "command": Entry(
-        "lrtraj-reproduce --config=configs/reproduce_digits.py", text(), "shown on the page"
+        "lrtraj-reproduce --config=configs/reproduce_digits.py", text(), "command shown on the page"
     ),
-    "runs_here": Entry(True, boolean(), "False: a scale that is described and was not run"),
-    "claims": Entry((), _LIST, "ids of those that the scale is there for; (): all"),
-    "judged": Entry(False, boolean(), "whether there are verdicts; a smoke test has numbers only"),
+    "runs_here": Entry(True, boolean(), "whether the scale was run; False: only described"),
+    "claims": Entry((), _LIST, "ids of the claims that the scale is meant for; (): all"),
+    "judged": Entry(False, boolean(), "whether claims get verdicts; a smoke test has numbers only"),
     "power": Entry(
         (),
         _LIST,
-        "what can be decided, told before the run: rows of claim, part, expected value, scatter "
-        "of a unit in the pilot and count of units; see tf_lrtraj.claims.power",
+        "what the run can decide: rows of claim, part, expected value, standard deviation of a "
+        "unit in the pilot run, and number of units; see tf_lrtraj.claims.power",
     ),
-    "pilot": Entry(None, text().or_none(), "the run that the scatter comes from", str),
-    "data.name": Entry("digits", text(), "'digits' (embedded) or a TensorFlow Datasets name"),
-    "data.dir": Entry(None, text().or_none(), "where TFDS data lies; None: its default", str),
-    "data.download": Entry(False, boolean(), "let TFDS download and prepare what is missing"),
-    "data.image_size": Entry(None, count(4).or_none(), "side in pixels; None: as stored", int),
+    "pilot": Entry(
+        None, text().or_none(), "pilot run from which the standard deviations come", str
+    ),
+    "data.name": Entry(
+        "digits", text(), "data set: 'digits' (embedded) or a name of TensorFlow Datasets (TFDS)"
+    ),
+    "data.dir": Entry(
+        None, text().or_none(), "folder of the TFDS data; None: TFDS' default folder", str
+    ),
+    "data.download": Entry(
+        False, boolean(), "whether TFDS may download and prepare a missing data set"
+    ),
+    "data.image_size": Entry(
+        None, count(4).or_none(), "side of the images in pixels; None: as stored", int
+    ),
     "data.augmentation": Entry(
-        "none", one_of(AUGMENTATIONS), "of training images; random_resized_crop for streamed ones"
+        "none",
+        one_of(AUGMENTATIONS),
+        "augmentation of training images; streamed sets need random_resized_crop",
     ),
     "data.held_images": Entry(
         5000,
         count(1),
-        "of a set too large for memory, which is streamed in training: training and test images "
-        "held for scores and probes",
+        "training and test images of a streamed set that are kept in memory for evaluations and "
+        "probes",
     ),
     "data.file": Entry(
         None,
         text().or_none(),
-        "an .npz file with x_train, y_train, x_test, y_test instead, ready to train on: for "
-        "machines without TensorFlow",
+        ".npz file with x_train, y_train, x_test and y_test, normalised; replaces data.name and "
+        "does not need TensorFlow",
         str,
     ),
-    "model.depth": Entry(8, count(8), "layers: 18, 34, 50, or 6n+2"),
-    "model.width": Entry(8, count(1), "channels of the first stage"),
-    "model.stem": Entry("cifar", one_of(STEMS), "first layers"),
-    "seeds": Entry(2, count(1), "of initial weights and data order"),
-    "batch_size": Entry(16, count(2), "images of a step"),
-    "learning_rate": Entry(0.1, _POSITIVE, "of the base run"),
-    "momentum": Entry(0.9, number(0, below=1), "of SGD"),
-    "weight_decay": Entry(1e-2, number(0), "L2: so many times a weight is added to its gradient"),
-    "weight_decay_on": Entry(
-        "all", one_of(WEIGHT_DECAY_ON), "weights that decay: kernels, or all trainable ones"
+    "model.depth": Entry(8, count(8), "depth of the ResNet: 18, 34, 50, or 6n+2 such as 8, 14, 20"),
+    "model.width": Entry(8, count(1), "channels of the first stage of the ResNet"),
+    "model.stem": Entry(
+        "cifar", one_of(STEMS), "first layers of the ResNet, for small or for large images"
     ),
-    "burn_in": Entry(1200, count(2), "updates before the window"),
-    "window": Entry(400, count(16), "updates of the window"),
+    "seeds": Entry(
+        2, count(1), "number of seeds; a seed determines initial weights and data order"
+    ),
+    "batch_size": Entry(16, count(2), "images per step"),
+    "learning_rate": Entry(0.1, _POSITIVE, "constant learning rate of the base run"),
+    "momentum": Entry(0.9, number(0, below=1), "momentum of SGD"),
+    "weight_decay": Entry(
+        1e-2, number(0), "L2 weight decay: this number times a weight is added to its gradient"
+    ),
+    "weight_decay_on": Entry(
+        "all",
+        one_of(WEIGHT_DECAY_ON),
+        "weights on which weight decay acts: kernels, or all trainable weights",
+    ),
+    "burn_in": Entry(1200, count(2), "updates of the base run before the window"),
+    "window": Entry(
+        400, count(16), "updates of the window, in which the base run should be stationary"
+    ),
     "every": Entry(10, count(1), "updates between snapshots in the window"),
-    "segment": Entry(500, count(1), "updates between saved states: what an interruption may cost"),
-    "log_every": Entry(20, count(1), "updates of a logged mean of batch losses"),
+    "segment": Entry(
+        500, count(1), "updates between saved states; an interruption costs at most as many"
+    ),
+    "log_every": Entry(20, count(1), "updates over which a logged batch loss is averaged"),
     "horizon": Entry(
         200,
         count(8),
-        "last updates of the window: every iterate is kept, the averages below cover them, and "
-        "schedules act there",
+        "updates at the end of the window over which averages are built and schedules decay",
     ),
     "horizon_every": Entry(
-        1, count(1), "updates between the iterates kept of a horizon; emulations interpolate"
+        1,
+        count(1),
+        "updates between the iterates of a horizon that are kept; emulations interpolate",
     ),
     "places": Entry(
         1,
         count(1),
-        "horizons, evenly over the window, the last at its end: averages and schedules are "
-        "compared at each, of which a seed's mean is taken",
+        "number of horizons, evenly spaced over the window, the last at its end; comparisons of "
+        "averages and schedules are averaged over them for each seed",
     ),
     "raw_iterates": Entry(
-        3, count(1), "of each horizon, whose mean loss is the level without averaging"
+        3, count(1), "iterates of each horizon whose mean loss is the level without averaging"
     ),
     "along.places": Entry(
         4,
         count(1),
-        "places along the last horizon where averages are compared with the runs under their two "
+        "steps of the last horizon at which averages are compared with the runs under their two "
         "equivalent schedules",
     ),
-    "along.averages": Entry((), sequence_of(text(), "a list of names"), "which; (): all"),
+    "along.averages": Entry(
+        (), sequence_of(text(), "a list of names"), "averages compared there; (): all"
+    ),
     "averages": Entry(
         {
             "ema": {"kernel": "Exponential", "decay": 0.97},
@@ -144,49 +171,56 @@ _ENTRIES = {
             "two_point": {"kernel": "TwoPoint", "gap": 150},
         },
         GROUP,
-        "name -> kernel of tf_lrtraj.kernels, over a horizon",
+        "name -> kernel of tf_lrtraj.kernels, whose lengths are updates of a horizon",
     ),
-    "evaluate.batch_size": Entry(500, count(1), "images at a time"),
-    "evaluate.part": Entry(1000, count(1), "training images of the set 'train_part'"),
+    "evaluate.batch_size": Entry(500, count(1), "images per batch of an evaluation"),
+    "evaluate.part": Entry(1000, count(1), "number of training images in the set 'train_part'"),
     "evaluate.batch_norm_images": Entry(
-        1000, count(2), "training images that batch norm is recomputed on"
+        1000, count(2), "training images on which batch norm is recomputed"
     ),
-    "evaluate.levels": Entry(9, count(3), "single iterates of the window, evaluated on all images"),
+    "evaluate.levels": Entry(
+        9, count(3), "single iterates of the window that are evaluated on all images"
+    ),
     "many_points.points": Entry(
         (2, 4, 8),
         ascending(count(2), "different integers of at least 2, ascending"),
-        "of the averages of n points",
+        "numbers n of iterates in averages of n distant points",
     ),
     "many_points.gaps": Entry(
         (10, 20, 50),
         ascending(count(1), "different positive integers, ascending"),
-        "updates between these points",
+        "updates between these points, for each gap",
     ),
-    "many_points.ends": Entry(3, count(1), "places of the window where these averages end"),
+    "many_points.ends": Entry(3, count(1), "steps of the window at which these averages end"),
     "trade_off.of": Entry(
         "window",
         one_of(("window", "budget")),
-        "test against training loss of averages, low rates and decays: of the runs from the "
-        "window, or of those on equal budgets",
+        "runs whose test and training losses are compared (averages, low rates, decays): those "
+        "from the window, or those with equal budgets",
     ),
-    "trade_off.places": Entry(3, count(2), "places on each decay"),
+    "trade_off.places": Entry(3, count(2), "steps of each decay at which it is evaluated"),
     "late_iterates": Entry(
-        6, count(3), "of runs at other rates, evaluated over their last quarter"
+        6, count(3), "iterates of runs at other rates that are evaluated, over their last quarter"
     ),
     "rates": Entry(
         (0.5, 0.25, 0.125),
         sequence_of(_POSITIVE, "a list of positive numbers"),
-        "of runs at other constant rates, times the base rate; those of 1/n for n in "
-        "many_points.points are made as well",
+        "other constant rates of runs, as multiples of learning_rate; runs at 1/n for n in "
+        "many_points.points are added",
     ),
-    "sweep.singles": Entry(16, count(4), "iterates that losses of averages are predicted from"),
-    "sweep.lags": Entry(6, count(2), "distances at which pairs of iterates are measured"),
-    "sweep.pairs": Entry(4, count(1), "pairs at each of these distances"),
-    "sweep.verify": Entry(24, count(1), "averages that are measured as well, about"),
+    "sweep.singles": Entry(
+        16, count(4), "iterates from whose losses the losses of averages are predicted"
+    ),
+    "sweep.lags": Entry(6, count(2), "lags at which pairs of iterates are measured"),
+    "sweep.pairs": Entry(4, count(1), "pairs at each of these lags"),
+    "sweep.verify": Entry(
+        24, count(1), "approximate number of averages measured to test the prediction"
+    ),
     "budget.steps": Entry(
         None,
         count(16).or_none(),
-        "of SWA, FGE and a conventional run, each from scratch; None: burn_in + window",
+        "updates of SWA, of FGE and of a conventional run, each from scratch; None: burn_in "
+        "+ window",
         int,
     ),
     "budget.swa_start": Entry(
@@ -195,49 +229,55 @@ _ENTRIES = {
         "share of the budget after which models are collected, rounded to whole cycles",
     ),
     "budget.swa_rate": Entry(
-        0.5, _POSITIVE, "SWA's constant rate and the highest of a cycle, times the rate"
+        0.5,
+        _POSITIVE,
+        "SWA's constant rate and the highest rate of a cycle, as a multiple of learning_rate",
     ),
-    "budget.low": Entry(0.01, number(0, below=1), "rate at the end of a cycle, times the rate"),
+    "budget.low": Entry(
+        0.01, number(0, below=1), "rate at the end of a cycle, as a multiple of learning_rate"
+    ),
     "budget.every": Entry(
         None,
         count(1).or_none(),
-        "updates between models that SWA at constant rate collects; None: an epoch",
+        "updates between the models that SWA at a constant rate collects; None: an epoch",
         int,
     ),
-    "budget.cycle": Entry(1, count(1), "length of a cycle, times budget.every"),
+    "budget.cycle": Entry(1, count(1), "length of a cycle, as a multiple of budget.every"),
     "cost.depth": Entry(
-        8, count(8), "of the network that time and memory are measured on beside the scale's"
+        8, count(8), "depth of a second network on which the cost of averages is measured"
     ),
-    "cost.width": Entry(16, count(1), "of that network"),
-    "cost.repeats": Entry(5, count(3), "of the measurement"),
-    "cost.steps": Entry(4, count(1), "of a measurement"),
+    "cost.width": Entry(16, count(1), "width of that network"),
+    "cost.repeats": Entry(5, count(3), "repeats of that measurement"),
+    "cost.steps": Entry(4, count(1), "training steps per repeat"),
     "pairs.seeds": Entry(
         2,
         count(0),
-        "of two runs from the burn-in's end, at the base rate and at another: on independent "
-        "batches, and on shared ones from half-way on",
+        "seeds with two more runs from the end of the burn-in, at the base rate and at another: "
+        "on independent batches, and on shared batches in their second half",
     ),
-    "pairs.factor": Entry(0.125, _POSITIVE, "the other rate, times the base rate"),
-    "pairs.steps": Entry(160, count(4), "of these runs"),
+    "pairs.factor": Entry(0.125, _POSITIVE, "the other rate, as a multiple of learning_rate"),
+    "pairs.steps": Entry(160, count(4), "updates of these runs"),
     "speed.seeds": Entry(
-        2, count(0), "of first steps: iterates and averages at the rate, against a smaller rate"
+        2,
+        count(0),
+        "seeds for which the first steps at learning_rate and at a smaller rate are compared",
     ),
-    "speed.steps": Entry(400, count(12), "of these runs"),
-    "speed.places": Entry(8, count(1), "where their losses are compared"),
-    "speed.factor": Entry(0.125, _POSITIVE, "the smaller rate, times the base rate"),
+    "speed.steps": Entry(400, count(12), "updates of these runs"),
+    "speed.places": Entry(8, count(1), "steps at which their losses are compared"),
+    "speed.factor": Entry(0.125, _POSITIVE, "the smaller rate, as a multiple of learning_rate"),
     "start.steps": Entry(
         (0, 1, 3, 10, 30, 100),
         Rule("0 and two or more other integers, ascending", _starts),
-        "of the base run and of one on independent batches, at which gradients and the distance "
-        "of the two are measured",
+        "steps at which the gradients of the base run, and its distance from a run on "
+        "independent batches, are measured",
     ),
-    "start.batches": Entry(6, count(2), "whose gradients are measured there"),
-    "ema_times.decades": Entry(
-        3, count(1), "of the times of EMAs of the early iterates and of the window's"
-    ),
-    "ema_times.per_decade": Entry(4, count(1), "times in a decade"),
+    "start.batches": Entry(6, count(2), "batches whose gradients are measured there"),
+    "ema_times.decades": Entry(3, count(1), "decades covered by the time constants of EMAs"),
+    "ema_times.per_decade": Entry(4, count(1), "time constants per decade"),
     "probe_seeds": Entry(
-        2, count(0), "of probes that take a point apart, and of the run without momentum"
+        2,
+        count(0),
+        "seeds for which the more expensive probes and the run without momentum are measured",
     ),
     **PROBE_ENTRIES,
 }
@@ -245,10 +285,10 @@ SCHEMA = Schema(_ENTRIES)
 
 
 def default_config(name: str = "digits") -> ml_collections.ConfigDict:
-    """The configuration that every `configs/reproduce_*.py` starts from: the scale `digits`.
+    """Returns the configuration that every `configs/reproduce_*.py` changes: the scale `digits`.
 
     Args:
-        name: of the scale, whose file is `configs/reproduce_NAME.py`.
+        name: the name of the scale, whose file is `configs/reproduce_NAME.py`.
     """
     config = SCHEMA.defaults()
     config.name = name
@@ -257,10 +297,10 @@ def default_config(name: str = "digits") -> ml_collections.ConfigDict:
 
 
 def cifar_config(name: str, power_table: str | os.PathLike[str]) -> ml_collections.ConfigDict:
-    """A scale for two CPU cores: CIFAR at 24×24 pixels, cropped and flipped, ResNets of width 16.
+    """Returns a scale for two CPU cores: CIFAR at 24×24 pixels, cropped and flipped, width 16.
 
     Args:
-        name: of the scale.
+        name: the name of the scale.
         power_table: the JSON file with `config.power`.
     """
     config = default_config(name)
@@ -276,7 +316,7 @@ def cifar_config(name: str, power_table: str | os.PathLike[str]) -> ml_collectio
 
 
 def accelerator_config(name: str) -> ml_collections.ConfigDict:
-    """ResNet-34 of width 64, for accelerators: scales that the project describes and never ran."""
+    """Returns a scale with ResNet-34 of width 64, for accelerators; such scales were never run."""
     config = default_config(name)
     config.runs_here = False
     config.judged = True
@@ -295,7 +335,7 @@ def accelerator_config(name: str) -> ml_collections.ConfigDict:
 
 
 def full_size_config(name: str) -> ml_collections.ConfigDict:
-    """ResNet-34 on cropped and flipped 32×32 images, the size of the papers' CIFAR figures."""
+    """Returns a scale with ResNet-34 on cropped and flipped 32×32 images, as in the papers."""
     config = accelerator_config(name)
     config.data.augmentation = "crop_flip"
     config.batch_size = 128
@@ -329,10 +369,10 @@ def full_size_config(name: str) -> ml_collections.ConfigDict:
 
 
 def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
-    """Checks a configuration and returns it as plain nested dicts, defaults filled in.
+    """Checks a configuration and returns it as nested dicts, with defaults for missing entries.
 
     Raises:
-        ConfigError: naming the key, the value received and what is allowed.
+        ConfigError: for an unknown key or a value that is not allowed.
     """
     plain = SCHEMA.read(config)
     try:
@@ -354,9 +394,9 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
 
 
 def lead(momentum: float) -> int:
-    """How many updates before an average's first iterate its equivalent schedule begins to differ.
+    """Returns how many updates before an average's first iterate its schedule begins to differ.
 
-    By powers of the momentum: beyond these, by less than 1e-7.
+    Earlier, the difference is below 1e-7, as it decays with powers of the momentum.
 
     >>> lead(0.0), lead(0.9)
     (0, 153)
@@ -365,7 +405,7 @@ def lead(momentum: float) -> int:
 
 
 def _conditions(plain: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
-    """(key, whether its value fits the others, what is allowed); later ones rely on earlier."""
+    """Yields (key, whether its value fits, allowed values); later ones rely on earlier ones."""
     window, every, burn_in = plain["window"], plain["every"], plain["burn_in"]
     horizon, kept, early = plain["horizon"], plain["horizon_every"], lead(plain["momentum"])
     yield "horizon", horizon <= window, f"at most config.window, {window}"

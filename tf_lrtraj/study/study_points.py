@@ -1,4 +1,4 @@
-"""Where a study's probes measure: points of its runs, and batches of its data."""
+"""The points and batches of a study's probes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _AT_ONCE = 8  # averages in memory
 
 
 def probe_steps(session: Session, seed: int) -> tuple[int, ...]:
-    """Numbers of updates at which lines and gradients of the base run are measured."""
+    """Returns the updates at which lines and gradients of the base run are measured."""
     steps = session.snapshots(seed).steps
     half_way = int(steps[-1]) // 2  # a state that the base run keeps
     default = tuple(sorted({half_way, int(steps[0]), int(steps[-1])}))
@@ -44,20 +44,20 @@ def probe_steps(session: Session, seed: int) -> tuple[int, ...]:
 
 
 def trip_steps(session: Session, seed: int) -> tuple[int, ...]:
-    """Numbers of updates at which side trips leave the base run."""
+    """Returns the updates at which side trips leave the base run."""
     steps = session.snapshots(seed).steps.tolist()
     return tuple(session.config["probes"]["trip_steps"]) or (steps[0], steps[-1])
 
 
 def weights_at(session: Session, seed: int, step: int, run: str = "base") -> list[np.ndarray]:
-    """Trainable weights and batch-norm statistics of a run after `step` updates.
+    """Returns trainable weights and batch-norm statistics of a run after `step` updates.
 
-    From a snapshot or a state.  The statistics do not matter to the losses that are measured
-    here; without them a point would have those that the model happens to hold, and a record that
-    was begun earlier would be taken for one of another point.
+    They are read from a snapshot or a state.  The statistics do not affect the losses measured
+    here.  Without them a point would have the current statistics of the model, and an unfinished
+    record would seem to be of another point.
 
     Raises:
-        RecordError: if neither is there.
+        RecordError: if there is neither.
     """
     folder = session.state_folder(run, seed)
     for which in ("window", "horizon", "early"):
@@ -77,10 +77,10 @@ def weights_at(session: Session, seed: int, step: int, run: str = "base") -> lis
 def averaged(
     snapshots: Snapshots, weights: Mapping[K, np.ndarray]
 ) -> Iterator[tuple[K, list[np.ndarray]]]:
-    """Averages of snapshots one by one, a few of them in memory at once.
+    """Yields averages of snapshots one by one, with few of them in memory.
 
     Args:
-        snapshots: of a run.
+        snapshots: the snapshots of a run.
         weights: key → weights of all snapshots, [len(snapshots)].
 
     Yields:
@@ -103,14 +103,14 @@ def _order(session: Session, seed: int) -> Order:
 
 
 def just_seen(session: Session, seed: int, step: int) -> np.ndarray:
-    """[batch] the training images of the update that led to `step`."""
+    """Returns the [batch] indices of the training images of the update that led to `step`."""
     return _order(session, seed).rows(step - 1)
 
 
 def unseen(session: Session, seed: int, step: int) -> np.ndarray:
-    """Training images that a run has not seen yet in its epoch, after `step` updates.
+    """Returns the training images that a run has not seen yet in its epoch, after `step` updates.
 
-    The next batch is drawn from these, each as likely as any other.
+    The next batch is drawn uniformly from these.
     """
     order = _order(session, seed)
     seen = [order.rows(step - back) for back in range(1, step % order.steps_per_epoch + 1)]
@@ -125,13 +125,13 @@ def drawn(
     without: Any = (),
     size: int | None = None,
 ) -> list[list[np.ndarray]]:
-    """For each of `counts` so many batches of training images, no image in two of them.
+    """Draws groups of batches of training images without repetition.
 
     Args:
-        counts: numbers of batches.
-        random: of the draw.
-        without: images that are not to be among them.
-        size: images in a batch; those of a training batch by default.
+        counts: number of batches of each group.
+        random: the random generator of the draw.
+        without: images to exclude.
+        size: images per batch; by default that of a training batch.
 
     Raises:
         ValueError: if there are not so many images.
@@ -150,7 +150,7 @@ def drawn(
 def taken(
     session: Session, rows: Sequence[np.ndarray], augment: np.random.Generator | None = None
 ) -> list[Batch]:
-    """The batches of these training images, as training sees them if `augment` is given."""
+    """Returns the batches of these training images, augmented if `augment` is given."""
     problem = session.problem
     found = [(problem.x_train[r], problem.y_train[r]) for r in rows]
     if augment is None:
@@ -161,7 +161,7 @@ def taken(
 def chunks(
     images: tuple[np.ndarray, np.ndarray], size: int, most: int | None = None
 ) -> list[Batch]:
-    """The first `most` images of a set, or all, in equal batches of at most `size`."""
+    """Returns the first `most` images of a set, or all, in equal batches of at most `size`."""
     x, y = (array[:most] for array in images)
     parts = max(-(-len(x) // size), 1)
     return list(zip(np.array_split(x, parts), np.array_split(y, parts), strict=True))

@@ -1,4 +1,4 @@
-"""Which tasks a study consists of, what they cost, and which are needed for a claim."""
+"""The tasks of a study, their costs, and their order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MODULES = (
 
 
 def _in_order(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """Each task behind those whose records it reads, otherwise in the order given.
+    """Returns tasks after those whose records they read, otherwise in the given order.
 
     Raises:
         ValueError: for a task that comes after an unknown one, or after itself.
@@ -64,16 +64,16 @@ def plan(
     needed: Collection[str] | None = None,
     only_seed: int | None = None,
 ) -> list[tuple[Task, int]]:
-    """The tasks in order, each with a seed.
+    """Returns the tasks in order, each with a seed.
 
     Args:
-        config: validated.
+        config: the validated configuration.
         needed: names of tasks; None for all.
         only_seed: the seed to which the plan is restricted; tasks that read runs of other seeds
             are then left out.
     """
     wanted = {task.name for task in TASKS} if needed is None else set(needed)
-    for task in reversed(TASKS):  # what a task reads comes before it
+    for task in reversed(TASKS):  # the records that a task reads come before it
         if task.name in wanted:
             wanted |= set(task.after)
     return [
@@ -86,7 +86,7 @@ def plan(
 
 
 def training_steps(config: Mapping[str, Any], tasks: Sequence[tuple[Task, int]]) -> int:
-    """Training steps of all the runs these tasks need, each run counted once."""
+    """Returns the training steps of all runs of these tasks, each run counted once."""
     steps: dict[tuple[str, int], int] = {}
     for task, seed in tasks:
         steps |= {(run, seed): count for run, count in task.steps(config).items()}
@@ -96,7 +96,7 @@ def training_steps(config: Mapping[str, Any], tasks: Sequence[tuple[Task, int]])
 def images(
     config: Mapping[str, Any], tasks: Sequence[tuple[Task, int]], num_train: int, num_test: int
 ) -> float:
-    """Images that go forward through the network; one in a training step counts as three."""
+    """Returns the images of forward passes; an image of a training step counts as three."""
     evaluate = config["evaluate"]
     sizes = Sizes(
         num_train, num_test, evaluate["batch_norm_images"], min(evaluate["part"], num_train)

@@ -1,9 +1,9 @@
-"""SGD on `model.fit`, step by step under given rates, from a state to a state.
+"""SGD through `model.fit` with a given rate for each step, from one state to another.
 
-One model and one compiled step serve every run: weights, velocities and rates are
-put into them.  A run is cut into segments, each one call of `fit` that begins and
-ends at a state on disk, so that an interruption loses one segment and the
-resumed run is the same to the bit.  Nothing here needs TensorFlow.
+All runs use one model and one compiled step: weights, velocities and rates are assigned to them.  A
+run is divided into segments.  Each segment is one call of `fit` that begins and ends at a state on
+disk, so an interruption loses at most one segment, and a resumed run has the same bits.
+TensorFlow is not needed.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ _STATE = re.compile(r"state-(\d{9})\.npz")
 
 
 def state_name(step: int) -> str:
-    """The file of a run's state after `step` updates."""
+    """Returns the file name of a run's state after `step` updates."""
     return f"state-{step:09d}.npz"
 
 
 def state_of(weights: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Values of Keras variables, as a state names them."""
+    """Returns the values of Keras variables with the names of a state."""
     arrays = backend.to_numpy(backend.values(weights))
     return {f"weights/{i}": array for i, array in enumerate(arrays)}
 
 
 def arrays_of(state: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """A state's weights, trainable ones and then batch-norm statistics, as snapshots hold them."""
+    """Returns a state's trainable weights and then batch-norm statistics, as in snapshots."""
     count = sum(name.startswith("weights/") for name in state)
     return [state[f"weights/{i}"] for i in range(count)]
 
 
 class Trainer:
-    """Moves a model along batches; holds what is compiled.
+    """Trains a model on batches, with one compiled step.
 
     Args:
-        model: whose loss may have decay terms (`variable.regularizer`).
-        loss: without them.
+        model: the model; its loss may have decay terms (`variable.regularizer`).
+        loss: the loss without decay terms.
         problem: the data.
-        batch_size: of training batches.
+        batch_size: the size of training batches.
     """
 
     def __init__(self, model: keras.Model, loss: Any, problem: Problem, batch_size: int) -> None:
@@ -68,7 +68,7 @@ class Trainer:
         return [*self.model.trainable_variables, *self.model.non_trainable_variables]
 
     def compile(self, momentum: float) -> None:
-        """Makes ready for steps with this momentum; with another, the step is compiled anew."""
+        """Compiles the step for this momentum, unless it is compiled already."""
         if momentum == self._momentum:
             return
         optimizer = keras.optimizers.SGD(0.0, momentum=momentum)
@@ -83,7 +83,7 @@ class Trainer:
         self._momentum = momentum
 
     def put(self, state: dict[str, np.ndarray], step: int) -> None:
-        """Puts a state into the model; a velocity that it lacks, or that does not fit, is 0."""
+        """Assigns a state to the model; a velocity that is missing or does not fit is 0."""
         weights, optimizer = self._weights(), self.model.optimizer
         backend.assign(weights, [state[f"weights/{i}"] for i in range(len(weights))])
         for i, variable in enumerate(self._velocities()):
@@ -94,7 +94,7 @@ class Trainer:
         optimizer.iterations.assign(step)
 
     def take(self) -> dict[str, np.ndarray]:
-        """The model's state."""
+        """Returns the model's state."""
         velocities = backend.to_numpy(backend.values(self._velocities()))
         return state_of(self._weights()) | {
             f"velocity/{i}": array for i, array in enumerate(velocities)
@@ -114,7 +114,7 @@ class Trainer:
         """Makes one step for each rate, on the batches of steps `first`, `first + 1`, ….
 
         Returns:
-            (step, mean loss of the batches since the entry before), every `log_every` steps.
+            (step, mean loss of the batches since the previous entry), every `log_every` steps.
 
         Raises:
             Diverged: if a loss is not finite.
@@ -133,7 +133,7 @@ class Trainer:
 
 
 class _Rates(keras.callbacks.Callback):
-    """Sets the rate of each step; nothing is done where it stays the same."""
+    """Sets the rate of each step if it changes."""
 
     def __init__(self, rates: np.ndarray) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class _Rates(keras.callbacks.Callback):
 
 
 class _Log(keras.callbacks.Callback):
-    """Means of the batches' losses, from the running mean that `fit` keeps."""
+    """Means of the batches' losses, from the running mean of `fit`."""
 
     def __init__(self, first: int, every: int) -> None:
         super().__init__()
@@ -170,37 +170,36 @@ class _Log(keras.callbacks.Callback):
 
 
 class Watch:
-    """What happens beside the steps of a run's segments; by default nothing."""
+    """Additional work during the segments of a run; by default none."""
 
     def callbacks(self, low: int, high: int) -> list[keras.callbacks.Callback]:
-        """Callbacks of the segment from step `low` to `high`."""
+        """Returns the callbacks of the segment from step `low` to `high`."""
         return []
 
     def done(self, run: Run, low: int, high: int) -> None:
-        """Called after the segment, before its end's state is written.
+        """Called after the segment, before the state at its end is written.
 
-        What it writes is there whenever the state is.
+        Its files therefore exist whenever the state exists.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run on disk, made segment by segment.
+    """A training run on disk, trained segment by segment.
 
     Attributes:
-        trainer: who makes the steps.
-        folder: where its states and snapshots lie.
-        first: the step it starts from.
-        rates: [n] rate of each of its steps.
-        momentum: of SGD.
-        order_seed: of the order of the batches.
-        start: () → the state it starts from.
-        keep: steps whose states are kept; the end's always is.
-        segment: at most so many steps between states.
+        trainer: the trainer.
+        folder: the folder of its states and snapshots.
+        first: the step from which it starts.
+        rates: [n] rates of its steps.
+        momentum: the momentum of SGD.
+        order_seed: the seed of the order of the batches.
+        start: () → its initial state.
+        keep: steps whose states are kept; the last is always kept.
+        segment: largest number of steps between states.
         snapshots: (name of the folder, every, first step, last step) of iterates to keep.
-        log_every: steps of an entry in the log of batch losses.
-        whole: (first, last) steps of stretches that are one segment whatever their length; they
-            do not overlap.
+        log_every: steps per entry in the log of batch losses.
+        whole: (first, last) steps of disjoint intervals that are one segment of any length.
     """
 
     trainer: Trainer
@@ -224,15 +223,16 @@ class Run:
         return self.folder / state_name(step)
 
     def state(self, step: int | None = None) -> dict[str, np.ndarray]:
-        """A state that was kept; the last by default."""
+        """Returns a kept state; the last by default."""
         return read_arrays(self.path(self.last if step is None else step))
 
     def arrays(self, step: int | None = None) -> list[np.ndarray]:
-        """Weights and statistics of a state that was kept; of the last by default."""
+        """Returns weights and statistics of a kept state; the last by default."""
         return arrays_of(self.state(step))
 
     def log(self) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, mean batch loss since the step before) from the run's first step on."""
+        """Returns (steps, mean batch loss since the previous entry) from the run's first step
+        on."""
         state = self.state()
         return state["log_steps"], state["log_loss"]
 
@@ -252,11 +252,11 @@ class Run:
     def finish(
         self, watch: Watch | None = None, progress: Callable[[int], Any] = lambda _: None
     ) -> None:
-        """Makes what is missing of the run.
+        """Trains the missing steps of the run.
 
         Args:
-            watch: what happens beside the steps.
-            progress: receives numbers of steps made.
+            watch: additional work during the segments.
+            progress: called with numbers of steps made.
         """
         watch = watch or Watch()
         bounds = self._bounds()
@@ -268,7 +268,7 @@ class Run:
         trainer = self.trainer
         trainer.compile(self.momentum)
         state = dict(self.start()) if at < 0 else self.state(bounds[0])
-        # A run that starts from another's state has a log of its own.
+        # A run that starts from another run's state has a new log.
         steps, losses = (state.pop(f"log_{name}", np.zeros(0)) for name in ("steps", "loss"))
         log = [] if at < 0 else list(zip(steps.tolist(), losses.tolist(), strict=True))
         trainer.put(state, bounds[0])
@@ -292,7 +292,7 @@ class Run:
             progress(high - low)
 
     def _forget(self, now: int) -> None:
-        """Deletes states before `now` that nothing will ask for."""
+        """Deletes states before `now` that are not needed any more."""
         for path in self.folder.glob("state-*.npz"):
             match = _STATE.fullmatch(path.name)
             if match and int(match.group(1)) < now and int(match.group(1)) not in self.keep:

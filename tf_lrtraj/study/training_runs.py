@@ -1,4 +1,4 @@
-"""The training runs of a study: the base run of each seed, and those that fork from it."""
+"""The training runs of a study: the base run of each seed, and runs that fork from it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OTHER_ORDER = 1000  # added to the seed: batches in another order
 
 
 def total_steps(config: Mapping[str, Any]) -> int:
-    """Length of the base run."""
+    """Returns the number of steps of the base run."""
     return int(config["burn_in"] + config["window"])
 
 
 def ends(config: Mapping[str, Any]) -> list[int]:
-    """Steps at which horizons end: `places` of them, evenly over the window, the last at its end.
+    """Returns the last steps of the `places` horizons, evenly spaced over the window.
 
     >>> ends({"burn_in": 100, "window": 60, "places": 2})
     [130, 160]
@@ -38,14 +38,14 @@ def ends(config: Mapping[str, Any]) -> list[int]:
 
 
 def fork_step(config: Mapping[str, Any], end: int | None = None) -> int:
-    """Where runs under an equivalent schedule leave the base run.
+    """Returns the step at which runs under an equivalent schedule leave the base run.
 
-    The averages begin `horizon` updates before `end`; with momentum the schedule that equals them
-    differs from the base rate a little earlier, by powers of the momentum.  The iterates that are
-    kept of a horizon begin here, so its end is one of them.
+    The averages begin `horizon` updates before `end`.  With momentum their schedule differs from
+    the base rate slightly earlier, by powers of the momentum.  The kept iterates of a horizon begin
+    here, so that its end is one of them.
 
     Args:
-        end: of the horizon; the base run's end by default.
+        end: the last step of the horizon; the base run's end by default.
     """
     end = total_steps(config) if end is None else end
     every = int(config["horizon_every"])
@@ -53,7 +53,7 @@ def fork_step(config: Mapping[str, Any], end: int | None = None) -> int:
 
 
 def horizon_name(config: Mapping[str, Any], end: int) -> str:
-    """The folder of the iterates of the horizon that ends there."""
+    """Returns the name of the folder of the iterates of the horizon that ends at `end`."""
     return "horizon" if end == total_steps(config) else f"horizon-{end}"
 
 
@@ -62,10 +62,10 @@ def _averages_name(config: Mapping[str, Any], end: int) -> str:
 
 
 def base(session: Session, seed: int) -> Run:
-    """The run at constant rate from scratch, made if it is not there yet.
+    """Returns the run at constant rate from scratch; trains it if needed.
 
-    Keeps the states others fork from; iterates of the window and, every one, of each horizon;
-    and the averages over each horizon, as the callback makes them.
+    It keeps the states from which others fork, iterates of the window, every iterate of each
+    horizon, and the averages over each horizon that the callback computes.
     """
     config = session.config
     total, burn_in, speed = total_steps(config), config["burn_in"], config["speed"]
@@ -75,7 +75,7 @@ def base(session: Session, seed: int) -> Run:
     snapshots += [
         (horizon_name(config, end), config["horizon_every"], at, end) for end, at in forks.items()
     ]
-    if seed < speed["seeds"]:  # 12 iterates for each place where early averages are looked at
+    if seed < speed["seeds"]:  # 12 iterates for each step at which early averages are compared
         every = max(int(speed["steps"]) // (12 * int(speed["places"])), 1)
         snapshots.append(("early", every, 0, speed["steps"]))
     run = session.run(
@@ -96,7 +96,7 @@ class _HorizonAverages(Watch):
     """Averages over each horizon, which is one segment; written at its end.
 
     Args:
-        config: of the study.
+        config: the configuration of the study.
         horizons: first step → last step.
     """
 
@@ -129,10 +129,10 @@ class _HorizonAverages(Watch):
 
 
 def averages(session: Session, seed: int, end: int | None = None) -> dict[str, list[np.ndarray]]:
-    """name → arrays of the averages over a horizon, statistics averaged alike.
+    """Returns name → arrays of the averages over a horizon, with averaged statistics.
 
     Args:
-        end: of the horizon; the base run's end by default.
+        end: the last step of the horizon; the base run's end by default.
     """
     run = base(session, seed)
     name_of_file = _averages_name(session.config, run.last if end is None else end)
@@ -157,18 +157,18 @@ def fork(
     keep: tuple[int, ...] = (),
     every: int | None = None,
 ) -> Run:
-    """A run that leaves the base run, made if it is not there yet.
+    """Returns a run that forks from the base run; trains it if needed.
 
     Args:
-        name: of its folder.
-        at: the step it starts from (and whose batch it takes first).
+        name: the name of its folder.
+        at: the step from which it starts (and whose batch it uses first).
         rates: [n] rates of its steps.
-        of: the name of the run whose state it starts with, which must have been made; at step 0
-            it starts as the base run does.
+        of: the name of the run from whose state it starts, which must exist; at step 0 it starts
+            like the base run.
         momentum: the base run's by default.  With another the velocity starts at 0.
         order: seed of the order of batches; the base run's by default.
         keep: steps whose states are kept.
-        every: keep an iterate so often, in the folder "window".
+        every: steps between iterates kept in the folder "window".
     """
     rates = np.asarray(rates, np.float64)
 

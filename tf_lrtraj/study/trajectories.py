@@ -1,4 +1,4 @@
-"""What trajectories do at constant rates: the base run, other rates, pairs, first steps, speed."""
+"""Tasks on trajectories at constant rates: base run, other rates, pairs, first steps, speed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ABOUT_BASE = (
     *("learning_rate", "momentum", "weight_decay", "batch_size"),
     *("burn_in", "window", "horizon", "every"),
 )
-_PAIRS = 24  # of iterates one lag apart, from which a mean squared displacement is taken
+_PAIRS = 24  # number of pairs one lag apart, for a mean squared displacement
 
 
 @task("the run at constant rate")
 def base(session: Session, seed: int) -> None:
-    """Batch losses of the base run from its first step, and norms over the window."""
+    """Records batch losses of the base run from its first step, and norms over the window."""
     run, config = training_runs.base(session, seed), session.config
     steps, losses = run.log()
     snapshots = session.snapshots(seed)
@@ -54,14 +54,14 @@ def base(session: Session, seed: int) -> None:
 
 
 def _at_rate(session: Session, seed: int, factor: float) -> Run:
-    """The run at `factor` times the base rate over the window; the base run itself at 1."""
+    """Returns the run at `factor` times the base rate over the window; the base run for 1."""
     if factor == 1.0:
         return training_runs.base(session, seed)
     return schedule_runs.lower_rate_run(session, seed, factor)
 
 
 def _with_rates(config: Mapping[str, Any], factors: Sequence[float]) -> dict[str, int]:
-    """The base run and those at other constant rates over the window."""
+    """Returns the steps of the base run and of runs at other constant rates over the window."""
     others = {f"rate-{f:g}": int(config["window"]) for f in factors if f != 1.0}
     return base_run(config) | others
 
@@ -72,12 +72,12 @@ def _with_rates(config: Mapping[str, Any], factors: Sequence[float]) -> dict[str
     steps=lambda config: _with_rates(config, config["rates"]),
 )
 def rates(session: Session, seed: int) -> None:
-    """Squared distance to the centre at several constant rates, over two halves of a late part.
+    """Measures the squared distance to the centre at several constant rates, in two late halves.
 
-    Half of the mean squared displacement, of the weights and of filters divided by their norms
-    (mean of 2 - 2 cos), at a lag in proportion to 1 / rate: at one lag for all, small rates would
-    be given less of the time that they need.  Beside it the squared norms, and the excess loss at
-    each rate that the quadratic model of the base run predicts.
+    It is half of the mean squared displacement, of the weights and of normalised filters (mean of 2
+    - 2 cos), at a lag proportional to 1 / rate, because small rates need longer lags.  The record
+    also has the squared norms, and the excess loss at each rate that the quadratic model of the
+    base run predicts.
     """
     config = session.config
     factors = sorted({1.0, *config["rates"]}, reverse=True)
@@ -89,7 +89,7 @@ def rates(session: Session, seed: int) -> None:
         rate, run = factor * config["learning_rate"], _at_rate(session, seed, factor)
         snapshots = session.snapshots(seed, run.folder.name)
         steps, losses = run.log()
-        # The first quarter of the window is left to the new rate to settle.
+        # The first quarter of the window is not used, because the new rate needs time to settle.
         late = snapshots.steps[snapshots.steps >= run.last - 0.75 * config["window"]]
         halves = np.array_split(late, 2)
         # At the smallest rate half of a half's length.
@@ -126,7 +126,7 @@ def rates(session: Session, seed: int) -> None:
             "excess": float(model.stationary_loss(factor * effective)),
         }
         for factor in factors
-        if factor <= 1.0  # beyond, the model need not be stable
+        if factor <= 1.0  # beyond it, the model may be unstable
     ]
     single = session.read("sweep", seed)["about"]["mean_single_loss"][iterates.PART[0]]
     about = {"single_loss": single, "learning_rate": config["learning_rate"]}
@@ -141,7 +141,8 @@ def _pairs_steps(config: Mapping[str, Any]) -> dict[str, int]:
 
 @task("distances between two trajectories", steps=_pairs_steps, seeds_of=("pairs", "seeds"))
 def pairs(session: Session, seed: int) -> None:
-    """Distances of two runs from one state: on independent batches, and shared from half-way on."""
+    """Measures distances of two runs from one state: first on independent, then on shared
+    batches."""
     config = session.config
     burn_in, every, steps = config["burn_in"], config["every"], config["pairs"]["steps"]
     half = burn_in + steps // 2
@@ -196,11 +197,12 @@ def _start_images(config: Mapping[str, Any], sizes: Sizes) -> float:
     images=_start_images,
 )
 def start(session: Session, seed: int) -> None:
-    """The first steps: gradients of batches beside each other, and two runs from one point.
+    """Measures the first steps: alignment of batch gradients, and two runs from one point.
 
-    The second run takes independent batches.  At each step `pair_cosine`, the mean cosine of
+    The second run uses independent batches.  Each row has `pair_cosine`, the mean cosine of the
     gradients of two batches; cosines of their mean with the displacement so far and with the mean
-    at the start; and the runs' squared distance.  The last row is from the burn-in's end.
+    at the start; and the squared distance of the runs.  The last row is from the end of the
+    burn-in.
     """
     config = session.config
     steps, rate = config["start"]["steps"], config["learning_rate"]
@@ -252,7 +254,7 @@ def _cosine(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def one_step_run(session: Session, seed: int) -> Any:
-    """A run without momentum at the same effective rate, from the burn-in's end."""
+    """Returns a run without momentum at the same effective rate, from the end of the burn-in."""
     config = session.config
     rate = config["learning_rate"] / (1.0 - config["momentum"])
     return training_runs.fork(
@@ -267,13 +269,13 @@ def one_step_run(session: Session, seed: int) -> Any:
 
 
 def one_step_steps(config: Mapping[str, Any]) -> dict[str, int]:
-    """Of tasks that read the run without momentum."""
+    """Returns the training steps of tasks that read the run without momentum."""
     return base_run(config) | {"one_step": config["window"]}
 
 
 @task("a run without momentum", steps=one_step_steps, seeds_of=PROBE_SEEDS)
 def one_step(session: Session, seed: int) -> None:
-    """The record of that run; what its steps do to other batches is measured along lines."""
+    """Records that run; `one_step_lines` measures the effect of its steps on other batches."""
     run, config = one_step_run(session, seed), session.config
     steps, losses = run.log()
     about = {
@@ -292,7 +294,7 @@ def one_step(session: Session, seed: int) -> None:
     seeds_of=("speed", "seeds"),
 )
 def speed(session: Session, seed: int) -> None:
-    """From scratch: iterates at the rate, averages of them, and iterates at a small rate."""
+    """Scores, from scratch, iterates at the rate, their averages, and iterates at a small rate."""
     config = session.config
     settings = config["speed"]
     small = config["learning_rate"] * settings["factor"]
@@ -322,11 +324,11 @@ def _ema_times_images(config: Mapping[str, Any], sizes: Sizes) -> float:
 
 @task("EMAs against their time", images=_ema_times_images, seeds_of=("speed", "seeds"))
 def ema_times(session: Session, seed: int) -> None:
-    """EMAs of iterates against their time, while the loss still falls and when it has settled.
+    """Scores EMAs by their time constant, while the loss still falls and when it is stationary.
 
-    Of the first iterates, taken at the end of `speed.steps`, and of the window's, at its end.
-    Weights fall as exp(-age / time); times go from the spacing of the iterates by factors of
-    10^(1/`per_decade`) over `decades`.  A time of 0 is the last iterate alone.
+    They are EMAs of the first iterates, at the end of `speed.steps`, and of the window's iterates,
+    at its end.  Weights decay as exp(-age / time); times increase from the spacing of the iterates
+    by factors of 10^(1/`per_decade`) over `decades`.  A time of 0 is the last iterate alone.
     """
     training_runs.base(session, seed)
     settings = session.config["ema_times"]
@@ -347,7 +349,7 @@ def ema_times(session: Session, seed: int) -> None:
 
 
 def _places(early: Snapshots, number: int) -> list[int]:
-    """`number` steps of snapshots, evenly over them, the last included."""
+    """Returns `number` evenly spaced steps of snapshots, including the last."""
     indices = np.round(np.arange(1, number + 1) * (len(early) - 1) / number).astype(int)
     return [int(step) for step in early.steps[indices]]
 

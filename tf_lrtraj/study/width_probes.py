@@ -1,6 +1,6 @@
-"""Tasks: how wide the optima of a conventional run and of SWA are, and SWA against an ensemble.
+"""Tasks: the width of the optima of a conventional run and of SWA, and SWA against an ensemble.
 
-Batch norm is recomputed at every point, as it is where averages are evaluated.
+Batch norm is recomputed at every point, as for evaluations of averages.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["TASKS"]
     probes=("width", "sgd_to_swa"),
 )
 def width(session: Session, seed: int) -> None:
-    """Test errors along rays, and losses on the segment: `width.npz`, `sgd_to_swa.npz`.
+    """Measures test errors along rays and losses on the segment: `width.npz`, `sgd_to_swa.npz`.
 
-    The points are `sgd`, the end of the conventional run, and `swa`, the average of what the run
-    at SWA's constant rate collected.  Rays are of normalised filters (Li et al. 2018): their
-    distances are shares of the norm of the point's own kernels.
+    The points are `sgd`, the end of the conventional run, and `swa`, the average of the models that
+    the run at SWA's constant rate collected.  Rays have normalised filters (Li et al. 2018), and
+    their distances are shares of the norm of the point's own kernels.
     """
     settings = session.config["width"]
     (swa,) = average(session, seed, "swa_constant").values()
@@ -63,10 +63,10 @@ def width(session: Session, seed: int) -> None:
     probes=("ensemble",),
 )
 def ensemble(session: Session, seed: int) -> None:
-    """Predictions of cycle ends, of their ensemble and of their mean, on test images.
+    """Measures predictions of cycle ends, their ensemble and their mean, on test images.
 
     The members, in `ensemble.npz`, are the last models that the cyclical run collected; they are
-    drawn towards their mean as well.
+    also scaled towards their mean.
     """
     settings = session.config["ensemble"]
     snapshots, steps = collected(session, seed, "swa_cyclical")

@@ -1,7 +1,7 @@
-"""Averages, schedules and a quadratic model: exact, float64, NumPy and SciPy only.
+"""Averages, schedules and a quadratic model, in float64 with NumPy and SciPy only.
 
-What the functions return (`ScheduleEquivalence`, `Prediction`, …) is defined, and described, in
-their modules.
+The result types (`ScheduleEquivalence`, `Prediction`, …) are defined in the modules of the
+functions.
 """
 
 from __future__ import annotations

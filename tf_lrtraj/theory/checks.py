@@ -1,4 +1,4 @@
-"""Checks of arguments that only theory takes; all others are rules of `tf_lrtraj.values`."""
+"""Checks of arguments that occur only in theory; all others are rules of `tf_lrtraj.values`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _MATRIX_TOLERANCE = 1e-10
 
 
 def averaging_weights(kernel: Kernel | Any, num_steps: int) -> np.ndarray:
-    """[T+1] weights of a kernel after `num_steps` = T updates, or the weights given, checked."""
+    """Returns the [T+1] weights of a kernel after `num_steps` = T updates, or checked weights."""
     if isinstance(kernel, Kernel):
         return kernel.weights(num_steps)
     return check_weights(kernel, num_steps + 1)
 
 
 def covariance(name: str, value: Any, size: int | None = None) -> np.ndarray:
-    """`value` as a non-negative vector [D] or a symmetric positive semi-definite matrix [D, D].
+    """Returns `value` as a non-negative vector [D] or a positive semi-definite matrix [D, D].
 
     Args:
-        name: of the argument, for the error.
-        value: as it was given.
+        name: the name of the argument, for the error.
+        value: the value received.
         size: D; any by default.
     """
     array: np.ndarray = values.array().check(name, value)
@@ -56,13 +56,13 @@ def covariance(name: str, value: Any, size: int | None = None) -> np.ndarray:
 
 
 def momentum(value: Any, convention: str) -> float:
-    """`value` as a momentum coefficient in [0, 1) under a known convention."""
+    """Returns `value` as a momentum coefficient in [0, 1); checks the convention too."""
     values.one_of(CONVENTIONS).check("convention", convention)
     return float(values.number(0, below=1).check("momentum", value))
 
 
 def stable_rate(value: Any, largest_curvature: float, beta: float = 0.0) -> float:
-    """`value` as a learning rate with a stationary state: 0 < λ a_max < 2 (1 + β)."""
+    """Returns `value` as a rate with a stationary state: 0 < λ a_max < 2 (1 + β)."""
     rate = float(values.number(above=0).check("learning_rate", value))
     limit = 2.0 * (1.0 + beta)
     if not rate * largest_curvature < limit:

@@ -1,13 +1,13 @@
 r"""Builds averages from other averages that were stored: post-hoc EMA.
 
-Averages held at some moments of a run, each by its kernel, are weighted sums of the same
-iterates.  So a combination of them is an average again, and the one whose weights come closest
-to those of a wanted average is a least-squares problem in the weights alone (Karras et al. 2024,
-arXiv 2312.02696, section 3.2, with power functions of two exponents stored every so often):
+Averages stored at some steps of a run are weighted sums of the same iterates, so a linear
+combination of them is an average too.  The combination whose weights are closest to those of a
+wanted average is the solution of a least-squares problem in the weights alone (Karras et al. 2024,
+arXiv 2312.02696, section 3.2, for power functions of two exponents):
 
 .. math:: \min_x \Bigl\lVert \sum_i x_i c^{(i)} - c \Bigr\rVert^2, \qquad \sum_i x_i = 1 .
 
-The sum is held at 1 here, so that a constant is averaged to itself whatever is left over.
+The sum is constrained to 1, so that the average of a constant is that constant.
 
 >>> from tf_lrtraj import kernels
 >>> stored = [(kernels.PowerFunction(g), t) for g in (6.94, 16.97) for t in (500, 1000)]
@@ -31,17 +31,17 @@ from tf_lrtraj.theory.checks import averaging_weights
 __all__ = ["Combination", "combine_averages"]
 
 LARGEST = 1 << 31  # bytes of all weights together
-_SMALLEST_SINGULAR = 1e-7  # as a share of the largest: beyond that float32 averages cancel
+_SMALLEST_SINGULAR = 1e-7  # relative to the largest: below this, float32 averages cancel
 
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """A combination of stored averages, and how close it comes to the wanted average.
+    """A combination of stored averages, and its distance from the wanted average.
 
     Attributes:
-        coefficients: [M] of the stored averages; they sum to 1 and may be negative.
-        weights: [T+1] on the iterates, of what the coefficients make.
-        target: [T+1] on the iterates, of what was wanted.
+        coefficients: [M] coefficients of the stored averages, with sum 1; they may be negative.
+        weights: [T+1] weights of the combination on the iterates.
+        target: [T+1] weights of the wanted average on the iterates.
     """
 
     coefficients: np.ndarray
@@ -59,10 +59,10 @@ class Combination:
 
     @property
     def moved(self) -> float:
-        """Half the sum of :math:`|w_k - c_k|`: the share of the weight that lies elsewhere.
+        """Half the sum of :math:`|w_k - c_k|`: the share of the weight on other iterates.
 
-        Whatever the run, the built average is at most this share of the largest distance between
-        two iterates away from the wanted one.
+        For any run, the distance of the combination from the wanted average is at most this share
+        of the largest distance between two iterates.
         """
         return 0.5 * float(np.sum(np.abs(self.weights - self.target)))
 
@@ -75,7 +75,7 @@ class Combination:
 def combine_averages(
     stored: Sequence[tuple[Kernel, int]], target: Kernel | Any, num_steps: int | None = None
 ) -> Combination:
-    """Finds the combination of stored averages that comes closest to another average.
+    """Finds the combination of stored averages that is closest to another average.
 
     Args:
         stored: (kernel, number of updates after which its average was stored) of each.
@@ -117,7 +117,7 @@ def combine_averages(
     rows = np.zeros((len(stored), last + 1))
     for row, (kernel, step) in zip(rows, stored, strict=True):
         row[: step + 1] = kernel.weights(step)
-    # The sum stays 1 if the others are added to one of them as differences from it.
+    # The sum is 1 if the others are added to one of them as differences from it.
     base = int(np.argmin(np.sum((rows - wanted) ** 2, axis=1)))
     others = np.delete(np.arange(len(stored)), base)
     coefficients = np.zeros(len(stored))

@@ -1,16 +1,16 @@
 r"""Predictions that account for each snapshot's own deviation, from losses of some snapshots.
 
-With Jensen gaps by lag alone, a snapshot that happens to lie low lends its whole
-deviation :math:`\delta_k` to an average, :math:`c_k\delta_k`.  But a low snapshot also lies
-closer to the others: in the stationary model its gaps are smaller too,
+If Jensen gaps depend on the lag alone, the deviation :math:`\delta_k` of a snapshot contributes
+:math:`c_k\delta_k` to the prediction for an average. But a snapshot with a low loss is also closer
+to the others: in the stationary model its gaps are smaller too,
 
 .. math:: \mathbb E[G_{kl}\mid\delta_k,\delta_l] - G(|k-l|)
    \approx \tfrac14 h(|k-l|)\,(\delta_k+\delta_l),
    \qquad h(\Delta) = \eta\,\frac{\sum_p x_p^2(1-\rho_p^\Delta)^2}{\sum_p x_p^2},
 
-so that little more than :math:`c_k^2\delta_k` is left.  :math:`\eta`, 1 in that model, is fitted to
-the measured pairs.  The same correction takes the luck of the measured pairs' ends out of the
-gap curve.  Derivation: docs/theory/prediction.md, section 2.
+so that little more than :math:`c_k^2\delta_k` remains. :math:`\eta`, which is 1 in that model, is
+fitted to the measured pairs.  The same correction removes the deviations of the measured pairs'
+ends from the gap curve.  Derivation: docs/theory/prediction.md, section 2.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ class SparsePredictor(AveragePredictor):
         )
 
     def _variance(self, weights: np.ndarray) -> tuple[float, float]:
-        """As in `AveragePredictor`, with the error of what was not measured.
+        """As in `AveragePredictor`, with the error of snapshots that were not measured.
 
-        The prediction is linear in the measured losses and gaps (the fitted curve's terms and
-        η held fixed), so its error in the stationary model is one quadratic form.
+        For fixed terms of the curve and fixed η the prediction is linear in the measured losses and
+        gaps, so its error in the stationary model is one quadratic form.
         """
         variance = (self.model_error * self._drop(weights)) ** 2
         assert self.curve is not None
@@ -123,7 +123,7 @@ class SparsePredictor(AveragePredictor):
     def _loss_weights(self, weights: np.ndarray, slopes: np.ndarray) -> np.ndarray:
         """[m] derivative of the predicted loss with respect to the measured losses."""
         carried = weights * (1.0 - self._carried @ weights)
-        # Where a pair's ends lie high, its gap was corrected down, and the drop with it.
+        # If a pair's ends have high losses, its gap was corrected down, and so was the drop.
         pull = 0.25 * slopes * self._carried[self._ends[0], self._ends[1]]
         for end in self._ends:
             np.add.at(carried, end, pull)
@@ -131,7 +131,8 @@ class SparsePredictor(AveragePredictor):
 
 
 def _shares(curve: GapCurve, count: int) -> np.ndarray:
-    """[K] share of two snapshots' deviations that is in their gap, by lag; from 0 to 1."""
+    """Returns by lag the [K] share, in [0, 1], of two snapshots' deviations that is in their
+    gap."""
     relaxing = curve.ratios < 1.0
     ratios, size = curve.ratios[relaxing], curve.amplitudes[relaxing] ** 2
     if not size.any():

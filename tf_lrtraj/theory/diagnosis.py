@@ -1,4 +1,4 @@
-"""Finds where measured losses and gaps contradict the model that predictions rest on."""
+"""Finds contradictions between measured losses and gaps and the model of the predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Finding:
     Attributes:
         code: "negative-gap", "not-quadratic", "not-a-relaxation", "changes-in-time",
             "still-rising", "losses-drift", "not-quadratic-far" or "scatter-unknown".
-        message: what was seen, with its numbers, and what follows for predictions.
+        message: the observation, with its numbers, and its consequence for predictions.
     """
 
     code: str
@@ -122,7 +122,7 @@ def _from_pairs(predictor: AveragePredictor) -> list[Finding]:
 def _lack_of_fit(
     predictor: AveragePredictor, relative: np.ndarray, covariance: np.ndarray
 ) -> list[Finding]:
-    """Reports the lag whose mean lies farthest off the curve, if by more than pairs scatter."""
+    """Reports the lag whose mean is farthest off the curve, if beyond the scatter of pairs."""
     found = []
     for lag in np.unique(predictor.gaps).tolist():
         rows = predictor.gaps == lag
@@ -150,7 +150,7 @@ def _from_losses(predictor: AveragePredictor) -> list[Finding]:
         time = np.linspace(-0.5, 0.5, losses.size)
         slope = time @ losses / (time @ time)
         left = losses - losses.mean() - slope * time
-        # Neighbouring losses are alike; count how many are independent.
+        # Neighbouring losses are correlated; estimate how many are independent.
         memory = np.corrcoef(left[1:], left[:-1])[0, 1] if left.std() > 0.0 else 0.0
         memory = min(max(float(memory), 0.0), 0.99)
         effective = (1.0 + memory) / (1.0 - memory)

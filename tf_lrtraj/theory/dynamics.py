@@ -7,13 +7,11 @@ Its state is :math:`x = (\theta)`, or :math:`x = (\theta, v)` with momentum, and
           y_t = \mathbb E[x_t \theta_t], \qquad
           \mathbb E[x_{t+1} \theta_s] = M_t\, \mathbb E[x_t \theta_s] \; (s \le t)
 
-because the noise of a batch is independent of the past.  The classes below
-hold the moments of many modes as arrays [dim, D] and know two things: how the
-moments advance, and how `M` acts on a column or a row.  Whatever averages need
-is built from these (`tf_lrtraj.theory.running_losses`).
+because the noise of a batch is independent of the past.  The classes below hold the moments of many
+modes as arrays [dim, D], advance them, and apply `M` to columns and rows.  The moments of averages
+are computed from these (`tf_lrtraj.theory.running_losses`).
 
-No temporary is allocated in a step: at sizes that fit the processor's cache,
-that is most of the speed.
+A step allocates no temporary arrays, which matters most at sizes that fit the processor's cache.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ import math
 import numpy as np
 from scipy.linalg.blas import daxpy
 
-# Products of contractions die out geometrically.  Below this they are set to 0, long
-# before they turn into subnormal numbers, which are a hundred times slower.
+# Products of contractions decay geometrically. Below this they are set to 0, long before they
+# become subnormal numbers, which are a hundred times slower.
 _NEGLIGIBLE = 1e-250
 
 
 def flush(array: np.ndarray) -> None:
-    """Sets vanished entries to zero, in place."""
+    """Sets tiny entries to zero, in place."""
     array[np.abs(array) < _NEGLIGIBLE] = 0.0
 
 
@@ -63,7 +61,7 @@ class Dynamics:
             self._contraction += 1.0
 
     def advance(self) -> None:
-        """One update of the second moments."""
+        """Makes one update of the second moments."""
         second = self.second
         second *= self._contraction
         second *= self._contraction

@@ -1,4 +1,4 @@
-r"""A quadratic model of a run, from the Jensen gaps of pairs of its snapshots.
+r"""Estimates a quadratic model of a run from the Jensen gaps of pairs of its snapshots.
 
 In the stationary state a mode of curvature a and variance c has the gap
 :math:`x(1 - \rho^\Delta)` at a lag of Δ snapshots, with :math:`x = ac/4` and
@@ -23,22 +23,22 @@ from tf_lrtraj.theory.quadratic import QuadraticModel
 
 __all__ = ["SpectrumEstimate", "estimate_spectrum"]
 
-# A mode that was not seen to relax is given this many times the largest lag to do so.
+# Relaxation time of an unresolved mode, as a multiple of the largest lag.
 _SLOW = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class SpectrumEstimate:
-    """A run's curvatures as its snapshots' losses show them.
+    """Estimated curvatures of a run.
 
     Attributes:
-        curvatures: [D] of the modes, ascending.
-        noise_variances: [D] of the batches' minimisers, so that the model's stationary
-            state at the run's rate has the excess losses that were seen.
+        curvatures: [D] curvatures of the modes, ascending.
+        noise_variances: [D] variances of the batches' minimisers, with which the stationary state
+            at the run's rate has the measured excess losses.
         excess: [D] excess loss of each mode at that rate.
         curvature: the one curvature whose single relaxation comes closest to the gaps.
-        unresolved: share of the excess in modes slower than the longest lag; their curvature
-            is a guess.
+        unresolved: share of the excess in modes slower than the longest lag, whose curvature is not
+            determined.
         gaps: [K] the fitted gap curve by lag in snapshots.
     """
 
@@ -51,7 +51,7 @@ class SpectrumEstimate:
 
     @property
     def model(self) -> QuadraticModel:
-        """The model itself; see `initial` for where a stationary run stands in it."""
+        """The model; `initial` gives the position of a stationary run in it."""
         return QuadraticModel(self.curvatures, self.noise_variances)
 
     @property
@@ -68,7 +68,7 @@ def estimate_spectrum(
     Args:
         lags: [M] distances of the pairs, in snapshots.
         jensen_gaps: [M] ½(L(θ) + L(θ')) - L(½(θ + θ')).
-        count: K, how many snapshots there are; lags reach up to K - 1.
+        count: K, the number of snapshots; lags are at most K - 1.
         every: updates between snapshots.
         rate: the run's effective learning rate, λ/(1 - β).
 
@@ -113,10 +113,10 @@ def estimate_spectrum(
 
 
 def _modes(curve: GapCurve, count: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Contraction per snapshot and amplitude of each mode; the excess of those not resolved."""
+    """Returns contraction per snapshot and amplitude of each mode, and the unresolved excess."""
     keep = curve.amplitudes > 0
     ratios, amplitudes = curve.ratios[keep].astype(float), curve.amplitudes[keep].astype(float)
-    # A random walk, x Δ, is a mode whose relaxation lies beyond the lags that were measured.
+    # A random walk, x Δ, is a mode whose relaxation time is beyond the measured lags.
     slow = np.exp(-1.0 / (_SLOW * count))
     walk = ratios >= 1.0
     amplitudes = np.where(walk, amplitudes / (1.0 - slow), amplitudes)

@@ -48,14 +48,14 @@ def fit_gap_curve(
     errors: np.ndarray | None = None,
     method: str = "auto",
 ) -> GapCurve:
-    """Fits the gap at all lags below `count` to measurements at some.
+    """Fits the gap at all lags below `count` to measurements at some lags.
 
     Args:
         gaps: [M] integer lags from 1 to count - 1; a lag may come several times.
         jensen_gaps: [M] measured gaps.
         count: K, number of snapshots.
-        errors: [M] standard errors, used as weights of the fit; without them
-            relative errors are taken to be alike.
+        errors: [M] standard errors, used as weights of the fit; without them relative errors are
+            assumed to be equal.
         method: "mixture" (non-negative sum of decaying exponentials, random walk and
             drift), "interpolate" (monotone cubic through the means, constant beyond the
             last), "table" (means, every lag measured) or "auto" (table where
@@ -97,7 +97,7 @@ def _through_means(gaps: np.ndarray, jensen_gaps: np.ndarray, count: int, method
         knots, wanted = np.append(0, lags), np.minimum(np.arange(count), lags[-1])
         values = np.append(0.0, means @ jensen_gaps)
         curve = PchipInterpolator(knots, values)(wanted)
-        # Derivatives of the linear interpolant stand for those of the cubic one.
+        # Derivatives of the linear interpolant are used for the cubic one.
         hats = np.stack([np.interp(wanted, knots, row) for row in np.eye(knots.size)[1:]], axis=1)
         none = np.zeros(0)
         return GapCurve(curve, hats @ means, none, none, 0.0, method)

@@ -15,8 +15,8 @@ class OneStep:
 
     Attributes:
         best_rate: learning rate of the lowest expected loss.
-        gain: how far the loss falls there.
-        zero_crossing: the rate at which the gain is gone again, twice `best_rate`.
+        gain: decrease of the loss there.
+        zero_crossing: the rate at which the gain is 0 again, twice `best_rate`.
     """
 
     best_rate: float
@@ -29,7 +29,7 @@ class OneStep:
 
 @dataclasses.dataclass(frozen=True)
 class Shell:
-    """Where a point lies against the ellipsoid on which E‖θ‖² neither grows nor shrinks.
+    """The position of a point relative to the ellipsoid on which E‖θ‖² is constant.
 
     Attributes:
         drift: E‖θ_{t+1}‖² - ‖θ_t‖² from here.
@@ -43,7 +43,7 @@ class Shell:
 
 @dataclasses.dataclass(frozen=True)
 class GradientStatistics:
-    """How the gradients of batches at a point relate to each other and to the full gradient.
+    """Statistics of the gradients of batches at a point.
 
     Attributes:
         signal: squared norm of the full gradient, θᵀA²θ.

@@ -1,4 +1,4 @@
-"""Checks of measured losses and Jensen gaps, and where their pairs lie in the run."""
+"""Checks of measured losses and Jensen gaps, and the positions of their pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["errors", "lags", "pair_matrix", "pairs"]
 
 
 def errors(name: str, value: Any, size: int) -> np.ndarray:
-    """[size] standard errors from a number or a vector."""
+    """Returns [size] standard errors from a number or a vector."""
     errors = values.array().check(name, value)
     if errors.shape not in ((), (size,)) or np.any(errors < 0.0):
         raise values.error(name, f"a number or of shape [{size}], and at least 0", value)
@@ -20,7 +20,7 @@ def errors(name: str, value: Any, size: int) -> np.ndarray:
 
 
 def lags(name: str, value: Any, size: int, count: int) -> np.ndarray:
-    """[size] integer lags within a run of `count` snapshots."""
+    """Returns [size] integer lags within a run of `count` snapshots."""
     lags = values.vector(size).check(name, value)
     if np.any(lags != np.round(lags)) or np.any(lags < 1) or np.any(lags >= count):
         allowed = f"integers from 1 to {count - 1}, within the run of {count} snapshots"
@@ -29,7 +29,7 @@ def lags(name: str, value: Any, size: int, count: int) -> np.ndarray:
 
 
 def pairs(gaps: np.ndarray, starts: Any, counts: Any, count: int) -> list[np.ndarray]:
-    """For each measured gap the earlier snapshots of the pairs behind it."""
+    """Returns for each measured gap the earlier snapshots of its pairs."""
     if starts is not None:
         if counts is not None:
             raise values.error("counts", "None where `starts` are given", counts)
@@ -62,7 +62,7 @@ def pairs(gaps: np.ndarray, starts: Any, counts: Any, count: int) -> list[np.nda
 
 
 def pair_matrix(gaps: np.ndarray, count: int) -> np.ndarray:
-    """[K, K] Jensen gaps of all pairs, made symmetric to the last bit."""
+    """Returns the [K, K] Jensen gaps of all pairs, exactly symmetric."""
     if gaps.shape != (count, count):
         raise ValueError(
             f"`jensen_gaps` must have shape [{count}, {count}], or [M]. Received: {gaps.shape}"

@@ -1,9 +1,9 @@
 r"""Exact first and second moments of SGD and of its averages, under any schedule.
 
-The model: one quadratic loss per batch with a shared curvature, in its
-eigenbasis, so that mode `i` follows θ ← θ - λ_t a_i (θ - ξ_t), Var ξ = σ_i².
-Everything here streams along the run once; per update only a few numbers are
-kept, whatever the number of modes.  docs/theory/moments.md proves the recursions.
+The model: one quadratic loss per batch with a shared curvature, in its eigenbasis, so that mode `i`
+follows θ ← θ - λ_t a_i (θ - ξ_t), Var ξ = σ_i². All moments are computed in one pass along the run;
+only a few numbers per update are kept, independent of the number of modes. docs/theory/moments.md
+proves the recursions.
 
 `loss_curves` gives expected excess losses at every step, of the iterate and of
 any number of averages in the same pass; `average_moments` gives mean and variance per mode
@@ -44,8 +44,8 @@ __all__ = ["Moments", "average_moments", "loss_curves"]
 
 RAW = "raw"  # the iterate itself, beside the averages' names
 
-# Modes per block.  Small blocks spend their time in calls, large ones wait for memory: the
-# arrays of one step should fit the second-level cache, the ring buffers the third (32 MB).
+# Modes per block. Small blocks are dominated by calls, large ones by memory access: the arrays of
+# one step should fit the second-level cache, the ring buffers the third (32 MB).
 _LARGEST_BLOCK = 10_000
 _SMALLEST_BLOCK = 5_000
 _RING_NUMBERS = 4_000_000
@@ -125,9 +125,9 @@ def loss_curves(
         initial_variances: [D] variance of the start; none by default.
 
     Returns:
-        {"raw": [T+1], name: [T+1], …}.  Bias and variance apart: the curves are sums of
-        the curves with no noise and those from `initial` = 0.  Past the stability limit
-        losses grow, to inf.
+        {"raw": [T+1], name: [T+1], …}. To separate bias and variance: the curves are sums of the
+        curves without noise and the curves from `initial` = 0.  Past the stability limit losses
+        grow, to inf.
 
     Raises:
         ValueError: for wrong shapes, NaN, negative curvatures or variances, an unknown
@@ -165,7 +165,7 @@ def run_streams(
         blocks = -(-size // block)
         block = -(-size // blocks)  # as even as can be
     raw = np.zeros(rates.size + 1)
-    # A run past the stability limit grows to inf, and inf times 0 is nan: both are answers.
+    # A run beyond the stability limit grows to inf, and inf times 0 is nan: both are results.
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for begin in range(0, size, block):
             part = slice(begin, begin + block)

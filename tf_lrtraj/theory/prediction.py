@@ -1,4 +1,4 @@
-r"""Predicts losses of averages that were never built, from snapshots and a few pairs.
+r"""Predicts losses of averages from the losses of snapshots and of a few pairs.
 
 For any quadratic loss, any weights that sum to 1 and any snapshots,
 
@@ -63,8 +63,8 @@ def optimal_weights(
 ) -> np.ndarray:
     """Returns the [K] weights with the lowest predicted loss.  Arguments: `predict_average_loss`.
 
-    Signed weights are exact for exact losses and chase the noise of noisy ones:
-    see `AveragePredictor.optimal`, which takes errors into account.
+    Signed weights are exact for exact losses but fit the noise of noisy ones;
+    `AveragePredictor.optimal` takes errors into account.
 
     Raises:
         ValueError: as `predict_average_loss`, and if signed weights have no minimum.
@@ -82,7 +82,7 @@ class Prediction:
     Attributes:
         loss: the prediction.
         error: its standard error: measurement noise, few pairs, and model error.
-        low, high: the band at the level asked for.
+        low, high: the band at the requested level.
     """
 
     loss: float
@@ -112,7 +112,7 @@ class OptimalAverage:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """The best member of each familiar family, by predicted loss.
+    """The best member of each family of averages, by predicted loss.
 
     Attributes:
         ema_decay: decay per snapshot; `ema_decay ** (1 / every)` per update for
@@ -140,8 +140,8 @@ class AveragePredictor:
         gaps: [M] lags of the measured pairs in snapshots, or None with a matrix.
         jensen_gaps: [M] their Jensen gaps (or means over several pairs of that
             lag, with `counts`), or the [K, K] matrix of all pairs.
-        loss_errors: standard errors of the losses, a number or [K].  On the
-            same data every time they are 0, the default: what all share cancels.
+        loss_errors: standard errors of the losses, a number or [K].  With the same data for all
+            they are 0, the default, because common errors cancel.
         gap_errors: measurement errors of the Jensen gaps, a number or [M]; the scatter
             from pair to pair is estimated from the data and must not be in it.
         starts: [M] index of the earlier snapshot of each pair; evenly
@@ -256,12 +256,12 @@ class AveragePredictor:
 
         Args:
             nonnegative: forbid negative weights.
-            caution: z of the upper edge that is minimised, predicted loss + z standard
-                errors (of the losses, of the drop by `model_error`, and of the deviations of
-                single snapshots from the curve).  0 trusts the measurements, 2 is wary.
-            smooth: replace the losses by their straight-line trend.  With gaps by lag alone a
-                snapshot's own deviation from the trend is not matched by its own
-                gaps, and signed weights chase it; say True for those.
+            caution: z of the upper edge that is minimised, predicted loss + z standard errors (of
+                the losses, of the drop by `model_error`, and of the deviations of single snapshots
+                from the curve). 0 trusts the measurements; 2 is cautious.
+            smooth: replace the losses by their straight-line trend.  If gaps depend on the lag
+                alone, signed weights fit the deviations of single snapshots from the trend; use
+                True for signed weights.
 
         Returns:
             An `OptimalAverage`; its `loss` is the plain prediction.
@@ -329,10 +329,9 @@ class AveragePredictor:
     def calibrated(self, averages: Sequence[Any], measured: Any) -> AveragePredictor:
         """Returns a predictor corrected by a few averages whose losses were measured.
 
-        Where the loss is not quadratic over the distances averaged, the drop
-        ``Σ c L - L(average)`` departs from its prediction the more the
-        larger it is.  One coefficient (`bend`) follows that; what remains, judged by
-        leaving each average out in turn, becomes the `model_error` of the bands.
+        If the loss is not quadratic over the averaged distances, the drop ``Σ c L - L(average)``
+        departs from its prediction, and the more so the larger it is. One coefficient (`bend`)
+        corrects this; the leave-one-out residuals give the `model_error` of the bands.
 
         Args:
             averages: [N] weights or kernels, N >= 2, best long ones.
@@ -359,7 +358,7 @@ class AveragePredictor:
         return found
 
     def _drop(self, weights: np.ndarray) -> float:
-        """2 Σ c_k c_l G_kl: how far the average lies below the mean of its members."""
+        """Returns 2 Σ c_k c_l G_kl, the difference of the members' mean loss and the average's."""
         return float(2.0 * weights @ self.gap_matrix @ weights)
 
     def _lag_weights(self, weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-r"""The quadratic model of batch losses: one curvature, a minimiser of its own for every batch.
+r"""The quadratic model of batch losses: a common curvature, and a minimiser for every batch.
 
 .. math:: L_x(\theta) = \tfrac12 (\theta - \xi_x)^\top A (\theta - \xi_x), \qquad
           \mathbb E\,\xi_x = 0, \quad \operatorname{Cov} \xi_x = C
@@ -44,7 +44,7 @@ def noise_of_batches(
         sample_noise: [D] or [D, D], (co)variance of one sample's minimiser over the population
             (with divisor N).
         batch_size: B samples per batch.
-        population: N samples in all; endless by default.
+        population: number N of samples; infinite by default.
         replacement: whether samples within a batch may repeat.
 
     Returns:
@@ -247,8 +247,8 @@ class QuadraticModel:
 
         Args:
             separation: [D] θ_0 - θ'_0.
-            shared_batches: True: the difference contracts as Π(I - λA) whatever the noise;
-                False: independent batches, and it settles at twice tr S.
+            shared_batches: True: the difference contracts as Π(I - λA) for any noise; False:
+                independent batches, for which it tends to twice tr S.
         """
         start = self._to_modes(values.vector(self.size).check("separation", separation))
         noise = (0.0 if shared_batches else 2.0) * self.mode_noise_variances
@@ -281,7 +281,7 @@ class QuadraticModel:
         """[D] stationary variance of each coordinate at a constant rate.
 
         One mode: λaσ² / (2 - λa); with momentum λaσ²(1+β) / ((1-β)(2(1+β) - λa)), in either
-        convention.  Flat modes are given 0, the limit of ever flatter ones.
+        convention. Flat modes have 0, the limit for small curvatures.
 
         Raises:
             ValueError: if the rate is not positive or not below `stability_limit(momentum)`.
@@ -382,7 +382,7 @@ class QuadraticModel:
 
         Args:
             learning_rates: [n] rates of the single step.
-            iterate: [D] where the step starts.
+            iterate: [D] start of the step.
             held_out: False: the loss of the batch whose gradient was taken; True: of another.
             spread: [D] or [D, D] covariance of the start, e.g. `stationary_variance(rate)`.
 
@@ -424,7 +424,7 @@ class QuadraticModel:
         return OneStep(best_rate=float(slope / bend), gain=float(0.5 * slope**2 / bend))
 
     def shell(self, iterate: Any, learning_rate: float, spread: Any = None) -> Shell:
-        """Locates a point against the ellipsoid shell of a rate, with the drift of ‖θ‖² there.
+        """Returns the position of a point relative to the shell of a rate, and the drift of ‖θ‖².
 
         >>> model = QuadraticModel([1.0, 1.0], [1.0, 1.0])
         >>> model.shell([0.3, 0.0], learning_rate=0.1).position < 1.0

@@ -1,9 +1,8 @@
-r"""Follows losses of averages along a run, in one pass and little memory.
+r"""Computes losses of averages along a run, in one pass and little memory.
 
-Each stream follows one kind of cross-moment beside a `Dynamics` and adds up
-:math:`\sum_i w_i\,\mathbb E[\cdot]` over modes (`w` = half the curvatures for
-the excess loss).  Modes come in blocks that fit the cache; sums over blocks
-accumulate.  Why each is exact: docs/theory/moments.md.
+Each stream follows one kind of cross-moment along a `Dynamics` and sums :math:`\sum_i w_i\,\mathbb
+E[\cdot]` over modes (`w` = half the curvatures for the excess loss).  Modes are processed in blocks
+that fit the cache. docs/theory/moments.md proves that each stream is exact.
 
 =================  ==========================================  =============================
 stream             follows                                     passes per step, rows of memory
@@ -34,7 +33,7 @@ _SMALLEST_SCALE = 1e-100
 class Stream:
     """One cross-moment followed along a run; `total` [T+1] is its sum over modes."""
 
-    rows = 0  # arrays [D] held, which decide how many modes fit the cache at once
+    rows = 0  # number of arrays [D], which determines how many modes fit the cache
 
     def __init__(self, rates: array[float]) -> None:
         self.rates = rates
@@ -53,11 +52,11 @@ class Stream:
         raise NotImplementedError
 
     def step(self, t: int) -> None:
-        """Called when `dynamics` has just arrived at step `t` (its rate still selected)."""
+        """Called when `dynamics` has reached step `t` (its rate is still selected)."""
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Called now and then, to clear numbers that have vanished."""
+        """Called occasionally, to set tiny numbers to zero."""
 
     def close(self) -> None:
         """Ends the block of modes."""
@@ -227,9 +226,9 @@ class DenseStream(Stream):
 class WindowStream(Stream):
     """E (θ_t + … + θ_{t-n+1})² / n² (fewer terms at the start): the window's own sums.
 
-    Blocks of n steps again: the window is the end U of the block before plus the part V of
-    this block, so its square is E U² (backward pass) + 2 E UV (as in `PairStream`) + E V².
-    Everything is a sum of moments; nothing is ever subtracted, so nothing cancels.
+    Blocks of n steps again: the window is the end U of the block before plus the part V of this
+    block, so its square is E U² (backward pass) + 2 E UV (as in `PairStream`) + E V². All terms are
+    sums of moments without subtractions, so nothing cancels.
     """
 
     def __init__(self, rates: array[float], length: int) -> None:

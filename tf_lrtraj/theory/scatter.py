@@ -1,4 +1,4 @@
-r"""How far measured pairs and true averages scatter around a fitted gap curve.
+r"""The scatter of measured pairs and of true averages around a fitted gap curve.
 
 Every Jensen gap, and the drop :math:`\sum_k c_kL(\theta_k) - L(\varphi)` of an
 average, is a quadratic form :math:`\tfrac12\sum_i a_i\,\theta_i^\top W\theta_i`
@@ -8,9 +8,8 @@ state of the model directions are independent with covariance
 
 .. math:: \mathrm{Cov}(W, V) = \frac{8}{D}\sum_p x_p^2\, \mathrm{tr}(W\Gamma_pV\Gamma_p)
 
-for terms :math:`x_p(1-\rho_p^\Delta)` of the gap curve, each made of `D`
-equal directions.  `D` is read off the scatter of the measured pairs.
-Derived in docs/theory/prediction.md.
+for terms :math:`x_p(1-\rho_p^\Delta)` of the gap curve, each made of `D` equal directions.  `D` is
+estimated from the scatter of the measured pairs.  Derived in docs/theory/prediction.md.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def effective_dimension(
         gap_errors: [M] their measurement errors.
 
     Returns:
-        (D, degrees of freedom); (inf, inf) where the fit leaves nothing to judge scatter by.
+        (D, degrees of freedom); (inf, inf) if the fit leaves no residuals.
     """
     fitted = curve.values[gaps]
     if curve.ratios.size == 0 or np.any(fitted <= 0.0):
@@ -59,7 +58,7 @@ def effective_dimension(
         return np.inf, np.inf
     residual = float(np.sum((left @ jensen_gaps) ** 2))
     noise = float(np.sum((left * gap_errors) ** 2))
-    # Noise may explain all that is seen; a tenth is still left to scatter.
+    # Even if noise explains all of it, a tenth is attributed to scatter.
     excess = max(residual - noise, 0.1 * residual)
     if excess <= 1e-14 * gaps.size:
         return np.inf, np.inf

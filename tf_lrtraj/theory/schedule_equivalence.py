@@ -1,14 +1,13 @@
-r"""Turns averages into learning-rate schedules and back, path by path.
+r"""Converts averages to learning-rate schedules and back, exactly along every path.
 
-For one curvature :math:`a` (every direction of a quadratic loss shares it, or
-one direction is looked at) any weighted average :math:`\sum_k c_k\theta_k` of a
-run with rates :math:`\lambda_t` *is* the last iterate of another run: same
-start, same batches, other rates :math:`\lambda'_t`.  At :math:`a = 0` the
-statement is curvature-free: exact when gradients are frozen along the path.
+For one curvature :math:`a` (all directions of a quadratic loss share it, or only one direction is
+considered) any weighted average :math:`\sum_k c_k\theta_k` of a run with rates :math:`\lambda_t`
+*is* the last iterate of another run with the same start, the same batches and other rates
+:math:`\lambda'_t`.  At :math:`a = 0` the statement is exact for frozen gradients.
 
-All of it comes from one recursion backwards in time.  Let :math:`E_k` be what
-a unit displacement of :math:`\theta_k` (and of the momentum's velocity) does
-to the average, and :math:`D_k` the weight that lies before step `k`.  Then
+The rates follow from one recursion backwards in time. Let :math:`E_k` be the effect of a unit
+displacement of :math:`\theta_k` (and of the momentum's velocity) on the average, and :math:`D_k`
+the weight before step `k`. Then
 
 .. math:: \lambda'_j = \lambda_j\, \frac{E_{j+1}}{D_{j+1} + E_{j+1}}.
 
@@ -148,7 +147,7 @@ def equivalent_schedule(
     total = before + effect
 
     size = size_before + np.abs(effect)
-    # Nothing before and no effect: the step moves nothing, any rate serves.
+    # No weight before and no effect: the step has no influence, so any rate is valid.
     idle = size == 0.0
     lost = (np.abs(total) * MAX_CONDITION < size) & (base > 0.0)
     if lost.any():
@@ -231,7 +230,7 @@ def weights_from_schedule(
 
 
 def _ratio(schedule: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """`schedule / base`; where both are 0 the ratio before is kept, which leaves weight 0 there."""
+    """Returns `schedule / base`; if both are 0, the previous ratio, which gives weight 0 there."""
     moving = base > 0.0
     ratio = np.divide(schedule, base, out=np.ones_like(base), where=moving)
     last = np.maximum.accumulate(np.where(moving, np.arange(base.size), -1))

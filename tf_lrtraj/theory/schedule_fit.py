@@ -33,12 +33,12 @@ __all__ = [
     "loss_curve_gradient",
 ]
 
-# Below this share of the base rate a rate is as good as 0; keeps logarithms finite.
+# Lower limit of rates as a share of the base rate, which keeps logarithms finite.
 _LARGEST_LOG_DROP = 40.0
 
 
 class Spectrum(Protocol):
-    """The part of a `QuadraticModel` that is used here."""
+    """The attributes of a `QuadraticModel` that are used here."""
 
     @property
     def curvatures(self) -> np.ndarray: ...
@@ -118,7 +118,7 @@ def fit_schedule(
         weights: [T+1] weights of the average, if known.
         candidates: more [T] schedules to start from and to compare with.
         max_rate: upper bound of the free rates; the largest base rate by default.
-        max_iterations: of the search.
+        max_iterations: the largest number of iterations of the search.
 
     Raises:
         ValueError: if shapes do not fit, a target is not positive, a rate is
@@ -261,7 +261,7 @@ class _Problem:
         return float(np.mean(differences**2)), gradient
 
     def _differences(self, losses: np.ndarray) -> np.ndarray:
-        # A loss of exactly 0 is infinitely far from any target; keep it finite for the search.
+        # The logarithm of a loss of exactly 0 is infinite; keep it finite for the search.
         return np.log(np.maximum(losses[self.steps], 1e-300)) - self.log_target
 
 
@@ -302,7 +302,7 @@ class _Free:
 
     Attributes:
         first: parameters to start from.
-        bounds: of each parameter.
+        bounds: the bounds of each parameter.
     """
 
     def __init__(self, problem: _Problem, start: np.ndarray, bound: float) -> None:
@@ -311,7 +311,7 @@ class _Free:
 
     @classmethod
     def starts(cls, closed_forms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The closed forms, brought to this shape."""
+        """Returns the closed forms converted to this shape."""
         return closed_forms
 
     def rates(self, x: np.ndarray) -> np.ndarray:

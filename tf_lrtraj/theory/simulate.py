@@ -1,9 +1,9 @@
 r"""Monte Carlo on the quadratic model: many runs of SGD at once, averages kept online.
 
-The twin of `tf_lrtraj.theory.moments`: it draws batches, takes steps and keeps averages
-by the kernels' own update rules, so it checks every expectation the theory gives, and
-gives what expectations do not: single trajectories and distributions.  Runs are simulated in
-blocks that fit the processor's cache, so most of the time goes into random numbers.
+It draws batches, makes steps and keeps averages with the kernels' own update rules.  It thus checks
+the expectations of `tf_lrtraj.theory.moments`, and also gives single trajectories and
+distributions.  Runs are simulated in blocks that fit the processor's cache, so most of the time
+goes into random numbers.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ def simulate(
 
     Args:
         curvatures: [D] of the modes.
-        noise_factor: of the batches' minimisers, as in `Run`.
+        noise_factor: the noise factor of the batches' minimisers, as in `Run`.
         learning_rates: [T].
         initial: [D], or [num_runs, D], in the model's coordinates.
         num_runs: at least 2.
-        seed: of the random numbers.  Runs are drawn in blocks, each from a stream of its
+        seed: the seed of the random numbers.  Runs are drawn in blocks, each from a stream of its
             own, so the same arguments give the same numbers.
         kernels: averages to keep.
         momentum, convention: as in `moments.loss_curves`.
@@ -285,7 +285,7 @@ class _Lagged(_Average):
 
 
 class _Moving(_Lagged):
-    """The mean of the last n by a running sum, summed afresh once per turn of the ring."""
+    """The mean of the last n by a running sum, which is recomputed once per turn of the ring."""
 
     def start(self, theta: np.ndarray) -> None:
         super().start(theta)

@@ -1,9 +1,9 @@
-r"""Compares a schedule with an average on many curvatures at once.
+r"""Compares a schedule with an average on a spectrum of curvatures.
 
-The schedule that equals an average depends on the curvature, so on a spectrum
-no scalar schedule follows the average path by path.  `schedule_mismatch` says
-by how much any schedule misses it, curvature by curvature, bias and variance
-apart; `schedule_fit.best_schedule` finds the schedule that misses it least.
+The schedule that equals an average depends on the curvature, so on a spectrum no scalar schedule
+equals the average along every path.  `schedule_mismatch` computes the difference of any schedule
+from the average per curvature, separately for bias and variance; `schedule_fit.best_schedule` finds
+the schedule with the smallest difference in the loss.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ScheduleMismatch:
 
     Attributes:
         curvatures: the curvatures `a`.
-        average_bias, schedule_bias: what is left of the start (signed).
+        average_bias, schedule_bias: remaining share of the start (signed).
         average_variance, schedule_variance: variance per unit of batch noise.
         path_variance: variance of the *difference* between the two ends on the
             same batches, per unit of batch noise; 0 where the equality is path by path.

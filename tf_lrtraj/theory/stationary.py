@@ -84,9 +84,9 @@ def stationary_factor(
     Args:
         kernel: a kernel, or [n] weights on n consecutive iterates, oldest first.
         contraction: ρ = 1 - λa per step, in [-1, 1], a number or an array of any shape.
-        num_steps: updates since step 0, where the run was already stationary.  Without
-            it, an average that has run for ever; `Uniform` needs it, because the uniform
-            average of an endless run does not fluctuate at all.
+        num_steps: updates since step 0, where the run was already stationary. By default the limit
+            of long runs; `Uniform` needs it, because the uniform average of an infinite run does
+            not fluctuate.
 
     Returns:
         X, a float or an array of the shape of `contraction`; at most 1 for weights that are
@@ -125,7 +125,7 @@ def _factor(kernel: Kernel | Any, rho: np.ndarray, num_steps: int | None) -> np.
         return _uniform_factor(count, rho**kernel.every)
     if isinstance(kernel, Kernel) and num_steps is not None:
         return _sum_factor(kernel.weights(num_steps), rho)
-    if isinstance(kernel, Exponential):  # its warm-up is long past
+    if isinstance(kernel, Exponential):  # its warm-up has no effect any more
         decay, rho = kernel.decay, rho**kernel.every
         return (1.0 - decay) / (1.0 + decay) * (1.0 + decay * rho) / (1.0 - decay * rho)
     if isinstance(kernel, TwoPoint):
@@ -182,10 +182,9 @@ def effective_learning_rate(
         curvature: `a`, a number or an array; 0 ≤ a and λa < 2.
 
     Returns:
-        :math:`\lambda_{\text{eff}} = 2X\lambda / (2 - \lambda a + X \lambda a)`, which
-        is below :math:`2/a` for every X: it always exists.  Above λ where X > 1, which only
-        negative weights can cause.  In the limit of flat modes it is λ: what hardly
-        moves is not averaged out.
+        :math:`\lambda_{\text{eff}} = 2X\lambda / (2 - \lambda a + X \lambda a)`, which is below
+        :math:`2/a` for every X: it always exists.  Above λ where X > 1, which only negative weights
+        can cause.  In the limit of flat modes it is λ, because slow motion is not averaged out.
 
     Raises:
         ValueError: past the stability limit λa = 2, or as `stationary_factor`.

@@ -1,4 +1,4 @@
-"""Time scales of averaging weights, and their weights on the snapshots that were kept."""
+"""Time scales of averaging weights, and folding of weights onto snapshots."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TimeScales:
     """Time scales of an average, in updates.
 
     Attributes:
-        mean_age: mean age of the iterates in it.  It is also the training it
-            forgoes: `Σ_j (λ_j - λ'_j) / λ_j` of the curvature-free schedule.
+        mean_age: mean age of the iterates in it.  It is also the sum of the rate reductions, `Σ_j
+            (λ_j - λ'_j) / λ_j`, of the curvature-free schedule.
         count: `1 / Σ c_k²`, the number of equally weighted iterates with the
             same noise if iterates were independent.
         half_rate: updates before the end at which the curvature-free schedule
@@ -59,9 +59,8 @@ def time_scales(weights: Any, num_steps: int | None = None) -> TimeScales:
 def window_for_ema_decay(decay: float) -> float:
     r"""Computes the length of the uniform average (and linear decay) that matches an EMA.
 
-    :math:`n = (1+d)/(1-d)`: both then have the same mean age :math:`d/(1-d)`
-    *and* the same :math:`\sum c_k^2`; there is no trade-off to choose.
-    Curvature-free and for an EMA that has run long.
+    :math:`n = (1+d)/(1-d)`: both then have the same mean age :math:`d/(1-d)` *and* the same
+    :math:`\sum c_k^2`. Curvature-free and for an EMA that has run long.
 
     >>> round(window_for_ema_decay(0.99), 9)
     199.0
@@ -83,10 +82,10 @@ def ema_decay_for_window(length: float) -> float:
 def fold_onto_snapshots(weights: Any, every: Any) -> tuple[np.ndarray, np.ndarray]:
     """Moves averaging weights onto the snapshots that were kept, by linear interpolation.
 
-    An iterate between two snapshots is taken to lie on the straight line
-    between them, which keeps the mean age of the average.  Curvature-free, the
-    schedule it equals is the wanted one averaged over each stretch between
-    snapshots.  Weights before the first snapshot go to that snapshot.
+    An iterate between two snapshots is replaced by the point on the straight line between them,
+    which keeps the mean age of the average. The equivalent curvature-free schedule is the wanted
+    one averaged over each interval between snapshots. Weights before the first snapshot are
+    assigned to that snapshot.
 
     Args:
         weights: [T+1] weights on every iterate.

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent, checked on reading, with a fallback to the one before.
+"""Atomic checkpoints, checked on reading, with a fallback to the previous one.
 
-Each checkpoint is a folder `step_000000123` that holds TensorFlow's own
-checkpoint files, `progress.json`, and `manifest.json` with the size and SHA-256
-of every file.  It is written under another name and renamed when complete.
+Each checkpoint is a folder `step_000000123` that holds TensorFlow's own checkpoint files,
+`progress.json`, and `manifest.json` with the size and SHA-256 of every file.  It is written under a
+temporary name and renamed when complete.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _ProgressBase(TypedDict):
 
 
 class Progress(_ProgressBase, total=False):
-    """`progress.json`, besides what the caller of `save` gave."""
+    """The entries of `progress.json` that `save` adds."""
 
     extra: bool
 
@@ -58,15 +58,15 @@ class CheckpointError(RecordError):
 
 
 class Checkpointer:
-    """Saves and restores groups of variables, with a small JSON record beside them.
+    """Saves and restores groups of variables and a small JSON record.
 
     Args:
-        directory: where checkpoints live.
+        directory: the folder of the checkpoints.
         variables: group name → Keras variables.
-        keep: how many of the newest checkpoints are kept.
-        pinned: steps whose checkpoints are kept besides.
-        writer: whether this process writes at all (the chief of several workers, whose
-            values the others share).
+        keep: number of checkpoints to keep, the newest ones.
+        pinned: steps whose checkpoints are always kept.
+        writer: whether this process writes (the chief of several workers, whose values the others
+            share).
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class Checkpointer:
 
         Args:
             step: the number of updates made.
-            progress: in terms of JSON; comes back on restoring.
-            extra: it is made because the run was stopped, and is deleted when a later one
-                stands: a run that was stopped ends with the checkpoints of one that was not.
+            progress: a JSON value, which `restore` returns.
+            extra: whether it is saved because of a stop; it is deleted when a later one exists, so
+                that the checkpoints at the end do not depend on stops.
         """
         if not self.writer:
             return
@@ -148,7 +148,7 @@ class Checkpointer:
         return False
 
     def _delete(self, step: int) -> None:
-        """Deletes a checkpoint; killed on the way, it leaves none that is half there."""
+        """Deletes a checkpoint; a kill during this leaves no partial checkpoint."""
         temporary = temporary_path(self.directory / f"{self.path(step).name}.old")
         with contextlib.suppress(OSError):  # one too many does no harm
             os.replace(self.path(step), temporary)
@@ -157,10 +157,10 @@ class Checkpointer:
     def newest_good(
         self, check: Callable[[dict[str, Any]], str | None] = lambda progress: None
     ) -> tuple[int, list[str]]:
-        """The newest step whose files are intact, and what is wrong with any newer ones.
+        """Returns the newest step whose files are intact, and the damage of any newer ones.
 
         Args:
-            check: progress record → what else is wrong with going on from there, or None.
+            check: progress record → another reason against resuming from it, or None.
 
         Raises:
             CheckpointError: if checkpoints exist and all of them are damaged.
@@ -191,11 +191,11 @@ class Checkpointer:
     ) -> tuple[int, dict[str, Any]]:
         """Restores one checkpoint, by default the newest intact one.
 
-        A damaged newer checkpoint is reported as a warning and deleted, so that the
-        run, which now goes on from an earlier step, writes it anew.
+        A damaged newer checkpoint is reported as a warning and deleted, so that the run, which
+        resumes from an earlier step, writes it again.
 
         Args:
-            step: which one; None for the newest that is intact.
+            step: its step; None for the newest intact one.
             check: as in `newest_good`.
 
         Returns:
@@ -212,7 +212,7 @@ class Checkpointer:
             if self.writer:
                 for later in [s for s in self.steps() if s > step]:
                     self._delete(later)
-                self._prune()  # what a process killed before it could has left
+                self._prune()  # left by a process that was killed before it could delete them
         else:
             if step not in self.steps():
                 raise FileNotFoundError(
@@ -231,9 +231,9 @@ class Checkpointer:
             )
         try:
             status = self._checkpoint.read(str(self.path(step) / "variables"))
-            # A matched run takes a part of another run's checkpoint, which is no mistake.
+            # A matched run reads a part of another run's checkpoint, which is not an error.
             status.assert_existing_objects_matched().expect_partial()
-        except Exception as error:  # TensorFlow raises many kinds on damaged files
+        except Exception as error:  # TensorFlow raises many kinds of errors for damaged files
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise CheckpointError(
                 f"the checkpoint {self.path(step)} cannot be read: {reason}"
@@ -258,7 +258,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """Returns the damage of a checkpoint's files, or None."""
     try:
         problem = _damaged_file(folder, read_json(folder / _MANIFEST, dict[str, _File]))
         if problem is None and f"step_{_read_progress(folder)['step']:09d}" != folder.name:
@@ -269,7 +269,7 @@ def _damage(folder: pathlib.Path) -> str | None:
 
 
 def _damaged_file(folder: pathlib.Path, manifest: Mapping[str, Any]) -> str | None:
-    # What is not listed is not checked, and TensorFlow reads every file of variables.
+    # Unlisted files are not checked, and TensorFlow reads every file of variables.
     for name in {_PROGRESS, "variables.index", *(p.name for p in folder.glob("variables*"))}:
         if name not in manifest:
             return f"{_MANIFEST} does not list {name}"

@@ -1,8 +1,7 @@
-"""Evaluation of the raw weights and of every average, without touching the model.
+"""Evaluation of the raw weights and of every average, without changing the model.
 
-Weights are handed to one compiled forward pass as arguments, so averages are
-evaluated beside a running training without being put into the model, and the
-pass is traced once whatever the number of averages.
+Weights are passed to one compiled forward pass as arguments, so averages are evaluated during
+training without assigning them to the model, and the pass is traced once for all averages.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ class Result:
 
 
 class Evaluator:
-    """Evaluates any weights of a model under a strategy.
+    """Evaluates given weights of a model under a strategy.
 
     Args:
         strategy: a `tf.distribute` strategy.
         model: a model built in its scope.
-        averages: the run's averages, or None.  They were given the trainable
-            variables followed by `averaged_statistics(model)`.
+        averages: the run's averages, or None, over the trainable variables followed by
+            `averaged_statistics(model)`.
         policies: average → batch-norm policy.
-        moment_batches: a function that returns the distributed training batches
-            whose moments serve the policy "recompute".
-        num_moment_batches: how many they are (for the record).
+        moment_batches: a function that returns the distributed training batches for the policy
+            "recompute".
+        num_moment_batches: number of these batches, for the record.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class Evaluator:
         return list(first), list(second)
 
     def _of_first(self, statistics: list[Any]) -> list[Any]:
-        """The first replica's statistics, on every replica: those that are saved.
+        """Returns the first replica's statistics, which are the saved ones, on every replica.
 
         Called on replicas.  Synchronised statistics are the same everywhere.
         """
@@ -123,7 +122,7 @@ class Evaluator:
         return list(context.all_reduce("SUM", kept))
 
     def weights(self, name: str, step: int, policy: str | None = None) -> Weights:
-        """The raw weights or an average after `step` updates, per replica.
+        """Returns the raw weights or an average after `step` updates, per replica.
 
         Args:
             name: "raw" or an average.
@@ -144,15 +143,15 @@ class Evaluator:
         elif policy == "recompute" and self._statistics:
             moments = self._pooled_moments(trainable, non_trainable)
             non_trainable = bn.replace(non_trainable, self._statistics, moments)
-            # Put on the replicas, where the other weights come from: what kind of values they
-            # are decides whether the evaluation must be traced again.
+            # Created on the replicas like the other weights: another kind of values would cause the
+            # # evaluation to be traced again.
             non_trainable = list(self._spread(non_trainable))
         return trainable, non_trainable
 
     def weights_from(
         self, trainable: Sequence[np.ndarray], statistics: Sequence[np.ndarray] | None = None
     ) -> Weights:
-        """Weights that come from elsewhere (averages of snapshots), for `evaluate`.
+        """Returns weights from another source (averages of snapshots), for `evaluate`.
 
         Args:
             trainable: arrays in the order of `model.trainable_variables`.
@@ -174,7 +173,7 @@ class Evaluator:
         return "running" if name == RAW else self.policies.get(name, "recompute")
 
     def describe(self, name: str, policy: str | None = None) -> str:
-        """What the record of an evaluation says of its batch-norm statistics."""
+        """Returns the description of an evaluation's batch-norm statistics, for its record."""
         if not self._statistics:
             return "none"
         policy = policy or self._default_policy(name)
@@ -185,16 +184,16 @@ class Evaluator:
     def candidates(
         self, names: Iterable[str], default: str, policy: str | None = None
     ) -> list[tuple[str, str | None]]:
-        """(weights, batch-norm policy) of everything to evaluate, in turn.
+        """Returns (weights, batch-norm policy) of all evaluations, in order.
 
-        Running statistics lag behind weights that move fast.  The raw weights with recomputed
-        ones, as averages have them, are the fair comparison: they come first in a record, so
-        tables and figures compare with them.
+        Running statistics lag behind weights that change quickly.  Averages are therefore compared
+        with raw weights that have recomputed statistics; these come first in a record, and tables
+        and figures use them.
 
         Args:
             names: "raw" and names of averages.
             default: the run's policy.
-            policy: one to use instead of the configured ones; None for those.
+            policy: a policy instead of the configured ones; None for the configured ones.
         """
         found: list[tuple[str, str | None]] = []
         for name in names:
@@ -250,7 +249,7 @@ class Evaluator:
     def evaluate(
         self, weights: Weights, batches: Iterable[Any], batch_statistics: bool = False
     ) -> Result:
-        """Mean loss (without smoothing or decay) and accuracy over all examples.
+        """Computes the mean loss (without smoothing or decay) and accuracy over all examples.
 
         Args:
             weights: from `weights`.
@@ -270,11 +269,11 @@ class Evaluator:
         return Result(totals[0] / totals[2], totals[1] / totals[2], int(totals[2]))
 
     def host_weights(self, weights: Weights) -> Weights:
-        """The first replica's values of what `weights` returned."""
+        """Returns the first replica's values of a result of `weights`."""
         first = [[self.strategy.experimental_local_results(v)[0] for v in part] for part in weights]
         return first[0], first[1]
 
 
 def averaged_statistics(model: Any, policies: Mapping[str, str]) -> list[Any]:
-    """Batch-norm variables to average beside the weights, where a policy asks for it."""
+    """Returns the batch-norm variables to average with the weights, if a policy needs them."""
     return bn.statistics_variables(model) if "average" in policies.values() else []

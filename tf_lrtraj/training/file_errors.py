@@ -1,4 +1,4 @@
-"""TensorFlow's errors about files, raised as the system's."""
+"""Converts TensorFlow's errors about files to OSError."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CODES = (
 
 @contextlib.contextmanager
 def as_os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Inside, a TensorFlow error that quotes one of the system's becomes an OSError of `path`."""
+    """Converts TensorFlow errors inside that quote a system error to an OSError of `path`."""
     try:
         yield
     except tf.errors.OpError as error:

@@ -1,4 +1,4 @@
-"""What the `logs` of Keras' `fit` say: training means, and evaluations of several weights."""
+"""Reads the `logs` of Keras' `fit`: training means, and evaluations of several weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ACCURACY = (
 
 
 def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
-    """The scalars of an epoch's logs, accuracies under their name in records.
+    """Returns the scalars of an epoch's logs, with the names that records use for accuracies.
 
     >>> numbers({"loss": 1, "sparse_categorical_accuracy": 0.5, "val_acc": 0.25})
     {'loss': 1.0, 'accuracy': 0.5, 'val_accuracy': 0.25}
@@ -39,13 +39,13 @@ def _metric(name: str) -> str:
 def evaluations(
     found: Mapping[str, float], averages: Iterable[str]
 ) -> list[tuple[str, bool, dict[str, float]]]:
-    """(weights, whether they are named, {metric: value}) of the evaluations of an epoch.
+    """Returns (weights, whether they are named, {metric: value}) of an epoch's evaluations.
 
     The raw weights come first: as `val_raw_<metric>`, which `WeightAveraging` logs where it
     recomputes batch-norm statistics, and as `val_<metric>`, which Keras logs.
 
     Args:
-        found: what `numbers` returns.
+        found: the result of `numbers`.
         averages: names of averages, whose metrics are called `val_<name>_<metric>`.
 
     >>> found = {"loss": 3.0, "val_loss": 2.0, "val_ema_acc": 0.5, "val_raw_loss": 1.0}
@@ -80,7 +80,7 @@ class Window:
         self._seen, self._totals = 0, dict[str, float]()  # of the epoch
 
     def add(self, count: int, means: Mapping[str, float]) -> None:
-        """Takes the means of the first `count` batches of the epoch."""
+        """Adds the means of the first `count` batches of the epoch."""
         for key, mean in means.items():
             total = count * mean
             added = total - self._totals.get(key, 0.0)

@@ -1,4 +1,4 @@
-"""How the C library treats the memory of freed tensors, for programs that own their process."""
+"""Settings of the C library for the memory of freed tensors, for the programs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _kept = False
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that tensors free; call it before TensorFlow is imported.
+    """Lets glibc keep the memory of freed tensors; call it before TensorFlow is imported.
 
-    By default it goes back to the system at every step and comes again page by page, which
-    took half of the processor time of a small network's training (benchmarks/allocator.sh).
-    Several arenas would each do the same, so there is one; on machines with many cores,
-    where threads would queue for it, nothing is changed.
+    By default glibc returns it to the system at every step and requests it again page by page,
+    which took half of the processor time of a small network's training (benchmarks/allocator.sh).
+    A single arena is used, because several would each keep memory.  On machines with many cores,
+    where threads would wait for it, the settings are not changed.
     """
     global _kept
     if sys.platform != "linux" or (os.cpu_count() or 1) > 8:
@@ -24,10 +24,10 @@ def keep_freed_memory() -> None:
     _ask()
 
 
-def keep_it_so() -> None:
-    """Asks again, if `keep_freed_memory` was called; after a distributed iterator was made.
+def keep_freed_memory_again() -> None:
+    """Repeats the setting of `keep_freed_memory`, if made; call it after making an iterator.
 
-    On Python 3.11 TensorFlow lowers the threshold to 128 kB whenever it makes the kernel
+    On Python 3.11 TensorFlow lowers the threshold to 128 kB whenever it creates the kernel
     `GeneratorDataset`, which is part of such iterators.
     """
     if _kept:

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: `metrics.jsonl`, `timing.jsonl` and TensorBoard events."""
+"""Writes the numbers of a run: `metrics.jsonl`, `timing.jsonl` and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class RunLog:
 
     Args:
         workdir: the run's folder.
-        step: where the run starts or goes on; rows of later steps are dropped.
-        steps_per_epoch: for the `epoch` of each row.
+        step: the step at which the run starts or resumes; rows of later steps are removed.
+        steps_per_epoch: number of steps of an epoch, for the `epoch` of each row.
         learning_rate: step → the rate of the update made at that step.
-        batch_size: global, for images per second.
+        batch_size: the global batch size, for images per second.
         tensorboard: whether to write TensorBoard events too.
-        writer: whether this process writes at all (the chief of several workers).
+        writer: whether this process writes (the chief of several workers).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RunLog:
                 self._events = tf.summary.create_file_writer(str(self._folder))
 
     def train(self, step: int, loss: float, accuracy: float) -> None:
-        """Means over the training batches since the previous row."""
+        """Writes means over the training batches since the previous row."""
         rate, means = self._learning_rate(step - 1), {"loss": loss, "accuracy": accuracy}
         if self._rows is not None:
             self._rows.train(step, step / self._steps_per_epoch, rate, means)
@@ -57,7 +57,7 @@ class RunLog:
     def evaluation(
         self, step: int, split: str, weights: str, batch_norm: str, result: Result
     ) -> None:
-        """One evaluation of one set of weights."""
+        """Writes one evaluation of one set of weights."""
         values = {"loss": result.loss, "accuracy": result.accuracy}
         if self._rows is not None:
             about = {"split": split, "weights": weights, "batch_norm": batch_norm}
@@ -66,7 +66,7 @@ class RunLog:
         self._scalars(step, {f"{split}/{weights}/{key}": value for key, value in values.items()})
 
     def speed(self, step: int, steps: int, seconds: float) -> None:
-        """How long the last `steps` steps took."""
+        """Writes the duration of the last `steps` steps."""
         if self._rows is not None and seconds > 0:
             images = steps * self._batch_size
             self._rows.timing(step, seconds, images)
@@ -79,11 +79,11 @@ class RunLog:
                     tf.summary.scalar(name, value, step=step)
 
     def mark(self) -> dict[str, Any] | None:
-        """What tells whether the rows written so far are whole; None where none are written."""
+        """Returns size and checksum of the rows written so far; None if none are written."""
         return None if self._rows is None else self._rows.mark()
 
     def sync(self) -> None:
-        """Puts everything on the disk before a checkpoint that relies on it."""
+        """Syncs all rows to disk before a checkpoint that relies on them."""
         if self._rows is not None:
             self._rows.sync()
         if self._events is not None:

@@ -1,4 +1,4 @@
-"""The outer loop: when to log, evaluate, save and stop."""
+"""The outer loop, which decides when to log, evaluate, save and stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tf_lrtraj.training.workers import Workers
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """Every how many steps each thing is done (0: never); all are also done at the end."""
+    """Numbers of steps between logs, evaluations and so on (0: never); all also run at the end."""
 
     log: int
     evaluate: int
@@ -34,7 +34,7 @@ class Cadence:
         return step == total or (every > 0 and step % every == 0)
 
     def next_stop(self, step: int, total: int) -> int:
-        """The next step at which one of these is due, at most `steps_per_call` away."""
+        """Returns the next step at which one of these is due, at most `steps_per_call` away."""
         stops = [total, step + self.steps_per_call]
         stops += [
             (step // every + 1) * every
@@ -46,11 +46,11 @@ class Cadence:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """Something done after certain steps: *when* and *what* apart.
+    """A function that is called after certain steps.
 
     Attributes:
-        when: a timetable.
-        what: called with the number of updates made; changes nothing that training reads.
+        when: its timetable.
+        what: called with the number of updates made; must not change what training reads.
     """
 
     when: Timetable
@@ -58,24 +58,24 @@ class Action:
 
 
 def nothing(step: int) -> None:
-    """What other workers do while the chief acts; all make the same number of steps in a call."""
+    """The action of other workers, so that all make the same number of steps in a call."""
 
 
 class Loop:
-    """The outer loop of a run: calls of the compiled steps, and what is due between them.
+    """The outer loop of a run: calls of the compiled steps, and the actions between them.
 
-    Everything that decides a number is a function of the step, so a run that was
-    killed and started again writes the same rows and ends with the same bits.
+    All numbers depend on the step alone, so a run that was killed and resumed writes the same rows
+    and ends with the same bits.
 
     Args:
         train_steps: (first step, count) → ([count] losses, [count] accuracies).
         evaluate: called with the step when an evaluation is due.
         checkpointer: saves when a checkpoint is due.
         log: receives every logging window.
-        cadence: when to do what.
+        cadence: when to log, evaluate and save.
         total_steps: number of updates of the whole run.
         progress: the progress bar; a new one by default.
-        actions: done in their order when they are due, at the start too.
+        actions: called in their order when they are due, also at the start.
         workers: the processes of a multi-worker run, which stop at the same step.
     """
 
@@ -109,14 +109,13 @@ class Loop:
             step, window: from `resume`.
 
         Raises:
-            Diverged: at the first loss that is not finite, or where a checkpoint would hold
-                such a number; the last checkpoint stays.
-            Interrupted: after SIGTERM or SIGINT at any worker, with a checkpoint of the last
-                step made.
+            Diverged: at the first loss that is not finite, or if a checkpoint would hold such a
+            number; the last checkpoint is kept. Interrupted: after SIGTERM or SIGINT at any worker,
+            with a checkpoint of the last step made.
         """
         shown = Progress(self._total, step) if self._progress is None else self._progress
         first, due = step, self._cadence.due
-        # A signal is answered between two calls, when a checkpoint can be saved.
+        # A signal is handled between two calls, when a checkpoint can be saved.
         with shown, stop_signals() as stop, stop.deferred():
             self._act(step, shown)
             clock = _Clock(step)
@@ -152,7 +151,7 @@ class Loop:
                         self._save(step, window, shown, extra=True)
                     self._workers.wait()  # for the chief's checkpoint
                     raise _stopped(stop.requested, step)
-            if self._workers.any(bool(stop.requested)):  # while the last action was done
+            if self._workers.any(bool(stop.requested)):  # during the last action
                 raise _stopped(stop.requested, step)
 
     def _next_stop(self, step: int) -> int:
@@ -181,20 +180,20 @@ def _stopped(signal: str, step: int) -> Interrupted:
 
 
 class _Clock:
-    """Wall-clock time of steps, started anew after whatever else was done."""
+    """Wall-clock time of steps, restarted after other work."""
 
     def __init__(self, step: int) -> None:
         self._step, self._start = step, time.perf_counter()
 
     def since(self, step: int) -> tuple[int, float]:
-        """(steps made, seconds) since the start."""
+        """Returns (steps made, seconds) since the start."""
         return step - self._step, time.perf_counter() - self._start
 
 
 class _NonFinite:
-    """Looks for NaN and infinity in groups of variables.
+    """Finds NaN and infinity in groups of variables.
 
-    On a process of several replicas it looks at the first one's values, which are saved.
+    With several replicas it checks the values of the first one, which are saved.
     """
 
     def __init__(self, variables: Mapping[str, Sequence[Any]]) -> None:
@@ -213,7 +212,7 @@ class _NonFinite:
         }
 
     def group(self) -> str | None:
-        """The name of a group that holds one, or None."""
+        """Returns the name of a group with such a number, or None."""
         found = self._finite().items()
         return next((name for name, finite in found if not bool(finite.numpy())), None)
 
@@ -221,7 +220,7 @@ class _NonFinite:
 class Window:
     """Losses and accuracies since the last logged row.
 
-    They are part of a checkpoint: a row that spans a restart is the same number.
+    They are part of a checkpoint, so that a row that spans a restart does not change.
     """
 
     def __init__(self, losses: Sequence[float] = (), accuracies: Sequence[float] = ()) -> None:
@@ -233,7 +232,7 @@ class Window:
         self._accuracies += [float(x) for x in accuracies]
 
     def means(self) -> tuple[float, float]:
-        """Mean loss and accuracy; empties the window."""
+        """Returns the mean loss and accuracy, and empties the window."""
         means = float(np.mean(self._losses)), float(np.mean(self._accuracies))
         self._losses.clear()
         self._accuracies.clear()
@@ -249,14 +248,14 @@ class _Window(TypedDict):
 
 
 class _Progress(TypedDict):
-    """What a checkpoint of `run` holds beside the variables."""
+    """The record that a checkpoint of `run` holds beside the variables."""
 
     window: _Window
     rows: Mark | None
 
 
 def progress_problem(progress: dict[str, Any]) -> str | None:
-    """What is wrong with going on from a checkpoint whose record this is, or None."""
+    """Returns the damage of a checkpoint's progress record, or None."""
     wrong = problem(progress, _Progress)
     return wrong and f"the checkpoint of step {progress['step']} is damaged: {wrong}"
 
@@ -265,13 +264,12 @@ def resume(checkpointer: Checkpointer, rows: pathlib.Path | None = None) -> tupl
     """Restores the newest intact checkpoint if there is one.
 
     Args:
-        checkpointer: of the run.
-        rows: the file of rows the checkpoint's were part of.  A checkpoint whose rows are
-            damaged counts as damaged itself, as their steps must be run again; what
-            was written after those is dropped, whole or not.
+        checkpointer: the checkpointer of the run.
+        rows: the file of the checkpoint's rows. A checkpoint whose rows are damaged counts as
+            damaged itself, because their steps must be run again. Later rows are removed.
 
     Returns:
-        (step, the window of losses not yet logged).
+        (step, the window of losses that are not yet logged).
 
     Raises:
         CheckpointError: if there are checkpoints and all are damaged.

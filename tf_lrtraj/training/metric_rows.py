@@ -1,4 +1,4 @@
-"""The rows of a run while it trains: `metrics.jsonl` and `timing.jsonl`."""
+"""Writes the rows of a run during training: `metrics.jsonl` and `timing.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tf_lrtraj.records import METRICS, TIMING, MetricsWriter, RecordError, remov
 class RunRows:
     """Writes the rows of a run.
 
-    Wall-clock times go to another file, so that `metrics.jsonl` holds only what the seed and
-    the configuration decide.
+    Wall-clock times are written to another file, so that `metrics.jsonl` depends only on the seed
+    and the configuration.
 
     Args:
-        workdir: the run's folder.  Files that killed processes left half-written are deleted.
-        step: where the run starts or goes on; rows of later steps are dropped.
+        workdir: the run's folder.  Incomplete files of killed processes are deleted.
+        step: the step at which the run starts or resumes; rows of later steps are removed.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int) -> None:
@@ -27,33 +27,33 @@ class RunRows:
         self._metrics = MetricsWriter(workdir / METRICS, resume_step=step)
         try:
             self._timing = MetricsWriter(workdir / TIMING, resume_step=step)
-        except RecordError as error:  # no run should fail for its times
+        except RecordError as error:  # a run must not fail because of its times
             logging.warning("%s Earlier times are dropped.", error)
             (workdir / TIMING).unlink()
             self._timing = MetricsWriter(workdir / TIMING)
 
     def train(self, step: int, epoch: float, rate: float, means: Mapping[str, float]) -> None:
-        """Training means over the steps since the row before."""
+        """Writes training means over the steps since the previous row."""
         row = {"kind": "train", "step": step, "epoch": epoch, "learning_rate": rate}
         self._metrics.write({**row, **means})
 
     def evaluation(self, step: int, epoch: float, fields: Mapping[str, Any]) -> None:
-        """One evaluation of one set of weights."""
+        """Writes one evaluation of one set of weights."""
         self._metrics.write({"kind": "eval", "step": step, "epoch": epoch, **fields})
 
     def timing(self, step: int, seconds: float, images: int | None) -> None:
-        """How long the last steps took, and how many images they had."""
+        """Writes the duration of the last steps and their number of images."""
         row: dict[str, Any] = {"step": step, "seconds": seconds}
         if images is not None:
             row["images_per_second"] = images / seconds
         self._timing.write(row)
 
     def mark(self) -> dict[str, Any]:
-        """What tells whether the rows written so far are whole."""
+        """Returns size and checksum of the rows written so far."""
         return self._metrics.mark()
 
     def sync(self) -> None:
-        """Puts everything on the disk before a checkpoint that relies on it."""
+        """Syncs all rows to disk before a checkpoint that relies on them."""
         self._metrics.sync()
         self._timing.sync()
 

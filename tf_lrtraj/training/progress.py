@@ -1,6 +1,6 @@
-"""What a run shows on the terminal while it starts, trains and evaluates.
+"""Messages and the progress bar on the terminal.
 
-Nothing is shown where standard error is no terminal, and nothing here imports TensorFlow.
+They are shown only if standard error is a terminal.  This module does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from tqdm import tqdm
 
 __all__ = ["Progress", "program_name", "stage"]
 
-_INTERVAL = 0.2  # seconds between two changes of the line
+_INTERVAL = 0.2  # seconds between two updates of the line
 
 
 def program_name() -> str:
-    """The name of the running program, as its messages begin with it."""
+    """Returns the name of the running program, with which its messages begin."""
     program = pathlib.Path(sys.argv[0])
     return f"lrtraj-{program.stem}" if program.suffix == ".py" else program.name
 
 
 def stage(text: str) -> None:
-    """Says on the terminal what begins now and may take a while, in one line.
+    """Prints one line about a stage that begins now and may take a while.
 
     Args:
-        text: such as "importing TensorFlow".
+        text: the stage, such as "importing TensorFlow".
     """
     if sys.stderr.isatty():
         print(f"{program_name()}: {text} …", file=sys.stderr, flush=True)
 
 
 class Progress:
-    """The progress bar of a run, which also moves while there are no steps.
+    """The progress bar of a run, which also moves during evaluations.
 
     Args:
         total: number of steps of the run.
         initial: number of steps made before.
-        name: of the run, shown before the bar.
+        name: the name of the run, shown before the bar.
     """
 
     def __init__(self, total: int, initial: int = 0, name: str = "") -> None:
@@ -68,7 +68,7 @@ class Progress:
 
     @contextlib.contextmanager
     def doing(self, activity: str) -> Iterator[None]:
-        """Inside, the bar says what is done in place of steps, such as "evaluating ema"."""
+        """Makes the bar show an activity other than training, such as "evaluating ema"."""
         before = self._activity
         self._activity, self._count = activity, 0
         self._show()
@@ -79,7 +79,7 @@ class Progress:
             self._show()
 
     def tick(self) -> None:
-        """Counts a batch of what is done in place of steps."""
+        """Counts a batch of this activity."""
         self._count += 1
         if time.monotonic() - self._shown > _INTERVAL:
             self._show()

@@ -1,4 +1,4 @@
-"""The learning rate of every update of a Keras optimizer: planned beforehand, noted as it goes."""
+"""Records the learning rate of every update of a Keras optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tf_lrtraj import backend
 
 
 def schedule_of(optimizer: Any) -> Any:
-    """The `LearningRateSchedule` an optimizer runs, inside wrappers too; None where it has none."""
+    """Returns the `LearningRateSchedule` of an optimizer, also inside wrappers; None without
+    one."""
     while optimizer is not None:
         rate = getattr(optimizer, "_learning_rate", None)
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
@@ -22,7 +23,7 @@ def schedule_of(optimizer: Any) -> Any:
 
 
 def updates_per_batch(optimizer: Any) -> float:
-    """1, or less where gradients are accumulated over several batches."""
+    """Returns 1, or less if gradients are accumulated over several batches."""
     return 1.0 / (getattr(optimizer, "gradient_accumulation_steps", None) or 1)
 
 
@@ -36,21 +37,21 @@ class RateRecord:
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
         self._schedule = schedule_of(optimizer)
-        # A schedule is called with the batches seen, and a batch may be a part of an update.
+        # A schedule is called with the number of batches, and a batch may be a part of an update.
         self._stride = round(1.0 / updates_per_batch(optimizer))
         self._planned = np.zeros(0)
         self._noted = array.array("d")
 
     def begin(self, step: int, total: int | None, earlier: np.ndarray) -> np.ndarray | None:
-        """Plans the rates of a run that begins, or goes on, at `step`.
+        """Plans the rates of a run that begins or resumes at `step`.
 
         Args:
             step: updates made before.
-            total: updates at the end; None if that is not known.
-            earlier: rates of updates made before; those it lacks are NaN.
+            total: updates at the end; None if unknown.
+            earlier: rates of updates made before; missing ones are NaN.
 
         Returns:
-            [total] rates to expect; None where they are not known.
+            [total] expected rates; None if they are unknown.
         """
         self._noted = array.array("d", earlier[:step])
         self._noted.extend([float("nan")] * (step - len(self._noted)))
@@ -67,11 +68,11 @@ class RateRecord:
         return self._planned
 
     def _vectorised(self, steps: np.ndarray) -> np.ndarray | None:
-        """The schedule at all steps at once; None if it cannot tell them apart."""
+        """Returns the schedule at all steps at once; None if it does not support arrays."""
         try:
             found = keras.ops.convert_to_numpy(self._schedule(keras.ops.convert_to_tensor(steps)))
             found = np.broadcast_to(np.asarray(found, np.float64), steps.shape)
-        except Exception:  # schedules of users need not take arrays
+        except Exception:  # user-defined schedules may not support arrays
             return None
         some = steps[:: max(1, len(steps) // 8)]
         alone = [float(self._schedule(int(step))) for step in some]
@@ -79,11 +80,11 @@ class RateRecord:
         return found if near.all() else None
 
     def before(self, step: int) -> float:
-        """The rate of the update that led to `step`; NaN where none did."""
+        """Returns the rate of the update that led to `step`; NaN if there was none."""
         return float(self._noted[step - 1]) if 0 < step <= len(self._noted) else float("nan")
 
     def note(self, step: int) -> None:
-        """Notes the rates of the updates made since the last call, the last one to `step`."""
+        """Records the rates of the updates since the last call, the last one leading to `step`."""
         for made in range(len(self._noted), step):
             known = self._schedule is not None and made < self._planned.size
             self._noted.append(float(self._planned[made]) if known else self._now(made))
@@ -95,5 +96,5 @@ class RateRecord:
         return float("nan") if rate is None else float(backend.to_numpy([rate])[0])
 
     def noted(self) -> np.ndarray:
-        """[T] rates of the updates made so far."""
+        """Returns the [T] rates of the updates made so far."""
         return np.array(self._noted)

@@ -1,9 +1,9 @@
-"""Where the workers of a job meet before TensorFlow starts.
+"""The rendezvous of the workers of a job before TensorFlow starts.
 
 TensorFlow waits an hour for missing workers, ignores signals meanwhile, and does not name them.
-So the workers meet here first: the first of them listens at its own address, and the others
-connect and send their names.  When all have come they start; when time is up all of them are
-sent the names of those missing.
+The workers therefore connect here first: the first worker listens at its own address, and the
+others connect and send their names.  They start when all have connected.  After the time limit the
+first worker sends the names of the missing workers to all others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RETRY, _GRACE = 0.2, 3.0  # seconds
 
 
 class Missed(RuntimeError):
-    """Not all workers came, or they do not belong to one job."""
+    """Not all workers connected, or they do not belong to one job."""
 
 
 def meet(cluster: Mapping[str, Sequence[str]], job: str, index: int, seconds: float) -> None:
@@ -30,12 +30,13 @@ def meet(cluster: Mapping[str, Sequence[str]], job: str, index: int, seconds: fl
 
     Args:
         cluster: job → addresses, as in TF_CONFIG.
-        job, index: which of them this worker is.
-        seconds: how long to wait.
+        job, index: the job and the index of this worker.
+        seconds: the time limit.
 
     Raises:
-        Missed: naming the workers that did not come in time or have another cluster in TF_CONFIG.
-        OSError: if this worker's own port is taken.
+        Missed: if workers did not connect in time or have another cluster in TF_CONFIG; it names
+            them.
+        OSError: if this worker's own port is in use.
     """
     names = {
         f"{each} {i} ({address})": address
@@ -68,7 +69,7 @@ def _listen(address: str) -> socket.socket:
 def _receive(
     listener: socket.socket, awaited: list[str], job_id: str, deadline: float, seconds: float
 ) -> None:
-    """What the first worker does: waits for the others and tells them how it ended."""
+    """The part of the first worker: waits for the others and sends them the outcome."""
     here: dict[str, socket.socket] = {}
     strangers: set[str] = set()
     pending: list[socket.socket] = []
@@ -77,12 +78,14 @@ def _receive(
             left = deadline - time.monotonic()
             if left <= 0:
                 missing = [name for name in awaited if name not in here]
-                problem = f"{', '.join(missing)} did not come within {seconds:g} s"
+                problem = f"{', '.join(missing)} did not connect within {seconds:g} s"
                 if strangers:
-                    problem += f"; told of another cluster: {', '.join(sorted(strangers))}"
-                _tell(here.values(), problem)
+                    problem += (
+                        f"; with another cluster in TF_CONFIG: {', '.join(sorted(strangers))}"
+                    )
+                _send_to_all(here.values(), problem)
                 raise Missed(problem)
-            # Those that have come are watched too: one that was stopped meanwhile is not here.
+            # Connected workers are watched too, because one may be stopped meanwhile.
             watched = [listener, *pending, *here.values()]
             for ready in select.select(watched, [], [], min(left, 1.0))[0]:
                 if ready is listener:
@@ -102,9 +105,9 @@ def _receive(
                     continue
                 if hello == _HELLO and name:
                     strangers.add(name)
-                    _tell([ready], "the first worker was told of another cluster in TF_CONFIG")
+                    _send_to_all([ready], "the first worker has another cluster in TF_CONFIG")
                 ready.close()
-        _tell(here.values(), GO)
+        _send_to_all(here.values(), GO)
     finally:
         for connection in (*pending, *here.values()):
             connection.close()
@@ -118,15 +121,15 @@ def _report(
     deadline: float,
     seconds: float,
 ) -> None:
-    """What the others do: tell the first worker that they are here, and wait for its word."""
+    """The part of the others: report to the first worker and wait for its answer."""
     host, _, port = names[first].rpartition(":")
     reason = "it was not reached"
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), min(left, 10)) as there:
                 there.sendall(f"{_HELLO} {job_id} {mine}\n".encode())
-                # A little longer, so that the first worker, when its own time is up, can say
-                # who is missing.
+                # A little longer, so that the first worker can send the names of the missing
+                # workers after its own time limit.
                 there.settimeout(max(deadline - time.monotonic(), 0) + _GRACE)
                 answer = _read_line(there)
         except OSError as error:
@@ -140,14 +143,14 @@ def _report(
     raise Missed(f"{first} did not answer within {seconds:g} s ({reason})")
 
 
-def _tell(connections: Iterable[socket.socket], text: str) -> None:
+def _send_to_all(connections: Iterable[socket.socket], text: str) -> None:
     for connection in connections:
         with contextlib.suppress(OSError):
             connection.sendall(text.encode() + b"\n")
 
 
 def _read_line(connection: socket.socket, limit: int = 4096) -> str:
-    """One line; empty where the other side is gone, is silent, or says something else."""
+    """Reads one line; returns "" if the other side is gone, silent, or sends anything else."""
     data = b""
     while not data.endswith(b"\n") and len(data) < limit:
         try:

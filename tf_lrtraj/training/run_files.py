@@ -1,4 +1,4 @@
-"""The files of a run that `fit` trains, while it does."""
+"""Writes the files of a run that `fit` trains."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tf_lrtraj.training.rate_record import RateRecord
 
 
 def now() -> str:
-    """The time in UTC, as `run.json` holds it."""
+    """Returns the time in UTC in the format of `run.json`."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run is made with, and the backend of Keras."""
+    """Returns the versions of the libraries of a run, and the backend of Keras."""
     name = backend.name()
     return {
         "tf_lrtraj": tf_lrtraj.__version__,
@@ -39,21 +39,21 @@ def versions() -> dict[str, str]:
 
 
 def parameters(model: Any) -> int:
-    """The number of trainable weights of a model."""
+    """Returns the number of trainable weights of a model."""
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
 class RunFiles:
-    """Writes what a run's workdir holds; see docs/records.md.
+    """Writes the files of a run's workdir; see docs/records.md.
 
     Args:
         workdir: the run's folder.
-        held: what is let go of at the end, such as the workdir's lock.
-        earlier: what `run.json` said before, or an empty dict.
+        held: resources to release at the end, such as the workdir's lock.
+        earlier: the previous content of `run.json`, or an empty dict.
 
     Attributes:
-        planned: updates at the end of the run; None if that is not known.
-        description: what `run.json` says.
+        planned: updates at the end of the run; None if unknown.
+        description: the content of `run.json`.
         rows_at: step of the last row of training means.
         rates: the rate of every update.
     """
@@ -80,7 +80,7 @@ class RunFiles:
     ) -> None:
         """Writes configuration, description and schedule, and opens the rows at `step`.
 
-        Rows of later steps are dropped: they belong to work that is done again.
+        Rows of later steps are removed, because these steps are run again.
         """
         self.description, self.rates = description, rates
         path = self.workdir / records.SCHEDULE
@@ -95,18 +95,18 @@ class RunFiles:
         self._clock, self._timed_at, self.rows_at = time.monotonic(), step, step
 
     def train_row(self, step: int, epoch: float, rate: float, means: Mapping[str, float]) -> None:
-        """Training means over the steps since the row before."""
+        """Writes training means over the steps since the previous row."""
         if self._rows is not None:
             self._rows.train(step, epoch, rate, means)
         self.rows_at = step
 
     def eval_row(self, step: int, epoch: float, fields: Mapping[str, Any]) -> None:
-        """One evaluation of one set of weights."""
+        """Writes one evaluation of one set of weights."""
         if self._rows is not None:
             self._rows.evaluation(step, epoch, fields)
 
     def timing_row(self, step: int, batch_size: int | None) -> None:
-        """How long the steps since the last such row took, evaluations included."""
+        """Writes the duration of the steps since the last such row, evaluations included."""
         now = time.monotonic()
         seconds, steps = now - self._clock, step - self._timed_at
         if self._rows is not None and seconds > 0.0 and steps > 0:
@@ -114,7 +114,7 @@ class RunFiles:
         self._clock, self._timed_at = now, step
 
     def end(self, status: str, message: str | None = None) -> None:
-        """Writes how the run ended, and closes its files; only the first call counts."""
+        """Writes the final status and closes the files; only the first call has an effect."""
         if self._ended:
             return
         self._ended = True

@@ -32,20 +32,21 @@ _COUNT = integer(1).or_none()
 class RunRecorder(keras.callbacks.Callback):
     """Writes the records of a run into a workdir while `fit` trains a model.
 
-    `lrtraj-report --workdir=…` and `tf_lrtraj.report.write_report(workdir)` draw the page from
-    them, `tf_lrtraj.records.load_run` reads them: rows of training means and of the evaluations
-    that `fit` makes of its `validation_data`, those of averages among them if a
-    `WeightAveraging` with `validation_data` comes earlier in `callbacks`; the learning rate of
-    every update; and how the run ended.  Records of probes join the page from a
-    `probes.ProbeRecorder` that writes into the workdir's folder `probes`.
+    The records are training means, the evaluations of `fit` on its `validation_data`, the learning
+    rate of every update, and the final status.  Evaluations of averages are recorded if a
+    `WeightAveraging` with `validation_data` comes earlier in `callbacks`.
+    `tf_lrtraj.records.load_run` reads the records; `lrtraj-report --workdir=…` and
+    `tf_lrtraj.report.write_report(workdir)` draw a page from them.  The page includes probes if a
+    `probes.ProbeRecorder` writes to the folder `probes` of the workdir.
 
-    A workdir holds one run.  A recorder goes on with its own run in a later `fit` of the same
-    model, and, beside `keras.callbacks.BackupAndRestore`, with a run that was stopped; rows of
-    steps that are made again are dropped.
+    A workdir holds one run.  A recorder continues its own run in a later `fit` of the same model
+    and, with `keras.callbacks.BackupAndRestore`, after a stop; rows of steps that are run again are
+    removed.
 
-    For a run under the schedule that equals an average, give the recorder of a second `fit` the
-    folder `tf_lrtraj.records.matched_dir(workdir, average)`; where its optimizer runs an
-    `EquivalentSchedule`, the record says which average, and the page compares the two runs.
+    For a run under the schedule that is equivalent to an average, pass the folder
+    `tf_lrtraj.records.matched_dir(workdir, average)` to the recorder of a second `fit`.  If its
+    optimizer uses an `EquivalentSchedule`, the record names the average, and the page compares the
+    two runs.
 
     Example:
 
@@ -66,16 +67,16 @@ class RunRecorder(keras.callbacks.Callback):
     ('done', ['raw', 'ema'], array([1, 2, 3]))
 
     Args:
-        workdir: the folder; made if needed.
-        name: of the run; by default the folder's.
-        every: optimizer steps from one row of training means to the next; None for a row at
-            the end of each epoch.  Within an epoch they follow from Keras' running means, which
-            is exact for batches of equal size.
-        split: what evaluations of `validation_data` are called.
-        seed, batch_size, data: for the record: the seed that was set, examples in a batch, the
-            name of the data.
-        examples: in `validation_data`, for the errors of accuracies on the page.
-        config: more that `config.json` is to say of the run, in terms of JSON.
+        workdir: the folder, which is created if needed.
+        name: the name of the run; by default the folder's.
+        every: optimizer steps between rows of training means; None for a row at the end of each
+            epoch.  Within an epoch the means are computed from Keras' running means, which is exact
+            for batches of equal size.
+        split: the name of the split of `validation_data`.
+        seed, batch_size, data: for the record: the seed, the examples per batch, the name of the
+            data.
+        examples: number of examples in `validation_data`, for the errors of accuracies on the page.
+        config: further entries of `config.json`, a JSON object.
 
     Raises:
         ValueError: for arguments out of range, and when `fit` begins, if a `WeightAveraging`
@@ -122,7 +123,7 @@ class RunRecorder(keras.callbacks.Callback):
     # What `fit` calls -------------------------------------------------------------------------
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if self._run is not None:  # an exception ended the last `fit`
+        if self._run is not None:  # an exception ended the previous `fit`
             self._run.end("interrupted", _INTERRUPTED)
             self._run = None
         running, called = calling_list(self)
@@ -142,14 +143,14 @@ class RunRecorder(keras.callbacks.Callback):
             raise
         self._run = RunFiles(self.workdir, held, earlier)
         if running is not None:
-            # `fit` drops the list however it ends, while Keras calls `on_train_end` only after a
-            # good end.  Python also calls this when the process exits.
+            # `fit` always deletes the list, while Keras calls `on_train_end` only after success. #
+            # Python also calls this when the process exits.
             weakref.finalize(running, RunFiles.end, self._run, "interrupted", _INTERRUPTED)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self._first_epoch is None:  # BackupAndRestore has brought its step back by now
+        if self._first_epoch is None:  # BackupAndRestore has restored its step by now
             self._begin(epoch)
-        # Where data ends before Keras knew it would, TensorFlow counts a step that is not made.
+        # If data end unexpectedly, TensorFlow counts a step that was not made.
         self._counted = steps_made(self.model)
         self._window.start_epoch()
 
@@ -226,7 +227,7 @@ class RunRecorder(keras.callbacks.Callback):
         return found[0] if found else None
 
     def _earlier_run(self, resumes: bool) -> dict[str, Any]:
-        """What `run.json` holds of this very run; empty where there is none.
+        """Returns the content of `run.json` if it is of this run, and {} if there is none.
 
         Raises:
             RecordError: if the workdir holds another run.
@@ -245,11 +246,12 @@ class RunRecorder(keras.callbacks.Callback):
         return found
 
     def _continues(self) -> bool:
-        """Whether the model stands where this recorder's run ended, or was trained on since."""
+        """Returns whether the model is at the end of this recorder's run, or was trained
+        further."""
         return self._recorded and steps_made(self.model) >= self._counted
 
     def _begin(self, epoch: int) -> None:
-        """Writes what stands before the first step; goes on with an earlier run's rows."""
+        """Writes the files before the first step; continues the rows of an earlier run."""
         run = self._required_run()
         if self._continues():
             self._count_updates()  # those of training in between
@@ -272,7 +274,7 @@ class RunRecorder(keras.callbacks.Callback):
         model, averaging = self.model, self._averaging
         optimizer = _described(model.optimizer)
         if earlier and isinstance(optimizer.get("config"), dict):
-            # A callback may have changed the rate since; the run is the same one.
+            # A callback may have changed the rate since; it is still the same run.
             stored = records.read_json(self.workdir / records.CONFIG).get("optimizer", {})
             rate = (stored.get("config") or {}).get("learning_rate")
             if isinstance(rate, float):
@@ -328,7 +330,7 @@ class RunRecorder(keras.callbacks.Callback):
         }
 
     def _policy(self, weights: str) -> str:
-        """Whose batch-norm statistics the evaluations of some weights use."""
+        """Returns the batch-norm policy of the evaluations of some weights."""
         if not self._has_batch_norm:
             return "none"
         if weights == RAW or self._averaging is None:
@@ -344,7 +346,7 @@ def _kernels(averaging: WeightAveraging) -> dict[str, Any]:
 
 
 def _described(thing: Any) -> Any:
-    """A Keras object's configuration, or its name where it has none that JSON can hold."""
+    """Returns a Keras object's configuration, or its name if JSON cannot hold it."""
     if thing is None or isinstance(thing, str):
         return {} if thing is None else {"name": thing}
     if isinstance(thing, (list, tuple)):
@@ -354,7 +356,7 @@ def _described(thing: Any) -> Any:
     name = getattr(thing, "__name__", type(thing).__name__)
     try:
         config = records.encode(thing.get_config())
-        config.pop("name", None)  # Keras counts its objects there
+        config.pop("name", None)  # Keras numbers its objects there
         return {"class": name, "config": config}
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         return {"class": name}

@@ -1,4 +1,4 @@
-"""The compiled training step: forward, backward, update, averages, on every replica."""
+"""The compiled training step: forward and backward pass, update, and averages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tf_lrtraj.models import decayed_variables
 
 
 def per_example_loss(labels: Any, logits: Any, label_smoothing: float = 0.0) -> Any:
-    """[B] softmax cross-entropy in float32 or wider, against smoothed one-hot labels.
+    """Returns the [B] softmax cross-entropy in float32 or wider, for smoothed one-hot labels.
 
-    Smoothing puts `label_smoothing / classes` on every class and the rest on the label.
+    Smoothing gives `label_smoothing / classes` to every class and the rest to the label.
     """
     if logits.dtype != tf.float64:
         logits = tf.cast(logits, tf.float32)
@@ -29,7 +29,7 @@ def per_example_loss(labels: Any, logits: Any, label_smoothing: float = 0.0) -> 
 
 
 def correct(labels: Any, logits: Any) -> Any:
-    """[B] 1.0 where the largest logit is the label's."""
+    """Returns [B] numbers, 1.0 where the largest logit is that of the label."""
     predicted = tf.argmax(logits, axis=-1, output_type=labels.dtype)
     return tf.cast(tf.equal(predicted, labels), tf.float32)
 
@@ -45,13 +45,13 @@ def make_replica_step(
     weight_decay_on: str = "kernels",
     label_smoothing: float = 0.0,
 ) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-    """Builds one training step as a replica sees it, for `strategy.run`.
+    """Builds the training step of one replica, for `strategy.run`.
 
-    Every shape in it is static, so that XLA can compile it whole, as TPUs need.
+    All its shapes are static, so that XLA can compile it, which TPUs need.
 
     Returns:
-        `replica_step(images, labels, step)`: one update of model and averages, the `step`-th of
-        the run, from this replica's part of the batch, and its share of the mean loss and of the
+        `replica_step(images, labels, step)`, which makes the `step`-th update of model and averages
+        from this replica's part of the batch and returns its share of the mean loss and of the
         accuracy.
     """
     decayed = decayed_variables(model, weight_decay_on)
@@ -96,8 +96,8 @@ def make_train_steps(
     it passes through momentum); it is not part of the reported loss.
 
     Returns:
-        `run(iterator, made, count)`: makes `count` steps after the `made` ones of the run before,
-        and returns ([count] mean losses, [count] accuracies) of the global training batches.
+        `run(iterator, made, count)`, which makes `count` steps after the first `made` steps of the
+        run and returns ([count] mean losses, [count] accuracies) of the global training batches.
     """
     replica_step = make_replica_step(
         model,
@@ -140,5 +140,5 @@ def make_train_steps(
 
 
 def make_optimizer(learning_rate: Any, momentum: float, nesterov: bool) -> Any:
-    """SGD in Keras' convention: `v ← βv - λg`, `θ ← θ + v`."""
+    """Makes SGD in Keras' convention: `v ← βv - λg`, `θ ← θ + v`."""
     return keras.optimizers.SGD(learning_rate, momentum=momentum, nesterov=nesterov)

@@ -1,10 +1,10 @@
-"""Why training ends early: numbers that are not finite, a lost worker, or a signal.
+"""The reasons for an early end: numbers that are not finite, a lost worker, a signal.
 
-A signal (SIGTERM, SIGINT) stops the program at once where nothing would be lost, else after the
-current work.  Machines in the cloud are taken back with a SIGTERM and half a minute of grace.
+A signal (SIGTERM, SIGINT) stops the program at once if nothing would be lost, and otherwise after
+the current work.  Cloud machines send SIGTERM half a minute before they stop.
 
-This module does not import TensorFlow: a program can be stopped while it starts, and the study
-trains on other backends.
+This module does not import TensorFlow, because a program can be stopped while it starts, and the
+study trains on other backends.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Diverged(RuntimeError):
     """A training loss, or a value that would be stored, became NaN or infinite.
 
     Args:
-        what: that became so.
-        step: of the update, from `step` to `step + 1`, that did it.
-        last: where only a range is known, the number of updates at its end.
+        what: the name of the value.
+        step: the step of the update, from `step` to `step + 1`, in which it happened.
+        last: if only a range is known, the number of updates at its end.
 
     >>> raise Diverged("the training loss became nan", 20)
     Traceback (most recent call last):
@@ -40,21 +40,21 @@ from step 20 to 21). Lower the learning rate, or lengthen its warm-up.
 
 
 class Lost(RuntimeError):
-    """Another worker is gone, so that the collectives of this one cannot end."""
+    """Another worker is gone, so the collectives of this one cannot finish."""
 
 
 class Interrupted(BaseException):
-    """SIGTERM or SIGINT asked the run to stop; what is on disk can be gone on with.
+    """SIGTERM or SIGINT stopped the run, which can be resumed from the files on disk.
 
-    Like KeyboardInterrupt it is no `Exception`, so that no library catches it and goes on.
+    Like KeyboardInterrupt it is not an `Exception`, so that no library catches it.
     """
 
 
 class StopRequest:
-    """What the signals asked for.
+    """The requests of signals.
 
     Attributes:
-        requested: the name of the signal that came first; empty where none has come.
+        requested: the name of the first signal; empty if there was none.
     """
 
     def __init__(self) -> None:
@@ -63,10 +63,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is only noted; the caller looks at `requested` and stops.
+        """Defers signals inside the block; the caller checks `requested` and stops.
 
         Raises:
-            Interrupted: at the end, for a signal that came after the last look.
+            Interrupted: at the end, for a signal that came after the last check.
         """
         self._deferrals += 1
         try:
@@ -80,7 +80,7 @@ class StopRequest:
         if self.requested:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt  # a second Ctrl-C does not wait
-            return  # already on the way out
+            return  # already stopping
         self.requested = signal.Signals(number).name
         if not self._deferrals:
             raise Interrupted(f"stopped by {self.requested}")
@@ -91,12 +91,12 @@ _active: StopRequest | None = None
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Takes SIGTERM and the first SIGINT as requests to stop, inside a `with` block.
+    """Handles SIGTERM and the first SIGINT as requests to stop, inside a `with` block.
 
     Blocks may be nested: the inner one shares the request of the outer one.
 
     Raises:
-        Interrupted: at the moment a signal comes, unless it is `deferred`.
+        Interrupted: when a signal comes, unless it is `deferred`.
     """
     global _active
     if _active is not None:
@@ -106,7 +106,7 @@ def stop_signals() -> Iterator[StopRequest]:
     previous: dict[int, Any] = {}
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            # Only the main thread may set handlers; elsewhere signals keep their meaning.
+            # Only the main thread may set handlers; in other threads signals are not changed.
             with contextlib.suppress(ValueError):
                 previous[number] = signal.signal(number, request._handle)
         _active = request

@@ -1,4 +1,4 @@
-"""`tf.distribute` strategies by name, with errors that come before any work."""
+"""`tf.distribute` strategies by name, with early errors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ JOIN_TIMEOUT = 600  # seconds
 
 
 class StrategyError(ValueError):
-    """The strategy asked for cannot run on this machine."""
+    """The requested strategy cannot run on this machine."""
 
 
 class Refused(StrategyError):
-    """Another worker found something wrong before the run could start."""
+    """Another worker found an error before the run could start."""
 
 
 class WorkersMissing(StrategyError):
-    """Some workers of the job did not come in time; starting all of them again may help."""
+    """Some workers of the job did not connect in time; restarting all of them may help."""
 
 
 def make_strategy(
@@ -35,14 +35,14 @@ def make_strategy(
 
     Args:
         name: one of `STRATEGIES`.
-        num_devices: for "mirrored": how many GPUs to use, 0 for all.  Without a
-            GPU the CPU is split into this many logical devices.
+        num_devices: for "mirrored": number of GPUs, 0 for all. Without a GPU the CPU is split into
+            this many logical devices.
         tpu: for "tpu": name or address of the TPU, empty for a local one.
-        join_timeout: for "multi_worker": how many seconds to wait for the other workers.
+        join_timeout: for "multi_worker": seconds to wait for the other workers.
 
     Raises:
-        StrategyError: if `name` is unknown, or the hardware or its set-up is missing, or
-            some workers did not come.
+        StrategyError: if `name` is unknown, hardware or its configuration is missing, or some
+        workers did not connect.
     """
     one_of(STRATEGIES).check("strategy", name, StrategyError)
     integer(0).check("num_devices", num_devices, StrategyError)
@@ -61,7 +61,7 @@ def make_strategy(
         return _mirrored(tf, gpus, num_devices)
     if num_devices:
         raise StrategyError(
-            f"strategy {name!r} uses all devices there are; num_devices goes with 'mirrored'. "
+            f"strategy {name!r} uses all devices; num_devices goes with 'mirrored'. "
             f"Received: num_devices={num_devices}"
         )
     if name == "multi_worker":
@@ -73,18 +73,18 @@ def _mirrored(tf: Any, gpus: list[Any], num_devices: int) -> Any:
     if gpus:
         if num_devices > len(gpus):
             raise StrategyError(
-                f"strategy 'mirrored' was asked for {num_devices} GPUs, and {len(gpus)} are here."
+                f"strategy 'mirrored' needs {num_devices} GPUs, but this machine has {len(gpus)}."
             )
         chosen = [f"/gpu:{i}" for i in range(num_devices or len(gpus))]
         return tf.distribute.MirroredStrategy(chosen)
     if num_devices == 0:
         raise StrategyError(
             "strategy 'mirrored' found no GPU. Use --strategy=one_device, or give --num_devices=N "
-            "to split the CPU into N logical devices (for trying things out; it is not faster)."
+            "to split the CPU into N logical devices (for trials; it is not faster)."
         )
     split_cpu(num_devices)
-    # The default reduction on several CPUs goes through collectives, which a second
-    # strategy in the same process leaves in a state where they hang.
+    # The default reduction on several CPUs uses collectives, which hang after a second strategy
+    # was made in the same process.
     return tf.distribute.MirroredStrategy(
         [f"/cpu:{i}" for i in range(num_devices)],
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
@@ -114,14 +114,14 @@ def split_cpu(num_devices: int) -> None:
 
 
 def read_tf_config(text: str) -> tuple[dict[str, list[str]], str, int]:
-    """The cluster, and this worker's type and index, from the text of TF_CONFIG.
+    """Returns the cluster, and this worker's type and index, from the text of TF_CONFIG.
 
     >>> read_tf_config('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", '
     ...                '"index": 1}}')
     ({'worker': ['a:1', 'b:1']}, 'worker', 1)
 
     Raises:
-        StrategyError: naming what is wrong, and the text received.
+        StrategyError: if the text is not valid; it states the fault and the text received.
     """
 
     def refuse(why: str) -> NoReturn:
@@ -175,7 +175,8 @@ def _multi_worker(tf: Any, join_timeout: int) -> Any:
         rendezvous.meet(cluster, job, index, join_timeout)
     except rendezvous.Missed as error:
         raise WorkersMissing(
-            f"strategy 'multi_worker': {job} {index} did not meet all the others: {error}. Start "
+            f"strategy 'multi_worker': {job} {index} could not connect to all other workers: "
+            f"{error}. Start "
             "every worker, each with its own TF_CONFIG; --join_timeout=SECONDS waits longer"
         ) from None
     except OSError as error:
@@ -183,8 +184,8 @@ def _multi_worker(tf: Any, join_timeout: int) -> Any:
             f"strategy 'multi_worker': {job} {index} cannot listen at {cluster[job][index]} "
             f"({error.strerror or error}). Choose a free port in TF_CONFIG."
         ) from None
-    # TensorFlow takes SIGTERM for itself when it starts the workers' service, and then does
-    # nothing with it: the handlers of before are restored afterwards.
+    # TensorFlow sets its own handler of SIGTERM when it starts the workers' service, and the #
+    # handler does nothing: the previous handlers are restored afterwards.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     for number, handler in handlers.items():
@@ -209,7 +210,7 @@ def _tpu(tf: Any, tpu: str) -> Any:
 
 
 def is_chief(strategy: Any) -> bool:
-    """Whether this process is the one that writes records and checkpoints."""
+    """Returns whether this process writes records and checkpoints."""
     resolver = strategy.cluster_resolver
     if resolver is None or not getattr(resolver, "task_type", None):
         return True

@@ -1,9 +1,8 @@
-"""What the processes of a multi-worker run communicate.
+"""Communication between the processes of a multi-worker run.
 
-All workers compute every number together, but a signal, a damaged file or a full disk is known
-to one of them only.  Small collectives spread it, so that no worker waits for one that stopped.
-Only the chief reads and writes the workdir.  In a run of one process every method returns at
-once.
+All workers compute every number together, but only one of them knows of a signal, a damaged file or
+a full disk.  Small collectives inform the others, so that no worker waits for one that stopped.
+Only the chief reads and writes the workdir.  In a run of one process every method returns at once.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ class Workers:
     Every method must be called by all workers, in the same order.
 
     Args:
-        strategy: a `tf.distribute` strategy; None for a process alone.
+        strategy: a `tf.distribute` strategy; None for a single process.
 
     Attributes:
-        count: how many processes there are.
-        chief: whether this one reads and writes the workdir.
+        count: number of processes.
+        chief: whether this process reads and writes the workdir.
     """
 
     def __init__(self, strategy: Any) -> None:
@@ -62,18 +61,18 @@ class Workers:
         self._total = total.get_concrete_function(tf.TensorSpec([1], tf.float32))
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds on at least one worker."""
+        """Returns whether `flag` is true on at least one worker."""
         if self.count == 1:
             return bool(flag)
         with losing():
             return bool(self._total(tf.constant([float(flag)], tf.float32)).numpy()[0])
 
     def wait(self) -> None:
-        """Returns when all workers have come here."""
+        """Returns when all workers have called it."""
         self.any(False)
 
     def together(self, function: Callable[[], T]) -> T:
-        """What `function` returns here, if it raises nothing on any worker.
+        """Calls `function` on every worker and returns its result, if no worker raised.
 
         Raises:
             Refused: if it raised on another worker only.
@@ -89,13 +88,13 @@ class Workers:
         return result
 
     def from_chief(self, function: Callable[[], Any]) -> Any:
-        """What `function` returns on the chief, where alone it is called.
+        """Calls `function` on the chief only and returns its result on every worker.
 
         Args:
-            function: returns something JSON can hold.
+            function: returns a JSON value.
 
         Raises:
-            Refused: with the chief's message, on the others, if it raised there.
+            Refused: on the other workers, with the chief's message, if it raised on the chief.
         """
         if self.count == 1:
             return function()
@@ -122,10 +121,10 @@ class Workers:
         return self._array_from_chief(array).tobytes()
 
     def _array_from_chief(self, array: np.ndarray) -> np.ndarray:
-        """The chief's values, to the bit.
+        """Returns the chief's values without rounding.
 
-        They travel 16 bits at a time as whole float32 numbers, to which the other workers add
-        zeros: every kind of device and of collective has such sums, and they are exact.
+        They are sent as float32 integers of 16 bits, to which the other workers add zeros: every
+        kind of device and collective supports such sums, and they are exact.
         """
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         pieces = np.zeros(-(-data.size // 2), np.uint16)
@@ -141,7 +140,7 @@ class Workers:
         return pieces.view(np.uint8)[: data.size].view(array.dtype).reshape(array.shape)
 
     def share(self, variables: Sequence[Any]) -> None:
-        """Gives every worker the chief's values of these Keras variables, to the bit.
+        """Assigns the chief's values of these Keras variables on every worker, without rounding.
 
         All workers must hold variables of the same shapes in the same order.
         """
@@ -161,7 +160,7 @@ class Workers:
         data = np.concatenate([value.reshape(-1).view(np.uint8) for value in values])
         data = self._array_from_chief(data)
         if self.chief:
-            return  # It has them, and with several replicas restoring gave them to each.
+            return  # The chief has them, and restoring assigned them on each of its replicas.
         start = 0
         for variable, value in zip(group, values, strict=True):
             part = data[start : start + value.nbytes].view(value.dtype)
@@ -170,14 +169,14 @@ class Workers:
 
 
 def _count(strategy: Any) -> int:
-    """How many processes run this program together."""
+    """Returns the number of processes of this run."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 1
     cluster = strategy.cluster_resolver.cluster_spec().as_dict()
     return len(cluster.get("chief", [])) + len(cluster.get("worker", []))
 
 
-# What collectives fail with when a worker is gone, or was stopped on its way.
+# Errors of collectives when a worker is gone or was stopped.
 _COLLECTIVES_FAILED = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -190,10 +189,10 @@ _COLLECTIVES_FAILED = (
 
 @contextlib.contextmanager
 def losing(several: bool = True) -> Iterator[None]:
-    """Turns the errors of collectives that lost a worker into `Lost`, with the worker's name.
+    """Converts the errors of collectives that lost a worker to `Lost`, with the worker's name.
 
     Args:
-        several: whether there are several workers; if not, errors mean something else.
+        several: whether there are several workers; if not, errors are not converted.
     """
     try:
         yield
@@ -201,7 +200,7 @@ def losing(several: bool = True) -> Iterator[None]:
         if not several or not _is_about_workers(error.message):
             raise
         raise Lost(
-            f"another worker of this run is gone ({_gist(error.message)}), and without it the "
+            f"another worker of this run is gone ({_cause(error.message)}), and without it the "
             "others cannot go on. Start all workers again: they go on from the last checkpoint"
         ) from error
 
@@ -221,8 +220,8 @@ def _is_about_workers(message: str) -> bool:
     return any(mark in message for mark in _MARKS)
 
 
-def _gist(message: str) -> str:
-    """The lines of TensorFlow's message that say who is gone, in one."""
+def _cause(message: str) -> str:
+    """Returns the lines of TensorFlow's message that name the lost worker, as one line."""
     lines = [line.strip() for line in message.splitlines()]
     for i, line in enumerate(lines):
         if "eartbeat" in line and i + 1 < len(lines) and lines[i + 1].startswith("/job:"):

@@ -7,20 +7,16 @@ own (Izmailov et al. 2018, arXiv 1803.05407, section 3.2).  Three policies:
 * `recompute`: run some training batches through the network with the averaged
   weights and pool the moments of each layer's inputs;
 * `average`: average the running statistics with the same kernel;
-* `copy`: use the raw weights' statistics as they are (shown to be wrong by
-  claim S7, and kept for that comparison).
+* `copy`: use the raw weights' statistics, for comparison (claim S7 shows that it is wrong).
 
-Recomputed statistics are the mean and variance of *everything* a layer is
-called on, every element counted once: batches may differ in size, masked
-elements do not count, and a layer that a model calls several times gets the
-moments of all its calls together (that is what it stores one set of statistics
-for).  They are measured at each layer's input in float32 or wider whatever the
-model computes in, so neither the layer's momentum nor the dtype of its
-variables plays a part.  A frozen layer (`trainable=False`) keeps its own.
+Recomputed statistics are the mean and variance of *all* inputs of a layer, with every element
+counted once: batches may differ in size, masked elements do not count, and a layer that a model
+calls several times gets the pooled moments of all its calls.  They are measured at each layer's
+input in float32 or wider, so they do not depend on the layer's momentum or the dtype of its
+variables.  A frozen layer (`trainable=False`) keeps its statistics.
 
-The pass that is measured is the one that training runs: data go through the
-model's own `evaluate` or `predict` and its own `train_step` where it overrides
-them, or through a function of the user's.
+The measured pass is the one that training runs: data pass through the model's own `evaluate` or
+`predict` and its own `train_step` if it overrides them, or through a function of the user.
 """
 
 from tf_lrtraj.backend.batch_norm.layers import (

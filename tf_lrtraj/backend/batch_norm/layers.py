@@ -1,4 +1,4 @@
-"""Which variables of a model are running statistics, and putting others in their place."""
+"""Finds the running statistics of a model and replaces their values."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def check_policy(policy: str, name: str = "batch_norm", allowed: Sequence[str] =
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Where one batch-norm layer keeps its running statistics.
+    """The positions of one batch-norm layer's running statistics.
 
-    `mean`, `variance` and `stddev` are positions in `model.non_trainable_variables`;
-    `stddev` is None but for batch renormalisation, which keeps √(variance + epsilon) too.
+    `mean`, `variance` and `stddev` are positions in `model.non_trainable_variables`; `stddev` is
+    None except for batch renormalisation, which also keeps √(variance + epsilon).
     """
 
     layer: Any
@@ -41,12 +41,12 @@ class Statistics:
 
 
 def find_statistics(model: Any, *, frozen: bool = False) -> list[Statistics]:
-    """The batch-norm layers of a model, nested ones included.
+    """Returns the batch-norm layers of a model, including nested ones.
 
     Args:
         model: a built Keras model.
-        frozen: also list layers with `trainable=False`; they always normalise by
-            their stored statistics, which no policy changes.
+        frozen: whether to include layers with `trainable=False`, which always normalise by their
+            stored statistics.
     """
     positions = {id(v): i for i, v in enumerate(model.non_trainable_variables)}
     found = []
@@ -67,11 +67,11 @@ def find_statistics(model: Any, *, frozen: bool = False) -> list[Statistics]:
     return found
 
 
-# All that an average is made of: trainable weights, then statistics ---------------------------
+# Variables of an average: trainable weights, then statistics ----------------------------------
 
 
 def statistics_variables(model: Any) -> list[Any]:
-    """Mean and variance of each trainable batch-norm layer in turn, as Keras variables."""
+    """Returns the mean and variance variables of each trainable batch-norm layer in turn."""
     return [
         variable
         for entry in find_statistics(model)
@@ -80,7 +80,7 @@ def statistics_variables(model: Any) -> list[Any]:
 
 
 def weights_and_statistics(model: Any) -> list[Any]:
-    """The variables that snapshots and averages hold, in their order.
+    """Returns the variables that snapshots and averages hold, in their order.
 
     These are the trainable ones in the order of `model.trainable_variables`, then
     `statistics_variables(model)`.  `split_weights` is the inverse.
@@ -89,7 +89,7 @@ def weights_and_statistics(model: Any) -> list[Any]:
 
 
 def split_weights(model: Any, arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """(trainable, non-trainable) values of a model, in the order of its variables.
+    """Returns the (trainable, non-trainable) values of a model, in the order of its variables.
 
     Args:
         model: a built Keras model.
@@ -108,7 +108,7 @@ def split_weights(model: Any, arrays: Sequence[Any]) -> tuple[list[Any], list[An
 
 
 def pairs(statistics: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """(mean, variance) of each layer, of values that hold them in turn."""
+    """Returns (mean, variance) of each layer, for values that hold them in turn."""
     return list(zip(statistics[::2], statistics[1::2], strict=True))
 
 
@@ -117,7 +117,7 @@ def replace(
     statistics: Sequence[Statistics],
     moments: Sequence[tuple[Any, Any] | None],
 ) -> list[Any]:
-    """Non-trainable values with the given (mean, variance) put into each layer's place.
+    """Returns the non-trainable values with the given (mean, variance) of each layer.
 
     A layer whose entry is None keeps its own.
     """
@@ -138,11 +138,11 @@ def replace(
 
 
 def other_statistics(model: Any) -> list[tuple[Any, Any]]:
-    """(layer, variable) of what trainable layers but batch norm may keep running statistics in.
+    """Returns (layer, variable) for possible running statistics of layers other than batch norm.
 
-    They are the floating-point variables that gradients do not train: statistics of
-    other kinds of normalisation, code books, the state of a `JaxLayer`.  The states of
-    recurrent layers belong to the sequence that is being read, and are left out.
+    They are the floating-point variables of trainable layers that gradients do not train:
+    statistics of other kinds of normalisation, code books, the state of a `JaxLayer`.  The states
+    of recurrent layers are left out, because they belong to the current sequence.
     """
     owners: dict[int, Any] = {}
     states: set[int] = set()
@@ -165,7 +165,7 @@ def other_statistics(model: Any) -> list[tuple[Any, Any]]:
 
 
 def averaged_variables(model: Any) -> list[Any]:
-    """The running statistics that the policy "average" averages beside the weights.
+    """Returns the running statistics that the policy "average" averages with the weights.
 
     They are `statistics_variables(model)`, then those of other layers (`other_statistics`).
     """
@@ -173,7 +173,7 @@ def averaged_variables(model: Any) -> list[Any]:
 
 
 def put_averaged(model: Any, non_trainable: Sequence[Any], averages: Sequence[Any]) -> list[Any]:
-    """Non-trainable values with averages of `averaged_variables(model)` in their place."""
+    """Returns the non-trainable values with averages of `averaged_variables(model)` inserted."""
     statistics = find_statistics(model)
     count = 2 * len(statistics)
     replaced = replace(non_trainable, statistics, pairs(averages[:count]))
@@ -195,7 +195,7 @@ def torch_modules(model: Any) -> list[Any]:
 
 
 def check_model(model: Any, policies: Iterable[str]) -> None:
-    """Refuses a model some of whose running statistics no policy in use can serve.
+    """Checks that the policies in use can handle all running statistics of a model.
 
     torch modules keep theirs in buffers that are no variables of the model.
 

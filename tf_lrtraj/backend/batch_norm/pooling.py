@@ -1,4 +1,4 @@
-"""Moments of sets of elements, and how those of several sets are put together."""
+"""Moments of sets of elements, and the pooled moments of several sets."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def moments(inputs: Any, axis: int, mask: Any) -> Moments:
     if mask is not None:
         weights = ops.cast(ops.broadcast_to(ops.expand_dims(mask, -1), shape), dtype)
         count = ops.sum(weights) / ops.cast(shape[axis], dtype)
-    divisor = ops.maximum(count, 1.0)  # a replica's share of a batch may be empty
+    divisor = ops.maximum(count, 1.0)  # a replica's part of a batch may be empty
 
     def mean_of(values: Any) -> Any:
         return ops.sum(values * weights, axis=axes, keepdims=True) / divisor
 
-    # Differences first: a second moment minus a square would cancel.  Their mean is
+    # Differences from the mean first: a second moment minus a square would cancel. Their mean is
     # what rounding left of the first sum.
     mean = mean_of(inputs)
     differences = inputs - mean
@@ -44,7 +44,7 @@ def moments(inputs: Any, axis: int, mask: Any) -> Moments:
 
 
 def pool(parts: Sequence[Moments]) -> Moments:
-    """The moments of several sets of elements taken together (tensors or arrays)."""
+    """Returns the pooled moments of several sets of elements (tensors or arrays)."""
     total = sum(count for count, _, _ in parts)
     shares = [count / total for count, _, _ in parts]
     mean = sum(share * mean for share, (_, mean, _) in zip(shares, parts, strict=True))
@@ -56,7 +56,7 @@ def pool(parts: Sequence[Moments]) -> Moments:
 
 
 def over_replicas(moments: Sequence[Moments]) -> list[Moments]:
-    """The moments of all replicas' elements together; to be called on every replica.
+    """Returns the pooled moments of all replicas' elements; call it on every replica.
 
     Replicas may hold different numbers of examples, or none.
     """
@@ -83,7 +83,7 @@ class PooledMoments:
         self.batches = 0
 
     def add(self, moments: Sequence[Moments]) -> None:
-        """Adds what `batch_moments` found in a batch."""
+        """Adds the moments of a batch, as `batch_moments` returns them."""
         new: list[Moments] = []
         for entry in moments:
             count, mean, variance = (np.asarray(a, np.float64) for a in backend.to_numpy(entry))
@@ -94,7 +94,7 @@ class PooledMoments:
         self.batches += 1
 
     def result(self) -> list[tuple[np.ndarray, np.ndarray] | None]:
-        """(mean, variance) per layer over everything added; None for a layer never called.
+        """Returns (mean, variance) per layer over all batches; None for a layer never called.
 
         Raises:
             ValueError: if nothing was added.

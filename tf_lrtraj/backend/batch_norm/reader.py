@@ -1,4 +1,4 @@
-"""Reading training data by Keras' own means, in the forms in which `fit` takes them."""
+"""Reads training data through Keras, in the forms that `fit` accepts."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def check_data(
     batches: int | None = None,
     limit: str = "batch_norm_batches",
 ) -> Any:
-    """Returns `data` if it can be read again and again, and to its end.
+    """Returns `data` if it can be read repeatedly and is finite.
 
     Args:
-        data: what the user gave; None is returned as it is.
-        name: of the argument it was given as.
-        batches: how many batches will be read; None for all.
-        limit: name of the argument that says how many.
+        data: the user's data, or None.
+        name: the name of the argument.
+        batches: number of batches that will be read; None for all.
+        limit: name of the argument that gives this number.
 
     Raises:
-        ValueError: for iterators and generators, for data without end where `batches` is
-            None, and for what is no data at all.
+        ValueError: for iterators and generators, for infinite data if `batches` is None, and for
+            objects that are not data.
 
     >>> check_data(iter([1, 2]))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -78,7 +78,7 @@ def _is_stream(data: Any) -> bool:
 
 
 def _is_endless(data: Any) -> bool:
-    """Whether iterating is known to have no end."""
+    """Returns whether the data are known to be infinite."""
     if _is_array(data) or isinstance(data, (tuple, list, dict)):
         return False
     if hasattr(data, "cardinality"):
@@ -88,12 +88,12 @@ def _is_endless(data: Any) -> bool:
     try:
         return len(data) >= sys.maxsize
     except (TypeError, NotImplementedError, ValueError, OverflowError):
-        # Without a length or an iterator of its own Python counts up for ever.
+        # Without `__len__` and `__iter__` Python calls `__getitem__` with 0, 1, … for ever.
         return hasattr(data, "__getitem__") and not hasattr(type(data), "__iter__")
 
 
 def _length_of(data: Any) -> int | None:
-    """Batches in a PyDataset; None where it does not say."""
+    """Returns the number of batches in a PyDataset; None if it is unknown."""
     try:
         return data.num_batches
     except (NotImplementedError, TypeError):
@@ -101,7 +101,7 @@ def _length_of(data: Any) -> int | None:
 
 
 def _is_endless_dataset(data: Any) -> bool:
-    """Of a `tf.data` data set; one that only filters or regroups endless data is endless too."""
+    """Returns whether a `tf.data` data set is infinite, also after filters and regrouping."""
     count = data.cardinality  # a property of a distributed one
     count = count() if callable(count) else count
     count = int(ops.convert_to_numpy(count)) if hasattr(count, "shape") else int(count)
@@ -118,23 +118,23 @@ def _is_endless_dataset(data: Any) -> bool:
 def read(
     model: Any, data: Any, receive: Receive, *, batch_size: int, batches: int | None = None
 ) -> None:
-    """Hands batches of training data to a function, one after the other.
+    """Passes batches of training data to a function, one after the other.
 
-    Batches of arrays are tuples `(x,)`, `(x, y)` or `(x, y, sample_weight)`; of a data set
-    they are its elements.  Both have gone through the model's own `evaluate` or `predict`
-    where its class replaces them, as models with a preprocessor do.
+    Batches of arrays are tuples `(x,)`, `(x, y)` or `(x, y, sample_weight)`; batches of a data set
+    are its elements.  If the model's class overrides `evaluate` or `predict`, as models with a
+    preprocessor do, both pass through them.
 
     Args:
-        model: the data are for it.
+        model: the model that receives the data.
         data: a stream of batches, or arrays: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`,
             where a list stands for a tuple as in Keras unless it is the list of the model's
             inputs.
         receive: takes a batch.
-        batch_size: examples in a batch where `data` are arrays.
-        batches: at most this many; None for all.
+        batch_size: examples per batch if `data` are arrays.
+        batches: largest number of batches; None for all.
 
     Raises:
-        ValueError: if the form of `data` cannot be told, or Keras cannot read it.
+        ValueError: if the form of `data` is ambiguous, or Keras cannot read it.
     """
     check_data(data, batches=batches)
     parts = arrays_in(data, number_of_inputs(model))
@@ -142,42 +142,43 @@ def read(
         data = data[0]  # a data set in a tuple, with None for the rest
     entry = None
     if not (distributed := backend.is_distributed(data)):
-        entry = _own_entry(model, targets=parts is None or len(parts) > 1)
+        entry = _preprocessing_method(model, targets=parts is None or len(parts) > 1)
     known = not distributed and (hasattr(data, "cardinality") or _is_loader(data))
     if parts is not None and entry:
-        _through(model, entry, _named(parts, batch_size), receive, batches)
+        _read_through(model, entry, _evaluate_arguments(parts, batch_size), receive, batches)
     elif parts is not None:
         _predicted(parts, lambda batch: receive(batch[0]), batch_size, batches)
     elif known and entry:
-        _through(model, entry, {"x": data}, receive, batches)
+        _read_through(model, entry, {"x": data}, receive, batches)
     elif known:
         _predicted(data, receive, None, batches)
     else:
-        stream = _indexed(data) if isinstance(data, keras.utils.PyDataset) else data
+        stream = _pydataset_batches(data) if isinstance(data, keras.utils.PyDataset) else data
         for batch in itertools.islice(iter(stream), batches):
             if entry is None:
                 receive(batch)
             else:
                 parts = keras.utils.unpack_x_y_sample_weight(batch)
                 size = len(keras.tree.flatten(parts[0])[0])
-                _through(model, entry, _named(parts, size), receive, None)
+                _read_through(model, entry, _evaluate_arguments(parts, size), receive, None)
 
 
-def _named(parts: Sequence[Any], batch_size: int) -> dict[str, Any]:
+def _evaluate_arguments(parts: Sequence[Any], batch_size: int) -> dict[str, Any]:
     """Arrays as arguments of `evaluate`."""
     named = zip(("x", "y", "sample_weight"), parts, strict=False)
     return {**{key: part for key, part in named if part is not None}, "batch_size": batch_size}
 
 
-def _indexed(data: Any) -> Iterator[Any]:
-    """Batches of a PyDataset.  Its `on_epoch_end`, which may reorder, is the training's."""
+def _pydataset_batches(data: Any) -> Iterator[Any]:
+    """Yields the batches of a PyDataset, without calling `on_epoch_end`, which may reorder."""
     length = _length_of(data)
     for i in itertools.count() if length is None else range(length):
         yield data[i]
 
 
 def _is_loader(data: Any) -> bool:
-    """Whether it is a loader or data set of torch or grain, which Keras knows by their names."""
+    """Returns whether data are a loader or data set of torch or grain, which Keras finds by
+    name."""
     kinds = {"DataLoader", "MapDataset", "IterDataset"}
     return any(
         kind.__name__ in kinds and kind.__module__.split(".")[0] in {"torch", "grain"}
@@ -186,7 +187,7 @@ def _is_loader(data: Any) -> bool:
 
 
 def number_of_inputs(model: Any) -> int:
-    """How many inputs a list for the model holds: 1 for a model that takes no list."""
+    """Returns the number of inputs in a list for the model; 1 if it takes no list."""
     inputs = getattr(model, "inputs", None)
     if isinstance(inputs, (list, tuple)) and inputs:
         return len(inputs)
@@ -243,7 +244,7 @@ def _all_arrays(data: Any) -> bool:
 
 
 def _are_batches(data: list[Any], inputs: int) -> bool:
-    """Whether a list of nests of arrays is batches rather than `[x, y]`."""
+    """Returns whether a list of nested arrays is a list of batches and not `[x, y]`."""
     if len(data) not in (2, 3) or all(isinstance(part, tuple) for part in data):
         return True
     if all(isinstance(part, dict) for part in data):
@@ -256,7 +257,7 @@ def _are_batches(data: list[Any], inputs: int) -> bool:
 
 
 class _Reader(keras.Model):
-    """A model without weights, whose `predict` hands over the batches that Keras reads."""
+    """A model without weights, whose `predict` passes on the batches that Keras reads."""
 
     def __init__(self, receive: Receive) -> None:
         super().__init__(name="batch_norm_reader")
@@ -274,11 +275,11 @@ class _Reader(keras.Model):
         return inputs
 
     def make_predict_function(self, force: bool = False) -> None:
-        self.predict_function = _sink(self._receive)
+        self.predict_function = _batch_passing_step(self._receive)
 
 
-def _sink(receive: Receive) -> Callable[..., Any]:
-    """What Keras calls in place of a model's compiled `predict_step`."""
+def _batch_passing_step(receive: Receive) -> Callable[..., Any]:
+    """Returns the function that Keras calls instead of a model's compiled `predict_step`."""
     if backend.name() == "jax":
 
         def take_from(state: Any, iterator: Any) -> tuple[Any, Any]:
@@ -305,12 +306,12 @@ def _predicted(data: Any, receive: Receive, batch_size: int | None, batches: int
             receive(batch)
 
     distribution = keras.distribution.distribution()
-    # Keras' JAX trainer cannot share out a last batch that does not divide evenly.
-    with _distributed_by(None), _quietly():
+    # Keras' JAX trainer cannot distribute a last batch that does not divide evenly.
+    with _distributed_by(None), _no_warnings():
         try:
             _Reader(counted).predict(data, batch_size=batch_size, steps=batches, verbose=0)
         except UnboundLocalError:
-            if count:  # Keras trips over data that hold no batch
+            if count:  # Keras fails for data without a batch
                 raise
 
 
@@ -325,15 +326,15 @@ def _distributed_by(distribution: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keras warns where data end before a number of batches, or whose length it did not know."""
+def _no_warnings() -> Iterator[None]:
+    """Suppresses Keras' warning for data that end early or have an unknown length."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Your input ran out of data")
         yield
 
 
-def _own_entry(model: Any, targets: bool) -> str | None:
-    """The method in which the model's class prepares data as in its own `fit`, if it has one.
+def _preprocessing_method(model: Any, targets: bool) -> str | None:
+    """Returns the overridden method in which the model's class preprocesses data, if any.
 
     `evaluate` may need targets.
     """
@@ -347,10 +348,11 @@ def _own_entry(model: Any, targets: bool) -> str | None:
     return "predict" if predicts else None
 
 
-def _through(
+def _read_through(
     model: Any, entry: str, given: dict[str, Any], receive: Receive, batches: int | None
 ) -> None:
-    """Reads data by the model's own `evaluate` or `predict`, with its compiled step replaced."""
+    """Reads data through the model's own `evaluate` or `predict`, with its compiled step
+    replaced."""
     strategy = backend.strategy_of(model)
     if strategy is not None and strategy.num_replicas_in_sync > 1:
         raise ValueError(
@@ -363,19 +365,22 @@ def _through(
     if entry == "predict":
         options = {k: v for k, v in options.items() if k not in ("y", "sample_weight")}
     function = f"{'test' if entry == 'evaluate' else 'predict'}_function"
-    with _replaced(model, function, _taking_test_steps(receive, entry)), _quietly():
+    with (
+        _replaced_function(model, function, _taking_test_steps(receive, entry)),
+        _no_warnings(),
+    ):
         getattr(model, entry)(**options)
 
 
 def _taking_test_steps(receive: Receive, entry: str) -> Callable[..., Any]:
-    take = _sink(receive)
+    take = _batch_passing_step(receive)
     if entry == "predict":
         return take
     if backend.name() == "jax":
         return lambda state, iterator: ({}, take(state, iterator)[1])
 
     def take_step(data: Any) -> dict[str, Any]:
-        # TensorFlow's trainer hands over its iterator, torch's a list of batches.
+        # TensorFlow's trainer passes its iterator, torch's a list of batches.
         take([next(data)] if isinstance(data, Iterator) else data)
         return {}
 
@@ -383,8 +388,8 @@ def _taking_test_steps(receive: Receive, entry: str) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _replaced(model: Any, function: str, by: Callable[..., Any]) -> Iterator[None]:
-    """Replaces a compiled function of a model, and leaves its metrics and weights as they were."""
+def _replaced_function(model: Any, function: str, by: Callable[..., Any]) -> Iterator[None]:
+    """Replaces a compiled function of a model, and restores its metrics and weights."""
     maker, kept, steps = f"make_{function}", getattr(model, function), model.steps_per_execution
     restore_metrics = backend.backup(model.metrics_variables)
     # On JAX the variables are empty while Keras' loop runs.

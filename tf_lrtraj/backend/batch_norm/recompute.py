@@ -24,16 +24,16 @@ INSTEAD = (
 
 
 class Recompute:
-    """Recomputes batch-norm statistics of a model for any weights; compiled once.
+    """Recomputes batch-norm statistics of a model for given weights; compiled once.
 
-    Layers of batch norm that training calls with `training=False` keep what is stored.
-    So do those of a model whose training left them alone, which `fit` does where the
-    model's `call` has no argument `training`: what has changed since this object was
-    made tells, so make it before training.
+    Batch-norm layers that training calls with `training=False` keep their stored statistics.  So
+    do layers whose statistics training does not change, as in `fit` for a model whose `call` has no
+    argument `training`.  These are found by comparison with the state at the creation of this
+    object, so create it before training.
 
     Args:
-        model: a built Keras model; neither its variables nor its random streams move,
-            nor do the global streams of Python, NumPy and torch.
+        model: a built Keras model; its variables, its random streams, and the global streams of
+            Python, NumPy and torch do not change.
         call: a function `(model, batch)` that runs one batch, as the data hold it, in
             training mode; it is traced.  None runs what `fit` runs: the model's own
             `train_step` where there is one, up to the model's first call.
@@ -69,15 +69,15 @@ class Recompute:
         batch_size: int = 128,
         batches: int | None = None,
     ) -> list[Any]:
-        """Non-trainable values with batch-norm statistics recomputed for the given weights.
+        """Returns the non-trainable values with statistics recomputed for the given weights.
 
         Args:
             trainable, non_trainable: as in `backend.given_weights`.
             data: training data, as `WeightAveraging` takes `batch_norm_data`.  Of a
                 `tf.distribute` data set each replica measures its share, and all workers
                 must take part.
-            batch_size: examples in a batch where `data` are arrays.
-            batches: use at most this many; None for all.
+            batch_size: examples per batch if `data` are arrays.
+            batches: largest number of batches; None for all.
 
         Returns:
             `non_trainable` with the statistics of every trainable batch-norm layer replaced.
@@ -103,9 +103,9 @@ class Recompute:
                 batch = batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch
             elif call is not training_pass.call_by_step:
                 batch = keras.utils.unpack_x_y_sample_weight(batch)[0]
-            # Random layers go on from batch to batch, as they do in training.
+            # The random streams of layers advance from batch to batch, as in training.
             moments, after = self._measure(call, distributed, trainable, state, batch)
-            if not pooled.batches and self._should_tell(call, distributed):
+            if not pooled.batches and self._trains_beyond_fit(call, distributed):
                 call = training_pass.call_on_inputs
                 moments, after = self._measure(call, distributed, trainable, state, batch)
             self._check(self._compiled[call, distributed][1])
@@ -146,10 +146,10 @@ class Recompute:
             return backend.compiled_on_replicas(measure, model), observed
         return backend.compiled(measure), observed
 
-    def _should_tell(self, call: Call, distributed: bool) -> bool:
-        """Whether training runs batch norm on batches although `fit` would not.
+    def _trains_beyond_fit(self, call: Call, distributed: bool) -> bool:
+        """Returns whether training runs batch norm on batches although `fit` would not.
 
-        A loop of one's own may call `model(x, training=True)` where `fit` calls `model(x)`.
+        A custom loop may call `model(x, training=True)` where `fit` calls `model(x)`.
         """
         if call is not training_pass.call_as_fit:
             return False
@@ -157,10 +157,10 @@ class Recompute:
         layers = {id(entry.layer): entry.layer for entry in self._statistics}
         resting = observed.called - observed.measured
         hears = training_pass.takes_training(self._model) and backend.name() != "jax"
-        return not hears and any(not self._stood_still(layers[key]) for key in resting)
+        return not hears and any(not self._statistics_unchanged(layers[key]) for key in resting)
 
-    def _stood_still(self, layer: Any) -> bool:
-        """Whether a layer was trained while its statistics stayed as they were."""
+    def _statistics_unchanged(self, layer: Any) -> bool:
+        """Returns whether a layer was trained while its statistics did not change."""
         mean, variance, *weights = _state_of(layer)
         first_mean, first_variance, *first = self._first.get(id(layer), _state_of(layer))
         if np.any(mean != first_mean) or np.any(variance != first_variance):
@@ -205,12 +205,12 @@ def recompute(
     data: Any,
     **options: Any,
 ) -> list[Any]:
-    """What a `Recompute` of `model` returns, for a single use."""
+    """Recomputes statistics once; see `Recompute`."""
     return Recompute(model)(trainable, non_trainable, data, **options)
 
 
 def _state_of(layer: Any) -> list[np.ndarray]:
-    """A batch-norm layer's mean, variance and, where it has them, scale and offset."""
+    """Returns a batch-norm layer's mean, variance and, if any, scale and offset."""
     own = [layer.moving_mean, layer.moving_variance]
     own += [v for v in (layer.gamma, layer.beta) if isinstance(v, keras.Variable)]
     return backend.to_numpy(backend.values(own))

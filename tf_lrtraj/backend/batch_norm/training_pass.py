@@ -1,7 +1,7 @@
-"""One batch through a model as its training runs it, with batch-norm layers listened to.
+"""The forward pass of one batch as in training, which records the inputs of batch-norm layers.
 
-The weights are given, and nothing in the model changes.  What a pass does to which
-layers is known as soon as it was traced, and is kept in an `Observed`.
+The weights are given, and the model does not change.  The effects of a pass on layers are known
+after tracing and stored in an `Observed`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Call = Callable[[Any, Any], Any]
 
 @dataclasses.dataclass
 class Observed:
-    """What traced passes were seen to do.
+    """The effects of traced passes.
 
     Attributes:
-        measured: identities of batch-norm layers that normalised by the batch.
-        called: those of batch-norm layers that were called at all.
+        measured: ids of batch-norm layers that normalised by the batch.
+        called: ids of batch-norm layers that were called.
         trained: paths of trainable variables that a pass itself changed.
-        moved: (layer, variable) of statistics that are not batch norm's and moved.
+        moved: (layer, variable) of changed statistics of layers other than batch norm.
     """
 
     measured: set[int] = dataclasses.field(default_factory=set)
@@ -42,7 +42,7 @@ class Observed:
     moved: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
-# How a batch is run ---------------------------------------------------------------------------
+# Running a batch ------------------------------------------------------------------------------
 
 
 def call_on_inputs(model: Any, inputs: Any) -> None:
@@ -53,25 +53,25 @@ def call_on_inputs(model: Any, inputs: Any) -> None:
 def call_as_fit(model: Any, inputs: Any) -> None:
     """Runs a batch of inputs as Keras' own `train_step` does on this backend.
 
-    A model whose `call` has no argument `training` is not told that it trains.  On JAX
-    layers inside hear of it only from the `call` around them.
+    A model whose `call` has no argument `training` does not receive it. On JAX its layers receive
+    it only through the `call` of the model.
     """
     options = {"training": True} if takes_training(model) else {}
     (model.call if backend.name() == "jax" else model)(inputs, **options)
 
 
 def takes_training(model: Any) -> bool:
-    """Whether `fit` tells the model that it trains."""
+    """Returns whether `fit` passes `training=True` to the model."""
     return "training" in inspect.signature(model.call).parameters
 
 
 def has_own_step(model: Any) -> bool:
-    """Whether the model's class replaces Keras' `train_step`."""
+    """Returns whether the model's class overrides Keras' `train_step`."""
     return getattr(type(model), "train_step", None) is not keras.Model.train_step
 
 
 class _Reached(BaseException):
-    """Leaves a `train_step` once it has called the model.  No `except Exception` stops it."""
+    """Ends a `train_step` after it has called the model; `except Exception` does not catch it."""
 
 
 class _Unprepared(Exception):
@@ -106,7 +106,7 @@ def call_by_step(model: Any, batch: Any, start: Callable[[], None] = lambda: Non
                 step(*_arguments_of_step(model), data)
         except _Reached:
             if backend.name() == "jax":
-                # Not in the step, where what is heard would belong to its gradient.
+                # Outside the step: values recorded inside would belong to its gradient.
                 start()
                 model.call(*reached[0].args, **reached[0].kwargs)
             return
@@ -141,7 +141,7 @@ def _reached(
 
 @contextlib.contextmanager
 def _no_updates(model: Any) -> Iterator[None]:
-    """Keeps a step that never calls the model from moving weights, or from building optimizers."""
+    """Prevents a step that never calls the model from changing weights or building optimizers."""
 
     def apply(*_: Any, **__: Any) -> None:
         raise _Unprepared(f"{type(model).__name__} was to be updated before it was called")
@@ -157,7 +157,7 @@ def _no_updates(model: Any) -> Iterator[None]:
 
 
 def _arguments_of_step(model: Any) -> tuple[Any, ...]:
-    """What `train_step` takes before the data: on JAX the whole state."""
+    """Returns the arguments of `train_step` before the data: on JAX the whole state."""
     if backend.name() != "jax":
         return ()
     optimizer = getattr(model, "optimizer", None)
@@ -171,7 +171,7 @@ def _arguments_of_step(model: Any) -> tuple[Any, ...]:
     return ((*([variable.value for variable in group] for group in groups), metrics),)
 
 
-# What is measured in it -----------------------------------------------------------------------
+# Measuring moments ----------------------------------------------------------------------------
 
 
 def batch_moments(
@@ -183,16 +183,16 @@ def batch_moments(
     call: Call = call_on_inputs,
     observed: Observed | None = None,
 ) -> tuple[list[Moments], list[Any]]:
-    """Moments of what every batch-norm layer is called on in one batch.
+    """Returns the moments of the inputs of every batch-norm layer in one batch.
 
     Each layer normalises by its batch's own moments, as in training.
 
     Args:
         model, trainable, non_trainable: as in `backend.given_weights`.
         statistics: the layers to measure.
-        batch: what `call` takes.
+        batch: the argument of `call`.
         call: runs the batch through the model.
-        observed: is told what the pass did.
+        observed: receives the effects of the pass.
 
     Returns:
         for each entry of `statistics` (number of elements, [channels] mean, [channels]
@@ -210,7 +210,7 @@ def batch_moments(
         value_of = scope.get_current_value
         before = {id(v): value_of(v) for v in model.variables}
         handlers: dict[Any, layer_calls.Handler] = {
-            entry.layer: functools.partial(_listen, heard, observed, value_of)
+            entry.layer: functools.partial(_record_moments, heard, observed, value_of)
             for entry in statistics
         }
         for layer in layer_calls.layers_of(model):
@@ -240,7 +240,7 @@ def batch_moments(
     return pooled, updated
 
 
-def _listen(
+def _record_moments(
     heard: dict[int, list[Moments]],
     observed: Observed,
     value_of: Callable[[Any], Any],
@@ -248,9 +248,9 @@ def _listen(
     call: Callable[..., Any],
     given: inspect.BoundArguments,
 ) -> Any:
-    """Notes the moments of what a batch-norm layer is called on, if it normalises by them.
+    """Records the moments of a batch-norm layer's inputs, if it normalises by them.
 
-    That it does shows in its running statistics: `training` may come from anywhere.
+    Changed running statistics show that it does; the source of `training` does not matter.
     """
     observed.called.add(id(layer))
     before = value_of(layer.moving_mean)
@@ -271,7 +271,7 @@ def _listen(
 
 
 def _in_inference(layer: Any, call: Callable[..., Any], given: inspect.BoundArguments) -> Any:
-    """Spectral normalisation divides its kernel in training; inference takes it as it is."""
+    """Calls spectral normalisation in inference mode, which does not divide the kernel again."""
     if "training" in given.signature.parameters:
         given.arguments["training"] = False
     return call(*given.args, **given.kwargs)
@@ -294,7 +294,7 @@ def _with_given_weights(layer: Any, call: Callable[..., Any], given: inspect.Bou
 
 @contextlib.contextmanager
 def _modes_kept(model: Any) -> Iterator[None]:
-    """torch modules have a mode of their own, which every call of a wrapper sets."""
+    """Restores the modes of torch modules, which every call of a wrapper sets."""
     modules = [part for layer in torch_modules(model) for part in layer.modules()]
     modes = [module.training for module in modules]
     try:

@@ -1,1 +1,1 @@
-"""Figures of what probes measured, from their records alone."""
+"""Figures of probes, from their records alone."""

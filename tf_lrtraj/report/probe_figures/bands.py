@@ -1,4 +1,4 @@
-"""What figures of probes share: bands of uncertainty, labels, captions, numbers in words."""
+"""Shared parts of probe figures: bands of uncertainty, labels, captions, numbers as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Batches of a record that has several kinds of them, in words.
+# Descriptions of the kinds of batches of a record.
 CURVES = {"train": "its own batch", "held_out": "held-out batches", "others": "other training"}
 
 
@@ -30,7 +30,7 @@ def band(
     width: float = 1.8,
     **line: Any,
 ) -> None:
-    """A curve and a band of two standard errors; none where the error is not known."""
+    """Draws a curve and a band of two standard errors, if the error is known."""
     x, mean, error = (np.asarray(array, np.float64) for array in (x, mean, error))
     shown = np.where(np.isfinite(mean), mean, np.nan)
     axes.plot(x, shown, color=color, linewidth=width, label=label, **line)
@@ -43,7 +43,7 @@ def band(
 
 
 def over_batches(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the last axis and its standard error, NaN for a single batch."""
+    """Returns the mean over the last axis and its standard error, NaN for a single batch."""
     with np.errstate(invalid="ignore", over="ignore"):
         mean = values.mean(axis=-1)
         if values.shape[-1] < 2:
@@ -52,12 +52,12 @@ def over_batches(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bars(error: Any) -> np.ndarray:
-    """Lengths of error bars: two standard errors, 0 where the error is not known."""
+    """Returns the lengths of error bars: two standard errors, 0 if the error is unknown."""
     return 2.0 * np.where(np.isfinite(error), error, 0.0)
 
 
 def names_of_points(records: Sequence[ArrayRecord], at: str, otherwise: str) -> list[str]:
-    """What each record is called: by its step where it tells one, else by its number."""
+    """Returns the name of each record: its step if it has one, else its number."""
     return [
         f"{at} {record.about['step']:,}" if "step" in record.about else f"{otherwise} {i + 1}"
         for i, record in enumerate(records)
@@ -65,12 +65,12 @@ def names_of_points(records: Sequence[ArrayRecord], at: str, otherwise: str) -> 
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], size: float = 8.0) -> None:
-    """Writes names beside the right ends of curves, moved apart where they would overlap.
+    """Writes names at the right ends of curves, moved apart if they would overlap.
 
     Args:
-        axes: its limits must be final; the layout then makes room for the names.
+        axes: the panel, with final limits; the layout makes room for the names.
         ends: name → (x, y, colour).
-        size: of the text, in points.
+        size: the size of the text, in points.
     """
     figure: Any = axes.get_figure()
     points = axes.get_position().height * float(figure.get_size_inches()[1]) * 72.0
@@ -93,7 +93,7 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], size: f
 
 
 def spread(wanted: Sequence[float], room: float) -> list[float]:
-    """Places in [0, 1], in the order of those wanted, at least `room` apart if they fit.
+    """Returns places in [0, 1] near the wanted ones, at least `room` apart if they fit.
 
     >>> spread([0.5, 0.5, 0.1], 0.25)
     [0.5, 0.75, 0.1]
@@ -114,7 +114,7 @@ def spread(wanted: Sequence[float], room: float) -> list[float]:
 
 
 def number_with_error(number: float, error: float) -> str:
-    """A number with as many digits as its standard error leaves it; without one, two digits.
+    """Formats a number with the digits that its standard error allows; without one, two digits.
 
     >>> number_with_error(0.0551, 0.0063), number_with_error(12.3, 2.6)
     ('0.055 ± 0.006', '12 ± 3')
@@ -126,13 +126,13 @@ def number_with_error(number: float, error: float) -> str:
 
 
 def measured(record: ArrayRecord, name: str, index: Any = ()) -> str:
-    """A value of a record with its standard error."""
+    """Formats a value of a record with its standard error."""
     values = record.values
     return number_with_error(float(values[name][index]), float(values[f"{name}_se"][index]))
 
 
 def mode_note(about: Mapping[str, Any]) -> str:
-    """What was measured, in a few words: batch norm and dropout."""
+    """Describes the modes of batch norm and dropout in a few words."""
     parts = []
     norm = {
         "batch": "batch norm by each batch",
@@ -149,7 +149,7 @@ def mode_note(about: Mapping[str, Any]) -> str:
 
 
 def sketch_note(record: ArrayRecord) -> str:
-    """The mode, and whether the numbers come from sketches."""
+    """Describes the mode, and whether the numbers come from sketches."""
     note = mode_note(record.about)
     if record.about.get("sketch_size"):
         note += f"{', ' if note else ''}from sketches of {record.about['sketch_size']:,} numbers"
@@ -157,11 +157,11 @@ def sketch_note(record: ArrayRecord) -> str:
 
 
 def caption(figure: Figure, text: str, size: float = 7.5) -> None:
-    """Writes a note below a figure, in as many lines as its width asks for.
+    """Writes a note below a figure, in as many lines as its width requires.
 
     Args:
-        text: may hold newlines; nothing is written where it is empty.
-        size: of the text, in points.
+        text: the note, which may hold newlines; nothing is written if it is empty.
+        size: the size of the text, in points.
     """
     if not text:
         return

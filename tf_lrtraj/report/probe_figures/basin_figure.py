@@ -33,10 +33,10 @@ _MOST = 6  # segments drawn as curves; the matrix shows all
 def draw(record: ArrayRecord) -> Figure:
     """Losses along segments with bands over batches, and a matrix of barriers.
 
-    A single pair of points has its error rate and, if the segment goes on beyond both points,
-    its lopsidedness beside its losses; several have a panel each, and the matrix of
-    barriers (training above the diagonal, held-out below).  Segments of single layers have
-    a panel of their barriers.
+    For a single pair of points the figure also has the error rate and, if the segment extends
+    beyond both points, the asymmetry. Several pairs have a panel each, and a matrix of barriers
+    (training above the diagonal, held-out below). Segments of single layers have a panel of their
+    barriers.
     """
     pairs = len(record.coordinates["pair"])
     points = _points(record)
@@ -56,7 +56,7 @@ def draw(record: ArrayRecord) -> Figure:
     rows = -(-len(jobs) // columns)
     with style():
         figure, axes = panels(rows, columns, 0.8 + 3.6 * columns, 3.4 * rows)
-        top = _top(record, [pair for what, pair in jobs if what == "loss"])
+        top = _upper_limit(record, [pair for what, pair in jobs if what == "loss"])
         for panel, (what, pair) in zip(axes, jobs, strict=False):
             if what == "loss":
                 _losses(panel, record, pair, top)
@@ -75,7 +75,7 @@ def draw(record: ArrayRecord) -> Figure:
 
 
 def _points(record: ArrayRecord) -> list[str]:
-    """Names of the points that some segment connects."""
+    """Returns the names of the points of the segments."""
     used = {*record.coordinates["first"].tolist(), *record.coordinates["second"].tolist()}
     return [name for name in record.coordinates["point"].tolist() if name in used]
 
@@ -84,8 +84,8 @@ def _groups(record: ArrayRecord) -> list[tuple[str, str, str]]:
     return [group for group in _GROUPS if f"{group[0]}loss" in record.values]
 
 
-def _top(record: ArrayRecord, pairs: list[int]) -> float:
-    """The largest loss between the points, with some room; what lies beyond may leave the panel."""
+def _upper_limit(record: ArrayRecord, pairs: list[int]) -> float:
+    """Returns the upper limit of a panel, from the largest loss between the points."""
     where = record.coordinates["position"]
     inside = (where >= 0.0) & (where <= 1.0)
     highest = 0.0
@@ -163,7 +163,7 @@ def _asymmetry(panel: Axes, record: ArrayRecord) -> None:
 
 
 def _height(record: ArrayRecord, prefix: str, index: tuple[int, int]) -> tuple[float, float]:
-    """The barrier and its standard error, or where there is none, how far the middle sags."""
+    """Formats the barrier with its standard error or, without one, the depth of the middle."""
     name = "barrier" if record.values[f"{prefix}barrier"][index] > 0.0 else "middle"
     height, error = (float(record.values[f"{prefix}{name}{s}"][index]) for s in ("", "_se"))
     return height, error
@@ -200,7 +200,7 @@ def _matrix(panel: Axes, record: ArrayRecord, points: list[str]) -> None:
 
 
 def _list(panel: Axes, record: ArrayRecord, what: str) -> None:
-    """Barriers one below another: of pairs, or of the first pair's layers."""
+    """Draws barriers one below another: of pairs, or of the first pair's layers."""
     layers = what == "layers"
     names = record.coordinates["layer" if layers else "pair"].tolist()
     rows = np.arange(len(names))
@@ -235,7 +235,7 @@ def _tail(name: str, most: int = 26) -> str:
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
     for prefix, name in (("", "training"), ("held_out_", "held-out")):
         if f"{prefix}verdict" not in record.values:
             continue

@@ -1,4 +1,4 @@
-"""Figure of curvature along steps: measured losses beside products, and against the noise."""
+"""Figure of curvature along steps: from losses, by products, and compared with the noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw(records: Sequence[ArrayRecord]) -> Figure:
     """Left: dᵀHd / ‖d‖² from losses against products.  Right: the errors of both, by record.
 
     Args:
-        records: of `Curvature`, of one point of training or several.
+        records: the records of `Curvature`, of one point of training or several.
     """
     with style():
         figure, axes = panels(1, 2, 8.4, 3.6)
@@ -37,7 +37,7 @@ def _against_products(axes: Axes, records: Sequence[ArrayRecord]) -> None:
         values = record.values
         squares = values["direction_norm"] ** 2
         measured, error = values["curvature"] / squares, values["curvature_error"] / squares
-        # Without products (recalibrated batch norm) batches stand side by side.
+        # Without products (recalibrated batch norm) batches are shown side by side.
         checked = "product" in values
         across = values["product"] / squares if checked else 1.0 + index + 0.0 * measured
         axes.errorbar(
@@ -66,7 +66,7 @@ def _against_products(axes: Axes, records: Sequence[ArrayRecord]) -> None:
 
 
 def _errors(axes: Axes, records: Sequence[ArrayRecord]) -> None:
-    """Medians over batches, with their smallest and largest."""
+    """Draws medians over batches, with the smallest and largest values."""
     rows = [
         ("noise of the loss", "noise", GREY),
         ("estimated error", "relative", BLUE),
@@ -106,7 +106,7 @@ def _errors(axes: Axes, records: Sequence[ArrayRecord]) -> None:
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
     values = record.values
     text = f"dᵀHd/‖d‖² along the step: median {np.median(values['per_square']):.3g}"
     if "disagreement" in values:

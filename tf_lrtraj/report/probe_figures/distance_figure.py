@@ -1,4 +1,4 @@
-"""Figure of how far weights move: against lag, and over steps."""
+"""Figure of the displacement of weights: by lag, and by step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def draw(record: ArrayRecord) -> Figure:
-    """Squared displacement against lag, of weights and of filters; norm and distances by step."""
+    """Draws squared displacement by lag, of weights and filters; norm and distances by step."""
     filters = "filters_squared" in record.values
     columns = 3 if filters else 2
     with style():
@@ -86,7 +86,7 @@ def _over_steps(panel: Axes, record: ArrayRecord) -> None:
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
     if np.isfinite(record.values["squared_growth"]):  # enough steps for large lags
         yield f"squared displacement grows as lag to the power {measured(record, 'squared_growth')}"
     if np.isfinite(record.values.get("filters_squared_growth", np.inf)):

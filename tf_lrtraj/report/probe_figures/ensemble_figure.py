@@ -1,4 +1,4 @@
-"""Figure of an ensemble: predictions against distance of weights, and how well each does."""
+"""Figure of an ensemble: differences of predictions by distance of weights, and scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KINDS = (("pair", BLUE, "two members"), ("ensemble", ORANGE, "ensemble, average
 
 
 def draw(record: ArrayRecord) -> Figure:
-    """Differences of predictions against the spread of weights, and losses and accuracies."""
+    """Draws differences of predictions by the spread of weights, and losses and accuracies."""
     logits = "pair_logit_difference" in record.values
     names = [("difference", "probabilities" if logits else "outputs")]
     names += [("logit_difference", "logits")] if logits else []
@@ -79,7 +79,7 @@ def _differences(panel: Axes, record: ArrayRecord, name: str, what: str) -> None
 
 
 def _scores(panel: Axes, record: ArrayRecord, what: str) -> None:
-    """Members, the average and the ensemble; bars: of the difference from the members' mean."""
+    """Draws members, average and ensemble; bars are of the difference from the members' mean."""
     members = record.values[f"member_{what}"].mean(axis=-1)
     mean = float(record.values[f"mean_member_{what}"])
     panel.plot(np.zeros(members.size), members, "o", color=GREY, alpha=0.6, markersize=4)
@@ -100,7 +100,7 @@ def _scores(panel: Axes, record: ArrayRecord, what: str) -> None:
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
 
     def accuracy(name: str) -> str:
         mean, error = (100 * float(record.values[f"mean_{name}_accuracy{s}"]) for s in ("", "_se"))

@@ -1,4 +1,4 @@
-"""Figures of probes: of records at hand, and of all probes of a run with a sentence each."""
+"""Figures of probes: of given records, and of all probes of a run with a sentence each."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def plot(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
     """Draws the figure of a probe from its record, or from several records of one kind.
 
     Args:
-        records: as `tf_lrtraj.probes.measure` returns them and `ArrayRecord.read` reads them.
+        records: records from `tf_lrtraj.probes.measure` or `ArrayRecord.read`.
 
     Returns:
-        A Matplotlib figure, the one that the report of a run shows.
+        A Matplotlib figure, as in the report of a run.
 
     Raises:
         ValueError: if there is no record, no figure of its kind, a record is not complete, or
@@ -56,7 +56,7 @@ def plot(records: ArrayRecord | Sequence[ArrayRecord]) -> Figure:
 
 
 def sentences(record: ArrayRecord) -> list[str]:
-    """What a record found, from its numbers alone; nothing of one that is not complete.
+    """Returns sentences on the findings of a record; none if it is not complete.
 
     >>> record = ArrayRecord.empty("plane", {"step": [0, 9]}, {"trajectory_residual": ["step"]})
     >>> record.put("trajectory_residual", ..., [0.0, 1.5])
@@ -70,7 +70,7 @@ def sentences(record: ArrayRecord) -> list[str]:
 
 
 def _module(kind: str) -> Any:
-    """The module of a kind: `draw` gives its figure, `sentences` what a record found."""
+    """Returns the module of a kind, with `draw` for its figure and `sentences` on findings."""
     return importlib.import_module(f"tf_lrtraj.report.probe_figures.{kind}_figure")
 
 
@@ -79,11 +79,11 @@ class Group:
     """Records of one probe, at one point or several.
 
     Attributes:
-        name: of the probe in the run.
+        name: the name of the probe in the run.
         records: in the order of their steps.
-        figure: drawn from them; None where that failed.
-        title: what the figure shows.
-        problem: why there is no figure, or what is missing from it.
+        figure: the figure; None if drawing failed.
+        title: the title of the figure.
+        problem: why there is no figure, or what is missing in it.
     """
 
     name: str
@@ -94,12 +94,12 @@ class Group:
 
     @property
     def findings(self) -> list[str]:
-        """What its complete records found, a sentence each."""
+        """Returns the findings of its complete records, a sentence each."""
         return [text for record in self.records for text in sentences(record)]
 
 
 def groups(workdir: str | os.PathLike[str]) -> list[Group]:
-    """The probes of a run, drawn; a damaged record costs its own figure only."""
+    """Draws the probes of a run; a damaged record affects only its own figure."""
     found, problems = _read(workdir)
     return [
         _draw(name, found.get(name, []), problems.get(name, ""))
@@ -108,7 +108,7 @@ def groups(workdir: str | os.PathLike[str]) -> list[Group]:
 
 
 def findings(workdir: str | os.PathLike[str]) -> list[str]:
-    """What the probes of a run found, as text; nothing is drawn."""
+    """Returns the findings of the probes of a run as text, without drawing."""
     lines = []
     for name, records in sorted(_read(workdir)[0].items()):
         told = [f"  {text}" for record in records for text in sentences(record)]
@@ -119,7 +119,7 @@ def findings(workdir: str | os.PathLike[str]) -> list[str]:
 def _read(
     workdir: str | os.PathLike[str],
 ) -> tuple[dict[str, list[ArrayRecord]], dict[str, str]]:
-    """Records by the name of their probe, in the order of their steps, and what cannot be read."""
+    """Reads records by the name of their probe, in the order of steps, and collects errors."""
     folder = pathlib.Path(workdir) / FOLDER
     found: dict[str, list[ArrayRecord]] = {}
     problems: dict[str, str] = {}
@@ -153,7 +153,7 @@ def _draw(name: str, records: list[ArrayRecord], problem: str) -> Group:
 
 
 def draw(workdir: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """Writes one SVG per probe into the run's folder of probes; returns their paths."""
+    """Writes one SVG per probe to the run's folder of probes; returns their paths."""
     folder = pathlib.Path(workdir) / FOLDER
     written = []
     for group in groups(workdir):

@@ -1,4 +1,4 @@
-"""Figure of how the gradients of batches are aligned with each other."""
+"""Figure of the alignment of batch gradients with each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def draw(records: Sequence[ArrayRecord]) -> Figure:
-    """Cosines of batch gradients: a row of panels for each record."""
+    """Draws cosines of batch gradients: a row of panels for each record."""
     per_layer = any(len(record.coordinates["layer"]) > 1 for record in records)
     columns = 3 if per_layer else 2
     with style():
@@ -56,7 +56,7 @@ def _matrix(figure: Figure, panel: Axes, cosines: np.ndarray) -> None:
 
 
 def _histograms(panel: Axes, record: ArrayRecord, cosines: np.ndarray) -> None:
-    """Batch against batch, and against the mean of the others; what follows from them."""
+    """Draws cosines of pairs of batches and with the mean of the others, and the estimates."""
     pairs = cosines[np.triu_indices(len(cosines), 1)]
     rest = record.values["batch_rest_cosine"][0]
     kinds = [("pair", pairs, BLUE, "two batches"), ("rest", rest, ORANGE, "batch, mean of others")]
@@ -113,7 +113,7 @@ def _layers(panel: Axes, record: ArrayRecord) -> None:
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
     yield (
         f"cosine of two batches' gradients {measured(record, 'pair_cosine', 0)}, of a batch's and "
         f"the mean of the others {measured(record, 'rest_cosine', 0)}; "

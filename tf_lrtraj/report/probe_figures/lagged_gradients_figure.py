@@ -1,4 +1,4 @@
-"""Figure of how gradients are aligned along a trajectory."""
+"""Figure of the alignment of gradients along a trajectory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def draw(record: ArrayRecord) -> Figure:
-    """Cosines against lag, and of each step's gradient with the way gone."""
+    """Draws cosines by lag, and those of each step's gradient with the displacement."""
     lags, steps, values = record.coordinates["lag"], record.coordinates["step"], record.values
     later = lags > 0
     with style():
@@ -70,7 +70,7 @@ def _curves(
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
     lags = record.coordinates["lag"]
     for i in sorted({int(np.argmax(lags > 0)), len(lags) - 1}):
         yield f"gradients of the same batches {lags[i]} updates apart: cosine " + measured(

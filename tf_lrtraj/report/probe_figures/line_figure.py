@@ -39,17 +39,18 @@ _DIRECTIONS = {
 
 
 def draw(records: Sequence[ArrayRecord]) -> Figure:
-    """Curves against the rate above, errors of polynomial fits below, a column per record.
+    """Draws curves by rate above, errors of polynomial fits below, with a column per record.
 
     Args:
-        records: of `Line`; columns share axes unless their ranges differ by more than 2.5.
+        records: the records of `Line`; columns share axes unless their ranges differ by more than
+            2.5.
     """
     titles = names_of_points(records, "At step", "Point")
     if len(records) == 1 and "step" not in records[0].about:
         titles = [""]
-    ends = [_end(record) for record in records]
+    ends = [_right_limit(record) for record in records]
     tops = [_top(record) for record in records]
-    # One scale for all, unless points differ so much that one would hide the others.
+    # One scale for all, unless points differ so much that some would not be visible.
     across, along = (max(limits) <= 2.5 * min(limits) for limits in (tops, ends))
     with style():
         columns = len(records)
@@ -77,8 +78,8 @@ def draw(records: Sequence[ArrayRecord]) -> Figure:
     return figure
 
 
-def _end(record: ArrayRecord) -> float:
-    """How far a panel reaches: past the zero crossing of the batch's own curve."""
+def _right_limit(record: ArrayRecord) -> float:
+    """Returns the right limit of a panel, beyond the zero crossing of the batch's own curve."""
     rates, values = record.coordinates["rate"], record.values
     wanted = 1.25 * float(values["mean_zero_crossing"][0])
     if not 0.0 < wanted < np.inf:
@@ -95,7 +96,7 @@ def _curves(panel: Axes, record: ArrayRecord, end: float) -> None:
     rates, values = record.coordinates["rate"], record.values
     inside = rates <= end
     if not inside.all():
-        inside[int(inside.sum())] = True  # a curve goes on to the panel's edge
+        inside[int(inside.sum())] = True  # a curve continues to the panel's edge
     marker = "o" if inside.sum() < 20 else None
     for c, name in enumerate(record.coordinates["curve"].tolist()):
         color, label = _STYLES[name]
@@ -118,7 +119,7 @@ def _curves(panel: Axes, record: ArrayRecord, end: float) -> None:
 
 
 def _marks(panel: Axes, record: ArrayRecord, c: int, color: str, label: str) -> None:
-    """A dot at the best rate, a bar where the gain is gone, and both in words."""
+    """Draws a dot at the best rate and a bar at the zero crossing, and writes both."""
     values = record.values
     best, best_se = values["mean_best_rate"][c], values["mean_best_rate_se"][c]
     zero, zero_se = values["mean_zero_crossing"][c], values["mean_zero_crossing_se"][c]
@@ -193,7 +194,7 @@ def _errors(panel: Axes, record: ArrayRecord, labelled: bool) -> None:
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
     batches = len(record.coordinates["batch"])
     for i, curve in enumerate(record.coordinates["curve"].tolist()):
         text = f"{CURVES[curve]}: best at rate {measured(record, 'mean_best_rate', i)}"

@@ -1,4 +1,4 @@
-"""Figure of a plane through three points: contours of the loss, and the trajectory beside it."""
+"""Figure of a plane through three points: contours of the loss, and the trajectory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LEVELS = 14
 
 
 def draw(record: ArrayRecord) -> Figure:
-    """Contours of training and held-out losses; steps coloured by distance from the plane.
+    """Draws contours of training and held-out losses; steps are coloured by distance from it.
 
-    Levels lie close where the loss is low, and the same levels serve both panels only in
-    their rule, as held-out losses have another range.
+    Levels are close where the loss is low.  Both panels use the same rule for levels, but different
+    levels, because held-out losses have another range.
     """
     shown = [("loss", "loss, training batches")]
     if "held_out_loss" in record.values:
@@ -51,10 +51,10 @@ def draw(record: ArrayRecord) -> Figure:
 
 
 def levels(losses: np.ndarray) -> np.ndarray:
-    """Increasing levels of contours, closest together at the smallest loss.
+    """Returns increasing levels of contours, which are closest at the smallest loss.
 
-    The distances to a floor just below the smallest loss grow geometrically, up to a height
-    which nine tenths of the grid lie below.
+    Their distances from a level just below the smallest loss grow geometrically, up to the 90 %
+    quantile of the grid.
     """
     finite = losses[np.isfinite(losses)]
     if not finite.size or finite.max() <= finite.min():
@@ -78,7 +78,7 @@ def _contours(panel: Axes, record: ArrayRecord, name: str) -> None:
 
 
 def _trajectory(panel: Axes, record: ArrayRecord) -> Any:
-    """Dots of the projected steps; None where there are none."""
+    """Draws dots of the projected steps; returns None if there are none."""
     if not len(record.coordinates["step"]):
         return None
     x, y, far = (record.values[f"trajectory_{name}"] for name in ("u", "v", "residual"))
@@ -106,7 +106,7 @@ def _points(panel: Axes, record: ArrayRecord) -> None:
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
     if "trajectory_residual" in record.values:
         residual = float(np.max(record.values["trajectory_residual"]))
         yield f"the trajectory lies up to {residual:.3g} off the plane"

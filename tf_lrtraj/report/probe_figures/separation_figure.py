@@ -1,4 +1,4 @@
-"""Figure of how far two runs are apart."""
+"""Figure of the distance between two runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def draw(record: ArrayRecord) -> Figure:
-    """Distance and norms by step, of weights and of filters, and the cosine of both ways."""
+    """Draws distance and norms by step, of weights and filters, and the displacements' cosine."""
     steps, values = record.coordinates["step"], record.values
     filters = "filters_squared" in values
     columns = 3 if filters else 2
@@ -56,5 +56,5 @@ def draw(record: ArrayRecord) -> Figure:
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """None: its figure says what a separation found."""
+    """Returns no sentences: the figure states the findings of a separation."""
     return iter(())

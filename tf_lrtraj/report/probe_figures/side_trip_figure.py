@@ -29,13 +29,13 @@ _STYLES = (
 
 
 def draw(records: Sequence[ArrayRecord]) -> Figure:
-    """Loss against steps of side trips, a panel for each starting point.
+    """Draws the loss by step of side trips, with a panel for each starting point.
 
-    Thick: means over trips and batches, with bands of two standard errors; thin: the own
-    batch of each trip.
+    Thick lines are means over trips and batches, with bands of two standard errors; thin lines are
+    the own batch of each trip.
 
     Args:
-        records: of `SideTrip`, one for each starting point.
+        records: the records of `SideTrip`, one for each starting point.
     """
     titles = names_of_points(records, "From step", "Starting point")
     with style():
@@ -85,7 +85,7 @@ def _rates(record: ArrayRecord) -> str:
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
     last = len(record.coordinates["step"]) - 1
     rate = record.about.get("learning_rate", [float("nan")])[0]
     parts = []

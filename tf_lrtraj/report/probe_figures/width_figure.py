@@ -1,4 +1,4 @@
-"""Figure of losses along random rays, point against point."""
+"""Figure of losses along random rays from several points."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Points are told apart by colours that do not stand for training or held-out data.
+# Points have colours that are not used for training or held-out data.
 _COLOURS = (*PALETTE[2:], *PALETTE[:2])
 _GROUPS = (("", "training batches"), ("held_out_", "held-out batches"))
 
 
 def draw(records: Sequence[ArrayRecord]) -> Figure:
-    """Loss and error against distance: means over rays with bands, single rays thin.
+    """Draws loss and error by distance: means over rays with bands, single rays thin.
 
     Args:
-        records: of `Width`; a row of panels for each.
+        records: the records of `Width`; a row of panels for each.
     """
     with style():
         rows = []
@@ -89,7 +89,7 @@ def _curves(panel: Axes, record: ArrayRecord, prefix: str, what: str, text: str)
 def _mark(
     panel: Axes, record: ArrayRecord, prefix: str, point: int, color: str, start: float
 ) -> list[tuple[str, str]]:
-    """Marks the width of a point, where its loss has risen by the stated amount; tells it."""
+    """Marks the width of a point, where its loss has risen by the stated amount; writes it."""
     name, rise = str(record.coordinates["point"][point]), float(record.about["rise"])
     width = float(record.values[f"{prefix}width_mean"][point])
     error = float(record.values[f"{prefix}width_se"][point])
@@ -108,14 +108,14 @@ def _mark(
         zorder=4,
     )
     told = [(f"{name}: +{rise:g} at {number_with_error(width, error)}", color)]
-    if point == 1:  # of the same rays, so it is known better than either
+    if point == 1:  # on the same rays, so it has a smaller error than either
         values = (record.values[f"{prefix}width_difference{s}"][1, 0] for s in ("", "_se"))
         told.append((f"difference {number_with_error(*values)}", GREY))
     return told
 
 
 def sentences(record: ArrayRecord) -> Iterator[str]:
-    """What a record found."""
+    """Returns sentences on the findings of a record."""
     rise = record.about.get("rise")
     for prefix, name in (("", "training"), ("held_out_", "held-out")):
         if f"{prefix}width_mean" not in record.values:

@@ -1,4 +1,4 @@
-"""Figures of claims: each is drawn from what the claim's judge found, and from nothing else.
+"""Figures of claims, which are drawn from the judgement of the claim alone.
 
 A module of figures registers its functions with `draws` under the claims that they draw;
 `registry` imports all of them.
@@ -21,14 +21,14 @@ FIGURES: dict[str, ClaimFigure] = {}  # by the claim's id
 
 @dataclasses.dataclass(frozen=True)
 class ClaimFigure:
-    """How a claim is drawn.
+    """The figure of a claim.
 
     Attributes:
-        alt: what the figure shows, for those who do not see it.
-        caption: one or two sentences on how to read it, without numbers: these stand in the
-            table of parts.
-        plot: the judgement, whose `drawn` holds what is drawn and whose parts hold the
-            intervals and thresholds → the figure.
+        alt: the alternative text.
+        caption: one or two sentences on how to read it, without numbers, which are in the table of
+            parts.
+        plot: judgement → figure; its `drawn` holds the curves, and its parts the intervals and
+            thresholds.
     """
 
     alt: str
@@ -36,7 +36,7 @@ class ClaimFigure:
     plot: Callable[[Judgement], Figure]
 
     def draw(self, judgement: Judgement) -> Figure | None:
-        """The figure; None where nothing was measured."""
+        """Returns the figure; None if nothing was measured."""
         if not judgement.parts:
             return None
         with style():

@@ -1,4 +1,4 @@
-"""The section of a claim: verdict, figure, what was measured, and how, folded."""
+"""The section of a claim: verdict, figure, measured parts, and folded details."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _PART = {REPRODUCED: "holds", NOT_REPRODUCED: "fails", INCONCLUSIVE: "undecided"
 
 
 def section(study: Study, claim: Claim, figure: Figure | None, drawn: Collection[str]) -> Section:
-    """Everything about a claim.
+    """Returns the section of a claim.
 
     Args:
-        study: with its judgement.
-        claim: one of the study's.
-        figure: of the claim; None if none is registered.
-        drawn: names of figures that could be drawn.
+        study: the study with its judgements.
+        claim: one of its claims.
+        figure: the figure of the claim; None if none is registered.
+        drawn: names of the figures that could be drawn.
     """
     found = study.judgements[claim]
     blocks: list[Block] = [

@@ -1,4 +1,4 @@
-"""What was found: five sentences, a cell for every claim, and the figures that carry most."""
+"""The first screen: five findings, a cell for every claim, and the most important figures."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ GROUPS = {
     "S": "SWA and FGE",
     "O": "Found here",
 }
-# Claims that the first screen tells of, the most telling first → what is said, with the value of
-# the part of that name in place of {NAME}, or what `_SAID` makes of it in place of {NAME:HOW}.
+# Claims of the first screen, the most important first → sentence, in which {NAME} is replaced by
+# the value of the part of that name, and {NAME:HOW} by its form in `_FORMATS`.
 HEADS = {
     "B4": "After a run without momentum one more step stops helping held-out images at "
     "{zero_crossing} times the run's rate, and helps most at {best_rate} times it",
@@ -57,9 +57,9 @@ HEADS = {
     "S6": "The test accuracy of an FGE ensemble less its mean member's is {over_members} points, "
     "and less a conventional run's {over_run} points",
 }
-# Claims whose figures stand first, as many as are drawn and have room.
+# Claims whose figures come first, as many as exist and fit.
 _SHOWN = ("B4", "B1", "O1", "A1", "O2", "A6", "S1", "S4", "S6", "S8")
-_SAID: dict[str, Callable[[float], float]] = {
+_FORMATS: dict[str, Callable[[float], float]] = {
     "": float,
     "percent": lambda value: 100.0 * value,
     "factor": math.exp,  # of a logarithm
@@ -88,13 +88,13 @@ def first_screen(study: Study, figures: Mapping[str, Figure]) -> Iterator[Block]
     ]
     if shown:
         yield Gallery(shown[:_FIGURES])
-    # Scales that were run before the claims of today carry no table of what they can decide.
+    # Scales that were run before the current claims have no table of what they can decide.
     set_when = _BEFORE if "power" in study.records.config else _AFTER
     yield Fold("How to read this page", [Items((*_LEGEND[:2], set_when, *_LEGEND[2:]))])
 
 
 def grouped(study: Study) -> dict[str, list[Claim]]:
-    """Title of a group → its claims, of the groups that have some."""
+    """Returns title of a group → its claims, for groups with claims."""
     found = {title: [c for c in study.judgements if c.id[0] == k] for k, title in GROUPS.items()}
     return {title: members for title, members in found.items() if members}
 
@@ -114,7 +114,7 @@ def _sentences(study: Study) -> list[Text]:
     by_id = {claim.id: (claim, found) for claim, found in study.judgements.items()}
     known = [by_id[name] for name in HEADS if name in by_id]
     known = [pair for pair in known if pair[1].verdict != NOT_RUN]
-    # What was measured goes before what was not.
+    # Measured claims come before others.
     known.sort(key=lambda pair: not pair[1].parts)
     return [_sentence(claim, found) for claim, found in known[:_SENTENCES]]
 
@@ -131,13 +131,13 @@ def _sentence(claim: Claim, found: Judgement) -> Text:
 
 
 def _filled(template: str, found: Judgement) -> str:
-    """The sentence with its numbers; empty where one is not there."""
+    """Returns the sentence with its numbers; empty if one is missing."""
     values = {part.name: part.interval.value for part in found.parts}
     told = ""
     for text, name, how, _ in string.Formatter().parse(template):
         told += text
         if name is not None:
-            value = _SAID[how or ""](values.get(name, math.nan))
+            value = _FORMATS[how or ""](values.get(name, math.nan))
             if not math.isfinite(value):
                 return ""
             told += number(value)

@@ -1,4 +1,4 @@
-"""Blocks as the HTML of a self-contained page: everything escaped, figures embedded."""
+"""Prints blocks as HTML of a self-contained page: all text is escaped, figures are embedded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNIT = re.compile(r"(?<=\d) (?=%)")
 
 
 def printed(page: Sequence[blocks.Block], figures: Mapping[str, str]) -> str:
-    """The body of a page.
+    """Returns the body of a page.
 
     Args:
         page: its blocks, from top to bottom.
@@ -53,7 +53,7 @@ class _Html(blocks.Printer):
         heads = "".join(f'<th scope="col">{self.escaped(head)}</th>' for head in block.heads)
         rows = []
         for first, *rest in block.rows:
-            # On narrow screens rows are stacked, and each entry says what it is.
+            # On narrow screens rows are stacked, and each entry has a label.
             entries = "".join(
                 f'<td data-head="{self.escaped(head)}">{self.text(text)}</td>'
                 for head, text in zip(block.heads[1:], rest, strict=True)
@@ -84,7 +84,7 @@ class _Html(blocks.Printer):
         return f'<div class="gallery">{shown}</div>'
 
     def _small(self, figure: blocks.Figure, title: str) -> str:
-        """A drawing that stands elsewhere on the page is referred to."""
+        """Refers to a drawing that is elsewhere on the page."""
         name, drawing = self.escaped(figure.name.removesuffix(HEAD)), self._figures[figure.name]
         if not figure.name.endswith(HEAD):
             box = re.search(r'viewBox="[^"]*"', drawing)

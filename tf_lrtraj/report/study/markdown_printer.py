@@ -1,4 +1,4 @@
-"""Blocks as Markdown that reads well as text too: no line of more than `WIDTH` characters.
+"""Prints blocks as Markdown that is readable as text, in lines of at most `WIDTH` characters.
 
 Rows of tables cannot be broken; a table with a longer row than `LONGEST` is printed as a list.
 """
@@ -13,16 +13,16 @@ from collections.abc import Iterator, Sequence
 from tf_lrtraj.report.study import page_blocks as blocks
 
 WIDTH, LONGEST = 120, 400
-# What begins a heading, a list or a quotation where a line begins with it.
+# Texts that begin a heading, a list or a quotation at the start of a line.
 _BEGINS = re.compile(r"^(\d*)([-+#=.)])(?=\s|$)")
 
 
 def printed(page: Sequence[blocks.Block], figures: str) -> str:
-    """A document.
+    """Returns a document.
 
     Args:
         page: its blocks, from top to bottom.
-        figures: the way from the document to the folder of figures.
+        figures: the relative path from the document to the folder of figures.
 
     >>> from tf_lrtraj.report.study.page_blocks import Heading, Link, Paragraph
     >>> print(printed([Heading(2, "What was run", "run"), Paragraph(Link("run", "run"))], "f"))
@@ -43,19 +43,19 @@ class _Markdown(blocks.Printer):
         self._anchors = {heading.id: _slug(heading.text) for heading in _headings(page)}
 
     def escaped(self, text: str) -> str:
-        """Text in which Markdown sees nothing of its own: no bars, lines, tags or formulas."""
+        """Escapes text for Markdown: no bars, lines, tags or formulas."""
         whole = re.sub(r"\s+", " ", text)
         return html.escape(re.sub(r"([\\|*_`\[\]$~])", r"\\\1", whole), quote=False)
 
     def heading(self, block: blocks.Heading) -> list[str]:
-        beside = ["", *_broken(f"**{self.escaped(block.title)}**")] if block.title else []
+        beside = ["", *_wrapped(f"**{self.escaped(block.title)}**")] if block.title else []
         return [f"{'#' * block.level} {self.escaped(block.text)}", *beside]
 
     def paragraph(self, block: blocks.Paragraph) -> list[str]:
-        return _broken(self.text(block.text), *(("> ", "> ") if block.notice else ()))
+        return _wrapped(self.text(block.text), *(("> ", "> ") if block.notice else ()))
 
     def items(self, block: blocks.Items) -> list[str]:
-        return [line for item in block.items for line in _broken(self.text(item), "- ", "  ")]
+        return [line for item in block.items for line in _wrapped(self.text(item), "- ", "  ")]
 
     def table(self, block: blocks.Table) -> list[str]:
         heads = [self.escaped(head) for head in block.heads]
@@ -65,23 +65,23 @@ class _Markdown(blocks.Printer):
             return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
         told = (zip(heads, row, strict=True) for row in rows)
         items = ["; ".join(f"{head}: {text}" for head, text in row) for row in told]
-        return [line for item in items for line in _broken(item, "- ", "  ")]
+        return [line for item in items for line in _wrapped(item, "- ", "  ")]
 
     def strip(self, block: blocks.Strip) -> list[str]:
         marks = [
             f"{blocks.Mark(verdict).sign}\u00a0[{name}](#{self._anchor(name)})"
             for name, _, verdict in block.cells
         ]
-        return _broken(f"{self.escaped(block.title)}: {', '.join(marks)}")
+        return _wrapped(f"{self.escaped(block.title)}: {', '.join(marks)}")
 
     def figure(self, block: blocks.Figure) -> list[str]:
-        return [*self._image(block), "", *_broken(self.escaped(block.caption))]
+        return [*self._image(block), "", *_wrapped(self.escaped(block.caption))]
 
     def gallery(self, block: blocks.Gallery) -> list[str]:
-        return _apart([self._image(figure) for figure, _ in block.figures])
+        return _separated([self._image(figure) for figure, _ in block.figures])
 
     def section(self, block: blocks.Section) -> list[str]:
-        return _apart([self.block(one) for one in block.blocks])
+        return _separated([self.block(one) for one in block.blocks])
 
     def fold(self, block: blocks.Fold) -> list[str]:
         begin = f"<details><summary>{self.escaped(block.summary)}</summary>"
@@ -100,11 +100,11 @@ class _Markdown(blocks.Printer):
         return self._anchors.get(name, _slug(name))
 
     def _image(self, figure: blocks.Figure) -> list[str]:
-        return _broken(f"![{self.escaped(figure.alt)}]({self._figures}/{figure.name}.svg)")
+        return _wrapped(f"![{self.escaped(figure.alt)}]({self._figures}/{figure.name}.svg)")
 
 
-def _apart(parts: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of several parts, a blank line between them."""
+def _separated(parts: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of several parts, with a blank line between them."""
     return [line for part in parts for line in [*part, ""]][:-1]
 
 
@@ -117,12 +117,12 @@ def _headings(page: Sequence[blocks.Block]) -> Iterator[blocks.Heading]:
 
 
 def _slug(text: str) -> str:
-    """What GitHub makes of a heading."""
+    """Returns GitHub's anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
-def _broken(text: str, first: str = "", rest: str = "") -> list[str]:
-    """Lines that are at most `WIDTH` long, and that begin nothing by accident."""
+def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
+    """Breaks text into lines of at most `WIDTH` characters that do not begin a Markdown element."""
     lines = textwrap.wrap(
         text,
         WIDTH - len(rest),

@@ -45,14 +45,14 @@ _BATCHES = {
 
 
 def _wanted(panel: Axes, part: Part, along: str = "y") -> None:
-    """A dashed line at each threshold; what is wanted is green."""
+    """Draws a dashed line at each threshold; the wanted range is green."""
     wanted, is_y = part.wanted, along == "y"
     line, span = (panel.axhline, panel.axhspan) if is_y else (panel.axvline, panel.axvspan)
     low, high = panel.get_ylim() if is_y else panel.get_xlim()
     for bound in (wanted.low, wanted.high):
         if bound is not None:
             line(bound, color="black", linewidth=1.1, linestyle=DASHED, zorder=1.5)
-    # Where there is no bound: far beyond what is shown, whatever limits are set later.
+    # Without a bound: far beyond any limits that are set later.
     log = (panel.get_yscale() if is_y else panel.get_xscale()) == "log"
     first = (1e-12 if log else -1e9) if wanted.low is None else wanted.low
     last = 1e9 if wanted.high is None else wanted.high
@@ -61,18 +61,18 @@ def _wanted(panel: Axes, part: Part, along: str = "y") -> None:
 
 
 def _parts(panel: Axes, judgement: Judgement, name: str, color: str = BLUE) -> None:
-    """A wanted number at every step: seeds as dots, means with their intervals."""
+    """Draws a number at every step: seeds as dots, means with their intervals."""
     parts = [part for part in judgement.parts if part.wanted.name == name]
     for place, part in enumerate(parts):
         dots(panel, place, part.seeds, color)
         value_bar(panel, place, part.interval, color)
     columns(panel, [f"{int(part.at.split()[1]):,}" for part in parts], "step")
-    _room(panel, parts[0])
+    _set_limits(panel, parts[0])
     _wanted(panel, parts[0])
 
 
-def _room(panel: Axes, part: Part) -> None:
-    """Limits that hold the thresholds, with some room beyond them."""
+def _set_limits(panel: Axes, part: Part) -> None:
+    """Sets limits that include the thresholds, with a margin."""
     low, high = panel.get_ylim()
     bounds = [bound for bound in (part.wanted.low, part.wanted.high) if bound is not None]
     low, high = min(low, *bounds), max(high, *bounds)
@@ -81,7 +81,7 @@ def _room(panel: Axes, part: Part) -> None:
 
 
 def _log(panel: Axes) -> None:
-    """A log scale with plain numbers on it."""
+    """Sets a logarithmic scale with plain numbers."""
     from matplotlib import ticker
 
     panel.set_yscale("log")
@@ -91,15 +91,15 @@ def _log(panel: Axes) -> None:
 
 
 def _limit_note(figure: Figure) -> None:
-    """What dots, bars and dashes are, below the figure."""
+    """Explains dots, bars and dashes below the figure."""
     note(
         figure,
         "dots: seeds; bar: mean with its interval; dashed: the threshold, green: what is wanted",
     )
 
 
-def _wide_below(axes: list[Axes]) -> Axes:
-    """Of two rows of two panels: the lower two become one."""
+def _join_lower_panels(axes: list[Axes]) -> Axes:
+    """Joins the lower two of two rows of two panels."""
     grid = axes[2].get_subplotspec()
     assert grid is not None
     axes[2].set_subplotspec(grid.get_gridspec()[1, :])
@@ -123,7 +123,7 @@ def _b1(judgement: Judgement) -> Figure:
     figure, axes = panels(2, 2, _WIDTH, 6.2)
     _own_curves(axes[0], judgement)
     _scaled_curves(axes[1], judgement)
-    _misfits(_wide_below(axes), judgement)
+    _misfits(_join_lower_panels(axes), judgement)
     legend(figure, 3, panel=axes[0], loc="outside lower left")
     return figure
 
@@ -143,12 +143,12 @@ def _b1_head(judgement: Judgement) -> Figure:
 
 
 def _joined(curves: Sequence[np.ndarray]) -> np.ndarray:
-    """Curves one after another, as one line with gaps: a much shorter file."""
+    """Joins curves to one line with gaps, which makes the file much shorter."""
     return np.concatenate([part for curve in curves for part in (curve, [np.nan])])
 
 
 def _own_curves(panel: Axes, judgement: Judgement) -> None:
-    """Losses of one seed's batches along their steps, and of other images."""
+    """Draws losses of one seed's batches along their steps, and of other images."""
     line = judgement.drawn["line"]
     ends, rates = {}, line["rate"]
     for name, (color, label) in _BATCHES.items():
@@ -175,7 +175,7 @@ def _own_curves(panel: Axes, judgement: Judgement) -> None:
 
 
 def _scaled_curves(panel: Axes, judgement: Judgement) -> None:
-    """All batches of all seeds and points, each in units of its own best rate and drop."""
+    """Draws all batches of all seeds and points, in units of their own best rates and drops."""
     for place, curves in enumerate(judgement.drawn["curves"].values()):
         color = (BLUE, PALETTE[4], PALETTE[3], GREEN)[place % 4]
         for seed in curves:
@@ -202,7 +202,7 @@ def _scaled_curves(panel: Axes, judgement: Judgement) -> None:
 
 
 def _misfits(panel: Axes, judgement: Judgement) -> None:
-    """By point and degree of the polynomial."""
+    """Draws misfits by point and degree of the polynomial."""
     colors = {2: BLUE, 3: PALETTE[4], 4: PALETTE[3]}
     steps = list(judgement.drawn["curves"])
     for (step, degree), values in judgement.drawn["misfits"].items():
@@ -304,7 +304,7 @@ def _b4(judgement: Judgement) -> Figure:
     bottom = 1.75 * depth if depth < 0.0 else -0.2 * top
     panel.set_ylim(bottom, top)
     lowest = np.min([table.mean(axis=0) for table in curves.values()], axis=0)
-    last = max(float(rate[lowest <= top][-1]), 1.4)  # beyond, all curves have left the panel
+    last = max(float(rate[lowest <= top][-1]), 1.4)  # beyond it, all curves have left the panel
     panel.set_xlim(0.0, min(last, float(rate[-1])))
     panel.axhline(0.0, color="black", linewidth=0.9)
     for part, model, text in zip(
@@ -368,7 +368,7 @@ def _b5(judgement: Judgement) -> Figure:
 
 
 def _by_size(panel: Axes, sizes: np.ndarray, values: np.ndarray, part: Part) -> None:
-    """[seed, size] numbers of batches of several sizes, with the threshold."""
+    """Draws [seed, size] numbers for batches of several sizes, with the threshold."""
     panel.plot(sizes, values.T, color=BLUE, linewidth=0.9, marker="o", markersize=4, alpha=0.7)
     log_ticks(panel, sizes, 2.0)
     panel.set_ylim(0.0, max(1.15 * float(values.max()), 1.5 * (part.wanted.high or 0.0)))
@@ -522,7 +522,7 @@ def _o5(judgement: Judgement) -> Figure:
     labels(axes[0], y="lowest loss / loss before the step", heading="By the size of the batch")
     title(axes[1], "By images per weight")
     axes[0].legend(loc="lower right", frameon=False, fontsize=8)
-    below = _wide_below(axes)
+    below = _join_lower_panels(axes)
     part = judgement.part("position")
     value_bar(below, 0.0, part.interval, ORANGE, "x", size=16.0, width=2.0, caps=5.0)
     low, high = below.get_xlim()

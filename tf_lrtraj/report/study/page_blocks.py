@@ -1,4 +1,4 @@
-"""What the page of a reproduction is made of, whatever it is printed as.
+"""The blocks of a reproduction's page, for all output formats.
 
 `html_printer` and `markdown_printer` print the same blocks, each by its own `Printer`.
 """
@@ -18,7 +18,7 @@ from tf_lrtraj.claims.verdicts import (
     REPRODUCED,
 )
 
-# Verdict → (sign beside the word, for those who cannot tell colours apart; class of the style).
+# Verdict → (sign, for readers who cannot distinguish colours; class of the style).
 _SIGNS = {
     REPRODUCED: ("✓", "yes"),
     NOT_REPRODUCED: ("✗", "no"),
@@ -31,7 +31,7 @@ _SIGNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A verdict: a sign and a word; `word` is another than the verdict's own."""
+    """A verdict: a sign and a word; `word` replaces the verdict's own."""
 
     verdict: str
     word: str = ""
@@ -51,7 +51,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """To the section or heading with the id `to`."""
+    """A link to the section or heading with the id `to`."""
 
     text: str
     to: str
@@ -59,7 +59,7 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """Text to be typed."""
+    """Text to be typed, such as a command."""
 
     text: str
 
@@ -70,9 +70,9 @@ Text = Piece | tuple[Piece, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """Of level 1 to 3; links lead to its `id`.
+    """A heading of level 1 to 3; links lead to its `id`.
 
-    A heading with a `title` has a short name as its text, and what it is about beside it.
+    A heading with a `title` has a short name as its text, followed by the title.
     """
 
     level: int
@@ -83,7 +83,7 @@ class Heading:
 
 @dataclasses.dataclass(frozen=True)
 class Paragraph:
-    """A paragraph; `notice`: one that must not be missed."""
+    """A paragraph; with `notice` it is highlighted."""
 
     text: Text
     notice: bool = False
@@ -98,7 +98,7 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows under their heads; the first entry of a row names it."""
+    """A table with heads; the first entry of a row is its name."""
 
     heads: tuple[str, ...]
     rows: Sequence[tuple[Text, ...]]
@@ -123,21 +123,21 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """Figures of the first screen, small and side by side, with their titles."""
+    """Small figures of the first screen, side by side, with their titles."""
 
     figures: Sequence[tuple[Figure, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Blocks about one thing; the first is its heading."""
+    """Blocks about one topic; the first is the heading."""
 
     blocks: Sequence[Block]
 
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Blocks that open on demand, below a summary."""
+    """Blocks that fold out below a summary."""
 
     summary: str
     blocks: Sequence[Block]
@@ -160,5 +160,5 @@ class Printer:
         return str(getattr(self, type(text).__name__.lower())(text))
 
     def escaped(self, text: str) -> str:
-        """Text of which nothing is taken for markup."""
+        """Escapes text, so that nothing in it is markup."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The figure of every claim by the claim's id, and of some a simpler one for the first screen."""
+"""The figures of claims by id, and simpler ones of some claims for the first screen."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ from tf_lrtraj.report.study.claim_figure import FIGURES
 
 __all__ = ["FIGURES", "HEAD"]
 
-HEAD = "_head"  # what the name of a figure for the first screen ends with
+HEAD = "_head"  # suffix of the name of a figure for the first screen

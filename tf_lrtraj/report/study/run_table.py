@@ -1,4 +1,4 @@
-"""Tables about a run: what was run, and what its size can decide."""
+"""Tables about a run: its settings, and what its size can decide."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class RunState:
     """`run.json` of a reproduction.
 
     Attributes:
-        content: what it says; empty where it is missing or damaged.
-        problem: a sentence on a run that is not whole; empty for one that is.
+        content: its content; empty if it is missing or damaged.
+        problem: a sentence on an incomplete run; empty for a complete one.
     """
 
     def __init__(self, study: claims.Study) -> None:
@@ -49,9 +49,9 @@ class RunState:
 
 
 def facts(study: claims.Study, run: RunState) -> Table:
-    """What was run: a number a row."""
+    """Returns the settings of the run, one number per row."""
     config = study.records.config
-    about = {**config, **_of_base(study)}  # as it was run, where it was
+    about = {**config, **_of_base(study)}  # the actual command, if the scale was run
     rows = [
         *_texts(config),
         *_numbers(about),
@@ -65,7 +65,7 @@ def facts(study: claims.Study, run: RunState) -> Table:
 
 
 def power(study: claims.Study) -> list[Block]:
-    """What was expected of each part, and whether the run is large enough to decide it."""
+    """Returns the expectation for each part, and whether the run is large enough to decide it."""
     rows = study.records.config.get("power")
     if not rows:
         return [Paragraph("The configuration has no table of what it can decide.")]
@@ -140,7 +140,7 @@ def _numbers(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _number(about: Mapping[str, Any], key: str) -> str:
-    """A finite number as text; empty for anything else."""
+    """Returns a finite number as text; empty for anything else."""
     value = about.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
         return ""

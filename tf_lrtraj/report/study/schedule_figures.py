@@ -63,7 +63,7 @@ def _rate(divisor: int) -> str:
 
 
 def _shares(panel: Axes, groups: Mapping[str, tuple[str, Mapping[str, Any]]], at: Any) -> None:
-    """A row for each average or decay: seeds, the interval, and the band that is wanted."""
+    """Draws a row for each average or decay: seeds, the interval, and the wanted band."""
     entries = [
         (name, entry, color) for color, group in groups.values() for name, entry in group.items()
     ]
@@ -156,7 +156,7 @@ def _draw_a8(judgement: Judgement) -> Figure:
 
 
 def _column(panel: Axes, place: float, n: int, entry: Mapping[str, np.ndarray]) -> None:
-    """n points between the runs at λ/n and its neighbour, with the band nearer to the former."""
+    """Draws n points between the runs at λ/n and its neighbour, with the band near the former."""
     means = {key: float(np.mean(values)) for key, values in entry.items()}
     ends = [place - 0.36, place + 0.36]
     panel.fill_between(ends, means["down"], means["up"], color=_WANTED, zorder=0)
@@ -367,7 +367,7 @@ def _draw_o2(judgement: Judgement) -> Figure:
 
 
 def _differences(panel: Axes, judgement: Judgement) -> None:
-    """Every average against every curve, and the mean that is judged."""
+    """Draws the difference of every average from every curve, and the mean that is judged."""
     shown = [(f"all, {part.at}", part.interval, "black") for part in judgement.parts]
     for told in judgement.numbers:
         family, label = told.name.split("_", 2)[1:]

@@ -1,4 +1,4 @@
-"""The page of a reproduction: what was found first, then each claim with what stands behind it.
+"""The page of a reproduction: the findings, then each claim with its details.
 
 One structure of blocks is made from a study and printed twice, as HTML and as Markdown.  The same
 records give the same bytes.  Text is escaped, figures are embedded, and the page's own policy
@@ -47,11 +47,11 @@ def write_results(folder: str | os.PathLike[str]) -> Study:
 
 
 def write_page(study: Study, figures: Figures = FIGURES) -> pathlib.Path:
-    """Writes `report.html` and `figures/*.svg` into the study's folder.
+    """Writes `report.html` and `figures/*.svg` to the study's folder.
 
     Args:
         study: records and judgements of a reproduction.
-        figures: as those of `registry`.
+        figures: figures as in `registry`.
 
     Returns:
         The path of the page.
@@ -65,7 +65,7 @@ def write_page(study: Study, figures: Figures = FIGURES) -> pathlib.Path:
     for name, text in drawn.items():
         write_atomically(target / f"{name}.svg", f"{text}\n")
     for path in target.glob("*.svg"):
-        # A figure of records that are gone must not lie beside a page without it.
+        # Figures of removed records must not remain in the folder.
         if path.stem not in drawn:
             path.unlink()
     elements = {name: svg.inline(text, name, figures[name].alt) for name, text in drawn.items()}
@@ -78,12 +78,13 @@ def write_page(study: Study, figures: Figures = FIGURES) -> pathlib.Path:
 
 
 def markdown_page(study: Study, results: str = ".", figures: Figures = FIGURES) -> bytes:
-    """The same page as Markdown.
+    """Returns the same page as Markdown.
 
     Args:
         study: records and judgements of a reproduction.
-        results: the way from the document to the study's folder, whose figures `write_page` wrote.
-        figures: as those of `registry`.
+        results: the relative path from the document to the study's folder, in which `write_page`
+            wrote the figures.
+        figures: figures as in `registry`.
     """
     there = {path.stem for path in (study.records.folder / FOLDER).glob("*.svg")}
     text = markdown_printer.printed(_blocks(study, figures, there), f"{results}/{FOLDER}")
@@ -128,7 +129,7 @@ def _made(
 
 
 def _drawn(study: Study, figures: Figures) -> tuple[dict[str, str], list[str]]:
-    """(name → SVG text, sentences on what could not be drawn)."""
+    """Returns (name → SVG text, sentences on figures that could not be drawn)."""
     found, problems = {}, []
     judged = {claim.id: found for claim, found in study.judgements.items() if found.parts}
     for name, one in figures.items():

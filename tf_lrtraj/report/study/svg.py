@@ -1,4 +1,4 @@
-"""Drawn figures made small enough to stand inside a page, several of them side by side."""
+"""Makes SVG figures compact, and embeds several of them in a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 _PROLOG = re.compile(r"<\?xml.*?\?>\s*|<!DOCTYPE.*?>\s*|<metadata>.*?</metadata>\s*", re.DOTALL)
 _COMMENT = re.compile(r"\s*<!--.*?-->", re.DOTALL)
 _SPACE = re.compile(r">\s+<")
-# Factors of a scale are small numbers that need all of their digits.
+# Factors of a scale are small numbers that need all their digits.
 _NUMBER = re.compile(r"scale\([^)]*\)|data:[^\"]*|-?\d+\.\d{3,}")
 _ID = re.compile(r' id="([^"]*)"')
 _REFERENCE = re.compile(r"#([A-Za-z_][\w.-]*)")
@@ -18,7 +18,7 @@ _STYLE = re.compile(r"<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 
 
 def compact(text: str) -> str:
-    """The same figure with coordinates to a hundredth of a point, and without comments.
+    """Returns the figure with coordinates to a hundredth of a point, without comments.
 
     >>> compact('<svg><!-- a --> <path d="M 1.23456 2.0"/> </svg>')
     '<svg><path d="M 1.23 2.0"/></svg>'
@@ -33,12 +33,13 @@ def _rounded(match: re.Match[str]) -> str:
 
 
 def inline(text: str, name: str, alt: str) -> str:
-    """A compact figure as an element of a page.
+    """Returns a compact figure as an element of a page.
 
     Args:
-        text: of the figure.
-        name: goes before its ids, which must be unique on the page; all of it is svg-NAME.
-        alt: what it shows, for those who do not see it.
+        text: the text of the figure.
+        name: the prefix of its ids, which must be unique on the page; the figure itself is
+            svg-NAME.
+        alt: the alternative text.
 
     >>> inline('<svg a="1"><g id="b"/><use href="#b"/></svg>', "B1", "1 & 2")  # doctest: +ELLIPSIS
     '<svg role="img" aria-label="1 &amp; 2" a="1"><g id="svg-B1"><g id="B1-b"/>...</g></svg>'

@@ -1,4 +1,4 @@
-"""Figures of claims S1 to S8: SWA and FGE beside a conventional run.
+"""Figures of claims S1 to S8: SWA and FGE compared with a conventional run.
 
 S3, of memory and time, is told by its parts and has no figure.
 """
@@ -49,7 +49,7 @@ _SEEDS = "Dots: seeds, joined by thin lines; bars: means."
 
 
 def _rows_of_panels(count: Sequence[float], height: float) -> tuple[Figure, list[Axes]]:
-    """Panels below each other, as high as `count` says."""
+    """Returns panels below each other, with heights by `count`."""
     figure, axes = panels(len(count), 1, 7.2, height)
     grid = figure.axes[0].get_gridspec()
     if grid is not None:
@@ -58,7 +58,7 @@ def _rows_of_panels(count: Sequence[float], height: float) -> tuple[Figure, list
 
 
 def _intervals(panel: Axes, judgement: Judgement, names: Mapping[str, str]) -> None:
-    """A row for each part: its number, its interval, and the side that is wanted (shaded)."""
+    """Draws a row for each part: its number, its interval, and the wanted side (shaded)."""
     parts = [part for part in judgement.parts if part.name in names]
     for place, part in enumerate(parts):
         interval_row(panel, place, part.interval, "black", linewidth=1.6)
@@ -76,7 +76,7 @@ def _intervals(panel: Axes, judgement: Judgement, names: Mapping[str, str]) -> N
 
 
 def _by_seed(panel: Axes, found: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> None:
-    """A row for each name: a dot a seed, thin lines that join a seed's, and a bar at the mean."""
+    """Draws a row for each name: a dot per seed, thin lines that join them, a bar at the mean."""
     names = list(found)
     several = [name for name in names if len(found[name]) > 1]
     for one in zip(*(found[name] for name in several), strict=True):
@@ -176,7 +176,7 @@ def _draw_width(judgement: Judgement) -> Figure:
     drawn = judgement.drawn
     distance, rise, position = (drawn[name] for name in ("distance", "rise", "position"))
     figure, (rays, errors, losses) = panels(1, 3, 7.6, 3.6)
-    # What lies far beyond the rise that is compared says nothing of the optimum.
+    # Values far beyond the compared rise contain no information about the optimum.
     near = rise.mean(axis=0).min(axis=0) <= 20.0
     for point, (name, colour) in enumerate(_POINTS):
         curves = rise[:, point][:, near]

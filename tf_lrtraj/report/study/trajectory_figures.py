@@ -32,7 +32,7 @@ _BAND = "#e9f3ea"  # where a number is wanted
 
 
 def _limit(panel: Axes, level: float, text: str, *, below: bool = False) -> None:
-    """A threshold, with its name above or below the line at the left."""
+    """Draws a threshold, with its name above or below the line at the left."""
     panel.axhline(level, color="#444444", linewidth=0.9, linestyle=(0, (4, 3)))
     panel.annotate(
         text, (0.015, level), xycoords=("axes fraction", "data"), xytext=(0, -3 if below else 3),
@@ -42,12 +42,12 @@ def _limit(panel: Axes, level: float, text: str, *, below: bool = False) -> None
 
 
 def _wanted(judgement: Judgement, name: str) -> Wanted:
-    """What is wanted of the first part of that name, at whatever place."""
+    """Returns the thresholds of the first part of that name, at any place."""
     return next(part.wanted for part in judgement.parts if part.wanted.name == name)
 
 
 def _log(panel: Axes, *axes: str) -> None:
-    """Logarithmic axes with plain numbers where there are few."""
+    """Sets logarithmic axes, with plain numbers if there are few."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     for axis in axes:
@@ -63,7 +63,7 @@ def _log(panel: Axes, *axes: str) -> None:
 
 
 def _rates(panel: Axes, rates: Any) -> None:
-    """A logarithmic axis of learning rates, each of them named."""
+    """Sets a logarithmic axis of learning rates with a label for each."""
     from matplotlib.ticker import NullLocator
 
     panel.set_xscale("log")
@@ -179,7 +179,7 @@ def _b9(judgement: Judgement) -> Figure:
 
 
 def _bar(panel: Axes, x: float, interval: Any) -> None:
-    """An interval; nothing where it has no ends."""
+    """Draws an interval, if it has finite ends."""
     if np.isfinite([interval.low, interval.high]).all():
         panel.plot([x, x], [interval.low, interval.high], color="black", linewidth=2.2, alpha=0.6)
 

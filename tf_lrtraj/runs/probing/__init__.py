@@ -1,1 +1,1 @@
-"""Probes of a run: which points, which batches, when, and where the records go."""
+"""Probes of a run: their points, batches, times and records."""

@@ -1,4 +1,4 @@
-"""Fixed batches that a run is probed with: functions of its data set and a seed alone."""
+"""Fixed batches for probes of a run, which depend only on its data set and a seed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from tf_lrtraj.runs.assembly import MOMENT_SEED_OFFSET, Assembly
 from tf_lrtraj.runs.run_config import ConfigError
 
-# Probed batches have a data order of their own: neither the run's nor that of the
-# batches which statistics are recomputed on.
+# Batches for probes have a separate data order, different from the run's and from that of the
+# batches for recomputed statistics.
 SEED_OFFSET = 2_000_003
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 
 
 def check_training(num_examples: Mapping[str, int], batch_size: int, count: int) -> None:
-    """Makes sure that there are `count` training batches without repeating an image.
+    """Checks that there are `count` training batches without repeated images.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: if there are fewer.
     """
     images = num_examples["train"]
     if batch_size > images:
@@ -40,10 +40,10 @@ def check_training(num_examples: Mapping[str, int], batch_size: int, count: int)
 def check_held_out(
     num_examples: Mapping[str, int], batch_size: int, split: str, count: int
 ) -> None:
-    """Makes sure that `split` is no training split and has `count` batches.
+    """Checks that `split` is not a training split and has `count` batches.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: if it is one, or has fewer batches.
     """
     splits = {name: n for name, n in num_examples.items() if name != "train"}
     if split not in splits:
@@ -58,12 +58,12 @@ def check_held_out(
 
 
 class ProbeBatches:
-    """Batches of a run's data, drawn when they are first asked for.
+    """Batches of a run's data, drawn when they are first needed.
 
     Args:
-        assembly: of the run.
-        batch_size: examples in a batch; None for the run's own.
-        seed: of the draw.
+        assembly: the assembly of the run.
+        batch_size: examples per batch; None for the run's own.
+        seed: the seed of the draw.
 
     Raises:
         ConfigError: if a batch is larger than the data.
@@ -76,7 +76,7 @@ class ProbeBatches:
         check_training(assembly.dataset.num_examples, self.batch_size, 0)
 
     def training(self, count: int, skip: int = 0) -> Batches:
-        """Batches as training makes them, augmentation included; all images differ.
+        """Returns batches as in training, with augmentation; all images are distinct.
 
         Raises:
             ConfigError: if there are not enough images.
@@ -86,7 +86,7 @@ class ProbeBatches:
         return _arrays(pipeline, count)
 
     def held_out(self, split: str, count: int) -> Batches:
-        """Batches of an evaluation split, always the same.
+        """Returns batches of an evaluation split, always the same ones.
 
         Raises:
             ConfigError: if there is no such split, or it is too small.
@@ -97,7 +97,7 @@ class ProbeBatches:
         return _arrays(pipeline, count)
 
     def moments(self) -> Batches:
-        """The run's batches for recomputed batch-norm statistics."""
+        """Returns the run's batches for recomputed batch-norm statistics."""
         config = self._assembly.config
         seed = (config["seed"] + MOMENT_SEED_OFFSET) % 2**31
         pipeline = self._assembly.dataset.train_batches(config["data"]["batch_size"], seed, 0)

@@ -1,4 +1,4 @@
-"""Probing a run that exists, from its workdir: what `lrtraj-probe` does."""
+"""Measures probes of a finished or interrupted run, for `lrtraj-probe`."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def probe_run(
     name: str | None = None,
     tell: Callable[[str], None] = print,
 ) -> list[pathlib.Path]:
-    """Measures a probe of a run, draws it, and renews the run's report.
+    """Measures a probe of a run, draws it, and updates the run's report.
 
     Args:
-        config: from `config.read_config`.
+        config: the result of `run_config.read_config`.
         workdir: the run's folder.
-        kind, options: from `specs.ProbeSpec.check`.
+        kind, options: the kind, and the result of `specs.ProbeSpec.check`.
         strategy: a `tf.distribute` strategy of one device.
-        steps: points of probes that are measured at one point at a time.
-        name: of the records; the kind by default.
-        tell: called with what each measurement will cost, before it starts.
+        steps: the steps for probes that are measured at single steps.
+        name: the name of the records; the kind by default.
+        tell: called with a sentence about the cost of each measurement before it starts.
 
     Returns:
-        the records, the figure, and the report, as far as they were written.
+        the paths of the records, the figure and the report that were written.
 
     Raises:
-        ConfigError, RecordError: for points, batches or data that cannot be had.
+        ConfigError, RecordError: if points, batches or data are not available.
     """
     workdir = pathlib.Path(workdir)
     name = records.check_average_name(name or kind, "a probe")
-    # The run's own averages are not needed, and would take their memory.
+    # The run's own averages are not needed and would take memory.
     bare = {**config, "averages": {}, "probes": {}}
     bare["matched"] = {**config["matched"], "averages": []}
-    # A matched run has rates of its own; for others the recorded ones are the configured ones.
+    # The recorded rates are those of a matched run; for other runs they are the configured ones.
     rates = records.read_schedule(workdir / records.SCHEDULE)
     assembly = assemble(bare, load_dataset(bare), strategy, rates)
     run_weights = RunWeights(assembly, workdir)

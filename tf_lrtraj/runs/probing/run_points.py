@@ -1,4 +1,4 @@
-"""Points of a run in weight space, by name: its snapshots, its checkpoints, averages of them."""
+"""Named points of a run in weight space: snapshots, checkpoints, averages of snapshots."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:%|percent)")
 
 
 class RunWeights:
-    """Weights of a run at its steps, read from disk one set at a time.
+    """Weights of a run at its steps, read from disk one step at a time.
 
-    It has `steps` and `read(step)`, as `Snapshots` has, so probes take it as a trajectory.
+    It has `steps` and `read(step)`, as `Snapshots` has, so probes accept it as a trajectory.
 
     Args:
         assembly: the run's parts; checkpoints are read into its model and optimizer.
         workdir: the run's folder.
-        checkpoints: whether they are used; not while the model is being trained.
+        checkpoints: whether to use checkpoints; not possible while the model is being trained.
 
     Raises:
         RecordError: if the run has neither snapshots nor checkpoints.
@@ -58,7 +58,7 @@ class RunWeights:
         self.steps = np.array(sorted({*taken, *self._checkpoints}), np.int64)
         if not self.steps.size:
             raise records.RecordError(
-                f"{workdir} holds neither snapshots nor checkpoints. A run takes snapshots with, "
+                f"{workdir} holds neither snapshots nor checkpoints. A run writes snapshots with, "
                 "for example, --config.snapshots.every='20 steps'"
             )
 
@@ -75,10 +75,10 @@ class RunWeights:
         return len(self.steps)
 
     def read(self, step: int) -> list[Any]:
-        """Trainable arrays, then mean and variance of each batch-norm layer in turn.
+        """Returns the trainable arrays, then mean and variance of each batch-norm layer in turn.
 
         Raises:
-            ConfigError: if there is no such step (those there are, are named).
+            ConfigError: if there is no such step; the message lists the steps.
         """
         if self.snapshots is not None and step in self.snapshots.steps:
             return self.snapshots.read(step)
@@ -92,7 +92,7 @@ class RunWeights:
         return backend.to_numpy(backend.values(variables))
 
     def velocity(self, step: int) -> list[Any]:
-        """The optimizer's velocity v of θ ← θ + v at a step, from a checkpoint.
+        """Returns the optimizer's velocity v of θ ← θ + v at a step, from a checkpoint.
 
         Raises:
             ConfigError: if there is no checkpoint of that step, or no momentum.
@@ -114,9 +114,9 @@ class RunWeights:
             self._restored = step
 
     def nearest(self, text: str) -> int:
-        """The step that `text` names: a number, "last", "first", or a share of the run ("50%").
+        """Returns the step that `text` names: a number, "last", "first", or a share ("50%").
 
-        A share takes the step nearest to it; a number must be there.
+        A share selects the nearest step; a number must be a step of the run.
 
         Raises:
             ConfigError: if it names none.
@@ -128,11 +128,11 @@ class RunWeights:
         texts: Sequence[str],
         trip_end: Callable[[int, int], Any] | None = None,
     ) -> dict[str, Any]:
-        """Weights by name: of steps, of averages of the snapshots, of ends of side trips.
+        """Returns weights by name: of steps, of averages of snapshots, of ends of side trips.
 
         Args:
-            texts: steps as `nearest` takes them, kernels as `texts.parse_average` does, or
-                `trip:STEP:BATCH`, each with NAME= before it where another name is wanted.
+            texts: steps as for `nearest`, kernels as for `parse_average`, or `trip:STEP:BATCH`,
+                each with an optional NAME= before it.
             trip_end: (step, number of the batch) → weights at the end of a side trip.
 
         Raises:
@@ -142,7 +142,9 @@ class RunWeights:
         for text in texts:
             name, weights = self._one(text, trip_end)
             if name in found:
-                raise ConfigError(f"two points are named {name!r}: say NAME=… for one of them")
+                raise ConfigError(
+                    f"two points are named {name!r}: give one of them another name with NAME=…"
+                )
             found[name] = weights
         return found
 
@@ -156,7 +158,7 @@ class RunWeights:
             return point.name or f"trip-{step}-{point.batch}", trip_end(step, point.batch)
         try:
             if self.snapshots is None:
-                raise ValueError("averages need snapshots, and the run took none")
+                raise ValueError("averages need snapshots, and the run has none")
             built = average_snapshots(self.snapshots, {point.name: point.kernel}, progress=False)
         except ValueError as error:
             raise ConfigError(f"the point {text!r}: {error}") from None
@@ -165,13 +167,13 @@ class RunWeights:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What a text names: a step, the end of a side trip from it, or an average of snapshots.
+    """A parsed point: a step, the end of a side trip from it, or an average of snapshots.
 
     Attributes:
-        name: the one given; empty for that of the step.
+        name: its given name; empty for that of the step.
         step: a text for `nearest_step`; empty for an average.
-        batch: number of the side trip's batch; None for no trip.
-        kernel: of an average, else None.
+        batch: number of the side trip's batch; None if it is not the end of a trip.
+        kernel: the kernel of an average, else None.
     """
 
     name: str
@@ -181,10 +183,10 @@ class Point:
 
 
 def parse_point(text: str, *, trips: bool = False) -> Point:
-    """Reads a point as `RunWeights.named` takes it.
+    """Parses a point as for `RunWeights.named`.
 
     Raises:
-        ConfigError: if it is none.
+        ConfigError: if the text is not a point.
 
     >>> parse_point("end=trip:50%:3", trips=True)
     Point(name='end', step='50%', batch=3, kernel=None)
@@ -205,10 +207,10 @@ def parse_point(text: str, *, trips: bool = False) -> Point:
 
 
 def check_trip(batch: int | None, count: int, text: Any) -> None:
-    """Makes sure that a side trip's batch is one of the training batches.
+    """Checks that a side trip's batch is one of the training batches.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: if it is not.
     """
     if batch is not None and batch >= count:
         raise ConfigError(
@@ -218,13 +220,13 @@ def check_trip(batch: int | None, count: int, text: Any) -> None:
 
 
 def nearest_step(text: str, steps: Any, total: int, where: str | os.PathLike[str]) -> int:
-    """Of [n] `steps` the one that `text` names; see `RunWeights.nearest`.
+    """Returns the one of [n] `steps` that `text` names; see `RunWeights.nearest`.
 
     Args:
         text: "first", "last", a share such as "50%", or a number.
         steps: ascending, not empty.
         total: steps of the whole run, for shares.
-        where: for the message.
+        where: the place of the steps, for the message.
 
     Raises:
         ConfigError: if it names none.
@@ -251,7 +253,7 @@ class Slice:
     """Some of the steps of a trajectory.
 
     Args:
-        trajectory: has `read(step)`.
+        trajectory: an object with `read(step)`.
         steps: the steps to keep, ascending.
     """
 
@@ -268,7 +270,7 @@ class Slice:
 
 
 def velocity_of(optimizer: Any) -> list[Any]:
-    """SGD's velocities in the order of the trainable variables.
+    """Returns SGD's velocities in the order of the trainable variables.
 
     Raises:
         ConfigError: if it keeps none.
@@ -285,10 +287,10 @@ def _shown(steps: Any) -> str:
 
 
 def spaced(run_weights: RunWeights, first: str | None, last: str | None) -> Slice:
-    """The snapshots (without any, the checkpoints) from `first` to `last` in equal strides.
+    """Returns equally spaced snapshots (or, without any, checkpoints) from `first` to `last`.
 
     Raises:
-        ConfigError: if fewer than 3 equally spaced ones are there.
+        ConfigError: if there are fewer than 3 equally spaced ones.
     """
     low, high = run_weights.nearest(first or "first"), run_weights.nearest(last or "last")
     steps = run_weights.steps if run_weights.snapshots is None else run_weights.snapshots.steps
@@ -296,10 +298,10 @@ def spaced(run_weights: RunWeights, first: str | None, last: str | None) -> Slic
 
 
 def equally_spaced(steps: Any, low: int, high: int) -> list[int]:
-    """The steps from `low` to `high` in equal strides.
+    """Returns equally spaced steps from `low` to `high`.
 
     Raises:
-        ConfigError: if fewer than 3 equally spaced ones are there.
+        ConfigError: if there are fewer than 3.
 
     >>> equally_spaced(np.array([0, 10, 20, 30]), 5, 30)
     [10, 20, 30]

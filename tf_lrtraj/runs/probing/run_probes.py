@@ -1,4 +1,4 @@
-"""From a request to a record: probes are built from parts of a run, and measured."""
+"""Builds probes from the parts of a run and measures them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Measurer:
 
     Args:
         assembly: the run's parts.
-        tell: called with what each measurement will cost, before it starts.
-        progress: show progress bars on a terminal.
+        tell: called with a sentence about the cost of each measurement before it starts.
+        progress: whether to show progress bars on a terminal.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Measurer:
         """Measures a probe at one point.
 
         Args:
-            kind, options: from `ProbeSpec.check`.
+            kind, options: the kind, and the result of `ProbeSpec.check`.
             weights: None for the model's own.
             step: the number of updates made at that point.
-            path: of the record.
-            velocity: the optimizer's velocity there, if it can be had.
+            path: the path of the record.
+            velocity: the optimizer's velocity there, if available.
         """
         parts = Parts(self, kind, options, step=step, weights=weights, velocity=velocity)
         self._measure(parts, path, {"step": step})
@@ -85,7 +85,7 @@ class Measurer:
         )
 
     def surface(self, options: Options) -> Surface:
-        """The loss that training minimised, without weight decay, in the mode asked for."""
+        """Returns the training loss without weight decay, in the requested mode."""
         key = options["batch_norm"], options["dropout"]
         if key not in self._surfaces:
             smoothing = self.assembly.config["optimizer"]["label_smoothing"]
@@ -100,7 +100,7 @@ class Measurer:
         return self._surfaces[key]
 
     def batches(self, options: Options) -> ProbeBatches:
-        """The batches of a size and a seed."""
+        """Returns the batches of a size and a seed."""
         key = options["batch_size"], options["seed"]
         if key not in self._batches:
             self._batches[key] = ProbeBatches(self.assembly, *key)
@@ -108,16 +108,16 @@ class Measurer:
 
 
 class Parts:
-    """What one probe is built from.
+    """The parts of one probe.
 
-    The methods without an underscore, but for `probe`, are the parts that `tf_lrtraj.specs`
-    names.  Each returns arguments of the probe's class.
+    The public methods, except `probe`, are the parts that `tf_lrtraj.specs` names.  Each returns
+    arguments of the probe's class.
 
     Args:
-        measurer: of the run.
-        kind, options: from `ProbeSpec.check`.
-        step, weights, velocity: of a single point, as `Measurer.at_a_step` takes them.
-        run_weights: of the whole run, for probes that take several points.
+        measurer: the measurer of the run.
+        kind, options: the kind, and the result of `ProbeSpec.check`.
+        step, weights, velocity: a single point, as for `Measurer.at_a_step`.
+        run_weights: the iterates of the whole run, for probes that take several points.
     """
 
     def __init__(
@@ -135,10 +135,10 @@ class Parts:
         self._spec, self._options = PROBES[kind].measured(options), options
         self._step, self._weights, self._velocity = step, weights, velocity
         self._run_weights = run_weights
-        self.about: dict[str, Any] = {}  # what the record is to say of itself
+        self.about: dict[str, Any] = {}  # entries of the record's `about`
 
     def probe(self) -> probes.Probe:
-        """The probe, built from the parts that its spec names and from its own options."""
+        """Builds the probe from the parts that its spec names and from its own options."""
         arguments: dict[str, Any] = {}
         for part in self._spec.takes:
             arguments |= getattr(self, part.name)()
@@ -188,11 +188,11 @@ class Parts:
         return self._trip_from(self._step or 0)
 
     def trip_ends(self) -> dict[str, Any]:
-        """Nothing of its own: the ends of side trips are among the points."""
+        """Returns no arguments: the ends of side trips are among the points."""
         return {}
 
     def _trip_from(self, step: int) -> dict[str, Any]:
-        # The run's momentum β makes λ / (1 - β) of its rate λ on a steady gradient.
+        # The effective rate of the run with momentum β is λ / (1 - β).
         own, momentum = self._assembly.config["optimizer"], self._options["momentum"]
         usual = self._rate(step) * (1.0 - momentum) / (1.0 - own["momentum"])
         if own["weight_decay"] and own["weight_decay_on"] != "kernels":
@@ -205,7 +205,7 @@ class Parts:
         }
 
     def _rate(self, step: int) -> float:
-        """The run's rate of the update after `step` of them."""
+        """Returns the run's rate of the update after `step` updates."""
         rates = self._assembly.learning_rates
         return float(rates[min(step, len(rates) - 1)])
 
@@ -233,7 +233,7 @@ class Parts:
         return found
 
     def _trip_end(self, step: int, batch: int) -> Any:
-        """Weights at the end of the side trip from a step on one of the training batches."""
+        """Returns the weights at the end of the side trip from a step on a training batch."""
         check_trip(batch, self._options["batches"], batch)
         trip = probes.SideTrip(
             self._surface,
@@ -283,14 +283,14 @@ class Parts:
 
 
 def probe_class(spec: ProbeSpec) -> Callable[..., probes.Probe]:
-    """The class that measures a kind of probe."""
+    """Returns the class of a kind of probe."""
     module = importlib.import_module(f"tf_lrtraj.probes.{spec.kind}")
     found: Callable[..., probes.Probe] = getattr(module, spec.class_name)
     return found
 
 
 def _usual_radius(surface: Surface, points: Mapping[str, Any]) -> float:
-    """Three times the largest distance between the points; of a single one, half its norm."""
+    """Returns three times the largest distance between the points, or half the norm of a single."""
     weights = [flat(surface.point(point).trainable) for point in points.values()]
     if len(weights) == 1:
         return 0.5 * float(np.linalg.norm(weights[0]))

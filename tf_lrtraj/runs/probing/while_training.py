@@ -1,4 +1,4 @@
-"""Probes of a run while it trains, by its configuration; the run goes on as if there were none."""
+"""Probes of a run during training, from its configuration; they do not change the run."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PROBES = "probes"
 
 
 def check(config: Mapping[str, Any], plan: Plan, dataset: Any) -> None:
-    """Makes sure that every probe of a configuration can be measured.
+    """Checks that every probe of a configuration can be measured.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: if one cannot.
     """
     for name, (when, what) in plan.probes.items():
         kind, options = _request(name, what)
@@ -67,7 +67,7 @@ def check(config: Mapping[str, Any], plan: Plan, dataset: Any) -> None:
 def _check_data(
     spec: ProbeSpec, config: Mapping[str, Any], options: Mapping[str, Any], dataset: Any
 ) -> None:
-    """Whether the data and the optimizer have what a probe takes of them."""
+    """Checks that data and optimizer provide the parts of a probe."""
     if options.get("direction") == "momentum" and not config["optimizer"]["momentum"]:
         raise ConfigError("the run has no momentum, so there is no velocity")
     if not spec.takes_part("surface"):
@@ -78,7 +78,7 @@ def _check_data(
         parse_point(text, trips=True).batch is not None for text in options["points"]
     )
     if spec.takes_part("others") or trips:
-        count += held_out  # as many training batches that no step is taken on
+        count += held_out  # as many training batches on which no step is made
     check_training(dataset.num_examples, size, count)
     if held_out:
         split = options["held_out"] or config["data"]["eval_split"] or dataset.eval_split
@@ -88,8 +88,8 @@ def _check_data(
 def _check_points(
     spec: ProbeSpec, options: Mapping[str, Any], steps: np.ndarray, total: int
 ) -> None:
-    """Whether snapshots at `steps`, which will stand at the end, hold the points of a probe."""
-    where = "the snapshots that stand at the end"
+    """Checks that the snapshots that exist at the end, at `steps`, include a probe's points."""
+    where = "the snapshots that exist at the end"
     if not steps.size:
         raise ConfigError("no snapshot is taken before the run ends")
     for text in options.get("points", ()):
@@ -111,7 +111,7 @@ def _check_points(
 
 
 def _request(name: str, what: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Kind and options of an entry of `config.probes`."""
+    """Returns kind and options of an entry of `config.probes`."""
     options, path = dict(what), f"config.probes.{name}"
     kind = check_kind(options.pop("probe", name), f"{path}.probe", ConfigError)
     return kind, SPECS[kind].check(options, path, ConfigError)
@@ -120,9 +120,9 @@ def _request(name: str, what: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def actions(
     assembly: Assembly, workdir: pathlib.Path, tell: Callable[[str], None], writer: bool = True
 ) -> list[Action]:
-    """The probes of single points, each with its cadence.
+    """Returns the actions that measure probes of single points, each with its timetable.
 
-    Of several workers the writer alone measures; the others stop at the same steps.
+    With several workers only the writer measures; the others stop at the same steps.
     """
     wanted = [
         (name, when, *_request(name, what))
@@ -149,7 +149,7 @@ def actions(
 
 
 def at_the_end(assembly: Assembly, workdir: pathlib.Path, tell: Callable[[str], None]) -> None:
-    """The probes that take several points, on the run's snapshots."""
+    """Measures the probes of several points, on the run's snapshots."""
     wanted = [
         (name, *_request(name, what))
         for name, (when, what) in assembly.plan.probes.items()
@@ -158,7 +158,7 @@ def at_the_end(assembly: Assembly, workdir: pathlib.Path, tell: Callable[[str], 
     if not wanted or not (workdir / SNAPSHOTS).is_dir():
         return
     measurer = Measurer(assembly, tell=tell)
-    # Only snapshots are read: checkpoints would be read into the model itself.
+    # Only snapshots are used: checkpoints would be read into the model itself.
     run_weights = RunWeights(assembly, workdir, checkpoints=False)
     for name, kind, options in wanted:
         path = workdir / PROBES / f"{name}.npz"
