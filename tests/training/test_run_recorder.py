@@ -305,7 +305,7 @@ def test_config_says_what_was_trained(tmp_path):
 def test_the_documented_pair_of_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (pathlib.Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
-    section = page[page.index("## A run of Keras' `fit`") :]
+    section = page[page.index("## Recording `fit`") :]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
     x = RNG.normal(size=(256, 4)).astype(np.float32)
     y = (x.sum(1) > 0).astype(np.int32)
