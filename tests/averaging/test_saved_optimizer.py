@@ -22,6 +22,7 @@ from keras_helpers import (
 )
 
 from tf_lrtraj import AveragedOptimizer, kernels
+from tf_lrtraj.averaging.averaged_optimizer import find_averaged
 
 KERNELS = {
     "ema": kernels.Exponential(0.9),
@@ -76,6 +77,40 @@ def test_a_saved_model_goes_on_to_the_bits_of_one_that_was_not(trained, uninterr
     assert_same_bits(found_in(loaded.optimizer), found_in(trained.optimizer))
     fit(loaded, epochs=4)
     assert_ended(loaded, uninterrupted)
+
+
+def momentum():
+    return keras.optimizers.SGD(0.05, momentum=0.9)
+
+
+def several():
+    parts = keras.optimizers.OptimizerMap(momentum(), {".*kernel": keras.optimizers.Adam(0.01)})
+    return keras.optimizers.MultiOptimizer(parts)
+
+
+WRAPPED = {
+    "scaled inside": lambda: AveragedOptimizer(
+        keras.optimizers.LossScaleOptimizer(momentum()), KERNELS
+    ),
+    "scaled outside": lambda: keras.optimizers.LossScaleOptimizer(
+        AveragedOptimizer(momentum(), KERNELS)
+    ),
+    "several": lambda: AveragedOptimizer(several(), KERNELS),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_optimizers_are_saved_whole(name, tmp_path):
+    model = network(WRAPPED[name]())
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        fit(each)
+    assert_same_bits(trainable(loaded), trainable(model))
+    first, second = (find_averaged(each.optimizer) for each in (loaded, model))
+    assert first.num_updates == second.num_updates == 8
+    assert_same_bits(found_in(first), found_in(second))
 
 
 def test_a_saved_model_serves_without_this_package(trained, tmp_path):
