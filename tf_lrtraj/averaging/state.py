@@ -290,7 +290,7 @@ class _Sources:
         found = []
         for key in enumerate(dtypes):
             if key not in self._casts:
-                self._casts[key] = ops.cast(self._weights[key[0]], key[1])
+                self._casts[key] = backend.stored(self._weights[key[0]], key[1])
             found.append(self._casts[key])
         return found
 
