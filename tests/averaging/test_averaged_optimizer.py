@@ -378,7 +378,7 @@ def test_weights_of_the_optimizer_can_be_set():
 
 
 def test_names_of_its_variables_differ():
-    optimizer = averaged(averages=KERNELS)
+    optimizer = averaged(averages={**KERNELS, "gap=2+1": kernels.TwoPoint(3)})
     optimizer.build(network().trainable_variables)
     paths = [variable.path for variable in optimizer.variables]
     assert len(set(paths)) == len(paths), paths

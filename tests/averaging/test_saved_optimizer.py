@@ -252,9 +252,16 @@ class Keep(keras.callbacks.Callback):
         np.savez(folder / f"iterate_{step}.npz", *trainable(self.model))
         print("step", step, flush=True)
 
+class Marked(keras.callbacks.BackupAndRestore):
+    def _save_model(self):
+        marker = folder / "writing"
+        marker.touch()
+        super()._save_model()
+        marker.unlink()
+
 model = made()
 freq = save_freq if save_freq == "epoch" else int(save_freq)
-backup = keras.callbacks.BackupAndRestore(str(folder / "backup"), save_freq=freq)
+backup = Marked(str(folder / "backup"), save_freq=freq)
 fit(model, Keep(), backup, epochs=12, batch_size=8)
 for name in model.optimizer.averages:
     np.savez(folder / f"{name}.npz", *model.optimizer.get_average(name))
@@ -265,6 +272,18 @@ print("updates", model.optimizer.num_updates, flush=True)
 def arrays(path):
     with np.load(path) as stored:
         return [stored[f"arr_{index}"] for index in range(len(stored.files))]
+
+
+def kill(process, marker):
+    """Kills a process, but not while Keras writes its backup in place, which then is lost."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.02)
+        if not marker.exists():
+            process.send_signal(signal.SIGKILL)
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.01)
 
 
 def lives(folder, save_freq, kills, generator):
@@ -279,7 +298,7 @@ def lives(folder, save_freq, kills, generator):
                 lines.append(line.split())
                 if life < kills:
                     time.sleep(generator.uniform(0.3, 1.2))
-                    process.send_signal(signal.SIGKILL)
+                    kill(process, folder / "writing")
                     break
         assert process.returncode == (-signal.SIGKILL if life < kills else 0)
     assert lines[-1][0] == "updates"
