@@ -15,6 +15,8 @@ import sys
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
+# PYTHONPATH of a program that imports from this checkout and from tests of averages.
+TEST_PATHS = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "averaging")))
 
 
 # Programs -------------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ on_backend() {
   say "pytest on $1"
   case $1 in # what needs no more than Keras itself is tried on the quicker of the two
     jax)
-      paths=(tests/averaging/test_{batch_norm_data,batch_norm_pass,borrowing,contract,interrupts,lives,state,trainings,with_keras_parts}.py
+      paths=(tests/averaging/test_{averaged_optimizer,batch_norm_data,batch_norm_pass,borrowing,contract}.py
+        tests/averaging/test_{interrupts,lives,saved_optimizer,sharded_averages,state,trainings,with_keras_parts}.py
         tests/study/test_study_without_tensorflow.py "${across_backends[@]:1}")
       ;;
     # A study trains several times faster on PyTorch; that it runs on TensorFlow, tests/bin shows.
@@ -85,7 +86,7 @@ others() {
     -k two_workers_make || return 1
   say "pytest, killed and started again"
   KERAS_BACKEND=tensorflow "$venv/bin/python" "${long[@]}" \
-    tests/averaging/test_user_script.py tests/averaging/test_with_keras_parts.py || return 1
+    tests/averaging/test_{saved_optimizer,user_script,with_keras_parts}.py || return 1
   say "pytest, ${beside[*]}"
   KERAS_BACKEND=tensorflow "$venv/bin/python" -m pytest --quiet "${beside[@]}" || return 1
   if [[ " $backends " == *" jax "* ]]; then on_backend jax || return 1; fi

@@ -3,7 +3,8 @@
 One tiny network per dtype is trained once, with every kernel beside it.  Its iterates are kept in
 float64, and everything below is checked against them:
 
-* an average, online or of the snapshots afterwards, is `kernel.weights` applied to the iterates;
+* an average, of the callback, of an optimizer or of the snapshots afterwards, is `kernel.weights`
+  applied to the iterates;
 * batch-norm statistics are those of their policy;
 * borrowing gives back every variable to the bit;
 * a state saved at any step, followed by an update loop, ends with the bits of the `fit`.
@@ -17,10 +18,11 @@ import keras
 import numpy as np
 import pytest
 from helpers import assert_same_bits, average_of
-from keras_helpers import FIT, VALIDATION, X, Y, arrays_of, everything, network, trainable
+from keras_helpers import FIT, VALIDATION, Iterates, X, Y, arrays_of, everything, network, trainable
 
-from tf_lrtraj import WeightAveraging, backend, kernels
+from tf_lrtraj import AveragedOptimizer, WeightAveraging, backend, kernels
 from tf_lrtraj.averaging import SnapshotRecorder, average_snapshots
+from tf_lrtraj.averaging.averaged_optimizer import find_averaged
 
 EPOCHS = 4
 UPDATES = 16
@@ -62,8 +64,10 @@ def assert_unchanged(model, before):
     assert generators == before[1]
 
 
-def made(dtype):
+def made(dtype, averages=None):
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    if averages:
+        optimizer = AveragedOptimizer(optimizer, averages)
     if dtype == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0)
     return network(optimizer, norm=True, dropout=0.2, units=6, dtype=keras.DTypePolicy(dtype))
@@ -131,6 +135,23 @@ def trained(request, tmp_path_factory):
     return Trained(dtype, model, averaging, recorder, DTYPES[dtype])
 
 
+@pytest.fixture(scope="module")
+def by_optimizer(trained):
+    """The averages of an optimizer, and its iterates in float64."""
+    model, iterates = made(trained.dtype, KERNELS), Iterates(every_batch=True)
+    model.fit(X, Y, epochs=EPOCHS, callbacks=[iterates], **FIT)
+    values = [[array.astype(np.float64) for array in one] for one in iterates.values]
+    return find_averaged(model.optimizer), values
+
+
+@pytest.fixture(params=["callback", "optimizer"])
+def kept(request, trained):
+    """Who keeps averages, and the iterates they are of."""
+    if request.param == "optimizer":
+        return request.getfixturevalue("by_optimizer")
+    return trained.averaging, trained.recorder.iterates
+
+
 def assert_close(actual, expected, iterates, tolerance):
     """Errors relative to the size of the variable's iterates."""
     for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
@@ -146,10 +167,10 @@ def test_the_suite_has_every_kernel_and_every_policy():
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_an_online_average_is_the_kernels_weights_on_the_iterates(trained, name):
-    iterates = trained.recorder.iterates
-    assert len(iterates) == UPDATES + 1 and trained.averaging.num_updates == UPDATES
-    actual = trained.averaging.get_average(name)
+def test_an_online_average_is_the_kernels_weights_on_the_iterates(trained, kept, name):
+    averages, iterates = kept
+    assert len(iterates) == UPDATES + 1 and averages.num_updates == UPDATES
+    actual = averages.get_average(name)
     wide = trained.dtype == "float64"
     assert {a.dtype.name for a in actual} <= ({"float64"} if wide else {"float32", "float64"})
     expected = average_of(KERNELS[name], iterates)

@@ -1,5 +1,7 @@
 """Averages under `tf.distribute`: in `fit`, in custom loops, and on several workers."""
 
+import collections
+import contextlib
 import json
 import pathlib
 import runpy
@@ -11,8 +13,9 @@ import pytest
 from helpers import assert_same_bits, average_of, free_ports, start_python
 from keras_helpers import Iterates
 
-from tf_lrtraj import WeightAveraging, backend, kernels
+from tf_lrtraj import AveragedOptimizer, WeightAveraging, backend, kernels
 from tf_lrtraj.averaging import AverageState, SnapshotRecorder, Snapshots
+from tf_lrtraj.averaging.averaged_optimizer import find_averaged
 from tf_lrtraj.backend import batch_norm as bn
 
 if keras.backend.backend() != "tensorflow":
@@ -48,8 +51,12 @@ def network(synchronized=True):
     x = keras.layers.Dense(3, activation="tanh")(x)
     x = keras.layers.BatchNormalization(momentum=0.8, synchronized=synchronized)(x)
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dropout(0.0)(x)))
-    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", metrics=["mae"])
+    model.compile(momentum(), "mse", metrics=["mae"])
     return model
+
+
+def momentum(**options):
+    return keras.optimizers.SGD(0.05, momentum=0.9, **options)
 
 
 def numpy(variables):
@@ -187,22 +194,28 @@ def test_a_distributed_data_set_as_batch_norm_data(fitted, strategy):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def custom_loop(strategy, model, inside, after):
-    """Six global batches of 16, the loss summed over replicas."""
-    data = tf.data.Dataset.from_tensor_slices((INPUTS, LABELS)).batch(16).repeat()
-    iterator = iter(strategy.experimental_distribute_dataset(data))
+def custom_step(strategy, model, inside=lambda number: None):
+    """A compiled step on a global batch of 16, the loss summed over replicas."""
 
     @tf.function
     def step(x, y, number):
         def on_replica(x, y, number):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum((model(x, training=True) - y) ** 2) / 16
+                scaled = model.optimizer.scale_loss(loss)
             variables = model.trainable_variables
-            model.optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
+            model.optimizer.apply(tape.gradient(scaled, [v.value for v in variables]), variables)
             inside(number)
 
         strategy.run(on_replica, args=(x, y, number))
 
+    return step
+
+
+def custom_loop(strategy, step, after, inputs=INPUTS):
+    """Six global batches of 16."""
+    data = tf.data.Dataset.from_tensor_slices((inputs, LABELS)).batch(16).repeat()
+    iterator = iter(strategy.experimental_distribute_dataset(data))
     for t in range(6):
         x, y = next(iterator)
         step(x, y, tf.constant(t + 1, tf.int64))
@@ -227,12 +240,111 @@ def test_custom_loops(strategy, where):
             averaging.update()
 
     inside = state.update if where == "inside" else lambda number: None
-    custom_loop(strategy, model, inside, after)
+    custom_loop(strategy, custom_step(strategy, model, inside), after)
     if where == "outside":
         found = {name: averaging.get_average(name) for name in AVERAGES}
     else:
         found = {name: backend.to_numpy(state.average(name, 6)) for name in AVERAGES}
     assert_follow(found, iterates)
+
+
+# Averages in the optimizer --------------------------------------------------------------------
+
+
+def averaged(inner=None):
+    return AveragedOptimizer(inner or momentum(), AVERAGES)
+
+
+def found_in(optimizer):
+    return {name: optimizer.get_average(name) for name in AVERAGES}
+
+
+def test_averages_of_an_optimizer_in_fit_are_those_of_one_device(strategy):
+    def fitted(scope):
+        with scope:  # without batch norm, whose cancellations magnify a difference of rounding
+            model = plain_network(averaged())
+        model.compile(model.optimizer, "mse", steps_per_execution=3)
+        model.fit(INPUTS, LABELS, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        assert model.optimizer.num_updates == 8
+        return model.optimizer
+
+    alone, optimizer = fitted(contextlib.nullcontext()), fitted(strategy.scope())
+    for name, arrays in found_in(alone).items():
+        for one, other in zip(optimizer.get_average(name), arrays, strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+    variables, replicas = optimizer.variables, strategy.num_replicas_in_sync
+    bits = every_replica(variables)
+    assert len(bits) == replicas * len(variables)
+    for index in range(len(variables)):
+        assert len(set(bits[index * replicas : (index + 1) * replicas])) == 1
+
+
+def scaled(inner):
+    return keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
+
+
+# (optimizer, updates that six batches make; where a loss is scaled, the second and the last have
+# no finite gradient)
+OPTIMIZERS = {
+    "plain": (averaged, 6),
+    "accumulated": (lambda: averaged(momentum(gradient_accumulation_steps=2)), 3),
+    "scaled inside": (lambda: averaged(scaled(momentum())), 4),
+    "scaled outside": (lambda: scaled(averaged()), 4),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_averages_of_an_optimizer_in_custom_loops(strategy, name):
+    make, updates = OPTIMIZERS[name]
+    if name == "accumulated" and strategy.num_replicas_in_sync > 1:
+        pytest.skip("Keras accumulates no gradients on several replicas")
+    inputs = INPUTS.copy()
+    if "scaled" in name:
+        inputs[16:32] = np.inf  # of four batches the second
+    with strategy.scope():
+        model = plain_network(make())
+        model.optimizer.build(model.trainable_variables)
+    iterates = [numpy(model.trainable_variables)]
+
+    def after():
+        now = numpy(model.trainable_variables)
+        if any(a.tobytes() != b.tobytes() for a, b in zip(now, iterates[-1], strict=True)):
+            iterates.append(now)
+
+    custom_loop(strategy, custom_step(strategy, model), after, inputs)
+    optimizer = find_averaged(model.optimizer)
+    assert optimizer.num_updates == len(iterates) - 1 == updates
+    assert_follow(found_in(optimizer), iterates)
+
+
+def plain_network(optimizer):
+    """Without batch norm, whose statistics a batch that is not finite would spoil."""
+    keras.utils.set_random_seed(3)
+    layers = [keras.Input((4,)), keras.layers.Dense(5, activation="tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.compile(optimizer, "mse")
+    return model
+
+
+def test_averages_of_an_optimizer_communicate_nothing(strategy):
+    def communication(optimizer):
+        """Operation → how often a training step has it."""
+        with strategy.scope():
+            model = plain_network(optimizer())
+            model.optimizer.build(model.trainable_variables)
+        data = tf.data.Dataset.from_tensor_slices((INPUTS, LABELS)).batch(16)
+        x, y = next(iter(strategy.experimental_distribute_dataset(data)))
+        step = custom_step(strategy, model)
+        graph = step.get_concrete_function(x, y, tf.constant(1, tf.int64)).graph.as_graph_def()
+        nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
+        kinds = ("Collective", "Nccl", "AddN", "_Send", "_Recv", "Broadcast")
+        found = [node.op for node in nodes if node.op.startswith(kinds)]
+        assert [node for node in nodes if node.op.startswith("AssignVariable")]
+        return collections.Counter(found)
+
+    expected = communication(momentum)
+    assert communication(averaged) == expected
+    assert bool(expected) == (strategy.num_replicas_in_sync > 1)  # of the gradients
 
 
 # Several workers ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -136,8 +137,10 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         variables = list(variables)
         if not self.inner.built:
             self.inner.build(variables)
+        _check_inner(self.inner)  # a MultiOptimizer may have found its parts just now
         super().build(variables)
-        with backend.outside_of_graphs():
+        # Some of Keras' files know a variable by its path.
+        with backend.outside_of_graphs(), keras.name_scope(self.name):
             state = AverageState(variables, self.averages, self.precision, begin=False)
         for variable in state.variables:
             self._track_variable(variable)
@@ -265,19 +268,32 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         # The inner optimizer is saved beside, as a part of this one.
+        store["averages"] = np.frombuffer(self._description().encode(), np.uint8)
         for index, array in enumerate(backend.to_numpy(backend.values(self._variables))):
             store[str(index)] = array
 
     def load_own_variables(self, store: Any) -> None:
-        saved, own = len(store.keys()), len(self._variables)
+        own, saved = self._description(), "no averages"
+        if "averages" in store.keys():  # noqa: SIM118  (Keras' stores are no dicts)
+            saved = np.asarray(store["averages"]).tobytes().decode()
         if saved != own:
             raise ValueError(
-                f"The optimizer {self.name!r} keeps {own} variables for its averages, and the file "
-                f"holds {saved}: it was saved with other averages or none, or the optimizer is not "
-                "built yet (call `optimizer.build(model.trainable_variables)` before loading)."
+                f"The optimizer {self.name!r} keeps the averages {own}, and the file holds "
+                f"{saved}. To load the weights alone, load them before `compile`."
+            )
+        if len(store.keys()) != len(self._variables) + 1:
+            raise ValueError(
+                f"The optimizer {self.name!r} keeps its averages in {len(self._variables)} "
+                f"variables, and the file holds {len(store.keys()) - 1}: the model is another, or "
+                "the optimizer is not built yet. Call `optimizer.build(model.trainable_variables)` "
+                "before loading."
             )
         for index, variable in enumerate(self._variables):
             variable.assign(store[str(index)])
+
+    def _description(self) -> str:
+        """The averages as JSON, in their order."""
+        return json.dumps({name: kernel.get_config() for name, kernel in self.averages.items()})
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         for variable, weight in zip(self.variables, weights, strict=True):

@@ -91,9 +91,9 @@ class AverageState:
         self._compensations: dict[str, list[Any]] = {}
         for name in [*alone, *self._lagged]:
             rows = self.kernels[name].copies if name in self._lagged else None
-            self._buffers[name] = self._new_buffers("average", chosen[name], rows)
+            self._buffers[name] = self._new_buffers(f"{name}_average", chosen[name], rows)
             if chosen[name] == "pair":
-                self._compensations[name] = self._new_buffers("compensation", chosen[name])
+                self._compensations[name] = self._new_buffers(f"{name}_compensation", "pair")
         # Asking a Keras variable for its dtype takes microseconds, at every update.
         self._dtypes = [variable.dtype for variable in self._variables]
         self._stack_dtypes = [buffer.dtype for buffer in self._stack]
@@ -290,7 +290,7 @@ class _Sources:
         found = []
         for key in enumerate(dtypes):
             if key not in self._casts:
-                self._casts[key] = ops.cast(self._weights[key[0]], key[1])
+                self._casts[key] = backend.stored(self._weights[key[0]], key[1])
             found.append(self._casts[key])
         return found
 

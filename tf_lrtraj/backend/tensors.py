@@ -98,6 +98,25 @@ def is_complex(dtype: Any) -> bool:
     return keras.backend.standardize_dtype(dtype).startswith("complex")
 
 
+def stored(array: Any, dtype: str) -> Any:
+    """Casts an array to a wider dtype, and keeps to the numbers that its own dtype holds.
+
+    Where XLA compiles both, it leaves out the rounding of a result to 16 bits that is cast to 32
+    again: an average made in a training step would be of weights that no variable ever held.
+    """
+    wide = keras.ops.cast(array, dtype)
+    short = _SHORT.get(keras.backend.standardize_dtype(array.dtype))
+    if name() != "jax" or short is None:
+        return wide
+    import jax
+
+    return jax.lax.reduce_precision(wide, *short)
+
+
+# Bits of exponent and mantissa.
+_SHORT = {"bfloat16": (8, 7), "float16": (5, 10)}
+
+
 def is_one(share: Any, dtype: str) -> Any:
     """Returns whether shares are 1 in the real dtype of a dtype (complex numbers have no order)."""
     real = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)

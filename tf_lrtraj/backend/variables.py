@@ -87,8 +87,14 @@ def versions(variables: Sequence[Any]) -> list[Any]:
 
 
 def hold_values(variables: Sequence[Any]) -> bool:
-    """Whether Keras variables hold their values: not while a loop on JAX keeps them elsewhere."""
-    return all(variable._value is not None for variable in variables)
+    """Whether Keras variables hold their values: not while a loop on JAX keeps them elsewhere.
+
+    It then has taken the arrays from the variables, or has donated the arrays that they hold.
+    """
+    held = [variable._value for variable in variables]
+    if any(value is None for value in held):
+        return False
+    return name() != "jax" or not any(value.is_deleted() for value in held)
 
 
 def holds(variable: Any, array: Any) -> bool:
