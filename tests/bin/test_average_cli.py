@@ -58,8 +58,8 @@ def test_kernels_in_every_form(text, name, kernel):
         ([], ["--workdir", "--snapshots"]),
         (["--snapshots={folder}"], ["--kernel", "--advise"]),
         (["--snapshots={folder}", "--kernel=ema:1.5"], ["decay", "1.5"]),
-        (["--snapshots={folder}", "--kernel=emma:0.5"], ["emma:0.5", "'ema'"]),
-        (["--snapshots={folder}", "--kernel=0.99"], ["--kernel must look like ema:0.99"]),
+        (["--snapshots={folder}", "--kernel=emma:0.5"], ["'emma'", "'ema'"]),
+        (["--snapshots={folder}", "--kernel=0.99"], ["`--kernel` must be like ema:0.99"]),
         (["--snapshots={folder}", "--kernel={{oops"], ["not JSON"]),
         (["--snapshots={folder}", "--kernel=two_point:10", "--last=95"], ["90, 100", "last=95"]),
         (["--snapshots={folder}", "--kernel=two_point:90"], ["step 10", "first snapshot"]),
@@ -75,7 +75,7 @@ def test_kernels_in_every_form(text, name, kernel):
             ["--data=FILE.npz"],
         ),
         (["--workdir={folder}", "--advise", "--split=test"], ["does not use --split"]),
-        (["--snapshots={folder}", "--schedule=0.05:20", "--base=0.1"], ["'0.05' with 20"]),
+        (["--snapshots={folder}", "--schedule=0.05:20", "--base=0.1"], ["shape='0.05'"]),
         (["--snapshots={folder}/none", "--kernel=ema:0.5"], ["no folder of snapshots"]),
         (["--workdir={folder}/none", "--kernel=ema:0.5"], ["there is no folder"]),
         (["--workdir={folder}", "--kernel=ema:0.5"], ["--config.snapshots.every="]),
@@ -373,7 +373,7 @@ def test_unknown_metrics_and_foreign_files_are_one_clear_line(average, ingredien
     files = ["--files", here / "a.keras", here / "c.npz"]
     data = f"--data={here}/held_out.npz"
     code, _, error = average(*files, "--soup=f1", data, "--evaluate")
-    assert code == common.USAGE and "--soup must be one of ['accuracy', 'loss']" in error
+    assert code == common.USAGE and "`--soup` must be one of ['accuracy', 'loss']" in error
     code, _, error = average("--files", here / "a.keras", folder / "one.npz", "--evaluate", data)
     assert code == common.USAGE and "one.npz does not hold weights of the model" in error
     code, _, error = average("--files", here / "b.weights.h5", here / "c.npz", "--evaluate", data)

@@ -66,7 +66,7 @@ def write_schedule(path: PathLike, learning_rates: np.ndarray) -> None:
     """
     rates = np.asarray(learning_rates, dtype=np.float64)
     if rates.ndim != 1:
-        raise ValueError(f"`learning_rates` must be a vector. Received: shape={rates.shape}")
+        raise values.error("learning_rates", "a vector", rates)
     save_arrays(path, {"learning_rates": rates})
 
 
