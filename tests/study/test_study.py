@@ -282,7 +282,7 @@ REFUSED = [
     ({"places": 3}, "`config.places` must be so few that stretches of 353 updates do not overlap"),
     ({"along": {"averages": ("x",)}}, r"among the names of config.averages, \['ema', 'swa', "),
     ({"along": {"places": 201}}, "at most the number of iterates kept of the horizon, 200"),
-    ({"claims": ("Z1",)}, "Received: Z1"),
+    ({"claims": ("Z1",)}, "Received: claims='Z1'"),
     ({"power": ({"claim": "A1"},)}, r"`power\[0\]` must have claim"),
 ]
 # Entry → values that it refuses.

@@ -74,12 +74,11 @@ def _changed(valid: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _spoilt(valid: dict[str, Any], schema: Schema | None = None) -> Any:
+def _spoilt(valid: dict[str, Any], schema: Schema) -> Any:
     sound = st.just(valid)
     ways = [st.builds(edited, sound, edits(_VALUES, most)) for most in (1, 2, 5)]
-    if schema is not None:
-        rules = {key: entry.rule for key, entry in schema.entries.items()}
-        ways += [st.builds(_changed, sound, ruled(rules, _VALUES, most)) for most in (1, 2, 5)]
+    rules = {key: entry.rule for key, entry in schema.entries.items()}
+    ways += [st.builds(_changed, sound, ruled(rules, _VALUES, most)) for most in (1, 2, 5)]
     return mostly(st.one_of(*ways), ODD, 40)
 
 
@@ -92,7 +91,7 @@ TRAINING = Target(
 )
 
 
-def _validated(name: str, module: Any, share: float, schema: Schema | None = None) -> Target:
+def _validated(name: str, module: Any, share: float) -> Target:
     """The configuration of a module that has `default_config` and `validate`."""
 
     def run(given: Any, folder: pathlib.Path) -> None:
@@ -100,10 +99,10 @@ def _validated(name: str, module: Any, share: float, schema: Schema | None = Non
         module.validate(records.read_json(folder / "config.json"))
 
     valid = module.default_config().to_dict()
-    return Target(name, _spoilt(valid, schema), run, (ConfigError,), share)
+    return Target(name, _spoilt(valid, module.SCHEMA), run, (ConfigError,), share)
 
 
-REPRODUCTION = _validated("reproduction configurations", study_config, 2, study_config.SCHEMA)
+REPRODUCTION = _validated("reproduction configurations", study_config, 2)
 SYNTHETIC = _validated("synthetic configurations", synthetic_run, 1)
 
 

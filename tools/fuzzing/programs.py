@@ -23,7 +23,7 @@ from fuzzing import judge
 from fuzzing.generate import CANARY, SCALARS, TEXTS, damage, damaged, listed, mostly
 from fuzzing.judge import Fault, Refused, Target
 from fuzzing.values import spoilt_text
-from tf_lrtraj.runs import run_config
+from tf_lrtraj.runs import run_config, synthetic_run
 from tf_lrtraj.study import study_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -282,17 +282,19 @@ _OVERRIDES = listed(
 .two_time_scales.num_runs=0|.single_runs.rate=1e9|.total=1e15 steps|.total=99999999999 steps
 .name=<b>|.steps_per_call=100000000"""
 )
-_SCHEMAS = {"train": run_config.SCHEMA, "reproduce": study_config.SCHEMA}
+_SCHEMAS = {
+    "train": run_config.SCHEMA,
+    "reproduce": study_config.SCHEMA,
+    "synthetic": synthetic_run.SCHEMA,
+}
 
 
 def _overrides(program: str) -> Any:
     """Entries at the limits of their rules, and others."""
-    entries = _SCHEMAS[program].entries if program in _SCHEMAS else {}
-    ruled = [
-        f".{key}={example}" for key, entry in entries.items() for example in entry.rule.examples
-    ]
-    stray = st.sampled_from(_OVERRIDES)
-    return (stray | st.sampled_from(ruled) if ruled else stray).map(lambda text: f"--config{text}")
+    entries = _SCHEMAS[program].entries.items()
+    ruled = [f".{key}={example}" for key, entry in entries for example in entry.rule.examples]
+    either = st.sampled_from(_OVERRIDES) | st.sampled_from(ruled)
+    return either.map(lambda text: f"--config{text}")
 
 
 _WORKDIR = ["run", "run/deeper", "file", "", ".", "locked/run", "\u202e", "used", "x" * 300]
