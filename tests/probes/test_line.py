@@ -212,53 +212,19 @@ def test_a_given_vector():
 # A small network against a slow twin ----------------------------------------------------------
 
 
-def network():
-    model = keras.Sequential(
-        [
-            keras.Input((6, 6, 3)),
-            keras.layers.Conv2D(16, 3, use_bias=False),
-            keras.layers.BatchNormalization(),
-            keras.layers.ReLU(),
-            keras.layers.Dropout(0.3, seed=2),
-            keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(4),
-        ]
-    )
-    rng = np.random.default_rng(7)
-    model.set_weights(
-        [
-            rng.uniform(0.5, 1.5, v.shape) if "variance" in v.path else
-            (v.numpy() if v.dtype != "float32" else rng.normal(0.0, 0.4, tuple(v.shape)))
-            for v in model.weights
-        ]
-    )  # fmt: skip
-    return model
-
-
-def images(count, seed):
-    rng = np.random.default_rng(seed)
-    return [
-        (rng.normal(size=(8, 6, 6, 3)).astype(np.float32), rng.integers(0, 4, 8))
-        for _ in range(count)
-    ]
-
-
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
 @pytest.mark.parametrize("batch_norm", ["batch", "frozen", "recalibrated"])
-def test_a_network_is_measured_as_by_assigning_and_evaluating(batch_norm):
-    model = network()
-    batches, held_out, moments = images(2, 0), images(2, 1), images(2, 2)
+def test_a_network_is_measured_as_by_assigning_and_evaluating(network, batch_norm):
+    model, evaluate = network.model, network.loss
+    batches, held_out, moments = network.batches[:2], network.held_out[:2], network.batches[2:]
     rates = np.array([0.0, 0.1, 0.5, 2.0])
     record = measured(
         probes.Line,
-        model, LOSS, None, batches, held_out=held_out, rates=rates, bracket="none",
+        model, evaluate, None, batches, held_out=held_out, rates=rates, bracket="none",
         batch_norm=batch_norm, moment_batches=moments,
     )  # fmt: skip
-    surface = Surface(model, LOSS, batch_norm=batch_norm, moment_batches=moments)
-    twin = network()
-    norm, dropout = twin.layers[1], twin.layers[3]
+    surface = Surface(model, evaluate, batch_norm=batch_norm, moment_batches=moments)
+    twin = network.at("here")
+    norm, dropout = twin.layers[1], twin.layers[4]
     dropout.rate = 0.0
     for i, batch in enumerate(batches):
         gradient = backend.to_numpy(surface.gradient(surface.point(), batch)[1])
@@ -275,7 +241,7 @@ def test_a_network_is_measured_as_by_assigning_and_evaluating(batch_norm):
             training = batch_norm == "batch"
 
             def loss(data, training=training):
-                return float(LOSS(data[1], twin(data[0], training=training)))
+                return float(evaluate(data[1], twin(data[0], training=training)))
 
             found = record.values["train"][k, i]
             np.testing.assert_allclose(found, loss(batch), rtol=1e-4)
