@@ -32,11 +32,8 @@ def get_config():
     config.segment = 1000
     config.log_every = 50
     config.horizon = 300
-    config.averages = {
-        "ema": {"kernel": "Exponential", "decay": 0.985},
-        "swa": {"kernel": "Uniform"},
-        "two_point": {"kernel": "TwoPoint", "gap": 200},
-    }
+    config.averages.ema.decay = 0.985
+    config.averages.two_point.gap = 200
     config.evaluate.part = 4000
     config.evaluate.batch_norm_images = 2000
     config.many_points.gaps = (10, 50, 250)

@@ -39,11 +39,8 @@ def get_config():
     config.window = 3900
     config.every = 30
     config.horizon = 390
-    config.averages = {
-        "ema": {"kernel": "Exponential", "decay": 0.985},
-        "swa": {"kernel": "Uniform"},
-        "two_point": {"kernel": "TwoPoint", "gap": 260},
-    }
+    config.averages.ema.decay = 0.985
+    config.averages.two_point.gap = 260
     config.places = 2
     config.raw_iterates = 10
     config.along = {"places": 10, "averages": ("ema", "swa")}

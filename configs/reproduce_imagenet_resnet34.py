@@ -28,11 +28,8 @@ def get_config():
     config.log_every = 500
     config.horizon = 20000
     config.horizon_every = 100
-    config.averages = {
-        "ema": {"kernel": "Exponential", "decay": 0.9998},
-        "swa": {"kernel": "Uniform"},
-        "two_point": {"kernel": "TwoPoint", "gap": 15000},
-    }
+    config.averages.ema.decay = 0.9998
+    config.averages.two_point.gap = 15000
     config.evaluate.update(batch_size=250, part=5000, batch_norm_images=5000)
     config.many_points.gaps = (1000, 4000, 8000)
     config.pairs.steps = 8000

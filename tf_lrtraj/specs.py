@@ -34,7 +34,21 @@ from tf_lrtraj.values import (
     text,
 )
 
-__all__ = ["PROBES", "Option", "Part", "ProbeSpec", "check_kind", "options", "requestable"]
+__all__ = [
+    "ENSEMBLE_SCALES",
+    "GRADIENT_PASSES",
+    "PROBES",
+    "Option",
+    "Part",
+    "ProbeSpec",
+    "check_kind",
+    "options",
+    "requestable",
+]
+
+GRADIENT_PASSES = 3.0  # time of a gradient, in forward passes
+PRODUCT_PASSES = 8.0  # that of a Hessian-vector product
+ENSEMBLE_SCALES = (1.0, 0.5, 0.25, 0.125)  # how far members are drawn towards their mean
 
 Dims = dict[str, tuple[str, ...]]
 Options = Mapping[str, Any]
@@ -96,6 +110,7 @@ class ProbeSpec:
         kind: its name in requests, configurations and records.
         title: the title of its figure.
         dims: value → names of its axes, for all values that a record may hold.
+        passes: numbers of what is measured → time, in forward passes of one batch.
         optional: optional part of a record → patterns of the names of its values.
         beside: coordinates of the record that are not axes of a value.
         what: what it measures, in one line; empty for kinds that cannot be requested.
@@ -111,6 +126,7 @@ class ProbeSpec:
     kind: str
     title: str
     dims: Dims
+    passes: Callable[..., float]
     optional: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     beside: tuple[str, ...] = ()
     what: str = ""
@@ -486,6 +502,48 @@ def _ensemble_dims() -> Dims:
     return dims
 
 
+# Costs ----------------------------------------------------------------------------------------
+
+
+def _of_steps(steps: float) -> float:
+    """Of a probe that reads weights, `steps` times, and evaluates nothing."""
+    return float(steps)
+
+
+def _of_points(points: float, batches: float, calibration: float = 0) -> float:
+    """Losses of `batches` at `points`; `calibration` passes for the statistics of each point."""
+    return float(points * (batches + calibration))
+
+
+def _of_lines(
+    directions: float, points: float, batches: float = 1, calibration: float = 0
+) -> float:
+    """A gradient for each of `directions`, and losses at `points` along them."""
+    return GRADIENT_PASSES * directions + _of_points(points, batches, calibration)
+
+
+def _of_curvatures(
+    directions: float, points: float, products: float, calibration: float = 0
+) -> float:
+    lines = _of_lines(directions, points, calibration=calibration)
+    return lines + PRODUCT_PASSES * products
+
+
+def _of_trips(points: float, batches: float, calibration: float = 0) -> float:
+    """The gradient and the losses of `batches` at `points`, each with statistics of its own."""
+    return GRADIENT_PASSES * points + _of_points(points, batches, 2 * calibration)
+
+
+def _of_gradients(gradients: float, calibration: float = 0) -> float:
+    """`calibration` is that of all points together."""
+    return GRADIENT_PASSES * gradients + calibration
+
+
+def _of_ensembles(predictors: float, batches: float, calibration: float = 0) -> float:
+    """Members, at each scale, and the average."""
+    return _of_points(predictors + 1, batches, calibration)
+
+
 # Kinds ----------------------------------------------------------------------------------------
 
 PROBES: dict[str, ProbeSpec] = {
@@ -495,6 +553,7 @@ PROBES: dict[str, ProbeSpec] = {
             "line",
             "Loss along one step",
             _line_dims(),
+            _of_lines,
             optional={"held_out": ("held_out*",), "others": ("others*",)},
             what="losses of training, held-out and other batches along a step, as a function "
             "of the rate",
@@ -506,6 +565,7 @@ PROBES: dict[str, ProbeSpec] = {
             "curvature",
             "Curvature along one step",
             _curvature_dims(),
+            _of_curvatures,
             optional={"check": ("product", "disagreement")},
             what="curvature along a step from measured losses, and by Hessian-vector products",
             takes=(SURFACE, WEIGHTS, TRAINING, DIRECTION, SEED),
@@ -515,6 +575,7 @@ PROBES: dict[str, ProbeSpec] = {
             "side_trip",
             "Side trips on one fixed batch",
             _side_trip_dims(),
+            _of_trips,
             optional={"held_out": ("held_out_*",), "others": ("others_*",)},
             what="steps on one fixed batch from a point: losses of training, held-out and "
             "other batches",
@@ -525,6 +586,7 @@ PROBES: dict[str, ProbeSpec] = {
             "basin",
             "Segments between points",
             _basin_dims(),
+            _of_points,
             optional=_HELD_OUT_VALUES,
             beside=("first", "second", "point"),
             what="losses along the segments between points, and the heights of barriers",
@@ -547,6 +609,7 @@ PROBES: dict[str, ProbeSpec] = {
             "gradients",
             "Alignment of batch gradients",
             _gradients_dims(),
+            _of_gradients,
             optional={"directions": ("*direction_*",), "sketches": ("sketch", "square")},
             what="alignment of batch gradients with each other, the mean, and along the run",
             takes=(SURFACE, WEIGHTS, TRAINING, SEED),
@@ -567,6 +630,7 @@ PROBES: dict[str, ProbeSpec] = {
             "distance",
             "Distances along the run",
             _distance_dims(),
+            _of_steps,
             optional={
                 "filters": ("*filters_squared*",),
                 "reference": ("from_reference",),
@@ -581,6 +645,7 @@ PROBES: dict[str, ProbeSpec] = {
             "width",
             "Random rays",
             _width_dims(),
+            _of_points,
             optional=_HELD_OUT_VALUES,
             what="losses along random rays from points",
             takes=(Part("points", _points(0)), SURFACE, TRAINING, HELD_OUT, RAYS, SEED),
@@ -600,6 +665,7 @@ PROBES: dict[str, ProbeSpec] = {
                 **_losses("v u"),
                 **_over("step", "trajectory_u", "trajectory_v", "trajectory_residual"),
             },
+            _of_points,
             optional=_HELD_OUT_VALUES,
             beside=("point", "point_u", "point_v"),
             what="losses on the plane through three points, with the trajectory projected on it",
@@ -615,6 +681,7 @@ PROBES: dict[str, ProbeSpec] = {
             "ensemble",
             "Predictions of several weights",
             _ensemble_dims(),
+            _of_ensembles,
             optional={"logits": ("*logit_difference*",)},
             what="accuracy of averaged predictions, and difference of predictions by "
             "distance of weights",
@@ -625,6 +692,7 @@ PROBES: dict[str, ProbeSpec] = {
             "lagged_gradients",
             "Gradients along the run",
             _lagged_gradients_dims(),
+            _of_gradients,
             optional={"sketch": ("sketch",)},
             takes=(TRAJECTORY, SURFACE, TRAINING, SEED),
         ),
@@ -632,6 +700,7 @@ PROBES: dict[str, ProbeSpec] = {
             "separation",
             "Distance between two runs",
             _over("step", "distance", "norm_a", "norm_b", "displacement_cosine", "filters_squared"),
+            _of_steps,
             optional={"filters": ("filters_squared",)},
             takes=(TRAJECTORY, OTHER_RUN, FILTERS),
             renamed={"trajectory": "trajectory_a", "other_run": "trajectory_b"},

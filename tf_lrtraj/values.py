@@ -92,11 +92,14 @@ class Rule:
         read: converts a value to its stored form, or raises TypeError, ValueError or
             OverflowError.
         choices: names that an error may suggest, if there are any.
+        examples: values at the limits of what is allowed and just beyond them, for tests; empty
+            if the limits are not known.
     """
 
     allowed: str
     read: Callable[[Any], Any]
     choices: tuple[str, ...] = ()
+    examples: tuple[Any, ...] = ()
 
     def check(self, name: str, value: Any, kind: type[Exception] = ValueError) -> Any:
         """Checks a value and returns it in its stored form.
@@ -133,7 +136,7 @@ class Rule:
         def read(value: Any) -> Any:
             return None if value is None else self.read(value)
 
-        return Rule(f"{self.allowed}, or None", read, self.choices)
+        return Rule(f"{self.allowed}, or None", read, self.choices, (*self.examples, None))
 
 
 def _range(
@@ -169,6 +172,9 @@ def integer(
 ) -> Rule:
     """An integer (Python's, NumPy's, or an array of one), never True or False.
 
+    >>> integer(1).examples
+    (0, 1, 2)
+
     >>> integer(0, 3).check("axis", np.int64(2))
     2
     >>> integer(0, below=3).allowed
@@ -183,7 +189,9 @@ def integer(
             raise ValueError
         return found
 
-    return Rule(f"an integer{_range(at_least, None, at_most, below)}", read)
+    limits = [limit for limit in (at_least, at_most, below) if limit is not None]
+    around = tuple(limit + step for limit in limits for step in (-1, 0, 1))
+    return Rule(f"an integer{_range(at_least, None, at_most, below)}", read, examples=around)
 
 
 def number(
@@ -214,7 +222,9 @@ def number(
 
     limits = _range(at_least, above, at_most, below)
     finite_word = "finite " if finite and not limits else ""
-    return Rule(f"a {finite_word}number{limits}", read)
+    known = [float(one) for one in (at_least, above, at_most, below) if one is not None]
+    around = tuple(limit + step for limit in known for step in (-0.5, 0.0, 0.5))
+    return Rule(f"a {finite_word}number{limits}", read, examples=around)
 
 
 def boolean() -> Rule:
@@ -225,7 +235,7 @@ def boolean() -> Rule:
             raise TypeError
         return bool(value)
 
-    return Rule("True or False", read)
+    return Rule("True or False", read, examples=(True, False))
 
 
 def text() -> Rule:
@@ -256,7 +266,7 @@ Received: scale='linaer'
                 return choice
         raise ValueError
 
-    return Rule(f"one of {known}", read, tuple(map(str, known)))
+    return Rule(f"one of {known}", read, tuple(map(str, known)), tuple(known))
 
 
 def sequence_of(rule: Rule, words: str, fewest: int = 0, most: int | None = None) -> Rule:
@@ -278,7 +288,8 @@ def sequence_of(rule: Rule, words: str, fewest: int = 0, most: int | None = None
             raise ValueError
         return tuple(rule.read(member) for member in value)
 
-    return Rule(words, read)
+    several = tuple([example] * max(fewest, 1) for example in rule.examples)
+    return Rule(words, read, examples=([], *several))
 
 
 def array(ndim: int | None = None) -> Rule:

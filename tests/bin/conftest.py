@@ -6,6 +6,8 @@ import sys
 import pytest
 from absl import flags
 
+from tf_lrtraj.bin import common
+
 
 @pytest.fixture
 def program(monkeypatch, capsys):
@@ -22,6 +24,22 @@ def program(monkeypatch, capsys):
 
     yield run
     forget_flags()
+
+
+@pytest.fixture
+def refused(program):
+    """Runs a program that is to refuse what it is given, in one line; returns the line.
+
+    Nothing is printed before it, unless it is refused `late`.
+    """
+
+    def run(name, *args, late=False):
+        code, out, error = program(name, *args)
+        assert code == common.USAGE and bool(out) == late, error
+        assert error.startswith(f"{name}: error: ") and error.count("\n") == 1, error
+        return error
+
+    return run
 
 
 def forget_flags():

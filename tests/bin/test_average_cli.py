@@ -8,7 +8,6 @@ import pytest
 
 from tf_lrtraj import kernels, records, theory
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
-from tf_lrtraj.bin import common
 from tf_lrtraj.runs import kernel_parsing
 
 
@@ -16,6 +15,12 @@ from tf_lrtraj.runs import kernel_parsing
 def average(program):
     """Runs `lrtraj-average`; returns (exit code, standard output, standard error)."""
     return functools.partial(program, "lrtraj-average")
+
+
+@pytest.fixture
+def refuses(refused):
+    """What `lrtraj-average` says of arguments that it refuses."""
+    return functools.partial(refused, "lrtraj-average")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +63,8 @@ def test_kernels_in_every_form(text, name, kernel):
         ([], ["--workdir", "--snapshots"]),
         (["--snapshots={folder}"], ["--kernel", "--advise"]),
         (["--snapshots={folder}", "--kernel=ema:1.5"], ["decay", "1.5"]),
-        (["--snapshots={folder}", "--kernel=emma:0.5"], ["emma:0.5", "'ema'"]),
-        (["--snapshots={folder}", "--kernel=0.99"], ["--kernel must look like ema:0.99"]),
+        (["--snapshots={folder}", "--kernel=emma:0.5"], ["'emma'", "'ema'"]),
+        (["--snapshots={folder}", "--kernel=0.99"], ["`--kernel` must be like ema:0.99"]),
         (["--snapshots={folder}", "--kernel={{oops"], ["not JSON"]),
         (["--snapshots={folder}", "--kernel=two_point:10", "--last=95"], ["90, 100", "last=95"]),
         (["--snapshots={folder}", "--kernel=two_point:90"], ["step 10", "first snapshot"]),
@@ -75,7 +80,7 @@ def test_kernels_in_every_form(text, name, kernel):
             ["--data=FILE.npz"],
         ),
         (["--workdir={folder}", "--advise", "--split=test"], ["does not use --split"]),
-        (["--snapshots={folder}", "--schedule=0.05:20", "--base=0.1"], ["'0.05' with 20"]),
+        (["--snapshots={folder}", "--schedule=0.05:20", "--base=0.1"], ["shape='0.05'"]),
         (["--snapshots={folder}/none", "--kernel=ema:0.5"], ["no folder of snapshots"]),
         (["--workdir={folder}/none", "--kernel=ema:0.5"], ["there is no folder"]),
         (["--workdir={folder}", "--kernel=ema:0.5"], ["--config.snapshots.every="]),
@@ -103,23 +108,21 @@ def test_kernels_in_every_form(text, name, kernel):
         ([*TWO, "--import=no_such_module", "--output=a.npz"], ["--import: 'no_such_module'"]),
     ],
 )
-def test_mistakes_are_one_clear_line(average, folder, args, expected):
-    code, out, error = average(*(arg.format(folder=folder) for arg in args))
-    assert code == common.USAGE
+def test_mistakes_are_one_clear_line(refuses, folder, args, expected):
+    error = refuses(*(arg.format(folder=folder) for arg in args))
     for text in expected:
         assert text in error
-    assert "Traceback" not in error and out == ""
 
 
-def test_a_damaged_snapshot_is_named(average, tmp_path):
+def test_a_damaged_snapshot_is_named(refuses, tmp_path):
     spec = VariableSpec("w", (2,), "float32", "trainable")
     writer = SnapshotWriter(tmp_path, [spec], Timetable(1))
     for step in range(4):
         writer.write(step, [np.zeros(2, np.float32)])
     path = Snapshots(tmp_path).path(2)
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    code, _, error = average(f"--snapshots={tmp_path}", "--kernel=window:3")
-    assert code == common.USAGE and "step_000000002.snap is damaged" in error
+    error = refuses(f"--snapshots={tmp_path}", "--kernel=window:3", late=True)
+    assert "step_000000002.snap is damaged" in error
 
 
 def test_averages_without_a_model_say_what_they_are(average, folder, tmp_path):
@@ -229,16 +232,16 @@ def test_a_model_of_one_s_own_from_end_to_end(average, own_model):
     assert recommended["measured"] == pytest.approx(found["loss"], rel=1e-3)
 
 
-def test_snapshots_of_another_model_are_refused(average, own_model, folder):
+def test_snapshots_of_another_model_are_refused(refuses, own_model, folder):
     path, _, _ = own_model
-    code, _, error = average(
+    error = refuses(
         f"--snapshots={folder}",
         f"--model={path}/model.keras",
         f"--data={path}/data.npz",
         "--kernel=two_point:10",
         "--evaluate",
     )
-    assert code == common.USAGE and "are not of the model" in error
+    assert "are not of the model" in error
 
 
 # --- Weight files ---------------------------------------------------------------------------
@@ -252,7 +255,7 @@ def test_snapshots_of_another_model_are_refused(average, own_model, folder):
         (["--kernel=c=Custom([2,-1])"], [5, 10]),
     ],
 )
-def test_files_of_arrays_need_no_model(average, folder, tmp_path, more, expected):
+def test_files_of_arrays_need_no_model(average, refuses, folder, tmp_path, more, expected):
     files = [f"{folder}/one.npz", f"{folder}/two.npz"]
     code, out, error = average("--files", *files, *more, f"--output={tmp_path}/mean.npz")
     assert code == 0, error
@@ -260,9 +263,9 @@ def test_files_of_arrays_need_no_model(average, folder, tmp_path, more, expected
         np.testing.assert_array_equal(found["a"], expected)
         assert found["count"] == 5 and found["count"].dtype.kind == "i"
     assert "2 of 2 files" in out
-    code, _, error = average("--files", f"{folder}/one.npz", f"{folder}/other.npz", *more,
-                             f"--output={tmp_path}/mean.npz")  # fmt: skip
-    assert code == common.USAGE and "other.npz holds the arrays ['b'" in error
+    files[1] = f"{folder}/other.npz"
+    error = refuses("--files", *files, *more, f"--output={tmp_path}/mean.npz", late=True)
+    assert "other.npz holds the arrays ['b'" in error
 
 
 @pytest.fixture(scope="module")
@@ -368,16 +371,16 @@ def test_a_greedy_soup_is_that_of_its_recipe(average, ingredients, tmp_path, met
     assert f"{metric} {measure(soup):.4f}" in row
 
 
-def test_unknown_metrics_and_foreign_files_are_one_clear_line(average, ingredients, folder):
+def test_unknown_metrics_and_foreign_files_are_one_clear_line(refuses, ingredients, folder):
     here = ingredients[0]
     files = ["--files", here / "a.keras", here / "c.npz"]
     data = f"--data={here}/held_out.npz"
-    code, _, error = average(*files, "--soup=f1", data, "--evaluate")
-    assert code == common.USAGE and "--soup must be one of ['accuracy', 'loss']" in error
-    code, _, error = average("--files", here / "a.keras", folder / "one.npz", "--evaluate", data)
-    assert code == common.USAGE and "one.npz does not hold weights of the model" in error
-    code, _, error = average("--files", here / "b.weights.h5", here / "c.npz", "--evaluate", data)
-    assert code == common.USAGE and "--model=FILE.keras is needed" in error
+    error = refuses(*files, "--soup=f1", data, "--evaluate")
+    assert "`--soup` must be one of ['accuracy', 'loss']" in error
+    error = refuses("--files", here / "a.keras", folder / "one.npz", "--evaluate", data, late=True)
+    assert "one.npz does not hold weights of the model" in error
+    error = refuses("--files", here / "b.weights.h5", here / "c.npz", "--evaluate", data)
+    assert "--model=FILE.keras is needed" in error
 
 
 LAYER = """
@@ -390,7 +393,9 @@ class Twice(keras.layers.Layer):
 """
 
 
-def test_models_with_layers_and_schedules_of_one_s_own_load(average, tmp_path, monkeypatch):
+def test_models_with_layers_and_schedules_of_one_s_own_load(
+    average, refuses, tmp_path, monkeypatch
+):
     import keras
 
     from tf_lrtraj import rates, schedules
@@ -413,8 +418,7 @@ def test_models_with_layers_and_schedules_of_one_s_own_load(average, tmp_path, m
     given = ["--snapshots=snapshots", "--model=model.keras", "--data=data.npz", "--evaluate",
              "--kernel=window:3", "--batch_norm_data=statistics.npz"]  # fmt: skip
     del keras.saving.get_custom_objects()["own>Twice"]
-    code, _, error = average(*given)
-    assert code == common.USAGE and "a class 'Twice' that Keras does not know. Give --imp" in error
+    assert "a class 'Twice' that Keras does not know. Give --imp" in refuses(*given)
     code, _, error = average(*given, "--import=layers_of_mine", "--export=out")
     assert code == 0, error
     snapshots = Snapshots("snapshots")

@@ -189,14 +189,14 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path):
         "takes ['start', 'steps', 'end']": f"{short} '--base=Linear(start=1.0, stops=3)'",
         "`rate` must be a number of at least 0": f"{short} --base=-1",
         "`rate` must be a number": f"{short} --base=nan",
-        "--spectrum must be LOW:HIGH:COUNT": f"{short} --spectrum=1:2",
+        "`--spectrum` must be LOW:HIGH:COUNT": f"{short} --spectrum=1:2",
         "fits schedules without momentum": f"{short} --spectrum=0.1:1:3 --momentum=0.9",
         "either --kernel": "--num_steps=9",
         "`every` must be at most": "--emulate=linear --num_steps=9 --every=20",
-        "--decay_steps: a schedule can decay over 1 to 9 updates. Received: 20": (
+        "--decay_steps: `updates` must be an integer": (
             "--emulate=linear --num_steps=9 --decay_steps=20"
         ),
-        "must end in .png": f"{short} --figure=a.txt",
+        "that ends in .png": f"{short} --figure=a.txt",
         "--csv: there is no folder '/nowhere'": f"{short} --csv=/nowhere/a.csv",
         "unexpected arguments": f"{short} extra",
         "num_steps": f"{kernel} --num_steps=0",
@@ -263,9 +263,9 @@ def test_a_schedule_falls_from_the_run_s_rate_where_it_begins():
     schedule = tables.decayed_rates("linear", base, 200)
     np.testing.assert_array_equal(schedule[:801], base[:801])
     np.testing.assert_allclose(schedule[800:], base[800] * np.arange(200, 0, -1) / 200)
-    with pytest.raises(ValueError, match=r"1 to 1000 updates\. Received: 1001"):
+    with pytest.raises(ValueError, match=r"at most 1000\. Received: updates=1001"):
         tables.decayed_rates("linear", base, 1001)
-    with pytest.raises(ValueError, match=r"Received: '0\.05' with 200"):
+    with pytest.raises(ValueError, match=r"Received: shape='0\.05'"):
         tables.decayed_rates("0.05", base, 200)
 
 

@@ -1,5 +1,6 @@
 """`lrtraj-train` and `lrtraj-evaluate`: mistakes are one clear line, before any training."""
 
+import functools
 import os
 
 import pytest
@@ -10,9 +11,15 @@ from tf_lrtraj.records import naming
 
 @pytest.fixture
 def train(program, tmp_path):
-    def run(*args, workdir=None):
-        workdir = workdir or tmp_path / "run"
-        return program("lrtraj-train", "--config=digits_demo", f"--workdir={workdir}", *args)
+    return functools.partial(
+        program, "lrtraj-train", "--config=digits_demo", f"--workdir={tmp_path / 'run'}"
+    )
+
+
+@pytest.fixture
+def refuses(refused, tmp_path):
+    def run(*args, workdir=tmp_path / "run"):
+        return refused("lrtraj-train", "--config=digits_demo", f"--workdir={workdir}", *args)
 
     return run
 
@@ -38,13 +45,11 @@ def train(program, tmp_path):
     ],
 )
 def test_mistakes_name_value_and_remedy_before_anything_is_written(
-    train, tmp_path, override, expected
+    refuses, tmp_path, override, expected
 ):
-    code, _, error = train(override)
-    assert code == common.USAGE
+    error = refuses(override)
     for text in expected:
         assert text in error
-    assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
 
 
@@ -55,10 +60,9 @@ def test_data_that_is_not_prepared_says_how(train, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_workdir_for_users(train, tmp_path):
+def test_an_unwritable_workdir_for_users(refuses, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    code, _, error = train(workdir=tmp_path / "locked" / "run")
-    assert code == common.USAGE and "cannot be written" in error
+    assert "cannot be written" in refuses(workdir=tmp_path / "locked" / "run")
 
 
 def test_a_workdir_of_another_configuration(train, tmp_path):
@@ -72,21 +76,16 @@ def test_a_workdir_of_another_configuration(train, tmp_path):
     assert "another configuration" in error and "data.batch_size: there 128, asked 32" in error
 
 
-def test_a_folder_named_like_a_configuration_does_not_hide_it(program, tmp_path, monkeypatch):
+def test_a_folder_named_like_a_configuration_does_not_hide_it(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits_demo").mkdir()  # a workdir, say
-    code, _, error = program(
-        "lrtraj-train", "--config=digits_demo", "--workdir=digits_demo", "--config.seed=-1"
-    )
-    assert code == common.USAGE and "`config.seed` must be" in error
+    flags = ["--config=digits_demo", "--workdir=digits_demo", "--config.seed=-1"]
+    assert "`config.seed` must be" in refused("lrtraj-train", *flags)
 
 
-def test_another_backend_of_keras_is_refused(program, monkeypatch, tmp_path):
+def test_another_backend_of_keras_is_refused(refuses, monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    code, _, errors = program(
-        "lrtraj-train", "--config=digits_demo", f"--workdir={tmp_path / 'run'}"
-    )
-    assert code == 2 and "Received: KERAS_BACKEND='jax'" in errors
+    assert "Received: KERAS_BACKEND='jax'" in refuses()
     assert not (tmp_path / "run").exists()
 
 

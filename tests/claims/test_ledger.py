@@ -150,7 +150,7 @@ def test_the_page_is_in_step():
 def test_claims_stand_in_order_and_unknown_ones_are_named():
     place = {letter: i for i, letter in enumerate("BASO")}
     assert sorted(set(IDS), key=lambda name: (place[name[0]], int(name[1:]))) == IDS
-    with pytest.raises(ValueError, match="Received: B99"):
+    with pytest.raises(ValueError, match="Received: claims='B99'"):
         claims.chosen(["B99"])
 
 

@@ -136,9 +136,9 @@ def test_parts_have_names():
     assert found.part("x").interval.value == 3.0
     with pytest.raises(KeyError):
         found.part("y")
-    with pytest.raises(ValueError, match="differ in their names"):
+    with pytest.raises(ValueError, match="parts of different names"):
         v.conclude([part, part])
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="one or more parts"):
         v.conclude([])
     with pytest.raises(ValueError, match="`low` or `high`"):
         v.Wanted("x", "x")

@@ -86,16 +86,8 @@ def assemble(config, dataset, strategy, learning_rates=None):
     optimizer = keras.optimizers.SGD(0.1)
     optimizer.build(model.trainable_variables)
     averages = AverageState(model.trainable_variables, plan.averages) if plan.averages else None
-    assembly = Assembly(
-        config=config,
-        plan=plan,
-        dataset=dataset,
-        strategy=strategy,
-        model=model,
-        optimizer=optimizer,
-        averages=averages,
-        learning_rates=rates.as_array(rate, plan.total_steps),
-    )
+    table = rates.as_array(rate, plan.total_steps)
+    assembly = Assembly(config, plan, dataset, strategy, model, optimizer, averages, table)
     assembly.evaluator = ToyEvaluator(model, averages)
     return assembly
 

@@ -53,6 +53,12 @@ class LeastSquares:
     def weights(theta):
         return [np.asarray(theta, "float32").reshape(-1, 1)]
 
+    def measured(self, probe, thetas, **options):
+        """The record of a probe of points on the first 4 batches, the others held out."""
+        points = {name: self.weights(theta) for name, theta in thetas.items()}
+        options["held_out"] = self.batches[4:]
+        return probe_cases.measured(probe, self.model, "mse", points, self.batches[:4], **options)
+
 
 @pytest.fixture(scope="session")
 def least_squares():
@@ -81,6 +87,26 @@ class Network:
             variable.assign(array)
         for variable, array in zip(norm_statistics(clone), statistics or [], strict=False):
             variable.assign(array)
+        return clone
+
+    def mixed(self, shares, statistics):
+        """A clone at a mixture of points, without dropout.
+
+        Args:
+            shares: name → share of a point's weights.  Negative ones count as 0 for statistics,
+                as a variance must not turn negative.
+            statistics: name → mean and variance of the batch norm.
+        """
+        kept = {name: max(share, 0.0) for name, share in shares.items()}
+        kept = {name: share / sum(kept.values()) for name, share in kept.items()}
+        clone = self.at(next(iter(shares)))
+        clone.layers[4].rate = 0.0
+        for variables, parts, of in (
+            (clone.trainable_variables, shares, self.points),
+            (norm_statistics(clone), kept, statistics),
+        ):
+            for k, variable in enumerate(variables):
+                variable.assign(sum(share * of[name][k] for name, share in parts.items()))
         return clone
 
     def state(self):
@@ -131,6 +157,16 @@ def network():
     for name in ("b", "c"):
         points[name] = [a + 0.3 * rng.normal(size=a.shape).astype(a.dtype) for a in here]
     return Network(model, loss, points, [batch() for _ in range(4)], [batch(9) for _ in range(3)])
+
+
+@pytest.fixture
+def statistics():
+    """Name of a point → mean and variance of the network's batch norm there."""
+    rng = np.random.default_rng(5)
+    return {
+        name: [rng.normal(size=16).astype("float32"), rng.uniform(0.5, 2, 16).astype("float32")]
+        for name in ("here", "b", "c")
+    }
 
 
 @dataclasses.dataclass

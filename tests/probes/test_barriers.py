@@ -137,10 +137,10 @@ def test_positions_reach_as_far_as_asked():
         (lambda: positions(2), "`num` must be an integer of at least 3"),
         (lambda: positions(5, -0.1), "`extend` must be two numbers of at least 0"),
         (lambda: positions(5, (0.0, 0.1, 0.2)), "`extend` must be two numbers"),
-        (lambda: barriers.excess([0.0, 0.5], np.ones((2, 1))), "must increase and hold 0 and 1"),
+        (lambda: barriers.excess([0.0, 0.5], np.ones((2, 1))), "must be increasing, with 0 and 1"),
         (lambda: barriers.excess([0.0, 1.0], np.ones((3, 1))), "`losses` must be"),
         (lambda: barriers.check_pairs([("a", "a")], ["a", "b"]), "`pairs` must be pairs of diff"),
-        (lambda: barriers.check_pairs([("a", "x")], ["a", "b"]), "Received: \\('a', 'x'\\)"),
+        (lambda: barriers.check_pairs([("a", "x")], ["a", "b"]), "Received: pairs=\\('a', 'x'\\)"),
         (lambda: barriers.check_pairs([], ["a", "b"]), "at least one pair"),
     ],
 )

@@ -13,16 +13,7 @@ from tf_lrtraj.probes.basin import ALL
 def test_a_quadratic_basin(least_squares):
     problem = least_squares
     ends = {"a": np.linspace(-1.0, 2.0, 5), "b": np.linspace(2.0, 0.0, 5), "c": np.ones(5)}
-    record = measured(
-        probes.Basin,
-        problem.model,
-        "mean_squared_error",
-        {name: problem.weights(theta) for name, theta in ends.items()},
-        problem.batches[:4],
-        held_out=problem.batches[4:],
-        num=5,
-        extend=(0.5, 0.25),
-    )
+    record = problem.measured(probes.Basin, ends, num=5, extend=(0.5, 0.25))
     assert record.coordinates["pair"].tolist() == ["a to b", "a to c", "b to c"]
     where = record.coordinates["position"]
     np.testing.assert_allclose(where, [-0.5, -0.25, 0, 0.25, 0.5, 0.75, 1.0, 1.25])
@@ -49,12 +40,7 @@ def test_a_quadratic_basin(least_squares):
 
 
 @pytest.mark.parametrize("mode", ["batch", "frozen", "recalibrated"])
-def test_against_a_clone_with_its_weights_set(network, mode):
-    rng = np.random.default_rng(5)
-    statistics = {
-        name: [rng.normal(size=16).astype("float32"), rng.uniform(0.5, 2, 16).astype("float32")]
-        for name in ("b", "c")
-    }
+def test_against_a_clone_with_its_weights_set(network, statistics, mode):
     moment_batches = network.batches[2:]
     record = measured(
         probes.Basin,
@@ -68,25 +54,13 @@ def test_against_a_clone_with_its_weights_set(network, mode):
         moment_batches=moment_batches if mode == "recalibrated" else None,
     )
     for i, t in enumerate(record.coordinates["position"]):
-        clone = network.at("b")
-        for variable, a, b in zip(
-            clone.trainable_variables, network.points["b"], network.points["c"], strict=True
-        ):
-            variable.assign((1.0 - t) * a + t * b)
-        layer = clone.layers[1]
-        inside = np.clip(t, 0.0, 1.0)  # a variance must not turn negative beyond the points
-        for variable, a, b in zip(
-            (layer.moving_mean, layer.moving_variance), statistics["b"], statistics["c"],
-            strict=True,
-        ):  # fmt: skip
-            variable.assign((1.0 - inside) * a + inside * b)
+        clone = network.mixed({"b": 1.0 - t, "c": t}, statistics)
         if mode == "recalibrated":
             values = [v.value for v in clone.trainable_variables]
             others = [v.value for v in clone.non_trainable_variables]
             new = bn.recompute(clone, values, others, moment_batches)
             for variable, value in zip(clone.non_trainable_variables, new, strict=True):
                 variable.assign(value)
-        clone.layers[4].rate = 0.0
         for k, (x, y) in enumerate(network.batches[:2]):
             outputs = clone(x, training=mode == "batch")
             loss = float(network.loss(y, outputs))

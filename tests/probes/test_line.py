@@ -40,6 +40,13 @@ class Parabola:
         return self.h @ w - self.b
 
 
+def along(weights, batches, **options):
+    """The record of a line from `weights`, of half the squared error."""
+    return measured(
+        probes.Line, linear(weights), half_square, None, batches, **{"rates": RATES, **options}
+    )
+
+
 def least_squares(count, seed, size=6):
     rng = np.random.default_rng(seed)
     return [
@@ -51,16 +58,7 @@ def least_squares(count, seed, size=6):
 def test_every_number_of_a_parabola():
     w = np.array([1.5, -1.0, 0.5])
     batches, held_out, others = (least_squares(n, seed) for n, seed in ((4, 0), (3, 1), (2, 2)))
-    record = measured(
-        probes.Line,
-        linear(w),
-        half_square,
-        None,
-        batches,
-        held_out=held_out,
-        others=others,
-        rates=RATES,
-    )
+    record = along(w, batches, held_out=held_out, others=others)
     v = record.values
     rates = record.coordinates["rate"]
     for i, batch in enumerate(batches):
@@ -114,16 +112,7 @@ def every_sign(a, scale):
 def test_means_are_those_of_the_quadratic_model():
     a, scale, w = np.array([1.0, 0.3, 0.1]), np.array([0.5, 1.0, 0.7]), [1.0, -2.0, 1.5]
     batches = every_sign(a, scale)
-    record = measured(
-        probes.Line,
-        linear(w),
-        half_square,
-        None,
-        batches,
-        held_out=batches,
-        rates=RATES,
-        bracket="mean",
-    )
+    record = along(w, batches, held_out=batches, bracket="mean")
     model, rates = theory.QuadraticModel(a, scale**2), record.coordinates["rate"]
     for curve, held_out in ((0, False), (1, True)):
         wanted = model.one_step_loss(rates, w, held_out)
@@ -141,14 +130,11 @@ def test_stationary_noise_gains_nothing_at_the_rate_it_came_from():
     # Claim B4 in the model itself: start points spread as SGD at rate 0.4 leaves them.
     rate, a, scale = 0.4, np.array([1.0]), np.array([1.0])
     spread = np.sqrt(theory.QuadraticModel(a, scale**2).stationary_variance(rate))
-    curves = [
-        measured(
-            probes.Line,
-            linear(w), half_square, None, every_sign(a, scale), held_out=every_sign(a, scale),
-            rates=rate_grid(0.0, 0.6, 7, "linear"), bracket="none",
-        ).values["mean"][1]
-        for w in (spread, -spread)
-    ]  # fmt: skip
+    batches, grid = every_sign(a, scale), rate_grid(0.0, 0.6, 7, "linear")
+    records = [
+        along(w, batches, held_out=batches, rates=grid, bracket="none") for w in (spread, -spread)
+    ]
+    curves = [record.values["mean"][1] for record in records]
     gain = np.mean(curves, 0)[0] - np.mean(curves, 0)
     np.testing.assert_allclose(gain[4], 0.0, atol=1e-6)  # at 0.4
     assert np.argmax(gain) == 2  # at 0.2
@@ -216,11 +202,7 @@ def test_random_directions_are_filter_normalised_and_as_long_as_the_gradient():
 def test_a_given_vector():
     w = np.array([1.0, 2.0, 3.0])
     batches, vector = least_squares(2, 4), np.array([[1.0], [0.0], [-1.0]])
-    record = measured(
-        probes.Line,
-        linear(w), half_square, None, batches, held_out=batches[:1], rates=RATES,
-        direction=[vector], bracket="none",
-    )  # fmt: skip
+    record = along(w, batches, held_out=batches[:1], direction=[vector], bracket="none")
     for i, batch in enumerate(batches):
         wanted = [Parabola(batch).loss(w - rate * vector[:, 0]) for rate in RATES]
         np.testing.assert_allclose(record.values["train"][:, i], wanted, rtol=1e-5)
@@ -230,53 +212,19 @@ def test_a_given_vector():
 # A small network against a slow twin ----------------------------------------------------------
 
 
-def network():
-    model = keras.Sequential(
-        [
-            keras.Input((6, 6, 3)),
-            keras.layers.Conv2D(16, 3, use_bias=False),
-            keras.layers.BatchNormalization(),
-            keras.layers.ReLU(),
-            keras.layers.Dropout(0.3, seed=2),
-            keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(4),
-        ]
-    )
-    rng = np.random.default_rng(7)
-    model.set_weights(
-        [
-            rng.uniform(0.5, 1.5, v.shape) if "variance" in v.path else
-            (v.numpy() if v.dtype != "float32" else rng.normal(0.0, 0.4, tuple(v.shape)))
-            for v in model.weights
-        ]
-    )  # fmt: skip
-    return model
-
-
-def images(count, seed):
-    rng = np.random.default_rng(seed)
-    return [
-        (rng.normal(size=(8, 6, 6, 3)).astype(np.float32), rng.integers(0, 4, 8))
-        for _ in range(count)
-    ]
-
-
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
 @pytest.mark.parametrize("batch_norm", ["batch", "frozen", "recalibrated"])
-def test_a_network_is_measured_as_by_assigning_and_evaluating(batch_norm):
-    model = network()
-    batches, held_out, moments = images(2, 0), images(2, 1), images(2, 2)
+def test_a_network_is_measured_as_by_assigning_and_evaluating(network, batch_norm):
+    model, evaluate = network.model, network.loss
+    batches, held_out, moments = network.batches[:2], network.held_out[:2], network.batches[2:]
     rates = np.array([0.0, 0.1, 0.5, 2.0])
     record = measured(
         probes.Line,
-        model, LOSS, None, batches, held_out=held_out, rates=rates, bracket="none",
+        model, evaluate, None, batches, held_out=held_out, rates=rates, bracket="none",
         batch_norm=batch_norm, moment_batches=moments,
     )  # fmt: skip
-    surface = Surface(model, LOSS, batch_norm=batch_norm, moment_batches=moments)
-    twin = network()
-    norm, dropout = twin.layers[1], twin.layers[3]
+    surface = Surface(model, evaluate, batch_norm=batch_norm, moment_batches=moments)
+    twin = network.at("here")
+    norm, dropout = twin.layers[1], twin.layers[4]
     dropout.rate = 0.0
     for i, batch in enumerate(batches):
         gradient = backend.to_numpy(surface.gradient(surface.point(), batch)[1])
@@ -293,7 +241,7 @@ def test_a_network_is_measured_as_by_assigning_and_evaluating(batch_norm):
             training = batch_norm == "batch"
 
             def loss(data, training=training):
-                return float(LOSS(data[1], twin(data[0], training=training)))
+                return float(evaluate(data[1], twin(data[0], training=training)))
 
             found = record.values["train"][k, i]
             np.testing.assert_allclose(found, loss(batch), rtol=1e-4)
@@ -308,32 +256,14 @@ def test_a_network_is_measured_as_by_assigning_and_evaluating(batch_norm):
 def test_the_grid_is_extended_until_every_minimum_is_passed():
     w, batches = [1.0, -1.0, 1.0], least_squares(3, 5)
     short = rate_grid(0.0, 0.2, 5, "linear")
-    record = measured(
-        probes.Line,
-        linear(w),
-        half_square,
-        None,
-        batches,
-        held_out=batches,
-        rates=short,
-        extensions=6,
-    )
+    record = along(w, batches, held_out=batches, rates=short, extensions=6)
     rates = record.coordinates["rate"]
     assert (record.values["bracketed"] == 1.0).all()
     np.testing.assert_allclose(np.diff(rates), 0.05)
     doublings = np.log2(rates[-1] / 0.2)
     np.testing.assert_allclose(doublings, np.round(doublings), atol=1e-9)
     assert rates[-1] / 2.0 < 1.01 * record.values["best_rate"][0].max()  # no further than needed
-    whole = measured(
-        probes.Line,
-        linear(w),
-        half_square,
-        None,
-        batches,
-        held_out=batches,
-        rates=rates,
-        bracket="none",
-    )
+    whole = along(w, batches, held_out=batches, rates=rates, bracket="none")
     np.testing.assert_allclose(record.values["train"], whole.values["train"], rtol=1e-5, atol=1e-6)
     assert not np.isnan(np.concatenate([v.ravel() for v in record.values.values()])).any()
 
@@ -342,11 +272,7 @@ def test_extensions_are_bounded_and_may_be_refused():
     batches = least_squares(2, 5)
     short = rate_grid(0.0, 1e-3, 3, "linear")
     for options, end in (({"extensions": 2}, 4e-3), ({"bracket": "none"}, 1e-3)):
-        record = measured(
-            probes.Line,
-            linear([1.0, -1.0, 1.0]), half_square, None, batches, held_out=batches, rates=short,
-            **options,
-        )  # fmt: skip
+        record = along([1.0, -1.0, 1.0], batches, held_out=batches, rates=short, **options)
         np.testing.assert_allclose(record.coordinates["rate"][-1], end)
         assert (record.values["bracketed"] == 0.0).all()
         np.testing.assert_allclose(record.values["best_rate"][0], end)
@@ -360,15 +286,8 @@ def test_rate_zero_is_put_in_front():
     assert probe.rates.tolist() == [0.0, 0.1, 0.2]
 
 
-# Interruptions --------------------------------------------------------------------------------
-
-
 def test_a_loss_that_overflows_is_infinite_and_ends_the_search():
     batches = least_squares(1, 0)
-    record = measured(
-        probes.Line,
-        linear([1.0, 0.0, 0.0]), half_square, None, batches, held_out=batches,
-        rates=[0.0, 0.5, 1e30],
-    )  # fmt: skip
+    record = along([1.0, 0.0, 0.0], batches, held_out=batches, rates=[0.0, 0.5, 1e30])
     assert np.isinf(record.values["train"][-1]).all()
     assert record.coordinates["rate"].size == 3 and record.complete

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from probe_cases import Steps, measured
+from probe_cases import Steps
 
 from tf_lrtraj import probes
 from tf_lrtraj.probes.plane import Basis, Plane
@@ -50,13 +50,9 @@ def test_a_quadratic_bowl(least_squares):
     corners = rng.normal(size=(3, 5))
     path = rng.normal(size=(4, 5))
     steps = Steps(None, {i: problem.weights(theta) for i, theta in enumerate(path)})
-    record = measured(
+    record = problem.measured(
         probes.Plane,
-        problem.model,
-        "mean_squared_error",
-        {name: problem.weights(theta) for name, theta in zip("xyz", corners, strict=True)},
-        problem.batches[:4],
-        held_out=problem.batches[4:],
+        dict(zip("xyz", corners, strict=True)),
         num=(4, 3),
         margin=0.5,
         trajectory=steps,
@@ -88,12 +84,7 @@ def test_a_quadratic_bowl(least_squares):
 
 
 @pytest.mark.parametrize("mode", ["batch", "frozen"])
-def test_against_a_clone_with_its_weights_set(network, mode):
-    rng = np.random.default_rng(5)
-    statistics = {
-        name: [rng.normal(size=16).astype("float32"), rng.uniform(0.5, 2, 16).astype("float32")]
-        for name in network.points
-    }
+def test_against_a_clone_with_its_weights_set(network, statistics, mode):
     surface = probes.Surface(network.model, network.loss, batch_norm=mode)
     points = {name: [*array, *statistics[name]] for name, array in network.points.items()}
     plane = Plane(surface, points, network.batches[:1], num=2, margin=0.1)
@@ -101,17 +92,8 @@ def test_against_a_clone_with_its_weights_set(network, mode):
     for i, v in enumerate(record.coordinates["v"]):
         for j, u in enumerate(record.coordinates["u"]):
             shares = plane.basis.shares(u, v)
-            kept = np.maximum(shares, 0.0) / np.maximum(shares, 0.0).sum()
-            assert not np.allclose(kept, shares)
-            clone = network.at("here")
-            for k, variable in enumerate(clone.trainable_variables):
-                arrays = [network.points[name][k] for name in network.points]
-                variable.assign(sum(s * a for s, a in zip(shares, arrays, strict=True)))
-            norm = clone.layers[1]
-            for k, variable in enumerate((norm.moving_mean, norm.moving_variance)):
-                arrays = [statistics[name][k] for name in network.points]
-                variable.assign(sum(s * a for s, a in zip(kept, arrays, strict=True)))
-            clone.layers[4].rate = 0.0
+            assert shares.min() < 0.0
+            clone = network.mixed(dict(zip(network.points, shares, strict=True)), statistics)
             x, y = network.batches[0]
             loss = float(network.loss(y, clone(x, training=mode == "batch")))
             assert record.values["loss"][i, j, 0] == pytest.approx(loss, rel=3e-4)

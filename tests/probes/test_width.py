@@ -13,17 +13,8 @@ def test_rays_in_a_quadratic_bowl(least_squares):
     problem, rise, seed = least_squares, 0.4, 7
     points = {"a": np.zeros(5), "b": np.full(5, 0.2)}
     distances = np.linspace(0.0, 3.0, 61)
-    record = measured(
-        probes.Width,
-        problem.model,
-        "mean_squared_error",
-        {name: problem.weights(theta) for name, theta in points.items()},
-        problem.batches[:4],
-        held_out=problem.batches[4:],
-        distances=distances,
-        num_rays=3,
-        seed=seed,
-        rise=rise,
+    record = problem.measured(
+        probes.Width, points, distances=distances, num_rays=3, seed=seed, rise=rise
     )
     assert record.complete
     # One and the same rays at both points: a pure function of the seed and their number.

@@ -4,6 +4,7 @@ import importlib
 
 import numpy as np
 import pytest
+from probe_records import record
 
 from tf_lrtraj import report
 from tf_lrtraj.records import ArrayRecord
@@ -27,61 +28,58 @@ def test_what_cannot_be_drawn_is_refused():
 
 
 def test_side_trip():
-    dims = {f"{group}_mean": ("step",) for group in ("train", "held_out")}
-    record = ArrayRecord.empty(
-        "side_trip", {"step": range(5)}, dims, {"step": 1200, "learning_rate": [0.5] * 4}
+    found = record(
+        "side_trip",
+        {"step": range(5)},
+        "held_out",
+        about={"step": 1200, "learning_rate": [0.5] * 4},
+        train_mean=[1.0, 0.5, 0.25, 0.125, 0.0625],
+        held_out_mean=[1.0, 1.5, 2.0, 2.5, 3.0],
     )
-    record.put("train_mean", ..., [1.0, 0.5, 0.25, 0.125, 0.0625])
-    record.put("held_out_mean", ..., [1.0, 1.5, 2.0, 2.5, 3.0])
-    assert sentences(record) == [
+    assert sentences(found) == [
         "step 1,200: 4 steps at rate 0.5: its own batch from 1.000 to 0.125 after 3 to 0.062; "
         "held-out batches from 1.000 to 2.500 after 3 to 3.000"
     ]
 
 
 def test_line_without_a_crossing_says_nothing_of_one():
-    names = ("mean_best_rate", "mean_gain", "mean_zero_crossing")
-    dims = {name: ("curve",) for base in names for name in (base, f"{base}_se")}
-    dims["fit_error"] = ("degree", "window", "batch")
-    record = ArrayRecord.empty(
+    found = record(
         "line",
         {"curve": ["train", "held_out"], "batch": range(3), "degree": [1, 2], "window": [2.0]},
-        dims,
+        "held_out",
+        fill=0.0625,
+        mean_best_rate=[0.5, 0.125],
+        mean_gain=[0.75, 0.25],
+        mean_zero_crossing=[np.nan, 0.25],
+        fit_error=[[[1.0] * 3], [[0.01, 0.02, 0.03]]],
     )
-    for name, pair in zip(names, ([0.5, 0.125], [0.75, 0.25], [np.nan, 0.25]), strict=True):
-        record.put(name, ..., pair)
-        record.put(f"{name}_se", ..., 0.0625)
-    record.put("fit_error", ..., [[[1.0] * 3], [[0.01, 0.02, 0.03]]])
-    own, held_out, fit = sentences(record)
+    own, held_out, fit = sentences(found)
     assert "gone" not in own and "gain is gone at 0.25" in held_out
     assert "(mean of 3 batches)" in own and "within 2 %" in fit and "worst 3 %" in fit
 
 
 @pytest.mark.parametrize(("height", "told"), [(0.5, True), (0.0, False)])
 def test_basin_counts_verdicts(height, told):
-    names = ("barrier", "barrier_se", "verdict")
-    record = ArrayRecord.empty(
+    found = record(
         "basin",
-        {"first": ["a", "a"], "second": ["b", "c"], "pair": range(2), "layer": ["all"]},
-        dict.fromkeys(names, ("pair", "layer")),
+        {"first": ["a", "a"], "second": ["b", "c"], "layer": ["all"]},
+        barrier=[[0.0], [height]],
+        barrier_se=0.01,
+        verdict=[[-1.0], [1.0 if told else 0.0]],
     )
-    record.put("barrier", ..., [[0.0], [height]])
-    record.put("barrier_se", ..., 0.01)
-    record.put("verdict", ..., [[-1.0], [1.0 if told else 0.0]])
-    (text,) = sentences(record)
+    (text,) = sentences(found)
     assert ("highest barrier 0.50 ± 0.01, from a to c" in text) == told
     assert "2 segments: 1 one basin" in text
 
 
 def test_width_leaves_out_what_was_not_reached():
-    record = ArrayRecord.empty(
+    found = record(
         "width",
         {"point": ["sgd", "swa"]},
-        dict.fromkeys(("width_mean", "width_se"), ("point",)),
-        {"rise": 0.1},
+        about={"rise": 0.1},
+        width_mean=[8.0, np.inf],
+        width_se=[0.5, np.inf],
     )
-    record.put("width_mean", ..., [8.0, np.inf])
-    record.put("width_se", ..., [0.5, np.inf])
-    assert sentences(record) == [
+    assert sentences(found) == [
         "training loss of sgd has risen by 0.1 at distance 8.0 ± 0.5 along rays"
     ]

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from tf_lrtraj import kernels, rates, records
-from tf_lrtraj.runs import run_config
+from tf_lrtraj.runs import run_config, synthetic_run
 from tf_lrtraj.runs.run_config import ConfigError, default_config, resolve, validate
 from tf_lrtraj.study import study_config as reproduction
 
@@ -28,8 +28,12 @@ def changed(**changes):
 
 @pytest.mark.parametrize(
     ("schema", "check"),
-    [(run_config.SCHEMA, validate), (reproduction.SCHEMA, reproduction.validate)],
-    ids=["run", "study"],
+    [
+        (run_config.SCHEMA, validate),
+        (reproduction.SCHEMA, reproduction.validate),
+        (synthetic_run.SCHEMA, synthetic_run.validate),
+    ],
+    ids=["run", "study", "synthetic"],
 )
 def test_every_entry_is_declared_once(schema, check):
     plain = check(schema.defaults())

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import run_helpers
 
 from tf_lrtraj import kernels, memory
 from tf_lrtraj.models import Size, resnet_size
@@ -21,9 +22,7 @@ GB = 10**9
 def changed(**changes):
     config = default_config()
     config.averages = {"two_point": {"kernel": "TwoPoint", "gap": 20}}
-    settings = {key.replace("__", "."): value for key, value in changes.items()}
-    config.update_from_flattened_dict(settings)
-    return validate(config)
+    return validate(run_helpers.changed(config, **changes))
 
 
 def check(config, shape=(8, 8, 1), classes=10, examples=1297, **options):

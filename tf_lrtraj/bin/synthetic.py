@@ -17,12 +17,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from tf_lrtraj.bin import common, configuration
+from tf_lrtraj.runs import synthetic_run
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     from tf_lrtraj.report import synthetic_figures as report
-    from tf_lrtraj.runs import synthetic_run
 
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     configuration.check_program(config, "synthetic")
@@ -44,7 +44,9 @@ def run() -> None:
     flags.DEFINE_string(
         "workdir", None, "folder for records and figures; created if it does not exist"
     )
-    common.run_app(main, needs=["config", "workdir"], folders=["workdir"])
+    common.run_app(
+        main, needs=["config", "workdir"], folders=["workdir"], schema=synthetic_run.SCHEMA
+    )
 
 
 if __name__ == "__main__":

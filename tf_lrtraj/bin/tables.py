@@ -75,13 +75,8 @@ def decayed_rates(text: str, base: np.ndarray, decay: int | None) -> np.ndarray:
     steps = len(base)
     if decay is None:
         return parse_rates(text, steps, peak=float(base[0]), decay=None)
-    if text not in SHORT_NAMES:
-        raise ValueError(
-            f"a number of updates goes only with {', '.join(SHORT_NAMES)}. "
-            f"Received: {text!r} with {decay}"
-        )
-    if not 1 <= decay <= steps:
-        raise ValueError(f"a schedule can decay over 1 to {steps} updates. Received: {decay}")
+    values.one_of(SHORT_NAMES).check("shape", text)
+    values.integer(1, steps).check("updates", decay)
     start = steps - decay
     schedule = parse_rates(text, steps, peak=float(base[start]), decay=decay)
     schedule[:start] = base[:start]
@@ -118,10 +113,9 @@ def parse_spectrum(text: str) -> np.ndarray:
     except (IndexError, ValueError):
         sound = False
     if not sound:
-        raise ValueError(
-            "--spectrum must be LOW:HIGH:COUNT with 0 < LOW <= HIGH and COUNT at most "
-            f"{MOST_CURVATURES:,}, such as 1e-3:1:20, or FILE.csv[:COLUMN]. Received: {text!r}"
-        )
+        most = f"COUNT at most {MOST_CURVATURES:,}"
+        allowed = f"LOW:HIGH:COUNT with 0 < LOW <= HIGH and {most}, or FILE.csv[:COLUMN]"
+        raise values.error("--spectrum", allowed, text)
     return np.geomspace(low, high, count)
 
 
@@ -263,7 +257,7 @@ def write_csv(path: str, columns: dict[str, np.ndarray]) -> None:
 def check_figure(path: str) -> None:
     """Raises ValueError if the file's suffix is not that of a figure."""
     if pathlib.Path(path).suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--figure must end in .png, .svg or .pdf. Received: {path!r}")
+        raise values.error("--figure", "a file that ends in .png, .svg or .pdf", path)
 
 
 def write_figure(path: str, columns: dict[str, np.ndarray], title: str) -> None:

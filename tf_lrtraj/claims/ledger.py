@@ -49,6 +49,7 @@ from tf_lrtraj.claims.verdicts import (
 )
 from tf_lrtraj.records import RecordError, write_atomically
 from tf_lrtraj.records.strict_json import encode
+from tf_lrtraj.values import one_of
 
 FORMAT = 2
 LEDGER = "ledger.json"
@@ -89,13 +90,8 @@ def chosen(ids: Iterable[str]) -> tuple[Claim, ...]:
     >>> [claim.id for claim in chosen(["B3", "A1"])]
     ['B3', 'A1']
     """
-    wanted = set(ids)
-    known = {claim.id for claim in CLAIMS}
-    if not wanted <= known:
-        raise ValueError(
-            f"`claims` must be among {', '.join(c.id for c in CLAIMS)}. "
-            f"Received: {', '.join(sorted(wanted - known))}"
-        )
+    known = one_of([claim.id for claim in CLAIMS])
+    wanted = {known.check("claims", claim) for claim in ids}
     return tuple(claim for claim in CLAIMS if claim.id in wanted)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from tf_lrtraj.claims.layout import records_of
 from tf_lrtraj.statistics import LEVEL, Interval, holm, mean_of
+from tf_lrtraj.values import error
 
 SANDLER = "Sandler et al. 2023, arXiv 2301.02312"
 
@@ -296,7 +297,7 @@ class Claim:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.title.split()) <= 12:
-            raise ValueError(f"`title` must have 1 to 12 words. Received: {self.title!r}")
+            raise error("title", "1 to 12 words", self.title)
 
     @property
     def records(self) -> tuple[str, ...]:
@@ -317,11 +318,9 @@ def conclude(
     Raises:
         ValueError: if there is no part, or two have the same name.
     """
-    if not parts:
-        raise ValueError("`parts` must hold at least one. Received: none")
     names = [part.name for part in parts]
-    if len(set(names)) < len(names):
-        raise ValueError(f"`parts` must differ in their names. Received: {names}")
+    if not names or len(set(names)) < len(names):
+        raise error("parts", "one or more parts of different names", names)
     judged = [
         dataclasses.replace(part, failed=failed)
         for part, failed in zip(parts, holm([part.fails_at for part in parts]), strict=True)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_lrtraj.statistics import mean_and_se, student
+from tf_lrtraj.values import error
 
 ONE_BASIN, UNDECIDED, BARRIER = -1, 0, 1
 VERDICTS = {ONE_BASIN: "one basin", UNDECIDED: "undecided", BARRIER: "barrier"}
@@ -74,9 +75,7 @@ def segment(positions: Any, losses: Any) -> tuple[np.ndarray, np.ndarray]:
             f"Received: shapes {losses.shape} for positions of {positions.shape}"
         )
     if not (np.all(np.diff(positions) > 0) and {0.0, 1.0} <= set(positions.tolist())):
-        raise ValueError(
-            f"`positions` must increase and hold 0 and 1. Received: {positions.tolist()}"
-        )
+        raise error("positions", "increasing, with 0 and 1 among them", positions)
     inside = (positions >= 0.0) & (positions <= 1.0)
     return positions[inside], losses[inside]
 
@@ -208,11 +207,8 @@ def check_pairs(
     for pair in pairs:
         entry = tuple(str(name) for name in pair)
         if len(entry) != 2 or entry[0] == entry[1] or not set(entry) <= set(names):
-            raise ValueError(
-                f"`pairs` must be pairs of different points out of {list(names)}. "
-                f"Received: {tuple(pair)!r}"
-            )
+            raise error("pairs", f"pairs of different points out of {list(names)}", tuple(pair))
         found.append((entry[0], entry[1]))
     if not found or len(set(found)) < len(found):
-        raise ValueError(f"`pairs` must hold at least one pair, each once. Received: {found}")
+        raise error("pairs", "at least one pair, each once", found)
     return found

@@ -21,7 +21,7 @@ from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.records.shapes import decode
 from tf_lrtraj.records.strict_json import encode
-from tf_lrtraj.specs import PROBES
+from tf_lrtraj.specs import PROBES, ProbeSpec
 from tf_lrtraj.values import error
 
 _SAVE_EVERY = (
@@ -43,6 +43,11 @@ class Probe(abc.ABC):
     kind: str
     growing: str | None = None
 
+    @property
+    def spec(self) -> ProbeSpec:
+        """What `tf_lrtraj.specs` declares of its kind."""
+        return PROBES[self.kind]
+
     @abc.abstractmethod
     def coordinates(self) -> dict[str, Any]:
         """Returns the coordinates of the record."""
@@ -61,7 +66,7 @@ class Probe(abc.ABC):
 
     @abc.abstractmethod
     def passes(self, pieces: Sequence[Any]) -> float:
-        """Returns the cost of pieces in forward passes of one batch (a gradient counts as 3)."""
+        """Returns the cost of pieces in forward passes of one batch, by `ProbeSpec.passes`."""
 
     @abc.abstractmethod
     def seconds_per_pass(self) -> float:
@@ -73,7 +78,7 @@ class Probe(abc.ABC):
 
     def empty(self) -> ArrayRecord:
         """Returns the record before anything has been measured."""
-        dims = PROBES[self.kind].dims_with(*self.parts())
+        dims = self.spec.dims_with(*self.parts())
         return ArrayRecord.empty(self.kind, self.coordinates(), dims, self.about())
 
     def grow(self, record: ArrayRecord) -> ArrayRecord | None:

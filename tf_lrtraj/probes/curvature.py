@@ -16,14 +16,13 @@ import numpy as np
 
 from tf_lrtraj.probes import fits
 from tf_lrtraj.probes.batches import size_of
-from tf_lrtraj.probes.steps import GRADIENT_PASSES, StepProbe
+from tf_lrtraj.probes.steps import StepProbe
 from tf_lrtraj.probes.vectors import flat, norm
 from tf_lrtraj.records import ArrayRecord
 
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # Steps, as multiples of eps^¼ ‖θ‖/‖d‖, near which the two errors balance.
 _LADDER = 2.0 ** np.arange(-8, 3)
-_PRODUCT_PASSES = 8.0
 
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
@@ -125,10 +124,13 @@ class Curvature(StepProbe):
         record.put("middle", i, near[len(near) // 2])
 
     def passes(self, pieces: Sequence[Any]) -> float:
-        losses = fits.POINTS + 2 * len(_LADDER)
-        each = losses * (1 + self.surface.calibration_passes)
-        gradients = GRADIENT_PASSES * len({i for i, _ in pieces})
-        return gradients + sum(_PRODUCT_PASSES if what == "product" else each for _, what in pieces)
+        products = sum(what == "product" for _, what in pieces)
+        return self.spec.passes(
+            directions=len({i for i, _ in pieces}),
+            points=(len(pieces) - products) * (fits.POINTS + 2 * len(_LADDER)),
+            products=products,
+            calibration=self.surface.calibration_passes,
+        )
 
     def finish(self, record: ArrayRecord) -> None:
         values = record.values

@@ -189,7 +189,7 @@ class Distance(Probe):
             put_estimate(record, f"{name}_growth", (), growth(self._steps, self._lags, values))
 
     def passes(self, pieces: Sequence[int]) -> float:
-        return float(len(pieces))
+        return self.spec.passes(len(pieces))
 
     def seconds_per_pass(self) -> float:
         """Measures the time of one step: reading it, and a distance for every lag."""

@@ -24,10 +24,10 @@ from tf_lrtraj.probes.point_sets import Mixtures, Points
 from tf_lrtraj.probes.surface import Point, Surface
 from tf_lrtraj.probes.vectors import fingerprint, joined, square_distance
 from tf_lrtraj.records import ArrayRecord
+from tf_lrtraj.specs import ENSEMBLE_SCALES
 from tf_lrtraj.statistics import exponents, mean_and_se
 from tf_lrtraj.values import error
 
-SCALES = (1.0, 0.5, 0.25, 0.125)
 _SCORES = tuple(f"{who}_{what}" for who in ("ensemble", "average") for what in ("loss", "accuracy"))
 _MEMBERS = ("member_loss", "member_accuracy")
 
@@ -80,7 +80,7 @@ class Ensemble(LossProbe):
     batches: Any
     _: dataclasses.KW_ONLY
     logits: bool = True
-    scales: Sequence[float] = SCALES
+    scales: Sequence[float] = ENSEMBLE_SCALES
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,13 +113,11 @@ class Ensemble(LossProbe):
         """
         fingerprints, count = {}, len(self.members.names)
         sums: list[np.ndarray] = []
-        entries = bn.find_statistics(self.surface.model)
         for name in self.members.names:
             point = self.members[name]
             fingerprints[name] = self.surface.fingerprint(point)
-            places = [i for entry in entries for i in (entry.mean, entry.variance)]
-            arrays = [*point.trainable, *(point.non_trainable[i] for i in places)]
-            host = [array.astype(np.float64) for array in backend.to_numpy(arrays)]
+            arrays = backend.to_numpy(bn.join_weights(self.surface.model, *point))
+            host = [array.astype(np.float64) for array in arrays]
             sums = host if not sums else [a + b for a, b in zip(sums, host, strict=True)]
         return fingerprints, self.surface.point([total / count for total in sums])
 
@@ -284,8 +282,7 @@ class Ensemble(LossProbe):
 
     def passes(self, pieces: Sequence[tuple[int, int]]) -> float:
         count = len({(scale, i) for scale, last in pieces for i in range(last + 1)})
-        each = len(self.batches) + self.surface.calibration_passes
-        return float((count + 1) * each)
+        return self.spec.passes(count, len(self.batches), self.surface.calibration_passes)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -18,7 +18,6 @@ from tf_lrtraj.probes.base import LossProbe, lacking, put_estimate
 from tf_lrtraj.probes.basin import ALL
 from tf_lrtraj.probes.batches import size_of
 from tf_lrtraj.probes.sketches import Sketch
-from tf_lrtraj.probes.steps import GRADIENT_PASSES
 from tf_lrtraj.probes.surface import Surface
 from tf_lrtraj.probes.vectors import check_shapes, fingerprint, inner, joined, layers_of, shapes
 from tf_lrtraj.records import ArrayRecord
@@ -259,4 +258,4 @@ class Gradients(LossProbe):
             gradients |= {(start, i) for i in range(start, min(start + self._block, column + 1))}
             gradients.add((start, column))
         count = len(gradients) if not self._sketches else len(pieces)
-        return GRADIENT_PASSES * count + self.surface.calibration_passes
+        return self.spec.passes(count, self.surface.calibration_passes)

@@ -18,7 +18,6 @@ from tf_lrtraj.probes.batches import size_of
 from tf_lrtraj.probes.estimators import block_mean
 from tf_lrtraj.probes.gradients import Segmented
 from tf_lrtraj.probes.sketches import Sketch
-from tf_lrtraj.probes.steps import GRADIENT_PASSES
 from tf_lrtraj.probes.surface import Point, Surface
 from tf_lrtraj.probes.trajectory import (
     as_trajectory,
@@ -262,8 +261,10 @@ class LaggedGradients(LossProbe):
             put_estimate(record, "full_cosine", row, found)
 
     def passes(self, pieces: Sequence[int]) -> float:
-        each = GRADIENT_PASSES * len(self.batches) + self.surface.calibration_passes
-        return each * len(pieces)
+        return self.spec.passes(
+            gradients=len(self.batches) * len(pieces),
+            calibration=self.surface.calibration_passes * len(pieces),
+        )
 
 
 def _cosine(first: np.ndarray, second: np.ndarray) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from tf_lrtraj.probes import fits
 from tf_lrtraj.probes.base import put_estimate
 from tf_lrtraj.probes.batches import check_groups, size_of
-from tf_lrtraj.probes.steps import GRADIENT_PASSES, StepProbe
+from tf_lrtraj.probes.steps import StepProbe
 from tf_lrtraj.probes.vectors import fingerprint
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.statistics import bootstrap, crossed_mean, mean_and_se
@@ -190,11 +190,13 @@ class Line(StepProbe):
             start += len(group)
 
     def passes(self, pieces: Sequence[Any]) -> float:
-        per_rate = 1
-        if self._recalibrated:
-            per_rate += sum(map(len, self._beside.values())) + self.surface.calibration_passes
-        gradients = len({i for i, *_ in pieces})
-        return per_rate * sum(len(ks) for *_, ks in pieces) + GRADIENT_PASSES * gradients
+        beside = sum(map(len, self._beside.values())) if self._recalibrated else 0
+        return self.spec.passes(
+            directions=len({i for i, *_ in pieces}),
+            points=sum(len(ks) for *_, ks in pieces),
+            batches=1 + beside,
+            calibration=self.surface.calibration_passes,
+        )
 
     def grow(self, record: ArrayRecord) -> ArrayRecord | None:
         rates, longest = record.coordinates["rate"], self.rates

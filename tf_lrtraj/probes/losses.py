@@ -10,6 +10,7 @@ from keras import ops
 
 from tf_lrtraj import backend
 from tf_lrtraj.probes.batches import Batch
+from tf_lrtraj.values import error
 
 
 class BatchLoss:
@@ -32,14 +33,12 @@ class BatchLoss:
         if loss is None:
             loss = getattr(model, "loss", None)
             if loss is None:
-                raise ValueError(
-                    "`loss` must be given for a model that is not compiled. Received: loss=None"
-                )
+                raise error("loss", "given for a model that is not compiled", loss)
             compiled = getattr(model, "_compile_loss", None)
             self._weights = None if compiled is None else compiled._user_loss_weights
         self._loss = keras.tree.map_structure(_per_example, loss)
         if not any(one is not None for one in keras.tree.flatten(self._loss)):
-            raise ValueError(f"`loss` must hold at least one loss. Received: loss={loss!r}")
+            raise error("loss", "at least one loss", loss)
 
     def mean(self, batch: Batch, outputs: Any) -> Any:
         """Returns the mean loss over a batch, summed in float64 if the backend has it.
@@ -135,10 +134,9 @@ def _per_example(loss: Any) -> Callable[[Any, Any], Any] | None:
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if not callable(loss):
-        raise ValueError(
-            "`loss` must be a keras.losses.Loss, the name of one, or a function of targets and "
-            f"outputs, or a list or dict of those. Received: loss={loss!r}"
-        )
+        function = "a function of targets and outputs"
+        allowed = f"a keras.losses.Loss, the name of one, {function}, or a list or dict of those"
+        raise error("loss", allowed, loss)
     function = loss.call if isinstance(loss, keras.losses.Loss) else loss
 
     def per_example(targets: Any, outputs: Any) -> Any:

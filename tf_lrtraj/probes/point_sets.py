@@ -196,5 +196,5 @@ class PointProbe(LossProbe):
             end -= len(group)
 
     def passes(self, pieces: Sequence[Any]) -> float:
-        each = sum(map(len, self._groups.values())) + self.surface.calibration_passes
-        return len(pieces) * each
+        batches = sum(map(len, self._groups.values()))
+        return self.spec.passes(len(pieces), batches, self.surface.calibration_passes)

@@ -105,7 +105,7 @@ class Separation(Probe):
         record.put("displacement_cosine", piece, dot(*moved) / below if below else math.inf)
 
     def passes(self, pieces: Sequence[int]) -> float:
-        return float(len(pieces))
+        return self.spec.passes(len(pieces))
 
     def seconds_per_pass(self) -> float:
         """Measures the time of one step."""

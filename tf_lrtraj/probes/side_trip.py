@@ -190,8 +190,10 @@ class SideTrip(LossProbe):
 
     def passes(self, pieces: Sequence[tuple[int, int]]) -> float:
         shared = sum(map(len, self._groups.values()))
-        calibration = 2 * self.surface.calibration_passes  # for the losses and for the gradient
-        return sum(3 + len(self._sets[trip]) + shared + calibration for trip, _ in pieces)
+        calibration = self.surface.calibration_passes
+        return sum(
+            self.spec.passes(1, len(self._sets[trip]) + shared, calibration) for trip, _ in pieces
+        )
 
     def finish(self, record: ArrayRecord) -> None:
         values = record.values

@@ -15,7 +15,6 @@ from tf_lrtraj.probes.vectors import check_shapes, fingerprint, flat, norm, shap
 from tf_lrtraj.values import error, number, one_of
 
 KINDS = ("gradient", "momentum", "random")
-GRADIENT_PASSES = 3.0  # a gradient's time, in forward passes
 
 
 class Step(NamedTuple):

@@ -53,9 +53,7 @@ def as_trajectory(trajectory: Any, name: str = "trajectory") -> Any:
         )
     steps = np.asarray(trajectory.steps)
     if steps.ndim != 1 or steps.size < 2 or np.any(np.diff(steps) <= 0):
-        raise ValueError(
-            f"`{name}.steps` must be at least 2 ascending step numbers. Received: {steps!r}"
-        )
+        raise error(f"{name}.steps", "at least 2 ascending step numbers", steps)
     return trajectory
 
 
@@ -154,10 +152,8 @@ def check_lags(lags: Any, steps: np.ndarray) -> np.ndarray:
     found = found.astype(np.int64)
     span = int(steps[-1] - steps[0])
     if found[-1] > span:
-        raise ValueError(
-            f"`lags` must be at most {span}, from the first step to the last. "
-            f"Received: {int(found[-1])}"
-        )
+        allowed = f"at most {span}, from the first step to the last"
+        raise error("lags", allowed, int(found[-1]))
     lonely = ~(earlier(steps, found) >= 0).any(axis=1)
     if lonely.any():
         raise ValueError(

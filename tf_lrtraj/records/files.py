@@ -15,6 +15,8 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from tf_lrtraj.values import error
+
 PathLike = str | os.PathLike[str]
 
 # The system's errors for a full disk and a full quota.
@@ -93,10 +95,8 @@ def local_path(path: PathLike, name: str) -> pathlib.Path:
         ValueError: for a path of another file system, which `pathlib` would take for a folder.
     """
     if scheme_of(path) is not None:
-        raise ValueError(
-            f"`{name}` must be on a local file system; copy it with tf.io.gfile.copy, or mount the "
-            f"bucket. Received: {name}={path!r}"
-        )
+        hint = " Copy it with tf.io.gfile.copy, or mount the bucket."
+        raise error(name, "on a local file system", path, hint=hint)
     return pathlib.Path(path)
 
 

@@ -66,7 +66,7 @@ def write_schedule(path: PathLike, learning_rates: np.ndarray) -> None:
     """
     rates = np.asarray(learning_rates, dtype=np.float64)
     if rates.ndim != 1:
-        raise ValueError(f"`learning_rates` must be a vector. Received: shape={rates.shape}")
+        raise values.error("learning_rates", "a vector", rates)
     save_arrays(path, {"learning_rates": rates})
 
 
@@ -389,14 +389,14 @@ def _series(metric: str, rows: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np
     return steps, np.array([points[step] for step in steps.tolist()], dtype=np.float64)
 
 
-def read_run(workdir: PathLike) -> dict[str, Any]:
-    """Reads `run.json` of a workdir; returns {} if there is none.
+def read_run(workdir: PathLike, shape: Any = Run) -> dict[str, Any]:
+    """Reads `run.json` of a workdir, of a given shape; returns {} if there is none.
 
     Raises:
         RecordError: if it is damaged, or of a format that this version cannot read.
     """
     path = pathlib.Path(workdir) / RUN
-    found: dict[str, Any] = read_json(path, Run) if path.exists() else {}
+    found: dict[str, Any] = read_json(path, shape) if path.exists() else {}
     return found
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from tf_lrtraj.averaging.weight_files import check_ending, read_npz, read_weights
 from tf_lrtraj.records.archives import save_arrays
 from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.values import one_of
 
 __all__ = [
     "MODES",
@@ -283,9 +284,7 @@ def greedy_soup(
 
     def value(weights: np.ndarray) -> float:
         found = files.evaluate(files.average(weights))
-        if metric not in found:
-            raise ConfigError(f"--soup must be one of {sorted(found)}. Received: {metric!r}")
-        return found[metric]
+        return found[one_of(sorted(found)).check("--soup", metric, ConfigError)]
 
     count = len(files.paths)
     singles = np.array([value(row) for row in np.eye(count)])

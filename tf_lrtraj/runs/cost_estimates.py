@@ -13,7 +13,7 @@ from tf_lrtraj.runs.config_checks import ConfigError, refusal
 if TYPE_CHECKING:
     from tf_lrtraj.models import Size
 
-__all__ = ["ABSURD", "check_counts", "check_memory", "check_run", "needs"]
+__all__ = ["ABSURD", "check_counts", "check_memory", "check_run", "needs", "size_of"]
 
 ABSURD = 10**13  # bytes; more than any device has
 _FLOAT = 4  # bytes
@@ -40,6 +40,21 @@ def check_counts(config: Mapping[str, Any], examples: int) -> None:
     if pooled > most:
         why = "as statistics are recomputed for every average at every evaluation"
         raise refusal("batch_norm.batches", f"at most {most:,}, {why}", pooled)
+
+
+def size_of(config: Mapping[str, Any], image_shape: tuple[int, int, int], num_classes: int) -> Size:
+    """The size of the network that a configuration describes.
+
+    Raises:
+        ConfigError: if there is no such network.
+    """
+    from tf_lrtraj.models import resnet_size  # Keras takes many seconds to import
+
+    model = config["model"]
+    try:
+        return resnet_size(model["depth"], num_classes, image_shape, model["stem"], model["width"])
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from None
 
 
 def needs(
@@ -77,13 +92,13 @@ def needs(
 
 
 def check_memory(
-    wanted: Mapping[str, int], keys: Mapping[str, str], replicas: int, available: int | None
+    wanted: Mapping[str, int], batch_size: str, replicas: int, available: int | None
 ) -> None:
     """Checks that a run fits into memory.
 
     Args:
         wanted: the result of `needs`, for one replica.
-        keys: "weights", "averages", "batch_size", "eval_batch_size" → entries of the configuration.
+        batch_size: the entry of the configuration that holds it.
         replicas: that share the memory.
         available: bytes; None where it is not known.
 
@@ -98,6 +113,12 @@ def check_memory(
     alone = replicas * wanted["weights"] > most
     largest = "weights" if alone else max(wanted, key=lambda part: wanted[part])
     group, _, name = largest.partition(".")
+    keys = {
+        "weights": "config.model.width` with `config.model.depth",
+        "averages": "config.averages",
+        "batch_size": batch_size,
+        "eval_batch_size": "config.evaluate.batch_size",
+    }
     key = f"{keys[group]}.{name}" if name else keys[group]
     there = "no device has so much"
     if available is not None:
@@ -129,25 +150,12 @@ def check_run(
     Raises:
         ConfigError: if it does not fit, and for a network that does not exist.
     """
-    from tf_lrtraj.models import resnet_size  # Keras takes many seconds to import
-
-    model = config["model"]
-    try:
-        size = resnet_size(model["depth"], num_classes, image_shape, model["stem"], model["width"])
-    except ValueError as error:
-        raise ConfigError(f"config.model: {error}") from None
     wanted = needs(
-        size,
+        size_of(config, image_shape, num_classes),
         averages,
         batch_size=config["data"]["batch_size"] // replicas,
         eval_batch_size=-(-config["evaluate"]["batch_size"] // replicas),
         momentum=bool(config["optimizer"]["momentum"]),
-        bytes_per_activation=2 if model["dtype"] == "mixed_bfloat16" else _FLOAT,
+        bytes_per_activation=2 if config["model"]["dtype"] == "mixed_bfloat16" else _FLOAT,
     )
-    keys = {
-        "weights": "config.model.width` with `config.model.depth",
-        "averages": "config.averages",
-        "batch_size": "config.data.batch_size",
-        "eval_batch_size": "config.evaluate.batch_size",
-    }
-    check_memory(wanted, keys, replicas, available)
+    check_memory(wanted, "config.data.batch_size", replicas, available)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tf_lrtraj import kernels
 from tf_lrtraj.records import check_average_name
+from tf_lrtraj.values import error, one_of
 
 _SHORT = {
     "ema": "Exponential",
@@ -33,22 +34,17 @@ def parse_average(text: str) -> tuple[str, Any]:
     if text.lstrip().startswith("{"):
         try:
             config = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"--kernel: {text!r} is not JSON ({error})") from None
+        except ValueError as problem:
+            raise ValueError(f"--kernel: {text!r} is not JSON ({problem})") from None
         kernel = kernels.from_config(config)
     elif colon and "(" not in short:
-        if short not in _SHORT:
-            raise ValueError(
-                f"--kernel: a short name must be one of {sorted(_SHORT)}. Received: {text!r}"
-            )
+        one_of(sorted(_SHORT)).check("--kernel", short)
         kernel = kernels.KERNELS.from_text(f"{_SHORT[short]}({arguments})")
     elif "(" in text:
         kernel = kernels.KERNELS.from_text(text)
     else:
-        raise ValueError(
-            "--kernel must look like ema:0.99, Uniform(start=500) or "
-            f'{{"kernel": "TwoPoint", "gap": 100}}. Received: {text!r}'
-        )
+        looks = 'like ema:0.99, Uniform(start=500) or {"kernel": "TwoPoint", "gap": 100}'
+        raise error("--kernel", looks, text)
     if name is None:
         plain = re.sub(r"[^A-Za-z0-9._+=-]+", "-", re.sub(r"[\"'{} ]", "", text)).strip("-.")
         name = plain[:60]

@@ -14,6 +14,7 @@ No TensorFlow: the whole takes well under a minute.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import pathlib
@@ -24,7 +25,7 @@ import ml_collections
 import numpy as np
 
 from tf_lrtraj import kernels, records, theory, values
-from tf_lrtraj.runs.config_checks import ConfigError, as_dict
+from tf_lrtraj.runs.config_checks import ConfigError, Entry, Schema, count
 from tf_lrtraj.theory.simulate import Run
 
 Record = dict[str, Any]
@@ -33,6 +34,7 @@ Record = dict[str, Any]
 MOST_NUMBERS = 10**8
 
 __all__ = [
+    "SCHEMA",
     "averaging_against_schedule",
     "averaging_length",
     "default_config",
@@ -41,90 +43,83 @@ __all__ = [
     "two_time_scales",
 ]
 
+_POSITIVE = values.number(above=0)
+_MODES = Entry(60, count(1), "of the quadratic model")
+_SMALLEST = Entry(0.003, _POSITIVE, "curvature; the largest is 1")
+_START = Entry(3.0, _POSITIVE, "distance from the minimum in every mode")
+_RATE = Entry(0.5, _POSITIVE, "of the runs")
+_STEPS = Entry(20_000, count(1), "of a run")
+_RUNS = Entry(100, count(1), "that are simulated")
+_DECAY = Entry(0.98, _POSITIVE, "of the EMA")
+
+
+def _rates(default: tuple[float, ...], help: str) -> Entry:
+    return Entry(default, values.sequence_of(_POSITIVE, "positive numbers, in a list", 1), help)
+
+
+def _with(entry: Entry, default: Any) -> Entry:
+    return dataclasses.replace(entry, default=default)
+
+
+_ENTRIES = {
+    "seed": Entry(0, values.integer(0), "of the simulations"),
+    "two_time_scales.fast_modes": Entry(50, count(1), "of curvature 1, at their minimum, noisy"),
+    "two_time_scales.slow_curvature": Entry(0.01, _POSITIVE, "of one mode, far from its minimum"),
+    "two_time_scales.slow_start": Entry(30.0, _POSITIVE, "its distance from the minimum"),
+    "two_time_scales.large_rate": _RATE,
+    "two_time_scales.decay": _DECAY,
+    "two_time_scales.num_steps": _STEPS,
+    "two_time_scales.num_runs": _RUNS,
+    "two_time_scales.path_steps": Entry(
+        700, count(1), "of the single run that is drawn in the plane"
+    ),
+    "averaging_against_schedule.modes": _MODES,
+    "averaging_against_schedule.smallest_curvature": _SMALLEST,
+    "averaging_against_schedule.start": _START,
+    "averaging_against_schedule.rate": _RATE,
+    "averaging_against_schedule.num_steps": _with(_STEPS, 2000),
+    "averaging_against_schedule.num_runs": _with(_RUNS, 400),
+    "averaging_against_schedule.decay": _with(_DECAY, 0.99),
+    "averaging_against_schedule.swa_share": Entry(0.25, _POSITIVE, "of the run, at its end"),
+    "averaging_against_schedule.gap": Entry(200, count(1), "of the average of two points"),
+    "averaging_against_schedule.reference_curvature": Entry(
+        0.1, _POSITIVE, "at which a schedule is exact"
+    ),
+    "averaging_length.modes": _with(_MODES, 40),
+    "averaging_length.smallest_curvature": _SMALLEST,
+    "averaging_length.start": _START,
+    "averaging_length.rates": _rates((0.1, 0.5, 1.5), "of the runs"),
+    "averaging_length.num_steps": _with(_STEPS, 1000),
+    "averaging_length.lengths": Entry(
+        16, count(1), "from 1 to num_steps, evenly in their logarithms"
+    ),
+    "single_runs.modes": _with(_MODES, 30),
+    "single_runs.smallest_curvature": _with(_SMALLEST, 0.05),
+    "single_runs.start": _START,
+    "single_runs.rate": _with(_RATE, 0.2),
+    "single_runs.num_steps": _STEPS,
+    "single_runs.rates": _rates((0.01, 0.03, 0.1, 0.3, 1.0), "of runs in stationary states"),
+    "single_runs.num_runs": _with(_RUNS, 40),
+    "single_runs.decay": _DECAY,
+}
+SCHEMA = Schema(dict(sorted(_ENTRIES.items())))  # the order of stored configurations
+
 
 def default_config() -> ml_collections.ConfigDict:
     """Returns every entry with its default; `configs/synthetic.py` starts from here."""
-    return ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "two_time_scales": {
-                "fast_modes": 50,  # of curvature 1, at their minimum, noisy
-                "slow_curvature": 0.01,  # one mode, far from its minimum
-                "slow_start": 30.0,
-                "large_rate": 0.5,
-                "decay": 0.98,  # of the EMA
-                "num_steps": 20_000,
-                "num_runs": 100,
-                "path_steps": 700,  # of the single run that is drawn in the plane
-            },
-            "averaging_against_schedule": {
-                "modes": 60,
-                "smallest_curvature": 0.003,  # the largest is 1
-                "start": 3.0,  # distance from the minimum in every mode
-                "rate": 0.5,
-                "num_steps": 2000,
-                "num_runs": 400,
-                "decay": 0.99,
-                "swa_share": 0.25,  # of the run, at its end
-                "gap": 200,
-                "reference_curvature": 0.1,
-            },
-            "averaging_length": {
-                "modes": 40,
-                "smallest_curvature": 0.003,
-                "start": 3.0,
-                "rates": (0.1, 0.5, 1.5),
-                "num_steps": 1000,
-                "lengths": 16,  # from 1 to num_steps, evenly in their logarithms
-            },
-            "single_runs": {
-                "modes": 30,
-                "smallest_curvature": 0.05,
-                "start": 3.0,
-                "rate": 0.2,
-                "num_steps": 20_000,
-                "rates": (0.01, 0.03, 0.1, 0.3, 1.0),
-                "num_runs": 40,
-                "decay": 0.98,
-            },
-        }
-    )
+    return SCHEMA.defaults()
 
 
 def validate(config: Any) -> dict[str, Any]:
-    """Returns the configuration as plain dicts, checked against `default_config`.
+    """Returns the configuration as plain dicts, checked, defaults filled in.
 
     Raises:
-        ConfigError: for an unknown key, or a value that is not of the default's kind or
-            not positive (the seed may be 0), and for sizes that would not fit into memory.
+        ConfigError: naming the key, the value received and what is allowed; for sizes that
+            would not fit into memory too.
     """
-
-    checked = _checked(as_dict(config), default_config().to_dict(), "config")
+    checked = SCHEMA.read(config)
     for name in EXPERIMENTS:
         _check_sizes(f"config.{name}", checked[name])
-    return checked
-
-
-def _checked(given: Any, default: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Returns `given` with defaults for missing keys; values must have the default's type."""
-    if not isinstance(given, Mapping):
-        raise values.error(path, "a dict", given, ConfigError)
-    unknown = sorted({str(key) for key in given} - set(default))
-    if unknown:
-        raise ConfigError(f"`{path}` takes {sorted(default)}. Received unknown: {unknown}")
-    checked: dict[str, Any] = {}
-    for key, usual in default.items():
-        value, name = given.get(key, usual), f"{path}.{key}"
-        if isinstance(usual, Mapping):
-            checked[key] = _checked(value, usual, name)
-        elif isinstance(usual, tuple):
-            rule = values.sequence_of(values.number(above=0), "positive numbers, in a list", 1)
-            checked[key] = list(rule.check(name, value, ConfigError))
-        elif isinstance(usual, int):
-            rule = values.integer(0 if key == "seed" else 1)
-            checked[key] = rule.check(name, value, ConfigError)
-        else:
-            checked[key] = values.number(above=0).check(name, value, ConfigError)
     return checked
 
 
@@ -135,12 +130,12 @@ def _check_sizes(where: str, config: Mapping[str, Any]) -> None:
     if where.endswith("single_runs"):
         settling = _settling_steps(min(config["rates"]), config["smallest_curvature"])
         rows["the 5 / (smallest rate · smallest_curvature) steps it takes to settle"] = settling
-    for key, count in rows.items():
-        if count * modes > MOST_NUMBERS:
+    for key, number in rows.items():
+        if number * modes > MOST_NUMBERS:
             what = f"`{where}.{key}`" if key in config else f"`{where}`: {key}"
             raise ConfigError(
                 f"{what} times the number of modes must be at most {MOST_NUMBERS:,}. "
-                f"Received: {count:,} times {modes:,}"
+                f"Received: {number:,} times {modes:,}"
             )
     if "lengths" in config and config["lengths"] > config["num_steps"]:
         allowed = f"at most num_steps={config['num_steps']}"

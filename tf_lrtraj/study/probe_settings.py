@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.runs.config_checks import Entry, count
+from tf_lrtraj.specs import ENSEMBLE_SCALES, PROBES
 from tf_lrtraj.values import Rule, number, sequence_of
 
 __all__ = [
@@ -245,10 +246,6 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
     Args:
         config: the configuration of the reproduction, validated.
     """
-    # Keras takes many seconds to import, and checking a configuration does not need it.
-    from tf_lrtraj.probes.ensemble import SCALES
-    from tf_lrtraj.probes.steps import GRADIENT_PASSES
-
     probe, one, width, members = (config[k] for k in ("probes", "one_step", "width", "ensemble"))
     batch = config["batch_size"]
     starts = len(probe["trip_steps"]) or 2
@@ -256,35 +253,39 @@ def costs(config: Mapping[str, Any]) -> dict[str, float]:
     trips = starts + probe["trip_batches"]
     # The batch itself, test batches, and other training batches.
     beside = probe["held_out"] + probe["others"]
-    line = GRADIENT_PASSES + (1 + probe["rates"]) * (1 + beside)
-    step = GRADIENT_PASSES + (1 + 2 * one["points"]) * (1 + one["held_out"] + one["others"])
-    trip = (probe["trip_length"] + 1) * (GRADIENT_PASSES + 1 + beside)
+    passes = {kind: spec.passes for kind, spec in PROBES.items()}
+    line = passes["line"](1, 1 + probe["rates"], 1 + beside)
+    step = passes["line"](1, 1 + 2 * one["points"], 1 + one["held_out"] + one["others"])
+    trip = passes["side_trip"](probe["trip_length"] + 1, 1 + beside)
+    walk = passes["gradients"](probe["trip_length"])  # to the end of a trip
     pairs = starts * (starts - 1) // 2 * (trips + 1) + starts * trips
-    segment = probe["basin_positions"] * (trips + beside)
-    # To the ends of all trips, and the trips' losses at their starts.
-    walks = starts * trips * (probe["trip_length"] * GRADIENT_PASSES + 1)
+    walks = starts * trips * (walk + 1)  # and the trips' losses at their starts
     if config["seeds"] > 1:  # trips from another seed's run, and segments there
-        walks += trips * probe["trip_length"] * GRADIENT_PASSES
+        walks += trips * walk
         pairs += 2 * trips + 1
     convexity, reach = config["convexity"], config["reach"]
     segments = len(iterate_pairs(config["window"] // config["every"] + 1, convexity))
     # At three places, and trips and gradients at one of them.
-    steps = 3 * (GRADIENT_PASSES + 1 + probe["rates"])
-    steps += GRADIENT_PASSES + (REACH_TRIP + 1) * (GRADIENT_PASSES + 1)
+    steps = 3 * passes["line"](1, 1 + probe["rates"])
+    steps += passes["gradients"](1) + passes["side_trip"](REACH_TRIP + 1, 1)
+    # Passes of one image, as batch norm is recomputed on others.
     moments = config["evaluate"]["batch_norm_images"]
-    rays = 2 * (1 + width["rays"] * width["num"]) * (width["images"] + moments)
-    segment_places = 3 * width["positions"] - 2
+    rays = passes["width"](2 * (1 + width["rays"] * width["num"]), width["images"], moments)
+    sgd_to_swa = passes["basin"](3 * width["positions"] - 2, 2 * width["images"], moments)
+    to_ends = passes["basin"](pairs * probe["basin_positions"], trips + beside)
+    between = passes["basin"](segments * convexity["positions"], convexity["batches"])
+    predictors = len(ENSEMBLE_SCALES) * members["members"]
     return {
-        "line": float(points * probe["batches"] * line * batch),
-        "side_trip": float(starts * trips * trip * batch),
-        "basin": float((walks + pairs * segment) * batch),
-        "gradients": float(points * probe["gradients"] * GRADIENT_PASSES * batch),
-        "one_step_lines": float(one["iterates"] * one["batches"] * step * batch),
-        "convexity": float(segments * convexity["positions"] * convexity["batches"] * batch),
-        "reach": float(steps * sum(batches_of(size, reach) * size for size in reach["sizes"])),
+        "line": points * probe["batches"] * line * batch,
+        "side_trip": starts * trips * trip * batch,
+        "basin": (walks + to_ends) * batch,
+        "gradients": points * passes["gradients"](probe["gradients"]) * batch,
+        "one_step_lines": one["iterates"] * one["batches"] * step * batch,
+        "convexity": between * batch,
+        "reach": steps * sum(batches_of(size, reach) * size for size in reach["sizes"]),
         "displacement": 0.0,
-        "width": float(rays + segment_places * (2 * width["images"] + moments)),
-        "ensemble": float((len(SCALES) * members["members"] + 1) * (members["images"] + moments)),
+        "width": rays + sgd_to_swa,
+        "ensemble": passes["ensemble"](predictors, members["images"], moments),
     }
 
 

@@ -17,7 +17,6 @@ import tf_lrtraj
 from tf_lrtraj import backend, claims, kernels, records, values
 from tf_lrtraj.claims import power
 from tf_lrtraj.claims.verdicts import bounds_shown
-from tf_lrtraj.models import resnet_size
 from tf_lrtraj.report.study import write_results
 from tf_lrtraj.runs import cost_estimates
 from tf_lrtraj.runs.config_checks import ConfigError
@@ -126,11 +125,7 @@ class _Run(TypedDict, total=False):
 
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads `run.json` of a workdir; returns {} if there is none."""
-    path = pathlib.Path(folder) / records.RUN
-    if not path.exists():
-        return {}
-    found: dict[str, Any] = records.read_json(path, _Run)
-    return found
+    return records.read_run(folder, _Run)
 
 
 def _done(run: Mapping[str, Any]) -> set[tuple[str, int]]:
@@ -271,26 +266,13 @@ def _check_sizes(config: Mapping[str, Any], problem: Problem) -> None:
         ConfigError: for a network that does not exist, or one too large for any machine (the memory
             of devices is not known here).
     """
-    model, shape = config["model"], problem.x_train.shape[1:]
-    try:
-        size = resnet_size(
-            model["depth"], problem.num_classes, shape, model["stem"], model["width"]
-        )
-    except ValueError as error:
-        raise ConfigError(f"config.model: {error}") from None
     wanted = cost_estimates.needs(
-        size,
+        cost_estimates.size_of(config, problem.x_train.shape[1:], problem.num_classes),
         {name: kernels.from_config(entry) for name, entry in config["averages"].items()},
         batch_size=config["batch_size"],
         eval_batch_size=config["evaluate"]["batch_size"],
     )
-    keys = {
-        "weights": "config.model.width` with `config.model.depth",
-        "averages": "config.averages",
-        "batch_size": "config.batch_size",
-        "eval_batch_size": "config.evaluate.batch_size",
-    }
-    cost_estimates.check_memory(wanted, keys, 1, None)
+    cost_estimates.check_memory(wanted, "config.batch_size", 1, None)
 
 
 _KEPT = ("done", "seconds", "created", "keras_backend", "versions")

@@ -348,11 +348,8 @@ def full_size_config(name: str) -> ml_collections.ConfigDict:
     config.horizon = 2000
     config.horizon_every = 10
     config.trade_off.places = 5
-    config.averages = {
-        "ema": {"kernel": "Exponential", "decay": 0.998},
-        "swa": {"kernel": "Uniform"},
-        "two_point": {"kernel": "TwoPoint", "gap": 1500},
-    }
+    config.averages.ema.decay = 0.998
+    config.averages.two_point.gap = 1500
     config.evaluate.update(part=10000, batch_norm_images=10000)
     config.many_points.gaps = (100, 300, 700)
     config.pairs.steps = 1600  # 4 epochs

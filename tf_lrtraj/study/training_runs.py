@@ -120,10 +120,8 @@ class _HorizonAverages(Watch):
         found = {}
         for name in self._averaging.averages:
             with self._averaging.borrowed(name) as model:
-                own = list(model.trainable_variables)
-                for entry in batch_norm.find_statistics(model):
-                    own += [entry.layer.moving_mean, entry.layer.moving_variance]
-                for i, array in enumerate(backend.to_numpy(backend.values(own))):
+                own = backend.values(batch_norm.weights_and_statistics(model))
+                for i, array in enumerate(backend.to_numpy(own)):
                     found[f"{name}/{i}"] = array
         write_arrays(run.folder / _averages_name(self._config, high), found)
 

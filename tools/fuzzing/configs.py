@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import pathlib
 from typing import Any
 
@@ -9,11 +11,11 @@ from hypothesis import strategies as st
 
 from fuzzing.generate import ODD, edited, edits, mostly
 from fuzzing.judge import Fault, Target
-from fuzzing.values import KERNELS, RATES
+from fuzzing.values import KERNELS, RATES, ruled
 from tf_lrtraj import records
 from tf_lrtraj.runs import run_config as training
 from tf_lrtraj.runs import synthetic_run
-from tf_lrtraj.runs.config_checks import ConfigError
+from tf_lrtraj.runs.config_checks import ConfigError, Schema
 from tf_lrtraj.study import study_config
 
 _VALUES = mostly(
@@ -22,8 +24,6 @@ _VALUES = mostly(
         st.integers(0, 2000),
         st.floats(0, 1),
         st.sampled_from(["5 epochs", "40 steps", "10 percent", "600 examples", "never", "0 steps"]),
-        st.sampled_from(["copy", "average", "int8", "cifar", "crop", "drop_oldest", "thin"]),
-        st.booleans(),
     ),
     ODD,
     3,
@@ -65,18 +65,26 @@ def _resolved(given: Any, folder: pathlib.Path) -> None:
         kernel.weights(min(plan.total_steps, 50))
 
 
-def _spoilt(valid: dict[str, Any]) -> Any:
+def _changed(valid: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy with entries changed, by their dotted keys."""
+    config = copy.deepcopy(valid)
+    for key, value in changes.items():
+        *groups, last = key.split(".")
+        functools.reduce(lambda group, name: group[name], groups, config)[last] = value
+    return config
+
+
+def _spoilt(valid: dict[str, Any], schema: Schema) -> Any:
     sound = st.just(valid)
-    return mostly(
-        st.one_of(*(st.builds(edited, sound, edits(_VALUES, most)) for most in (1, 2, 5))),
-        ODD,
-        40,
-    )
+    ways = [st.builds(edited, sound, edits(_VALUES, most)) for most in (1, 2, 5)]
+    rules = {key: entry.rule for key, entry in schema.entries.items()}
+    ways += [st.builds(_changed, sound, ruled(rules, _VALUES, most)) for most in (1, 2, 5)]
+    return mostly(st.one_of(*ways), ODD, 40)
 
 
 TRAINING = Target(
     "training configurations",
-    st.tuples(_spoilt(full()), st.sampled_from([1, 100, 1297, 50_000, 1_281_167])),
+    st.tuples(_spoilt(full(), training.SCHEMA), st.sampled_from([1, 100, 1297, 50_000, 1_281_167])),
     _resolved,
     (ConfigError,),
     share=3,
@@ -90,7 +98,8 @@ def _validated(name: str, module: Any, share: float) -> Target:
         records.write_json(folder / "config.json", module.validate(given))
         module.validate(records.read_json(folder / "config.json"))
 
-    return Target(name, _spoilt(module.default_config().to_dict()), run, (ConfigError,), share)
+    valid = module.default_config().to_dict()
+    return Target(name, _spoilt(valid, module.SCHEMA), run, (ConfigError,), share)
 
 
 REPRODUCTION = _validated("reproduction configurations", study_config, 2)

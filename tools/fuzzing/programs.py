@@ -23,6 +23,8 @@ from fuzzing import judge
 from fuzzing.generate import CANARY, SCALARS, TEXTS, damage, damaged, listed, mostly
 from fuzzing.judge import Fault, Refused, Target
 from fuzzing.values import spoilt_text
+from tf_lrtraj.runs import run_config, synthetic_run
+from tf_lrtraj.study import study_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CODES = (1, 2)  # of refusals
@@ -271,16 +273,30 @@ CSV = target(
 
 # --- Configurations -------------------------------------------------------------------------
 
-# Each behind `--config`.
+# Each behind `--config`: what no rule of an entry says.
 _OVERRIDES = listed(
-    """.total=2 epochs|.total=x|.seed=3|.seed=-1|.seed=x|.data.batch_size=64|.data.batch_size=0
-.data.batch_sze=64|.data=3|.averages.ema.decay=2|.averages.ema.decay=0.5|.schedule.constant=0.2
-.schedule.steps=3|.model.depth=9|.model.depth=7.5|.name=|=|.threads=1|.snapshots.every=1 steps
-.schedule.rate=Cosine|.optimizer.momentum=nan|.matched.averages=('x',)|.x.y=1|.data.image_size=2
-.data.name=unknown_set|.data.eval_split=x|.seeds=2|.burn_in=3|.evaluate.part=100000|.rates=(1,)
+    """.total=2 epochs|.total=x|.seed=x|.data.batch_sze=64|.data=3|.averages.ema.decay=2
+.averages.ema.decay=0.5|.schedule.constant=0.2|.schedule.steps=3|.model.depth=7.5|.name=|=
+.snapshots.every=1 steps|.schedule.rate=Cosine|.optimizer.momentum=nan|.matched.averages=('x',)
+.x.y=1|.data.name=unknown_set|.data.eval_split=x|.burn_in=3|.evaluate.part=100000|.rates=(1,)
 .two_time_scales.num_runs=0|.single_runs.rate=1e9|.total=1e15 steps|.total=99999999999 steps
 .name=<b>|.steps_per_call=100000000"""
 )
+_SCHEMAS = {
+    "train": run_config.SCHEMA,
+    "reproduce": study_config.SCHEMA,
+    "synthetic": synthetic_run.SCHEMA,
+}
+
+
+def _overrides(program: str) -> Any:
+    """Entries at the limits of their rules, and others."""
+    entries = _SCHEMAS[program].entries.items()
+    ruled = [f".{key}={example}" for key, entry in entries for example in entry.rule.examples]
+    either = st.sampled_from(_OVERRIDES) | st.sampled_from(ruled)
+    return either.map(lambda text: f"--config{text}")
+
+
 _WORKDIR = ["run", "run/deeper", "file", "", ".", "locked/run", "\u202e", "used", "x" * 300]
 
 
@@ -291,8 +307,7 @@ def _config_flags(program: str, *known: str) -> Any:
         more = arguments(program, 2, workdir=_WORKDIR, config=list(known))
         sound = st.sampled_from(known).map(lambda name: [f"--config={name}"])
         workdir = st.sampled_from([["--workdir=run"], ["--workdir=run"], ["--workdir=run"], []])
-        override = st.sampled_from(_OVERRIDES).map(lambda text: f"--config{text}")
-        parts = st.tuples(sound, workdir, st.lists(override, max_size=2), more)
+        parts = st.tuples(sound, workdir, st.lists(_overrides(program), max_size=2), more)
         return parts.map(lambda given: [text for part in given for text in part])
 
     return st.deferred(lists)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,22 @@ from tf_lrtraj import kernels, rates, records, specs, theory
 from tf_lrtraj.durations import Duration
 from tf_lrtraj.runs import kernel_parsing
 from tf_lrtraj.theory import quadratic, schedule_equivalence
+from tf_lrtraj.values import Rule
 
 STEPS = 40
+
+# --- What a rule says -------------------------------------------------------------------------
+
+
+def ruled(rules: Mapping[str, Rule], odd: Any = ODD, most: int = 4) -> Any:
+    """Dicts of some of the names, each with a value at its rule's limits, now and then odd."""
+
+    def entry(name: str) -> Any:
+        known = rules[name].examples
+        return st.tuples(st.just(name), mostly(st.sampled_from(known), odd) if known else odd)
+
+    return st.lists(st.sampled_from(sorted(rules)).flatmap(entry), max_size=most).map(dict)
+
 
 # --- Durations ------------------------------------------------------------------------------
 
@@ -304,16 +319,17 @@ def _request(given: Any, folder: pathlib.Path) -> None:
     specs.PROBES[specs.check_kind(kind)].check(options)
 
 
-_OPTION = st.sampled_from(sorted(specs.options())) | TEXTS
+def _options_of(kind: str) -> Any:
+    rules = {name: option.rule for name, option in specs.PROBES[kind].options.items()}
+    strange = st.dictionaries(st.sampled_from(sorted(specs.options())) | TEXTS, ODD, max_size=2)
+    return st.tuples(st.just(kind), mostly(ruled(rules), strange, 4))
+
+
 REQUESTS = Target(
     "probe requests",
-    st.tuples(
-        st.sampled_from(sorted(specs.requestable())) | ODD,
-        st.dictionaries(
-            _OPTION,
-            ODD | st.lists(TEXTS, min_size=2, max_size=4) | st.integers(1, 9),
-            max_size=4,
-        ),
+    mostly(
+        st.sampled_from(sorted(specs.requestable())).flatmap(_options_of),
+        st.tuples(ODD, st.just({})),
     ),
     _request,
 )

@@ -107,6 +107,12 @@ def split_weights(model: Any, arrays: Sequence[Any]) -> tuple[list[Any], list[An
     return trainable, others
 
 
+def join_weights(model: Any, trainable: Sequence[Any], non_trainable: Sequence[Any]) -> list[Any]:
+    """Values of `weights_and_statistics(model)`, out of all of a model; undoes `split_weights`."""
+    places = [i for entry in find_statistics(model) for i in (entry.mean, entry.variance)]
+    return [*trainable, *(non_trainable[i] for i in places)]
+
+
 def pairs(statistics: Sequence[Any]) -> list[tuple[Any, Any]]:
     """Returns (mean, variance) of each layer, for values that hold them in turn."""
     return list(zip(statistics[::2], statistics[1::2], strict=True))

@@ -10,6 +10,7 @@ import numpy as np
 
 from tf_lrtraj.runs.assembly import MOMENT_SEED_OFFSET, Assembly
 from tf_lrtraj.runs.run_config import ConfigError
+from tf_lrtraj.values import error, integer, one_of
 
 # Batches for probes have a separate data order, different from the run's and from that of the
 # batches for recomputed statistics.
@@ -25,11 +26,7 @@ def check_training(num_examples: Mapping[str, int], batch_size: int, count: int)
         ConfigError: if there are fewer.
     """
     images = num_examples["train"]
-    if batch_size > images:
-        raise ConfigError(
-            f"the batch size must be at most the number of training images, {images}. "
-            f"Received: {batch_size}"
-        )
+    integer(1, images).check("batch_size", batch_size, ConfigError)
     if count > images // batch_size:
         raise ConfigError(
             f"{count} training batches of {batch_size} were asked for; the data "
@@ -46,15 +43,10 @@ def check_held_out(
         ConfigError: if it is one, or has fewer batches.
     """
     splits = {name: n for name, n in num_examples.items() if name != "train"}
-    if split not in splits:
-        raise ConfigError(
-            f"held-out batches come from one of the splits {sorted(splits)}. Received: {split!r}"
-        )
+    one_of(sorted(splits)).check("held_out", split, ConfigError)
     if count * batch_size > splits[split]:
-        raise ConfigError(
-            f"{count} held-out batches of {batch_size} need {count * batch_size} images; {split!r} "
-            f"has {splits[split]}"
-        )
+        allowed = f"at most {splits[split] // batch_size}, of {splits[split]} images of {split!r}"
+        raise error("held_out_batches", allowed, count, ConfigError)
 
 
 class ProbeBatches:

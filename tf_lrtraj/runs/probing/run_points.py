@@ -19,6 +19,7 @@ from tf_lrtraj.runs.assembly import Assembly
 from tf_lrtraj.runs.kernel_parsing import parse_average
 from tf_lrtraj.runs.run_config import ConfigError
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
+from tf_lrtraj.values import error
 
 SNAPSHOTS, CHECKPOINTS = "snapshots", "checkpoints"
 _TRIP = re.compile(r"trip:([^:]+)(?::(\d+))?")
@@ -109,8 +110,8 @@ class RunWeights:
         if self._restored != step:
             try:
                 self._checkpointer.restore(step)
-            except (CheckpointError, FileNotFoundError) as error:
-                raise ConfigError(str(error)) from None
+            except (CheckpointError, FileNotFoundError) as problem:
+                raise ConfigError(str(problem)) from None
             self._restored = step
 
     def nearest(self, text: str) -> int:
@@ -160,8 +161,8 @@ class RunWeights:
             if self.snapshots is None:
                 raise ValueError("averages need snapshots, and the run has none")
             built = average_snapshots(self.snapshots, {point.name: point.kernel}, progress=False)
-        except ValueError as error:
-            raise ConfigError(f"the point {text!r}: {error}") from None
+        except ValueError as problem:
+            raise ConfigError(f"the point {text!r}: {problem}") from None
         return point.name, built[point.name].arrays
 
 
@@ -201,8 +202,8 @@ def parse_point(text: str, *, trips: bool = False) -> Point:
         return Point(given, plain)
     try:
         name, kernel = parse_average(text)
-    except ValueError as error:
-        raise ConfigError(f"the point {text!r}: {error}") from None
+    except ValueError as problem:
+        raise ConfigError(f"the point {text!r}: {problem}") from None
     return Point(name, kernel=kernel)
 
 
@@ -213,10 +214,8 @@ def check_trip(batch: int | None, count: int, text: Any) -> None:
         ConfigError: if it is not.
     """
     if batch is not None and batch >= count:
-        raise ConfigError(
-            f"a side trip's batch must be one of the {count} training batches, from 0. "
-            f"Received: {text!r}"
-        )
+        allowed = f"with the number of one of the {count} training batches, from 0, in the end"
+        raise error("trip", allowed, text, ConfigError)
 
 
 def nearest_step(text: str, steps: Any, total: int, where: str | os.PathLike[str]) -> int:
@@ -242,9 +241,9 @@ def nearest_step(text: str, steps: Any, total: int, where: str | os.PathLike[str
         wanted = float(share.group(1)) / 100 * total
         return int(steps[np.argmin(np.abs(steps - wanted))])
     if not text.isdigit() or int(text) not in steps:
-        raise ConfigError(
-            'a step must be "first", "last", a share such as "50%", or one of the steps in '
-            f"{where}, {_shown(steps)}. Received: {text!r}"
+        known = f"one of the steps in {where}, {_shown(steps)}"
+        raise error(
+            "step", f'"first", "last", a share such as "50%", or {known}', text, ConfigError
         )
     return int(text)
 

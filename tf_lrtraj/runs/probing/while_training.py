@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj import values
 from tf_lrtraj.averaging.post_hoc import snapshot_weights
 from tf_lrtraj.probes.probe_recorder import record_path
 from tf_lrtraj.runs.assembly import Assembly
@@ -107,7 +108,7 @@ def _check_points(
         equally_spaced(steps, *ends)
     other = options.get("other")
     if other is not None and not pathlib.Path(other).is_dir():
-        raise ConfigError(f"`other` must be the workdir of a run. Received: {other!r}")
+        raise values.error("other", "the workdir of a run", other, ConfigError)
 
 
 def _request(name: str, what: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
