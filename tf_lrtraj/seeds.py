@@ -60,6 +60,7 @@ STREAMS: dict[str, Stream] = {
     "direction": Stream(("*seed",)),
     "sketch": Stream(("*seed", "block")),
     "resampling": Stream(("seed",)),
+    "decay_draws": Stream(("seed",), 0x6465),
     "displacement_places": Stream(("seed",)),
 }
 

@@ -57,6 +57,12 @@ PROGRAMS = {
     "synthetic": Program(
         {**RUN, "config": "synthetic"}, needs=("workdir", "config"), folders=("workdir",)
     ),
+    "whatif": Program(
+        {"curve": __file__, "learning_rate": "0.1"},
+        needs=("curve",),
+        files=("output", "figure"),
+        teaches=("--decay=linear:4000", "--cooldown", "average_500"),
+    ),
     "equivalence": Program(
         {"kernel": "Exponential(decay=0.9)", "num_steps": "10"},
         needs=("num_steps",),

@@ -7,6 +7,7 @@ functions.
 from __future__ import annotations
 
 from tf_lrtraj.theory.combination import combine_averages
+from tf_lrtraj.theory.decay_forecast import best_decays, what_if
 from tf_lrtraj.theory.deviations import SparsePredictor
 from tf_lrtraj.theory.diagnosis import diagnose
 from tf_lrtraj.theory.estimate import estimate_spectrum
@@ -39,6 +40,7 @@ __all__ = [
     "QuadraticModel",
     "SparsePredictor",
     "average_moments",
+    "best_decays",
     "best_schedule",
     "combine_averages",
     "diagnose",
@@ -58,6 +60,7 @@ __all__ = [
     "stationary_factor",
     "time_scales",
     "weights_from_schedule",
+    "what_if",
     "window_for_ema_decay",
     "window_length_for_factor",
 ]

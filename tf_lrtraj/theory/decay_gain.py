@@ -1,0 +1,311 @@
+r"""The gain of a decay, learnt from measured averages and trained decays of the same run.
+
+The gain of a linear decay over n steps, :math:`\Gamma = L_{\text{raw}}(T - fn) - L`, and that of
+the average of the last n iterates, :math:`\Gamma_a`, each follow
+
+.. math:: \log\Gamma(n) = \alpha + p\,\ell + \tfrac12\kappa\ell^2, \qquad \ell = \log(n/n_0);
+
+other shapes have :math:`\Gamma K/K_{\text{linear}}`.  Where n is a fifth of all steps the two
+are linked by the missing share, :math:`\Gamma = \Gamma_a + M(\lambda n)`: what is known of M was
+measured there.  The nine parameters have Gaussian priors (`missing_share.Priors`), those of the
+levels flat ones, and the posterior is taken as Gaussian about its mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from tf_lrtraj.theory.constant_curve import ConstantCurve
+from tf_lrtraj.theory.decay_shapes import DecayShape, as_shape
+from tf_lrtraj.theory.missing_share import Priors, missing_growth
+
+__all__ = ["PARAMETERS", "Gain", "Known", "fit_gain"]
+
+# Relative errors that are added to a known loss that ended at another step, per log step.
+_AVERAGE_DRIFT, _DECAY_DRIFT = 0.05, 0.02
+_LINKED = 0.2  # n/T at which averages and decays are linked
+_LINK = 0.01  # relative error of the link
+_FLAT = 3.0  # standard deviation of a level, a log gain, where losses are known
+_ROUNDS = 30
+# Positions of the parameters: of decays α, p, κ; of averages the same; s; M; log φ.
+_DECAY, _AVERAGE = slice(0, 3), slice(3, 6)
+_POWER, _SUMMED, _MISSING, _SLOWNESS, PARAMETERS = 1, 6, 7, 8, 9
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Measured averages and trained decays, as arrays over both.
+
+    Attributes:
+        lengths, ends: [J] steps.
+        losses: [J] measured.
+        errors: [J] standard errors of the losses.
+        is_average: [J] whether it is an average of equal weights, or a decay.
+        shapes: [J] of the decays; linear for averages.
+    """
+
+    lengths: np.ndarray
+    ends: np.ndarray
+    losses: np.ndarray
+    errors: np.ndarray
+    is_average: np.ndarray
+    shapes: list[DecayShape]
+
+    def part(self, chosen: np.ndarray) -> Known:
+        """Those at some positions."""
+        return Known(
+            self.lengths[chosen],
+            self.ends[chosen],
+            self.losses[chosen],
+            self.errors[chosen],
+            self.is_average[chosen],
+            [self.shapes[i] for i in chosen],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    r"""Known losses held against the curve, which corrects the curve where they lie.
+
+    With the curve's own errors :math:`\delta \sim N(0, \tau^2)` the residuals are
+    :math:`r(\theta) + W\delta = \varepsilon`, so that a loss above an average, say, is as
+    likely where the raw loss happens to be high as the noise allows.
+
+    Attributes:
+        rows: [J, K] W, sensitivities of the residuals to the curve.
+        errors: [J] standard deviations of ε.
+        noise: τ.
+        precision: [J, J] inverse covariance of the residuals.
+        residuals: [J] at the mode.
+        slopes: [9, J] their derivatives with respect to the parameters.
+    """
+
+    rows: np.ndarray
+    errors: np.ndarray
+    noise: float
+    precision: np.ndarray
+    residuals: np.ndarray
+    slopes: np.ndarray
+
+    def corrections(self, rows: np.ndarray) -> np.ndarray:
+        """[Q] mean corrections of the curve at places with sensitivities [Q, K]."""
+        found: np.ndarray = -self._pull(rows) @ self.residuals
+        return found
+
+    def drawn_corrections(
+        self, rows: np.ndarray, away: np.ndarray, noise: np.ndarray, normals: np.ndarray
+    ) -> np.ndarray:
+        """[N, Q] corrections to add to drawn noise of the curve.
+
+        Args:
+            rows: [Q, K] sensitivities.
+            away: [N, 9] drawn parameters less the mode.
+            noise: [N, K] drawn noise of the curve.
+            normals: [N, J] standard normal numbers.
+        """
+        residuals = self.residuals + away @ self.slopes + noise @ self.rows.T
+        found: np.ndarray = (normals * self.errors - residuals) @ self._pull(rows).T
+        return found
+
+    def _pull(self, rows: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.noise**2 * rows @ self.rows.T @ self.precision
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """What is known of the gains of decays and averages that end at one step.
+
+    Attributes:
+        mean: [9] parameters: of decays α, p, κ; of averages the same; s; m; log φ.
+        root: [9, 9] a square root of their covariance.
+        length, reach: n₀, and λn at which m holds.
+        learning_rate: of the run.
+        priors: that were used.
+        held: the known losses, and the curve they were held against; None without any.
+    """
+
+    mean: np.ndarray
+    root: np.ndarray
+    length: float
+    reach: float
+    learning_rate: float
+    priors: Priors
+    held: Held | None = None
+
+    def draws(self, normals: np.ndarray) -> np.ndarray:
+        """[N, 9] parameters, from [N, 9] standard normal numbers."""
+        return self.mean + normals @ self.root.T
+
+    def linear(self, parameters: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Gains of linear decays: parameters [..., 9] and lengths [J] → [..., J]."""
+        return self._law(parameters[..., _DECAY], lengths)
+
+    def averages(self, parameters: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Gains of averages of equal weights: parameters [..., 9] and lengths [J] → [..., J]."""
+        return self._law(parameters[..., _AVERAGE], lengths)
+
+    def missing(self, parameters: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """M as the priors have it: parameters [..., 9] and lengths [J] → [..., J]."""
+        size = parameters[..., _MISSING, None]
+        if self.priors.in_shares:
+            in_loss: np.ndarray = size * self.linear(parameters, lengths)
+            return in_loss
+        reach = self.learning_rate * lengths
+        slowness = np.exp(parameters[..., _SLOWNESS, None])
+        growth = missing_growth(slowness * reach) / missing_growth(slowness * self.reach)
+        found: np.ndarray = size * growth
+        return found
+
+    def _law(self, law: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        at = np.log(lengths / self.length)
+        alpha, power, bend = (law[..., i, None] for i in range(3))
+        found: np.ndarray = np.exp(alpha + power * at + 0.5 * bend * at**2)
+        return found
+
+    def shape_numbers(
+        self, parameters: np.ndarray, shape: DecayShape
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """f, and the gain over that of a linear decay: parameters [..., 9] → [...]."""
+        power, summed = self.priors.power[0], self.priors.summed_power[0]
+        away = parameters[..., [_POWER, _SUMMED]] - np.array([power, summed])
+        own = shape.linearised(power, summed)
+        line = as_shape("linear", 1).linearised(power, summed)
+        f = own[0, 0] + away @ own[0, 1:]
+        ratio = np.exp(own[1, 0] - line[1, 0] + away @ (own[1, 1:] - line[1, 1:]))
+        return f, ratio
+
+
+def fit_gain(
+    curve: ConstantCurve,
+    known: Known,
+    end: float,
+    learning_rate: float,
+    priors: Priors,
+) -> Gain:
+    """Fits the parameters for decays that end at one step.
+
+    Args:
+        curve: of the run.
+        known: averages and decays; those that ended at other steps count less.
+        end: step at which the decays of interest end.
+        learning_rate: λ.
+        priors: of the parameters.
+    """
+    level, width = np.log(0.05 * abs(curve.losses[-1]) + 1e-12), 1.0
+    if priors.gain is not None:
+        level, width = priors.gain
+        level += priors.rate_power * np.log(learning_rate / priors.learning_rate)
+    pairs = [
+        *((level, _FLAT if known.lengths.size else width), priors.power, priors.bend),
+        *((level, _FLAT), priors.average_power, priors.average_bend),
+        *(priors.summed_power, priors.missing, priors.slowness),
+    ]
+    mean, spread = np.array(pairs).T
+    gain = Gain(
+        mean,
+        np.diag(spread),
+        priors.length or _LINKED * end,
+        priors.reach or learning_rate * _LINKED * end,
+        learning_rate,
+        priors,
+    )
+    return _posterior(gain, _Residuals(curve, known, end, gain), spread)
+
+
+class _Residuals:
+    """Known losses less predicted ones, made independent with unit variance; and the link."""
+
+    def __init__(self, curve: ConstantCurve, known: Known, end: float, gain: Gain) -> None:
+        self.known, self.gain = known, gain
+        shapes = {id(shape): shape for shape in known.shapes}
+        self._groups = [
+            (shape, np.array([s is shape for s in known.shapes])) for shape in shapes.values()
+        ]
+        self._f = np.zeros(len(known.shapes))
+        for shape, its in self._groups:
+            self._f[its] = gain.shape_numbers(gain.mean, shape)[0]
+        levels = curve.levels(known.ends - self._f * known.lengths)
+        self._slope = levels.slopes * known.lengths
+        self.seen = levels.losses - known.losses
+        drift = np.where(known.is_average, _AVERAGE_DRIFT, _DECAY_DRIFT)
+        drift *= np.abs(np.log(known.ends / end))
+        law = np.where(known.is_average, 0.0, gain.priors.law)
+        scale = np.maximum(self.seen, 0.0)
+        self.rows, self.noise = levels.rows, curve.noise
+        errors = known.errors**2 + (drift**2 + law**2) * scale**2
+        least = np.maximum(1e-9 * np.abs(known.losses), 1e-3 * curve.noise) + 1e-12
+        self.errors = np.sqrt(errors + least**2)
+        covariance = np.diag(self.errors**2) + curve.noise**2 * self.rows @ self.rows.T
+        self.whitening = np.linalg.inv(np.linalg.cholesky(covariance))
+        self._linked = np.array([_LINKED * end])
+
+    def __call__(self, parameters: np.ndarray) -> np.ndarray:
+        """[..., J + 1] independent residuals of parameters [..., 9]."""
+        decay = self.gain.linear(parameters, self._linked)
+        missing = self.gain.missing(parameters, self._linked)
+        link = (self.gain.averages(parameters, self._linked) + missing) / decay - 1.0
+        plain = self.plain(parameters) @ self.whitening.T
+        return np.concatenate([plain, link / _LINK], axis=-1)
+
+    def plain(self, parameters: np.ndarray) -> np.ndarray:
+        """[..., J] residuals in units of loss."""
+        lengths, gain = self.known.lengths, self.gain
+        predicted = np.where(
+            self.known.is_average,
+            gain.averages(parameters, lengths),
+            gain.linear(parameters, lengths),
+        )
+        moved = np.zeros_like(predicted)
+        for shape, its in self._groups:
+            f, ratio = gain.shape_numbers(parameters, shape)
+            predicted[..., its] *= ratio[..., None]
+            moved[..., its] = f[..., None] - self._f[its]
+        found: np.ndarray = self.seen - self._slope * moved - predicted
+        return found
+
+
+def _posterior(gain: Gain, residuals: _Residuals, spread: np.ndarray) -> Gain:
+    """The mode by damped Gauss-Newton steps from the known gains, and the Gaussian about it."""
+    seen = residuals.seen[residuals.seen > 0.0]
+    prior = gain.mean.copy()
+    at = prior.copy()
+    if seen.size:
+        at[0] = at[3] = np.log(np.median(seen))
+    weights = 1.0 / spread
+
+    def cost(points: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):  # of steps much too long
+            total = np.sum(residuals(points) ** 2, axis=-1)
+        total += np.sum(((points - prior) * weights) ** 2, axis=-1)
+        found: np.ndarray = np.where(np.isnan(total), np.inf, total)
+        return found
+
+    size = 1e-5 * np.maximum(spread, 1e-3)
+    for _ in range(_ROUNDS):
+        points = at + np.vstack([np.zeros(at.size), np.diag(size)])
+        found = residuals(points)
+        slopes = (found[1:] - found[0]) / size[:, None]
+        inverse = np.linalg.inv(slopes @ slopes.T + np.diag(weights**2))
+        step = -inverse @ (slopes @ found[0] + (at - prior) * weights**2)
+        tried = at + step * 0.5 ** np.arange(12)[:, None]
+        costs = cost(np.vstack([at, tried]))
+        best = int(np.argmin(costs))
+        if best == 0:
+            break
+        at = tried[best - 1]
+        if np.abs(step * weights).max() < 1e-5:
+            break
+    root = np.linalg.cholesky(0.5 * (inverse + inverse.T))
+    plain = residuals.plain(at + np.vstack([np.zeros(at.size), np.diag(size)]))
+    held = Held(
+        rows=residuals.rows,
+        errors=residuals.errors,
+        noise=residuals.noise,
+        precision=residuals.whitening.T @ residuals.whitening,
+        residuals=plain[0],
+        slopes=(plain[1:] - plain[0]) / size[:, None],
+    )
+    return dataclasses.replace(gain, mean=at, root=root, held=held)
