@@ -119,7 +119,7 @@ def test_a_damaged_snapshot_is_named(average, tmp_path):
     path = Snapshots(tmp_path).path(2)
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     code, _, error = average(f"--snapshots={tmp_path}", "--kernel=window:3")
-    assert code == common.USAGE and "step_000000002.snap is damaged" in error
+    assert code == common.USAGE and "step_000000002.safetensors is damaged" in error
 
 
 def test_averages_without_a_model_say_what_they_are(average, folder, tmp_path):

@@ -146,7 +146,7 @@ def snapshots(tmp_path):
 def test_a_step_without_a_snapshot_is_refused_with_the_nearest(snapshots, step):
     from tf_lrtraj.averaging.post_hoc import snapshot_weights
 
-    (snapshots / "step_000000001.snap").unlink()
+    (snapshots / "step_000000001.safetensors").unlink()
     found = Snapshots(snapshots)
     with pytest.raises(RecordError, match=r"nearest are \[0, 2\]"):
         found.path(step)
@@ -154,7 +154,7 @@ def test_a_step_without_a_snapshot_is_refused_with_the_nearest(snapshots, step):
         snapshot_weights(found.steps, kernels.Uniform(), step)
 
 
-@pytest.mark.parametrize("name", ["step_99999999999999999999.snap", "step_١١١١١١١١١.snap"])
+@pytest.mark.parametrize("name", ["step_99999999999999999999.safetensors", "step_١١١١١١١١١.snap"])
 def test_files_that_only_look_like_snapshots_are_none(snapshots, name):
     (snapshots / name).write_bytes(b"x")
     assert Snapshots(snapshots).steps.tolist() == [0, 1, 2]
@@ -162,7 +162,7 @@ def test_files_that_only_look_like_snapshots_are_none(snapshots, name):
 
 @pytest.mark.parametrize("scales", ["[[]]", "[1.0]", "[null, null]", "5", '{"a": 1}', "[" * 5000])
 def test_a_header_of_a_snapshot_with_odd_scales_is_damaged(snapshots, scales):
-    path = snapshots / "step_000000001.snap"
+    path = snapshots / "step_000000001.safetensors"
     data = path.read_bytes()
     (length,) = struct.unpack("<I", data[8:12])
     head = f'{{"step": 1, "crc32": 0, "scales": {scales}}}'.encode()
@@ -172,8 +172,8 @@ def test_a_header_of_a_snapshot_with_odd_scales_is_damaged(snapshots, scales):
 
 
 def test_a_folder_in_a_snapshots_place_is_named(snapshots):
-    (snapshots / "step_000000001.snap").unlink()
-    (snapshots / "step_000000001.snap").mkdir()
+    (snapshots / "step_000000001.safetensors").unlink()
+    (snapshots / "step_000000001.safetensors").mkdir()
     with pytest.raises(RecordError, match="step_000000001"):
         Snapshots(snapshots).read(1)
 

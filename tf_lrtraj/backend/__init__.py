@@ -22,6 +22,7 @@ from tf_lrtraj.backend.random_streams import random_streams_kept
 from tf_lrtraj.backend.tensors import (
     all_finite,
     compiled,
+    copy_to_host,
     fingerprints,
     is_complex,
     is_one,
@@ -53,6 +54,7 @@ __all__ = [
     "compiled",
     "compiled_on_replicas",
     "compiled_update",
+    "copy_to_host",
     "fingerprints",
     "forward",
     "free_memory",

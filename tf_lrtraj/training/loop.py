@@ -51,10 +51,14 @@ class Action:
     Attributes:
         when: a timetable.
         what: called with the number of updates made; changes nothing that training reads.
+        check: called after every call of the compiled steps; raises what went wrong since.
+        finish: called before a checkpoint, after which a killed run goes on without it.
     """
 
     when: Timetable
     what: Callable[[int], None]
+    check: Callable[[], None] = lambda: None
+    finish: Callable[[], None] = lambda: None
 
 
 def nothing(step: int) -> None:
@@ -161,6 +165,7 @@ class Loop:
 
     def _act(self, step: int, shown: Progress) -> None:
         for action in self._actions:
+            action.check()
             if action.when.due(step):
                 with shown.doing("snapshots and probes"):
                     action.what(step)
@@ -170,6 +175,8 @@ class Loop:
         if self._workers.any(bad is not None):
             what = f"a number of the {bad}" if bad else "a number held by another worker"
             raise Diverged(f"{what} became NaN or infinite", step - 1)
+        for action in self._actions:
+            action.finish()
         self._log.sync()
         with shown.doing("writing a checkpoint"):
             mark = {"window": window.state(), "rows": self._log.mark()}
