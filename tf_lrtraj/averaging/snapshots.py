@@ -21,7 +21,6 @@ scales.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import os
@@ -48,6 +47,7 @@ from tf_lrtraj.records.tensor_files import (
     MOST_AXES,
     Tensor,
     TensorFile,
+    distinct_names,
     dtype_of,
     read_pieces,
     write_tensors,
@@ -207,26 +207,14 @@ class VariableSpec:
         return encoding != "exact" and self.role == "trainable"
 
 
+# Appended to the name of an array of integers for the scalar that they are to be multiplied by.
+SCALE = "_scale"
+
+
 def array_names(variables: Sequence[VariableSpec], encoding: str) -> list[str]:
     """The names of the variables' arrays in a file: their paths, numbered where two are alike."""
-    taken, names = {"__metadata__"}, []
-    met: collections.Counter[str] = collections.Counter()
-    for variable in variables:
-        while True:
-            met[variable.name] += 1
-            number = met[variable.name]
-            name = variable.name if number == 1 else f"{variable.name}#{number}"
-            own = {name, scale_name(name)} if variable.is_encoded(encoding) else {name}
-            if own.isdisjoint(taken):
-                break
-        taken |= own
-        names.append(name)
-    return names
-
-
-def scale_name(name: str) -> str:
-    """The name of the scalar that the integers of an array are to be multiplied by."""
-    return f"{name}_scale"
+    endings = [[SCALE] if variable.is_encoded(encoding) else [] for variable in variables]
+    return distinct_names([variable.name for variable in variables], endings)
 
 
 def snapshot_bytes(variables: Sequence[VariableSpec], encoding: str) -> int:
@@ -311,7 +299,7 @@ class SnapshotWriter:
         for name, spec, value in zip(names, self.variables, values, strict=True):
             arrays[name], scale = self._encode(spec, np.asarray(value))
             if scale is not None:
-                scales[scale_name(name)] = np.asarray(scale, np.float64)
+                scales[name + SCALE] = np.asarray(scale, np.float64)
         metadata = {
             "step": str(step),
             "encoding": self.encoding,
@@ -499,7 +487,7 @@ class Snapshots:
                 for name, spec in zip(names, self.variables, strict=True)
             }
             encoded = [spec.is_encoded(self.encoding) for spec in self.variables]
-            scaled = [scale_name(name) for name, one in zip(names, encoded, strict=True) if one]
+            scaled = [name + SCALE for name, one in zip(names, encoded, strict=True) if one]
             expected |= {name: (np.dtype("<f8"), ()) for name in scaled}
             found = {name: (one.dtype, one.shape) for name, one in file.tensors.items()}
             wrong = [
@@ -508,7 +496,8 @@ class Snapshots:
             if wrong:
                 raise RecordError(f"{path} is damaged: its array {wrong[0]!r} is not as in {INDEX}")
             told = [file.metadata.get(key, "") for key in ("step", "encoding", "crc32")]
-            if told[:2] != [str(step), self.encoding] or not _NUMBER.fullmatch(told[2]):
+            sound = told[:2] == [str(step), self.encoding] and file.is_ours
+            if not sound or not _NUMBER.fullmatch(told[2]):
                 raise RecordError(f"{path} is damaged: its metadata are not those of step {step}")
             read = [file.read(name) for name in scaled]
             left = iter(read)

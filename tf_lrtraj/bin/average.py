@@ -38,9 +38,9 @@ FILE.npz holds x (and y, for losses); batch-norm statistics are recomputed on x,
 --batch_norm_data=OTHER.npz.  --import=MODULE imports a module that registers layers of your own
 with Keras.
 
-Weight files that exist (.keras, .weights.h5, or .npz of arrays) are averaged too: all alike, by
-a kernel with the files in order as iterates, or greedily, best first, each if a held-out metric
-gets no worse:
+Weight files that exist (.keras, .weights.h5, or arrays in .npz or .safetensors) are averaged too:
+all alike, by a kernel with the files in order as iterates, or greedily, best first, each if a
+held-out metric gets no worse:
 
   lrtraj-average --files a.keras b.keras c.weights.h5 --output=mean.keras \
       --batch_norm_data=train.npz
@@ -80,7 +80,7 @@ def run() -> None:
     flags.DEFINE_string("batch_norm_data", None, ".npz file whose x batch norm is recomputed on")
     flags.DEFINE_multi_string("import", [], "module to import, which registers layers of your own")
     flags.DEFINE_list("files", [], "weight files to average, with those that follow")
-    flags.DEFINE_string("output", None, "--files: .keras, .weights.h5 or .npz file to write")
+    flags.DEFINE_string("output", None, "--files: file to write; its ending says of which kind")
     flags.DEFINE_string("soup", None, "--files: metric on --data by which files are chosen")
     flags.DEFINE_enum("metric_mode", "auto", ["auto", "min", "max"], "--soup: which is better")
     flags.DEFINE_multi_string("kernel", [], "an average to build; may be given several times")
@@ -104,7 +104,13 @@ def run() -> None:
         ["recompute", "average", "copy"],
         "batch-norm policy; the run's own by default. copy: of the last snapshot",
     )
-    flags.DEFINE_string("export", None, "write each average there as a .keras model")
+    flags.DEFINE_string("export", None, "write each average there, as NAME.keras")
+    flags.DEFINE_enum(
+        "export_format",
+        "keras",
+        ["keras", "safetensors"],
+        "--export: NAME.keras, or NAME.safetensors with the weights",
+    )
     flags.DEFINE_string("json", None, "also append the results to this .jsonl file")
     flags.DEFINE_string("data_dir", None, "where the run's data lies, if it moved")
     flags.DEFINE_bool("advise", False, "find the best average from few measurements")

@@ -14,11 +14,12 @@ and holds texts under `__metadata__`; the arrays follow without gaps
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import numpy as np
@@ -32,6 +33,7 @@ LARGEST_HEADER = 100_000_000
 MOST_AXES = 32  # of an array; NumPy has no more than 64
 
 _METADATA = "__metadata__"
+_WRITER = {"writer": "tf_lrtraj"}
 _LENGTH = 8
 _TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -81,26 +83,56 @@ def write_tensors(
 ) -> None:
     """Writes arrays by name, whole or not at all.
 
-    The widest types come first, so that every array is aligned.
+    The header has the order of `tensors`, and the metadata say so by `writer`.  Of the values the
+    widest come first, so that every array is aligned.
 
     Raises:
         ValueError: for a name or a type that the format does not have.
         OSError: if the file cannot be written; what was there before stands.
     """
     arrays = {name: _plain(name, array) for name, array in tensors.items()}
-    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
-    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
-    end = 0
+    laid_out = sorted(arrays.items(), key=lambda item: -item[1].itemsize)
+    places, end = {}, 0
+    for name, array in laid_out:
+        places[name], end = [end, end + array.nbytes], end + array.nbytes
+    header: dict[str, Any] = {_METADATA: {**_WRITER, **metadata}}
     for name, array in arrays.items():
-        start, end = end, end + array.nbytes
         code = _NAMES[array.dtype.name]
-        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": places[name]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(_LENGTH, "little") + text)
-        for array in arrays.values():
+        for _, array in laid_out:
             file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def distinct_names(
+    names: Sequence[str], endings: Sequence[Sequence[str]] | None = None
+) -> list[str]:
+    """Names for the arrays of a file: `a`, `a#2`, … where two would be alike.
+
+    Args:
+        names: what the arrays would be called.
+        endings: for each, what is appended to its name for arrays that belong to it.
+
+    >>> distinct_names(["kernel", "bias", "kernel"])
+    ['kernel', 'bias', 'kernel#2']
+    >>> distinct_names(["kernel", "kernel_scale"], [["_scale"], []])
+    ['kernel', 'kernel_scale#2']
+    """
+    taken, found = {_METADATA}, []
+    met: collections.Counter[str] = collections.Counter()
+    for name, more in zip(names, endings or [[]] * len(names), strict=True):
+        while True:
+            met[name] += 1
+            one = name if met[name] == 1 else f"{name}#{met[name]}"
+            own = {one, *(one + ending for ending in more)}
+            if own.isdisjoint(taken):
+                break
+        taken |= own
+        found.append(one)
+    return found
 
 
 def _plain(name: str, array: Any) -> np.ndarray:
@@ -125,7 +157,7 @@ class TensorFile:
     Attributes:
         file: the open file, unbuffered.
         metadata: the texts in its header.
-        tensors: name → `Tensor`, in the order of the file.
+        tensors: name → `Tensor`, in the order of the header.
 
     Raises:
         OSError: if it cannot be read, or is no regular file.
@@ -149,6 +181,11 @@ class TensorFile:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether `write_tensors` wrote it, so that the order of `tensors` means something."""
+        return _WRITER.items() <= self.metadata.items()
 
     def pieces(self, name: str, size: int = 1 << 20) -> Iterator[np.ndarray]:
         """The values of one array in vectors of at most `size` numbers, each a new one."""
@@ -209,16 +246,15 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor]]:
     tensors, ends = {}, {}
     for name, entry in entries.items():
         tensors[name], ends[name] = _tensor(name, entry, start)
-    ordered = sorted(tensors, key=lambda name: (tensors[name].start, ends[name]))
     place = start
-    for name in ordered:
+    for name in sorted(tensors, key=lambda name: (tensors[name].start, ends[name])):
         if tensors[name].start != place:
             word = "overlaps another one" if tensors[name].start < place else "follows a gap"
             raise ValueError(f"the array {name!r} {word}")
         place = ends[name]
     if place != total:
         raise ValueError(f"it has {total} bytes instead of {place}")
-    return metadata, {name: tensors[name] for name in ordered}
+    return metadata, tensors
 
 
 def _tensor(name: str, entry: _Entry, start: int) -> tuple[Tensor, int]:
