@@ -11,7 +11,9 @@ One process per Keras backend, one after another.  A round measures every case o
 * the same without waiting for the disk (`fsync`), on the same file system.
 
 The share of a round is `waits / written`.  Medians over rounds, with the intervals in which they
-lie at 95 %.  A pause before each case lets threads of the one before come to rest.
+lie at 95 %.  A pause before each case lets threads of the one before come to rest.  The copy is
+bound by memory and the write by the disk, so a machine that does other work lengthens the first
+more than the second: run it on a quiet one.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import numpy as np
 RESULT = pathlib.Path(__file__).parent / "results" / "snapshots.json"
 BACKENDS = ("tensorflow", "jax", "torch")
 ENCODINGS = ("exact", "int16", "int8")
-PAUSE = 0.05
+PAUSE = 0.2
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -120,6 +122,7 @@ def main() -> None:
     from tf_lrtraj import records
 
     found: dict[str, Any] = {"rounds": rounds, "cpus": os.cpu_count(), "backends": {}}
+    found["load"] = os.getloadavg()[0]  # before it starts
     for backend in BACKENDS:
         folder = tempfile.mkdtemp(prefix="snapshots-", dir=arguments.folder)
         command = [sys.executable, __file__, f"--worker={folder}", f"--rounds={rounds}"]

@@ -110,7 +110,7 @@ class ModelSnapshots:
         """
 
         def fill(buffer: list[np.ndarray]) -> None:
-            backend.copy_to_host(backend.values(self._variables), buffer)
+            backend.copy_to_host(self._variables, buffer)
 
         def work(buffer: list[np.ndarray]) -> None:
             if only_finite and not all(np.isfinite(array).all() for array in buffer):

@@ -22,7 +22,6 @@ from tf_lrtraj.backend.random_streams import random_streams_kept
 from tf_lrtraj.backend.tensors import (
     all_finite,
     compiled,
-    copy_to_host,
     fingerprints,
     is_complex,
     is_one,
@@ -37,6 +36,7 @@ from tf_lrtraj.backend.variables import (
     assign,
     assign_row,
     backup,
+    copy_to_host,
     holds,
     mix,
     mix_rows,

@@ -68,17 +68,10 @@ def to_numpy(arrays: Sequence[Any]) -> list[np.ndarray]:
     return [np.array(keras.ops.convert_to_numpy(array)) for array in arrays]
 
 
-def copy_to_host(arrays: Sequence[Any], into: Sequence[np.ndarray]) -> None:
-    """Copies backend tensors into NumPy arrays of their shapes and types.
-
-    Memory that was in use before is written several times as fast as memory that is new.
-    """
-    for array, target in zip(arrays, into, strict=True):
-        np.copyto(target, _on_host(array), casting="unsafe")
-
-
-def _on_host(array: Any) -> np.ndarray:
+def on_host(array: Any) -> np.ndarray:
     """A tensor's values, without a copy where they are on the host and NumPy has their type."""
+    if name() == "jax":
+        return np.asarray(array)
     if name() == "torch" and array.device.type == "cpu" and array.dtype.itemsize > 2:
         return array.detach().numpy()
     if name() == "tensorflow" and array.dtype.size > 2:
