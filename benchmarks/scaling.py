@@ -220,8 +220,9 @@ def measure_disk(rounds: int) -> dict[str, Any]:
         calls: dict[str, Callable[[], Any]] = {}
         for encoding in ("exact", "int8"):
             snapshots = ModelSnapshots(model, folder / encoding, Timetable(1), encoding)
-            calls[f"snapshot, {encoding}"] = lambda snapshots=snapshots: snapshots.write(
-                next(steps)
+            calls[f"snapshot, {encoding}"] = lambda snapshots=snapshots: (
+                snapshots.write(next(steps)),
+                snapshots.wait(),
             )
         checkpointer = Checkpointer(folder / "checkpoints", {"model": model.variables}, keep=1)
         calls["checkpoint"] = lambda: checkpointer.save(next(steps), {})

@@ -5,12 +5,15 @@
 
 import ast
 import importlib.util
+import json
 import os
 import pathlib
 import re
 import socket
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 
@@ -174,6 +177,42 @@ def write_snapshots(folder, steps, iterates, encoding="exact"):
     for step in steps:
         writer.write(int(step), [np.asarray(iterates[int(step)])])
     return Snapshots(folder)
+
+
+def write_old_snapshots(folder, variables, snapshots, encoding="exact"):
+    """Writes a folder of snapshots of format 1, as releases before `.safetensors` files did.
+
+    Args:
+        folder: is made.
+        variables: (name, shape, dtype, role) of each.
+        snapshots: step → an array for each variable.
+        encoding: of the snapshots.
+    """
+    folder.mkdir(parents=True)
+    fields = ("name", "shape", "dtype", "role")
+    index = {
+        "format": 1,
+        "encoding": encoding,
+        "every": 1,
+        "start": 0,
+        "limit": None,
+        "when_full": "thin",
+        "variables": [dict(zip(fields, variable, strict=True)) for variable in variables],
+    }
+    (folder / "index.json").write_text(json.dumps(index))
+    for step, arrays in snapshots.items():
+        scales, data = [], b""
+        for (*_, role), array in zip(variables, arrays, strict=True):
+            scale = None
+            if encoding != "exact" and role == "trainable":
+                kind = {"int16": np.int16, "int8": np.int8}[encoding]
+                scale = float(np.max(np.abs(array), initial=0.0)) / np.iinfo(kind).max or 1.0
+                array = np.rint(np.asarray(array, np.float64) / scale).astype(kind)
+            scales.append(scale)
+            data += array.tobytes()
+        header = json.dumps({"step": step, "crc32": zlib.crc32(data), "scales": scales}).encode()
+        content = b"LRTSNAP1" + struct.pack("<I", len(header)) + header + data
+        (folder / f"step_{step:09d}.snap").write_bytes(content)
 
 
 def cut_short(path, step=1):

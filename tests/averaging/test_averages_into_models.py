@@ -13,8 +13,12 @@ from tf_lrtraj.averaging import (
     average_snapshots,
     borrow,
     combine_stored,
+    save_model,
 )
-from tf_lrtraj.averaging.weight_files import read_weights
+from tf_lrtraj.averaging.snapshot_recorder import ModelSnapshots
+from tf_lrtraj.averaging.snapshots import Snapshots, Timetable
+from tf_lrtraj.averaging.weight_files import read_named, read_weights
+from tf_lrtraj.records.tensor_files import TensorFile, write_tensors
 
 KERNELS = {
     "window": kernels.Window(3, every=2),
@@ -83,7 +87,7 @@ def test_an_average_of_snapshots_in_a_model(trained, found, tmp_path, policy, ho
     check(other, weights, found.arrays[-2:] if policy == "averaged" else moments(weights))
 
 
-@pytest.mark.parametrize("ending", ["arrays", ".keras", ".weights.h5", ".npz"])
+@pytest.mark.parametrize("ending", ["arrays", ".keras", ".weights.h5", ".npz", ".safetensors"])
 def test_an_average_made_of_stored_ones(trained, tmp_path, ending):
     model, _, averaging = trained
     stored = []
@@ -95,8 +99,8 @@ def test_an_average_made_of_stored_ones(trained, tmp_path, ending):
                 if ending == ".npz":
                     paths = [v.path for v in model.weights]
                     np.savez(source, **dict(zip(paths, arrays_of(model.weights), strict=True)))
-                elif ending == ".keras":
-                    model.save(source)
+                elif ending in (".keras", ".safetensors"):
+                    save_model(model, source)
                 else:
                     model.save_weights(source)
         stored.append(StoredAverage(KERNELS[name], 24, source))
@@ -151,13 +155,88 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(trained, found, tmp_pa
         ("b.npz", {"arr_0": np.zeros(3)}, "holds 1, and number 0"),
         ("b.npz", {"dense/kernel": np.array(["a"])}, "must hold arrays of numbers"),
         ("b.npz", {}, "must hold arrays of numbers"),
+        ("a.safetensors", b"no archive", "is damaged: "),
+        ("b.safetensors", {"unknown": np.zeros(3)}, "holds 1, and number 0"),
+        ("b.safetensors", {}, "must hold arrays of numbers"),
     ],
 )
 def test_files_that_hold_no_weights_are_named(trained, tmp_path, name, content, message):
     path = tmp_path / name
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif path.suffix == ".safetensors":
+        write_tensors(path, content, {})
     else:
         np.savez(path, **content)
     with pytest.raises(ValueError, match=rf"{name}.*{message}"):
         read_weights(path, trained[0])
+
+
+def test_weights_by_name_for_other_tools(trained, tmp_path):
+    model, _, averaging = trained
+    path, before = tmp_path / "wide.safetensors", everything(model)
+    averaging.save("wide", path)
+    assert_same_bits(everything(model), before)
+    with averaging.borrowed("wide"):
+        held = arrays_of(model.weights)
+    with TensorFile(path) as file:
+        told = {"model": model.name, "average": "wide", "updates": "24"}
+        assert file.metadata == {"writer": "tf_lrtraj", **told}
+        assert list(file.tensors) == [v.path for v in model.weights]
+        assert_same_bits([file.read(name) for name in file.tensors], held)
+    library = pytest.importorskip("safetensors.numpy")
+    found = library.load_file(path)
+    assert_same_bits([found[v.path] for v in model.weights], held)
+    assert_same_bits(read_weights(path, model), held)
+    library.save_file({name: found[name] for name in reversed(list(found))}, path)
+    assert_same_bits(read_weights(path, model), held)
+    library.save_file({f"other/{name}": array for name, array in found.items()}, path)
+    with pytest.raises(ValueError, match=r"wide\.safetensors does not hold weights .*'other/"):
+        read_weights(path, model)
+
+
+def test_two_variables_of_one_path_are_kept_apart(tmp_path):
+    class Pair(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = (keras.layers.Dense(2, name="same") for _ in range(2))
+
+        def call(self, x):
+            return self.other(self.one(x))
+
+    model = Pair()
+    model(np.zeros((1, 2), np.float32))
+    if len({v.path for v in model.weights}) == len(model.weights):
+        pytest.skip("this Keras gives them paths of their own")
+    save_model(model, tmp_path / "a.safetensors")
+    assert_same_bits(read_weights(tmp_path / "a.safetensors", model), arrays_of(model.weights))
+
+
+@pytest.mark.parametrize("encoding", ["exact", "int16", "int8"])
+def test_a_snapshot_is_a_file_of_weights(trained, tmp_path, encoding):
+    model = trained[0]
+    with ModelSnapshots(model, tmp_path, Timetable(1), encoding) as snapshots:
+        snapshots.write(5)
+    expected = Snapshots(tmp_path).read(5)
+    named = read_named(tmp_path / "step_000000005.safetensors")
+    assert_same_bits([named[spec.name] for spec in Snapshots(tmp_path).variables], expected)
+    read = read_weights(tmp_path / "step_000000005.safetensors", model)
+    if encoding == "exact":
+        assert_same_bits(read, arrays_of(model.weights))
+    else:
+        assert not all(
+            np.array_equal(*pair) for pair in zip(read, arrays_of(model.weights), strict=True)
+        )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_16_bits_keep_their_type_in_files(dtype, tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype=dtype)])
+    save_model(model, tmp_path / "a.safetensors")
+    with TensorFile(tmp_path / "a.safetensors") as file:
+        assert {tensor.dtype.name for tensor in file.tensors.values()} == {dtype}
+    for read, variable in zip(
+        read_weights(tmp_path / "a.safetensors", model), model.weights, strict=True
+    ):
+        kept = np.asarray(keras.ops.convert_to_numpy(variable), np.float32)
+        np.testing.assert_array_equal(np.asarray(read, np.float32), kept)

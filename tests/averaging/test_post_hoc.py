@@ -85,7 +85,7 @@ def test_a_damaged_snapshot_is_named_and_its_thread_ends(tmp_path):
     snapshots = write(tmp_path, range(3), random_values)
     flip_bit(snapshots.path(1), -3)
     before = threading.active_count()
-    with pytest.raises(RecordError, match=r"step_000000001\.snap is damaged"):
+    with pytest.raises(RecordError, match=r"step_000000001\.safetensors is damaged"):
         post_hoc.combine(snapshots, {"all": np.full(3, 1 / 3)})
     assert threading.active_count() == before
 

@@ -114,7 +114,7 @@ def test_only_what_the_timetable_keeps_is_on_disk(tmp_path):
         if timetable.due(step):
             writer.write(step, values(step))
         assert writer.steps() == taken(timetable, step)
-    (tmp_path / ".step_000000099.snap.1.tmp").write_bytes(b"half")
+    (tmp_path / ".step_000000099.safetensors.1.tmp").write_bytes(b"half")
     writer.forget_after(16)
     assert writer.steps() == [0, 16]
     assert not list(tmp_path.glob(".*"))
@@ -123,11 +123,11 @@ def test_only_what_the_timetable_keeps_is_on_disk(tmp_path):
 def test_damage_is_seen(tmp_path):
     writer = SnapshotWriter(tmp_path, SPECS, Timetable(1))
     writer.write(7, values(7))
-    path = tmp_path / "step_000000007.snap"
+    path = tmp_path / "step_000000007.safetensors"
     snapshots = Snapshots(tmp_path)
     for damage in (with_changed_byte, cut_short):
         for _ in damage(path):
-            with pytest.raises(RecordError, match=r"step_000000007\.snap"):
+            with pytest.raises(RecordError, match=r"step_000000007\.safetensors"):
                 snapshots.read(7)
     assert len(snapshots.read(7)) == 4
     with pytest.raises(RecordError, match=r"no snapshot of step 8; the nearest are \[7\]"):
@@ -137,7 +137,7 @@ def test_damage_is_seen(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 3},
         {"encoding": "zip"},
         {"variables": [{"name": 1}]},
         {"every": 0},

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tf_lrtraj import kernels, records, theory
+from tf_lrtraj.averaging import weight_files
 from tf_lrtraj.averaging.snapshots import Snapshots, SnapshotWriter, Timetable, VariableSpec
 from tf_lrtraj.runs import kernel_parsing
 
@@ -122,7 +123,7 @@ def test_a_damaged_snapshot_is_named(refuses, tmp_path):
     path = Snapshots(tmp_path).path(2)
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     error = refuses(f"--snapshots={tmp_path}", "--kernel=window:3", late=True)
-    assert "step_000000002.snap is damaged" in error
+    assert "step_000000002.safetensors is damaged" in error
 
 
 def test_averages_without_a_model_say_what_they_are(average, folder, tmp_path):
@@ -210,6 +211,15 @@ def test_a_model_of_one_s_own_from_end_to_end(average, own_model):
         np.testing.assert_allclose(
             keras.ops.convert_to_numpy(variable), expected, rtol=1e-5, atol=1e-6
         )
+    code, out, error = average(
+        *given, "--kernel=tail=window:5,every=4", f"--export={path}/out",
+        "--export_format=safetensors",
+    )  # fmt: skip
+    assert code == 0 and f"written: {path / 'out' / 'tail.safetensors'}" in out, error
+    by_name = weight_files.read_named(path / "out" / "tail.safetensors")
+    assert len(by_name) == len(loaded.weights)
+    for array, kept in zip(by_name.values(), loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(array, kept, rtol=1e-5, atol=1e-6)
     hidden = keras.Model(loaded.input, loaded.layers[1].output)(x)
     norm = loaded.layers[2]
     np.testing.assert_allclose(
@@ -261,6 +271,15 @@ def test_files_of_arrays_need_no_model(average, refuses, folder, tmp_path, more,
     assert code == 0, error
     with np.load(tmp_path / "mean.npz") as found:
         np.testing.assert_array_equal(found["a"], expected)
+    code, out, error = average("--files", *files, *more, f"--output={tmp_path}/mean.safetensors")
+    assert code == 0, error
+    found = weight_files.read_named(tmp_path / "mean.safetensors")
+    np.testing.assert_array_equal(found["a"], expected)
+    files = [f"{tmp_path}/mean.npz", f"{tmp_path}/mean.safetensors"]
+    code, out, error = average("--files", *files, f"--output={tmp_path}/again.npz")
+    assert code == 0, error
+    with np.load(tmp_path / "again.npz") as found:
+        np.testing.assert_array_equal(found["a"], expected)
         assert found["count"] == 5 and found["count"].dtype.kind == "i"
     assert "2 of 2 files" in out
     files[1] = f"{folder}/other.npz"
@@ -311,7 +330,9 @@ def in_model(path, weights, x=None):
     return model
 
 
-@pytest.mark.parametrize("output", ["mean.keras", "mean.weights.h5", "mean.npz"])
+@pytest.mark.parametrize(
+    "output", ["mean.keras", "mean.weights.h5", "mean.npz", "mean.safetensors"]
+)
 @pytest.mark.parametrize("recompute", [True, False])
 def test_files_of_three_kinds_are_averaged(average, ingredients, tmp_path, output, recompute):
     import keras
@@ -326,6 +347,8 @@ def test_files_of_three_kinds_are_averaged(average, ingredients, tmp_path, outpu
     if output.endswith(".npz"):
         with np.load(tmp_path / output) as found:
             found = in_model(folder / "a.keras", [found[v.path] for v in expected.weights])
+    elif output.endswith(".safetensors"):
+        found = in_model(folder / "a.keras", weight_files.read_weights(tmp_path / output, expected))
     elif output.endswith(".keras"):
         found = keras.saving.load_model(tmp_path / output)
     else:

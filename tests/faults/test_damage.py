@@ -205,7 +205,7 @@ def test_a_damaged_schedule_is_written_anew(stopped, whole):
 
 @pytest.mark.parametrize("damage", [truncate, flip])
 def test_a_damaged_snapshot_is_named_and_the_others_stand(damage, stopped):
-    path = stopped / "snapshots" / "step_000000004.snap"
+    path = stopped / "snapshots" / "step_000000004.safetensors"
     damage(path, random.Random(5))
     assert toy.run(stopped)[0] == 0
     snapshots = Snapshots(stopped / "snapshots")

@@ -35,7 +35,7 @@ READERS = {
     "data.npz": read_arrays,
     "model.keras": load_model,
     "rates.csv": lambda path: tables.parse_rates(str(path), None, 0.1, None),
-    "step_000000000.snap": read_snapshot,
+    "step_000000000.safetensors": read_snapshot,
     "index.json": read_snapshot,
     "run.json": lambda path: records.read_run(path.parent),
 }

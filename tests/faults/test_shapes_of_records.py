@@ -131,9 +131,9 @@ def write_snapshots(folder):
     for step in (0, 2, 4):
         writer.write(step, [np.full(v.shape, step, np.float32) for v in VARIABLES])
     (folder / "snapshots" / "index.json").rename(folder / "index.json")
-    data = (folder / "snapshots" / "step_000000002.snap").read_bytes()
-    length = int.from_bytes(data[8:12], "little")
-    (folder / "step_000000002.json").write_bytes(data[12 : 12 + length])
+    data = (folder / "snapshots" / "step_000000002.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    (folder / "step_000000002.json").write_bytes(data[8 : 8 + length])
 
 
 def read_index(folder):
@@ -144,11 +144,10 @@ def read_index(folder):
 
 def read_header(folder):
     shutil.copyfile(folder / "index.json", folder / "snapshots" / "index.json")
-    path, head = folder / "snapshots" / "step_000000002.snap", folder / "step_000000002.json"
-    data = path.read_bytes()
-    length = int.from_bytes(data[8:12], "little")
-    size = head.stat().st_size.to_bytes(4, "little")
-    path.write_bytes(data[:8] + size + head.read_bytes() + data[12 + length :])
+    path = folder / "snapshots" / "step_000000002.safetensors"
+    data, head = path.read_bytes(), (folder / "step_000000002.json").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + length :])
     Snapshots(folder / "snapshots").read(2)
 
 

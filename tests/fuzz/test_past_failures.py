@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from fuzzing import judge, programs
-from helpers import write_snapshots
+from helpers import write_old_snapshots, write_snapshots
 
 from tf_lrtraj import kernels, rates, records, theory
 from tf_lrtraj.averaging.snapshots import Snapshots
@@ -142,11 +142,19 @@ def snapshots(tmp_path):
     return tmp_path / "snapshots"
 
 
+@pytest.fixture
+def old_snapshots(tmp_path):
+    variables = [("w", (2,), "float32", "trainable")]
+    values = {step: [np.full(2, step, np.float32)] for step in range(3)}
+    write_old_snapshots(tmp_path / "old", variables, values)
+    return tmp_path / "old"
+
+
 @pytest.mark.parametrize("step", [1, 10**20, -(10**400)])
 def test_a_step_without_a_snapshot_is_refused_with_the_nearest(snapshots, step):
     from tf_lrtraj.averaging.post_hoc import snapshot_weights
 
-    (snapshots / "step_000000001.snap").unlink()
+    (snapshots / "step_000000001.safetensors").unlink()
     found = Snapshots(snapshots)
     with pytest.raises(RecordError, match=r"nearest are \[0, 2\]"):
         found.path(step)
@@ -154,37 +162,43 @@ def test_a_step_without_a_snapshot_is_refused_with_the_nearest(snapshots, step):
         snapshot_weights(found.steps, kernels.Uniform(), step)
 
 
-@pytest.mark.parametrize("name", ["step_99999999999999999999.snap", "step_١١١١١١١١١.snap"])
+@pytest.mark.parametrize("name", ["step_99999999999999999999.safetensors", "step_١١١١١١١١١.snap"])
 def test_files_that_only_look_like_snapshots_are_none(snapshots, name):
     (snapshots / name).write_bytes(b"x")
     assert Snapshots(snapshots).steps.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("scales", ["[[]]", "[1.0]", "[null, null]", "5", '{"a": 1}', "[" * 5000])
-def test_a_header_of_a_snapshot_with_odd_scales_is_damaged(snapshots, scales):
-    path = snapshots / "step_000000001.snap"
+def test_a_header_of_an_old_snapshot_with_odd_scales_is_damaged(old_snapshots, scales):
+    path = old_snapshots / "step_000000001.snap"
     data = path.read_bytes()
     (length,) = struct.unpack("<I", data[8:12])
     head = f'{{"step": 1, "crc32": 0, "scales": {scales}}}'.encode()
     path.write_bytes(data[:8] + struct.pack("<I", len(head)) + head + data[12 + length :])
     with pytest.raises(RecordError, match="step_000000001"):
-        Snapshots(snapshots).error_bound(1)
+        Snapshots(old_snapshots).error_bound(1)
 
 
 def test_a_folder_in_a_snapshots_place_is_named(snapshots):
-    (snapshots / "step_000000001.snap").unlink()
-    (snapshots / "step_000000001.snap").mkdir()
+    (snapshots / "step_000000001.safetensors").unlink()
+    (snapshots / "step_000000001.safetensors").mkdir()
     with pytest.raises(RecordError, match="step_000000001"):
         Snapshots(snapshots).read(1)
 
 
 @pytest.mark.parametrize("shape", [[2**40, 2**40], [2**32, 2**32, 2]])
-def test_shapes_whose_size_overflows_are_damaged_and_take_no_memory(snapshots, shape):
-    index = json.loads((snapshots / "index.json").read_text())
+@pytest.mark.parametrize(
+    ("folder", "message"), [("snapshots", "'w' is not as in"), ("old_snapshots", "bytes instead")]
+)
+def test_shapes_whose_size_overflows_are_damaged_and_take_no_memory(
+    folder, message, shape, request
+):
+    folder = request.getfixturevalue(folder)
+    index = json.loads((folder / "index.json").read_text())
     index["variables"][0]["shape"] = shape
-    (snapshots / "index.json").write_text(json.dumps(index))
-    with pytest.raises(RecordError, match="bytes instead of"):
-        Snapshots(snapshots).read(1)
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(RecordError, match=message):
+        Snapshots(folder).read(1)
 
 
 def test_an_index_without_variables_is_damaged(snapshots):

@@ -30,7 +30,33 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{os.fspath(path)} is no saved state: {error}") from None
 
 
-class Backup:
+class BackupCalendar:
+    """Tells when a `keras.callbacks.BackupAndRestore` is about to save the model.
+
+    Args:
+        keras_backup: the callback whose `save_freq` is followed.
+    """
+
+    def __init__(self, keras_backup: Any) -> None:
+        self.followed = keras_backup
+        self._batches = 0
+
+    def due_after_batch(self) -> bool:
+        """Whether Keras is about to save after this batch; to be asked once per batch."""
+        if self.followed.save_freq == "epoch":
+            return False
+        self._batches += 1
+        if self._batches < self.followed.save_freq:
+            return False
+        self._batches = 0
+        return True
+
+    def due_after_epoch(self) -> bool:
+        """Whether Keras is about to save at the end of the epoch."""
+        return self.followed.save_freq == "epoch"
+
+
+class Backup(BackupCalendar):
     """Saves the averages in step with a `keras.callbacks.BackupAndRestore`.
 
     A state is a file in the same folder, so it is deleted when Keras deletes
@@ -54,24 +80,9 @@ class Backup:
                 "The averages can be saved beside BackupAndRestore on a local file system only. "
                 f"Received: backup_dir={folder!r}"
             )
-        self.followed = keras_backup
+        super().__init__(keras_backup)
         self.folder = pathlib.Path(folder)
         self._kept = 3 if getattr(keras_backup, "double_checkpoint", False) else 2
-        self._batches = 0
-
-    def due_after_batch(self) -> bool:
-        """Whether Keras is about to save after this batch; to be asked once per batch."""
-        if self.followed.save_freq == "epoch":
-            return False
-        self._batches += 1
-        if self._batches < self.followed.save_freq:
-            return False
-        self._batches = 0
-        return True
-
-    def due_after_epoch(self) -> bool:
-        """Whether Keras is about to save at the end of the epoch."""
-        return self.followed.save_freq == "epoch"
 
     def write(
         self, model: Any, num_updates: int, arrays: Mapping[str, Any], best: Mapping[str, float]

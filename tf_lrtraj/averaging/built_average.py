@@ -10,7 +10,7 @@ import numpy as np
 
 from tf_lrtraj import values
 
-ENDINGS = (".keras", ".weights.h5")
+ENDINGS = (".keras", ".weights.h5", ".safetensors")
 
 
 class BuiltAverage:
@@ -70,7 +70,8 @@ class BuiltAverage:
         """Writes a file that holds the average, whole or not at all; `model` stays as it is.
 
         Args:
-            path: ends in `.keras` (the model with the average) or `.weights.h5` (its weights).
+            path: ends in `.keras` (the model with the average), or in `.weights.h5` or
+                `.safetensors` (its weights; the latter by the variables' paths).
             model, batch_norm, batch_norm_data, batch_size: as in `apply`.
 
         Raises:
@@ -94,7 +95,9 @@ def check_file(path: str | os.PathLike[str]) -> pathlib.Path:
         ValueError: otherwise.
     """
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).endswith(ENDINGS):
-        raise values.error("path", f"a path that ends in {' or '.join(ENDINGS)}", path)
+        raise values.error(
+            "path", f"a path that ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}", path
+        )
     target = pathlib.Path(path)
     if not target.parent.is_dir():
         raise values.error("path", "in a folder that exists", os.fspath(path))

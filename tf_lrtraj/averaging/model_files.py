@@ -1,4 +1,4 @@
-"""`.keras` files: saved whole or not at all, loaded without trust."""
+"""Files of models and their weights: saved whole or not at all, loaded without trust."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import os
 import pathlib
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from tf_lrtraj import values
 from tf_lrtraj.records import open_file, replacing, scheme_of, sync, temporary_path
 from tf_lrtraj.records.archives import check_archive
+from tf_lrtraj.records.tensor_files import distinct_names, dtype_of, write_tensors
+
+# A whole model, or its weights for other tools.
+ENDINGS = (".keras", ".safetensors")
 
 
 def check_model_path(path: str | os.PathLike[str], name: str = "path") -> str | pathlib.Path:
-    """Returns `path` if Keras can save a model there, or raises ValueError.
+    """Returns `path` if `save_model` can write there, or raises ValueError.
 
     Args:
         path: a local path, or one with a scheme that TensorFlow's file systems know.
@@ -25,10 +31,11 @@ def check_model_path(path: str | os.PathLike[str], name: str = "path") -> str | 
     >>> check_model_path("models/ema.keras").name
     'ema.keras'
     """
+    endings = " or ".join(map(repr, ENDINGS))
     if not isinstance(path, (str, os.PathLike)):
-        raise values.error(name, "a path that ends in '.keras'", path)
-    if not os.fspath(path).endswith(".keras"):
-        raise ValueError(f"`{name}` must end in '.keras'. Received: {name}={os.fspath(path)!r}")
+        raise values.error(name, f"a path that ends in {endings}", path)
+    if not os.fspath(path).endswith(ENDINGS):
+        raise ValueError(f"`{name}` must end in {endings}. Received: {name}={os.fspath(path)!r}")
     if scheme_of(path) is None:
         return pathlib.Path(path)
     _check_reachable(str(path), name)
@@ -74,33 +81,53 @@ def load_model(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"the model {os.fspath(path)} cannot be loaded: {reason}") from None
 
 
-def save_model(model: Any, path: str | os.PathLike[str]) -> None:
-    """Saves a `.keras` file; whoever looks finds it whole or not at all.
+def save_model(
+    model: Any, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Saves a model, or its weights; whoever looks finds the file whole or not at all.
 
     A local one is written under a temporary name and renamed; a remote one is written here and
     copied, and buckets show an object once it is complete.
 
+    Args:
+        model: a built Keras model.
+        path: ends in `.keras`, or in `.safetensors` for `model.weights` by the paths of the
+            variables (batch-norm statistics are among them), in their own types.
+        metadata: texts for a `.safetensors` file.
+
     Raises:
-        ValueError: if `path` does not end in `.keras` or cannot be reached.
+        ValueError: if `path` ends in neither or cannot be reached.
     """
     target = check_model_path(path)
     if isinstance(target, str):
         import tensorflow as tf
 
         with tempfile.TemporaryDirectory() as folder:
-            local = os.path.join(folder, "model.keras")
-            model.save(local)
+            local = os.path.join(folder, f"model{os.path.splitext(target)[1]}")
+            save_model(model, local, metadata)
             tf.io.gfile.makedirs(os.path.dirname(target))
             tf.io.gfile.copy(local, target, overwrite=True)
-        return
-    with _replacing(target, ".keras") as temporary:
-        model.save(temporary)
+    elif target.suffix == ".safetensors":
+        arrays = [
+            np.asarray(array, dtype_of(str(variable.dtype)))
+            for variable, array in zip(model.weights, model.get_weights(), strict=True)
+        ]
+        named = dict(zip(weight_names(model), arrays, strict=True))
+        write_tensors(target, named, {"model": str(model.name), **(metadata or {})})
+    else:
+        with _replacing(target, ".keras") as temporary:
+            model.save(temporary)
+
+
+def weight_names(model: Any) -> list[str]:
+    """The names of a model's weights in a file: their paths, numbered where two are alike."""
+    return distinct_names([variable.path for variable in model.weights])
 
 
 def save_weights(model: Any, path: str | os.PathLike[str]) -> None:
-    """Saves a `.keras` or a local `.weights.h5` file, whole or not at all."""
+    """Saves a `.keras`, `.safetensors` or local `.weights.h5` file, whole or not at all."""
     target = pathlib.Path(path)
-    if target.suffix == ".keras":
+    if target.suffix in ENDINGS:
         save_model(model, target)
         return
     with _replacing(target, ".weights.h5") as temporary:

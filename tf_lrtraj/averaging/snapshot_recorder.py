@@ -6,12 +6,16 @@ import os
 import pathlib
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from tf_lrtraj import backend
+from tf_lrtraj.averaging.background_writer import BackgroundWriter
+from tf_lrtraj.averaging.backup import BackupCalendar
+from tf_lrtraj.averaging.other_callbacks import callbacks_beside
 from tf_lrtraj.averaging.snapshots import (
     ENCODINGS,
     SnapshotWriter,
@@ -22,7 +26,11 @@ from tf_lrtraj.averaging.snapshots import (
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.backend.weight_updates import StepCallback
 from tf_lrtraj.records import local_path
+from tf_lrtraj.records.tensor_files import dtype_of
 from tf_lrtraj.values import one_of
+
+# Snapshots in memory: one that is being written, and one that waits for it.
+_BUFFERS = 2
 
 
 def recorded_variables(model: Any) -> list[tuple[Any, str]]:
@@ -36,6 +44,9 @@ def recorded_variables(model: Any) -> list[tuple[Any, str]]:
 
 class ModelSnapshots:
     """Writes snapshots of one model; what the callback and the training programs share.
+
+    A snapshot is copied to memory of the host, and another thread writes it.  Two of them are in
+    memory at most: whoever comes with a third waits.  As a context manager it waits at the end.
 
     Args:
         model: a built Keras model.
@@ -53,21 +64,32 @@ class ModelSnapshots:
         encoding: str = "exact",
         total_steps: int | None = None,
     ) -> None:
-        self._recorded = recorded_variables(model)
-        specs = [
-            VariableSpec(v.path, tuple(v.shape), str(v.dtype), role) for v, role in self._recorded
-        ]
+        recorded = recorded_variables(model)
+        self._variables = [variable for variable, _ in recorded]
+        specs = [VariableSpec(v.path, tuple(v.shape), str(v.dtype), role) for v, role in recorded]
         one_of(ENCODINGS).check("encoding", encoding)
         self.bytes_each = snapshot_bytes(specs, encoding)
         self.most = most_snapshots(timetable, total_steps)
         self._check_space(pathlib.Path(folder))
         self.writer = SnapshotWriter(folder, specs, timetable, encoding)
+        buffers = [_host_memory(specs) for _ in range(_BUFFERS)]
+        self._background = BackgroundWriter(self.writer.folder, buffers)
+        self._skipped: list[int] = []
+
+    def __enter__(self) -> ModelSnapshots:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        else:
+            self._background.finish()
 
     def _check_space(self, folder: pathlib.Path) -> None:
         if self.most is None:
             return
         existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        held = sum(p.stat().st_size for p in folder.glob("*.snap")) if folder.is_dir() else 0
+        held = sum(p.stat().st_size for p in folder.glob("step_*")) if folder.is_dir() else 0
         free, needed = shutil.disk_usage(existing).free, self.most * self.bytes_each - held
         if needed > free:
             raise OSError(
@@ -76,17 +98,58 @@ class ModelSnapshots:
                 "less often, limit their number, or choose encoding='int16' or 'int8'."
             )
 
-    def write(self, step: int) -> None:
-        """Writes the model's current values as the snapshot of `step`."""
-        self.writer.write(step, self._values())
+    def write(self, step: int, *, only_finite: bool = False) -> None:
+        """Takes the model's current values as the snapshot of `step`.
 
-    def is_finite(self) -> bool:
-        """Whether every number that a snapshot would hold now is finite."""
-        return backend.all_finite(backend.values([variable for variable, _ in self._recorded]))
+        Args:
+            step: number of updates made.
+            only_finite: write nothing if a number is not finite; `check` or `wait` tells.
 
-    def _values(self) -> Iterator[np.ndarray]:
-        for variable, _ in self._recorded:  # one at a time: a single copy on the host
-            yield backend.to_numpy(backend.values([variable]))[0]
+        Raises:
+            Exception: with which an earlier snapshot could not be written.
+        """
+
+        def fill(buffer: list[np.ndarray]) -> None:
+            backend.copy_to_host(self._variables, buffer)
+
+        def work(buffer: list[np.ndarray]) -> None:
+            if only_finite and not all(np.isfinite(array).all() for array in buffer):
+                self._skipped.append(step)
+            else:
+                self.writer.write(step, buffer)
+
+        self._background.write(fill, work)
+
+    def check(self) -> None:
+        """Warns of snapshots that were skipped.
+
+        Raises:
+            Exception: with which an earlier snapshot could not be written.
+        """
+        while self._skipped:
+            warnings.warn(
+                f"The weights at step {self._skipped.pop(0)} are not finite: no snapshot of them "
+                "is taken.",
+                stacklevel=4,
+            )
+        self._background.check()
+
+    def wait(self) -> None:
+        """Waits until all snapshots are on disk, and then does what `check` does."""
+        self._background.finish()
+        self.check()
+
+
+def _host_memory(specs: Sequence[VariableSpec]) -> list[np.ndarray]:
+    """An array for each variable, in memory that is mapped already."""
+    nbytes = [spec.size * dtype_of(spec.dtype).itemsize for spec in specs]
+    places = np.cumsum([0, *(-(-count // 64) * 64 for count in nbytes)]).tolist()
+    whole = np.empty(places[-1], np.uint8)
+    whole.fill(0)
+    return [
+        whole[place : place + count].view(dtype_of(spec.dtype)).reshape(spec.shape)
+        for spec, place, count in zip(specs, places, nbytes, strict=False)
+    ]
 
 
 def most_snapshots(timetable: Timetable, total_steps: int | None) -> int | None:
@@ -103,7 +166,11 @@ class SnapshotRecorder(StepCallback):
     """Writes iterates to disk on a cadence, for averages that are chosen afterwards.
 
     `tf_lrtraj.averaging.average_snapshots` builds averages of them.  Snapshots hold
-    the trainable weights and the batch-norm statistics.
+    the trainable weights and the batch-norm statistics.  A step waits for a copy of them to memory
+    only; another thread writes.  If a snapshot cannot be written, the next step raises the error.
+    At the end of `fit` all are on disk, and before `keras.callbacks.BackupAndRestore` saves the
+    model, so a run that goes on from there finds all that it needs (list `BackupAndRestore` last:
+    before this callback it makes every snapshot wait for the disk).
 
     Example:
 
@@ -146,28 +213,55 @@ class SnapshotRecorder(StepCallback):
         self.encoding = one_of(ENCODINGS).check("encoding", encoding)
         self._snapshots: ModelSnapshots | None = None
         self._epoch = 0
+        self._backups: list[BackupCalendar] = []
+        self._backup_before = False  # whether one of them saves before this is called
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
-        self._snapshots = None
+        before, self._snapshots = self._snapshots, None
         self._epoch = 0
+        self._follow_backups()
+        if before is not None:  # of a `fit` that an exception ended
+            before.wait()
+
+    def _follow_backups(self) -> None:
+        known = {id(calendar.followed): calendar for calendar in self._backups}
+        self._backups, self._backup_before = [], False
+        for member in callbacks_beside(self):
+            if isinstance(member, keras.callbacks.BackupAndRestore):
+                # They count batches from one `fit` to the next.
+                self._backups.append(known.get(id(member)) or BackupCalendar(member))
+            elif member is self:
+                self._backup_before = bool(self._backups)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
         super().on_epoch_begin(epoch, logs)
 
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_end(batch, logs)
+        # Every one is asked, as each counts.
+        due = [backup.due_after_batch() for backup in self._backups]
+        if self._snapshots is not None and any(due):
+            self._snapshots.wait()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._snapshots is not None and any(b.due_after_epoch() for b in self._backups):
+            self._snapshots.wait()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        snapshots, self._snapshots = self._snapshots, None
+        if snapshots is not None:
+            snapshots.wait()
+
     def at_step(self, step: int) -> None:
         if self._snapshots is None:
             self._snapshots = self._open(step)
-        if not self.timetable.due(step):
-            return
-        if self._snapshots.is_finite():
-            self._snapshots.write(step)
-        else:
-            warnings.warn(
-                f"The weights at step {step} are not finite: no snapshot of them is taken.",
-                stacklevel=4,
-            )
+        self._snapshots.check()
+        if self.timetable.due(step):
+            self._snapshots.write(step, only_finite=True)
+            if self._backup_before:
+                self._snapshots.wait()
 
     def _open(self, step: int) -> ModelSnapshots:
         total = self._total_steps(step)

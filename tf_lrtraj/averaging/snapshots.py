@@ -1,23 +1,27 @@
 """Iterates of a run on disk: when they are taken, how they are written, how they are read.
 
 A folder of snapshots holds `index.json`, which says what every snapshot
-contains, and one file `step_000000123.snap` per snapshot: a short JSON header
-(step, checksum, scales) and the values of all variables one after another.  Files are
+contains, and one file `step_000000123.safetensors` per snapshot, which other tools open: an array
+for each variable, by its path, and `step`, `encoding` and `crc32` in the metadata.  Files are
 written under another name and renamed when complete, and nothing is pickled.
 
 Snapshots may be thinned to stated errors (`encoding`):
 
 * `"exact"`: every value as the model holds it;
 * `"int16"`, `"int8"`: integers times one scale per variable, so that the error of a
-  value is at most half a scale, `max|w| / 65534` or `max|w| / 254`.  Batch-norm
-  statistics, which are few, stay exact.
+  value is at most half a scale, `max|w| / 65534` or `max|w| / 254`.  The scale of the array `NAME`
+  is the float64 scalar `NAME_scale` beside it.  Batch-norm statistics, which are few, stay exact.
+
+`crc32` is that of the scales and then the values, both in the order of the index.
+
+Folders of format 1 are read too, and gone on with in today's.  Their files `step_000000123.snap`
+hold the values of all variables one after another, behind a JSON header with step, checksum and
+scales.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -25,32 +29,42 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, BinaryIO, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
+from tf_lrtraj.averaging.background_writer import finish_writes
 from tf_lrtraj.records import (
     Count,
     RecordError,
     local_path,
     open_file,
     read_json,
-    replacing,
     write_json,
 )
 from tf_lrtraj.records.strict_json import parse
+from tf_lrtraj.records.tensor_files import (
+    MOST_AXES,
+    Tensor,
+    TensorFile,
+    distinct_names,
+    dtype_of,
+    read_pieces,
+    write_tensors,
+)
 from tf_lrtraj.values import integer, one_of
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "index.json"
 ENCODINGS = ("exact", "int16", "int8")
 WHEN_FULL = ("thin", "drop_oldest")
 
+ENDING = ".safetensors"
+_OLD = ".snap"  # of format 1
 _MAGIC = b"LRTSNAP1"
-_NAME = re.compile(r"step_([0-9]{9,15})\.snap")
 _LENGTH = struct.Struct("<I")
-_INTEGERS: dict[str, np.dtype[Any]] = {"int16": np.dtype("<i2"), "int8": np.dtype("i1")}
-_MOST_AXES = 32  # of a variable; NumPy has no more than 64
+_NAME = re.compile(r"step_([0-9]{9,15})(\.snap|\.safetensors)")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
 # Types a model may hold its weights in; the 16-bit ones are read as float32.
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -65,7 +79,7 @@ class _Variable(TypedDict):
 class _Index(TypedDict):
     """`index.json`."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     encoding: Literal["exact", "int16", "int8"]
     every: int
     start: int
@@ -75,6 +89,8 @@ class _Index(TypedDict):
 
 
 class _Header(TypedDict):
+    """Of a file of format 1."""
+
     step: Count
     crc32: Count
     scales: list[float | None]
@@ -184,17 +200,21 @@ class VariableSpec:
         return np.dtype("float64" if self.dtype == "float64" else "float32")
 
     def stored_dtype(self, encoding: str) -> np.dtype[Any]:
-        if encoding != "exact" and self.role == "trainable":
-            return _INTEGERS[encoding]
-        return _dtype(self.dtype).newbyteorder("<")
+        return dtype_of(encoding if self.is_encoded(encoding) else self.dtype)
+
+    def is_encoded(self, encoding: str) -> bool:
+        """Whether its values are stored as integers times a scale."""
+        return encoding != "exact" and self.role == "trainable"
 
 
-def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes  # every Keras backend depends on it
+# Appended to the name of an array of integers for the scalar that they are to be multiplied by.
+SCALE = "_scale"
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+
+def array_names(variables: Sequence[VariableSpec], encoding: str) -> list[str]:
+    """The names of the variables' arrays in a file: their paths, numbered where two are alike."""
+    endings = [[SCALE] if variable.is_encoded(encoding) else [] for variable in variables]
+    return distinct_names([variable.name for variable in variables], endings)
 
 
 def snapshot_bytes(variables: Sequence[VariableSpec], encoding: str) -> int:
@@ -243,20 +263,25 @@ class SnapshotWriter:
         }
         path = self.folder / INDEX
         if path.exists():
-            found = _without_names(read_json(path, _Index))
-            differs = [k for k, v in _without_names(index).items() if found.get(k) != v]
+            found = read_json(path, _Index)
+            theirs, ours = _comparable(found), _comparable(index)
+            differs = [key for key, value in ours.items() if theirs.get(key) != value]
             if differs:
                 raise RecordError(
                     f"{self.folder} holds snapshots with another {', '.join(differs)}: they belong "
                     "to another model or other settings. Choose another folder, or delete it."
                 )
+            self.variables = [_spec(entry, path) for entry in found["variables"]]
+            if found["format"] != FORMAT:
+                write_json(path, {**found, "format": FORMAT})
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, index)
 
     def steps(self) -> list[int]:
         """Steps of the snapshots on disk, oldest first."""
-        return _steps(self.folder)
+        finish_writes(self.folder)
+        return sorted(_files(self.folder))
 
     def write(self, step: int, values: Iterable[np.ndarray]) -> None:
         """Writes the snapshot taken after `step` updates, and drops what is kept no longer.
@@ -269,21 +294,25 @@ class SnapshotWriter:
             ValueError: for arrays of other shapes, or non-finite values to be made integers.
             OSError: if the disk is full or cannot be written; older snapshots stand.
         """
-        encoded, scales, checksum = [], [], 0
-        for spec, value in zip(self.variables, values, strict=True):
-            data, scale = self._encode(spec, np.asarray(value))
-            encoded.append(data)
-            scales.append(scale)
-            checksum = zlib.crc32(data, checksum)
-        header = json.dumps({"step": step, "crc32": checksum, "scales": scales}).encode()
-        final = self.folder / f"step_{step:09d}.snap"
-        with replacing(final) as temporary, open(temporary, "wb") as file:
-            file.write(_MAGIC + _LENGTH.pack(len(header)) + header)
-            for data in encoded:
-                file.write(data)
+        names = array_names(self.variables, self.encoding)
+        arrays, scales = {}, {}
+        for name, spec, value in zip(names, self.variables, values, strict=True):
+            arrays[name], scale = self._encode(spec, np.asarray(value))
+            if scale is not None:
+                scales[name + SCALE] = np.asarray(scale, np.float64)
+        metadata = {
+            "step": str(step),
+            "encoding": self.encoding,
+            "crc32": str(_checksum([*scales.values(), *arrays.values()])),
+        }
+        write_tensors(self._path(step), {**scales, **arrays}, metadata)
+        self._path(step, _OLD).unlink(missing_ok=True)
         self._prune(step)
 
-    def _encode(self, spec: VariableSpec, value: np.ndarray) -> tuple[Any, float | None]:
+    def _path(self, step: int, ending: str = ENDING) -> pathlib.Path:
+        return self.folder / f"step_{step:09d}{ending}"
+
+    def _encode(self, spec: VariableSpec, value: np.ndarray) -> tuple[np.ndarray, float | None]:
         if value.shape != spec.shape:
             raise ValueError(
                 f"The snapshot's variable {spec.name!r} must have shape {spec.shape}. "
@@ -291,19 +320,22 @@ class SnapshotWriter:
             )
         stored = spec.stored_dtype(self.encoding)
         scale = None
-        if stored.kind == "i":
+        if spec.is_encoded(self.encoding):
             largest = float(np.max(np.abs(value), initial=0.0))
             if not np.isfinite(largest):
                 raise ValueError(f"The variable {spec.name!r} holds values that are not finite.")
             scale = largest / np.iinfo(stored).max or 1.0
             value = np.rint(np.asarray(value, np.float64) / scale)
-        data = np.ascontiguousarray(value, dtype=stored)
-        return data.reshape(-1).view(np.uint8).data, scale
+        return np.ascontiguousarray(value, dtype=stored).reshape(spec.shape), scale
 
     def _prune(self, now: int) -> None:
-        steps = self.steps()
+        steps = _files(self.folder)
         for step in set(steps) - set(self.timetable.kept(steps, now)):
-            (self.folder / f"step_{step:09d}.snap").unlink(missing_ok=True)
+            self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        for ending in (ENDING, _OLD):
+            self._path(step, ending).unlink(missing_ok=True)
 
     def forget_after(self, step: int) -> None:
         """Deletes snapshots later than `step`, and what a killed process left half-written.
@@ -312,15 +344,27 @@ class SnapshotWriter:
         """
         for later in self.steps():
             if later > step:
-                (self.folder / f"step_{later:09d}.snap").unlink(missing_ok=True)
-        for leftover in self.folder.glob(".step_*.snap.*.tmp"):
-            leftover.unlink(missing_ok=True)
+                self._delete(later)
+        for ending in (ENDING, _OLD):
+            for leftover in self.folder.glob(f".step_*{ending}.*.tmp"):
+                leftover.unlink(missing_ok=True)
 
 
-def _without_names(index: Mapping[str, Any]) -> dict[str, Any]:
-    """An index without the variables' names, which depend on what else a process has built."""
+def _comparable(index: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two indices those of one run.
+
+    The names of variables are not part of it: they depend on what else a process has built.
+    """
     bare = [{k: v for k, v in entry.items() if k != "name"} for entry in index["variables"]]
-    return {**index, "variables": bare}
+    return {**index, "variables": bare, "format": FORMAT}
+
+
+def _checksum(arrays: Iterable[np.ndarray]) -> int:
+    """CRC-32 of arrays' bytes, one after another."""
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
+    return value
 
 
 def nearest(steps: Iterable[Any], step: int) -> list[int]:
@@ -328,9 +372,32 @@ def nearest(steps: Iterable[Any], step: int) -> list[int]:
     return sorted(sorted(map(int, steps), key=lambda other: abs(other - step))[:3])
 
 
-def _steps(folder: pathlib.Path) -> list[int]:
-    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return sorted(int(match.group(1)) for match in matches if match)
+def _files(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """{step: file}; of two of one step, which a kill can leave, that of today's format."""
+    found: dict[int, pathlib.Path] = {}
+    for path in folder.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and (match.group(2) == ENDING or int(match.group(1)) not in found):
+            found[int(match.group(1))] = path
+    return found
+
+
+class _Stored(NamedTuple):
+    """A file of a snapshot, open.
+
+    Attributes:
+        file: unbuffered.
+        arrays: the place of each variable's values.
+        scales: of the variables; None for those that are not integers.
+        crc32: of the scales of today's format, and then of the values.
+        before: that of what comes before the values.
+    """
+
+    file: BinaryIO
+    arrays: list[Tensor]
+    scales: list[float | None]
+    crc32: int
+    before: int
 
 
 class Snapshots:
@@ -365,7 +432,9 @@ class Snapshots:
         self.variables = [_spec(entry, path) for entry in index["variables"]]
         if not self.variables:
             raise RecordError(f"{path} is damaged: it names no variables")
-        self.steps = np.array(_steps(self.folder), np.int64)
+        finish_writes(self.folder)
+        self._files = _files(self.folder)
+        self.steps = np.array(sorted(self._files), np.int64)
         if not self.steps.size:
             raise RecordError(f"{self.folder} holds no snapshots yet")
 
@@ -393,47 +462,92 @@ class Snapshots:
         Raises:
             RecordError: if there is no snapshot of that step; the nearest ones are named.
         """
-        if step not in self.steps:
+        if step not in self._files:
             near = nearest(self.steps, step)
             raise RecordError(
                 f"{self.folder} holds no snapshot of step {step}; the nearest are {near}"
             )
-        return self.folder / f"step_{step:09d}.snap"
+        return self._files[int(step)]
 
-    def _open(self, step: int) -> tuple[Any, dict[str, Any]]:
+    def _open(self, step: int) -> _Stored:
+        """A file, to be closed by the caller, whose header agrees with the index."""
         path = self.path(step)
+        opened = self._open_old if path.suffix == _OLD else self._open_new
         try:
-            file = open_file(path, buffering=0)  # closed by the callers
+            return opened(path, int(step))
         except OSError as error:
             raise RecordError(f"{path} cannot be read: {error.strerror}") from None
+
+    def _open_new(self, path: pathlib.Path, step: int) -> _Stored:
+        file = TensorFile(path)
+        try:
+            names = array_names(self.variables, self.encoding)
+            expected = {
+                name: (spec.stored_dtype(self.encoding), spec.shape)
+                for name, spec in zip(names, self.variables, strict=True)
+            }
+            encoded = [spec.is_encoded(self.encoding) for spec in self.variables]
+            scaled = [name + SCALE for name, one in zip(names, encoded, strict=True) if one]
+            expected |= {name: (np.dtype("<f8"), ()) for name in scaled}
+            found = {name: (one.dtype, one.shape) for name, one in file.tensors.items()}
+            wrong = [
+                name for name in {**expected, **found} if expected.get(name) != found.get(name)
+            ]
+            if wrong:
+                raise RecordError(f"{path} is damaged: its array {wrong[0]!r} is not as in {INDEX}")
+            told = [file.metadata.get(key, "") for key in ("step", "encoding", "crc32")]
+            sound = told[:2] == [str(step), self.encoding] and file.is_ours
+            if not sound or not _NUMBER.fullmatch(told[2]):
+                raise RecordError(f"{path} is damaged: its metadata are not those of step {step}")
+            read = [file.read(name) for name in scaled]
+            left = iter(read)
+            scales = [float(next(left)) if one else None for one in encoded]
+            self._check_scales(path, scales)
+            arrays = [file.tensors[name] for name in names]
+            return _Stored(file.file, arrays, scales, int(told[2]), _checksum(read))
+        except BaseException:
+            file.file.close()
+            raise
+
+    def _open_old(self, path: pathlib.Path, step: int) -> _Stored:
+        file = open_file(path, buffering=0)
         try:
             start = file.read(len(_MAGIC) + _LENGTH.size)
             if len(start) < len(_MAGIC) + _LENGTH.size or start[: len(_MAGIC)] != _MAGIC:
                 raise RecordError(f"{path} is no snapshot, or its beginning is damaged")
             (length,) = _LENGTH.unpack(start[len(_MAGIC) :])
-            size = os.fstat(file.fileno()).st_size
-            expected = len(start) + length + self.nbytes
-            if size != expected:
-                raise RecordError(f"{path} is damaged: it has {size} bytes instead of {expected}")
+            size, place = os.fstat(file.fileno()).st_size, len(start) + length
+            if size != place + self.nbytes:
+                raise RecordError(
+                    f"{path} is damaged: it has {size} bytes instead of {place + self.nbytes}"
+                )
             try:
                 header = parse(file.read(length), _Header)
-                scales = header["scales"]
-                wrong = len(scales) != len(self.variables) or header["step"] != step
-                for spec, scale in zip(self.variables, scales, strict=False):
-                    stored = spec.stored_dtype(self.encoding)
-                    if stored.kind == "i":
-                        largest = float(np.finfo(spec.read_dtype).max) / np.iinfo(stored).max
-                        wrong |= scale is None or not 0.0 < scale <= largest
-                    else:
-                        wrong |= scale is not None
-                if wrong:
-                    raise ValueError
             except ValueError:
                 raise RecordError(f"{path} is damaged: its header cannot be read") from None
+            if header["step"] != step:
+                raise RecordError(f"{path} is damaged: its header is not that of step {step}")
+            self._check_scales(path, header["scales"])
+            arrays = []
+            for spec in self.variables:
+                arrays.append(Tensor(spec.stored_dtype(self.encoding), spec.shape, place))
+                place += spec.size * arrays[-1].dtype.itemsize
+            return _Stored(file, arrays, header["scales"], header["crc32"], 0)
         except BaseException:
             file.close()
             raise
-        return file, header
+
+    def _check_scales(self, path: pathlib.Path, scales: Sequence[float | None]) -> None:
+        sound = len(scales) == len(self.variables)
+        for spec, scale in zip(self.variables, scales, strict=False):
+            if spec.is_encoded(self.encoding):
+                integers = np.iinfo(spec.stored_dtype(self.encoding))
+                largest = float(np.finfo(spec.read_dtype).max) / integers.max
+                sound &= scale is not None and 0.0 < scale <= largest
+            else:
+                sound &= scale is None
+        if not sound:
+            raise RecordError(f"{path} is damaged: its scales are not those of its variables")
 
     def chunks(self, step: int, size: int = 1 << 18) -> Iterator[np.ndarray]:
         """The values of one snapshot in pieces, all variables one after another.
@@ -448,22 +562,24 @@ class Snapshots:
             RecordError: if the file is damaged; where only values were changed, that is
                 known at the end, so use nothing of it before.
         """
-        file, header = self._open(step)
-        checksum = 0
-        with contextlib.closing(file):
-            for spec, scale in zip(self.variables, header["scales"], strict=True):
-                stored = spec.stored_dtype(self.encoding)
-                for low in range(0, spec.size, size):
-                    piece = np.empty(min(size, spec.size - low), stored)
-                    data = piece.view(np.uint8).data
-                    if file.readinto(data) != len(data):
-                        raise RecordError(f"{self.path(step)} ended early while it was read")
-                    checksum = zlib.crc32(data, checksum)
-                    if scale is None:
-                        yield piece.astype(spec.read_dtype, copy=False)
-                    else:
-                        yield np.multiply(piece, scale, dtype=spec.read_dtype, casting="same_kind")
-        if checksum != header["crc32"]:
+        stored = self._open(step)
+        checksum = stored.before
+        with stored.file:
+            for spec, array, scale in zip(
+                self.variables, stored.arrays, stored.scales, strict=True
+            ):
+                try:
+                    for piece in read_pieces(stored.file, array, size):
+                        checksum = zlib.crc32(piece.view(np.uint8).data, checksum)
+                        if scale is None:
+                            yield piece.astype(spec.read_dtype, copy=False)
+                        else:
+                            yield np.multiply(
+                                piece, scale, dtype=spec.read_dtype, casting="same_kind"
+                            )
+                except EOFError:
+                    raise RecordError(f"{self.path(step)} ended early while it was read") from None
+        if checksum != stored.crc32:
             raise RecordError(
                 f"{self.path(step)} is damaged: its checksum is another than recorded"
             )
@@ -483,18 +599,18 @@ class Snapshots:
 
     def checksum(self, step: int) -> int:
         """CRC-32 of one snapshot's values, as its file states it (nothing else is read)."""
-        file, header = self._open(step)
-        file.close()
-        return header["crc32"]
+        stored = self._open(step)
+        stored.file.close()
+        return stored.crc32
 
     def error_bound(self, step: int) -> float:
         """The largest error that the encoding can have made in a value of one snapshot."""
-        file, header = self._open(step)
-        file.close()
-        return max((0.5 * scale for scale in header["scales"] if scale is not None), default=0.0)
+        stored = self._open(step)
+        stored.file.close()
+        return max((0.5 * scale for scale in stored.scales if scale is not None), default=0.0)
 
 
 def _spec(entry: Mapping[str, Any], path: pathlib.Path) -> VariableSpec:
-    if len(entry["shape"]) > _MOST_AXES:
+    if len(entry["shape"]) > MOST_AXES:
         raise RecordError(f"{path} is damaged: {entry['name']!r} has {len(entry['shape'])} axes")
     return VariableSpec(entry["name"], tuple(entry["shape"]), entry["dtype"], entry["role"])

@@ -29,7 +29,7 @@ import numpy as np
 
 from tf_lrtraj import values
 from tf_lrtraj.averaging.built_average import BuiltAverage
-from tf_lrtraj.averaging.weight_files import read_npz, read_weights
+from tf_lrtraj.averaging.weight_files import read_named, read_weights
 from tf_lrtraj.kernels import Kernel
 from tf_lrtraj.theory.combination import Combination, combine_averages
 
@@ -129,7 +129,7 @@ def _arrays(source: Any, model: Any) -> list[np.ndarray]:
     if model is None:
         if not os.fspath(source).endswith(".npz"):
             raise ValueError(f"`model` must be given to read {os.fspath(source)!r}")
-        return list(read_npz(source).values())
+        return list(read_named(source).values())
     from tf_lrtraj.backend.batch_norm import weights_and_statistics
 
     positions = {id(variable): index for index, variable in enumerate(model.weights)}

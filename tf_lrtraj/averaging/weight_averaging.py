@@ -323,20 +323,21 @@ class WeightAveraging(keras.callbacks.Callback):
         return lending.evaluate([*raw, *self.averages], data, kwargs)
 
     def save(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Writes a `.keras` model that holds the average `name`.
+        """Writes a model that holds the average `name`, or its weights.
 
         The file appears whole or not at all.
 
         Args:
             name: of the average.
-            path: a local path, or one that TensorFlow's file systems know (`gs://…`).
+            path: a local path, or one that TensorFlow's file systems know (`gs://…`).  It ends
+                in `.keras`, or in `.safetensors` for the weights by the variables' paths.
 
         Raises:
-            ValueError: if `path` does not end in `.keras`, or cannot be reached.
+            ValueError: if `path` ends in neither, or cannot be reached.
         """
         target = check_model_path(path)
         with self.borrowed(name) as model:
-            save_model(model, target)
+            save_model(model, target, {"average": name, "updates": str(self.num_updates)})
 
     # Training ---------------------------------------------------------------------------------
 

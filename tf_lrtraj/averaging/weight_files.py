@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from tf_lrtraj.averaging.snapshots import SCALE
 from tf_lrtraj.records.archives import load_arrays
+from tf_lrtraj.records.tensor_files import TensorFile
 
-__all__ = ["ENDINGS", "read_npz", "read_weights"]
+__all__ = ["ENDINGS", "NAMED", "read_named", "read_weights"]
 
-ENDINGS = (".keras", ".weights.h5", ".npz")
+ENDINGS = (".keras", ".weights.h5", ".npz", ".safetensors")
+NAMED = (".npz", ".safetensors")  # can be read without a model
 _NUMBERED = re.compile(r"arr_([0-9]+)")
 
 
@@ -30,17 +33,24 @@ def check_ending(path: str | os.PathLike[str]) -> str:
     raise ValueError(f"a file of weights must end in {', '.join(ENDINGS)}. Received: {name!r}")
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file; those without names of their own (`arr_0`, …) in order.
+def read_named(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` or `.safetensors` file, by name.
+
+    Those of an `.npz` file without names of their own (`arr_0`, …) are in order.  In a
+    `.safetensors` file integers beside a scalar `NAME_scale` are multiplied by it, as snapshots
+    hold them, and types that NumPy lacks become float32.
 
     Raises:
         OSError: if it cannot be read.
         ValueError: if it is damaged, empty, or holds something else than numbers.
     """
-    try:
-        arrays = load_arrays(path, largest=None)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)} cannot be read: {error}") from None
+    if check_ending(path) == ".safetensors":
+        arrays = _read_tensors(path)
+    else:
+        try:
+            arrays = load_arrays(path, largest=None)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} cannot be read: {error}") from None
     if not arrays or any(array.dtype.kind not in "fiub" for array in arrays.values()):
         raise ValueError(f"{os.fspath(path)} must hold arrays of numbers. Received: {list(arrays)}")
     if all(_NUMBERED.fullmatch(name) for name in arrays):
@@ -48,13 +58,27 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    with TensorFile(path) as file:
+        arrays = {name: file.read(name) for name in file.tensors}
+    for name, array in list(arrays.items()):
+        scale = arrays.get(name + SCALE)
+        if array.dtype.kind == "i" and scale is not None and scale.shape == ():
+            factor = float(arrays.pop(name + SCALE))
+            arrays[name] = np.multiply(array, factor, dtype=np.float32, casting="same_kind")
+        elif array.dtype.kind not in "fiub":
+            arrays[name] = array.astype(np.float32)
+    return arrays
+
+
 def read_weights(path: str | os.PathLike[str], model: Any) -> list[np.ndarray]:
     """The weights in a file, in the order of `model.weights`; the model stays as it is.
 
     Args:
-        path: `.keras`, `.weights.h5`, or `.npz` with an array for each of `model.weights` (or
-            for the trainable ones only, the others being the model's own): by the paths of
-            the variables as names, or in their order (`arr_0`, …).
+        path: `.keras`, `.weights.h5`, or `.npz` or `.safetensors` with an array for each of
+            `model.weights` (or for the trainable ones only, the others being the model's own):
+            by the paths of the variables as names, or in their order (`arr_0`, …; of
+            `.safetensors` only in files of this package).
         model: a built Keras model of the same architecture.
 
     Raises:
@@ -62,8 +86,8 @@ def read_weights(path: str | os.PathLike[str], model: Any) -> list[np.ndarray]:
         ValueError: if it does not hold weights of the model; the file is named.
     """
     ending, place = check_ending(path), os.fspath(path)
-    if ending == ".npz":
-        arrays = _from_npz(path, model)
+    if ending in NAMED:
+        arrays = _by_name(path, model)
     elif ending == ".keras":
         from tf_lrtraj.averaging.model_files import load_model
 
@@ -82,20 +106,32 @@ def read_weights(path: str | os.PathLike[str], model: Any) -> list[np.ndarray]:
     return arrays
 
 
-def _from_npz(path: str | os.PathLike[str], model: Any) -> list[np.ndarray]:
-    named = read_npz(path)
-    own = dict(zip([v.path for v in model.weights], model.get_weights(), strict=True))
+def _by_name(path: str | os.PathLike[str], model: Any) -> list[np.ndarray]:
+    from tf_lrtraj.averaging.model_files import weight_names
+
+    named = read_named(path)
+    names = weight_names(model)
+    own = dict(zip(names, model.get_weights(), strict=True))
+    ids = {id(v) for v in model.trainable_weights}
+    trainable = [n for n, v in zip(names, model.weights, strict=True) if id(v) in ids]
     if set(named) & set(own):
         unknown = sorted(set(named) - set(own))
-        missing = [v.path for v in model.trainable_weights if v.path not in named]
+        missing = [name for name in trainable if name not in named]
         if unknown or missing:
             raise ValueError(
                 f"{os.fspath(path)} does not hold weights of the model: unknown {unknown[:3]}, "
                 f"missing {missing[:3]}"
             )
         return list({**own, **named}.values())
+    if check_ending(path) == ".safetensors":
+        with TensorFile(path) as file:
+            ordered = file.is_ours
+        if not ordered:  # other writers sort by name
+            raise ValueError(
+                f"{os.fspath(path)} does not hold weights of the model: it names "
+                f"{list(named)[:3]}, and the model's variables are {names[:3]}"
+            )
     arrays = list(named.values())
-    trainable = [v.path for v in model.trainable_weights]
     if len(arrays) == len(trainable) != len(own):
         return list({**own, **dict(zip(trainable, arrays, strict=True))}.values())
     return arrays

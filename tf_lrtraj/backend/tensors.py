@@ -85,6 +85,17 @@ def to_numpy(arrays: Sequence[Any]) -> list[np.ndarray]:
     return [np.array(keras.ops.convert_to_numpy(array)) for array in arrays]
 
 
+def on_host(array: Any) -> np.ndarray:
+    """A tensor's values, without a copy where they are on the host and NumPy has their type."""
+    if name() == "jax":
+        return np.asarray(array)
+    if name() == "torch" and array.device.type == "cpu" and array.dtype.itemsize > 2:
+        return array.detach().numpy()
+    if name() == "tensorflow" and array.dtype.size > 2:
+        return np.asarray(memoryview(array))
+    return np.asarray(keras.ops.convert_to_numpy(array))
+
+
 def scalars(array: np.ndarray) -> Any:
     """Returns a small array in the form of the coefficients of compiled updates.
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_lrtraj.backend.tensors import fingerprints, is_one, name, to_numpy
+from tf_lrtraj.backend.tensors import fingerprints, is_one, name, on_host, to_numpy
 
 # Columns of several averages that torch updates at a time on a CPU.
 _COLUMNS = 1 << 20
@@ -24,6 +24,29 @@ def values(variables: Sequence[Any]) -> list[Any]:
 
         return [tf.convert_to_tensor(variable.value) for variable in variables]
     return [variable.value for variable in variables]
+
+
+def copy_to_host(variables: Sequence[Any], into: Sequence[np.ndarray]) -> None:
+    """Copies the values of Keras variables into NumPy arrays of their shapes and types.
+
+    Memory that was in use before is written several times as fast as memory that is new.
+    """
+    arrays = [_read(variable) for variable in variables]
+    for array, target in zip(arrays, into, strict=True):
+        np.copyto(target, on_host(array), casting="unsafe")
+
+
+def _read(variable: Any) -> Any:
+    """The value of one variable, on TensorFlow by the operation itself where that is enough."""
+    if name() != "tensorflow":
+        return values([variable])[0]
+    import tensorflow as tf
+
+    value = variable.value
+    if not isinstance(value, tf.Variable) or getattr(value, "values", None):  # of several replicas
+        return tf.convert_to_tensor(value)
+    # TensorFlow's methods around it take twice as long.
+    return tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype)
 
 
 def tensor_of(variable: Any) -> Any:

@@ -40,9 +40,9 @@ FILE.npz holds x and, for losses, y; batch-norm statistics are recomputed on x, 
 --batch_norm_data=OTHER.npz.  --import=MODULE imports a module that registers your own layers
 with Keras.
 
-Weight files (.keras, .weights.h5, or .npz of arrays) are averaged with equal weights, with a
-kernel whose iterates are the files in order, or as a greedy soup: best first, adding each file
-that does not make a metric on --data worse:
+Weight files (.keras, .weights.h5, or arrays in .npz or .safetensors) are averaged with equal
+weights, with a kernel whose iterates are the files in order, or as a greedy soup: best first,
+adding each file that does not make a metric on --data worse:
 
   lrtraj-average --files a.keras b.keras c.weights.h5 --output=mean.keras \
       --batch_norm_data=train.npz
@@ -123,7 +123,13 @@ def run() -> None:
         "batch-norm statistics: recomputed, averaged with the same weights, or those of the last "
         "snapshot (copy); the run's policy by default",
     )
-    flags.DEFINE_string("export", None, "folder to write each average to, as a .keras model")
+    flags.DEFINE_string("export", None, "folder to write each average to")
+    flags.DEFINE_enum(
+        "export_format",
+        "keras",
+        ["keras", "safetensors"],
+        "--export: NAME.keras, or NAME.safetensors with the weights",
+    )
     flags.DEFINE_string("json", None, "also append the results to this .jsonl file")
     flags.DEFINE_string("data_dir", None, "folder of the data set, if it has moved since the run")
     flags.DEFINE_bool("advise", False, "predict the best average from few measurements")

@@ -52,6 +52,7 @@ def run(options: Any, files: Sequence[str]) -> None:
     """Builds, evaluates and writes the average."""
     averages = check(options, files)
     common.quiet_tensorflow()
+    from tf_lrtraj.averaging.weight_files import NAMED
     from tf_lrtraj.runs import average_files, average_run
 
     average_files.import_modules(options["import"].value)
@@ -64,8 +65,8 @@ def run(options: Any, files: Sequence[str]) -> None:
         None if statistics is None else statistics[0],
         average_run.read_arrays(options.data) if options.data else None,
     )
-    if weight_files.model is None and options.output and not options.output.endswith(".npz"):
-        raise ValueError("--model=FILE.keras is needed to write a file other than .npz")
+    if weight_files.model is None and options.output and not options.output.endswith(NAMED):
+        raise ValueError(f"--model=FILE.keras is needed to write anything but {', '.join(NAMED)}")
     if options.soup:
         soup = average_files.greedy_soup(
             weight_files, options.soup, options.metric_mode, lambda text: print(text, flush=True)

@@ -153,10 +153,10 @@ def _policy(options: Any, target: Target) -> str:
 
 
 def _export(options: Any, target: Target, name: str, weights: Any) -> str:
-    """Writes an average as a model, and returns a line with its path."""
+    """Writes an average as a model or its weights, and returns a line with the path."""
     folder = pathlib.Path(options.export)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.keras"
+    path = folder / f"{name}.{options.export_format}"
     target.save(weights, path)
     return f"  written: {path}"
 

@@ -70,12 +70,26 @@ def _float(text: str) -> float:
     return value
 
 
-def parse(text: bytes, shape: Any = Any) -> Any:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {name!r} stands twice")
+        found[name] = value
+    return found
+
+
+def parse(text: bytes, shape: Any = Any, *, unique: bool = False) -> Any:
     """Parses strict JSON of a shape, as `conform` takes it.
+
+    Args:
+        text: UTF-8.
+        shape: of the value.
+        unique: refuse objects that have a name twice; otherwise the last one counts.
 
     Raises:
         ValueError: if the text is not UTF-8 or not JSON, a number fits no float or 64-bit
-            integer, the nesting is too deep, or the shape is another.
+            integer, the nesting is too deep, a name stands twice, or the shape is another.
     """
     try:
         value = json.loads(
@@ -83,6 +97,7 @@ def parse(text: bytes, shape: Any = Any) -> Any:
             parse_constant=_refuse_constant,
             parse_int=_integer,
             parse_float=_float,
+            object_pairs_hook=_without_repeats if unique else None,
         )
         return conform(value, shape)
     except RecursionError:

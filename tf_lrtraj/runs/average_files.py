@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj.averaging.weight_files import check_ending, read_npz, read_weights
+from tf_lrtraj.averaging.weight_files import NAMED, check_ending, read_named, read_weights
 from tf_lrtraj.records.archives import save_arrays
+from tf_lrtraj.records.tensor_files import write_tensors
 from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.values import one_of
 
@@ -97,9 +98,9 @@ class WeightFiles:
     """Weight files of one architecture.
 
     Args:
-        paths: `.keras`, `.weights.h5` or `.npz` files.
+        paths: `.keras`, `.weights.h5`, `.npz` or `.safetensors` files.
         model: a `.keras` file of the model; by default the first `.keras` file among the paths. Not
-            needed if all files are `.npz`.
+            needed if all files are `.npz` or `.safetensors`.
         batch_norm_data: inputs on which batch-norm statistics are recomputed; by default they are
             averaged with the weights.
         data: (x, y) for evaluations.
@@ -121,7 +122,7 @@ class WeightFiles:
         endings = [check_ending(path) for path in self.paths]
         if model is None and ".keras" in endings:
             model = self.paths[endings.index(".keras")]
-        if model is None and set(endings) != {".npz"}:
+        if model is None and not set(endings) <= set(NAMED):
             raise ConfigError("--model=FILE.keras is needed to read .weights.h5 files")
         self.model = None if model is None else load_model(model)
         self._batch_norm_data = batch_norm_data
@@ -146,14 +147,14 @@ class WeightFiles:
     def _read(self, index: int) -> list[np.ndarray]:
         if self.model is not None:
             return read_weights(self.paths[index], self.model)
-        named = read_npz(self.paths[index])
+        named = read_named(self.paths[index])
         self._names = self._names or list(named)
-        if list(named) != self._names:
+        if set(named) != set(self._names):
             raise ConfigError(
                 f"{self.paths[index]} holds the arrays {list(named)[:3]}…, and {self.paths[0]} "
                 f"holds {self._names[:3]}…"
             )
-        return list(named.values())
+        return [named[name] for name in self._names]
 
     def average(self, weights: Sequence[float] | np.ndarray) -> list[np.ndarray]:
         """Returns the weighted sum of the files' arrays, computed in float64.
@@ -212,23 +213,27 @@ class WeightFiles:
             return evaluate_model(model, *self._data, self._batch_size)
 
     def save(self, arrays: Sequence[np.ndarray], path: str | os.PathLike[str]) -> None:
-        """Writes `.keras`, `.weights.h5` or `.npz` atomically.
+        """Writes a file of weights atomically.
 
-        An `.npz` file holds an array for each of `model.weights`, named by its path.
+        An `.npz` or `.safetensors` file holds an array for each of `model.weights`, named by its
+        path; without a model, the arrays of the files under their names.
         """
-        if check_ending(path) == ".npz":
-            if self.model is None:
-                names = self._names
-            else:
-                names = [variable.path for variable in self.model.weights]
-                with self._in_model(arrays) as model:
-                    arrays = model.get_weights()
-            save_arrays(path, dict(zip(names, arrays, strict=True)), compress=False)
-            return
-        from tf_lrtraj.averaging.model_files import save_weights
+        from tf_lrtraj.averaging.model_files import save_weights, weight_names
 
-        with self._in_model(arrays) as model:
-            save_weights(model, path)
+        ending = check_ending(path)
+        if self.model is None:
+            named = dict(zip(self._names, arrays, strict=True))
+        elif ending == ".npz":
+            with self._in_model(arrays) as model:
+                named = dict(zip(weight_names(model), model.get_weights(), strict=True))
+        else:
+            with self._in_model(arrays) as model:
+                save_weights(model, path)
+            return
+        if ending == ".npz":
+            save_arrays(path, named, compress=False)
+        else:
+            write_tensors(path, named, {})
 
 
 @dataclasses.dataclass(frozen=True)

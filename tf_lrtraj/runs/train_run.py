@@ -326,13 +326,14 @@ class OneRun:
         window: loop.Window,
     ) -> None:
         plan, config, chief = assembly.plan, self.config, workers.chief
-        actions = [
-            *self._snapshots(assembly, step, writer=chief),
-            *while_training.actions(assembly, self.workdir, self.tell, writer=chief),
-        ]
         assembly.progress = Progress(plan.total_steps, step, config["name"])
         assembly.evaluator.on_batch = assembly.progress.tick
-        with losing(workers.count > 1), self.dataset.named_faults():
+        with (
+            losing(workers.count > 1),
+            self.dataset.named_faults(),
+            self._snapshots(assembly, step, writer=chief) as snapshots,
+        ):
+            probes = while_training.actions(assembly, self.workdir, self.tell, writer=chief)
             loop.Loop(
                 _train_steps(assembly, step),
                 lambda step: evaluate_all(assembly, step, log),
@@ -341,7 +342,7 @@ class OneRun:
                 loop.Cadence(plan.log, plan.evaluate, plan.checkpoint, config["steps_per_call"]),
                 plan.total_steps,
                 assembly.progress,
-                actions,
+                [*snapshots, *probes],
                 workers,
             ).run(step, window)
             if config["save_models"]:
@@ -350,13 +351,18 @@ class OneRun:
             if chief and plan.probes:
                 while_training.at_the_end(assembly, self.workdir, self.tell)
 
-    def _snapshots(self, assembly: Assembly, step: int, writer: bool) -> list[loop.Action]:
-        """Returns the writer of the run's snapshots; deletes snapshots later than `step`."""
+    @contextlib.contextmanager
+    def _snapshots(
+        self, assembly: Assembly, step: int, writer: bool
+    ) -> Iterator[list[loop.Action]]:
+        """Yields the writer of the run's snapshots; deletes snapshots later than `step`."""
         plan = assembly.plan
         if plan.snapshots is None:
-            return []
+            yield []
+            return
         if not writer:
-            return [loop.Action(plan.snapshots, loop.nothing)]
+            yield [loop.Action(plan.snapshots, loop.nothing)]
+            return
         snapshots = ModelSnapshots(
             assembly.model,
             self.workdir / SNAPSHOTS,
@@ -368,7 +374,8 @@ class OneRun:
         self.tell(
             f"at most {snapshots.most} snapshots of {snapshots.bytes_each / 1e6:.1f} MB are kept"
         )
-        return [loop.Action(plan.snapshots, snapshots.write)]
+        with snapshots:
+            yield [loop.Action(plan.snapshots, snapshots.write, snapshots.check, snapshots.wait)]
 
 
 @contextlib.contextmanager

@@ -51,10 +51,14 @@ class Action:
     Attributes:
         when: its timetable.
         what: called with the number of updates made; must not change what training reads.
+        check: called after every call of the compiled steps; raises errors that occurred since.
+        finish: called before a checkpoint is saved, from which a killed run resumes.
     """
 
     when: Timetable
     what: Callable[[int], None]
+    check: Callable[[], None] = lambda: None
+    finish: Callable[[], None] = lambda: None
 
 
 def nothing(step: int) -> None:
@@ -160,6 +164,7 @@ class Loop:
 
     def _act(self, step: int, shown: Progress) -> None:
         for action in self._actions:
+            action.check()
             if action.when.due(step):
                 with shown.doing("snapshots and probes"):
                     action.what(step)
@@ -169,6 +174,8 @@ class Loop:
         if self._workers.any(bad is not None):
             what = f"a number of the {bad}" if bad else "a number held by another worker"
             raise Diverged(f"{what} became NaN or infinite", step - 1)
+        for action in self._actions:
+            action.finish()
         self._log.sync()
         with shown.doing("writing a checkpoint"):
             mark = {"window": window.state(), "rows": self._log.mark()}

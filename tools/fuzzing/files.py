@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -386,33 +387,54 @@ def _snapshots_of_integers(folder: pathlib.Path) -> None:
     _snapshots(folder, "int8")
 
 
+def _old_snapshots(folder: pathlib.Path) -> None:
+    """Snapshots of format 1, of the same values."""
+    from tf_lrtraj.averaging.snapshots import Snapshots
+
+    _snapshots(folder)
+    made = Snapshots(folder)
+    for step in made.steps.tolist():
+        values = b"".join(array.tobytes() for array in made.read(step))
+        header: dict[str, Any] = {"step": step, "crc32": zlib.crc32(values), "scales": [None] * 4}
+        head = json.dumps(header).encode()
+        content = b"LRTSNAP1" + len(head).to_bytes(4, "little") + head + values
+        made.path(step).with_suffix(".snap").write_bytes(content)
+        made.path(step).unlink()
+    index = folder / "index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "format": 1}))
+
+
 _EXACT, _INTEGERS = template(_snapshots), template(_snapshots_of_integers)
+_KINDS = [_EXACT, _INTEGERS, template(_old_snapshots)]
 # The header of a snapshot, rewritten.
 _HEADER = st.tuples(st.just("header"), edits(), st.integers(0, 2))
 
 
-def _reheaded(data: bytes, changes: Any, lie: int) -> bytes:
-    length = int.from_bytes(data[8:12], "little")
-    tree = edited([json.loads(data[12 : 12 + length])], changes)
+def _reheaded(path: pathlib.Path, changes: Any, lie: int) -> bytes:
+    data = path.read_bytes()
+    start, size = (8, 4) if path.suffix == ".snap" else (0, 8)  # where its length stands
+    length = int.from_bytes(data[start : start + size], "little")
+    rest = data[start + size :]
+    tree = edited([json.loads(rest[:length])], changes)
     head = json.dumps(tree[0] if isinstance(tree, list) and tree else tree).encode()
-    said = len(head) if not lie else 2**32 - 1 if lie == 1 else 0
-    return data[:8] + said.to_bytes(4, "little") + head + data[12 + length :]
+    said = len(head) if not lie else 2 ** (8 * size) - 1 if lie == 1 else 0
+    return data[:start] + said.to_bytes(size, "little") + head + rest[length:]
 
 
 def _spoilt_snapshots(given: Any, folder: pathlib.Path) -> pathlib.Path:
-    integers, changes, odd = given
+    kind, changes, odd = given
     work = folder / "work"
-    shutil.copytree((_INTEGERS if integers else _EXACT)(), work)
-    names = [work / "index.json", *sorted(work.glob("*.snap"))]
+    shutil.copytree(_KINDS[kind](), work)
+    names = [work / "index.json", *sorted(work.glob("step_*"))]
     for place, how in changes:
         path = names[place % 4 if place % 3 else 0]
         if not path.is_file() or path.is_symlink():
             continue
         if how[0] == "header":
-            if path.suffix == ".snap":
+            if path.suffix != ".json":
                 with contextlib.suppress(ValueError, TypeError):
-                    path.write_bytes(_reheaded(path.read_bytes(), how[1], how[2]))
-        elif how[0] == "tree" and path.suffix == ".snap":
+                    path.write_bytes(_reheaded(path, how[1], how[2]))
+        elif how[0] == "tree" and path.suffix != ".json":
             continue
         else:
             spoil(path, how)
@@ -422,7 +444,7 @@ def _spoilt_snapshots(given: Any, folder: pathlib.Path) -> pathlib.Path:
 
 
 _SNAPSHOTS = st.tuples(
-    st.booleans(),
+    st.integers(0, len(_KINDS) - 1),
     st.lists(
         st.tuples(st.integers(0, 30), mostly(st.one_of(TREE, TREE, BYTES, _HEADER), FATE, 12)),
         max_size=2,
@@ -432,10 +454,11 @@ _SNAPSHOTS = st.tuples(
             None,
             None,
             None,
-            "step_000000005.snap",
+            "step_000000005.safetensors",
+            "step_000000002.snap",
             "step_5.snap",
-            "step_99999999999999999999.snap",
-            ".step_000000001.snap.77.tmp",
+            "step_99999999999999999999.safetensors",
+            ".step_000000001.safetensors.77.tmp",
             "step_١١١١١١١١١.snap",
         ]
     ),
