@@ -608,7 +608,7 @@ class BEMA(RecursiveKernel):
             steps = np.minimum(steps, self.end)
         after = steps - self.start
         size = self.lag + self.multiplier * np.maximum(after, 1.0)
-        return np.where(after > 0, size**-self.bias_power, 0.0)
+        return np.where(after > 0, np.power(size, -self.bias_power), 0.0)
 
     def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
         return arithmetic.power(self.lag + self.multiplier * n, -self.ema_power)
