@@ -318,7 +318,6 @@ def test_running_the_updates_gives_the_weighted_sum(kernel, num_steps):
             ring[slot] = iterate
         if isinstance(kernel, kernels.LagKernel):
             lags, values = kernel.lags(t)
-            last = values @ ring[(t - lags) % kernel.ring_size]
             np.testing.assert_array_equal(
                 np.bincount((t - lags) % kernel.ring_size, values, kernel.ring_size),
                 kernel.ring_weights(t),
@@ -328,6 +327,27 @@ def test_running_the_updates_gives_the_weighted_sum(kernel, num_steps):
     used = weights != 0.0
     average = average + weights[used] @ ring[used]
     np.testing.assert_allclose(average, expected, rtol=1e-10, atol=1e-10)
+
+
+class InFloat32(kernels.Arithmetic):
+    """What a backend without float64 computes coefficients with."""
+
+    def integers(self, steps):
+        return np.asarray(steps, np.int32)
+
+    def numbers(self, values):
+        return np.asarray(values, np.float32)
+
+
+@every_kernel
+def test_coefficients_lose_nothing_in_float32(kernel):
+    if not isinstance(kernel, kernels.RecursiveKernel):
+        return
+    steps = np.unique(np.geomspace(1, 1_000_000, 2000).astype(np.int64))
+    found = kernel.mixing(steps, InFloat32())
+    constant = isinstance(kernel, kernels.Exponential) and not kernel.warmup and not kernel.debias
+    assert constant or found.dtype == np.float32
+    np.testing.assert_allclose(found, kernel.mixing(steps), rtol=2e-6)
 
 
 @every_kernel
@@ -648,6 +668,10 @@ def test_bema_lags_less_than_its_ema():
     kernel = kernels.BEMA()
     ema = kernels.BEMA(bias_power=10.0)  # a correction of nothing
     assert ema.weights(500) @ ages == pytest.approx(21.0, abs=1.0)
+    # Σ c² grows by 2 α² + 2 α (β - e_s).
+    alpha, e = 510**-0.2, ema.weights(500)
+    noise = kernel.weights(500) @ kernel.weights(500)
+    assert noise == pytest.approx(e @ e + 2 * alpha**2 + 2 * alpha * (e[-1] - e[0]), rel=1e-9)
     # α_T times the way since the start makes up for it, and more.
     assert kernel.weights(500) @ ages == pytest.approx(
         ema.weights(500) @ ages - 500 * 510**-0.2, rel=1e-9
@@ -679,9 +703,8 @@ def test_horizons():
     assert kernels.Exponential(0.999).horizon == pytest.approx(1000)
     assert kernels.Uniform().horizon == kernels.PowerFunction(3.0).horizon == math.inf
     assert kernels.PowerFunction(-0.5).horizon == kernels.HalfLife(0.1).horizon == math.inf
-    assert kernels.HalfLife(0.1, longest=math.log(2) * 1000).horizon == pytest.approx(
-        1000, rel=1e-3
-    )
+    limited = kernels.HalfLife(0.1, longest=math.log(2) * 1000)
+    assert limited.horizon == pytest.approx(1000, rel=1e-3)
     assert kernels.HalfLife(0.1, end=5000).horizon == pytest.approx(500 / math.log(2), rel=1e-2)
     assert kernels.BEMA().horizon == math.inf
     assert kernels.BEMA(end=9990).horizon == pytest.approx(100)

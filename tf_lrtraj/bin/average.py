@@ -8,11 +8,12 @@ Any kernel, any number of them, in one pass over the files:
   lrtraj-average --workdir=runs/digits --kernel='{"kernel": "Exponential", "decay": 0.99}' \
       --export=averages/
 
-A kernel is a short name (ema:DECAY, swa:START, window:LENGTH, two_point:GAP, power:…; further
-arguments by name after commas), a call such as "Uniform(start=500)", or JSON.  NAME=KERNEL
-gives the average a name.  Kernels count updates, as during training, and --per=snapshot
-makes them count snapshots.  Each average is exact where every iterate it needs is a snapshot;
-otherwise weight between snapshots goes to the two around it, and the error is estimated.
+A kernel is a short name (ema:DECAY, swa:START, window:LENGTH, two_point:GAP, power:EXPONENT,
+half_life:RATIO, bema:; further arguments by name after commas), a call such as
+"Uniform(start=500)", or JSON.  NAME=KERNEL gives the average a name.  Kernels count updates, as
+during training, and --per=snapshot makes them count snapshots.  Each average is exact where every
+iterate it needs is a snapshot; otherwise weight between snapshots goes to the two around it, and
+the error is estimated.
 
 A schedule the run did not have, emulated by weights on its snapshots:
 
