@@ -8,7 +8,7 @@ from keras import ops
 from keras_helpers import arrays_of
 
 from tf_lrtraj import backend, kernels
-from tf_lrtraj.averaging import AverageState
+from tf_lrtraj.averaging import AverageState, coefficients
 from tf_lrtraj.averaging import state as averages
 
 KERNELS = {
@@ -115,6 +115,18 @@ def test_averages_are_stored_in_float32_or_wider():
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match=r"`precision` must be one of .*precision='half'"):
         Walk(precision="half")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_coefficients_of_a_backend_are_those_of_the_host(name):
+    kernel, arithmetic = KERNELS[name], coefficients.arithmetic()
+    tolerance = 1e-13 if backend.has_float64() else 2e-6
+    for step in (0, 1, 2, 5, 8, 9, 1000, 1_000_000):
+        found = backend.scalars(np.asarray(step))
+        if isinstance(kernel, kernels.RecursiveKernel):
+            mixing = float(kernel.mixing(found, arithmetic))
+            assert mixing == pytest.approx(float(kernel.mixing(step)), rel=tolerance)
+        assert int(kernel.slots(found, arithmetic)) == int(kernel.slots(step))
 
 
 def test_averages_are_read_from_the_state_alone():
