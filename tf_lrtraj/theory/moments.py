@@ -207,7 +207,11 @@ class _Plan:
         steps = np.arange(len(rates) + 1)
         pair_gaps: set[int] = set()
         dense_gaps: set[int] = set()
-        self.ends = {n: k.end for n, k in kernels.items() if k.ring_size and k.end is not None}
+        self.ends = {
+            n: k.end
+            for n, k in kernels.items()
+            if isinstance(k, LagKernel | BEMA) and k.end is not None
+        }
         for name, kernel in kernels.items():
             if name == RAW:
                 raise ValueError(f"`kernels` must not use the name {RAW!r}: it is the iterate's.")
