@@ -17,6 +17,8 @@ FAMILIES = {"kernel": kernels.KERNELS, "rate": rates.RATES}
 MEMBERS = [
     kernels.Exponential(0.9, start=3, every=2, warmup=1.0, end=70),
     kernels.Exponential(0.9, debias=True),
+    kernels.HalfLife(0.1, longest=7, start=3, every=2, end=20),
+    kernels.BEMA(0.4, 0.3, 5.0, 0.5, start=3, end=20),
     kernels.Uniform(start=5, every=2, end=20),
     kernels.PowerFunction(6.94, start=1, every=2, end=8),
     kernels.Window(4, every=3, end=12),

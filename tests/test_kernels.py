@@ -40,6 +40,35 @@ def twin_exponential(num_steps, decay, start=0, every=1, warmup=0.0, debias=Fals
     return average
 
 
+def twin_half_life(num_steps, ratio, longest=None, start=0, every=1):
+    iterates = unit_iterates(num_steps)
+    average, count = iterates[0], 0
+    for t, iterate in enumerate(iterates):
+        if t <= start:
+            average = iterate
+        elif (t - start) % every == 0:
+            count += 1
+            updates = every * ratio * count
+            updates = updates if longest is None else min(updates, longest)
+            share = 1.0 - 0.5 ** (every / updates)
+            average = (1.0 - share) * average + share * iterate
+    return average
+
+
+def twin_bema(num_steps, ema_power=0.5, bias_power=0.2, lag=10.0, multiplier=1.0, start=0):
+    iterates = unit_iterates(num_steps)
+    ema = first = average = iterates[0]
+    for t, iterate in enumerate(iterates):
+        if t <= start:
+            ema = first = average = iterate
+        else:
+            size = lag + multiplier * (t - start)
+            beta, alpha = size**-ema_power, size**-bias_power
+            ema = (1.0 - beta) * ema + beta * iterate
+            average = ema + alpha * (iterate - first)
+    return average
+
+
 def twin_power_function(num_steps, exponent, start=0, every=1):
     iterates = unit_iterates(num_steps)
     if num_steps <= start:
@@ -89,6 +118,8 @@ def twin_custom(num_steps, weights):
 
 TWINS = {
     "Exponential": twin_exponential,
+    "HalfLife": twin_half_life,
+    "BEMA": twin_bema,
     "Uniform": twin_uniform,
     "PowerFunction": twin_power_function,
     "Window": twin_window,
@@ -108,6 +139,20 @@ KERNELS = [
     kernels.Exponential(0.99, start=4, every=2, warmup=2.5),
     kernels.Exponential(0.95, debias=True),
     kernels.Exponential(0.9, start=3, every=2, debias=True),
+    kernels.HalfLife(0.05),
+    kernels.HalfLife(0.5, start=3),
+    kernels.HalfLife(1.3, longest=6.5, start=1),
+    kernels.HalfLife(0.2, longest=9, start=2, every=3),
+    kernels.HalfLife(0.004, start=1),  # half-lives too short to leave anything come first
+    kernels.HalfLife(0.5, longest=0.01),
+    kernels.BEMA(),
+    kernels.BEMA(start=4),
+    kernels.BEMA(ema_power=0.3, bias_power=0.4, lag=1.0, multiplier=0.5, start=1),
+    kernels.BEMA(ema_power=1.0, bias_power=1.0, lag=4.0, multiplier=0.0),
+    kernels.BEMA(ema_power=0.5, bias_power=0.5, lag=3.0),  # θ_0 has no weight in the first
+    kernels.BEMA(ema_power=0.0, bias_power=0.0),
+    kernels.PowerFunction(-0.5),
+    kernels.PowerFunction(-0.9, start=2, every=3),
     kernels.PowerFunction(0.0),
     kernels.PowerFunction(6.94),
     kernels.PowerFunction(2.5, start=3),
@@ -130,6 +175,8 @@ KERNELS = [
     kernels.Custom([0.4, 0.6, 0.0, 0.0]),
     kernels.Exponential(0.7, start=2, end=7),
     kernels.Exponential(0.7, every=3, warmup=2.0, end=8),
+    kernels.HalfLife(0.4, start=1, every=2, end=9),
+    kernels.BEMA(start=2, end=7),
     kernels.PowerFunction(2.0, start=1, end=6),
     kernels.Uniform(start=2, every=2, end=9),
     kernels.Window(4, end=2),
@@ -155,7 +202,21 @@ endless_kernel = st.one_of(
         st.integers(0, 40),
         st.integers(1, 12),
     ),
-    st.builds(kernels.PowerFunction, st.floats(0.0, 50.0), st.integers(0, 40), st.integers(1, 12)),
+    st.builds(
+        kernels.HalfLife,
+        st.floats(0.05, 20.0),
+        st.none() | st.floats(0.1, 100.0),
+        st.integers(0, 40),
+        st.integers(1, 5),
+    ),
+    st.builds(
+        kernels.BEMA,
+        *(st.floats(0.0, 2.0), st.floats(0.0, 2.0), st.floats(1.0, 100.0), st.floats(0.0, 10.0)),
+        st.integers(0, 40),
+    ),
+    st.builds(
+        kernels.PowerFunction, st.floats(-0.95, 50.0), st.integers(0, 40), st.integers(1, 12)
+    ),
     st.builds(kernels.Uniform, st.integers(0, 40), st.integers(1, 12)),
     st.builds(kernels.Window, st.integers(1, 30), st.integers(1, 12)),
     st.builds(kernels.TwoPoint, st.integers(1, 70)),
@@ -250,13 +311,43 @@ def test_running_the_updates_gives_the_weighted_sum(kernel, num_steps):
             assert 0.0 <= alpha <= 1.0
             average = iterate if alpha == 1.0 else average + alpha * (iterate - average)
     else:
-        ring = np.full((kernel.copies, 3), np.nan)  # a slot never written must never be read
-        for t, iterate in enumerate(iterates):
-            if (slot := int(kernel.slots(t))) >= 0:
-                ring[slot] = iterate
+        average = 0.0
+    ring = np.full((kernel.ring_size, 3), np.nan)  # a slot never written must never be read
+    for t, iterate in enumerate(iterates):
+        if (slot := int(kernel.slots(t))) >= 0:
+            ring[slot] = iterate
+        if isinstance(kernel, kernels.LagKernel):
             lags, values = kernel.lags(t)
-            average = values @ ring[(t - lags) % kernel.copies]
+            np.testing.assert_array_equal(
+                np.bincount((t - lags) % kernel.ring_size, values, kernel.ring_size),
+                kernel.ring_weights(t),
+            )
+    weights = kernel.ring_weights(num_steps)
+    assert weights.shape == (kernel.ring_size,)
+    used = weights != 0.0
+    average = average + weights[used] @ ring[used]
     np.testing.assert_allclose(average, expected, rtol=1e-10, atol=1e-10)
+
+
+class InFloat32(kernels.Arithmetic):
+    """What a backend without float64 computes coefficients with."""
+
+    def integers(self, steps):
+        return np.asarray(steps, np.int32)
+
+    def numbers(self, values):
+        return np.asarray(values, np.float32)
+
+
+@every_kernel
+def test_coefficients_lose_nothing_in_float32(kernel):
+    if not isinstance(kernel, kernels.RecursiveKernel):
+        return
+    steps = np.unique(np.geomspace(1, 1_000_000, 2000).astype(np.int64))
+    found = kernel.mixing(steps, InFloat32())
+    constant = isinstance(kernel, kernels.Exponential) and not kernel.warmup and not kernel.debias
+    assert constant or found.dtype == np.float32
+    np.testing.assert_allclose(found, kernel.mixing(steps), rtol=2e-6)
 
 
 @every_kernel
@@ -303,6 +394,16 @@ def test_nonnegative_kernels_have_no_negative_weight(kernel):
     assert kernel.is_nonnegative == (lowest >= 0.0)
 
 
+@every_kernel
+def test_the_correction_of_an_average_is_its_rings(kernel):
+    if not isinstance(kernel, kernels.RecursiveKernel):
+        return
+    correction = kernel.correction(np.arange(30).reshape(5, 6))
+    assert correction.shape == (5, 6)
+    for t, factor in enumerate(correction.ravel().tolist()):
+        assert np.all(kernel.ring_weights(t) == [-factor, factor][: kernel.ring_size])
+
+
 def test_an_average_that_ends_costs_no_more_than_what_it_holds():
     assert kernels.Uniform(end=1000).memory_bytes(10) == 40
     assert kernels.Uniform(end=5000).memory_bytes(10) == 80
@@ -332,12 +433,19 @@ def test_swa_running_mean_is_izmailovs_update():
         (kernels.TwoPoint(9), 10),
         (kernels.Custom([0.5, 0.0, 0.5]), 3),
         (kernels.Custom([0.5, 0.5, 0.0]), 2),
+        (kernels.HalfLife(0.1), 1),
+        (kernels.HalfLife(0.1, longest=100), 1),
+        (kernels.BEMA(), 3),
+        (kernels.BEMA(end=1000), 3),
     ],
     ids=repr,
 )
 def test_memory(kernel, copies):
     assert kernel.copies == copies
-    assert kernel.memory_bytes(1000) == (8000 if kernel.needs_double else 4000) * copies
+    # What is kept as it is takes 4 bytes, a running average with a long horizon 8.
+    running = 1000 * (copies - kernel.ring_size)
+    in_ring = 4000 * kernel.ring_size
+    assert kernel.memory_bytes(1000) == in_ring + running * (8 if kernel.needs_double else 4)
     assert kernel.memory_bytes(1000, bytes_per_weight=8) == 8000 * copies
 
 
@@ -416,8 +524,18 @@ def test_configs_leave_out_what_a_plain_average_does_not_need():
         (lambda: kernels.Exponential(0.9, debias=1), r"debias=1"),
         (lambda: kernels.Exponential(0.9, warmup=9, debias=True), r"choose one.*warmup=9"),
         (
-            lambda: kernels.PowerFunction.from_relative_std(0.3),
-            "`width` must be a number above 0 and of at most 0.288675. Received: width=0.3",
+            lambda: kernels.PowerFunction.from_relative_std(0.31),
+            "`width` must be a number above 0 and of at most 0.300283. Received: width=0.31",
+        ),
+        (lambda: kernels.PowerFunction(-1.0), "`exponent` must be a number above -1. Received:"),
+        (lambda: kernels.HalfLife(0), "`ratio` must be a number of at least 1e-06. Received:"),
+        (lambda: kernels.HalfLife(0.1, longest=0), "`longest` must be .*Received: longest=0"),
+        (lambda: kernels.HalfLife(0.004, end=4), r"`end` must be at least 5, .*Received: end=4"),
+        (lambda: kernels.BEMA(lag=0.2, multiplier=0.5), "`lag` must be at least .*, 0.5. Received"),
+        (lambda: kernels.BEMA(ema_power=-1), "`ema_power` must be a number of at least 0"),
+        (
+            lambda: kernels.PowerFunction.from_decay("cosine"),
+            r"`shape` must be one of \['linear', 'one_minus_sqrt', 'one_minus_square'\].*'cosine'",
         ),
         (lambda: kernels.Exponential(0.9, start=1.5), r"start=1.5"),
         (lambda: kernels.Uniform(every=0), r"at least 1. Received: every=0"),
@@ -480,7 +598,7 @@ def test_debiasing_forgets_the_first_iterate():
     assert weights[6] == pytest.approx(0.999**44 * 0.001 / (1 - 0.999**45), rel=1e-12)
 
 
-@pytest.mark.parametrize("width", [0.05, 0.1, 0.2, 12.0**-0.5])
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2, 12.0**-0.5, 0.295, 0.3])
 def test_relative_width_of_a_power_function(width):
     # The standard deviation of the weights in time, as a share of a long run.
     steps = 20_000
@@ -497,9 +615,101 @@ def test_the_widths_that_karras_et_al_use():
         assert found == pytest.approx(exponent, abs=5e-3)
 
 
+# --- half-lives that grow, bias-corrected EMA, and averages that belong to decays ---------------
+
+
+def test_half_lives_of_the_published_training_code():
+    """Karras et al. 2022, in images: before each update `cur_nimg` images have been seen."""
+    batch, half_life, ratio = 512, 500_000, 0.05
+    kernel = kernels.HalfLife(ratio, longest=half_life / batch, start=1)
+    for update in (1, 2, 10, 1000, 100_000):
+        seen = (update - 1) * batch
+        decay = 0.5 ** (batch / max(min(half_life, seen * ratio), 1e-8))
+        assert 1.0 - kernel.mixing(update) == pytest.approx(decay, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_a_half_life_is_counted_in_updates(every):
+    weights = kernels.HalfLife(1.0, longest=70, every=every).weights(700)
+    late = weights[::every][80 // every :]  # the limit is reached after 70 updates
+    np.testing.assert_allclose(late[70 // every :], 2.0 * late[: -70 // every], rtol=1e-12)
+
+
+def test_growing_half_lives_become_a_power_function():
+    half_life = kernels.HalfLife(math.log(2.0) / 3.0).weights(5000)
+    power = kernels.PowerFunction(2.0).weights(5000)
+    np.testing.assert_allclose(half_life[500:], power[500:], rtol=0.01)
+
+
+def test_the_first_average_of_short_half_lives_is_found_at_once():
+    for ratio in (1e-6, 3.7e-5, 0.0185, 0.5):
+        kernel = kernels.HalfLife(ratio)
+        first = kernel.first_average
+        assert kernel.mixing(first) < 1.0
+        assert first == 1 or kernel.mixing(first - 1) == 1.0
+    assert kernels.HalfLife(0.5, longest=0.01).first_average is None
+
+
+def test_bema_is_the_papers_average():
+    """Block et al. 2025: their EMA, and the correction, added to it."""
+    rng = np.random.default_rng(3)
+    iterates = np.cumsum(rng.normal(size=(60, 2)), axis=0)
+    ema = iterates[0]
+    for t in range(1, 60):
+        ema = (1 - (10 + t) ** -0.5) * ema + (10 + t) ** -0.5 * iterates[t]
+        expected = ema + (10 + t) ** -0.2 * (iterates[t] - iterates[0])
+        found = kernels.BEMA().weights(t) @ iterates[: t + 1]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_bema_lags_less_than_its_ema():
+    """On a straight line the mean age of the weights is how far the average lies behind."""
+    ages = np.arange(500, -1, -1)
+    kernel = kernels.BEMA()
+    ema = kernels.BEMA(bias_power=10.0)  # a correction of nothing
+    assert ema.weights(500) @ ages == pytest.approx(21.0, abs=1.0)
+    # Σ c² grows by 2 α² + 2 α (β - e_s).
+    alpha, e = 510**-0.2, ema.weights(500)
+    noise = kernel.weights(500) @ kernel.weights(500)
+    assert noise == pytest.approx(e @ e + 2 * alpha**2 + 2 * alpha * (e[-1] - e[0]), rel=1e-9)
+    # α_T times the way since the start makes up for it, and more.
+    assert kernel.weights(500) @ ages == pytest.approx(
+        ema.weights(500) @ ages - 500 * 510**-0.2, rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("exponent", [-0.999, -0.5, -0.1, 0.0, 2.0])
+def test_power_functions_of_long_runs_lose_no_digits(exponent):
+    """Differences of powers would: √k - √(k-1) of k = 10^6 has 10 digits left."""
+    from decimal import Decimal, getcontext
+
+    getcontext().prec = 50
+    steps, p = 1_000_000, Decimal(exponent) + 1
+    weights = kernels.PowerFunction(exponent).weights(steps)
+    assert weights.sum() == pytest.approx(1.0, abs=1e-12)
+    for k in (1, 2, 1000, steps - 1, steps):
+        part = Decimal(k) / steps, Decimal(k - 1) / steps
+        exact = part[0] ** p - (part[1] ** p if k > 1 else 0)
+        assert weights[k] == pytest.approx(float(exact), rel=1e-13)
+
+
+def test_negative_exponents_weigh_early_iterates_more():
+    weights = kernels.PowerFunction(-0.5).weights(100)[1:]
+    np.testing.assert_allclose(weights, np.diff(np.sqrt(np.arange(101))) / 10, rtol=1e-12)
+    assert np.all(np.diff(weights) < 0.0)
+
+
 def test_horizons():
     assert kernels.Exponential(0.999).horizon == pytest.approx(1000)
     assert kernels.Uniform().horizon == kernels.PowerFunction(3.0).horizon == math.inf
+    assert kernels.PowerFunction(-0.5).horizon == kernels.HalfLife(0.1).horizon == math.inf
+    limited = kernels.HalfLife(0.1, longest=math.log(2) * 1000)
+    assert limited.horizon == pytest.approx(1000, rel=1e-3)
+    assert kernels.HalfLife(0.1, end=5000).horizon == pytest.approx(500 / math.log(2), rel=1e-2)
+    assert kernels.BEMA().horizon == math.inf
+    assert kernels.BEMA(end=9990).horizon == pytest.approx(100)
+    assert kernels.BEMA(lag=16.0, multiplier=0.0).horizon == pytest.approx(4)
+    assert [kernels.BEMA(end=n).needs_double for n in (10**6, 10**7)] == [0, 1]
     assert [kernels.Exponential(d).needs_double for d in (0.9, 0.999, 0.9999)] == [0, 0, 1]
     assert kernels.Uniform(every=50).needs_double
     assert not kernels.Window(5000).needs_double  # formed anew whenever it is read

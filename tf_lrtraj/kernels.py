@@ -10,7 +10,8 @@ Two families cover every kernel:
 
 * a `RecursiveKernel` needs one running copy of the weights,
   :math:`\phi_t = \phi_{t-1} + \alpha_t (\theta_t - \phi_{t-1})`, and is
-  described by its mixing coefficients :math:`\alpha_t` (`mixing`);
+  described by its mixing coefficients :math:`\alpha_t` (`mixing`).  `BEMA` adds a
+  correction to its running average when it is read;
 * a `LagKernel` is a fixed combination of the last iterates,
   :math:`\phi_t = \sum_i w_i\, \theta_{t - l_i}` (`lags`), and needs a ring
   buffer that reaches back to its largest lag.
@@ -45,8 +46,11 @@ from tf_lrtraj import values
 from tf_lrtraj.configurable import Configurable, Family, Parameter, PositiveSteps, Steps
 
 __all__ = [
+    "BEMA",
+    "DECAYS",
     "Custom",
     "Exponential",
+    "HalfLife",
     "Kernel",
     "LagKernel",
     "PowerFunction",
@@ -68,6 +72,10 @@ SUM_TOLERANCE = 1e-6
 # iterates that fluctuate by a tenth of their size the errors stay below 0.1 % of the
 # average's fluctuation up to about this horizon (a test measures it).
 LONG_HORIZON = 2000
+
+# Decays `rate · (1 - x^p)` with x from 0 to 1, and the exponents γ = p - 1 of the power functions
+# whose weights are their decrements.
+DECAYS = {"linear": 0.0, "one_minus_sqrt": -0.5, "one_minus_square": 1.0}
 
 
 def check_weights(weights: Any, length: int | None = None) -> np.ndarray:
@@ -105,6 +113,7 @@ class Arithmetic:
     minimum: Callable[..., Any] = staticmethod(np.minimum)
     log1p: Callable[..., Any] = staticmethod(np.log1p)
     expm1: Callable[..., Any] = staticmethod(np.expm1)
+    power: Callable[..., Any] = staticmethod(np.power)
 
 
 ON_HOST = Arithmetic()
@@ -178,6 +187,42 @@ class Kernel(Configurable, abc.ABC):
         """Copies of the weights kept while a run goes on (the memory cost)."""
 
     @property
+    def ring_size(self) -> int:
+        """Iterates among the `copies` that are kept as they are; the other is a running average."""
+        return 0
+
+    def ring_weights(self, step: int) -> np.ndarray:
+        """[ring_size] weights of the iterates that are kept, by place, after `step` updates.
+
+        Their sum is added to the running average, or is the average where there is none.
+
+        >>> TwoPoint(gap=2).ring_weights(3)
+        array([0.5, 0.5, 0. ])
+        """
+        return np.zeros(0)
+
+    def slots(self, steps: Any, arithmetic: Arithmetic = ON_HOST) -> Any:
+        """Returns the places in the ring of iterates that take `θ_t` (`t` of any shape).
+
+        Args:
+            steps: numbers of updates.
+            arithmetic: what computes them; inside a compiled step that of the backend.
+
+        Returns:
+            integer places in `0 … ring_size - 1`, and -1 where nothing is written, as after `end`.
+
+        >>> TwoPoint(gap=2, end=4).slots(np.arange(7))
+        array([ 0,  1,  2,  0,  1, -1, -1])
+        """
+        steps = arithmetic.integers(steps)
+        slots = self._slots(steps, arithmetic) if self.ring_size else 0 * steps - 1
+        return slots if self.end is None else arithmetic.where(steps <= self.end, slots, -1)
+
+    def _slots(self, steps: Any, arithmetic: Arithmetic) -> Any:
+        """`slots` where it is not beyond `end`: the iterate `lag` back lies `lag` places back."""
+        return steps % self.ring_size
+
+    @property
     @abc.abstractmethod
     def first_average(self) -> int | None:
         """The least number of updates after which more than one iterate has a weight.
@@ -190,7 +235,7 @@ class Kernel(Configurable, abc.ABC):
 
     @property
     def is_nonnegative(self) -> bool:
-        """Whether no weight is ever negative, so that an average of variances is one."""
+        """Whether weights are known never to be negative, so that averaged variances stay such."""
         return True
 
     def autocorrelation(self, num_steps: int) -> np.ndarray:
@@ -205,14 +250,15 @@ class Kernel(Configurable, abc.ABC):
     def memory_bytes(self, num_weights: int, bytes_per_weight: int | None = None) -> int:
         """Bytes held for a model of `num_weights` weights.
 
-        By default a weight takes 4 bytes, or 8 where the average `needs_double`.
+        By default a weight takes 4 bytes, or 8 in a running average that `needs_double`.
 
         >>> TwoPoint(gap=9).memory_bytes(1_000_000) / 1e6
         40.0
         """
-        if bytes_per_weight is None:
-            bytes_per_weight = 8 if self.needs_double else 4
-        return self.copies * num_weights * bytes_per_weight
+        if bytes_per_weight is not None:
+            return self.copies * num_weights * bytes_per_weight
+        running = self.copies - self.ring_size
+        return num_weights * (4 * self.ring_size + (8 if self.needs_double else 4) * running)
 
     def without_end(self) -> Kernel:
         """The same kernel with no `end`."""
@@ -232,10 +278,10 @@ class Kernel(Configurable, abc.ABC):
 
 
 class RecursiveKernel(Kernel):
-    r"""An average in one copy, :math:`\phi_t = \phi_{t-1} + \alpha_t(\theta_t - \phi_{t-1})`."""
+    r"""A running average, :math:`\phi_t = \phi_{t-1} + \alpha_t(\theta_t - \phi_{t-1})`."""
 
     start: int
-    every: int
+    every: int = 1
 
     def mixing(self, steps: Any, arithmetic: Arithmetic = ON_HOST) -> Any:
         """Returns mixing coefficients `α_t` at the given numbers of updates `t` (any shape).
@@ -261,9 +307,16 @@ class RecursiveKernel(Kernel):
     def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
         """`α` of the n-th iterate that is averaged after `θ_start`, for `n` of at least 1."""
 
+    def correction(self, steps: Any) -> Any:
+        """Returns what `θ_t - θ_start` is multiplied by and added (`t` of any shape); see `BEMA`.
+
+        0 for every other kernel.
+        """
+        return np.zeros(np.shape(steps))
+
     @property
     def copies(self) -> int:
-        return 1
+        return 1 + self.ring_size
 
     @property
     def horizon(self) -> float:
@@ -305,27 +358,19 @@ class LagKernel(Kernel):
     def _lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """`lags` of a `step` that is not beyond `end`."""
 
-    def slots(self, steps: Any, arithmetic: Arithmetic = ON_HOST) -> Any:
-        """Returns the places in a ring of `copies` iterates that take `θ_t` (`t` of any shape).
-
-        Args:
-            steps: numbers of updates.
-            arithmetic: what computes them; inside a compiled step that of the backend.
-
-        Returns:
-            integer places in `0 … copies - 1`, and -1 after `end`, when nothing is written: then
-            the iterate `lag` updates back stays at `(t - lag) % copies`.
-
-        >>> TwoPoint(gap=2, end=4).slots(np.arange(7))
-        array([ 0,  1,  2,  0,  1, -1, -1])
-        """
-        steps = arithmetic.integers(steps)
-        slots = steps % self.copies
-        return slots if self.end is None else arithmetic.where(steps <= self.end, slots, -1)
+    @property
+    def ring_size(self) -> int:
+        return self.max_lag + 1
 
     @property
     def copies(self) -> int:
-        return self.max_lag + 1
+        return self.ring_size
+
+    def ring_weights(self, step: int) -> np.ndarray:
+        lags, weights = self.lags(step)
+        placed = np.zeros(self.ring_size)
+        np.add.at(placed, (step - lags) % self.ring_size, weights)
+        return placed
 
     def _weights(self, num_steps: int) -> np.ndarray:
         lags, values = self._lags(num_steps)
@@ -425,6 +470,158 @@ class Exponential(RecursiveKernel):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class HalfLife(RecursiveKernel):
+    r"""EMA whose half-life grows with time (the ramp-up of Karras et al. 2022, arXiv 2206.00364).
+
+    The average is :math:`\theta_T` while `T <= start`; after that the n-th averaged iterate is
+    mixed in with :math:`\alpha_n = 1 - 2^{-1/h_n}`, where the half-life is
+    :math:`h_n = \text{ratio}\cdot n` until it reaches `longest`.  It forgets the start of a run,
+    and always reaches back over the same share of it: for large n as a `PowerFunction` of
+    exponent :math:`\ln 2/\text{ratio} - 1` does.
+
+    With `start=1` it is the rule of their training code, whose average after the first update is
+    :math:`\theta_1`.
+
+    Args:
+        ratio: half-life as a share of the time since `start`, at least 1e-6.
+        longest: number of updates that the half-life does not exceed, at least 1e-6 and not
+            necessarily an integer; None for no limit.
+        start: number of updates before averaging begins.
+        every: updates from one that is averaged to the next.
+        end: number of updates after which the average stays as it is; None for never.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    >>> HalfLife(ratio=0.5).weights(3).round(3)
+    array([0.079, 0.236, 0.315, 0.37 ])
+    >>> HalfLife(ratio=0.5, longest=1).weights(3).round(3)
+    array([0.062, 0.188, 0.25 , 0.5  ])
+    """
+
+    ratio: Annotated[float, Parameter(values.number(1e-6))]
+    longest: Annotated[
+        float | None, Parameter(values.number(1e-6).or_none(), counts_steps=True)
+    ] = None
+    start: Steps = 0
+    every: PositiveSteps = 1
+
+    @property
+    def first_average(self) -> int | None:
+        # In float64 half-lives of up to 1/54 leave nothing of the average: α is 1.
+        if float(self._share(math.inf, ON_HOST)) == 1.0:
+            return None
+        n = max(1, math.floor(1.0 / (54.0 * self.ratio)))
+        while float(self._share(n, ON_HOST)) == 1.0:
+            n += 1
+        return self.start + n * self.every
+
+    @property
+    def horizon(self) -> float:
+        last = math.inf if self.end is None else max((self.end - self.start) // self.every, 1)
+        share = float(self._share(last, ON_HOST))
+        return min(1.0 / share if share else math.inf, super().horizon)
+
+    def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
+        half_life = self.ratio * n
+        if self.longest is not None:
+            half_life = arithmetic.minimum(half_life, self.longest / self.every)
+        return -arithmetic.expm1(-math.log(2.0) / half_life)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class BEMA(RecursiveKernel):
+    r"""Bias-corrected EMA (Block et al. 2025, "EMA Without the Lag", arXiv 2508.00180).
+
+    An EMA lags behind the iterates; a part of their way since `start` is added to make up for it.
+    The average is :math:`\theta_T` while `T <= start`; after that, with :math:`n = T - start`,
+
+    .. math:: E_T = E_{T-1} + \beta_n (\theta_T - E_{T-1}), \qquad
+              \phi_T = E_T + \alpha_n (\theta_T - \theta_{start}),
+
+    :math:`\beta_n = (\text{lag} + \text{multiplier}\cdot n)^{-\text{ema\_power}}` and
+    :math:`\alpha_n = (\text{lag} + \text{multiplier}\cdot n)^{-\text{bias\_power}}`; the
+    defaults are theirs.  Three copies of the weights are kept: :math:`E_T`,
+    :math:`\theta_{start}` and :math:`\theta_T`.  The weight on :math:`\theta_{start}` falls below
+    0 after a few updates.  (`Exponential(debias=True)` is another correction, that of Adam.)
+    Time is counted from `start`.
+
+    Args:
+        ema_power: in [0, 10]; 0 follows the iterate.
+        bias_power: in [0, 10]; the larger, the sooner the correction fades.
+        lag: in [0, 1e12]; the larger, the longer the average at first.
+        multiplier: in [0, 1e12]; of the number of updates since `start`.
+        start: number of updates before averaging begins.
+        end: number of updates after which the average stays as it is; None for never.
+
+    Raises:
+        ValueError: if an argument is out of range, or `lag + multiplier` is below 1, where an
+            iterate would be mixed in more than once.
+
+    >>> BEMA().weights(3).round(3)
+    array([-0.24 ,  0.155,  0.209,  0.876])
+    """
+
+    ema_power: Annotated[float, Parameter(values.number(0, 10))] = 0.5
+    bias_power: Annotated[float, Parameter(values.number(0, 10))] = 0.2
+    lag: Annotated[float, Parameter(values.number(0, 1e12))] = 10.0
+    multiplier: Annotated[float, Parameter(values.number(0, 1e12))] = 1.0
+    start: Steps = 0
+
+    def _check(self) -> None:
+        if self.lag + self.multiplier < 1.0:
+            raise values.error("lag", f"at least 1 - multiplier, {1 - self.multiplier}", self.lag)
+        super()._check()
+
+    @property
+    def first_average(self) -> int | None:
+        # After one update θ_start has what both shares leave of it, which may be nothing.
+        left = 1.0 - float(self._share(1.0, ON_HOST)) - float(self.correction(self.start + 1))
+        return self.start + (1 if left else 2)
+
+    @property
+    def is_nonnegative(self) -> bool:
+        return False
+
+    @property
+    def horizon(self) -> float:
+        # Without growth the last share is as the first.
+        last = 1.0 if not self.multiplier else math.inf
+        last = last if self.end is None else max(float(self.end - self.start), 1.0)
+        share = float(self._share(last, ON_HOST))
+        return min(1.0 / share if share else math.inf, super().horizon)
+
+    @property
+    def ring_size(self) -> int:
+        return 2
+
+    def ring_weights(self, step: int) -> np.ndarray:
+        return float(self.correction(step)) * np.array([-1.0, 1.0])
+
+    def _slots(self, steps: Any, arithmetic: Arithmetic) -> Any:
+        # The first place keeps θ_start, the second the newest iterate.
+        return arithmetic.minimum(arithmetic.maximum(steps - self.start, 0), 1)
+
+    def correction(self, steps: Any) -> Any:
+        steps = np.asarray(steps, np.int64)
+        if self.end is not None:
+            steps = np.minimum(steps, self.end)
+        after = steps - self.start
+        size = self.lag + self.multiplier * np.maximum(after, 1.0)
+        return np.where(after > 0, np.power(size, -self.bias_power), 0.0)
+
+    def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
+        return arithmetic.power(self.lag + self.multiplier * n, -self.ema_power)
+
+    def _weights(self, num_steps: int) -> np.ndarray:
+        weights = super()._weights(num_steps)
+        correction = float(self.correction(num_steps))
+        weights[-1] += correction
+        weights[min(self.start, num_steps)] -= correction
+        return weights
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Uniform(RecursiveKernel):
     """Uniform average from `start` on, every `every` updates (SWA, Izmailov et al. 2018).
 
@@ -460,15 +657,18 @@ class Uniform(RecursiveKernel):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PowerFunction(RecursiveKernel):
-    r"""Average whose weights grow as a power of time (Karras et al. 2024, arXiv 2312.02696).
+    r"""Average whose weights are a power of time (Karras et al. 2024, arXiv 2312.02696).
 
     It always reaches back over the same share of the run.  The average is
     :math:`\theta_T` while `T <= start`; after that the n-th averaged iterate has a weight
     proportional to :math:`n^{\gamma+1} - (n-1)^{\gamma+1}`, which is their
-    :math:`\beta_n = (1 - 1/n)^{\gamma+1}`.
+    :math:`\beta_n = (1 - 1/n)^{\gamma+1}`.  After each number of updates it is the average that
+    belongs to a decay of the rate by the factor :math:`1 - x^{\gamma+1}`, x from 0 at `start` to
+    1 at the end (`from_decay`).
 
     Args:
-        exponent: γ >= 0; 0 weighs all the same, larger ones forget faster.
+        exponent: γ > -1; 0 weighs all the same, larger ones forget faster, and negative ones
+            weigh early iterates more.
         start: number of updates before averaging begins; `θ_start` itself has no weight.
         every: updates from one that is averaged to the next.
         end: number of updates after which the average stays as it is; None for never.
@@ -480,9 +680,11 @@ class PowerFunction(RecursiveKernel):
     array([0.   , 0.111, 0.333, 0.556])
     >>> round(PowerFunction.from_relative_std(0.1).exponent, 2)
     6.94
+    >>> PowerFunction.from_decay("one_minus_sqrt", start=1).weights(5).round(3)
+    array([0.   , 0.   , 0.5  , 0.207, 0.159, 0.134])
     """
 
-    exponent: Annotated[float, Parameter(values.number(0))]
+    exponent: Annotated[float, Parameter(values.number(above=-1))]
     start: Steps = 0
     every: PositiveSteps = 1
 
@@ -495,15 +697,47 @@ class PowerFunction(RecursiveKernel):
         r"""Makes the kernel whose weights have this standard deviation, as a share of the run.
 
         :math:`\sigma^2 = (\gamma+1)\,(\gamma+2)^{-2}(\gamma+3)^{-1}` (same source, section 3.1).
+        A uniform average has 0.2887.  The widest has 0.3003, at γ = -0.382; below that exponent
+        weights gather at `start` and widths return, of which none is meant here.
 
         Raises:
-            ValueError: if `width` is not in (0, 0.2887), the upper end being a uniform average.
+            ValueError: if `width` is not in (0, 0.3003].
         """
-        # The widest is that of a uniform average.
-        width = values.number(above=0, at_most=12.0**-0.5).check("width", width)
+        # dσ²/dγ = 0 where (γ+1)² + (γ+1) = 1.
+        widest = 0.5 * (math.sqrt(5.0) - 3.0)
+        top = math.sqrt(widest + 1.0) / (widest + 2.0) / math.sqrt(widest + 3.0)
+        width = values.number(above=0, at_most=top).check("width", width)
         t = width**-2
         roots = np.roots([1.0, 7.0, 16.0 - t, 12.0 - t])
-        return cls(max(float(np.max(roots.real)), 0.0), start, every)
+        return cls(max(float(np.max(roots.real)), widest), start, every)
+
+    @classmethod
+    def from_decay(cls, shape: str, start: int = 0, *, end: int | None = None) -> PowerFunction:
+        r"""Makes the kernel whose average belongs to a decay of the learning rate to 0.
+
+        At curvature 0 (frozen gradients) and a constant rate λ, the average after T updates is
+        the last iterate of a run whose rate falls from λ at step `start` to 0 at step T, for
+        every T: the decays of all lengths in one run.  Derived in docs/theory/equivalence.md,
+        section 4.
+
+        Args:
+            shape: what the rate is multiplied by, x growing from 0 to 1: "linear", 1 - x;
+                "one_minus_sqrt", 1 - √x; "one_minus_square", 1 - x².  (A cosine is no power
+                function: `theory.weights_from_schedule` gives its weights.)
+            start: number of updates after which the rate begins to fall.
+            end: number of updates after which the average stays as it is; None for never.
+
+        Raises:
+            ValueError: for another shape, or as the constructor.
+
+        >>> from tf_lrtraj import rates, theory
+        >>> kernel = PowerFunction.from_decay("one_minus_sqrt", start=3)
+        >>> theory.schedule_from_weights(kernel.weights(8), base=0.4).round(3)
+        array([0.4  , 0.4  , 0.4  , 0.4  , 0.221, 0.147, 0.09 , 0.042])
+        >>> rates.as_array(rates.OneMinusSqrt(0.4, hold=3, steps=5), 8).round(3)
+        array([0.4  , 0.4  , 0.4  , 0.4  , 0.221, 0.147, 0.09 , 0.042])
+        """
+        return cls(DECAYS[values.one_of(DECAYS).check("shape", shape)], start, end=end)
 
     def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
         # 1 - (1 - 1/n)^(γ+1), and 1 for the first one, without cancellation for large n.
@@ -514,8 +748,9 @@ class PowerFunction(RecursiveKernel):
         weights = np.zeros(num_steps + 1)
         collected = weights[self.start + self.every :: self.every]  # a view
         if collected.size:
-            edges = np.arange(collected.size + 1) / collected.size
-            collected[:] = np.diff(edges ** (self.exponent + 1.0))
+            n = np.arange(1.0, collected.size + 1)
+            # (n/N)^(γ+1) - ((n-1)/N)^(γ+1), without a difference of what is nearly equal.
+            collected[:] = (n / n.size) ** (self.exponent + 1.0) * self._share(n, ON_HOST)
         else:
             weights[min(num_steps, self.start)] = 1.0
         return weights
@@ -628,7 +863,7 @@ class Custom(LagKernel):
 KERNELS: Family[Kernel] = Family(
     "kernel",
     "Exponential(decay=0.99)",
-    *(Exponential, Uniform, PowerFunction, Window, TwoPoint, Custom),
+    *(Exponential, HalfLife, BEMA, Uniform, PowerFunction, Window, TwoPoint, Custom),
 )
 
 

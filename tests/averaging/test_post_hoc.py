@@ -134,6 +134,11 @@ def test_memory_is_that_stated_whatever_the_number_of_snapshots(tmp_path, num_av
         (kernels.Exponential(0.9), False),
         (kernels.Window(length=30), False),
         (kernels.Exponential(0.0), True),
+        (kernels.PowerFunction(-0.5, start=20, every=10), True),
+        (kernels.HalfLife(0.3, longest=50, every=10), True),
+        (kernels.HalfLife(0.3), False),
+        (kernels.BEMA(start=20), False),
+        (kernels.BEMA(ema_power=0.0, start=20), True),
     ],
 )
 def test_exactness_is_that_of_the_iterates_needed(kernel, exact):

@@ -8,7 +8,7 @@ from keras import ops
 from keras_helpers import arrays_of
 
 from tf_lrtraj import backend, kernels
-from tf_lrtraj.averaging import AverageState
+from tf_lrtraj.averaging import AverageState, coefficients
 from tf_lrtraj.averaging import state as averages
 
 KERNELS = {
@@ -18,7 +18,14 @@ KERNELS = {
     "ema_warm": kernels.Exponential(0.95, warmup=4),
     "ema_debiased": kernels.Exponential(0.95, start=2, debias=True),
     "ema_long": kernels.Exponential(0.9999),
+    "half_life": kernels.HalfLife(0.4, start=1),
+    "half_life_limited": kernels.HalfLife(0.5, longest=3.5, every=2),
+    "half_life_ended": kernels.HalfLife(0.3, end=9),
+    "bema": kernels.BEMA(),
+    "bema_later": kernels.BEMA(ema_power=0.7, bias_power=0.4, lag=2.0, start=4),
+    "bema_ended": kernels.BEMA(start=2, end=8),
     "power": kernels.PowerFunction(5.0, start=1),
+    "power_negative": kernels.PowerFunction(-0.5, start=2),
     "power_spaced": kernels.PowerFunction(1.5, every=4),
     "swa": kernels.Uniform(start=3),
     "swa_spaced": kernels.Uniform(start=2, every=3),
@@ -110,12 +117,67 @@ def test_an_unknown_precision_is_refused():
         Walk(precision="half")
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_coefficients_of_a_backend_are_those_of_the_host(name):
+    kernel, arithmetic = KERNELS[name], coefficients.arithmetic()
+    tolerance = 1e-13 if backend.has_float64() else 2e-6
+    for step in (0, 1, 2, 5, 8, 9, 1000, 1_000_000):
+        found = backend.scalars(np.asarray(step))
+        if isinstance(kernel, kernels.RecursiveKernel):
+            mixing = float(kernel.mixing(found, arithmetic))
+            assert mixing == pytest.approx(float(kernel.mixing(step)), rel=tolerance)
+        assert int(kernel.slots(found, arithmetic)) == int(kernel.slots(step))
+
+
+def test_averages_are_read_from_the_state_alone():
+    """Whatever the variables hold by then: a lent average, or what a loop left there."""
+    walk = Walk()
+    walk.move(7)
+    before = {name: walk.actual(name) for name in KERNELS}
+    for variable in walk.variables:
+        variable.assign(ops.full(variable.shape, np.nan))
+    for name, arrays in before.items():
+        for one, other in zip(walk.actual(name), arrays, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_updates_that_would_change_nothing_are_known():
     chosen = {"ema": kernels.Exponential(0.9, every=3), "swa": kernels.Uniform(start=1, every=3)}
     state = Walk(chosen=chosen).state
     assert [state.changes(step) for step in range(9)] == [1, 1, 0, 1, 1, 0, 1, 1, 0]
     lagged = Walk(chosen={"window": kernels.Window(2)}).state
     assert lagged.changes(1)
+    ended = Walk(chosen={"bema": kernels.BEMA(end=5), "window": kernels.Window(2, end=3)}).state
+    assert [ended.changes(step) for step in range(8)] == [1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_a_state_that_begins_anew_forgets_the_run_before():
+    walk = Walk()
+    walk.move(6)
+    walk.state.start()
+    walk.iterates = walk.iterates[-1:]
+    for _ in range(6):
+        for name, kernel in KERNELS.items():
+            expected = average_of(kernel, walk.iterates)
+            for actual, one in zip(walk.actual(name), expected, strict=True):
+                np.testing.assert_allclose(actual, one, rtol=2e-6, atol=2e-6)
+        walk.move()
+
+
+def test_variables_that_join_later_have_not_moved_before():
+    walk = Walk()
+    walk.move(6)
+    joined = keras.Variable(np.array([0.1, -7.0]))
+    walk.state = walk.state.extended([joined, *walk.variables])
+    fixed = backend.to_numpy([joined.value])[0].astype(np.float64)
+    walk.variables.insert(0, joined)
+    walk.iterates = [[fixed, *iterate] for iterate in walk.iterates]
+    for _ in range(4):
+        for name, kernel in KERNELS.items():
+            expected = average_of(kernel, walk.iterates)
+            for actual, one in zip(walk.actual(name), expected, strict=True):
+                np.testing.assert_allclose(actual, one, rtol=2e-6, atol=2e-6)
+        walk.move()
 
 
 def test_before_its_start_an_average_is_the_iterate_to_the_bit():

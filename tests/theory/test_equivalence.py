@@ -315,6 +315,74 @@ def test_decay_is_emulated_by_its_decrements():
     assert weights.min() > -1e-14
 
 
+def one_minus_square(start, steps):
+    """A rate of 1 up to `start`, then 1 - x²."""
+    x = np.arange(steps) / steps
+    return rates.Table(np.concatenate([np.ones(start), 1.0 - x**2]))
+
+
+DECAYS = {
+    "linear": lambda start, steps: (
+        rates.Sequence([1.0, rates.Linear(1.0, steps)], [start])
+        if start
+        else rates.Linear(1.0, steps)
+    ),
+    "one_minus_sqrt": lambda start, steps: rates.OneMinusSqrt(1.0, hold=start, steps=steps),
+    "one_minus_square": one_minus_square,
+}
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 9, 200])
+@pytest.mark.parametrize("start", [0, 30])
+@pytest.mark.parametrize("shape", kernels.DECAYS)
+def test_averages_that_belong_to_decays(shape, start, num_steps):
+    """One average, read at any time, is a decay from `start` to that time."""
+    kernel = kernels.PowerFunction.from_decay(shape, start)
+    schedule = 0.4 * rates.as_array(DECAYS[shape](start, num_steps), start + num_steps)
+    found = theory.schedule_from_weights(kernel.weights(start + num_steps), 0.4)
+    np.testing.assert_allclose(found, schedule, rtol=1e-12, atol=1e-15)
+    back = theory.weights_from_schedule(schedule, 0.4)
+    np.testing.assert_allclose(back, kernel.weights(start + num_steps), atol=1e-14)
+    # Once it has ended, the average is that of the decay from `start` to `end`.
+    if num_steps > 1:
+        ended = kernels.PowerFunction.from_decay(shape, start, end=start + num_steps)
+        later = ended.weights(start + num_steps + 5)
+        np.testing.assert_array_equal(
+            later[: start + num_steps + 1], kernel.weights(start + num_steps)
+        )
+
+
+def test_a_linear_decay_is_the_uniform_average_after_its_first_iterate():
+    for steps in (40, 41, 90):
+        np.testing.assert_allclose(
+            kernels.PowerFunction.from_decay("linear", start=39).weights(steps),
+            kernels.Uniform(start=40).weights(steps),
+            rtol=1e-13,
+        )
+
+
+def test_schedules_of_growing_half_lives_and_of_bema():
+    """The closed forms of docs/theory/equivalence.md, section 4."""
+    steps = 300
+    j = np.arange(steps)
+    half_lives = 0.2 * np.arange(1, steps + 1)
+    kept = np.cumprod(0.5 ** (1.0 / half_lives[::-1]))[::-1]  # Π_{n>j} 2^(-1/h_n)
+    found = theory.schedule_from_weights(kernels.HalfLife(0.2).weights(steps), 0.1)
+    np.testing.assert_allclose(found, 0.1 * (1.0 - kept), rtol=1e-10)
+    far = j > 100
+    limit = 1.0 - (j / steps) ** (np.log(2.0) / 0.2)
+    np.testing.assert_allclose(found[far] / 0.1, limit[far], atol=0.01)
+
+    start = 50
+    n = np.arange(1, steps - start + 1)
+    kept = np.ones(steps)
+    kept[start:] = np.cumprod((1.0 - (10.0 + n) ** -0.5)[::-1])[::-1]
+    raised = 1.0 - kept + np.where(j >= start, (10.0 + steps - start) ** -0.2, 0.0)
+    raised[:start] = 1.0
+    found = theory.schedule_from_weights(kernels.BEMA(start=start).weights(steps), 0.1)
+    np.testing.assert_allclose(found, 0.1 * raised, rtol=1e-10)
+
+
 def test_base_rates_of_zero():
     """A warm-up from 0: the first step moves nothing, both ways agree on the average."""
     base = rates.as_array(rates.Warmup(0.2, steps=5), 40)

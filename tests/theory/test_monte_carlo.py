@@ -26,6 +26,10 @@ def random_kernels(rng):
         "spaced": kernels.Window(2, every=every),
         "two": kernels.TwoPoint(gap),
         "custom": kernels.Custom(weights),
+        "half-life": kernels.HalfLife(0.6, longest=4, every=every),
+        "bema": kernels.BEMA(start=2),
+        "ended bema": kernels.BEMA(start=1, end=4),
+        "decay": kernels.PowerFunction(-0.5, start=1),
         "ended window": kernels.Window(length, end=5),
         "ended two": kernels.TwoPoint(2, end=4),
     }

@@ -93,6 +93,21 @@ def test_all_lags_are_used_as_they_are():
     assert doubled == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [kernels.HalfLife(0.3), kernels.BEMA(), kernels.PowerFunction(-0.5), kernels.TwoPoint(7)],
+    ids=str,
+)
+def test_with_all_pairs_the_loss_of_every_kernel_is_exact(kernel):
+    loss = quadratic(30, 4)
+    snapshots = np.cumsum(np.random.default_rng(4).normal(size=(20, 30)), axis=0)
+    losses, gaps = all_gaps(loss, snapshots)
+    predictor = theory.AveragePredictor(losses, None, gaps)
+    expected = loss(kernel.weights(19) @ snapshots)
+    assert predictor.loss(kernel) == pytest.approx(expected, rel=1e-9)
+    assert predictor.predict(kernel).loss == pytest.approx(expected, rel=1e-9)
+
+
 def test_few_lags_of_a_mixture_predict_the_stationary_loss():
     """Expected gaps at 7 lags give expected losses of averages to a few parts in a thousand."""
     rng = np.random.default_rng(1)

@@ -310,10 +310,32 @@ def test_ema_equals_the_double_sum_of_a_long_run(decay):
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_limited_half_life_is_an_ema_in_the_end(every):
+    kernel = kernels.HalfLife(0.5, longest=12, start=10, every=every)
+    weights = kernel.weights(10 + 900)
+    expected = [direct(weights, rho) for rho in CONTRACTIONS]
+    np.testing.assert_allclose(theory.stationary_factor(kernel, CONTRACTIONS), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [kernels.Uniform(), kernels.PowerFunction(-0.5), kernels.HalfLife(0.1), kernels.BEMA()],
+    ids=str,
+)
+def test_averages_that_reach_back_ever_further_need_a_number_of_steps(kernel):
+    with pytest.raises(ValueError, match=rf"given for a {type(kernel).__name__} kernel, which"):
+        theory.stationary_factor(kernel, 0.5)
+
+
 @pytest.mark.parametrize("num_steps", [0, 3, 4, 9, 20, 30])
 @pytest.mark.parametrize(
     "kernel",
     [
+        kernels.PowerFunction(-0.5, start=2),
+        kernels.HalfLife(0.3, longest=5, start=1, every=2),
+        kernels.BEMA(start=3),
+        kernels.BEMA(start=3, end=20),
         kernels.Uniform(3),
         kernels.Uniform(2, every=4),
         kernels.Exponential(0.9),

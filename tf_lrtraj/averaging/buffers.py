@@ -72,10 +72,11 @@ def check_memory(variables: Sequence[Any], kernels: Mapping[str, Kernel], precis
 
 def bytes_needed(variables: Sequence[Any], kernel: Kernel, precision: str) -> int:
     """Bytes that an average of some variables takes; `precision` is not `"auto"`."""
-    copies = kernel.copies * (2 if precision == "pair" else 1)
-    return copies * sum(
-        int(np.prod(v.shape)) * np.dtype(buffer_dtype(v.dtype, precision)).itemsize
+    running = (kernel.copies - kernel.ring_size) * (2 if precision == "pair" else 1)
+    return sum(
+        int(np.prod(v.shape)) * copies * np.dtype(buffer_dtype(v.dtype, kept)).itemsize
         for v in variables
+        for copies, kept in ((kernel.ring_size, "single"), (running, precision))
     )
 
 

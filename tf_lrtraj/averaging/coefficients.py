@@ -40,6 +40,9 @@ class _OfTensors(Arithmetic):
     def minimum(self, one: Any, other: Any) -> Any:
         return ops.minimum(self._like(one, other), self._like(other, one))
 
+    def power(self, base: Any, exponent: float) -> Any:
+        return ops.power(base, self._like(exponent, base))
+
     log1p = staticmethod(ops.log1p)
     expm1 = staticmethod(ops.expm1)
 

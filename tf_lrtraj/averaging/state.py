@@ -23,7 +23,7 @@ from tf_lrtraj.averaging.buffers import (
     new_buffer,
     precision_of,
 )
-from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel
+from tf_lrtraj.kernels import Kernel, RecursiveKernel
 from tf_lrtraj.values import one_of
 
 # Variables are updated in groups of about this many numbers, one average after the other,
@@ -54,7 +54,8 @@ class AverageState:
 
     Recursive kernels keep one number per weight (a pair two).  Lag kernels keep a
     ring of `max_lag + 1` past values and the average is formed when it is asked for,
-    so an update costs one copy whatever the window's length.
+    so an update costs one copy whatever the window's length.  `BEMA` keeps both: a running
+    average and a ring of two, whose weighted sum is added when the average is read.
 
     Under a `tf.distribute` strategy create it inside the strategy's scope and
     call `update` inside `strategy.run`: every replica updates its own copy from
@@ -82,24 +83,29 @@ class AverageState:
         self._stacked = stacked if len(stacked) > 1 else []
         alone = [n for n in recursive if n not in self._stacked]
         self._recursive = [*self._stacked, *alone]
-        self._lagged = [n for n, k in self.kernels.items() if isinstance(k, LagKernel)]
         self._stack = [
             new_buffer(f"averages_{index}", variable, "single", rows=len(self._stacked))
             for index, variable in enumerate(self._variables if self._stacked else ())
         ]
         self._buffers: dict[str, list[Any]] = {}
         self._compensations: dict[str, list[Any]] = {}
-        for name in [*alone, *self._lagged]:
-            rows = self.kernels[name].copies if name in self._lagged else None
-            self._buffers[name] = self._new_buffers(f"{name}_average", chosen[name], rows)
+        for name in alone:
+            self._buffers[name] = self._new_buffers(f"{name}_average", chosen[name])
             if chosen[name] == "pair":
                 self._compensations[name] = self._new_buffers(f"{name}_compensation", "pair")
+        self._rings = {
+            name: self._new_buffers(f"{name}_iterates", "single", rows=kernel.ring_size)
+            for name, kernel in self.kernels.items()
+            if kernel.ring_size
+        }
         # Asking a Keras variable for its dtype takes microseconds, at every update.
         self._dtypes = [variable.dtype for variable in self._variables]
         self._stack_dtypes = [buffer.dtype for buffer in self._stack]
         self._buffer_dtypes = {n: [b.dtype for b in bs] for n, bs in self._buffers.items()}
+        self._ring_dtypes = {n: [b.dtype for b in bs] for n, bs in self._rings.items()}
         # Where the weights are read once, as they are, nothing is gained from groups.
-        kinds = [*([self._stack_dtypes] if self._stack else ()), *self._buffer_dtypes.values()]
+        kinds = [*self._buffer_dtypes.values(), *self._ring_dtypes.values()]
+        kinds += [self._stack_dtypes] if self._stack else []
         simple = len(kinds) == 1 and kinds[0] == self._dtypes
         sizes = [int(np.prod(v.shape)) for v in self._variables]
         self._groups = [list(range(len(sizes)))] if simple else _groups(sizes)
@@ -118,13 +124,13 @@ class AverageState:
             fill(buffer, variable)
         for name, buffers in self._buffers.items():
             for buffer, variable in zip(buffers, self._variables, strict=True):
-                if isinstance(self.kernels[name], LagKernel):
-                    value = ops.cast(ops.convert_to_tensor(variable), buffer.dtype)
-                    backend.assign_row(buffer, 0, value)
-                else:
-                    fill(buffer, variable)
+                fill(buffer, variable)
             for buffer in self._compensations.get(name, ()):
                 buffer.assign(ops.zeros(buffer.shape, buffer.dtype))
+        for rings in self._rings.values():
+            for ring, variable in zip(rings, self._variables, strict=True):
+                value = ops.cast(ops.convert_to_tensor(variable), ring.dtype)
+                backend.assign_row(ring, 0, value)
 
     def extended(self, variables: Sequence[Any]) -> AverageState:
         """This state with more variables, which have not moved so far.
@@ -151,7 +157,7 @@ class AverageState:
             found.append(buffers)
             if name in self._compensations:
                 found.append(self._compensations[name])
-        return found
+        return [*found, *self._rings.values()]
 
     @property
     def variables(self) -> list[Any]:
@@ -164,10 +170,10 @@ class AverageState:
         def size(buffers: Iterable[Any]) -> int:
             return sum(int(np.prod(b.shape)) * np.dtype(b.dtype).itemsize for b in buffers)
 
+        row = size(self._stack) // max(len(self._stacked), 1)
+        kinds = (self._buffers, self._compensations, self._rings)
         return {
-            name: size(self._stack) // len(self._stacked)
-            if name in self._stacked
-            else size((*self._buffers[name], *self._compensations.get(name, ())))
+            name: sum(size(kind.get(name, ())) for kind in kinds) + row * (name in self._stacked)
             for name in self.kernels
         }
 
@@ -207,12 +213,11 @@ class AverageState:
                     _mix_pair(buffers, pair, weights, mixing[name])
                 else:
                     backend.mix(buffers, weights, mixing[name])
-            for name in self._lagged:
-                buffers = self._at(self._buffers[name], group)
-                weights = sources.cast(self._at(self._buffer_dtypes[name], group))
+            for name, rings in self._rings.items():
+                weights = sources.cast(self._at(self._ring_dtypes[name], group))
                 nowhere = counts is not None or self.kernels[name].end is not None
-                for buffer, weight in zip(buffers, weights, strict=True):
-                    backend.assign_row(buffer, slots[name], weight, or_nowhere=nowhere)
+                for ring, weight in zip(self._at(rings, group), weights, strict=True):
+                    backend.assign_row(ring, slots[name], weight, or_nowhere=nowhere)
 
     @staticmethod
     def _at(entries: Sequence[Any], group: Sequence[int]) -> list[Any]:
@@ -222,7 +227,7 @@ class AverageState:
         """(name → mixing coefficient, name → place in its ring) of an update."""
         arithmetic = coefficients.arithmetic()
         mixing = {n: self.kernels[n].mixing(step, arithmetic) for n in self._recursive}  # type: ignore[attr-defined]
-        slots = {n: self.kernels[n].slots(step, arithmetic) for n in self._lagged}  # type: ignore[attr-defined]
+        slots = {n: self.kernels[n].slots(step, arithmetic) for n in self._rings}
         if counts is not None:
             mixing = {n: arithmetic.where(counts, one, 0.0) for n, one in mixing.items()}
             slots = {n: arithmetic.where(counts, one, -1) for n, one in slots.items()}
@@ -233,10 +238,8 @@ class AverageState:
 
         Averages that take every n-th iterate only need no pass over the weights between.
         """
-        return any(
-            kernel.slots(step) >= 0 if isinstance(kernel, LagKernel) else kernel.mixing(step) > 0  # type: ignore[attr-defined]
-            for kernel in self.kernels.values()
-        )
+        mixed = any(self.kernels[name].mixing(step) > 0 for name in self._recursive)  # type: ignore[attr-defined]
+        return mixed or any(self.kernels[name].slots(step) >= 0 for name in self._rings)
 
     def average(self, name: str, step: int) -> list[Any]:
         """The average after `step` updates, as backend tensors in the buffers' dtype.
@@ -254,28 +257,27 @@ class AverageState:
     def read_coefficients(self, name: str, step: int) -> np.ndarray:
         """What `read` needs to form the average at `T = step`.
 
-        For a lag kernel the weight of each place in its ring, [copies]; for a recursive one
-        an empty array.
+        The weight of each place in the average's ring, [ring_size]: an empty array where it has
+        none.
         """
         if name not in self.kernels:
             raise KeyError(f"`name` must be one of {sorted(self.kernels)}. Received: {name!r}")
-        kernel = self.kernels[name]
-        if not isinstance(kernel, LagKernel):
-            return np.zeros(0)
-        lags, weights = kernel.lags(step)
-        coefficients = np.zeros(kernel.copies)
-        np.add.at(coefficients, (step - lags) % kernel.copies, weights)
-        return coefficients
+        return self.kernels[name].ring_weights(step)
 
     def read(self, name: str, coefficients: Any) -> list[Any]:
         """Forms an average from its buffers; usable inside a compiled function."""
+        rings = backend.values(self._rings.get(name, ()))
+        sums = [backend.weighted_sum(coefficients, ring) for ring in rings]
+        if name not in self._recursive:
+            return sums
         if name in self._stacked:
             position = self._stacked.index(name)
-            return [rows[position] for rows in backend.values(self._stack)]
-        buffers = backend.values(self._buffers[name])
-        if isinstance(self.kernels[name], RecursiveKernel):
-            return buffers
-        return [backend.weighted_sum(coefficients, buffer) for buffer in buffers]
+            running = [rows[position] for rows in backend.values(self._stack)]
+        else:
+            running = backend.values(self._buffers[name])
+        if not sums:
+            return running
+        return [one + ops.cast(add, one.dtype) for one, add in zip(running, sums, strict=True)]
 
 
 class _Sources:

@@ -8,11 +8,12 @@ Averages of snapshots, in one pass over the files:
   lrtraj-average --workdir=runs/digits --kernel='{"kernel": "Exponential", "decay": 0.99}' \
       --export=averages/
 
-A kernel is a short name (ema:DECAY, swa:START, window:LENGTH, two_point:GAP, power:EXPONENT, with
-further arguments by name after commas), a call such as "Uniform(start=500)", or JSON.
-NAME=KERNEL gives the average a name.  The lengths in kernels count updates, as during training;
-with --per=snapshot they count snapshots.  An average is exact if every iterate it needs is a
-snapshot.  Otherwise the weight of an iterate between two snapshots is divided between them, and
+A kernel is a short name (ema:DECAY, swa:START, window:LENGTH, two_point:GAP, power:EXPONENT,
+half_life:RATIO, bema:, with further arguments by name after commas), a call such as
+"Uniform(start=500)", or JSON.  NAME=KERNEL gives the average a name.  The lengths in kernels count
+updates, as during training; with --per=snapshot they count snapshots.  An average is exact if
+every iterate it needs is a snapshot.  Otherwise the weight of an iterate between two snapshots is
+divided between them, and
 the error is estimated.
 
 A schedule that the run did not have, emulated by an average of its snapshots:

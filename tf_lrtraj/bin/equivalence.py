@@ -19,9 +19,11 @@ curvatures, --spectrum prints how far a schedule is from the average, and finds 
 
     lrtraj-equivalence --kernel="Exponential(0.99)" --base=0.5 --num_steps=1000 --spectrum=1e-3:1:20
 
-KERNEL is Exponential(decay, start=0), Uniform(start=0, every=1), PowerFunction(exponent),
-Window(length, every=1), TwoPoint(gap) or Custom(weights).  RATE is a number; constant, linear,
-cosine or one_minus_sqrt (from --peak to 0 over the run); a formula such as
+KERNEL is Exponential(decay, start=0), HalfLife(ratio, longest=None, start=0), BEMA(start=0),
+Uniform(start=0, every=1), PowerFunction(exponent, start=0), Window(length, every=1), TwoPoint(gap)
+or Custom(weights).  PowerFunction(-0.5, start) is the average of a 1-√ decay from `start` to the
+end, and exponents 0 and 1 those of a linear and of a 1-x² decay.  RATE is a number; constant,
+linear, cosine or one_minus_sqrt (from --peak to 0 over the run); a formula such as
 "Cosine(start=0.4, steps=900)"; or FILE.csv[:COLUMN], one row per update or with a sorted column
 `step`.  Exit code 2: an error in the input.
 """

@@ -16,6 +16,8 @@ _SHORT = {
     "window": "Window",
     "two_point": "TwoPoint",
     "power": "PowerFunction",
+    "half_life": "HalfLife",
+    "bema": "BEMA",
 }
 _NAMED = re.compile(r"([A-Za-z0-9_.+-]+)=(?=[A-Za-z_]+[:(]|\{)(.*)", re.DOTALL)
 
@@ -27,6 +29,8 @@ def parse_average(text: str) -> tuple[str, Any]:
     ('ema-0.99', Exponential(decay=0.99, start=0))
     >>> parse_average("late=swa:start=500")
     ('late', Uniform(start=500, every=1))
+    >>> parse_average("half_life:0.05,longest=1000")[0]
+    'half_life-0.05-longest=1000'
     """
     match = _NAMED.fullmatch(text)
     name, text = match.groups() if match else (None, text)

@@ -29,11 +29,12 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import values
-from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel, Window
+from tf_lrtraj.kernels import BEMA, Kernel, LagKernel, RecursiveKernel, Window
 from tf_lrtraj.theory import checks
 from tf_lrtraj.theory.dynamics import Dynamics, MomentumDynamics
 from tf_lrtraj.theory.running_losses import (
     DenseStream,
+    FixedStream,
     PairStream,
     RecursiveStream,
     Stream,
@@ -201,12 +202,15 @@ class _Plan:
         self.rates = rates
         self.recursive: dict[str, RecursiveStream] = {}
         self.windows: dict[str, WindowStream] = {}
+        self.corrected: dict[str, tuple[np.ndarray, FixedStream]] = {}
         self.lagged: dict[str, LagKernel] = {}
         steps = np.arange(len(rates) + 1)
         pair_gaps: set[int] = set()
         dense_gaps: set[int] = set()
         self.ends = {
-            n: k.end for n, k in kernels.items() if isinstance(k, LagKernel) and k.end is not None
+            n: k.end
+            for n, k in kernels.items()
+            if isinstance(k, LagKernel | BEMA) and k.end is not None
         }
         for name, kernel in kernels.items():
             if name == RAW:
@@ -215,6 +219,9 @@ class _Plan:
                 kernel = kernel.without_end()
             if isinstance(kernel, RecursiveKernel):
                 self.recursive[name] = RecursiveStream(rates, kernel.mixing(steps))
+                if isinstance(kernel, BEMA):
+                    fixed = FixedStream(rates, kernel.start)
+                    self.corrected[name] = kernel.correction(steps), fixed
             elif isinstance(kernel, Window) and kernel.every == 1 and kernel.length > 1:
                 self.windows[name] = WindowStream(rates, min(kernel.length, len(rates) + 1))
             elif isinstance(kernel, LagKernel):
@@ -232,7 +239,7 @@ class _Plan:
         self.pairs = {gap: PairStream(rates, gap) for gap in sorted(pair_gaps)}
         self.dense = DenseStream(rates, np.array(sorted(dense_gaps))) if dense_gaps else None
         self.streams: list[Stream] = [*self.recursive.values(), *self.windows.values()]
-        self.streams += self.pairs.values()
+        self.streams += [*self.pairs.values(), *(stream for _, stream in self.corrected.values())]
         if self.dense:
             self.streams.append(self.dense)
 
@@ -249,6 +256,8 @@ class _Plan:
 
     def curves(self, raw: np.ndarray) -> dict[str, np.ndarray]:
         curves = {name: stream.curve(raw) for name, stream in self.recursive.items()}
+        for name, (correction, fixed) in self.corrected.items():
+            curves[name] = _corrected(curves[name], raw, self.recursive[name], correction, fixed)
         curves.update({name: stream.total for name, stream in self.windows.items()})
         table = {0: raw, **{gap: stream.total for gap, stream in self.pairs.items()}}
         if self.dense:
@@ -258,6 +267,27 @@ class _Plan:
         for name, end in self.ends.items():
             curves[name][end + 1 :] = curves[name][min(end, len(self.rates))]
         return curves
+
+
+def _corrected(
+    curve: np.ndarray,
+    raw: np.ndarray,
+    running: RecursiveStream,
+    correction: np.ndarray,
+    fixed: FixedStream,
+) -> np.ndarray:
+    """Curve of φ_t + γ_t (θ_t - θ_s), from that of the running average φ_t and of the iterate."""
+    first = fixed.at
+    if first >= raw.size:
+        return curve
+    mixing, with_fixed = np.asarray(running.mixing), fixed.total
+    with_iterate = (1.0 - mixing) * running.total + mixing * raw  # E φ_t θ_t
+    crossed = np.zeros_like(raw)  # E φ_t θ_s
+    crossed[first] = raw[first]
+    for t in range(first + 1, raw.size):
+        crossed[t] = (1.0 - mixing[t]) * crossed[t - 1] + mixing[t] * with_fixed[t]
+    square = raw - 2.0 * with_fixed + raw[first]
+    return curve + 2.0 * correction * (with_iterate - crossed) + correction**2 * square
 
 
 def _combine(kernel: LagKernel, table: Mapping[int, np.ndarray]) -> np.ndarray:

@@ -11,6 +11,7 @@ stream             follows                                     passes per step, 
 `PairStream`       E θ_t θ_{t-gap}, one gap                    about 7, gap (1 and 1 if the
                                                                rate is constant)
 `DenseStream`      E θ_t θ_{t-g}, all gaps to a largest        2 L, L
+`FixedStream`      E θ_t θ_s, one s                            2, 1
 `WindowStream`     E (sum of the last n)²                      about 14, n
 =================  ==========================================  =============================
 
@@ -108,6 +109,30 @@ class RecursiveStream(Stream):
             value = float(keep[t]) ** 2 * value + float(added[t])
             curve[t] = value
         return curve
+
+
+class FixedStream(Stream):
+    """E θ_t θ_s of one step s, found at t = s … T (zero before)."""
+
+    rows = 1
+
+    def __init__(self, rates: array[float], at: int) -> None:
+        super().__init__(rates)
+        self.at = at
+
+    def start(self) -> None:
+        self._array = np.zeros_like(self.dynamics.y)
+        self.step(0)
+
+    def step(self, t: int) -> None:
+        if t == self.at:
+            self._array[...] = self.dynamics.y
+        elif t > self.at:
+            self.dynamics.apply(self._array)
+        self._found.append(float(self.weights.dot(self._array[0])))
+
+    def flush(self) -> None:
+        flush(self._array)
 
 
 class PairStream(Stream):

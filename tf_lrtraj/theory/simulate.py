@@ -16,7 +16,7 @@ import numpy as np
 from scipy.linalg.blas import daxpy
 
 from tf_lrtraj import values
-from tf_lrtraj.kernels import Kernel, LagKernel, RecursiveKernel, Window
+from tf_lrtraj.kernels import BEMA, Kernel, LagKernel, RecursiveKernel, Window
 
 __all__ = ["Curve", "Run", "Simulation", "simulate"]
 
@@ -116,7 +116,7 @@ def simulate(
     starts = np.broadcast_to(starts if basis is None else starts @ basis, (num_runs, size))
     named = named_kernels(kernels)
 
-    rows = max([1, *(k.copies for k in named.values() if isinstance(k, LagKernel))])
+    rows = max([1, *(kernel.ring_size for kernel in named.values())])
     block = max(1, min(_BLOCK_NUMBERS // size, _LARGEST_RING // (rows * size)))
     block = -(-num_runs // -(-num_runs // block))  # as even as can be
     begins = range(0, num_runs, block)
@@ -260,6 +260,31 @@ class _Recursive(_Average):
         return self.value
 
 
+class _Corrected(_Average):
+    """φ_t + γ_t (θ_t - θ_s), with a running average φ_t."""
+
+    def __init__(self, kernel: BEMA, num_steps: int) -> None:
+        self._running = _Recursive(kernel, num_steps)
+        self._start, self._end = kernel.start, kernel.end
+        self._correction = kernel.correction(np.arange(num_steps + 1)).tolist()
+
+    def start(self, theta: np.ndarray) -> None:
+        super().start(theta)
+        self._running.start(theta)
+        self._fixed = theta.copy()
+
+    def update(self, theta: np.ndarray, t: int) -> np.ndarray:
+        if self._end is not None and t > self._end:
+            return self.value
+        if t == self._start:
+            self._fixed[...] = theta
+        running = self._running.update(theta, t)
+        np.subtract(theta, self._fixed, out=self.value)
+        self.value *= self._correction[t]
+        self.value += running
+        return self.value
+
+
 class _Lagged(_Average):
     """Σ w_i θ_{t - l_i} from a ring buffer."""
 
@@ -305,6 +330,8 @@ class _Moving(_Lagged):
 
 
 def _average(kernel: Kernel, num_steps: int) -> _Average:
+    if isinstance(kernel, BEMA):
+        return _Corrected(kernel, num_steps)
     if isinstance(kernel, RecursiveKernel):
         return _Recursive(kernel, num_steps)
     assert isinstance(kernel, LagKernel)

@@ -28,6 +28,7 @@ import numpy as np
 from tf_lrtraj import values
 from tf_lrtraj.kernels import (
     Exponential,
+    HalfLife,
     Kernel,
     LagKernel,
     TwoPoint,
@@ -85,15 +86,17 @@ def stationary_factor(
         kernel: a kernel, or [n] weights on n consecutive iterates, oldest first.
         contraction: ρ = 1 - λa per step, in [-1, 1], a number or an array of any shape.
         num_steps: updates since step 0, where the run was already stationary. By default the limit
-            of long runs; `Uniform` needs it, because the uniform average of an infinite run does
-            not fluctuate.
+            of long runs. Averages that reach back further as the run goes on (`Uniform`,
+            `PowerFunction`, `BEMA`, `HalfLife` without `longest`) need it, because in an endless
+            run they have no fixed weights.
 
     Returns:
         X, a float or an array of the shape of `contraction`; at most 1 for weights that are
         nowhere negative.
 
     Raises:
-        ValueError: for a contraction outside [-1, 1], or `Uniform` without `num_steps` or `end`.
+        ValueError: for a contraction outside [-1, 1], or such an average without `num_steps` or
+            `end`.
 
     EMA: X = (1-d)/(1+d) · (1+dρ)/(1-dρ).  n consecutive: [n(1-ρ²) - 2ρ(1-ρⁿ)] / [n²(1-ρ)²].
     Two points: (1+ρ^Δ)/2.  Derived in docs/theory/moments.md.
@@ -115,19 +118,15 @@ def stationary_factor(
 def _factor(kernel: Kernel | Any, rho: np.ndarray, num_steps: int | None) -> np.ndarray:
     if isinstance(kernel, Kernel) and kernel.end is not None:
         num_steps = kernel.end if num_steps is None else min(num_steps, kernel.end)
-    if isinstance(kernel, Uniform):
-        if num_steps is None:
-            raise ValueError(
-                "`num_steps` must be given for a Uniform kernel: its average of an endless "
-                "run does not fluctuate. Received: num_steps=None"
-            )
+    if isinstance(kernel, Uniform) and num_steps is not None:
         count = 1 + max(num_steps - kernel.start, 0) // kernel.every
         return _uniform_factor(count, rho**kernel.every)
     if isinstance(kernel, Kernel) and num_steps is not None:
         return _sum_factor(kernel.weights(num_steps), rho)
     if isinstance(kernel, Exponential):  # its warm-up has no effect any more
-        decay, rho = kernel.decay, rho**kernel.every
-        return (1.0 - decay) / (1.0 + decay) * (1.0 + decay * rho) / (1.0 - decay * rho)
+        return _exponential_factor(kernel.decay, rho**kernel.every)
+    if isinstance(kernel, HalfLife) and kernel.longest is not None:
+        return _exponential_factor(0.5 ** (kernel.every / kernel.longest), rho**kernel.every)
     if isinstance(kernel, TwoPoint):
         return 0.5 * (1.0 + rho**kernel.gap)
     if isinstance(kernel, Window):
@@ -136,10 +135,14 @@ def _factor(kernel: Kernel | Any, rho: np.ndarray, num_steps: int | None) -> np.
         return _sum_factor(kernel.weights(kernel.max_lag), rho)
     if isinstance(kernel, Kernel):
         raise ValueError(
-            f"`num_steps` must be given for a kernel of type {type(kernel).__name__}. "
-            "Received: num_steps=None"
+            f"`num_steps` must be given for a {type(kernel).__name__} kernel, which reaches back "
+            "further as the run goes on. Received: num_steps=None"
         )
     return _sum_factor(averaging_weights(kernel, np.size(kernel) - 1), rho)
+
+
+def _exponential_factor(decay: float, rho: np.ndarray) -> np.ndarray:
+    return (1.0 - decay) / (1.0 + decay) * (1.0 + decay * rho) / (1.0 - decay * rho)
 
 
 def _sum_factor(weights: np.ndarray, rho: np.ndarray) -> np.ndarray:

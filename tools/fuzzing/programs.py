@@ -141,8 +141,9 @@ Sequence([0.1], [])|0|-1|1e400|file"""
 _RATE = st.one_of(st.sampled_from(_RATES), spoilt_text(_RATES[5:8])).filter(_on_a_command_line)
 _KERNELS = listed(
     """Exponential(decay=0.9)|Uniform(start=8)|TwoPoint(gap=5)|Window(4, every=2)|PowerFunction(1.0)
-Custom([0.5, 0.5])|Exponential(0.9, warmup=1)|ema:0.5|swa:start=4|a=window:2|../x=swa:start=4
-two_point:3|ema:2|x|swa:start=900000|{"kernel": "Uniform"}|{"kernel": 5}|{"""
+Custom([0.5, 0.5])|Exponential(0.9, warmup=1)|HalfLife(0.1)|BEMA()|bema:start=5
+ema:0.5|swa:start=4|a=window:2|../x=swa:start=4|two_point:3|ema:2|x|swa:start=900000
+{"kernel": "Uniform"}|{"kernel": 5}|{"""
 )
 _KERNEL = spoilt_text(_KERNELS).filter(_on_a_command_line)
 _SCHEDULES = listed(
