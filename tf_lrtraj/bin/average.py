@@ -13,8 +13,7 @@ half_life:RATIO, bema:, with further arguments by name after commas), a call suc
 "Uniform(start=500)", or JSON.  NAME=KERNEL gives the average a name.  The lengths in kernels count
 updates, as during training; with --per=snapshot they count snapshots.  An average is exact if
 every iterate it needs is a snapshot.  Otherwise the weight of an iterate between two snapshots is
-divided between them, and
-the error is estimated.
+divided between them, and the error is estimated.
 
 A schedule that the run did not have, emulated by an average of its snapshots:
 
