@@ -115,13 +115,18 @@ def stored(array: Any, dtype: str) -> Any:
     Where XLA compiles both, it leaves out the rounding of a result to 16 bits that is cast to 32
     again: an average made in a training step would be of weights that no variable ever held.
     """
-    wide = keras.ops.cast(array, dtype)
-    short = _SHORT.get(keras.backend.standardize_dtype(array.dtype))
-    if name() != "jax" or short is None:
-        return wide
-    import jax
+    short = keras.backend.standardize_dtype(array.dtype)
+    if name() == "jax" and short in _SHORT:
+        import jax
 
-    return jax.lax.reduce_precision(wide, *short)
+        return jax.lax.reduce_precision(keras.ops.cast(array, dtype), *_SHORT[short])
+    if name() == "tensorflow" and short == "bfloat16":
+        import tensorflow as tf
+
+        bits = tf.cast(tf.bitcast(array, tf.int16), tf.int32)  # the upper half of a float32
+        wide = tf.bitcast(tf.bitwise.left_shift(bits, tf.constant(16, tf.int32)), tf.float32)
+        return keras.ops.cast(wide, dtype)
+    return keras.ops.cast(array, dtype)
 
 
 # Bits of exponent and mantissa.
