@@ -93,7 +93,7 @@ def number_of_weights(model: Any) -> int:
 
 def case(network: str, group: str, tool: str, averages: int, call: Callable[[], Any]) -> Case:
     what = f"{averages} of {tool}" if tool else "alone"
-    return Case(f"{network}, {group}: {what}", call, network, group, tool, averages)
+    return Case(f"{network}, {group or 'on its own'}: {what}", call, network, group, tool, averages)
 
 
 # Passes over the weights -------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def torch_average(tool: str, model: Any) -> Callable[[], Any]:
         return lambda: ema.update(weights)
     from ema_pytorch import EMA
 
-    kept = EMA(weights, beta=DECAY, update_after_step=0, update_every=1)
+    kept = EMA(weights, beta=DECAY, update_after_step=0, update_every=1, use_foreach=True)
     for _ in range(3):  # the first ones copy
         kept.update()
     assert torch.equal(kept.ema_model.parts[0], weights.parts[0])

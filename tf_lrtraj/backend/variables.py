@@ -87,8 +87,14 @@ def versions(variables: Sequence[Any]) -> list[Any]:
 
 
 def hold_values(variables: Sequence[Any]) -> bool:
-    """Whether Keras variables hold their values: not while a loop on JAX keeps them elsewhere."""
-    return all(variable._value is not None for variable in variables)
+    """Whether Keras variables hold their values: not while a loop on JAX keeps them elsewhere.
+
+    A compiled step that took over their arrays has deleted them.
+    """
+    arrays = [variable._value for variable in variables]
+    return not any(
+        array is None or (hasattr(array, "is_deleted") and array.is_deleted()) for array in arrays
+    )
 
 
 def holds(variable: Any, array: Any) -> bool:
