@@ -1,171 +1,48 @@
-"""Time of updating and borrowing averages of ResNet-34's weights, beside other tools, in one run.
+"""What averages add to a training, by this package and by others, measured side by side.
 
-    pip install torch timm ema-pytorch jax      # the peers; timm's and ema-pytorch's code only
-    python benchmarks/averaging.py              # writes benchmarks/results/averaging.json
-    python benchmarks/averaging.py --quick      # two rounds, writes nothing
+    pip install torch jax timm ema-pytorch optax
+    python benchmarks/averaging.py            # 8 minutes; writes benchmarks/results/averaging.*
+    python benchmarks/averaging.py --quick    # two rounds, writes nothing
 
-One worker process per Keras backend holds the weights (21.8 million, float32) and does
-what it is told, one case at a time, in turn with the others, so that all share the
-machine's moods.  A round measures every case once, each right after the yardstick: a pause,
-since threads of an earlier case (torch's, by OpenMP) keep a core busy for milliseconds after
-their work, one call to fill the caches, and the median of three calls.  Over rounds: medians of
-the ratios, the intervals in which they lie at 95 %, and quartiles.
+One worker process per Keras backend holds the models and makes one call of a case at a time, in
+turn with the others, so that all share the machine's moods (`averaging_cases.py` says what the
+cases are).  A round measures every case once: a pause, since threads of an earlier case (torch's,
+by OpenMP) keep a core busy for milliseconds after their work, one call to fill the caches, and
+the median of three calls.  Every other round goes through the cases backwards.
 
-Yardstick ("floor"): one in-place pass `b += c·a` over two flat vectors of as many numbers,
-which streams the same 12 bytes per weight as an average's update must.
-Cases that move other amounts are also divided by their own floor: 8 + 4 bytes for each further
-float32 average (`floor_bytes`), 20 bytes for one in float64.
+What averages add to a step is its time less that of the same step without averages, in the same
+round; an update on its own adds its time.  Ratios are to a plain pass over the weights,
+`b += c·(w - b)` compiled on its own, by the same backend in the same round.  It streams 12 bytes
+per weight; averages in the optimizer's step find the weights in the cache and need 8.  Over
+rounds: medians, and the intervals in which they lie at 95 %.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from tf_lrtraj.statistics import Interval
+from tf_lrtraj import records
+from tf_lrtraj.statistics import Interval, Median
 
-RESULT = pathlib.Path(__file__).parent / "results" / "averaging.json"
+RESULTS = pathlib.Path(__file__).parent / "results"
 BACKENDS = ("tensorflow", "torch", "jax")
-DECAY = 0.999
 PAUSE, CALLS = 0.03, 3  # seconds before a case; timed calls of it in a round
-
-Cases = dict[str, Callable[[], Any]]
+OURS = ("AveragedOptimizer", "WeightAveraging")
 
 
 # In a worker -----------------------------------------------------------------------------------
-
-
-def our_cases(model: Any) -> Cases:
-    """Updates and borrowing by this package, on whatever backend runs."""
-    import numpy as np
-
-    from tf_lrtraj import backend, kernels
-    from tf_lrtraj.averaging import AverageState, borrow
-
-    variables = list(model.trainable_variables)
-    cases: Cases = {}
-    states = {}
-    for label, count, decay in (
-        ("1", 1, DECAY),
-        ("3", 3, DECAY),
-        ("8", 8, DECAY),
-        ("1 long", 1, 1 - 1e-5),
-    ):
-        state = AverageState(
-            variables, {f"ema{i}": kernels.Exponential(decay) for i in range(count)}
-        )
-        states[label] = state
-        update = backend.compiled_update(
-            state.update, model, writes=state.variables, reads=variables
-        )
-        step = backend.scalars(np.asarray(1))
-
-        def call(update: Any = update, step: Any = step, state: Any = state) -> None:
-            update(step)
-            if backend.name() == "jax":
-                state.variables[-1].value.block_until_ready()
-
-        cases[f"ours, {label}"] = call
-
-    def borrowing() -> None:
-        average = states["1"].read("ema0", None)
-        fixed = backend.values(model.non_trainable_variables)
-        with borrow(model, average, fixed):
-            pass
-        if backend.name() == "jax":
-            variables[-1].value.block_until_ready()
-
-    cases["ours, borrow and return"] = borrowing
-    return cases
-
-
-def keras_cases(model: Any) -> Cases:
-    import keras
-    import tensorflow as tf
-
-    cases: Cases = {}
-    for label, compile_it in (("in a graph", True), ("eager", False)):
-        optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=DECAY)
-        optimizer.build(model.trainable_variables)
-        function = optimizer._update_model_variables_moving_average
-        run = tf.function(function) if compile_it else function
-        variables = list(model.trainable_variables)
-        cases[f"Keras use_ema, {label}"] = lambda run=run, variables=variables: run(variables)
-    optimizer.iterations.assign(1)
-    model.compile(optimizer)
-    swap = keras.callbacks.SwapEMAWeights()
-    swap.set_model(model)
-
-    def there_and_back() -> None:
-        swap._swap_variables()
-        swap._swap_variables()
-
-    cases["Keras SwapEMAWeights, swap and back"] = there_and_back
-
-    # What borrowing cannot do without: the weights copied out, and copied back.
-    variables = list(model.trainable_variables)
-
-    def copy_twice() -> None:
-        kept = [tf.raw_ops.DeepCopy(x=v.value) for v in variables]
-        for variable, value in zip(variables, kept, strict=True):
-            variable.value.assign(tf.raw_ops.DeepCopy(x=value))
-
-    cases["weights copied twice"] = copy_twice
-    return cases
-
-
-def torch_cases(model: Any) -> Cases:
-    import importlib.util
-
-    import torch
-    from torch import nn
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    class Weights(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.parts = nn.ParameterList(
-                [nn.Parameter(v.value.detach().clone()) for v in model.trainable_variables]
-            )
-
-    weights = Weights()
-    size = sum(p.numel() for p in weights.parameters())
-    a, b = torch.randn(size), torch.zeros(size)
-    cases: Cases = {"floor": lambda: b.add_(a, alpha=1e-3)}
-    averaged = AveragedModel(weights, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
-    averaged.update_parameters(weights)
-    cases["torch AveragedModel, multi-tensor EMA"] = lambda: averaged.update_parameters(weights)
-
-    # Only these modules: timm itself needs torchvision.
-    found = importlib.util.find_spec("timm")
-    assert found is not None and found.origin is not None
-    path = pathlib.Path(found.origin).parent / "utils" / "model_ema.py"
-    spec = importlib.util.spec_from_file_location("timm_model_ema", path)
-    assert spec is not None and spec.loader is not None
-    timm_ema = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(timm_ema)
-    timm = timm_ema.ModelEmaV3(weights, decay=DECAY)
-    cases["timm ModelEmaV3"] = lambda: timm.update(weights)
-
-    from ema_pytorch import EMA
-
-    ema = EMA(weights, beta=DECAY, update_after_step=0, update_every=1)
-    for _ in range(3):
-        ema.update()
-    cases["ema-pytorch"] = ema.update
-    return cases
 
 
 def worker() -> None:
@@ -173,24 +50,16 @@ def worker() -> None:
     from tf_lrtraj.bin.common import keep_freed_memory
 
     keep_freed_memory()
-    import keras
+    import averaging_cases
 
-    from tf_lrtraj.models import resnet
-
-    backend = keras.backend.backend()
-    model = resnet(34, 1000, (224, 224, 3), stem="imagenet")
-    cases = our_cases(model)
-    if backend == "tensorflow":
-        cases.update(keras_cases(model))
-    elif backend == "torch":
-        cases.update(torch_cases(model))
-    for call in cases.values():
+    cases = {case.name: case for case in averaging_cases.all_cases()}
+    for case in cases.values():
         for _ in range(2):
-            call()
-    size = sum(math.prod(v.shape) for v in model.trainable_variables)
-    print(json.dumps({"cases": list(cases), "weights": size}), flush=True)
+            case.call()
+    keys = ("name", "network", "group", "tool", "averages")
+    print(json.dumps([{key: getattr(c, key) for key in keys} for c in cases.values()]), flush=True)
     for line in sys.stdin:
-        call = cases[line.strip()]
+        call = cases[line.rstrip("\n")].call
         began = time.perf_counter()
         call()
         print(time.perf_counter() - began, flush=True)
@@ -200,6 +69,13 @@ def worker() -> None:
 
 
 class Worker:
+    """A process that times cases on one backend.
+
+    Attributes:
+        cases: what it can time, as dicts of `name`, `network`, `group`, `tool` and `averages`.
+        seconds: name of a case → its time in each round so far.
+    """
+
     def __init__(self, backend: str) -> None:
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
         self._process = subprocess.Popen(
@@ -211,16 +87,23 @@ class Worker:
         )
         assert self._process.stdout is not None and self._process.stdin is not None
         self._in, self._out = self._process.stdin, self._process.stdout
-        started = json.loads(self._out.readline())
-        self.cases, self.weights = started["cases"], started["weights"]
+        self.cases: list[dict[str, Any]] = []
+        self.seconds: dict[str, list[float]] = {}
 
-    def measure(self, case: str) -> float:
+    def wait_until_ready(self) -> None:
+        line = self._out.readline()
+        if not line:
+            raise SystemExit("A worker ended before it was ready: its message is above.")
+        self.cases = json.loads(line)
+        self.seconds = {case["name"]: [] for case in self.cases}
+
+    def measure(self, name: str) -> None:
         time.sleep(PAUSE)
-        self._call(case)
-        return statistics.median(self._call(case) for _ in range(CALLS))
+        self._call(name)
+        self.seconds[name].append(statistics.median(self._call(name) for _ in range(CALLS)))
 
-    def _call(self, case: str) -> float:
-        self._in.write(case + "\n")
+    def _call(self, name: str) -> float:
+        self._in.write(name + "\n")
         self._in.flush()
         return float(self._out.readline())
 
@@ -228,90 +111,183 @@ class Worker:
         self._in.close()
         self._process.wait()
 
+    # What was measured ------------------------------------------------------------------------
 
-def _in_words(one: Interval) -> str:
-    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
+    def times(self, name: str) -> np.ndarray:
+        return np.array(self.seconds[name])
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What each case with averages adds, [rounds] each of `added` and `plain`.
+
+        `plain` is a plain pass over ResNet-34's weights, `step` the step without averages
+        (None for updates on their own).
+        """
+        alone = {(c["network"], c["group"]): c["name"] for c in self.cases if not c["tool"]}
+        for case in self.cases:
+            if not case["tool"]:
+                continue
+            step = alone[case["network"], case["group"]] if case["group"] else None
+            added = self.times(case["name"]) - (0.0 if step is None else self.times(step))
+            yield {
+                **case,
+                "added": added,
+                "plain": self.times("plain pass"),
+                "step": None if step is None else self.times(step),
+            }
 
 
-# Bytes each case must move per weight, where that is not one average's 12.
-FLOOR_BYTES = {"ours, 3": 28, "ours, 8": 68, "ours, 1 long": 20}
+def interval(values: np.ndarray) -> dict[str, float]:
+    return Median(values).interval()._asdict()
+
+
+def in_words(one: dict[str, float], digits: int = 2) -> str:
+    found = Interval(**one)
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def run(minutes: float | None) -> tuple[dict[str, Worker], int]:
+    """Measures until the minutes are over; two rounds where there are none.
+
+    Returns:
+        (worker by backend, number of rounds)
+    """
+    began = time.monotonic()
+    workers = {backend: Worker(backend) for backend in BACKENDS}
+    for backend in tqdm(BACKENDS, desc="workers build and compile"):
+        workers[backend].wait_until_ready()
+    rounds, longest = 0, 0.0
+    with tqdm(desc="rounds") as progress:
+        while rounds < 2 or (
+            minutes is not None and time.monotonic() + longest < began + 60 * minutes
+        ):
+            round_began = time.monotonic()
+            for one in workers.values():
+                for case in one.cases[:: -1 if rounds % 2 else 1]:
+                    one.measure(case["name"])
+            longest = max(longest, time.monotonic() - round_began)
+            rounds += 1
+            progress.update()
+    for one in workers.values():
+        one.stop()
+    return workers, rounds
+
+
+def summary(workers: dict[str, Worker]) -> dict[str, Any]:
+    """Medians and intervals of everything that is quoted."""
+    measured = {backend: list(one.rows()) for backend, one in workers.items()}
+    torch, tensorflow = workers["torch"], workers["tensorflow"]
+    floor = torch.times("floor")
+    rows = [
+        {
+            "backend": backend,
+            **{key: row[key] for key in ("network", "group", "tool", "averages")},
+            "milliseconds": interval(1e3 * row["added"]),
+            "over_plain_pass": interval(row["added"] / row["plain"]),
+            "share_of_step": None if row["step"] is None else interval(row["added"] / row["step"]),
+        }
+        for backend, found in measured.items()
+        for row in found
+    ]
+    lending = tensorflow.times("borrow and return") / tensorflow.times("weights copied twice")
+    swapping = tensorflow.times("Keras SwapEMAWeights, swap and back")
+    return {
+        "rows": rows,
+        "milliseconds_of_plain_pass": {
+            b: interval(1e3 * one.times("plain pass")) for b, one in workers.items()
+        },
+        "plain_pass_over_flat_vectors": {
+            b: interval(one.times("plain pass") / floor) for b, one in workers.items()
+        },
+        "ours_over_peers": [one for found in measured.items() for one in beside_peers(*found)],
+        "borrow_over_copying_twice": interval(lending),
+        "swap_over_copying_twice": interval(swapping / tensorflow.times("weights copied twice")),
+    }
+
+
+def beside_peers(backend: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What one average adds here over what it adds by each peer, round by round."""
+    ours = {
+        (row["network"], row["group"]): row["added"]
+        for row in rows
+        if row["tool"] == "AveragedOptimizer" and row["averages"] == 1
+    }
+    for row in rows:
+        if row["tool"].startswith(OURS):
+            continue
+        group = row["group"] or "eager"  # updates on their own are of torch
+        yield {
+            "backend": backend,
+            **{key: row[key] for key in ("network", "group", "tool")},
+            "ratio": interval(ours[row["network"], group] / row["added"]),
+        }
+
+
+def page(found: dict[str, Any]) -> str:
+    """The tables in Markdown."""
+    passes = found["milliseconds_of_plain_pass"].items()
+    lines = [
+        "# What averages add to a training",
+        "",
+        f"Of `python benchmarks/averaging.py`: {found['rounds']} rounds on {found['cores']} "
+        "cores, medians and the intervals in which they lie at 95 %. A plain pass over the "
+        "weights of ResNet-34 takes "
+        + ", ".join(f"{one['value']:.1f} ms on {backend}" for backend, one in passes)
+        + ".",
+        "",
+    ]
+    networks = list(dict.fromkeys(row["network"] for row in found["rows"]))
+    for network in networks:
+        rows = [row for row in found["rows"] if row["network"] == network]
+        shares = all(row["share_of_step"] is not None for row in rows)
+        last = "share of the step, %" if shares else "over a plain pass"
+        lines += [f"## {network[0].upper()}{network[1:]}", ""]
+        lines += [f"| backend | tool | averages | added, ms | {last} |", "|---|---|---:|---:|---:|"]
+        for row in rows:
+            where = f"{row['backend']}, {row['group']}" if row["group"] else row["backend"]
+            tool = row["tool"] if row["group"] else f"{row['tool']} (update on its own)"
+            if shares:
+                share = {key: 100 * value for key, value in row["share_of_step"].items()}
+                ratio = in_words(share, 1)
+            else:
+                ratio = in_words(row["over_plain_pass"])
+            added = in_words(row["milliseconds"])
+            lines.append(f"| {where} | {tool} | {row['averages']} | {added} | {ratio} |")
+        lines.append("")
+    lines += ["## One average by `AveragedOptimizer` over one by another tool", ""]
+    lines += ["| backend | tool | of an update | of a step |", "|---|---|---:|---:|"]
+    peers: dict[tuple[str, str, str], dict[str, str]] = {}
+    for one in found["ours_over_peers"]:
+        key = (one["backend"], one["group"] or "eager", one["tool"])
+        peers.setdefault(key, {})[one["network"]] = in_words(one["ratio"])
+    for (backend, group, tool), ratios in peers.items():
+        cells = " | ".join(ratios.get(network, "") for network in networks)
+        lines.append(f"| {backend}, {group} | {tool} | {cells} |")
+    lines += [
+        "",
+        "Borrowing an average and returning it, over copying the weights twice, on TensorFlow: "
+        f"{in_words(found['borrow_over_copying_twice'])}; Keras' `SwapEMAWeights` there and back: "
+        f"{in_words(found['swap_over_copying_twice'])}.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--quick", action="store_true", help="two rounds; writes nothing")
+    parser.add_argument("--minutes", type=float, default=7.5, help="of the whole measurement")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker()
         return
-    import numpy as np
-
-    from tf_lrtraj import records
-    from tf_lrtraj.statistics import Median
-
-    rounds = 2 if options.quick else options.rounds
-    workers = {backend: Worker(backend) for backend in BACKENDS}
-    yardstick = workers["torch"]
-    seconds: dict[str, list[float]] = {}
-    floors: dict[str, list[float]] = {}
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for backend, process in workers.items():
-            for case in process.cases:
-                label = f"{backend}: {case}" if case.startswith("ours") else case
-                floors.setdefault(label, []).append(yardstick.measure("floor"))
-                seconds.setdefault(label, []).append(process.measure(case))
-    ratios = {label: np.array(times) / floors[label] for label, times in seconds.items()}
-    rows = []
-    for label, ratio in ratios.items():
-        bytes_needed = FLOOR_BYTES.get(label.split(": ")[-1], 12)
-        low, high = np.quantile(ratio, [0.25, 0.75])
-        middle = Median(ratio).interval()
-        rows.append(
-            {
-                "case": label,
-                "milliseconds": 1e3 * statistics.median(seconds[label]),
-                "over_floor": middle.value,
-                "median_from": middle.low,
-                "median_to": middle.high,
-                "quartiles": [float(low), float(high)],
-                "over_own_floor": middle.value * 12 / bytes_needed,
-            }
-        )
-        print(
-            f"{label:<42}{rows[-1]['milliseconds']:9.2f} ms  {middle.value:6.2f} x floor "
-            f"[{middle.low:.2f}, {middle.high:.2f}], quartiles [{low:.2f}, {high:.2f}]"
-            f"   {rows[-1]['over_own_floor']:6.2f} x own floor"
-        )
-    eight = {
-        backend: Median(
-            ratios[f"{backend}: ours, 8"] / (8 * ratios[f"{backend}: ours, 1"])
-        ).interval()
-        for backend in BACKENDS
-    }
-    borrowing = Median(
-        ratios["tensorflow: ours, borrow and return"] / ratios["weights copied twice"]
-    ).interval()
-    fastest = Median(ratios["torch: ours, 1"] / ratios["timm ModelEmaV3"]).interval()
-    for backend, one in eight.items():
-        print(f"8 averages / 8 single ones, {backend}: {_in_words(one)}")
-    print(f"borrow and return / weights copied twice, tensorflow: {_in_words(borrowing)}")
-    print(f"torch, 1 / timm: {_in_words(fastest)}")
+    workers, rounds = run(None if options.quick else options.minutes)
+    found = {"rounds": rounds, "cores": len(os.sched_getaffinity(0)), **summary(workers)}
+    text = page(found)
+    print(text)
     if not options.quick:
-        records.write_json(
-            RESULT,
-            {
-                "weights": yardstick.weights,
-                "rounds": rounds,
-                "rows": rows,
-                "eight_over_eight_single": {b: one._asdict() for b, one in eight.items()},
-                "borrow_over_copying_twice": borrowing._asdict(),
-                "one_over_timm_on_torch": fastest._asdict(),
-            },
-        )
-    for process in workers.values():
-        process.stop()
+        records.write_json(RESULTS / "averaging.json", found)
+        (RESULTS / "averaging.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

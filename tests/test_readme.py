@@ -21,10 +21,11 @@ def test_the_lines_for_a_keras_user_run(tmp_path, monkeypatch):
     norm = keras.layers.BatchNormalization()(keras.layers.Conv2D(3, 3)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(norm)))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
     names = {
         "keras": keras,
         "model": model,
+        "optimizer": keras.optimizers.SGD(0.1),
+        "loss": loss,
         "x_train": x,
         "y_train": y,
         "x_test": x,
