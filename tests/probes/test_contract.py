@@ -202,7 +202,7 @@ BAD = [
     ("gradients", {"batches": 2}, "`batches` must hold at least 3 batches. Received: 2"),
     ("gradients", {"directions": {"d": OTHER}}, r"direction 'd'.* 1 arrays; .* number 0 of shape"),
     ("lagged_gradients", {"lags": [20, 10]}, r"`lags` must be ascending .*lags=\[20, 10\]"),
-    ("lagged_gradients", {"lags": [10, 120]}, "at most 90.*Received: 120"),
+    ("lagged_gradients", {"lags": [10, 120]}, "at most 90.*Received: lags=120"),
     ("lagged_gradients", {"lags": [15]}, "Received: 15"),
     ("lagged_gradients", {"batches": 1}, "`batches` must hold at least 2 batches. Received: 1"),
     ("lagged_gradients", {"mean": "median"}, "`mean` must be one of .*Received: mean='median'"),
@@ -215,7 +215,7 @@ BAD = [
     *(("ensemble", {"scales": scales}, "`scales` must be positive and descend from 1.*: scales=")
       for scales in ((0.5, 0.25), (1.0, 1.0), (1.0, 0.0), ())),
     ("distance", {"lags": [20, 10]}, r"`lags` must be ascending .*Received: lags=\[20, 10\]"),
-    ("distance", {"lags": [10, 100]}, "at most 90.*Received: 100"),
+    ("distance", {"lags": [10, 100]}, "at most 90.*Received: lags=100"),
     ("distance", {"trajectory": [1, 2]}, r"`.steps` and `.read\(step\)`.*Received: list"),
     ("distance", {"trajectory": {0: [W]}}, "at least 2 ascending step numbers"),
     ("distance", {"trajectory": {0: [np.zeros(2)], 1: [np.zeros(3)]}},
