@@ -1,7 +1,6 @@
 """Writing in the background: order, memory, failures, and what is there when a process ends."""
 
 import threading
-import time
 
 import pytest
 from helpers import run_python
@@ -171,6 +170,8 @@ def test_python_waits_for_what_was_handed_over(end, tmp_path):
 
 def test_a_failure_that_nobody_asked_for_is_printed_at_the_end(tmp_path):
     code = AT_THE_END.format(end="").replace("time.sleep(0.3)", "raise OSError(28, 'full', 'one')")
+    # A second snapshot would ask.
+    code = code.replace("background.write(lambda _: None, work)\n", "", 1)
     done = run_python("-c", code, str(tmp_path))
     assert done.stderr.strip().splitlines() == [
         f"A file in {tmp_path} was not written: [Errno 28] full: 'one'"
@@ -181,9 +182,7 @@ def test_waiting_costs_the_writer_no_time(tmp_path):
     """A step that only checks does not wait."""
     background, gate = writer(tmp_path), Gate()
     background.write(ignore, gate.pass_through)
-    begin = time.perf_counter()
     for _ in range(1000):
-        background.check()
-    assert time.perf_counter() - begin < WAIT / 10
+        background.check()  # would never return if it waited
     gate.opened.release()
     background.wait()
