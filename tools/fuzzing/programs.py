@@ -272,6 +272,43 @@ CSV = target(
     what="files of rates",
 )
 
+_CURVE = b"step,loss,average_20\n" + b"".join(
+    b"%d,%.4f,%s\n" % (10 * i, 2 + i**-0.5, b"2.05" if i % 10 == 0 else b"") for i in range(1, 60)
+)
+_DECAYS = ["linear:90", "cosine:200:590", "one_minus_sqrt:60:700", "linear:500", "linear:0", "x:9"]
+
+
+def _curve(given: Any, folder: pathlib.Path) -> list[str]:
+    data, start, more = given
+    (folder / "curve.csv").write_bytes(data)
+    return [*start, *more]
+
+
+WHATIF = target(
+    "whatif",
+    st.tuples(
+        mostly(st.just(_CURVE), st.builds(damaged, st.just(_CURVE), damage(6)) | _TABLES, 3),
+        mostly(
+            st.just(["--curve=curve.csv", "--learning_rate=0.1"]),
+            st.sampled_from([["--curve=curve.csv"], []]),
+            6,
+        ),
+        st.deferred(
+            lambda: arguments(
+                "whatif",
+                most=2,
+                curve=["curve.csv", "missing.csv"],
+                workdir=["missing"],
+                decay=_DECAYS,
+                cooldown=[f"{decay}:2.1" for decay in _DECAYS],
+            )
+        ),
+    ),
+    _curve,
+    share=2,
+    what="curves and flags",
+)
+
 # --- Configurations -------------------------------------------------------------------------
 
 # Each behind `--config`: what no rule of an entry says.
@@ -475,4 +512,4 @@ CONFIG_FILES = Target(
     share=2,
 )
 
-TARGETS = [EQUIVALENCE, CSV, TRAIN, REPRODUCE, SYNTHETIC, CONFIG_FILES]
+TARGETS = [EQUIVALENCE, CSV, WHATIF, TRAIN, REPRODUCE, SYNTHETIC, CONFIG_FILES]
