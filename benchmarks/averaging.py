@@ -259,7 +259,8 @@ def page(found: dict[str, Any]) -> str:
     lines += ["## One average by `AveragedOptimizer` over one by another tool, of an update", ""]
     lines += ["| backend | tool | ratio |", "|---|---|---:|"]
     lines += [
-        f"| {one['backend']}, {one['group'] or 'eager'} | {one['tool']} | {in_words(one['ratio'])} |"
+        f"| {one['backend']}, {one['group'] or 'eager'} | {one['tool']} | "
+        f"{in_words(one['ratio'])} |"
         for one in found["ours_over_peers"]
     ]
     lines += [
