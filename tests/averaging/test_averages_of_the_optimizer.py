@@ -99,24 +99,48 @@ def test_before_the_first_step_an_average_is_the_weights():
 
 @pytest.mark.parametrize("save_freq", ["epoch", 3])
 def test_a_killed_training_goes_on_to_the_same_averages(tmp_path, save_freq):
-    def training(*others):
-        model, callback = model_with(steps_per_execution=1), served()
+    def training(name, *others):
+        model = network(AveragedOptimizer(inner(), AVERAGES), norm=True, dropout=0.2)
+        best = {"ema": tmp_path / f"{name}.keras"}
+        callback = served(validation_data=VALIDATION, save_best=best)
         restore = keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=save_freq)
         return model, callback, lambda: fit(model, callback, restore, *others, epochs=3)
 
-    whole, callback, run = training()
+    whole, callback, run = training("whole")
     run()
-    _, _, killed = training(KillAfter(7))
+    _, _, killed = training("resumed", KillAfter(7))
     with pytest.raises(Killed):
         killed()
-    resumed, again, run = training()
+    resumed, again, run = training("resumed")
     run()
     if save_freq == "epoch":
         assert_same_bits(resumed.get_weights(), whole.get_weights())
         for name in AVERAGES:
             assert_same_bits(again.get_average(name), callback.get_average(name))
+        assert again.best == callback.best
     # A backup within an epoch begins the epoch anew, as Keras does; the averages go with it.
     assert again.num_updates == int(resumed.optimizer.iterations)
+
+
+@pytest.mark.skipif(backend.name() == "torch", reason="Keras makes one step at a time on torch")
+def test_a_backup_is_in_step_with_executions_of_several_steps(tmp_path):
+    class Kept(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            saved.append((batch, len(list((tmp_path / "backup").glob("weight_averaging.*")))))
+
+    saved = []
+    restore = keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=4)
+    model, callback = model_with(steps_per_execution=2), served()
+    fit(model, callback, restore, Kept(), epochs=2)
+    keras_saves = []
+    twin = keras.callbacks.BackupAndRestore(tmp_path / "twin", save_freq=4)
+    for batch, _ in saved:
+        keras_saves.append(twin._should_save_on_batch(batch))
+        if batch == 3:
+            twin._last_batch_seen = 0
+    # One more file after each batch after which Keras saves (two are kept).
+    counts = [count for _, count in saved]
+    assert counts == [min(sum(keras_saves[: i + 1]), 2) for i in range(len(counts))]
 
 
 def test_loss_scaling_may_wrap_the_optimizer():

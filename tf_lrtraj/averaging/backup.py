@@ -9,9 +9,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from tf_lrtraj import backend
+from tf_lrtraj.averaging.other_callbacks import callbacks_beside
 from tf_lrtraj.records import local_path, scheme_of
 from tf_lrtraj.records.archives import load_arrays, save_arrays
 
@@ -39,20 +41,28 @@ class BackupCalendar:
 
     def __init__(self, keras_backup: Any) -> None:
         self.followed = keras_backup
-        self._batches = 0
+        self._batches = self._last_batch = 0
 
-    def due_after_batch(self) -> bool:
-        """Whether Keras is about to save after this batch; to be asked once per batch."""
+    def due_after_batch(self, batch: int) -> bool:
+        """Returns whether Keras is about to save; to be asked in every `on_train_batch_end`.
+
+        Args:
+            batch: the index of the last batch, as Keras passes it to callbacks.  With
+                `steps_per_execution` it grows by several.
+        """
         if self.followed.save_freq == "epoch":
             return False
-        self._batches += 1
+        # In a new epoch the index begins at 0 again.
+        self._batches += batch + 1 if batch <= self._last_batch else batch - self._last_batch
+        self._last_batch = batch
         if self._batches < self.followed.save_freq:
             return False
         self._batches = 0
         return True
 
     def due_after_epoch(self) -> bool:
-        """Whether Keras is about to save at the end of the epoch."""
+        """Returns whether Keras is about to save; to be asked in every `on_epoch_end`."""
+        self._last_batch = 0
         return self.followed.save_freq == "epoch"
 
 
@@ -125,6 +135,23 @@ class Backup(BackupCalendar):
             if int(stored.get("checksum", -1)) == weights:
                 return stored
         return None
+
+
+def backup_beside(callback: Any, current: Backup | None) -> Backup | None:
+    """Returns the backup in step with the first `BackupAndRestore` of the same `fit`; or None.
+
+    Args:
+        callback: a callback in the `fit`.
+        current: that of an earlier `fit`, which is kept if it follows the same one.
+    """
+    found = [
+        other
+        for other in callbacks_beside(callback)
+        if isinstance(other, keras.callbacks.BackupAndRestore)
+    ]
+    if not found:
+        return None
+    return current if current is not None and current.followed is found[0] else Backup(found[0])
 
 
 def restore_streams(model: Any, stored: Mapping[str, Any]) -> None:

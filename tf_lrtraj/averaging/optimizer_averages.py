@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any, NoReturn
 
 from tf_lrtraj.averaging import average_settings
 from tf_lrtraj.averaging.averaged_optimizer import AveragedOptimizer, find_averaged
+from tf_lrtraj.averaging.backup import Backup, backup_beside, restore_streams
 from tf_lrtraj.averaging.model_averages import chosen, wide
 from tf_lrtraj.averaging.state import AverageState
 from tf_lrtraj.backend import batch_norm as bn
@@ -29,6 +31,8 @@ class OptimizerAverages:
         self._batch_norm, self._save_best = batch_norm, save_best
         self._optimizer: AveragedOptimizer | None = None
         self._recompute: Any = None
+        self._backup: Backup | None = None
+        self._begun = False
 
     def set_model(self, model: Any) -> None:
         """Finds the averages of a model, and checks that the settings are of these.
@@ -132,8 +136,33 @@ class OptimizerAverages:
 
     def begin_training(self) -> None:
         self.set_model(self._callback.model)
+        self._backup = backup_beside(self._callback, self._backup)
+        self._begun = False
 
     def begin_epoch(self) -> None:
-        """Nothing: all happens in the optimizer's step."""
+        """Restores what Keras does not save with the optimizer, once per `fit`."""
+        if self._begun:
+            return
+        self._begun = True
+        callback = self._callback
+        stored = None if self._backup is None else self._backup.read(callback.model)
+        if stored is not None:
+            restore_streams(callback.model, stored)
+            callback.best = json.loads(str(stored["best"]))
+        callback.check_recomputation()
+        if (callback.params or {}).get("verbose") and self.running is not None:
+            print(f"WeightAveraging: {self.state.describe_memory()}")
 
-    after_batch = after_epoch = end_training = begin_epoch
+    def after_batch(self, batch: int) -> None:
+        if self._backup is not None and self._backup.due_after_batch(batch):
+            self._write(self._backup)
+
+    def after_epoch(self) -> None:
+        if self._backup is not None and self._backup.due_after_epoch():
+            self._write(self._backup)
+
+    def _write(self, backup: Backup) -> None:
+        backup.write(self._callback.model, self.num_updates, {}, self._callback.best)
+
+    def end_training(self) -> None:
+        self.begin_epoch()  # a training restored at its end has no epochs left

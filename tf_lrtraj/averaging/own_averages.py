@@ -8,14 +8,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import keras
-
 from tf_lrtraj import backend
 from tf_lrtraj.averaging import average_settings
-from tf_lrtraj.averaging.backup import Backup, read_state, restore_streams
+from tf_lrtraj.averaging.backup import Backup, backup_beside, read_state, restore_streams
 from tf_lrtraj.averaging.borrowing import holder_of, refuse_lent
 from tf_lrtraj.averaging.model_averages import ModelAverages
-from tf_lrtraj.averaging.other_callbacks import callbacks_beside
 from tf_lrtraj.backend.weight_updates import (
     Standing,
     UpdateCounter,
@@ -169,12 +166,7 @@ class OwnAverages:
         self._resolve()
         if self.running is not None and self.num_updates:
             self.running.check_model(model)
-        beside = callbacks_beside(self._callback)
-        followed = [c for c in beside if isinstance(c, keras.callbacks.BackupAndRestore)]
-        if not followed:
-            self._backup = None
-        elif self._backup is None or self._backup.followed is not followed[0]:
-            self._backup = Backup(followed[0])
+        self._backup = backup_beside(self._callback, self._backup)
         self._begun = False
 
     def _resolve(self) -> None:
@@ -282,7 +274,7 @@ class OwnAverages:
                 stacklevel=4,
             )
 
-    def after_batch(self) -> None:
+    def after_batch(self, batch: int) -> None:
         model = self._model  # on JAX this brings the variables up to date
         assert self._counter is not None
         # Weights do not move on the micro-steps of gradient accumulation, nor when
@@ -291,7 +283,7 @@ class OwnAverages:
             refuse_lent(model, "its own weights cannot be averaged")
             if not self._update(self.averages()) and self._callback.on_non_finite == "stop":
                 model.stop_training = True
-        if self._backup is not None and self._backup.due_after_batch():
+        if self._backup is not None and self._backup.due_after_batch(batch):
             self._write_backup(self._backup)
 
     def after_epoch(self) -> None:

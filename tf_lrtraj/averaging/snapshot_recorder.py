@@ -241,12 +241,13 @@ class SnapshotRecorder(StepCallback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_end(batch, logs)
         # Every one is asked, as each counts.
-        due = [backup.due_after_batch() for backup in self._backups]
+        due = [backup.due_after_batch(batch) for backup in self._backups]
         if self._snapshots is not None and any(due):
             self._snapshots.wait()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self._snapshots is not None and any(b.due_after_epoch() for b in self._backups):
+        due = [backup.due_after_epoch() for backup in self._backups]
+        if self._snapshots is not None and any(due):
             self._snapshots.wait()
 
     def on_train_end(self, logs: Any = None) -> None:

@@ -357,7 +357,7 @@ class WeightAveraging(keras.callbacks.Callback):
         self._kept.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._kept.after_batch()
+        self._kept.after_batch(batch)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._training_thread = None
