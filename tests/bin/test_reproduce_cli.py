@@ -50,7 +50,7 @@ def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == RESUMABLE, errors
-    assert "the same command goes on from there" in errors and "Traceback" not in errors
+    assert "the same command resumes from there" in errors and "Traceback" not in errors
     stopped = json.loads((tmp_path / "run.json").read_text())
     assert stopped["status"] == "interrupted"
     done = run_python(*PROGRAM, *command)

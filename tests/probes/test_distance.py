@@ -255,7 +255,7 @@ def test_lags_must_ascend(lags):
 
 def test_lags_of_steps():
     steps = np.arange(0, 101, 10)
-    with pytest.raises(ValueError, match=r"at most 100, from the first.*Received: 110"):
+    with pytest.raises(ValueError, match=r"at most 100, from the first.*Received: lags=110"):
         check_lags([10, 110], steps)
     with pytest.raises(ValueError, match=r"which are 10 or a multiple.*Received: 15"):
         check_lags([10, 15], steps)

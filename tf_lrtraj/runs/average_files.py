@@ -187,18 +187,17 @@ class WeightFiles:
     def _in_model(self, arrays: Sequence[np.ndarray]) -> Iterator[Any]:
         """Returns the model with these weights; recomputes batch-norm statistics if there are
         data."""
-        from tf_lrtraj import backend
         from tf_lrtraj.averaging import borrow
-        from tf_lrtraj.averaging.model_weights import ModelWeights
+        from tf_lrtraj.backend import batch_norm as bn
 
         model: Any = self.model
         held = {id(v): array for v, array in zip(model.weights, arrays, strict=True)}
         trainable = [held[id(v)] for v in model.trainable_variables]
         others = [held.get(id(v), v.value) for v in model.non_trainable_variables]
+        if self.has_batch_norm and self._batch_norm_data is not None:
+            data = bn.check_data(self._batch_norm_data)
+            others = bn.Recompute(model)(trainable, others, data, batch_size=self._batch_size)
         with borrow(model, trainable, others, "an average of files"):
-            if self.has_batch_norm and self._batch_norm_data is not None:
-                convert = ModelWeights(model, "recompute", self._batch_norm_data, self._batch_size)
-                backend.assign(model.non_trainable_variables, convert(trainable)[1])
             yield model
 
     def evaluate(self, arrays: Sequence[np.ndarray]) -> dict[str, float]:
