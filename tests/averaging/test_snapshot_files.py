@@ -452,9 +452,10 @@ def test_a_kill_leaves_whole_files(tmp_path):
 
 
 STOPPED = """
-import os, sys, numpy as np, keras
+import os, signal, sys, numpy as np, keras
 from tf_lrtraj.averaging import SnapshotRecorder
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told to ignore it
 model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
 model.compile("sgd", "mse")
 stop = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: {what})

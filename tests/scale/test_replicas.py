@@ -143,8 +143,8 @@ def test_weights_that_overflow_under_a_finite_loss_are_not_saved(tmp_path, monke
     def overflowing(strategy, model, *args, **kwargs):
         run = make_steps(strategy, model, *args, **kwargs)
 
-        def call(iterator, plan):
-            found = run(iterator, plan)
+        def call(*numbers):
+            found = run(*numbers)
             if int(optimizer_steps(model, *args)) >= 5:
                 model.trainable_variables[0].assign(
                     np.full(model.trainable_variables[0].shape, np.inf, np.float32)
