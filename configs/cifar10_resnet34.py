@@ -3,7 +3,7 @@
 Command:  lrtraj-train --config=configs/cifar10_resnet34.py --workdir=runs/cifar10_resnet34 \\
               --strategy=mirrored
 Data:     python tools/prepare_data.py --dataset=cifar10 (once; needs the network)
-Machine:  one or more GPUs; nothing but the time depends on how many
+Machine:  one or more GPUs; only the runtime depends on their number
 Runtime:  not measured; 200 epochs of 391 steps, then as many under the matched schedule
 Expected: not run yet.  The raw weights fluctuate at this rate, and SWA, EMA and the
           two-point average should end clearly above them, near the matched run.

@@ -1,13 +1,13 @@
-"""Digits, ResNet-8: what averaging does to SGD at a constant rate, in two minutes.
+"""Digits, ResNet-8: averages of SGD at a constant rate, a demonstration of two minutes.
 
 Command:  lrtraj-train --config=configs/digits_demo.py --workdir=runs/digits_demo
 Machine:  2 CPU cores
 Runtime:  about 2 minutes
 Expected: the averages end above the raw weights in test accuracy and well below them
           in test loss; the run under the schedule equivalent to SWA ends near SWA.
-Note:     rate and augmentation were picked, after trying a few on this very test split, so
-          that SGD still makes noise at the end.  At rate 0.1 without augmentation this small
-          set is fitted completely and averages gain nothing.  A demonstration, no evidence.
+Note:     rate and augmentation were chosen among a few on this test split, so that SGD is
+          still noisy at the end.  At rate 0.1 without augmentation this small set is fitted
+          completely and averages gain nothing.  This is a demonstration, not evidence.
 """
 
 from tf_lrtraj.runs.run_config import default_config

@@ -3,12 +3,12 @@
 Command:  lrtraj-train --config=configs/imagenet_resnet34_gpu8.py --workdir=runs/imagenet_gpu8 \\
               --strategy=mirrored --config.data.dir=DIR
 Data:     python tools/prepare_data.py --dataset=imagenet2012 --data_dir=DIR (the archives
-          must be fetched by hand from image-net.org; TFDS says where to put them)
+          must be downloaded manually from image-net.org; TFDS states where to put them)
 Machine:  one host with 8 GPUs of 16 GB or more
 Runtime:  not measured
-Expected: not run yet.  The usual step schedule brings this network to about 73.3 % top-1
-          (torchvision's figure); the averages here should come near it although the rate of
-          the run they average is still a tenth of its largest.
+Expected: not run yet.  The usual step schedule reaches about 73.3 % top-1 with this network
+          (torchvision's figure).  The averages should come close to it, although the rate of
+          the averaged run is still a tenth of its maximum.
 """
 
 from tf_lrtraj.runs.run_config import default_config

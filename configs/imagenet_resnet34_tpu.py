@@ -3,7 +3,7 @@
 Command:  lrtraj-train --config=configs/imagenet_resnet34_tpu.py --workdir=DIR \\
               --strategy=tpu --config.data.dir=DIR
 Data:     python tools/prepare_data.py --dataset=imagenet2012 --data_dir=DIR
-Machine:  a TPU VM with 8 cores or more; give --tpu=NAME where the program runs elsewhere
+Machine:  a TPU VM with 8 cores or more; set --tpu=NAME if the program runs elsewhere
 Runtime:  not measured
 Expected: not run yet; as on GPUs.
 """

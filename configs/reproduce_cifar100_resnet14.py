@@ -4,9 +4,9 @@ Command:  for k in 0 1 2 3 4: OMP_NUM_THREADS=1 KERAS_BACKEND=torch nice lrtraj-
               --config=configs/reproduce_cifar100_resnet14.py --workdir=runs/resnet14 \\
               --config.data.dir=DIR --only_seed=k
           and then the same without --only_seed.
-          (DIR: where tensorflow-datasets has cifar100; tools/prepare_data.py puts it there.)
-Machine:  2 CPU cores, one seed on each; stop and go on at any moment
-Runtime:  --dry_run tells the images; a core trains 450 to 830 a second
+          (DIR: folder of tensorflow-datasets with cifar100, made by tools/prepare_data.py)
+Machine:  2 CPU cores, one seed on each; can be interrupted and resumed at any time
+Runtime:  --dry_run prints the number of images; a core trains 450 to 830 a second
 Expected: results/reproduction_cifar100_resnet14, once it has been run
 Note:     the first 25,000 of CIFAR-100's training images, at 24 by 24 pixels, cropped and
           flipped: few images for 100 classes, so that the network generalises worse than it fits.

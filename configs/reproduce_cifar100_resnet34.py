@@ -3,7 +3,7 @@
 Command:  lrtraj-reproduce --config=configs/reproduce_cifar100_resnet34.py --workdir=DIR --force \\
               --config.data.dir=DATA
 Machine:  one GPU with 24 GB or more; 90 GB of disk for iterates
-Runtime:  not measured; --dry_run tells the cost
+Runtime:  not measured; --dry_run prints the cost
 Expected: not run by the project.
 Note:     lengths, rates and batches as for CIFAR-10 (reproduce_cifar10_resnet34).
 """

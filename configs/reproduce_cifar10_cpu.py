@@ -1,14 +1,14 @@
-"""The papers' claims on CIFAR-10, at a size that two CPU cores can carry.
+"""The papers' claims on CIFAR-10, at a size for two CPU cores.
 
 Command:  KERAS_BACKEND=jax lrtraj-reproduce --config=configs/reproduce_cifar10_cpu.py \\
               --workdir=runs/reproduction_cifar10 --config.data.dir=DIR
-          (DIR: where tensorflow-datasets has cifar10; tools/prepare_data.py puts it there.)
+          (DIR: folder of tensorflow-datasets with cifar10, made by tools/prepare_data.py)
 Machine:  2 CPU cores; on TensorFlow (the default backend) about twice the time
-Runtime:  about an hour of both cores; stop and go on at any moment
+Runtime:  about an hour of both cores; can be interrupted and resumed at any time
 Expected: results/reproduction_cifar10_cpu and docs/reproduction_cifar10_cpu.md
 Note:     all 50,000 training images, at 16 by 16 pixels, without augmentation, and a ResNet-8 of
           width 8: small enough that a run at constant rate levels off, which the claims about
-          stationary states ask for.  The settings of the papers' figures are not known; these
+          stationary states need.  The settings of the papers' figures are not known; these
           are ours.  Weight decay acts on all weights: on kernels alone, the scales of batch norm
           keep growing and nothing becomes stationary.
 """

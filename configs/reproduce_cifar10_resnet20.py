@@ -4,9 +4,9 @@ Command:  for k in 0 1 2: OMP_NUM_THREADS=1 KERAS_BACKEND=torch nice lrtraj-repr
               --config=configs/reproduce_cifar10_resnet20.py --workdir=runs/resnet20 \\
               --config.data.dir=DIR --only_seed=k
           and then the same without --only_seed.
-          (DIR: where tensorflow-datasets has cifar10; tools/prepare_data.py puts it there.)
-Machine:  2 CPU cores, one seed on each; stop and go on at any moment
-Runtime:  --dry_run tells the images; a core trains 350 to 640 a second
+          (DIR: folder of tensorflow-datasets with cifar10, made by tools/prepare_data.py)
+Machine:  2 CPU cores, one seed on each; can be interrupted and resumed at any time
+Runtime:  --dry_run prints the number of images; a core trains 350 to 640 a second
 Expected: results/reproduction_cifar10_resnet20, once it has been run
 Note:     all 50,000 training images, at 24 by 24 pixels, cropped and flipped; ResNet-20 of
           width 16; batches of 128.  The settings of the papers' figures are not known; these are

@@ -2,10 +2,10 @@
 
 Command:  lrtraj-reproduce --config=configs/reproduce_cifar10_resnet34.py --workdir=DIR --force \\
               --config.data.file=cifar10.npz   (or --config.data.dir, where TFDS has cifar10)
-Data:     an .npz file with x_train, y_train, x_test, y_test serves machines without TensorFlow;
-          KERAS_BACKEND=jax then needs nothing of it.
+Data:     machines without TensorFlow can use an .npz file with x_train, y_train, x_test, y_test,
+          and KERAS_BACKEND=jax.
 Machine:  one GPU with 24 GB or more; 90 GB of disk for iterates
-Runtime:  not measured.  --dry_run tells the cost: about 450,000 training steps of 128 images
+Runtime:  not measured.  --dry_run prints the cost: about 450,000 training steps of 128 images
 Expected: not run by the project.
 Note:     no learning rate or batch size of the papers' figures is known; these are ours.
 """

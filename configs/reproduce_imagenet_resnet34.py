@@ -6,7 +6,7 @@ Data:     tensorflow-datasets' imagenet2012, streamed; 5,000 images of training 
           validation are held in memory, for scores and probes.  "All training images" in the
           records are those 5,000.
 Machine:  a GPU with 40 GB or more; 50 GB of memory, 250 GB of disk for iterates
-Runtime:  not measured; --dry_run tells the cost
+Runtime:  not measured; --dry_run prints the cost
 Expected: not run by the project; the streamed path is tested on small data only.
 """
 

@@ -1,20 +1,19 @@
-r"""Averaging kernels: how the iterates of a run are weighted.
+r"""Averaging kernels: the weights of an average of the iterates of a run.
 
-A kernel is a plain, immutable description of a weighted average of iterates
-:math:`\theta_0, \dots, \theta_T` (`T` is the number of updates made so far).
-It knows nothing of TensorFlow, of networks or of data, so the callback that
-averages a running model, the averages built afterwards from snapshots and the
-theory that turns an average into a learning-rate schedule all share one object.
+A kernel is an immutable description of a weighted average of iterates
+:math:`\theta_0, \dots, \theta_T`, where `T` is the number of updates made so far.  It does not
+depend on TensorFlow, networks or data.  The callback that averages during training, the averages
+built from snapshots, and the theory of averages and learning-rate schedules all use it.
 
-Two families cover every kernel:
+There are two families of kernels:
 
-* a `RecursiveKernel` needs one running copy of the weights,
-  :math:`\phi_t = \phi_{t-1} + \alpha_t (\theta_t - \phi_{t-1})`, and is
-  described by its mixing coefficients :math:`\alpha_t` (`mixing`).  `BEMA` adds a
-  correction to its running average when it is read;
-* a `LagKernel` is a fixed combination of the last iterates,
-  :math:`\phi_t = \sum_i w_i\, \theta_{t - l_i}` (`lags`), and needs a ring
-  buffer that reaches back to its largest lag.
+* A `RecursiveKernel` needs one running copy of the weights,
+  :math:`\phi_t = \phi_{t-1} + \alpha_t (\theta_t - \phi_{t-1})`.  It is described by its mixing
+  coefficients :math:`\alpha_t` (`mixing`).  `BEMA` adds a correction to its running average when
+  it is read.
+* A `LagKernel` is a fixed combination of the last iterates,
+  :math:`\phi_t = \sum_i w_i\, \theta_{t - l_i}` (`lags`).  It needs a ring buffer that reaches back
+  to its largest lag.
 
 Example:
 
@@ -26,7 +25,7 @@ array([0.   , 0.333, 0.333, 0.333])
 >>> kernels.from_config({"kernel": "TwoPoint", "gap": 2}).weights(3)
 array([0. , 0.5, 0. , 0.5])
 
-Every kernel takes `end`: after that many updates its average stays as it is.
+Every kernel takes `end`, the number of updates after which its average does not change.
 
 >>> kernels.Uniform(start=1, end=2).weights(4)
 array([0. , 0.5, 0.5, 0. , 0. ])
@@ -63,14 +62,14 @@ __all__ = [
     "from_config",
 ]
 
-# Weights given by a user must sum to 1 this closely: loose enough for weights
-# that went through float32 or a CSV file, tight enough to catch real mistakes.
+# Tolerance of the sum of a user's weights, which must be 1: loose enough for weights from float32
+# or a CSV file, tight enough to detect mistakes.
 SUM_TOLERANCE = 1e-6
 
-# Each update in float32 leaves an error of about 0.3 units in the last place, and an average
-# over h updates collects √(h/2) of them, while its own fluctuation falls as 1/√(2h).  For
-# iterates that fluctuate by a tenth of their size the errors stay below 0.1 % of the
-# average's fluctuation up to about this horizon (a test measures it).
+# Each update in float32 has an error of about 0.3 units in the last place.  An average over h
+# updates accumulates √(h/2) of these errors, while its own fluctuation falls as 1/√(2h).  For
+# iterates that fluctuate by a tenth of their size, the errors stay below 0.1 % of the average's
+# fluctuation up to about this horizon (a test measures it).
 LONG_HORIZON = 2000
 
 # Decays `rate · (1 - x^p)` with x from 0 to 1, and the exponents γ = p - 1 of the power functions
@@ -79,14 +78,14 @@ DECAYS = {"linear": 0.0, "one_minus_sqrt": -0.5, "one_minus_square": 1.0}
 
 
 def check_weights(weights: Any, length: int | None = None) -> np.ndarray:
-    """Returns averaging weights as a float64 vector (a copy).
+    """Checks averaging weights and returns them as a new float64 vector.
 
     Args:
-        weights: as they were given, of any sign.
-        length: number of weights; any number but none by default.
+        weights: the weights, of any sign.
+        length: number of weights; by default any number of at least 1.
 
     Raises:
-        ValueError: if they are no vector of finite numbers of that length that sum to 1.
+        ValueError: if `weights` is not a vector of `length` finite numbers that sum to 1.
     """
     checked: np.ndarray = values.vector(length).check("weights", weights)
     total = float(checked.sum())
@@ -96,10 +95,10 @@ def check_weights(weights: Any, length: int | None = None) -> np.ndarray:
 
 
 class Arithmetic:
-    """What coefficients of kernels are computed with: NumPy, in float64.
+    """Functions that compute coefficients of kernels, here with NumPy in float64.
 
-    `tf_lrtraj.averaging.coefficients` has the same functions on tensors of a backend, for compiled
-    steps: every formula stands once, whatever computes it.
+    `tf_lrtraj.averaging.coefficients` implements them on tensors of a backend, so that compiled
+    steps use the same formulas.
     """
 
     def integers(self, steps: Any) -> Any:
@@ -126,8 +125,8 @@ def autocorrelation(weights: np.ndarray) -> np.ndarray:
         weights: [T+1] weights on the iterates.
 
     Returns:
-        [T+1] array, `R(0)` to `R(T)`.  `R(0)` is the variance an average of
-        independent iterates keeps.
+        [T+1] array, `R(0)` to `R(T)`.  `R(0)` is the variance of an average of independent
+        iterates of variance 1.
 
     >>> autocorrelation(np.array([0.5, 0.0, 0.5]))
     array([0.5 , 0.  , 0.25])
@@ -136,7 +135,7 @@ def autocorrelation(weights: np.ndarray) -> np.ndarray:
     count = weights.size
     if count <= 2048:
         return np.correlate(weights, weights, mode="full")[count - 1 :]
-    # Zero padding to 2n-1 or more keeps the circular correlation from wrapping.
+    # Zero padding to 2n-1 or more prevents the circular correlation from wrapping.
     length = 1 << (2 * count - 2).bit_length()
     spectrum = np.fft.rfft(weights, length)
     return np.fft.irfft(spectrum * spectrum.conj(), length)[:count]
@@ -144,13 +143,13 @@ def autocorrelation(weights: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Kernel(Configurable, abc.ABC):
-    """Weights on the iterates of a run; see `RecursiveKernel` and `LagKernel`.
+    """Base class of kernels; see `RecursiveKernel` and `LagKernel`.
 
     Every kernel raises ValueError if an argument is out of range, or if the average would end
     before it begins.
 
     Attributes:
-        end: number of updates after which the average stays as it is; None if it never ends.
+        end: number of updates after which the average does not change; None for no end.
     """
 
     family = "kernel"
@@ -161,7 +160,7 @@ class Kernel(Configurable, abc.ABC):
     )
 
     def weights(self, num_steps: int) -> np.ndarray:
-        """Returns the weights on `θ_0 … θ_T` of the average held after `num_steps` = T updates.
+        """Returns the weights on `θ_0 … θ_T` of the average after `num_steps` = T updates.
 
         Returns:
             [T+1] float64 array that sums to 1; 0 on iterates after `end`.
@@ -175,26 +174,27 @@ class Kernel(Configurable, abc.ABC):
 
     @abc.abstractmethod
     def _weights(self, num_steps: int) -> np.ndarray:
-        """`weights` of a `num_steps` that is checked and not beyond `end`."""
+        """Computes `weights`; `num_steps` is checked and at most `end`."""
 
     def _held(self, num_steps: int) -> int:
-        """The number of updates whose average is held after `num_steps`."""
+        """Returns the number of updates whose average is kept after `num_steps`."""
         return num_steps if self.end is None else min(num_steps, self.end)
 
     @property
     @abc.abstractmethod
     def copies(self) -> int:
-        """Copies of the weights kept while a run goes on (the memory cost)."""
+        """Number of copies of the weights kept during a run (the memory cost)."""
 
     @property
     def ring_size(self) -> int:
-        """Iterates among the `copies` that are kept as they are; the other is a running average."""
+        """Number of `copies` that are iterates; the remaining one is a running average."""
         return 0
 
     def ring_weights(self, step: int) -> np.ndarray:
-        """[ring_size] weights of the iterates that are kept, by place, after `step` updates.
+        """Returns the [ring_size] weights of the kept iterates, by place, after `step` updates.
 
-        Their sum is added to the running average, or is the average where there is none.
+        The weighted sum is added to the running average.  Without a running average it is the
+        average.
 
         >>> TwoPoint(gap=2).ring_weights(3)
         array([0.5, 0.5, 0. ])
@@ -202,14 +202,14 @@ class Kernel(Configurable, abc.ABC):
         return np.zeros(0)
 
     def slots(self, steps: Any, arithmetic: Arithmetic = ON_HOST) -> Any:
-        """Returns the places in the ring of iterates that take `θ_t` (`t` of any shape).
+        """Returns the places in the ring that store `θ_t` (`t` of any shape).
 
         Args:
             steps: numbers of updates.
-            arithmetic: what computes them; inside a compiled step that of the backend.
+            arithmetic: the arithmetic; that of the backend inside a compiled step.
 
         Returns:
-            integer places in `0 … ring_size - 1`, and -1 where nothing is written, as after `end`.
+            Integer places in `0 … ring_size - 1`; -1 if nothing is written, as after `end`.
 
         >>> TwoPoint(gap=2, end=4).slots(np.arange(7))
         array([ 0,  1,  2,  0,  1, -1, -1])
@@ -219,15 +219,15 @@ class Kernel(Configurable, abc.ABC):
         return slots if self.end is None else arithmetic.where(steps <= self.end, slots, -1)
 
     def _slots(self, steps: Any, arithmetic: Arithmetic) -> Any:
-        """`slots` where it is not beyond `end`: the iterate `lag` back lies `lag` places back."""
+        """Computes `slots` without `end`; the iterate `lag` updates ago is `lag` places back."""
         return steps % self.ring_size
 
     @property
     @abc.abstractmethod
     def first_average(self) -> int | None:
-        """The least number of updates after which more than one iterate has a weight.
+        """The smallest number of updates after which more than one iterate has a weight.
 
-        Before that the average is a single iterate.  None if it always is.
+        Before that, the average is a single iterate.  None if it always is.
 
         >>> Uniform(start=500).first_average, TwoPoint(gap=200).first_average
         (501, 200)
@@ -235,20 +235,20 @@ class Kernel(Configurable, abc.ABC):
 
     @property
     def is_nonnegative(self) -> bool:
-        """Whether weights are known never to be negative, so that averaged variances stay such."""
+        """Whether no weight can be negative, so that averaged variances are not negative."""
         return True
 
     def autocorrelation(self, num_steps: int) -> np.ndarray:
-        """[T+1] autocorrelation of `weights(num_steps)`; see `autocorrelation`."""
+        """Returns the [T+1] autocorrelation of `weights(num_steps)`; see `autocorrelation`."""
         return autocorrelation(self.weights(num_steps))
 
     @property
     def needs_double(self) -> bool:
-        """Whether float32 is too coarse for its running average; see `LONG_HORIZON`."""
+        """Whether float32 is too coarse for the running average; see `LONG_HORIZON`."""
         return False
 
     def memory_bytes(self, num_weights: int, bytes_per_weight: int | None = None) -> int:
-        """Bytes held for a model of `num_weights` weights.
+        """Returns the bytes of the average for a model of `num_weights` weights.
 
         By default a weight takes 4 bytes, or 8 in a running average that `needs_double`.
 
@@ -261,7 +261,7 @@ class Kernel(Configurable, abc.ABC):
         return num_weights * (4 * self.ring_size + (8 if self.needs_double else 4) * running)
 
     def without_end(self) -> Kernel:
-        """The same kernel with no `end`."""
+        """Returns the same kernel without `end`."""
         return from_config({k: v for k, v in self.get_config().items() if k != "end"})
 
     def __repr__(self) -> str:
@@ -286,12 +286,12 @@ class RecursiveKernel(Kernel):
     def mixing(self, steps: Any, arithmetic: Arithmetic = ON_HOST) -> Any:
         """Returns mixing coefficients `α_t` at the given numbers of updates `t` (any shape).
 
-        `α_t` = 1 replaces the average by the iterate (always so up to `start`),
-        0 leaves the average as it is (between iterates that count, and after `end`).
+        `α_t` = 1 replaces the average by the iterate, as at all updates up to `start`.  `α_t` = 0
+        does not change the average, as between averaged iterates and after `end`.
 
         Args:
             steps: numbers of updates.
-            arithmetic: what computes them; inside a compiled step that of the backend.
+            arithmetic: the arithmetic; that of the backend inside a compiled step.
         """
         steps = arithmetic.integers(steps)
         after = steps - self.start
@@ -305,12 +305,12 @@ class RecursiveKernel(Kernel):
 
     @abc.abstractmethod
     def _share(self, n: Any, arithmetic: Arithmetic) -> Any:
-        """`α` of the n-th iterate that is averaged after `θ_start`, for `n` of at least 1."""
+        """Returns `α` of the n-th averaged iterate after `θ_start`, for `n` of at least 1."""
 
     def correction(self, steps: Any) -> Any:
-        """Returns what `θ_t - θ_start` is multiplied by and added (`t` of any shape); see `BEMA`.
+        """Returns the factor of the added correction `θ_t - θ_start` (`t` of any shape).
 
-        0 for every other kernel.
+        See `BEMA`; 0 for every other kernel.
         """
         return np.zeros(np.shape(steps))
 
@@ -320,7 +320,7 @@ class RecursiveKernel(Kernel):
 
     @property
     def horizon(self) -> float:
-        """How many updates the average reaches back at most; infinite if it grows."""
+        """The largest number of updates that the average reaches back; infinite if it grows."""
         return math.inf if self.end is None else float(self.end)
 
     @property
@@ -341,14 +341,14 @@ class LagKernel(Kernel):
     @property
     @abc.abstractmethod
     def max_lag(self) -> int:
-        """The largest lag needed until `end`; iterates older than this are not read."""
+        """The largest lag needed up to `end`; older iterates are not read."""
 
     def lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns lags and weights of the average after `step` updates.
 
         Returns:
-            ([K] int64 lags in `0 … min(step, max_lag)`, to which the updates made since
-            `end` are added; [K] float64 weights that sum to 1).
+            ([K] int64 lags in `0 … min(step, max_lag)`, plus the updates made since `end`;
+            [K] float64 weights that sum to 1).
         """
         held = self._held(step)
         lags, weights = self._lags(held)
@@ -356,7 +356,7 @@ class LagKernel(Kernel):
 
     @abc.abstractmethod
     def _lags(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """`lags` of a `step` that is not beyond `end`."""
+        """Computes `lags`; `step` is at most `end`."""
 
     @property
     def ring_size(self) -> int:
@@ -383,29 +383,30 @@ class LagKernel(Kernel):
 class Exponential(RecursiveKernel):
     r"""Exponential moving average (EMA).
 
-    The average is :math:`\theta_T` while `T <= start`; after that each `every`-th update
+    The average is :math:`\theta_T` while `T <= start`.  After that, every `every`-th update
     replaces it by `decay * average + (1 - decay) * θ_T`.
 
-    An EMA remembers the iterate it started from for about `1 / (1 - decay)` updates.
-    Two remedies, of which at most one is chosen:
+    The first iterate keeps a noticeable weight for about `1 / (1 - decay)` updates.  One of two
+    options reduces it:
 
-    * `warmup`: the n-th update mixes in at least `warmup / (warmup + n)` of the iterate,
-      so that the average reaches back over a fixed share of the run until
-      `decay` takes over.  1 is a uniform average that turns into an EMA; 9 is the
-      `num_updates` rule of `tf.train.ExponentialMovingAverage`, `min(decay, (1+n)/(10+n))`.
-    * `debias`: the weights of an EMA that started from nothing, divided by their sum
-      (as in Adam, Kingma & Ba 2015, arXiv 1412.6980): `θ_start` has no weight.
+    * `warmup`: the n-th update mixes in at least `warmup / (warmup + n)` of the iterate, so the
+      average reaches back over a fixed share of the run until `decay` takes over.  1 is a uniform
+      average that turns into an EMA; 9 is the `num_updates` rule of
+      `tf.train.ExponentialMovingAverage`, `min(decay, (1+n)/(10+n))`.
+    * `debias`: `θ_start` has no weight, and the other weights are divided by their sum (as in
+      Adam, Kingma & Ba 2015, arXiv 1412.6980).
 
     Args:
-        decay: in [0, 1).  The average reaches back about `every / (1 - decay)` updates.
+        decay: decay per averaged iterate, in [0, 1).  The average reaches back about
+            `every / (1 - decay)` updates.
         start: number of updates before averaging begins.
-        every: updates from one that is averaged to the next.
-        warmup: at least 0; 0 for none.
-        debias: see above.
-        end: number of updates after which the average stays as it is; None for never.
+        every: number of updates between averaged iterates.
+        warmup: strength of the warm-up, at least 0; 0 for none.
+        debias: whether to remove the weight of `θ_start`.
+        end: number of updates after which the average does not change; None for no end.
 
     Raises:
-        ValueError: if an argument is out of range, or both remedies are asked for.
+        ValueError: if an argument is out of range, or both `warmup` and `debias` are set.
 
     >>> Exponential(0.9, start=1).weights(3).round(3)
     array([0.  , 0.81, 0.09, 0.1 ])
@@ -415,7 +416,7 @@ class Exponential(RecursiveKernel):
     array([0.   , 0.333, 0.667])
     """
 
-    # A plain EMA is described by its decay and start.
+    # The configuration of a plain EMA holds its decay and start only.
     left_out: ClassVar[frozenset[str]] = frozenset({"every", "warmup", "debias", "end"})
 
     decay: Annotated[float, Parameter(values.number(0, below=1))]
@@ -427,19 +428,19 @@ class Exponential(RecursiveKernel):
     def _check(self) -> None:
         if self.warmup and self.debias:
             raise ValueError(
-                "`warmup` and `debias` both forget the start of a run: choose one. "
+                "Only one of `warmup` and `debias` can be set. "
                 f"Received: warmup={self.warmup!r}, debias=True"
             )
         super()._check()
 
     @property
     def is_plain(self) -> bool:
-        """Whether every update after `start` mixes in the same share of the iterate."""
+        """Whether every update after `start` uses the same mixing coefficient."""
         return self.every == 1 and not self.warmup and not self.debias
 
     @property
     def first_average(self) -> int | None:
-        # Debiased, the first averaged iterate has all the weight.
+        # With `debias` the first averaged iterate has all the weight.
         return self.start + (2 if self.debias else 1) * self.every if self.decay else None
 
     @property
@@ -451,7 +452,7 @@ class Exponential(RecursiveKernel):
         if self.warmup:
             return arithmetic.maximum(share, self.warmup / (self.warmup + n))
         if self.debias and self.decay:
-            # 1 - decay^n without cancellation, which float32 could not afford.
+            # 1 - decay^n without cancellation, which would be too large in float32.
             debiased = -share / arithmetic.expm1(n * math.log(self.decay))
             return arithmetic.where(n < 2, 1.0, debiased)
         return share
@@ -473,22 +474,22 @@ class Exponential(RecursiveKernel):
 class HalfLife(RecursiveKernel):
     r"""EMA whose half-life grows with time (the ramp-up of Karras et al. 2022, arXiv 2206.00364).
 
-    The average is :math:`\theta_T` while `T <= start`; after that the n-th averaged iterate is
-    mixed in with :math:`\alpha_n = 1 - 2^{-1/h_n}`, where the half-life is
-    :math:`h_n = \text{ratio}\cdot n` until it reaches `longest`.  It forgets the start of a run,
-    and always reaches back over the same share of it: for large n as a `PowerFunction` of
-    exponent :math:`\ln 2/\text{ratio} - 1` does.
+    The average is :math:`\theta_T` while `T <= start`.  After that, the n-th averaged iterate has
+    the mixing coefficient :math:`\alpha_n = 1 - 2^{-1/h_n}`.  The half-life is
+    :math:`h_n = \text{ratio}\cdot n` until it reaches `longest`.  Until then the average reaches
+    back over a fixed share of the run; for large n it behaves as a `PowerFunction` of exponent
+    :math:`\ln 2/\text{ratio} - 1`.
 
-    With `start=1` it is the rule of their training code, whose average after the first update is
+    `start=1` gives the rule of the authors' training code, whose average after the first update is
     :math:`\theta_1`.
 
     Args:
         ratio: half-life as a share of the time since `start`, at least 1e-6.
-        longest: number of updates that the half-life does not exceed, at least 1e-6 and not
-            necessarily an integer; None for no limit.
+        longest: upper limit of the half-life in updates, at least 1e-6 and not necessarily an
+            integer; None for no limit.
         start: number of updates before averaging begins.
-        every: updates from one that is averaged to the next.
-        end: number of updates after which the average stays as it is; None for never.
+        every: number of updates between averaged iterates.
+        end: number of updates after which the average does not change; None for no end.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -508,7 +509,7 @@ class HalfLife(RecursiveKernel):
 
     @property
     def first_average(self) -> int | None:
-        # In float64 half-lives of up to 1/54 leave nothing of the average: α is 1.
+        # In float64, α is 1 for half-lives of up to 1/54.
         if float(self._share(math.inf, ON_HOST)) == 1.0:
             return None
         n = max(1, math.floor(1.0 / (54.0 * self.ratio)))
@@ -533,30 +534,32 @@ class HalfLife(RecursiveKernel):
 class BEMA(RecursiveKernel):
     r"""Bias-corrected EMA (Block et al. 2025, "EMA Without the Lag", arXiv 2508.00180).
 
-    An EMA lags behind the iterates; a part of their way since `start` is added to make up for it.
-    The average is :math:`\theta_T` while `T <= start`; after that, with :math:`n = T - start`,
+    An EMA lags behind the iterates.  A share of their displacement since `start` is added to
+    compensate for it.  The average is :math:`\theta_T` while `T <= start`.  After that, with
+    :math:`n = T - start`,
 
     .. math:: E_T = E_{T-1} + \beta_n (\theta_T - E_{T-1}), \qquad
               \phi_T = E_T + \alpha_n (\theta_T - \theta_{start}),
 
     :math:`\beta_n = (\text{lag} + \text{multiplier}\cdot n)^{-\text{ema\_power}}` and
     :math:`\alpha_n = (\text{lag} + \text{multiplier}\cdot n)^{-\text{bias\_power}}`; the
-    defaults are theirs.  Three copies of the weights are kept: :math:`E_T`,
-    :math:`\theta_{start}` and :math:`\theta_T`.  The weight on :math:`\theta_{start}` falls below
-    0 after a few updates.  (`Exponential(debias=True)` is another correction, that of Adam.)
-    Time is counted from `start`.
+    defaults are those of the authors.  Three copies of the weights are kept: :math:`E_T`,
+    :math:`\theta_{start}` and :math:`\theta_T`.  The weight on :math:`\theta_{start}` becomes
+    negative after a few updates.  (`Exponential(debias=True)` is a different correction, that of
+    Adam.)
 
     Args:
-        ema_power: in [0, 10]; 0 follows the iterate.
-        bias_power: in [0, 10]; the larger, the sooner the correction fades.
-        lag: in [0, 1e12]; the larger, the longer the average at first.
-        multiplier: in [0, 1e12]; of the number of updates since `start`.
+        ema_power: exponent of :math:`\beta_n`, in [0, 10]; at 0 the EMA equals the iterate.
+        bias_power: exponent of :math:`\alpha_n`, in [0, 10]; the correction decays faster for
+            larger values.
+        lag: offset of the time, in [0, 1e12]; larger values make the average longer at first.
+        multiplier: factor of the number of updates since `start`, in [0, 1e12].
         start: number of updates before averaging begins.
-        end: number of updates after which the average stays as it is; None for never.
+        end: number of updates after which the average does not change; None for no end.
 
     Raises:
-        ValueError: if an argument is out of range, or `lag + multiplier` is below 1, where an
-            iterate would be mixed in more than once.
+        ValueError: if an argument is out of range, or `lag + multiplier` is below 1, where a
+            mixing coefficient would exceed 1.
 
     >>> BEMA().weights(3).round(3)
     array([-0.24 ,  0.155,  0.209,  0.876])
@@ -575,7 +578,7 @@ class BEMA(RecursiveKernel):
 
     @property
     def first_average(self) -> int | None:
-        # After one update θ_start has what both shares leave of it, which may be nothing.
+        # After one update the weight of θ_start is what both shares leave, which may be 0.
         left = 1.0 - float(self._share(1.0, ON_HOST)) - float(self.correction(self.start + 1))
         return self.start + (1 if left else 2)
 
@@ -585,7 +588,7 @@ class BEMA(RecursiveKernel):
 
     @property
     def horizon(self) -> float:
-        # Without growth the last share is as the first.
+        # Without growth the last share equals the first.
         last = 1.0 if not self.multiplier else math.inf
         last = last if self.end is None else max(float(self.end - self.start), 1.0)
         share = float(self._share(last, ON_HOST))
@@ -599,7 +602,7 @@ class BEMA(RecursiveKernel):
         return float(self.correction(step)) * np.array([-1.0, 1.0])
 
     def _slots(self, steps: Any, arithmetic: Arithmetic) -> Any:
-        # The first place keeps θ_start, the second the newest iterate.
+        # Place 0 stores θ_start, and place 1 the newest iterate.
         return arithmetic.minimum(arithmetic.maximum(steps - self.start, 0), 1)
 
     def correction(self, steps: Any) -> Any:
@@ -623,10 +626,15 @@ class BEMA(RecursiveKernel):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Uniform(RecursiveKernel):
-    """Uniform average from `start` on, every `every` updates (SWA, Izmailov et al. 2018).
+    """Uniform average from `start` on (SWA, Izmailov et al. 2018, arXiv 1803.05407).
 
-    The average is `θ_T` while `T <= start`; after that the mean of
+    The average is `θ_T` while `T <= start`.  After that it is the mean of
     `θ_start, θ_{start+every}, …` up to `T`, or up to `end`.
+
+    Args:
+        start: number of updates before averaging begins.
+        every: number of updates between averaged iterates.
+        end: number of updates after which the average does not change; None for no end.
 
     Raises:
         ValueError: if `start` is negative, `every` is below 1, or `end` comes before an average.
@@ -659,19 +667,19 @@ class Uniform(RecursiveKernel):
 class PowerFunction(RecursiveKernel):
     r"""Average whose weights are a power of time (Karras et al. 2024, arXiv 2312.02696).
 
-    It always reaches back over the same share of the run.  The average is
-    :math:`\theta_T` while `T <= start`; after that the n-th averaged iterate has a weight
-    proportional to :math:`n^{\gamma+1} - (n-1)^{\gamma+1}`, which is their
-    :math:`\beta_n = (1 - 1/n)^{\gamma+1}`.  After each number of updates it is the average that
-    belongs to a decay of the rate by the factor :math:`1 - x^{\gamma+1}`, x from 0 at `start` to
-    1 at the end (`from_decay`).
+    The average always reaches back over the same share of the run.  It is :math:`\theta_T` while
+    `T <= start`.  After that, the n-th averaged iterate has a weight proportional to
+    :math:`n^{\gamma+1} - (n-1)^{\gamma+1}`, which corresponds to
+    :math:`\beta_n = (1 - 1/n)^{\gamma+1}` in the source.  After any number of updates the average
+    corresponds to a decay of the rate by the factor :math:`1 - x^{\gamma+1}`, where x grows from 0
+    at `start` to 1 at the end (`from_decay`).
 
     Args:
-        exponent: γ > -1; 0 weighs all the same, larger ones forget faster, and negative ones
-            weigh early iterates more.
+        exponent: γ > -1.  0 gives equal weights, larger values discount early iterates faster,
+            and negative values give early iterates more weight.
         start: number of updates before averaging begins; `θ_start` itself has no weight.
-        every: updates from one that is averaged to the next.
-        end: number of updates after which the average stays as it is; None for never.
+        every: number of updates between averaged iterates.
+        end: number of updates after which the average does not change; None for no end.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -694,11 +702,16 @@ class PowerFunction(RecursiveKernel):
 
     @classmethod
     def from_relative_std(cls, width: float, start: int = 0, every: int = 1) -> PowerFunction:
-        r"""Makes the kernel whose weights have this standard deviation, as a share of the run.
+        r"""Makes the kernel whose weights have a given standard deviation.
 
         :math:`\sigma^2 = (\gamma+1)\,(\gamma+2)^{-2}(\gamma+3)^{-1}` (same source, section 3.1).
-        A uniform average has 0.2887.  The widest has 0.3003, at γ = -0.382; below that exponent
-        weights gather at `start` and widths return, of which none is meant here.
+        A uniform average has 0.2887.  The maximum is 0.3003, at γ = -0.382.  Smaller exponents
+        give the same widths again, with weights concentrated at `start`; this method does not
+        return them.
+
+        Args:
+            width: standard deviation of the weights, as a share of the run.
+            start, every: as in the constructor.
 
         Raises:
             ValueError: if `width` is not in (0, 0.3003].
@@ -713,22 +726,22 @@ class PowerFunction(RecursiveKernel):
 
     @classmethod
     def from_decay(cls, shape: str, start: int = 0, *, end: int | None = None) -> PowerFunction:
-        r"""Makes the kernel whose average belongs to a decay of the learning rate to 0.
+        r"""Makes the kernel whose average corresponds to a decay of the learning rate to 0.
 
-        At curvature 0 (frozen gradients) and a constant rate λ, the average after T updates is
-        the last iterate of a run whose rate falls from λ at step `start` to 0 at step T, for
-        every T: the decays of all lengths in one run.  Derived in docs/theory/equivalence.md,
+        Assume curvature 0 (frozen gradients) and a constant rate λ.  For every T, the average after
+        T updates is the last iterate of a run whose rate falls from λ at step `start` to 0 at step
+        T, so one run contains the decays of all lengths.  Derived in docs/theory/equivalence.md,
         section 4.
 
         Args:
-            shape: what the rate is multiplied by, x growing from 0 to 1: "linear", 1 - x;
-                "one_minus_sqrt", 1 - √x; "one_minus_square", 1 - x².  (A cosine is no power
-                function: `theory.weights_from_schedule` gives its weights.)
+            shape: the factor of the rate, for x from 0 to 1: "linear", 1 - x; "one_minus_sqrt",
+                1 - √x; or "one_minus_square", 1 - x².  (A cosine is not a power function;
+                `theory.weights_from_schedule` returns its weights.)
             start: number of updates after which the rate begins to fall.
-            end: number of updates after which the average stays as it is; None for never.
+            end: number of updates after which the average does not change; None for no end.
 
         Raises:
-            ValueError: for another shape, or as the constructor.
+            ValueError: if the shape is unknown, or as in the constructor.
 
         >>> from tf_lrtraj import rates, theory
         >>> kernel = PowerFunction.from_decay("one_minus_sqrt", start=3)
@@ -749,7 +762,7 @@ class PowerFunction(RecursiveKernel):
         collected = weights[self.start + self.every :: self.every]  # a view
         if collected.size:
             n = np.arange(1.0, collected.size + 1)
-            # (n/N)^(γ+1) - ((n-1)/N)^(γ+1), without a difference of what is nearly equal.
+            # (n/N)^(γ+1) - ((n-1)/N)^(γ+1), without cancellation.
             collected[:] = (n / n.size) ** (self.exponent + 1.0) * self._share(n, ON_HOST)
         else:
             weights[min(num_steps, self.start)] = 1.0
@@ -762,6 +775,11 @@ class Window(LagKernel):
 
     Fewer iterates are averaged while `T` is small.  The ring buffer holds
     `(length - 1) * every + 1` copies of the weights.
+
+    Args:
+        length: number of averaged iterates.
+        every: number of updates between averaged iterates.
+        end: number of updates after which the average does not change; None for no end.
 
     Raises:
         ValueError: if `length` or `every` is below 1.
@@ -790,7 +808,11 @@ class Window(LagKernel):
 class TwoPoint(LagKernel):
     """Mean of two iterates `gap` updates apart: `(θ_T + θ_{T-gap}) / 2`.
 
-    It is `θ_T` alone while `T < gap`.  Sandler et al. 2023 (arXiv 2301.02312).
+    It is `θ_T` while `T < gap`.  Source: Sandler et al. 2023 (arXiv 2301.02312).
+
+    Args:
+        gap: number of updates between the two iterates.
+        end: number of updates after which the average does not change; None for no end.
 
     Raises:
         ValueError: if `gap` is below 1.
@@ -821,9 +843,13 @@ def _coefficients(weights: Any) -> tuple[float, ...]:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Custom(LagKernel):
-    """Any weights on `θ_T, θ_{T-1}, …`, newest first; they may be negative and must sum to 1.
+    """Average with given weights on `θ_T, θ_{T-1}, …`.
 
-    It is `θ_T` alone until all the iterates it needs exist (as in `TwoPoint`).
+    It is `θ_T` until all required iterates exist (as in `TwoPoint`).
+
+    Args:
+        weights: weights that sum to 1, newest iterate first; they may be negative.
+        end: number of updates after which the average does not change; None for no end.
 
     Raises:
         ValueError: if `weights` is not a finite vector that sums to 1.
@@ -832,7 +858,7 @@ class Custom(LagKernel):
     array([ 0. , -0.5,  1.5])
     """
 
-    # `weights` is the method every kernel has, so the field has another name.
+    # Every kernel has a method `weights`, so the field has another name.
     coefficients: Annotated[tuple[float, ...], Parameter(_coefficients, name="weights")]
 
     def __init__(self, weights: Any, *, end: int | None = None) -> None:
@@ -868,7 +894,7 @@ KERNELS: Family[Kernel] = Family(
 
 
 def from_config(config: Mapping[str, Any]) -> Kernel:
-    """Builds a kernel from `{"kernel": name, **arguments}`, as `get_config` writes it.
+    """Builds a kernel from `{"kernel": name, **arguments}`, as `get_config` returns it.
 
     Raises:
         ValueError: if the kernel's name or an argument is unknown or missing

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on a data set that needs no download: makes a virtual environment, installs,
+# Demonstrates the package on data that need no download: makes a virtual environment, installs,
 # trains a small ResNet on images of handwritten digits, averages, evaluates, writes a report.
 #
 #   tools/demo.sh                    into runs/digits_demo (…_2, …_3 once that is done)
@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 make_environment "${TF_LRTRAJ_VENV:-$root/.venv}" "$root"
 cd "$root"
-# Without a GPU TensorFlow calls its absence an error.
+# Without a GPU, TensorFlow would report its absence as an error.
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
 
 is_done() { # WORKDIR: whether the run in it has finished
@@ -23,7 +23,7 @@ except (OSError, ValueError):
 PYTHON
 }
 
-# A run that was cut off goes on where it stopped; after one that is done comes a new one.
+# An interrupted run continues where it stopped; after a finished run, a new one begins.
 workdir=runs/digits_demo
 for ((number = 2; ; number++)); do
   is_done "$workdir" || break

@@ -3,7 +3,7 @@
 #
 #   PYTHON           the interpreter to use (default: the first suitable one on the PATH)
 #   TF_LRTRAJ_VENV   folder of the environment (default: one per script, in the repository);
-#                    one that something else has made is left alone, and the script ends
+#                    if another program has made the folder, the script ends without changes
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -36,10 +36,10 @@ find_python() { # prints a suitable interpreter
   fail "no Python 3.10 to 3.13 on the PATH. Install one, or name it: PYTHON=/path/to/python $0"
 }
 
-marker=made_by_tools_environment # a file that says whose folder it is, there before all else
+marker=made_by_tools_environment # a file that identifies the folder; it is created first
 
-is_ours() { # FOLDER: whether make_environment made it, or began to
-  # Before there were markers, what was installed told: it begins with setup.cfg.
+is_ours() { # FOLDER: whether make_environment has made the folder, completely or in part
+  # Older environments have no marker; they are identified by the installed setup.cfg.
   [[ -e "$1/$marker" ]] || grep -qsx "name = tf_lrtraj" "$1/installed.txt"
 }
 
@@ -52,7 +52,7 @@ make_environment() { # FOLDER REQUIREMENT: creates it and installs, unless that 
     say "environment $venv is up to date"
     return
   fi
-  # Whatever somebody else keeps there stays as it is.
+  # Other content of the folder is not changed.
   if [[ -e "$venv" ]] && ! is_ours "$venv" && [[ ! -d "$venv" || -n "$(ls -A "$venv")" ]]; then
     fail "$venv exists and was not made by this script. Set TF_LRTRAJ_VENV to another folder" \
       "(it is made), or delete this one."
@@ -62,15 +62,15 @@ make_environment() { # FOLDER REQUIREMENT: creates it and installs, unless that 
     python=$(readlink -f "$(command -v "$python")") # not the one that is about to go
   fi
   say "environment $venv with $("$python" --version) ($python)"
-  # Not `venv --clear`, which would take the marker as well: a call that is killed anywhere
-  # leaves what the next one knows as its own.
+  # `venv --clear` would delete the marker too.  The marker must stay, so that the next call
+  # recognises the folder even if this one is killed.
   mkdir -p "$venv" && touch "$venv/$marker"
   find "$venv/" -mindepth 1 -maxdepth 1 ! -name "$marker" -exec rm -rf {} +
   "$python" -m venv "$venv" || fail \
     "$python cannot make a virtual environment. On Debian or Ubuntu: apt install python3-venv"
   say "installing (TensorFlow is large: some minutes the first time)"
   local pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
-  # uv is several times faster than pip; where it cannot be had pip does the same.
+  # uv is several times faster than pip; pip is used if uv is not available.
   if "${pip[@]}" install uv >/dev/null 2>&1 &&
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" -e "$requirement"; then
     :

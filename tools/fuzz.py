@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Hands generated inputs to every entry point; none may be refused in any but a clean way.
+"""Passes generated inputs to every entry point; each must be used or refused cleanly.
 
   tools/fuzz.py                               20,000 inputs; writes results/fuzzing
   tools/fuzz.py --inputs=2000 --seed=7 --output=/tmp/fuzzing
   tools/fuzz.py --only=snapshots,reports --per_target=1000 --output=
 
-Clean: the input is used, or refused by an error the package documents, with a message that
-names a value or a file, within 20 s of processor time and 500 MB of memory; after a refusal every
-file is as it was.  A program ends with a code other than 0 and one line "PROGRAM: error: …".
+A refusal is clean if the package documents the error, the message names a value or a file, and it
+takes at most 20 s of processor time and 500 MB of memory.  All files must be unchanged after it.  A
+program must end with a code other than 0 and one line "PROGRAM: error: …".
 
-Inputs are drawn by hypothesis from the seed.  One that is not refused cleanly is shrunk and
-printed, and the exit code is 1.  A stopped run goes on after the targets that were done, if it is
-started with the same options and output, of the same code.  results/fuzzing is for whole runs;
-a part of the inputs needs an output of its own.
+Hypothesis draws the inputs from the seed.  An input that is not refused cleanly is shrunk and
+printed, and the exit code is 1.  An interrupted run continues after its finished targets if it is
+started with the same options, output and code.  results/fuzzing is reserved for whole runs; partial
+runs need another output.
 """
 
 from __future__ import annotations
@@ -115,14 +115,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """The command line of a run: its seed, and what differs from a whole run."""
+    """Returns the command line of a run: its seed, and the options that are not the defaults."""
     usual = vars(_parser().parse_args([]))
     given = {n: v for n, v in vars(options).items() if v != usual[n] or n == "seed"}
     return shlex.join(["tools/fuzz.py", *(f"--{name}={value}" for name, value in given.items())])
 
 
 def _code(root: pathlib.Path = ROOT) -> dict[str, Any]:
-    """The commit of the code, and whether files differ from it; "unknown" without git."""
+    """Returns the commit of the code and whether files differ from it; "unknown" without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments, "--", "tf_lrtraj", "tools"]
@@ -136,7 +136,7 @@ def _code(root: pathlib.Path = ROOT) -> dict[str, Any]:
 
 
 def _sources() -> str:
-    """A checksum of the code, which may change without a commit."""
+    """Computes a checksum of the code, which may change without a commit."""
     digest = hashlib.sha256()
     for folder in ("tf_lrtraj", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -146,7 +146,7 @@ def _sources() -> str:
 
 
 def _done(output: pathlib.Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """The targets that a stopped run of the same inputs, by the same code, was through with."""
+    """Returns the finished targets of an interrupted run with the same inputs and code."""
     if not (output / "partial.json").exists():
         return {}
     partial = records.read_json(output / "partial.json", dict[str, Any])
@@ -158,7 +158,7 @@ def _counts(chosen: list[judge.Target], options: argparse.Namespace) -> dict[str
         return {t.name: options.per_target for t in chosen}
     fewest = min(FEWEST, options.inputs // len(chosen))
     left = max(options.inputs - fewest * len(chosen), 0)
-    # Cheap targets share what is left over.
+    # Cheap targets share the remaining inputs.
     shares = {t.name: max(t.share - 0.5, 0.0) for t in chosen}
     whole = sum(shares.values()) or 1.0
     return {name: fewest + -int(-left * share // whole) for name, share in shares.items()}
@@ -167,7 +167,7 @@ def _counts(chosen: list[judge.Target], options: argparse.Namespace) -> dict[str
 def _one(target: judge.Target, count: int, seed: int, bar: Any) -> dict[str, Any]:
     outcomes: collections.Counter[str] = collections.Counter()
     began, failure, rounds = time.process_time(), "", 0
-    # Hypothesis stops early where it finds few different inputs; another seed finds others.
+    # Hypothesis stops early if it finds few different inputs; another seed finds others.
     while outcomes.total() < count and rounds < 20 and not failure:
         wanted = count - outcomes.total()
         try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies what a run wrote down, without checkpoints and models, and draws its report and figures there.
+# Copies the records of a run, without checkpoints and models, and draws its report and figures there.
 #
 #   tools/keep_records.sh runs/cifar10_resnet8_cpu results/cifar10_resnet8_cpu
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies what a reproduction measured, without the states of its runs, and judges and draws it there.
+# Copies the measurements of a reproduction, without the states of its runs, and judges and draws them there.
 #
 #   tools/keep_reproduction.sh runs/reproduction results/reproduction_digits docs/reproduction_digits.md
 set -euo pipefail

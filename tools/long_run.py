@@ -1,22 +1,21 @@
 #!/usr/bin/env python
-"""Trains a tiny network for 20,000 steps with everything on, and watches what grows.
+"""Trains a tiny network for 20,000 steps with all features, and checks for growth of resources.
 
-Averages, snapshots with a limit, probes, checkpoints, evaluation and TensorBoard are on.  At every
-logged row the process notes its resident memory, its open files, the Python objects it holds, and
-the number and size of the files in the workdir.  What must hold stands in `CRITERIA` below, fixed
-before any run was made:
+Averages, snapshots with a limit, probes, checkpoints, evaluation and TensorBoard are enabled.  At
+every logged row the process records its resident memory, its open files, its Python objects, and
+the number and size of the files in the workdir.  `CRITERIA` below, which were fixed before any run,
+require:
 
-  memory   the straight line through the last 75 % of the samples rises by at most 10 MB in
-           10,000 steps
-  files    never more than the settings allow for (a formula of limits, not of steps, but for one
-           file per probe measured)
-  open     as many files open in the last quarter as in the second, at most
+  memory   a line fitted to the last 75 % of the samples rises by at most 10 MB in 10,000 steps
+  files    the number of files never exceeds the limit of the settings, which does not depend on
+           the number of steps (except for one file per measured probe)
+  open     no more files are open in the last quarter of the run than in the second
 
 Examples:
 
   tools/long_run.py                          # about 10 minutes on 2 cores; into results/long_run
-  tools/long_run.py --steps=600 --out=/tmp/l # a short look
-  tools/long_run.py --page                   # draw page and figure again from the record
+  tools/long_run.py --steps=600 --out=/tmp/l # a short run
+  tools/long_run.py --page                   # redraw page and figure from the record
 """
 
 from __future__ import annotations
@@ -68,20 +67,20 @@ def get_config(steps: int = 20_000) -> Any:
 
 
 def files_allowed(steps: int) -> int:
-    """The most files a workdir may hold at any time, temporary ones included."""
+    """Returns the largest allowed number of files in a workdir, temporary ones included."""
     probes = steps // min(EVERY["probe"], steps // 3) + 2
     named = 6  # config, run, schedule, metrics, timing, report
     return named + (SNAPSHOTS + 2) + 5 * (CHECKPOINTS + 1) + probes + 4 + 1 + 2
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Returns the resident memory of this process in bytes."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def watch(workdir: pathlib.Path, steps: int) -> dict[str, Any]:
-    """Makes the run; {name: samples} at every logged row."""
+    """Runs the training and returns {name: samples} at every logged row."""
     from tf_lrtraj.runs import train_run
     from tf_lrtraj.training.evaluation import Evaluator
     from tf_lrtraj.training.log import RunLog
@@ -125,7 +124,7 @@ def watch(workdir: pathlib.Path, steps: int) -> dict[str, Any]:
 
 
 def judge(samples: dict[str, Any], steps: int) -> dict[str, Any]:
-    """What `CRITERIA` say of the samples."""
+    """Applies `CRITERIA` to the samples."""
     import numpy as np
 
     step, rss = np.array(samples["step"]), np.array(samples["rss"]) / 1e6
@@ -150,7 +149,7 @@ def judge(samples: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def draw(record: dict[str, Any]) -> str:
-    """The figure, as SVG."""
+    """Returns the figure as SVG."""
     import io
 
     import matplotlib

@@ -2,10 +2,10 @@ r"""Makes the power table of a scale from the records of a pilot: effect, scatte
 
   python tools/power_table.py --pilot=DIR --seeds=3 --claims=S1,S4 --out=configs/power_NAME.json
 
-Every part that the pilot's ledger has over two seeds or more becomes a row: the value found is what
-is expected, and the interval's half-width gives the scatter of one seed.  With several pilots the
-first that has a part gives it.  The scale's configuration reads the file; `tf_lrtraj.claims.power`
-says what half-width it lets expect.
+Every part that the pilot's ledger has over two seeds or more becomes a row.  The measured value is
+the expected effect, and the half-width of the interval gives the scatter of one seed.  With several
+pilots, a part comes from the first pilot that has it.  The scale's configuration reads the file,
+and `tf_lrtraj.claims.power` computes the expected half-width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tf_lrtraj.statistics import student
 
 
 def rows(study: claims.Study, seeds: int) -> list[dict[str, Any]]:
-    """Rows of `config.power`, for so many seeds; one for each thing that is wanted.
+    """Returns the rows of `config.power` for a number of seeds.
 
     Of a part that is judged at several places, the one with the largest scatter.
     """

@@ -3,9 +3,9 @@
 #
 #   tools/probe_cifar10.sh WORKDIR [DATA_DIR]
 #
-# WORKDIR is trained first where it holds no run: the run of configs/cifar10_resnet8_cpu.py with
-# snapshots from the first step on, and without averages, which do not touch the raw weights.
-# DATA_DIR is where TFDS data lies.  Whatever was measured before is not measured again.
+# If WORKDIR holds no run, the script first trains that of configs/cifar10_resnet8_cpu.py, with
+# snapshots from the first step on and without averages, which do not affect the raw weights.
+# DATA_DIR is the folder of TFDS data.  Existing measurements are not repeated.
 set -euo pipefail
 workdir=$1
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

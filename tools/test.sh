@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Makes a virtual environment, installs what the tests need, runs lint and tests.
 #
-#   tools/test.sh                     what is not marked long, and some that is; on JAX and torch
-#                                     what users import into their own `fit`
-#   tools/test.sh --tensorflow-only   leave JAX and torch out (also: TF_LRTRAJ_BACKENDS="")
+#   tools/test.sh                     tests not marked long, and some that are; on JAX and torch
+#                                     the modules that users import into their own `fit`
+#   tools/test.sh --tensorflow-only   omits JAX and torch (also: TF_LRTRAJ_BACKENDS="")
 #   tools/test.sh -m long             arguments go to pytest, which then runs once, on TensorFlow
 #   tools/test.sh tests/theory -x
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-# What users import into their own `fit` must run on every backend of Keras.
+# Modules that users import into their own `fit` must run on every backend of Keras.
 across_backends=(tests/averaging tests/test_schedules.py tests/models
   tests/probes/test_{contract,line,gradients,probe_recorder}.py)
 backends=${TF_LRTRAJ_BACKENDS-jax torch}
@@ -47,8 +47,8 @@ say "ruff format --check"
 "$venv/bin/ruff" format --quiet --check .
 say "mypy"
 "$venv/bin/mypy"
-# What needs processes or backends of its own runs beside the rest, and so do some folders:
-# together they keep two cores busy, which neither does alone.
+# Tests with their own processes or backends, and some folders, run in parallel with the rest,
+# because neither part alone uses two cores fully.
 beside=(tests/bin tests/claims tests/probes tests/report tests/theory)
 # Where replicas evaluate on a loaded machine, TensorFlow itself can crash (docs/upstream_defects.md): those
 # tests have a process of their own, which is started once more if a signal ended it.

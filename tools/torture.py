@@ -1,32 +1,32 @@
 #!/usr/bin/env python
-"""Kills a training run at random moments, resumes it, and compares its end with an undisturbed run.
+"""Kills a training run at random times, resumes it, and compares it with an undisturbed run.
 
-Each trial starts `lrtraj-train` in an empty folder, kills it, starts the same command again,
-perhaps kills it again, and lets it end.  Then everything the run leaves is compared, to the bit,
-with a run that nobody disturbed: rows, tensors of every checkpoint, snapshots, probe records,
+Each trial starts `lrtraj-train` in an empty folder, kills it, and starts the same command again.
+The process may be killed several times before it is allowed to end.  The result is then compared
+bit for bit with an undisturbed run: rows, tensors of every checkpoint, snapshots, probe records,
 weights of saved models, configuration, schedule, TensorBoard scalars.
 
 Kinds of kills, each drawn from the seed:
 
-  time    SIGKILL after a random share of the processor time the undisturbed run takes
+  time    SIGKILL after a random share of the processor time of the undisturbed run
   write   the process kills itself by SIGKILL at its n-th operation on a file of the run: before
-          it opens one, half-way through a write, before or after a rename, in a deletion
+          opening a file, in the middle of a write, before or after a rename, or in a deletion
   inside  SIGKILL while TensorFlow writes a checkpoint, or Keras a model
-  term    SIGTERM at a random moment; the process must leave with code 75 (or 0, when it was
-          about to end), and sometimes gets SIGKILL before it has left
+  term    SIGTERM at a random time; the process must exit with code 75 (or 0, if it was about to
+          end), and is sometimes killed by SIGKILL before it exits
 
 Every trial has at least one SIGKILL.  Examples:
 
   tools/torture.py                          # 100 trials, about an hour; into results/torture
-  tools/torture.py --trials=3 --out=/tmp/t  # a short look
-  tools/torture.py --fresh --trials=5       # every start a real process of its own (slower)
-  tools/torture.py --only=17 --out=/tmp/t   # one trial again, its folder kept
+  tools/torture.py --trials=3 --out=/tmp/t  # a short run
+  tools/torture.py --fresh --trials=5       # every start is a new process (slower)
+  tools/torture.py --only=17 --out=/tmp/t   # repeats one trial and keeps its folder
 
-The record is kept after every trial, so the tool itself can be stopped and started again.
-By default one process imports TensorFlow, runs nothing with it, and every start of the program is
-a fork of it: the import would be most of the cost.  The undisturbed run is made in both ways, and
-the record says whether they are the same to the bit.  The report is drawn in every tenth trial
-and an empty page stands for it in the others.  Needs Linux.
+The record is written after every trial, so the tool can be interrupted and started again.
+By default one process imports TensorFlow without running anything, and every start of the program
+is a fork of it, because the import would be most of the cost.  The undisturbed run is made in both
+ways, and the record states whether they are bit-identical.  The report is drawn in every tenth
+trial; the others write an empty page.  Needs Linux.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ SHARES = {"time": 0.35, "write": 0.40, "inside": 0.25}  # of the kills by SIGKIL
 
 
 def get_config() -> Any:
-    """The configuration: this file is what the program gets as --config."""
+    """Returns the configuration; the program gets this file as --config."""
     from tf_lrtraj.runs.run_config import default_config
 
     config = default_config()
@@ -104,7 +104,7 @@ def command(workdir: pathlib.Path) -> list[str]:
 def program(
     workdir: pathlib.Path, counters: pathlib.Path, at: int, half: bool, with_report: bool
 ) -> int:
-    """Runs the training program as its console script does, with a saboteur inside."""
+    """Runs the training program as its console script does, with a `Saboteur`."""
     with open(counters, "r+b") as file:
         shared = mmap.mmap(file.fileno(), 0)
     from tf_lrtraj import report
@@ -122,7 +122,7 @@ def program(
 
 
 def empty_report(workdir: pathlib.Path) -> pathlib.Path:
-    """Stands for the report, a quarter of the run's cost, in nine trials of ten."""
+    """Replaces the report, a quarter of the cost of a run, in nine of ten trials."""
     from tf_lrtraj.records import write_atomically
 
     path = pathlib.Path(workdir) / "report.html"
@@ -134,12 +134,12 @@ def empty_report(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time a process, all its threads together, has used."""
+    """Returns the processor time that all threads of a process have used."""
     return time.clock_gettime((~pid << 3) | 2)  # the clock of another process, as Linux names it
 
 
 class Starter:
-    """Starts the program: a fork of this process, or with `fresh` a process of its own."""
+    """Starts the program as a fork of this process, or as a new process with `fresh`."""
 
     def __init__(self, scratch: pathlib.Path, fresh: bool) -> None:
         self.scratch, self.fresh = scratch, fresh
@@ -148,7 +148,7 @@ class Starter:
         self.log = scratch / "log.txt"
 
     def start(self, workdir: pathlib.Path, at: int, half: bool) -> int:
-        """The number of the process started."""
+        """The id of the started process."""
         self.counters.write_bytes(bytes(8 * len(COUNTERS)))
         self.counters.with_suffix(".note").unlink(missing_ok=True)
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -189,7 +189,7 @@ class Starter:
         return path.read_text() if path.exists() else ""
 
     def attempt(self, workdir: pathlib.Path, kill: dict[str, Any], whole: Any) -> dict[str, Any]:
-        """One start of the program, and what became of it."""
+        """Starts the program once and returns the outcome."""
         at, half = (kill["at"], kill["half"]) if kill["kind"] == "write" else (0, False)
         before = newest_checkpoint(workdir)
         pid = self.start(workdir, at, half)
@@ -235,7 +235,7 @@ class Starter:
         }
 
     def moment(self, kill: dict[str, Any], ended: Any, workdir: pathlib.Path) -> str:
-        """Where the run was when it was killed, in words."""
+        """Describes the state of the run when it was killed."""
         if ended == 0:
             return "had ended"
         rows = workdir / "metrics.jsonl"
@@ -249,11 +249,11 @@ def newest_checkpoint(workdir: pathlib.Path) -> int:
     return max(steps, default=0)
 
 
-# --- What is drawn ------------------------------------------------------------------------
+# --- Random draws -------------------------------------------------------------------------
 
 
 def draw_kills(seed: int, trial: int, whole: dict[str, Any]) -> list[dict[str, Any]]:
-    """The kills of one trial: a pure function of the seed, the trial and the undisturbed run."""
+    """Returns the kills of a trial, a function of the seed, the trial and the undisturbed run."""
     dice = random.Random(f"{seed} {trial}")
 
     def sigkill() -> dict[str, Any]:
@@ -291,7 +291,7 @@ NO_KILL = {"kind": "none"}
 
 
 def undisturbed(starter: Starter, workdir: pathlib.Path) -> dict[str, Any]:
-    """Makes the run to compare with, and measures what the kills are drawn from."""
+    """Makes the undisturbed run, and measures the ranges from which kills are drawn."""
     shutil.rmtree(workdir, ignore_errors=True)
     starter.with_report = False  # so that kills are drawn over the rest
     began = starter.attempt(workdir, NO_KILL, {})
@@ -307,7 +307,7 @@ def undisturbed(starter: Starter, workdir: pathlib.Path) -> dict[str, Any]:
 def run_trial(
     starter: Starter, seed: int, trial: int, whole: dict[str, Any], workdir: pathlib.Path
 ) -> dict[str, Any]:
-    """One trial: kills, resumes, compares."""
+    """Runs one trial: kills, resumes and compares."""
     redrawn = 0
     starter.with_report = trial % WITH_REPORT == 0
     while True:
@@ -344,7 +344,7 @@ def run_trial(
 
 
 def machine() -> dict[str, Any]:
-    """What the run was made on, without names."""
+    """Describes the machine of the run, without names."""
     from importlib import metadata
 
     import numpy
@@ -365,7 +365,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The last commit of the code; "-changed" where files differ from it, "unknown" without git."""
+    """Returns the commit of the code, with "-changed" if files differ; "unknown" without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -410,7 +410,7 @@ def main() -> int:
     if given.page:
         write_record(given.out, json.loads(record_path.read_text()))
         return 0
-    # All of these decide bits or time, and must stand before TensorFlow is imported.
+    # These settings affect results or time, and must be set before TensorFlow is imported.
     os.environ.update(OMP_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -482,7 +482,7 @@ def main() -> int:
 
 
 def keep(folder: pathlib.Path, out: pathlib.Path, result: dict[str, Any]) -> int:
-    """Copies a trial's folder and the program's output to where they stay; returns an exit code."""
+    """Keeps a copy of a trial's folder and the program's output; returns an exit code."""
     kept = out / f"trial{result['trial']}"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(folder, kept / "run")

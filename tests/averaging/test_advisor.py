@@ -143,7 +143,7 @@ def test_plans_join_measured_snapshots():
 
 def test_equally_spaced_snapshots_are_found_among_others():
     steps = [0, 5, 10, *range(20, 120, 10), 117]
-    with pytest.raises(ValueError, match="near it are"):
+    with pytest.raises(ValueError, match="the nearest are"):
         advice_plan.equally_spaced(steps, last=95)
     np.testing.assert_array_equal(
         advice_plan.equally_spaced(steps, last=110), np.arange(0, 120, 10)
@@ -170,7 +170,7 @@ def test_a_diverged_snapshot_is_named(tmp_path):
 
     plan = advice_plan.make_plan(snapshots.steps, Effort(singles=20))
     assert plan.singles[0] == 0
-    with pytest.raises(RecordError, match="snapshot of step 100 is not finite; choose --first"):
+    with pytest.raises(RecordError, match="snapshot of step 100 is not finite; set --first"):
         advise(snapshots, loss, effort=Effort(singles=20))
 
 

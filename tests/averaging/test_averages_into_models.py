@@ -129,11 +129,14 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(trained, found, tmp_pa
     model, bare = trained[0], made(norm=False)
     before = everything(model)
     for call, message in [
-        (lambda: found.apply(model), r"give `batch_norm_data`.*Received: batch_norm_data=None"),
+        (
+            lambda: found.apply(model),
+            r"`batch_norm_data` must hold training inputs.*Received: batch_norm_data=None",
+        ),
         (lambda: found.apply(model, batch_norm="copy"), "must be one of.*'copy'"),
         (lambda: found.apply(bare), r"must be 4 arrays .*Received: 8 arrays"),
         (lambda: found.save(tmp_path / "a.h5", model, batch_norm_data=X), r"\.weights\.h5"),
-        (lambda: found.save(tmp_path / "n" / "a.keras", model), "folder that exists"),
+        (lambda: found.save(tmp_path / "n" / "a.keras", model), "existing folder"),
         (lambda: read_weights(tmp_path / "a.pt", model), r"must end in \.keras, "),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -152,11 +155,11 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(trained, found, tmp_pa
         ("a.npz", b"no archive", "cannot be read"),
         ("a.keras", b"no archive", "cannot be loaded"),
         ("a.weights.h5", b"no archive", "does not hold weights of the model"),
-        ("b.npz", {"arr_0": np.zeros(3)}, "holds 1, and number 0"),
+        ("b.npz", {"arr_0": np.zeros(3)}, "the file 1, and number 0"),
         ("b.npz", {"dense/kernel": np.array(["a"])}, "must hold arrays of numbers"),
         ("b.npz", {}, "must hold arrays of numbers"),
         ("a.safetensors", b"no archive", "is damaged: "),
-        ("b.safetensors", {"unknown": np.zeros(3)}, "holds 1, and number 0"),
+        ("b.safetensors", {"unknown": np.zeros(3)}, "the file 1, and number 0"),
         ("b.safetensors", {}, "must hold arrays of numbers"),
     ],
 )

@@ -163,13 +163,15 @@ def test_it_resets_them():
 
 
 def test_what_it_cannot_do_is_said_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"`averages` may be left out .* AveragedOptimizer only"):
+    with pytest.raises(ValueError, match=r"`averages` may be omitted only .* AveragedOptimizer"):
         fit(network(), WeightAveraging())
     with pytest.raises(ValueError, match=r"`batch_norm` must be 'recompute' or 'copy' .*average"):
         fit(model_with(), WeightAveraging(batch_norm="average"))
     with pytest.raises(ValueError, match=r"`batch_norm` must be a policy for each of .*'swa'"):
         fit(model_with(), WeightAveraging(batch_norm={"ema": "copy"}))
-    with pytest.raises(ValueError, match=r"`save_best` must be a dict of paths by names .*'emma'"):
+    with pytest.raises(
+        ValueError, match=r"`save_best` must be a dict of paths, with keys among .*'emma'"
+    ):
         fit(model_with(), served(validation_data=VALIDATION, save_best={"emma": "emma.keras"}))
     callback = served()
     callback.set_model(model_with())

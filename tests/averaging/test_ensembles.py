@@ -260,7 +260,7 @@ def two_outputs(as_dict):
         (dense(3), "sparse_categorical_crossentropy", {}, CLASSES,
          r"`logits` must be True if .*they lie between -"),
         (dense(3), L.BinaryCrossentropy(from_logits=True), {"logits": False}, MANY,
-         "taken for probabilities, and they lie between -"),
+         "taken for probabilities, but they lie between -"),
         (dense(3), None, {"logits": "yes"}, CLASSES, "Received: logits='yes'"),
         (dense(3), None, {"logits": True}, CLASSES + 1, "labels from 0 to 2.*from 1 to 3"),
         (dense(3), None, {"logits": True}, CLASSES[:5], "each of 24 examples.*shape=\\(5,\\)"),
@@ -294,7 +294,7 @@ def test_models_with_several_outputs_are_refused(as_dict):
 
 def test_bad_input(fge):
     model, snapshots, _, _ = fge
-    with pytest.raises(ValueError, match="give `batch_norm_data`"):
+    with pytest.raises(ValueError, match="`batch_norm_data` must hold training inputs"):
         Ensemble(model, snapshots)
     with pytest.raises(ValueError, match=r"`statistics` must be one of .*'copy'"):
         Ensemble(model, snapshots, statistics="copy", batch_norm_data=INPUTS)

@@ -227,7 +227,7 @@ def test_an_average_that_does_not_fit_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(backend, "free_memory", lambda: 10_000)
     averages = {"ema": kernels.Exponential(0.5), "late": kernels.Window(1000)}
     with pytest.raises(
-        ValueError, match=r"132\.1 kB, and 10\.0 kB .* 'late': .* 1,000 copies of 33"
+        ValueError, match=r"132\.1 kB, but 10\.0 kB .* 'late': .* 1,000 copies of 33"
     ):
         WeightAveraging(averages).set_model(network())
     WeightAveraging({"ema": kernels.Exponential(0.5)}).set_model(network())
@@ -345,7 +345,7 @@ def test_large_numbers_are_finite():
 def test_no_snapshot_is_taken_of_weights_that_are_not_finite(tmp_path):
     x = X.copy()
     x[60] = np.nan  # the last batch of four
-    with pytest.warns(UserWarning, match="at step 4 are not finite: no snapshot"):
+    with pytest.warns(UserWarning, match="at step 4 are not finite, so no snapshot"):
         fit(network(), SnapshotRecorder(tmp_path, every=2), x=x)
     assert Snapshots(tmp_path).steps.tolist() == [0, 2]
 

@@ -184,7 +184,7 @@ def test_iterates_older_than_the_first_snapshot_are_refused_or_told():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"last": 15}, r"step of a snapshot; near it are \[0, 10, 20\]. Received: last=15"),
+        ({"last": 15}, r"step of a snapshot; the nearest are \[0, 10, 20\]. Received: last=15"),
         ({"per": "epoch"}, r"one of \['update', 'snapshot'\]"),
         ({"target": [0.5, 0.5]}, r"\[21\] finite weights, one for each of the iterates"),
         ({"target": np.full(21, 0.1)}, "sum to 1"),

@@ -143,7 +143,7 @@ OTHERS = {
     "other kernels": (lambda: made({**KERNELS, "ema": kernels.Exponential(0.5)}), r"0\.5.*0\.9,"),
     "another order": (lambda: made(dict(reversed(KERNELS.items()))), "keeps the averages .* holds"),
     "other weights": (lambda: made(units=5), "shape"),
-    "not built": (made, r"Call `optimizer\.build\(model\.trainable_variables\)`"),
+    "not built": (made, r"call `optimizer\.build\(model\.trainable_variables\)`"),
 }
 
 

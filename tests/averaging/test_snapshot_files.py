@@ -409,7 +409,7 @@ def test_weights_that_are_not_finite_are_told_of_and_not_written(tmp_path):
         snapshots.write(0, only_finite=True)
         model.set_weights([np.full(w.shape, np.inf) for w in model.get_weights()])
         snapshots.write(1, only_finite=True)
-        with pytest.warns(UserWarning, match="at step 1 are not finite: no snapshot"):
+        with pytest.warns(UserWarning, match="at step 1 are not finite, so no snapshot"):
             snapshots.wait()
         with warnings.catch_warnings(action="error"):
             snapshots.check()

@@ -341,7 +341,7 @@ def test_another_optimizer_goes_on_from_the_same_weights_only(moved):
         fit(model)
     model.compile(keras.optimizers.SGD(0.01), "mse")
     if moved:
-        with pytest.raises(ValueError, match=r"another optimizer, and other weights.*reset\(\)"):
+        with pytest.raises(ValueError, match=r"another optimizer and other weights.*reset\(\)"):
             fit(model, averaging)
         averaging.reset()
         iterates = Iterates()
@@ -363,7 +363,7 @@ def test_chosen_variables_are_averaged_and_the_others_stay_raw():
         lent = trainable(model)
     assert [bool((a != b).any()) for a, b in zip(lent, raw, strict=True)] == [1, 0, 1, 0]
     none = WeightAveraging(AVERAGES, variables=lambda v: False)
-    with pytest.raises(ValueError, match="or `variables` chooses none"):
+    with pytest.raises(ValueError, match="or `variables` selects none"):
         none.set_model(model)
 
 

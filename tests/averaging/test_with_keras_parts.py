@@ -236,7 +236,7 @@ SAVE = {"validation_data": VALIDATION}
         ({"save_best": {"ema": "a.h5"}, **SAVE}, r"save_best\['ema'\].*must end in '.keras'"),
         (
             {"save_best": {"ema": "gs://no-such-bucket/ema.keras"}, **SAVE},
-            r"save_best\['ema'\].*must lie in a bucket that is there",
+            r"save_best\['ema'\].*must be in an existing bucket",
         ),
         (
             {"save_best": {"ema": "nosuch://bucket/ema.keras"}, **SAVE},
@@ -368,7 +368,7 @@ def test_a_restored_model_without_averages_that_fit_is_refused(tmp_path):
     run(tmp_path / "b", KillAfter(10))
     for path in (tmp_path / "b").glob("weight_averaging.*"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"restored at iteration 8, and .* has no state"):
+    with pytest.raises(ValueError, match=r"restored at iteration 8, but .* has no state"):
         run(tmp_path / "b")
 
 
@@ -380,7 +380,7 @@ def test_averages_of_another_training_at_the_same_step_are_refused(tmp_path):
         backup = keras.callbacks.BackupAndRestore(str(tmp_path / "c"))
         fit(other, averaging_of(), KillAfter(10), backup, epochs=3)
     shutil.copy(tmp_path / "c" / "weight_averaging.8.npz", tmp_path / "b")
-    with pytest.raises(ValueError, match=r"restored at iteration 8, and .* has no state"):
+    with pytest.raises(ValueError, match=r"restored at iteration 8, but .* has no state"):
         run(tmp_path / "b")
 
 

@@ -158,7 +158,7 @@ def test_a_step_without_a_snapshot_is_refused_with_the_nearest(snapshots, step):
     found = Snapshots(snapshots)
     with pytest.raises(RecordError, match=r"nearest are \[0, 2\]"):
         found.path(step)
-    with pytest.raises(ValueError, match=r"near it are \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"the nearest are \[0, 2\]"):
         snapshot_weights(found.steps, kernels.Uniform(), step)
 
 

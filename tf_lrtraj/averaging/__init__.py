@@ -1,7 +1,7 @@
 """Averages of a model's weights: online state, batch-norm policies, callbacks, snapshots on disk.
 
-What works on snapshots alone (`Snapshots`, `average_snapshots`) is plain NumPy,
-so names are loaded when they are first used: Keras takes many seconds to import.
+`Snapshots` and `average_snapshots` need NumPy only, and Keras takes many seconds to import.  So
+each name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what a type checker, and a reader, sees
+if TYPE_CHECKING:
     from tf_lrtraj.averaging.averaged_optimizer import AveragedOptimizer
     from tf_lrtraj.averaging.borrowing import borrow
     from tf_lrtraj.averaging.model_files import save_model

@@ -1,4 +1,4 @@
-"""What a user asks of averages, checked before anything is trained."""
+"""Checks of the arguments of averages, made before anything is trained."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ NON_FINITE = ("skip", "stop", "ignore")
 
 
 def read_averages(averages: Any) -> tuple[dict[str, Kernel], dict[str, Any]]:
-    """Kernels by name, and configurations in durations, which wait for a `fit`.
+    """Splits averages into kernels and configurations that contain durations.
 
     Args:
         averages: name → kernel, or a kernel's configuration.
 
+    Returns:
+        (name → kernel, name → configuration).  Configurations are resolved once the length of
+        a `fit` is known.
+
     Raises:
-        ValueError: for an empty set, a name that averages cannot have, or no kernel.
+        ValueError: if `averages` is empty, a name cannot be used, or a value is not a kernel.
     """
     if not isinstance(averages, Mapping) or not averages:
         allowed = "a non-empty dict of name -> tf_lrtraj.kernels kernel"
@@ -35,8 +39,8 @@ def read_averages(averages: Any) -> tuple[dict[str, Kernel], dict[str, Any]]:
         check_average_name(name)
         if name == RAW_RUNNING:
             raise ValueError(
-                f"an average needs another name: {name!r} is the raw weights with their running "
-                "statistics."
+                f"an average cannot be named {name!r}: that name stands for the raw weights with "
+                "their running statistics."
             )
     waiting = {name: kernel for name, kernel in averages.items() if has_durations(kernel)}
     kernels = {n: check_kernel(n, kernel) for n, kernel in averages.items() if n not in waiting}
@@ -44,10 +48,10 @@ def read_averages(averages: Any) -> tuple[dict[str, Kernel], dict[str, Any]]:
 
 
 def has_durations(kernel: Any) -> bool:
-    """Whether a kernel's configuration counts updates in epochs or shares of a run.
+    """Returns whether a kernel's configuration counts updates in epochs or shares of a run.
 
     Raises:
-        ValueError: if the configuration cannot be resolved, whatever the run.
+        ValueError: if the configuration cannot be resolved for any run.
 
     >>> has_durations({"kernel": "Uniform", "start": "75 percent"})
     True
@@ -61,7 +65,7 @@ def has_durations(kernel: Any) -> bool:
 
 
 def check_kernel(name: str, kernel: Any) -> Kernel:
-    """Returns the kernel of an average; a configuration is made into one."""
+    """Returns the kernel of an average, built from its configuration if needed."""
     if isinstance(kernel, Mapping):
         return from_config(kernel)
     if not isinstance(kernel, Kernel):
@@ -73,7 +77,7 @@ def check_kernel(name: str, kernel: Any) -> Kernel:
 
 
 def check_policies(batch_norm: Any, averages: Collection[str]) -> dict[str, str]:
-    """Returns name → batch-norm policy, of one policy for all or of such a dict."""
+    """Returns a dict name → batch-norm policy, given one policy for all or such a dict."""
     if isinstance(batch_norm, str):
         batch_norm = dict.fromkeys(averages, batch_norm)
     if not isinstance(batch_norm, Mapping) or set(batch_norm) != set(averages):
@@ -85,33 +89,33 @@ def check_policies(batch_norm: Any, averages: Collection[str]) -> dict[str, str]
 def check_save_best(
     save_best: Mapping[str, Any], averages: Mapping[str, Any], validation_data: Any
 ) -> dict[str, Any]:
-    """Checks names and paths of the averages whose best is saved."""
-    allowed = f"a dict of paths by names of {sorted(averages)}"
+    """Checks the names and paths of the averages whose best version is saved."""
+    allowed = f"a dict of paths, with keys among {sorted(averages)}"
     if not isinstance(save_best, Mapping):
         raise values.error("save_best", allowed, save_best)
     unknown = [name for name in save_best if name not in averages]
     if unknown:
         raise values.error("save_best", allowed, unknown)
     if save_best and validation_data is None:
-        raise ValueError("`save_best` needs `validation_data` to tell which is best.")
+        raise ValueError("`save_best` needs `validation_data` to determine which is best.")
     return {
         name: check_model_path(path, f"save_best[{name!r}]") for name, path in save_best.items()
     }
 
 
 def check_monitor(monitor: Any, mode: Any) -> str:
-    """Checks the metric that the best goes by, and returns the mode."""
+    """Checks the metric that determines the best average, and returns the mode."""
     sound = isinstance(monitor, str) and (mode is None or isinstance(mode, str))
     if not sound or mode not in (("min", "max", None) if monitor == "loss" else ("min", "max")):
         raise ValueError(
-            "`mode` must be 'min' or 'max', and is needed where `monitor` is not 'loss'. "
+            "`mode` must be 'min' or 'max', and is needed if `monitor` is not 'loss'. "
             f"Received: monitor={monitor!r}, mode={mode!r}"
         )
     return mode or "min"
 
 
 def check_lengths(data: Any, name: str) -> None:
-    """Raises ValueError for inputs and targets that are not of one length.
+    """Raises ValueError if inputs and targets differ in length.
 
     >>> check_lengths(([[0.0], [1.0]], [1]), "validation_data")
     >>> import numpy as np
@@ -131,7 +135,7 @@ def check_lengths(data: Any, name: str) -> None:
 
 
 def check_function(value: Any, name: str) -> Callable[..., Any] | None:
-    """Returns a function or None, or raises ValueError."""
+    """Returns `value` if it is a function or None; raises ValueError otherwise."""
     if value is not None and not callable(value):
         raise values.error(name, "a function or None", value)
     return value

@@ -1,4 +1,4 @@
-"""`AveragedOptimizer`: averages of the weights as part of the optimizer's own step."""
+"""`AveragedOptimizer`: averages of the weights, updated in the optimizer's step."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tf_lrtraj.kernels import Kernel
 
 @keras.saving.register_keras_serializable(package="tf_lrtraj")
 class AveragedOptimizer(keras.optimizers.Optimizer):
-    """Optimizer that keeps averages of the weights, in the very step that moves them.
+    """Optimizer that updates averages of the weights in the step that moves the weights.
 
-    It makes the steps of the optimizer it is given, and updates the averages after each.  They
-    are variables of the optimizer, laid out over devices as the weights are: so they are compiled
-    with the step, saved and restored with it by Keras' own means, and need no callback.  It works
-    with `steps_per_execution`, `jit_compile`, custom training steps and loops,
+    It applies the steps of another optimizer and updates the averages after each step.  The
+    averages are variables of the optimizer, with the same layout over devices as the weights.  So
+    they are compiled with the step, Keras saves and restores them, and no callback is needed.  The
+    class works with `steps_per_execution`, `jit_compile`, custom training steps and loops,
     `tf.distribute` strategies and `keras.distribution`.
 
-    Micro-steps of gradient accumulation, and steps that loss scaling skips, move no weights and
-    are no updates of the averages.
+    Micro-steps of gradient accumulation and steps skipped by loss scaling move no weights, so they
+    do not update the averages.
 
     A `WeightAveraging()` without arguments, beside a model compiled with this optimizer,
     evaluates, lends and saves its averages.
@@ -51,13 +51,14 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         inner: a Keras optimizer, which moves the weights.  It may be a `LossScaleOptimizer` or a
             `MultiOptimizer`, and may accumulate gradients.
         averages: name → kernel, or a kernel's configuration.
-        precision: how averages are stored, as in `AverageState`: float32, and wider where a
-            kernel needs it (`"auto"`), or `"single"`, `"double"`, `"pair"`.
-        name: of the optimizer.
+        precision: how averages are stored, as in `AverageState`.  `"auto"` stores float32, and
+            wider numbers where a kernel needs them; the other values are `"single"`, `"double"`
+            and `"pair"`.
+        name: name of the optimizer.
 
     Raises:
-        ValueError: for no optimizer, or one that keeps an average of its own; for unknown kernels
-            or precisions, or counts of updates in epochs or percent.
+        ValueError: if `inner` is not an optimizer or keeps an average itself; if a kernel or the
+            precision is unknown; if a kernel counts updates in epochs or percent.
     """
 
     def __init__(
@@ -72,31 +73,32 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         if waiting:
             raise values.error(
                 f"averages[{min(waiting)!r}]",
-                "a kernel with numbers of updates: an optimizer does not know how long a `fit` is",
+                "a kernel with numbers of updates, as an optimizer does not know the length of a "
+                "`fit`",
                 waiting[min(waiting)],
             )
         one_of = values.one_of(PRECISIONS)
-        # A learning rate that is a function makes no variable: it is the inner optimizer's.
+        # A function creates no variable; the learning rate is the inner optimizer's.
         super().__init__(learning_rate=lambda: inner.learning_rate, name=name)
         self.inner = inner
         self.precision = one_of.check("precision", precision)
-        # Keras replaces dicts and lists that are attributes.
+        # Keras would replace a dict or a list by a tracked copy.
         self.averages = types.MappingProxyType(kernels)
         self._state: AverageState | None = None
-        self._follow: Any = None  # makes an update of the averages
+        self._follow: Any = None  # updates the averages
         self._begun = False  # whether an update is known to have been made
 
-    # What Keras asks of an optimizer ----------------------------------------------------------
+    # The interface of Keras optimizers --------------------------------------------------------
 
     @property
     def variables(self) -> list[Any]:
-        if backend.name() == "jax":  # whose loops take the values from here, before they begin
+        if backend.name() == "jax":  # Keras' loops on JAX read the values here before they begin
             self._begin()
         return [*self._variables, *self.inner.variables]
 
     @property
     def iterations(self) -> Any:
-        """Steps that the inner optimizer has made."""
+        """Number of steps that the inner optimizer has made."""
         return self.inner.iterations
 
     @property
@@ -130,16 +132,16 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         """Creates the variables of the averages and of the inner optimizer.
 
         Raises:
-            ValueError: if averages do not fit into memory.
+            ValueError: if the averages do not fit into memory.
         """
         if self.built:
             return
         variables = list(variables)
         if not self.inner.built:
             self.inner.build(variables)
-        _check_inner(self.inner)  # a MultiOptimizer may have found its parts just now
+        _check_inner(self.inner)  # a MultiOptimizer may know its parts only now
         super().build(variables)
-        # Some of Keras' files know a variable by its path.
+        # Some file formats of Keras identify a variable by its path.
         with backend.outside_of_graphs(), keras.name_scope(self.name):
             state = AverageState(variables, self.averages, self.precision, begin=False)
         for variable in state.variables:
@@ -176,17 +178,18 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
 
         with scope(trainable_variables, held, inner):
             steps = self._steps()
-        # The inner optimizer's own way: that of LossScaleOptimizer differs from `apply`.
+        # The `stateless_apply` of LossScaleOptimizer differs from its `apply`.
         moved, inner = self.inner.stateless_apply(inner, grads, trainable_variables)
         with scope(moved, held, inner) as after:
             self._update(steps)
         return moved, [*(after.get_current_value(variable) for variable in own), *inner]
 
     def _begin(self) -> None:
-        """Takes the weights of now as `θ_0`, unless updates have been made.
+        """Takes the current weights as `θ_0`, unless updates have been made.
 
-        Compiled steps pay nothing for it: it runs when the optimizer is built and, because weights
-        may be loaded after that, when a step is traced or, on JAX, given its values.
+        This adds no cost to compiled steps.  It runs when the optimizer is built.  Weights may be
+        loaded after that, so it also runs when a step is traced or, on JAX, when a loop reads the
+        values.
         """
         if self._begun or self._state is None:
             return
@@ -201,7 +204,7 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
                 self._state.start()
 
     def _steps(self) -> list[Any] | None:
-        """Steps that each inner optimizer has made; None where each call makes one."""
+        """Returns the steps of each inner optimizer, or None if every call makes one step."""
         counters = _counters(self.inner)
         if not any(_may_skip(one) for one in (self.inner, *counters)):
             return None
@@ -229,26 +232,26 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         """
         if self._state is None:
             raise RuntimeError(
-                "The optimizer has no averages yet: train with it, or call "
+                "The optimizer has no averages yet. Train with it, or call "
                 "`optimizer.build(model.trainable_variables)`."
             )
         return self._state
 
     @property
     def averaged_variables(self) -> list[Any]:
-        """The weights, in the order of the averages' arrays."""
+        """The averaged variables, in the order of the averages' arrays."""
         return list(self._trainable_variables)
 
     @property
     def num_updates(self) -> int:
-        """Updates of the weights averaged so far."""
+        """Number of updates made so far."""
         return int(backend.to_numpy(backend.values([self._iterations]))[0])
 
     def get_average(self, name: str) -> list[np.ndarray]:
-        """The average `name` as arrays in the order of the trainable variables.
+        """Returns the average `name` as arrays in the order of the trainable variables.
 
-        Before the first update it is the weights.  Inside a `fit` on JAX values are up to date
-        where `model.jax_state_sync()` has been called, as `WeightAveraging` does.
+        Before the first update it equals the weights.  Inside a `fit` on JAX the values are
+        current only after `model.jax_state_sync()`, which `WeightAveraging` calls.
 
         Raises:
             KeyError: for an unknown name.
@@ -259,7 +262,7 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
         return backend.to_numpy(state.average(name, self.num_updates))
 
     def reset(self) -> None:
-        """Forgets the averages: they begin anew at the weights of now."""
+        """Restarts the averages at the current weights."""
         backend.assign([self._iterations], [0])
         self._begun = False
         self._begin()
@@ -267,7 +270,7 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
     # Saving -----------------------------------------------------------------------------------
 
     def save_own_variables(self, store: Any) -> None:
-        # The inner optimizer is saved beside, as a part of this one.
+        # Keras saves the inner optimizer separately, as a part of this one.
         store["averages"] = np.frombuffer(self._description().encode(), np.uint8)
         for index, array in enumerate(backend.to_numpy(backend.values(self._variables))):
             store[str(index)] = array
@@ -278,21 +281,21 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
             saved = np.asarray(store["averages"]).tobytes().decode()
         if saved != own:
             raise ValueError(
-                f"The optimizer {self.name!r} keeps the averages {own}, and the file holds "
+                f"The optimizer {self.name!r} keeps the averages {own}, but the file holds "
                 f"{saved}. To load the weights alone, load them before `compile`."
             )
         if len(store.keys()) != len(self._variables) + 1:
             raise ValueError(
                 f"The optimizer {self.name!r} keeps its averages in {len(self._variables)} "
-                f"variables, and the file holds {len(store.keys()) - 1}: the model is another, or "
-                "the optimizer is not built yet. Call `optimizer.build(model.trainable_variables)` "
-                "before loading."
+                f"variables, but the file holds {len(store.keys()) - 1}. The file belongs to "
+                "another model, or the optimizer is not built yet: call "
+                "`optimizer.build(model.trainable_variables)` before loading."
             )
         for index, variable in enumerate(self._variables):
             variable.assign(store[str(index)])
 
     def _description(self) -> str:
-        """The averages as JSON, in their order."""
+        """Returns the averages as JSON, in their order."""
         return json.dumps({name: kernel.get_config() for name, kernel in self.averages.items()})
 
     def set_weights(self, weights: Sequence[Any]) -> None:
@@ -316,7 +319,7 @@ class AveragedOptimizer(keras.optimizers.Optimizer):
 
 
 def find_averaged(optimizer: Any) -> AveragedOptimizer | None:
-    """The optimizer that keeps averages: this one, or one that a `LossScaleOptimizer` wraps."""
+    """Returns the `AveragedOptimizer` that `optimizer` is or wraps, or None."""
     if isinstance(optimizer, AveragedOptimizer):
         return optimizer
     inner = getattr(optimizer, "inner_optimizer", None)
@@ -324,16 +327,16 @@ def find_averaged(optimizer: Any) -> AveragedOptimizer | None:
 
 
 def _counters(optimizer: Any) -> list[Any]:
-    """The optimizers inside one whose `iterations` count moves of weights."""
-    inner = getattr(optimizer, "inner_optimizer", None)  # of LossScaleOptimizer
+    """Returns the innermost optimizers, whose `iterations` count updates of weights."""
+    inner = getattr(optimizer, "inner_optimizer", None)  # LossScaleOptimizer has it
     if inner is not None:
         return _counters(inner)
-    several = getattr(optimizer, "optimizers", None)  # of MultiOptimizer
+    several = getattr(optimizer, "optimizers", None)  # MultiOptimizer has it
     return [optimizer] if several is None else [one for part in several for one in _counters(part)]
 
 
 def _may_skip(optimizer: Any) -> bool:
-    """Whether a call of an optimizer may leave the weights as they are."""
+    """Returns whether a call of an optimizer may leave the weights unchanged."""
     return bool(optimizer.gradient_accumulation_steps or hasattr(optimizer, "inner_optimizer"))
 
 
@@ -345,14 +348,14 @@ def _check_inner(inner: Any) -> None:
             raise values.error("inner", "an optimizer without averages", one)
         if one.use_ema:
             raise ValueError(
-                "`inner` must not have `use_ema`, which puts its average in the place of the "
-                "weights when training ends: keep it in `averages`, as "
+                "`inner` must not have `use_ema`, which replaces the weights by its average when "
+                "training ends. Add this average to `averages` instead, as "
                 f"kernels.Exponential({one.ema_momentum}). Received: inner={one!r}"
             )
 
 
 def _number(variable: Any) -> Any:
-    """The value of a variable that counts; of several replicas that of this one."""
+    """Returns the value of a counter variable on the current replica."""
     if backend.name() == "torch":
         return int(variable.value)
     return backend.values([variable])[0]

@@ -1,4 +1,4 @@
-"""Files written by another thread while training goes on."""
+"""`BackgroundWriter`: a thread that writes files while training goes on."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Buffer = TypeVar("Buffer")
 
 
 class BackgroundWriter(Generic[Buffer]):
-    """Fills a buffer in the calling thread and writes it in another, in order.
+    """Fills buffers in the calling thread and writes them in another thread, in order.
 
-    Whoever comes while all buffers wait to be written waits for one.  Once a write has failed,
-    those that wait are dropped, and the error is raised by the next `write`, `check` or `wait`.
+    `write` waits for a free buffer.  After a write has failed, the waiting writes are dropped, and
+    the next call of `write`, `check` or `wait` raises the error.
 
-    The thread lives while there is something to write, and Python waits for it before it ends, so
-    what was handed over is written whatever happens to training.  A failure that nobody was left
-    to be told of is printed then.
+    The thread runs while there is something to write.  Python waits for it at exit, so all
+    accepted data are written even if training fails.  An error that no call has raised by then is
+    printed.
 
     Args:
-        folder: where the files are, for `finish_writes`.
-        buffers: what is filled and written, each by one write at a time.
+        folder: folder of the files, for `finish_writes`.
+        buffers: the buffers; each is used by one write at a time.
     """
 
     def __init__(self, folder: str | os.PathLike[str], buffers: Sequence[Buffer]) -> None:
@@ -41,10 +41,10 @@ class BackgroundWriter(Generic[Buffer]):
         weakref.finalize(self, _print_failures, self.folder, self._failures)
 
     def write(self, fill: Callable[[Buffer], None], work: Callable[[Buffer], None]) -> None:
-        """Calls `fill` with a free buffer now, and `work` with it later, in the other thread.
+        """Calls `fill` with a free buffer now, and `work` with it later in the other thread.
 
         Raises:
-            Exception: with which an earlier write failed.
+            Exception: the error of an earlier write that failed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._free or self._failures)
@@ -64,12 +64,12 @@ class BackgroundWriter(Generic[Buffer]):
                 self._thread.start()
 
     def check(self) -> None:
-        """Raises the error with which an earlier write failed, once."""
+        """Raises the error of an earlier write that failed; each error is raised once."""
         if self._failures:
             raise self._failures.pop()
 
     def finish(self) -> None:
-        """Waits until everything is written, or has failed."""
+        """Waits until every write has ended, with success or not."""
         if threading.current_thread() is not self._thread:
             with self._changed:
                 self._changed.wait_for(self._is_idle)
@@ -78,13 +78,13 @@ class BackgroundWriter(Generic[Buffer]):
         """Waits until everything is written.
 
         Raises:
-            Exception: with which a write failed.
+            Exception: the error of a write that failed.
         """
         self.finish()
         self.check()
 
     def _is_idle(self) -> bool:
-        # After a fork the thread is another process's.
+        # After a fork the thread belongs to the other process.
         return self._thread is None or not self._thread.is_alive()
 
     def _work(self) -> None:
@@ -98,7 +98,7 @@ class BackgroundWriter(Generic[Buffer]):
             failure: BaseException | None = None
             try:
                 work(buffer)
-            except BaseException as error:  # raised where somebody sees it
+            except BaseException as error:  # raised later, in the calling thread
                 failure = error
             with self._changed:
                 self._free.append(buffer)
@@ -113,7 +113,7 @@ _ALL: weakref.WeakSet[BackgroundWriter] = weakref.WeakSet()
 
 
 def finish_writes(folder: str | os.PathLike[str]) -> None:
-    """Waits for what this process is writing into a folder, so that readers find it."""
+    """Waits until this process has written all pending files of a folder."""
     place = os.path.realpath(folder)
     for writer in list(_ALL):
         if os.path.realpath(writer.folder) == place:

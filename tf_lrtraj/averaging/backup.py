@@ -1,4 +1,4 @@
-"""Averages on disk: one file of a user's own, and files in step with Keras' BackupAndRestore."""
+"""Files of averages: a state saved by the user, and backups in step with BackupAndRestore."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tf_lrtraj.records.archives import load_arrays, save_arrays
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays in the file of a saved state.
+    """Reads the arrays of a saved state.
 
     Raises:
-        ValueError: if it is damaged; the file is named.
-        OSError: if it cannot be read.
+        ValueError: if the file is damaged.
+        OSError: if the file cannot be read.
     """
     local_path(path, "path")
     try:
         return load_arrays(path, largest=None)
     except ValueError as error:
-        raise ValueError(f"{os.fspath(path)} is no saved state: {error}") from None
+        raise ValueError(f"{os.fspath(path)} is not a saved state: {error}") from None
 
 
 class BackupCalendar:
-    """Tells when a `keras.callbacks.BackupAndRestore` is about to save the model.
+    """Predicts when a `keras.callbacks.BackupAndRestore` saves the model.
 
     Args:
         keras_backup: the callback whose `save_freq` is followed.
@@ -44,7 +44,7 @@ class BackupCalendar:
         self._batches = self._last_batch = 0
 
     def due_after_batch(self, batch: int) -> bool:
-        """Returns whether Keras is about to save; to be asked in every `on_train_batch_end`.
+        """Returns whether Keras saves after this batch; call it in every `on_train_batch_end`.
 
         Args:
             batch: the index of the last batch, as Keras passes it to callbacks.  With
@@ -61,7 +61,7 @@ class BackupCalendar:
         return True
 
     def due_after_epoch(self) -> bool:
-        """Returns whether Keras is about to save; to be asked in every `on_epoch_end`."""
+        """Returns whether Keras saves now; call it in every `on_epoch_end`."""
         self._last_batch = 0
         return self.followed.save_freq == "epoch"
 
@@ -69,10 +69,9 @@ class BackupCalendar:
 class Backup(BackupCalendar):
     """Saves the averages in step with a `keras.callbacks.BackupAndRestore`.
 
-    A state is a file in the same folder, so it is deleted when Keras deletes
-    its own.  It is written just before Keras saves the model, with a checksum of the weights,
-    and the one before it is kept: whenever the process is killed, one of the two
-    belongs to the model that Keras saved.
+    A state is a file in the folder of the backup, so Keras deletes it with its own files.  It is
+    written just before Keras saves the model and contains a checksum of the weights.  The previous
+    state is kept: whenever the process is killed, one of the two belongs to the saved model.
 
     Args:
         keras_backup: the callback whose `backup_dir` and `save_freq` are followed.
@@ -97,13 +96,13 @@ class Backup(BackupCalendar):
     def write(
         self, model: Any, num_updates: int, arrays: Mapping[str, Any], best: Mapping[str, float]
     ) -> None:
-        """Writes a state, whole or not at all, and deletes those no longer needed.
+        """Writes a state atomically, and deletes states that are no longer needed.
 
         Args:
-            model: whose random streams are saved too.
-            num_updates: of the averages.
-            arrays: the averages.
-            best: name → value of the averages saved as the best.
+            model: a Keras model; its random streams are saved too.
+            num_updates: number of updates of the averages.
+            arrays: arrays of the averages.
+            best: name → best value of the monitored metric.
         """
         streams = backend.to_numpy(backend.values(_random_streams(model)))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,17 +117,17 @@ class Backup(BackupCalendar):
             compress=False,
         )
         states = {int(path.name.split(".")[1]): path for path in self.files()}
-        # Later states are of a training that was given up.
+        # Later states belong to a training that was abandoned.
         kept = sorted(count for count in states if count <= num_updates)[-self._kept :]
         for count in set(states) - set(kept):
             states[count].unlink()
 
     def files(self) -> list[pathlib.Path]:
-        """The files of the states on disk."""
+        """Returns the files of the states on disk."""
         return list(self.folder.glob(f"{self.PREFIX}.*.npz"))
 
     def read(self, model: Any) -> dict[str, np.ndarray] | None:
-        """The state that was written with the weights `model` has now; None if there is none."""
+        """Returns the state written with the model's current weights, or None."""
         weights = _checksum(model.weights)
         for path in self.files():
             stored = load_arrays(path, largest=None)
@@ -155,19 +154,19 @@ def backup_beside(callback: Any, current: Backup | None) -> Backup | None:
 
 
 def restore_streams(model: Any, stored: Mapping[str, Any]) -> None:
-    """Gives a model the random streams of a state that `Backup.read` returned."""
+    """Restores a model's random streams from a state that `Backup.read` returned."""
     streams = _random_streams(model)
     backend.assign(streams, [stored[f"stream_{i}"] for i in range(len(streams))])
 
 
 def _random_streams(model: Any) -> list[Any]:
-    """The model's variables that Keras does not save with its weights: seeds of dropout."""
+    """Returns the variables that Keras does not save with the weights, such as dropout seeds."""
     saved = {id(variable) for variable in model.weights}
     return [v for v in model.non_trainable_variables if id(v) not in saved]
 
 
 def _checksum(variables: Sequence[Any]) -> int:
-    """CRC-32 of the bytes of Keras variables."""
+    """Computes the CRC-32 of the values of Keras variables."""
     value = 0
     for array in backend.to_numpy(backend.values(variables)):
         value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, value)

@@ -1,4 +1,4 @@
-"""Putting other weights into a model for a while."""
+"""`borrow`: replaces a model's weights inside a `with` block."""
 
 from __future__ import annotations
 
@@ -13,36 +13,41 @@ from tf_lrtraj.averaging.interrupts import HeldSignals
 from tf_lrtraj.backend.layer_calls import layers_of
 from tf_lrtraj.backend.weight_updates import steps_made
 
-# Variables and the values they are to hold.
+# Pairs of a variable and the value that it receives.
 Values = Sequence[tuple[Any, Any]]
 
-# id of each model that holds other weights than its own → who put them there.  Setting a default
-# and deleting are single operations, so threads need no lock, which an exception could leave taken.
+# The current loan of each model, by the model's id.  `setdefault` and `del` are atomic, so threads
+# need no lock, which an exception could leave acquired.
 _loans: dict[int, Loan] = {}
 
 
 def holder_of(model: Any) -> str | None:
-    """What a model holds in place of its own weights, and who put it there; None if nothing."""
+    """Describes the borrowed weights that a model holds; None if it holds its own."""
     loan = _loans.get(id(model))
     return None if loan is None else loan.holder
 
 
 def refuse_lent(model: Any, what: str) -> None:
-    """Raises RuntimeError if a model holds other weights than its own; `what` cannot be done."""
+    """Raises RuntimeError if a model holds borrowed weights.
+
+    Args:
+        model: a Keras model.
+        what: the clause of the message that says what cannot be done.
+    """
     holder = holder_of(model)
     if holder is not None:
         raise RuntimeError(f"The model holds {holder}, so {what}: leave `borrowed` first.")
 
 
 class Loan:
-    """Other weights in a model, from `claim` and `put_in` to `end`.
+    """A replacement of a model's weights, from `claim` and `put_in` to `end`.
 
-    `end` brings everything back however far the others came, and may be called again.
+    `end` restores the model at whatever point the other calls stopped.  It may be called again.
 
     Args:
         model: a Keras model.
-        what: the weights, for errors (`"the average 'ema'"`).
-        signals: those to hold back while weights change.
+        what: description of the weights for errors, such as `"the average 'ema'"`.
+        signals: the signals that are held back while weights change.
     """
 
     def __init__(self, model: Any, what: str, signals: HeldSignals) -> None:
@@ -57,21 +62,21 @@ class Loan:
         self._lent: tuple[list[Any], list[Any]] | None = None
 
     def claim(self) -> None:
-        """Marks the model as lent, and refuses what would train or rebuild it.
+        """Marks the model as lent, and makes its training and quantization raise an error.
 
         Raises:
-            RuntimeError: if it is lent already, by this thread or another.
+            RuntimeError: if the model is lent already, by this thread or another.
         """
         self._steps = getattr(self._model, "optimizer", None), steps_made(self._model)
         loan = _loans.setdefault(id(self._model), self)
         if loan is not self:
             raise RuntimeError(
                 f"The model already holds {loan.holder}, so it cannot take {self._what} "
-                f"(thread {self._thread!r}). A model is lent to one at a time: leave that "
-                "`with` block first."
+                f"(thread {self._thread!r}). A model can hold one set of borrowed weights at a "
+                "time: leave that `with` block first."
             )
         self._signals.install()
-        # `fit` and `train_on_batch` both ask for the training function before they move a weight.
+        # `fit` and `train_on_batch` both request the training function before they move a weight.
         for name, why in (
             ("make_train_function", "training, which would train the borrowed weights and lose"),
             ("quantize", "quantizing, which cannot be undone for"),
@@ -89,10 +94,10 @@ class Loan:
         return refuse
 
     def put_in(self, values: Values) -> None:
-        """Assigns the values; what the variables held before is kept."""
+        """Saves the variables' values and assigns the new ones."""
         self._variables = list(self._model.variables)
         changed = [variable for variable, _ in values]
-        # Using the model inside the block must not disturb seeds, nor the metrics of an epoch.
+        # Using the model inside the block must not change seeds or the metrics of an epoch.
         others = [*_state_of(self._model), *self._model.metrics_variables]
         known = {id(variable) for variable in changed}
         self._restore = backend.backup([*changed, *(v for v in others if id(v) not in known)])
@@ -100,7 +105,7 @@ class Loan:
         self._lent = changed, _marks(changed)
 
     def check(self) -> None:
-        """Finds what was done to the lent weights; to be called before `end`.
+        """Checks whether the lent weights were changed; call it before `end`.
 
         Raises:
             RuntimeError: if the model's optimizer made steps, or its variables were replaced.
@@ -114,29 +119,29 @@ class Loan:
         ):
             raise RuntimeError(
                 f"The optimizer made steps while the model held {self._what}. They moved the "
-                "borrowed weights and are lost; the model has its own weights back, but its "
-                "optimizer's state has moved on."
+                "borrowed weights and are lost. The model's own weights are restored, but the "
+                "state of its optimizer has changed."
             )
         left = {id(variable) for variable in self._model.variables}
         if any(id(variable) not in left for variable in self._variables):
             raise RuntimeError(
                 f"Variables of the model were replaced while it held {self._what} (by `quantize`, "
-                "`enable_lora` or another way of building it again): it does not have its own "
-                "weights back. Save the average and load it to change it."
+                "`enable_lora` or another rebuild), so its own weights are not restored. To "
+                "modify an average, save it and load it into another model."
             )
         changed, marks = self._lent
         if _marks(changed) != marks:
             warnings.warn(
                 f"Weights were changed while the model held {self._what}, by an optimizer or by "
-                "hand. The changes are lost: the model has its own weights back.",
+                "hand. The changes are lost: the model's own weights are restored.",
                 stacklevel=5,
             )
 
     def end(self) -> None:
-        """Gives the model its own weights back."""
+        """Restores the model's own weights."""
         self._signals.holding = True
         if self._restore is not None:
-            # What is left of an interrupted loop on JAX would overwrite the weights later.
+            # The pending state of an interrupted loop on JAX would overwrite the weights later.
             backend.synchronized(self._model)
             self._restore()
             self._restore = None
@@ -152,9 +157,9 @@ class Loan:
 
 
 def _marks(variables: list[Any]) -> list[Any]:
-    """A mark for each variable that differs once a number in it has changed.
+    """Returns a fingerprint of each variable, which changes with its values.
 
-    Which array it holds tells nothing on JAX, where loops replace arrays by equal ones.
+    The identity of the array cannot be used: on JAX, loops replace arrays by equal ones.
     """
     if backend.name() == "torch":
         return backend.versions(variables)
@@ -162,7 +167,7 @@ def _marks(variables: list[Any]) -> list[Any]:
 
 
 def _state_of(model: Any) -> list[Any]:
-    """The non-trainable variables that using a model may change: all but frozen weights."""
+    """Returns the non-trainable variables that a call may change: all but frozen weights."""
     frozen = {
         id(variable)
         for layer in layers_of(model, itself=True)
@@ -173,13 +178,14 @@ def _state_of(model: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def lend(model: Any, what: str, values: Callable[[], Values]) -> Iterator[Any]:
-    """`borrow` of the values that a function returns once nobody else can borrow the model.
+    """Does what `borrow` does, with values from a function.
 
-    No exception at any place, Ctrl-C's included, leaves anything of them behind.
+    The function is called after the model is claimed.  No exception at any point, Ctrl-C
+    included, leaves a borrowed value in the model.
     """
     signals = HeldSignals(_LEND)
     loan = Loan(model, what, signals)
-    # Twice, so that an exception in place of the first `end` does not keep it from its work.
+    # `end` is called twice, because an exception may interrupt the first call.
     try:
         try:
             loan.claim()
@@ -205,20 +211,20 @@ def borrow(
     non_trainable: Sequence[Any],
     what: str = "other weights",
 ) -> contextlib.AbstractContextManager[Any]:
-    """Gives the model other weights inside a `with` block and its own after it, to the bit.
+    """Replaces the model's weights inside a `with` block and restores them bit for bit.
 
-    The raw values are copied and assigned back, also when an exception flies;
-    adding and subtracting a difference would change low bits.  The metrics are
-    put back too.  The optimizer's state is not copied: training is refused.
+    The raw values are copied and assigned back, also after an exception.  (Adding and subtracting
+    a difference would change low bits.)  Metrics are restored too.  The optimizer's state is not
+    copied, so training inside the block raises an error.
 
     Args:
         model: a built Keras model.
         trainable: values in the order of `model.trainable_variables`.
         non_trainable: values in the order of `model.non_trainable_variables`.
-        what: the weights, for the error that a second borrower gets.
+        what: description of the weights for errors.
 
     Returns:
-        a context manager that yields the model.
+        A context manager that yields the model.
 
     Raises:
         RuntimeError: if the model holds borrowed weights already, or is trained

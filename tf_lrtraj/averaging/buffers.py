@@ -1,4 +1,4 @@
-"""The variables that averages are kept in: their dtype, their layout over devices, their memory."""
+"""The variables that store averages: their dtype, their layout over devices and their memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from tf_lrtraj.kernels import Kernel, LagKernel
 # How the running average of a recursive kernel is stored:
 #   single: float32 (float64 for float64 weights);
 #   double: float64;
-#   pair: two float32 numbers, the average and what its last place could not hold
-#         (compensated summation, Kahan 1965), where the backend has no float64.
+#   pair: two float32 numbers, the average and its rounding error (compensated summation,
+#         Kahan 1965), for backends without float64.
 PRECISIONS = ("auto", "single", "double", "pair")
 
 
 def buffer_dtype(dtype: str, precision: str = "single") -> str:
-    """The dtype an average of weights of this dtype is stored in: float32 or wider.
+    """Returns the dtype of an average of weights of this dtype: float32 or wider.
 
-    In bfloat16 an average with decay 0.999 never moves.  Averages of complex weights are complex.
+    In bfloat16 an average with decay 0.999 would never move.  Averages of complex weights are
+    complex.
 
     >>> buffer_dtype("bfloat16"), buffer_dtype("float64"), buffer_dtype("float32", "double")
     ('float32', 'float64', 'float64')
@@ -37,9 +38,9 @@ def buffer_dtype(dtype: str, precision: str = "single") -> str:
 
 
 def precision_of(kernel: Kernel, precision: str) -> str:
-    """What `precision` (one of `PRECISIONS`) means for a kernel; never `"auto"`."""
+    """Returns the precision of a kernel's average, with `"auto"` resolved."""
     if isinstance(kernel, LagKernel):
-        return "single"  # formed anew whenever it is read: nothing accumulates
+        return "single"  # the average is computed when it is read, so no errors accumulate
     if precision != "auto":
         return precision
     if not kernel.needs_double:
@@ -48,9 +49,9 @@ def precision_of(kernel: Kernel, precision: str) -> str:
 
 
 def check_memory(variables: Sequence[Any], kernels: Mapping[str, Kernel], precision: str) -> None:
-    """Raises ValueError where averages would take more memory than is free.
+    """Raises ValueError if the averages need more memory than is free.
 
-    Where the free memory cannot be known nothing is checked.
+    Nothing is checked if the amount of free memory is unknown.
     """
     free = backend.free_memory()
     needed = {
@@ -63,15 +64,15 @@ def check_memory(variables: Sequence[Any], kernels: Mapping[str, Kernel], precis
     weights = sum(int(np.prod(v.shape)) for v in variables)
     whole, left, largest = map(memory.describe, (sum(needed.values()), free, needed[name]))
     raise ValueError(
-        f"`averages` would keep {whole}, and {left} of memory are free. The largest is {name!r}: "
+        f"`averages` would keep {whole}, but {left} of memory are free. The largest is {name!r}: "
         f"{kernels[name]!r} keeps {kernels[name].copies:,} copies of {weights:,} weights, "
-        f"{largest}. Choose a kernel that keeps fewer, or write snapshots to disk "
+        f"{largest}. Choose a kernel that keeps fewer copies, or write snapshots to disk "
         "(SnapshotRecorder) and average those."
     )
 
 
 def bytes_needed(variables: Sequence[Any], kernel: Kernel, precision: str) -> int:
-    """Bytes that an average of some variables takes; `precision` is not `"auto"`."""
+    """Returns the bytes of an average of some variables; `precision` must not be `"auto"`."""
     running = (kernel.copies - kernel.ring_size) * (2 if precision == "pair" else 1)
     return sum(
         int(np.prod(v.shape)) * copies * np.dtype(buffer_dtype(v.dtype, kept)).itemsize
@@ -81,7 +82,7 @@ def bytes_needed(variables: Sequence[Any], kernel: Kernel, precision: str) -> in
 
 
 def describe_bytes(cost: Mapping[str, int]) -> str:
-    """What averages hold, in words.
+    """Describes the memory of averages in one line.
 
     >>> describe_bytes({"ema": 4_200_000, "swa": 3_000})
     'averages keep 4.2 MB: ema 4.2 MB, swa 3.0 kB'
@@ -91,15 +92,16 @@ def describe_bytes(cost: Mapping[str, int]) -> str:
 
 
 def new_buffer(name: str, like: Any, precision: str, rows: int | None = None) -> Any:
-    """A variable of zeros to keep an average of another variable in.
+    """Creates a variable of zeros that stores an average of another variable.
 
-    It lies on the devices as that one does, so that averages of sharded weights are sharded.
+    It has the same layout over devices, so averages of sharded weights are sharded.
 
     Args:
-        name: of the new variable.
+        name: name of the new variable.
         like: the variable that is averaged.
         precision: how the average is stored; not `"auto"`.
-        rows: for that many values, along a new first axis that is not sharded.
+        rows: number of values to store, along a new first axis that is not sharded; None stores
+            one value without that axis.
     """
     shape = tuple(like.shape) if rows is None else (rows, *like.shape)
     options: dict[str, Any] = {
@@ -108,7 +110,7 @@ def new_buffer(name: str, like: Any, precision: str, rows: int | None = None) ->
         "dtype": buffer_dtype(like.dtype, precision),
         "trainable": False,
         "autocast": False,
-        # Each replica writes its own copy; all are equal, so reading takes the first.
+        # Each replica writes its own copy.  All copies are equal, so a read returns the first.
         "synchronization": "on_read",
         "aggregation": "only_first_replica",
         "name": name,
@@ -120,7 +122,7 @@ def new_buffer(name: str, like: Any, precision: str, rows: int | None = None) ->
 
 
 def _layout(like: Any, rows: int | None) -> Any:
-    """The layout of a variable under `keras.distribution`, with an axis more for rows; or None."""
+    """Returns a variable's layout under `keras.distribution`, with an axis for rows, or None."""
     layout = getattr(like, "_layout", None)
     if layout is None or rows is None:
         return layout
@@ -132,7 +134,7 @@ def _layout(like: Any, rows: int | None) -> Any:
 
 
 def fill(buffer: Any, variable: Any) -> None:
-    """Puts a variable's value into a buffer, into every row where it has rows."""
+    """Assigns a variable's value to a buffer, or to each of its rows."""
     value = ops.cast(ops.convert_to_tensor(variable), buffer.dtype)
-    # On JAX this makes a copy, which Keras does not delete with the model's own array.
+    # On JAX this is a copy, which survives when Keras deletes the model's own array.
     backend.assign([buffer], [ops.broadcast_to(value, buffer.shape)])

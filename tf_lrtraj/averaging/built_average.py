@@ -1,4 +1,4 @@
-"""`BuiltAverage`: the arrays of an average, put into a Keras model or saved as one."""
+"""`BuiltAverage`: an average as arrays, which can be applied to a model or saved."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ ENDINGS = (".keras", ".weights.h5", ".safetensors")
 
 
 class BuiltAverage:
-    """An average as arrays; what all averages built afterwards have in common.
+    """An average as arrays; the base class of averages built after training.
 
     Attributes:
-        arrays: one per variable: the trainable ones in the order of `model.trainable_variables`,
-            then the batch-norm means and variances in turn, averaged with the same weights.
-            Without batch norm, or where its statistics are recomputed, the latter may be missing.
+        arrays: one array per variable.  The trainable ones come first, in the order of
+            `model.trainable_variables`; then the batch-norm means and variances in turn, averaged
+            with the same weights.  The statistics may be missing if they are recomputed or the
+            model has none.
     """
 
     arrays: list[np.ndarray]
@@ -32,17 +33,18 @@ class BuiltAverage:
         batch_norm_data: Any = None,
         batch_size: int = 128,
     ) -> None:
-        """Gives `model` the average in place of its weights, which are lost.
+        """Replaces the weights of `model` by the average.  The old weights are lost.
 
-        Everything is checked, and batch-norm statistics are recomputed, before a weight changes.
+        All checks and the recomputation of batch-norm statistics come before the first weight
+        changes.
 
         Args:
             model: a built Keras model of the same architecture.
-            batch_norm: `"recompute"` from `batch_norm_data`, or `"average"`: the statistics that
-                were averaged with the weights.
+            batch_norm: `"recompute"` computes batch-norm statistics from `batch_norm_data`;
+                `"average"` uses the statistics that were averaged with the weights.
             batch_norm_data: training inputs, as `WeightAveraging` takes them; needed if the model
                 has batch-norm layers and their statistics are recomputed.
-            batch_size: of the recomputation.
+            batch_size: batch size of the recomputation.
 
         Raises:
             ValueError: if the arrays do not fit the model, or data is missing.
@@ -67,15 +69,15 @@ class BuiltAverage:
         batch_norm_data: Any = None,
         batch_size: int = 128,
     ) -> None:
-        """Writes a file that holds the average, whole or not at all; `model` stays as it is.
+        """Writes the average to a file, whole or not at all.  `model` does not change.
 
         Args:
-            path: ends in `.keras` (the model with the average), or in `.weights.h5` or
-                `.safetensors` (its weights; the latter by the variables' paths).
+            path: path of the file.  It ends in `.keras` for the whole model, or in `.weights.h5`
+                or `.safetensors` for its weights (the latter named by the variables' paths).
             model, batch_norm, batch_norm_data, batch_size: as in `apply`.
 
         Raises:
-            ValueError: as `apply`, or for another ending.
+            ValueError: as `apply`, or if `path` has another ending.
             OSError: if the file cannot be written.
         """
         from tf_lrtraj.averaging.borrowing import borrow
@@ -89,16 +91,12 @@ class BuiltAverage:
 
 
 def check_file(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns `path` if a model or its weights can be saved under that name.
-
-    Raises:
-        ValueError: otherwise.
-    """
+    """Returns `path` if a model or its weights can be saved there; raises ValueError otherwise."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).endswith(ENDINGS):
         raise values.error(
             "path", f"a path that ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}", path
         )
     target = pathlib.Path(path)
     if not target.parent.is_dir():
-        raise values.error("path", "in a folder that exists", os.fspath(path))
+        raise values.error("path", "a path in an existing folder", os.fspath(path))
     return target

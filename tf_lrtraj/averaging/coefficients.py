@@ -1,4 +1,4 @@
-"""The arithmetic of coefficients inside a compiled step."""
+"""Arithmetic on tensors for the coefficients of an update inside a compiled step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tf_lrtraj.kernels import ON_HOST, Arithmetic
 
 
 class _OfTensors(Arithmetic):
-    """What `kernels.Arithmetic` computes, on scalars of the backend; float64 where it has it."""
+    """`kernels.Arithmetic` on scalar tensors of the backend, in float64 if it is available."""
 
     def __init__(self) -> None:
         bits = 64 if backend.has_float64() else 32
@@ -26,7 +26,7 @@ class _OfTensors(Arithmetic):
         return ops.cast(values, self._number)
 
     def _like(self, value: Any, other: Any) -> Any:
-        """A Python number in the dtype of the tensor beside it."""
+        """Converts a Python number to the dtype of the tensor `other`."""
         return ops.convert_to_tensor(value, dtype=other.dtype) if _is_plain(value) else value
 
     def where(self, condition: Any, one: Any, other: Any) -> Any:
@@ -48,15 +48,15 @@ class _OfTensors(Arithmetic):
 
 
 def arithmetic() -> Arithmetic:
-    """What computes the coefficients of an update: see `kernels.Arithmetic`.
+    """Returns the `kernels.Arithmetic` that computes the coefficients of an update.
 
-    torch runs eagerly, and takes coefficients from the host.
+    torch runs eagerly, so its coefficients are computed on the host.
     """
     return ON_HOST if backend.name() == "torch" else _OfTensors()
 
 
 def stacked(scalars: Sequence[Any]) -> Any:
-    """Scalars as one vector, of NumPy or of the backend as they are."""
+    """Stacks scalars into one vector of NumPy or of the backend."""
     if all(isinstance(one, np.ndarray) for one in scalars):
         return np.array(scalars, np.float64)
     return ops.stack(list(scalars))

@@ -1,22 +1,22 @@
-r"""How far an average that had to be interpolated between snapshots lies from the true one.
+r"""Estimates the error of an average that is interpolated between snapshots.
 
-Snapshots keep some iterates of a run only.  An average over all iterates
-:math:`\sum_k c_k\theta_k` is then built as :math:`\sum_j w_j\theta_{s_j}`, with the iterates
-between two snapshots on the straight line between these.  The difference is
-:math:`\sum_k e_k\theta_k`, where the :math:`e_k` of each stretch between two snapshots sum
-to 0 and so do the :math:`k e_k`: a steady drift costs nothing.
+Snapshots hold only some iterates of a run.  An average over all iterates
+:math:`\sum_k c_k\theta_k` is therefore built as :math:`\sum_j w_j\theta_{s_j}`: each iterate
+between two snapshots is replaced by a point on the straight line between them.  The difference is
+:math:`\sum_k e_k\theta_k`.  In each interval between two snapshots the :math:`e_k` sum to 0, and
+so do the :math:`k e_k`, so a steady drift causes no error.
 
-What is left is estimated from how far each snapshot lies from the line between its two
-neighbours, near the place where the average has its weight.  Distances from the line are taken
-to grow as a power :math:`s` of the time between snapshots, which is read off from neighbours one
-and two snapshots away, and to go on so within a stretch.  For displacements
+The remaining error is estimated from the distance of each snapshot from the line between its two
+neighbours, near the iterates that have weight in the average.  Squared distances from the line are
+assumed to grow as a power :math:`s` of the time between snapshots, also within an interval.  The
+power is estimated from neighbours one and two snapshots away.  For displacements
 :math:`\mathbb E\lVert\theta_{t+\Delta}-\theta_t\rVert^2 = a^2|\Delta|^s`,
 
 .. math:: \mathbb E\Bigl\lVert\sum_k e_k\theta_k\Bigr\rVert^2
    = -\tfrac12\sum_{k,l}a_ke_k\,a_le_l\,|k-l|^s .
 
-Motion within a stretch is mostly smoother than that, so the estimate tends to be high.  `MARGIN`
-covers how far it was found to be low (`tests/averaging/test_interpolation_errors.py`).
+Motion within an interval is mostly smoother than that, so the estimate tends to be high.  `MARGIN`
+covers the cases in which it was too low (`tests/averaging/test_interpolation_errors.py`).
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from tf_lrtraj import seeds
 
 __all__ = ["CoordinateSample", "interpolation_error"]
 
-MARGIN = 2.25  # of the error stated, over its estimate
+MARGIN = 2.25  # ratio of the stated error to its estimate
 SAMPLED_COORDINATES = 1 << 14
 _SAMPLED_NUMBERS = 1 << 24  # coordinates times snapshots, above _FEWEST of each
 _FEWEST = 256
-_SMOOTHEST = 1.9  # the largest power; at 2 displacements say nothing of what lies between
-_REACH = 4  # stretches between snapshots whose errors are taken together
-_NEIGHBOURS = 8  # snapshots on either side that the power is read off, besides those with weight
+_SMOOTHEST = 1.9  # the largest power; at 2, displacements do not determine the motion in between
+_REACH = 4  # number of neighbouring intervals whose errors are combined
+_NEIGHBOURS = 8  # snapshots on either side of those with weight that also determine the power
 
 
 class CoordinateSample:
-    """Values of a random subset of the coordinates, collected while snapshots stream by.
+    """Values of a random subset of the coordinates, collected while snapshots are read.
 
     Args:
         size: number of coordinates to draw from.
-        steps: of the snapshots to collect.
-        count: how many coordinates; all where there are not more.  By default 16,384, or fewer
-            where there are more than 1,024 snapshots.
-        seed: decides which.
+        steps: steps of the snapshots to collect.
+        count: number of coordinates to draw; all if there are no more.  By default 16,384, or
+            fewer if there are more than 1,024 snapshots.
+        seed: seed of the draw.
 
     Attributes:
         steps: [m] int64, ascending.
-        values: [m, n] float32 (float64 once such values come).
-        size: as given.
+        values: [m, n] float32 (float64 if a snapshot has float64 values).
+        size: number of coordinates drawn from.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class CoordinateSample:
         if size <= count:
             self._places = np.arange(size)
         else:
-            # With repeats, which leave means unbiased, and no permutation of all coordinates.
+            # Drawn with replacement: means stay unbiased, and no permutation is needed.
             random = seeds.generator("displacement_places", seed)
             self._places = np.sort(random.integers(size, size=count))
         self._rows = {int(step): row for row, step in enumerate(self.steps)}
         self.values = np.zeros((self.steps.size, self._places.size), np.float32)
 
     def add(self, step: int, offset: int, piece: np.ndarray) -> None:
-        """Takes what it needs of the coordinates `offset … offset + len(piece) - 1`."""
+        """Stores the sampled ones of the coordinates `offset … offset + len(piece) - 1`."""
         row = self._rows.get(step)
         if row is None:
             return
@@ -85,11 +85,11 @@ class CoordinateSample:
 
     @property
     def scale(self) -> float:
-        """Coordinates that each sampled one stands for."""
+        """Number of coordinates that each sampled one represents."""
         return self.size / self._places.size
 
     def squared_distance(self, step: int, arrays: Sequence[np.ndarray]) -> float:
-        """Estimated squared distance of weights (an array per variable) from one snapshot."""
+        """Estimates the squared distance of weights (an array per variable) from a snapshot."""
         ends = np.cumsum([array.size for array in arrays])
         total, low = 0.0, 0
         snapshot = self.values[self._rows[step]]
@@ -101,18 +101,18 @@ class CoordinateSample:
         return total * self.scale
 
     def upto(self, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """([m] steps, [m, n] values) of the snapshots up to the step `last`."""
+        """Returns ([m] steps, [m, n] values) of the snapshots up to the step `last`."""
         end = int(np.searchsorted(self.steps, last, side="right"))
         return self.steps[:end], self.values[:end]
 
 
 def interpolation_error(steps: np.ndarray, values: np.ndarray, target: np.ndarray) -> float | None:
-    """Upper estimate of the distance between an average and its interpolation by snapshots.
+    """Computes an upper estimate of the distance between an average and its interpolation.
 
     Args:
         steps: [m] update counts of the snapshots, ascending, up to that of the average.
-        values: [m, n] coordinates of them.
-        target: [T+1] weights on all iterates that were asked for, T = steps[-1].
+        values: [m, n] coordinates of the snapshots.
+        target: [T+1] requested weights on all iterates, T = steps[-1].
 
     Returns:
         `MARGIN` times the estimated root mean square of the distance, over the n coordinates;
@@ -130,7 +130,7 @@ def interpolation_error(steps: np.ndarray, values: np.ndarray, target: np.ndarra
         return MARGIN * early
     power, amplitudes = _displacements(steps, values, moved**2)
     later = (time - steps[stretch]) / np.diff(steps)[stretch]
-    # Each stretch by itself, so that what it adds to its ends makes its sums vanish.
+    # Each interval is treated alone: what it adds to its ends makes its sums vanish.
     errors = []
     for j, (low, high) in enumerate(itertools.pairwise((steps - steps[0]).tolist())):
         part = np.append(between[low:high], 0.0) * amplitudes[j]
@@ -141,9 +141,9 @@ def interpolation_error(steps: np.ndarray, values: np.ndarray, target: np.ndarra
 
 
 def _squared_norm(errors: list[np.ndarray], power: float) -> float:
-    """-½ Σ e_k e_l |k-l|^s over the stretches, each with the ends it shares with its neighbours.
+    """Computes -½ Σ e_k e_l |k-l|^s over the intervals, ends included.
 
-    Stretches further apart than a few hardly add to it, because their sums vanish.
+    Pairs of distant intervals contribute almost nothing, because their sums vanish.
     """
     from scipy.signal import fftconvolve  # slow to import
 
@@ -168,9 +168,10 @@ def _squared_norm(errors: list[np.ndarray], power: float) -> float:
 
 
 def _early(steps: np.ndarray, values: np.ndarray, target: np.ndarray) -> float:
-    """How far the iterates before the first snapshot may lie from it, times their weights.
+    """Bounds the error from iterates before the first snapshot.
 
-    As far as if they had moved straight and as fast as between the first two snapshots.
+    These iterates are assumed to move in a straight line, at the speed between the first two
+    snapshots.
     """
     pace = math.sqrt(float(_norms(values[1] - values[0]))) / (steps[1] - steps[0])
     ages = steps[0] - np.arange(steps[0])
@@ -184,22 +185,23 @@ def _norms(differences: np.ndarray) -> np.ndarray:
 def _displacements(
     steps: np.ndarray, values: np.ndarray, moved: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """(power s, [m-1] amplitude a in each stretch between two snapshots).
+    """Estimates (power s, [m-1] amplitude a in each interval between two snapshots).
 
     Args:
-        moved: [m-1] squared weight that was moved out of each stretch.
+        steps, values: as in `interpolation_error`.
+        moved: [m-1] squared weight that was moved out of each interval.
     """
     near, reach = _deviations(steps, values, 1)
-    importance = np.zeros(steps.size)  # of each snapshot, for the power
+    importance = np.zeros(steps.size)  # weight of each snapshot in the estimate of the power
     importance[:-1] += moved
     importance[1:] += moved
-    # A single stretch with weight is too few to read a power off.
+    # A single interval with weight does not determine a power.
     window = 2 * _NEIGHBOURS + 1
     around = np.convolve(importance, np.full(window, 1.0 / window), "full")
     importance += around[_NEIGHBOURS : _NEIGHBOURS + steps.size]
     powers = [_power(steps, values, importance, stride) for stride in (1, 2)]
     power = powers[0]
-    # Noise beneath a drift shows more, the closer snapshots are: it goes on so.
+    # The closer the snapshots, the more noise shows beneath a drift; this trend is extrapolated.
     power -= max(powers[1] - powers[0], 0.0) if steps.size >= 9 else 0.0
     power = min(max(power, 0.0), _SMOOTHEST)
     before, after = reach
@@ -212,9 +214,9 @@ def _displacements(
 
 
 def _power(steps: np.ndarray, values: np.ndarray, importance: np.ndarray, stride: int) -> float:
-    """Power of time by which squared deviations grow, from `stride` snapshots to twice as many.
+    """Returns the power of time by which squared deviations grow from `stride` to `2 * stride`.
 
-    0, the one with the largest errors, where it cannot be told.
+    Returns 0, the power with the largest errors, if the power cannot be determined.
     """
     if steps.size < 4 * stride + 1:
         return 0.0
@@ -234,15 +236,17 @@ def _widths(steps: np.ndarray, stride: int) -> np.ndarray:
 def _deviations(
     steps: np.ndarray, values: np.ndarray, stride: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Squared distances of snapshots from the lines between others, `stride` before and after.
+    """Computes squared distances of snapshots from the lines between their neighbours.
+
+    The neighbours are those `stride` snapshots before and after.
 
     Returns:
-        ([m - 2 stride] squared distances, the times to the two others).
+        ([m - 2 stride] squared distances, the times to the two neighbours).
     """
     before = (steps[stride:-stride] - steps[: -2 * stride]).astype(np.float64)
     after = (steps[2 * stride :] - steps[stride:-stride]).astype(np.float64)
     found = np.empty(before.size)
-    for i, share in enumerate(before / (before + after)):  # one at a time, for memory's sake
+    for i, share in enumerate(before / (before + after)):  # one at a time, to save memory
         line = (1.0 - share) * values[i] + share * values[i + 2 * stride]
         found[i] = _norms(values[i + stride] - line)
     return found, (before, after)

@@ -1,4 +1,4 @@
-"""Signals that must not cut a few lines in half."""
+"""`HeldSignals`: delays signal handlers while a critical section runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-# Between these and the generator they drive no signal can be told to have come "inside".
+# A signal that arrives in these functions cannot be assigned to the inside of the `with` block.
 _CONTEXTLIB = {
     contextlib._GeneratorContextManager.__enter__.__code__,
     contextlib._GeneratorContextManager.__exit__.__code__,
@@ -16,13 +16,13 @@ _CONTEXTLIB = {
 
 
 class HeldSignals:
-    """Makes the calls of Python's signal handlers, Ctrl-C's above all, wait while `holding`.
+    """Delays the calls of Python's signal handlers, such as that of Ctrl-C.
 
     A handler may raise an exception between any two instructions of the main thread.  From
-    `install` to `remove` its calls wait until `remove` while `holding` is true, or while
-    `contextlib` enters or leaves the given generator.
+    `install` to `remove`, a call is delayed until `remove` if `holding` is true, or if
+    `contextlib` is entering or leaving the given generator.
 
-    Only the main thread runs handlers of signals, so elsewhere this does nothing.
+    Only the main thread runs signal handlers.  In other threads this class does nothing.
 
     Args:
         code: the code object of the generator of a context manager.
@@ -35,7 +35,7 @@ class HeldSignals:
         self.holding = True
 
     def install(self) -> None:
-        """Takes the place of every handler that is a function of Python."""
+        """Replaces every handler that is a Python function."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in signal.valid_signals():
@@ -57,12 +57,12 @@ class HeldSignals:
         return getattr(generator, "gi_code", None) is self._code
 
     def remove(self) -> None:
-        """Gives the handlers back, and then calls those that had to wait; they may raise."""
+        """Restores the handlers, and then makes the delayed calls, which may raise."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._previous.items():
                 if signal.getsignal(number) == self._handle:
                     signal.signal(number, handler)
-        self.holding = False  # for what this thread could not give back
+        self.holding = False  # for handlers that this thread could not restore
         while self._waiting:
             number, frame = self._waiting.pop(0)
             self._previous[number](number, frame)

@@ -1,4 +1,4 @@
-"""`Lending`: averages put into a model for a while, to be used, evaluated or saved."""
+"""`Lending`: puts averages into a model temporarily, to use, evaluate or save them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tf_lrtraj.records import RAW
 
 
 class Averages(Protocol):
-    """What is lent: `ModelAverages`, or those of an optimizer."""
+    """Interface of averages that can be lent, such as `ModelAverages`."""
 
     @property
     def recompute(self) -> Any:
-        """Batch-norm statistics of the model, `backend.batch_norm.Recompute`."""
+        """The `backend.batch_norm.Recompute` of the model."""
 
     def average(self, name: str, model: Any) -> list[tuple[Any, Any]]:
-        """(variable, its average in the dtype of the buffers) of each averaged variable."""
+        """Returns pairs of a variable and its average in the dtype of the buffers."""
 
 
 class Lending:
@@ -35,8 +35,8 @@ class Lending:
 
     Args:
         model: a built Keras model.
-        averages: returns them; called when nobody else can borrow the model any more.
-        settings: of batch norm.
+        averages: a function that returns the averages; it is called after the model is claimed.
+        settings: the settings of averages and batch norm.
     """
 
     def __init__(self, model: Any, averages: Callable[[], Averages], settings: Settings) -> None:
@@ -49,10 +49,10 @@ class Lending:
         return backend.synchronized(self._given)
 
     def borrowed(self, name: str) -> contextlib.AbstractContextManager[Any]:
-        """Puts an average, or what `evaluate` calls a raw name, into the model in a block.
+        """Puts an average, or the raw weights under one of their names, into the model in a block.
 
-        Its own weights are lent too: on JAX an exception in Keras' own loop leaves a model
-        without them.
+        The model's own weights are lent too, because on JAX an exception in Keras' loop would
+        leave the model without them.
         """
         if name == RAW and self.recomputes_raw:
             what = "its own weights with recomputed statistics"
@@ -63,7 +63,7 @@ class Lending:
 
     @property
     def recomputes_raw(self) -> bool:
-        """Whether raw weights are shown with recomputed statistics, as averages are."""
+        """Whether raw weights are evaluated with recomputed statistics, as averages are."""
         return (
             self._settings.batch_norm_data is not None
             and "recompute" in self._settings.batch_norm.values()
@@ -73,7 +73,11 @@ class Lending:
     def evaluate(
         self, names: Iterable[str], data: Any, options: Mapping[str, Any]
     ) -> dict[str, dict[str, float]]:
-        """{name: {metric: value}} of the model's compiled metrics, as `borrowed` takes names."""
+        """Evaluates the model's compiled metrics; names are those that `borrowed` takes.
+
+        Returns:
+            {name: {metric: value}}
+        """
         arguments = dict(zip(("x", "y", "sample_weight"), split(data), strict=True))
         options = {"verbose": 0, **arguments, **options, "return_dict": True}
         model = self.model
@@ -82,7 +86,7 @@ class Lending:
         restore_metrics = backend.backup(model.metrics_variables)
         try:
             for name in names:
-                # Reading data may draw from the streams that shuffle the training's.
+                # Reading the data may draw from the random streams that shuffle the training data.
                 with backend.random_streams_kept(), self.borrowed(name):
                     results[name] = model.evaluate(**options)
         finally:
@@ -90,11 +94,11 @@ class Lending:
         return results
 
     def check_recomputation(self) -> None:
-        """Recomputes statistics of the raw weights on one batch, so that errors show early."""
+        """Recomputes statistics of the raw weights on one batch, to find errors early."""
         if self.recomputes_raw and not backend.is_distributed(self._settings.batch_norm_data):
             self._recomputed("The training", [], batches=1)
 
-    # What is lent -----------------------------------------------------------------------------
+    # The lent values --------------------------------------------------------------------------
 
     def _own(self) -> Values:
         variables = self.model.trainable_variables
@@ -104,7 +108,7 @@ class Lending:
         return self._recomputed("The evaluation", self._own())
 
     def _values(self, name: str) -> Values:
-        """(variable, value) of everything that differs where the model holds an average."""
+        """Returns (variable, value) of each variable that an average replaces."""
         average = self._averages().average(name, self.model)
         # The policy may have changed since the averages began.
         statistics = {id(v) for v in bn.averaged_variables(self.model)}
@@ -125,21 +129,21 @@ class Lending:
             lowest = 0.0 if variance is None else float(np.min(backend.to_numpy([variance])[0]))
             if lowest < 0.0:
                 raise ValueError(
-                    f"The average {name!r} gives some iterates weights below 0, and the averaged "
-                    f"variance of {entry.layer.name!r} falls to {lowest:.3g}. Choose "
-                    "batch_norm='recompute' for it."
+                    f"The average {name!r} gives some iterates negative weights, and the averaged "
+                    f"variance of {entry.layer.name!r} falls to {lowest:.3g}. Use "
+                    "batch_norm='recompute' for this average."
                 )
         old = backend.values(model.non_trainable_variables)
         known = [average.get(id(v), v) for v in bn.averaged_variables(model)]
         return _differences(model, old, bn.put_averaged(model, old, known))
 
     def _recomputed(self, who: str, changes: Values, batches: int | None = None) -> Values:
-        """(variable, value) of statistics recomputed where the model holds other weights.
+        """Returns (variable, value) of statistics recomputed under other weights.
 
         Args:
-            who: needs them, for an error.
-            changes: the weights, where they differ from the model's own.
-            batches: use this many in place of the settings' number.
+            who: description of the weights for errors.
+            changes: the weights that differ from the model's own.
+            batches: number of batches; by default that of the settings.
         """
         model, settings = self.model, self._settings
         if not bn.find_statistics(model):
@@ -164,7 +168,7 @@ class Lending:
                 batch_size=settings.batch_size,
                 batches=settings.batch_norm_batches if batches is None else batches,
             )
-        except Exception as error:  # Keras and its backends raise many kinds, of many lines
+        except Exception as error:  # Keras and its backends raise many types, with long messages
             if "batch_norm" in str(error) or "atch-norm" in str(error):
                 raise
             raise ValueError(
@@ -182,7 +186,7 @@ class Lending:
 
 
 def split(data: Any) -> tuple[Any, Any, Any]:
-    """(inputs, targets, sample weights) of what `fit` takes as `validation_data`.
+    """Splits data as `fit` takes them into (inputs, targets, sample weights).
 
     >>> split(["x", "y"])
     ('x', 'y', None)
@@ -194,7 +198,7 @@ def split(data: Any) -> tuple[Any, Any, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in one line: Keras writes where it came from before and after."""
+    """Returns the first informative line of an error message of Keras."""
     text = re.sub("\x1b\\[[0-9;]*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("Exception encountered when")]
@@ -202,6 +206,6 @@ def _reason(error: Exception) -> str:
 
 
 def _differences(model: Any, old: Sequence[Any], new: Sequence[Any]) -> Values:
-    """(variable, value) of the non-trainable variables whose values were replaced."""
+    """Returns (variable, value) of the non-trainable variables whose values were replaced."""
     triples = zip(model.non_trainable_variables, old, new, strict=True)
     return [(variable, after) for variable, before, after in triples if after is not before]

@@ -1,4 +1,4 @@
-"""`ModelAverages`: the averages of one model's weights, begun, updated, read and stored."""
+"""`ModelAverages`: creates, updates, reads and stores the averages of one model's weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tf_lrtraj.kernels import Kernel
 
 
 class Settings(Protocol):
-    """What is averaged, and how batch-norm statistics are found; see `WeightAveraging`."""
+    """Settings of averages and of batch norm; see `WeightAveraging`."""
 
     averages: dict[str, Kernel]
     variables: Callable[[Any], bool] | None
@@ -35,17 +35,17 @@ class ModelAverages:
 
     Args:
         model: a Keras model.
-        settings: of the averages.
+        settings: settings of the averages.
 
     Attributes:
-        variables: those averaged, in the order of the buffers.
+        variables: the averaged variables, in the order of the buffers.
         state: the buffers.
-        num_updates: updates made so far, `T`.
-        recompute: batch-norm statistics of the model, for `Lending`.
+        num_updates: number of updates made so far, `T`.
+        recompute: the model's `backend.batch_norm.Recompute`, for `Lending`.
 
     Raises:
-        ValueError: if the model has no weights yet or none to average, or averages do not fit
-            into memory.
+        ValueError: if the model has no weights yet or none to average, or if the averages do not
+            fit into memory.
     """
 
     def __init__(self, model: Any, settings: Settings) -> None:
@@ -55,14 +55,14 @@ class ModelAverages:
         if not chosen(model, settings):
             raise ValueError(
                 "The model has no trainable weights to average"
-                + ("." if settings.variables is None else ", or `variables` chooses none.")
+                + ("." if settings.variables is None else ", or `variables` selects none.")
             )
         recomputed = [n for n, policy in settings.batch_norm.items() if policy == "recompute"]
         if recomputed and settings.batch_norm_data is None and bn.find_statistics(model):
             warnings.warn(
-                f"Averages {recomputed} recompute batch-norm statistics but `batch_norm_data` is "
-                "missing: they can be read but not evaluated, borrowed or saved until it is set "
-                "(for example `averaging.batch_norm_data = x_train[:4096]`).",
+                f"The averages {recomputed} recompute batch-norm statistics, but `batch_norm_data` "
+                "is missing. They can be read, but not evaluated, borrowed or saved until it is "
+                "set (for example `averaging.batch_norm_data = x_train[:4096]`).",
                 stacklevel=5,
             )
         self.num_updates = 0
@@ -75,7 +75,7 @@ class ModelAverages:
         self.note_versions()
 
     def _wanted(self, model: Any) -> list[Any]:
-        """The variables to average now: weights, and running statistics if they are followed."""
+        """Returns the variables to average: weights, and running statistics if requested."""
         statistics = bn.averaged_variables(model) if self._with_statistics else []
         return [*chosen(model, self._settings), *statistics]
 
@@ -87,10 +87,10 @@ class ModelAverages:
         self._update_from: Any = None
 
     def restart(self, model: Any) -> bool:
-        """Begins anew at the current weights, with no updates made.
+        """Restarts the averages at the current weights, with an update count of 0.
 
         Returns:
-            whether that was possible: not if other variables are to be averaged now.
+            Whether this was possible; False if the set of variables to average has changed.
         """
         self._with_statistics = _needs_statistics(self._settings)
         if [*map(id, self._wanted(model))] != [*map(id, self.variables)]:
@@ -101,10 +101,10 @@ class ModelAverages:
         return True
 
     def join_new_weights(self, model: Any) -> None:
-        """Takes in weights that have become trainable; they had not moved until now.
+        """Adds weights that have become trainable; they have not moved until now.
 
         Raises:
-            ValueError: for another model.
+            ValueError: if the averages belong to another model.
         """
         self.check_model(model)
         known = {id(variable) for variable in self.variables}
@@ -128,17 +128,17 @@ class ModelAverages:
         if not any(id(variable) in now for variable in self.variables):
             raise ValueError(
                 f"The averages are of {len(self.variables)} weights, none of which this model has. "
-                "Use a new WeightAveraging for another model, or forget these: "
+                "Use a new WeightAveraging for another model, or discard these averages with "
                 "`averaging.reset()`."
             )
 
     # Updating ---------------------------------------------------------------------------------
 
     def update(self, values: Sequence[Any] | None = None) -> None:
-        """Makes one update of every average.
+        """Updates every average once.
 
         Args:
-            values: to average in place of what `variables` hold.
+            values: values to average instead of those that `variables` hold.
         """
         self.num_updates += 1
         if not self.state.changes(self.num_updates):
@@ -154,15 +154,15 @@ class ModelAverages:
         self._update_from(step, values)
 
     def given(self, model: Any, weights: Any) -> list[Any]:
-        """The values of `variables` among the weights that a loop keeps elsewhere.
+        """Selects the values of `variables` from weights that a loop keeps outside of the model.
 
         Args:
-            model: has the variables.
+            model: the model of the variables.
             weights: arrays in the order of `model.trainable_variables`, or a pair of these and
                 of arrays in the order of `model.non_trainable_variables`.
 
         Raises:
-            ValueError: if they do not fit.
+            ValueError: if the arrays do not fit.
         """
         parts = weights if isinstance(weights, tuple) and len(weights) == 2 else (weights, None)
         known: dict[int, Any] = {}
@@ -182,15 +182,18 @@ class ModelAverages:
         missing = [v.path for v in self.variables if id(v) not in known]
         if missing:
             raise ValueError(
-                "`weights` must be a pair (trainable, non-trainable arrays) where running "
+                "`weights` must be a pair (trainable, non-trainable arrays) if running "
                 f"statistics are averaged too. Missing: {missing}"
             )
         return [known[id(v)] for v in self.variables]
 
     def note_versions(self) -> bool:
-        """Notes what the variables hold; whether something has been assigned since the last time.
+        """Records the versions of the variables.
 
-        On JAX a loop may keep the weights elsewhere, and the model's variables as they are.
+        Returns:
+            Whether a variable has been assigned since the last call.  On JAX a loop may keep the
+            weights outside of the model and leave the model's variables unchanged.  True on other
+            backends.
         """
         if backend.name() != "jax":
             return True
@@ -200,25 +203,25 @@ class ModelAverages:
     # Reading ----------------------------------------------------------------------------------
 
     def average(self, name: str, model: Any) -> list[tuple[Any, Any]]:
-        """(variable, its average in the dtype of the buffers) of each averaged variable.
+        """Returns pairs of a variable and its average in the dtype of the buffers.
 
         Raises:
             KeyError: for an unknown name.
-            ValueError: for another model.
+            ValueError: if the averages belong to another model.
         """
         known = sorted(self._settings.averages)
         if name not in known:
             raise KeyError(f"`name` must be one of {known}. Received: {name!r}")
-        if not self.num_updates:  # the average is the weights as they are
+        if not self.num_updates:  # the average equals the current weights
             return [(variable, wide(variable)) for variable in self.variables]
         self.check_model(model)
         values = self.state.average(name, self.num_updates)
         return list(zip(self.variables, values, strict=True))
 
-    # Stored -----------------------------------------------------------------------------------
+    # Storing ----------------------------------------------------------------------------------
 
     def arrays(self, model: Any) -> dict[str, Any]:
-        """Everything that `load` needs to go on from here."""
+        """Returns the state that `load` restores."""
         buffers = backend.to_numpy(backend.values(self.state.variables))
         return {
             "averages": np.array(self._described()),
@@ -232,19 +235,19 @@ class ModelAverages:
         return json.dumps({"averages": averages, "batch_norm": self._settings.batch_norm})
 
     def load(self, stored: Mapping[str, Any], path: str) -> int:
-        """Goes on from what `arrays` returned.
+        """Restores a state that `arrays` returned.
 
         Args:
-            stored: by name.
-            path: where they come from, for errors.
+            stored: the arrays by name.
+            path: origin of the arrays, for errors.
 
         Returns:
-            the steps that the optimizer had made.
+            The number of steps that the optimizer had made.
 
         Raises:
-            ValueError: if they are of other averages or another model, or damaged.
+            ValueError: if the state is of other averages or another model, or is damaged.
         """
-        described = str(stored.get("averages", "nothing known"))
+        described = str(stored.get("averages", "no known averages"))
         if described != self._described():
             raise ValueError(
                 f"`path` must hold the state of the averages {self._described()}. "
@@ -258,7 +261,7 @@ class ModelAverages:
             not count.shape and count.dtype.kind in "iu" and count >= 0 for count in counts
         )
         if not sound:
-            raise ValueError(f"{path} is no saved state: its content is damaged")
+            raise ValueError(f"{path} is not a saved state: its content is damaged")
         if shapes != [tuple(v.shape) for v in self.state.variables]:
             raise ValueError(
                 "`path` must hold averages of this model. "
@@ -270,7 +273,7 @@ class ModelAverages:
 
 
 def chosen(model: Any, settings: Settings) -> list[Any]:
-    """The model's trainable variables that are averaged."""
+    """Returns the model's trainable variables that are averaged."""
     wanted = settings.variables
     return [v for v in model.trainable_variables if wanted is None or wanted(v)]
 
@@ -280,6 +283,6 @@ def _needs_statistics(settings: Settings) -> bool:
 
 
 def wide(variable: Any) -> Any:
-    """A copy of a variable's value in the dtype that averages of it have."""
+    """Returns a copy of a variable's value in the dtype of its averages."""
     value = backend.values([variable])[0]
     return keras.ops.copy(keras.ops.cast(value, buffer_dtype(variable.dtype)))

@@ -1,4 +1,4 @@
-"""Files of models and their weights: saved whole or not at all, loaded without trust."""
+"""Files of models and their weights: saved atomically, and loaded without running stored code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tf_lrtraj.records import open_file, replacing, scheme_of, sync, temporary_p
 from tf_lrtraj.records.archives import check_archive
 from tf_lrtraj.records.tensor_files import distinct_names, dtype_of, write_tensors
 
-# A whole model, or its weights for other tools.
+# Endings of a whole model, and of its weights for other tools.
 ENDINGS = (".keras", ".safetensors")
 
 
@@ -25,8 +25,8 @@ def check_model_path(path: str | os.PathLike[str], name: str = "path") -> str | 
     """Returns `path` if `save_model` can write there, or raises ValueError.
 
     Args:
-        path: a local path, or one with a scheme that TensorFlow's file systems know.
-        name: of the argument, for errors.
+        path: a local path, or one with a scheme of TensorFlow's file systems.
+        name: name of the argument, for errors.
 
     >>> check_model_path("models/ema.keras").name
     'ema.keras'
@@ -53,30 +53,28 @@ def _check_reachable(path: str, name: str) -> None:
         )
     try:
         found = tf.io.gfile.isdir("/".join(path.split("/")[:3]))
-        reason = "it does not exist, or may not be read"
+        reason = "it does not exist or cannot be read"
     except tf.errors.OpError as error:
         found, reason = False, str(error).splitlines()[0]
     if not found:
-        raise ValueError(
-            f"`{name}` must lie in a bucket that is there. Received: {path!r}: {reason}"
-        )
+        raise ValueError(f"`{name}` must be in an existing bucket. Received: {path!r}: {reason}")
 
 
 def load_model(path: str | os.PathLike[str]) -> Any:
-    """Loads a `.keras` file without trust: no code that is stored in it is run.
+    """Loads a `.keras` file without running any code stored in it.
 
     Raises:
-        ValueError: if it cannot be loaded, unpacks to far more than its own size, or asks for
-            code of its own (a `Lambda` layer).
-        OSError: if it cannot be read, or is no regular file.
+        ValueError: if the file cannot be loaded, unpacks to far more than its own size, or
+            contains code (a `Lambda` layer).
+        OSError: if the file cannot be read, or is not a regular file.
     """
     import keras
 
-    open_file(path).close()  # what the system says of it is an error of the system
+    open_file(path).close()  # errors of the file system are raised as they are
     try:
         check_archive(path)
         return keras.saving.load_model(path, safe_mode=True)
-    except Exception as error:  # zipfile, h5py, JSON and layers raise many kinds on damaged files
+    except Exception as error:  # zipfile, h5py, JSON and layers raise many types on damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"the model {os.fspath(path)} cannot be loaded: {reason}") from None
 
@@ -84,19 +82,20 @@ def load_model(path: str | os.PathLike[str]) -> Any:
 def save_model(
     model: Any, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Saves a model, or its weights; whoever looks finds the file whole or not at all.
+    """Saves a model or its weights.  The file appears whole or not at all.
 
-    A local one is written under a temporary name and renamed; a remote one is written here and
-    copied, and buckets show an object once it is complete.
+    A local file is written under a temporary name and renamed.  A remote file is written locally
+    and copied; buckets show an object only when it is complete.
 
     Args:
         model: a built Keras model.
-        path: ends in `.keras`, or in `.safetensors` for `model.weights` by the paths of the
-            variables (batch-norm statistics are among them), in their own types.
-        metadata: texts for a `.safetensors` file.
+        path: path of the file.  It ends in `.keras` for the model, or in `.safetensors` for
+            `model.weights` (batch-norm statistics included) in their own types, named by the
+            variables' paths.
+        metadata: texts for the header of a `.safetensors` file.
 
     Raises:
-        ValueError: if `path` ends in neither or cannot be reached.
+        ValueError: if `path` has another ending or cannot be reached.
     """
     target = check_model_path(path)
     if isinstance(target, str):
@@ -120,12 +119,12 @@ def save_model(
 
 
 def weight_names(model: Any) -> list[str]:
-    """The names of a model's weights in a file: their paths, numbered where two are alike."""
+    """Returns the names of a model's weights in a file: their paths, numbered if equal."""
     return distinct_names([variable.path for variable in model.weights])
 
 
 def save_weights(model: Any, path: str | os.PathLike[str]) -> None:
-    """Saves a `.keras`, `.safetensors` or local `.weights.h5` file, whole or not at all."""
+    """Saves a `.keras`, `.safetensors` or local `.weights.h5` file atomically."""
     target = pathlib.Path(path)
     if target.suffix in ENDINGS:
         save_model(model, target)
@@ -136,7 +135,7 @@ def save_weights(model: Any, path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _replacing(target: pathlib.Path, ending: str) -> Iterator[pathlib.Path]:
-    """`records.replacing` with the ending that Keras wants, and a name for each thread."""
+    """`records.replacing` with the ending that Keras needs and a name unique to the call."""
     temporary = temporary_path(target.with_name(uuid.uuid4().hex), ending)
     with replacing(target, temporary):
         yield temporary

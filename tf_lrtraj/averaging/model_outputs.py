@@ -1,20 +1,20 @@
-"""What the outputs of a model mean: read off the model, its loss and the numbers themselves.
+"""Determines what the outputs of a model are, from the model, its loss and the values.
 
-Averaging logits is not averaging predictions, and a softmax of probabilities squashes them.  So
-before outputs are averaged it must be known what they are:
+The average of logits is not the average of predictions, and a softmax of probabilities distorts
+them.  So the kind of the outputs must be known before they are averaged:
 
 ============== ==================================== ===========================================
-kind           outputs                              told by
+kind           outputs                              determined by
 ============== ==================================== ===========================================
 "classes"      probabilities of classes [..., C]    a softmax at the end, rows that sum to 1
 "binary"       a probability of one class, [N, 1]   a sigmoid at the end, or the loss
                or [N]
 "labels"       independent probabilities [..., L]   a sigmoid at the end, or the loss
-"values"       numbers of a regression              the loss
+"values"       values of a regression               the loss
 ============== ==================================== ===========================================
 
-The first three may come as logits.  The activation at the model's end is asked first, then the
-loss it was compiled with (`from_logits` too), then the numbers, which must agree.
+The first three kinds may be given as logits.  The last activation of the model is examined first,
+then the compiled loss (including `from_logits`), and then the values, which must be consistent.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _TINY = float(np.finfo(np.float64).tiny)
 
 @dataclasses.dataclass(frozen=True)
 class OutputKind:
-    """How outputs are turned into what is averaged, and how that is scored.
+    """The kind of a model's outputs, which determines how they are averaged and scored.
 
     Attributes:
-        name: "classes", "binary", "labels" or "values"; "kept" for numbers between 0 and 1 of
-            which nothing more is known: they are averaged as they are.
+        name: "classes", "binary", "labels" or "values"; "kept" for numbers between 0 and 1 whose
+            meaning is unknown, which are averaged unchanged.
         logits: whether outputs are logits.
     """
 
@@ -57,10 +57,10 @@ class OutputKind:
     logits: bool
 
     def predictions(self, outputs: np.ndarray) -> np.ndarray:
-        """Outputs as probabilities or values, float64.
+        """Converts outputs to probabilities or values, float64.
 
         Raises:
-            ValueError: if they should be probabilities and are not.
+            ValueError: if outputs taken for probabilities are none.
         """
         outputs = np.asarray(outputs)
         wide = outputs.astype(np.float64)
@@ -72,13 +72,13 @@ class OutputKind:
         if problem:
             raise ValueError(
                 f"`logits` must be True if the model's outputs are logits. They were taken for "
-                f"probabilities, and {problem}. Received: logits=None or False"
+                f"probabilities, but {problem}. Received: logits=None or False"
             )
         return wide
 
 
 def single_output(model: Any) -> None:
-    """Raises ValueError if a model has several outputs; they are named."""
+    """Raises ValueError if a model has several outputs."""
     outputs = getattr(model, "output", None) if _has_outputs(model) else None
     if isinstance(outputs, (list, tuple, dict)) and len(outputs) != 1:
         names = list(outputs) if isinstance(outputs, dict) else list(model.output_names)
@@ -86,20 +86,21 @@ def single_output(model: Any) -> None:
 
 
 def several_outputs(names: Any) -> ValueError:
-    """The error for a model of several outputs."""
+    """Returns the error for a model with several outputs."""
     return ValueError(f"`model` must have one output. Received: a model with outputs {names}")
 
 
 def find_kind(model: Any, outputs: np.ndarray, logits: bool | None) -> OutputKind:
-    """The kind of a model's outputs.
+    """Determines the kind of a model's outputs.
 
     Args:
-        model: compiled or not.
-        outputs: of one set of weights.
-        logits: what the user says; None if nothing.
+        model: a Keras model, compiled or not.
+        outputs: outputs of the model with one set of weights.
+        logits: whether the user declares the outputs as logits; None if not declared.
 
     Raises:
-        ValueError: if that contradicts the numbers or the model, or nothing tells what they are.
+        ValueError: if `logits` contradicts the values or the model, or if the kind cannot be
+            determined.
     """
     outputs = np.asarray(outputs)
     single = outputs.ndim == 1 or outputs.shape[-1] == 1
@@ -112,7 +113,7 @@ def find_kind(model: Any, outputs: np.ndarray, logits: bool | None) -> OutputKin
         name = "classes" if activation == "softmax" else many
     softmaxed = not single and not _not_probabilities(outputs, classes=True)
     if softmaxed and loss != "values" and activation != "sigmoid":
-        name, activation = "classes", "softmax"  # no other numbers look like that
+        name, activation = "classes", "softmax"  # rows that sum to 1 are probabilities
     if logits:
         if activation in ("softmax", "sigmoid"):
             raise ValueError(
@@ -132,8 +133,8 @@ def find_kind(model: Any, outputs: np.ndarray, logits: bool | None) -> OutputKin
             return OutputKind("kept", False)
         if logits is None:
             raise ValueError(
-                "`logits` must be True or False: nothing tells whether the outputs are logits "
-                f"({_range(outputs)}; the model is not compiled with a loss that says so). "
+                "`logits` must be True or False: it is unknown whether the outputs are logits "
+                f"({_range(outputs)}; the model has no compiled loss that determines it). "
                 "Received: logits=None"
             )
         return OutputKind("values", False)
@@ -141,13 +142,13 @@ def find_kind(model: Any, outputs: np.ndarray, logits: bool | None) -> OutputKin
 
 
 class Score(NamedTuple):
-    """How predictions do.
+    """Loss and accuracy of predictions.
 
     Attributes:
         loss_name: "cross-entropy", or "mean squared error" for a regression.
-        loss: the mean over examples.
-        accuracy: share of predictions that are right; None for a regression.
-        examples: how many there are.
+        loss: mean loss over the examples.
+        accuracy: share of correct predictions; None for a regression.
+        examples: number of examples.
     """
 
     loss_name: str
@@ -157,15 +158,16 @@ class Score(NamedTuple):
 
 
 def score(kind: OutputKind, predictions: np.ndarray, y: Any) -> Score:
-    """Returns loss and accuracy of predictions.
+    """Computes loss and accuracy of predictions.
 
     Args:
-        kind: of the predictions.
-        predictions: [N, …] what `OutputKind.predictions` returned, or a mean of these.
-        y: labels: integers or one-hot for classes, 0 and 1 for the others, values.
+        kind: kind of the predictions.
+        predictions: [N, …] results of `OutputKind.predictions`, or a mean of several.
+        y: [N, …] labels: integers or one-hot for classes, 0 and 1 for other probabilities, or
+            values for a regression.
 
     Raises:
-        ValueError: if labels do not fit.
+        ValueError: if the labels do not fit.
     """
     y = np.asarray(y)
     if y.shape[:1] != predictions.shape[:1]:
@@ -196,7 +198,7 @@ def score(kind: OutputKind, predictions: np.ndarray, y: Any) -> Score:
 
 
 def _classes(predictions: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Cross-entropy and accuracy for integer, one-hot or soft labels."""
+    """Computes cross-entropy and accuracy for integer, one-hot or soft labels."""
     count = predictions.shape[-1]
     if y.shape == predictions.shape:
         truth = y.astype(np.float64)
@@ -225,22 +227,22 @@ def _classes(predictions: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _kept(predictions: np.ndarray, y: np.ndarray) -> str:
-    """What numbers between 0 and 1 are, given the labels."""
+    """Returns the kind of numbers between 0 and 1, given the labels."""
     single = predictions.ndim == 1 or predictions.shape[-1] == 1
     if y.size == predictions.size and y.dtype.kind in "iufb":
         marks = np.all((y == 0) | (y == 1))
         return ("binary" if single else "labels") if marks else "values"
     raise ValueError(
-        f"`y` must hold a number for each of the outputs, of shape {predictions.shape}: they are "
-        f"no probabilities of classes, as rows do not sum to 1. Received: shape={y.shape}"
+        f"`y` must hold a number for each of the outputs, of shape {predictions.shape}: these are "
+        f"not probabilities of classes, as rows do not sum to 1. Received: shape={y.shape}"
     )
 
 
-# What model and numbers tell ----------------------------------------------------------------
+# Evidence from the model and the values -----------------------------------------------------
 
 
 def _has_outputs(model: Any) -> bool:
-    """Whether a model knows its outputs: not a subclass with a `call` of its own."""
+    """Returns whether a model has symbolic outputs; a subclass with its own `call` has none."""
     try:
         return bool(model.outputs)
     except (AttributeError, ValueError):
@@ -248,15 +250,15 @@ def _has_outputs(model: Any) -> bool:
 
 
 def _activation(model: Any) -> str | None:
-    """Name of the activation at a model's end, "softmax" or "sigmoid" in particular."""
+    """Returns the name of a model's last activation, such as "softmax", or None."""
     if not _has_outputs(model) or len(model.outputs) != 1:
         return None
     tensor = model.outputs[0]
-    for _ in range(10):  # layers that change no numbers are passed
+    for _ in range(10):  # layers that change no values are skipped
         layer = tensor._keras_history.operation
-        if _has_outputs(layer) and hasattr(layer, "layers"):  # a model inside
+        if _has_outputs(layer) and hasattr(layer, "layers"):  # a nested model
             return _activation(layer)
-        layer = getattr(layer, "layer", layer)  # TimeDistributed and the like
+        layer = getattr(layer, "layer", layer)  # wrappers such as TimeDistributed
         name = getattr(getattr(layer, "activation", None), "__name__", None)
         kind = type(layer).__name__
         if kind.lower() in ("softmax", "sigmoid"):
@@ -272,7 +274,7 @@ def _activation(model: Any) -> str | None:
 
 
 def _loss(model: Any) -> tuple[str | None, bool]:
-    """(kind that the compiled loss is for, or None; whether it takes logits)."""
+    """Returns (kind of outputs that the compiled loss takes, or None; whether it takes logits)."""
     loss = getattr(model, "loss", None)
     while isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
         loss = next(iter(loss.values())) if isinstance(loss, dict) else loss[0]
@@ -287,7 +289,7 @@ def _loss(model: Any) -> tuple[str | None, bool]:
 
 
 def _not_probabilities(values: np.ndarray, classes: bool) -> str:
-    """Why numbers are no probabilities (of classes, so that rows sum to 1); empty if they are."""
+    """Returns why values are not probabilities (of classes: rows sum to 1), or an empty text."""
     coarse = values.dtype.itemsize < 4
     tolerance = 2e-2 if coarse else 1e-3
     wide = values.astype(np.float64)

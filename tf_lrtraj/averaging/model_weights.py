@@ -1,4 +1,4 @@
-"""Arrays of averages as values for the variables of a Keras model."""
+"""`ModelWeights`: converts arrays of averages to values for the variables of a Keras model."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 from tf_lrtraj import values
 from tf_lrtraj.backend import batch_norm as bn
 
-# Arrays bring statistics of their own, so there are none of the raw weights to copy.
+# "copy" is excluded: there are no raw weights whose statistics could be copied.
 POLICIES = tuple(policy for policy in bn.POLICIES if policy != "copy")
 
 
 class ModelWeights:
-    """Turns the arrays of averages into values for all variables of a model.
+    """Converts the arrays of averages to values for all variables of a model.
 
     Args:
         model: a built Keras model.
-        policy: `"recompute"`: batch-norm statistics are measured on `data`; `"average"`: they
-            are those among the arrays.
-        data: inputs, as `WeightAveraging` takes them; may be missing without batch norm.
-        batch_size: of the recomputation.
+        policy: `"recompute"` measures batch-norm statistics on `data`; `"average"` takes them
+            from the arrays.
+        data: inputs, as `WeightAveraging` takes them; not needed without batch norm.
+        batch_size: batch size of the recomputation.
 
     Attributes:
         statistics: the batch-norm layers whose statistics are set.
 
     Raises:
-        ValueError: for an unknown policy, or if data is missing.
+        ValueError: if the policy is unknown or data is missing.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class ModelWeights:
         self._recompute = bn.Recompute(model)
         if self.statistics and policy == "recompute" and data is None:
             raise ValueError(
-                "The model has batch-norm layers: give `batch_norm_data`, some training inputs, so "
-                "that their statistics can be recomputed. Received: batch_norm_data=None"
+                "`batch_norm_data` must hold training inputs, as the model has batch-norm layers "
+                "whose statistics are recomputed. Received: batch_norm_data=None"
             )
 
     def check_shapes(self, shapes: Sequence[tuple[int, ...]], policy: str | None = None) -> None:
@@ -60,11 +60,11 @@ class ModelWeights:
             )
 
     def __call__(self, arrays: Sequence[Any], policy: str | None = None) -> tuple[list, list]:
-        """(trainable, non-trainable) values, in the order of the model's variables.
+        """Returns (trainable, non-trainable) values in the order of the model's variables.
 
         Args:
-            arrays: trainable ones, then batch-norm means and variances in turn.
-            policy: another one than the object's own.
+            arrays: arrays of trainable variables, then batch-norm means and variances in turn.
+            policy: policy for this call; by default that of the object.
 
         Raises:
             ValueError: if the arrays do not fit.

@@ -1,4 +1,4 @@
-"""Averages that the model's `AveragedOptimizer` keeps, as `WeightAveraging` serves them."""
+"""`OptimizerAverages`: the averages of an `AveragedOptimizer`, as `WeightAveraging` uses them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tf_lrtraj.backend.weight_updates import check_built
 
 
 class OptimizerAverages:
-    """Averages of a model that its optimizer updates; nothing is left to do at a step.
+    """Averages that the model's optimizer updates, so that a callback does nothing at a step.
 
     Args:
-        callback: the `WeightAveraging` that serves them.
-        batch_norm: its policy, or a dict name → policy.
-        save_best: its paths by name.
+        callback: the `WeightAveraging` that uses the averages.
+        batch_norm: a batch-norm policy, or a dict name → policy.
+        save_best: a dict name → path.
     """
 
     skipped = 0
@@ -35,17 +35,18 @@ class OptimizerAverages:
         self._begun = False
 
     def set_model(self, model: Any) -> None:
-        """Finds the averages of a model, and checks that the settings are of these.
+        """Finds the averages of a model, and checks the settings against them.
 
         Raises:
-            ValueError: if its optimizer keeps none.
+            ValueError: if the model's optimizer has no averages, or a setting does not fit.
         """
         callback = self._callback
         optimizer = find_averaged(getattr(model, "optimizer", None))
         if optimizer is None:
             raise ValueError(
-                "`averages` may be left out for a model compiled with an AveragedOptimizer only. "
-                f"Received: averages=None, and the optimizer {getattr(model, 'optimizer', None)!r}"
+                "`averages` may be omitted only if the model is compiled with an "
+                "AveragedOptimizer. Received: averages=None, and the optimizer "
+                f"{getattr(model, 'optimizer', None)!r}"
             )
         kernels = dict(optimizer.averages)
         policies = average_settings.check_policies(self._batch_norm, kernels)
@@ -61,7 +62,7 @@ class OptimizerAverages:
         if self._optimizer is not optimizer:
             self._optimizer, self._recompute = optimizer, None
         if model.built and not optimizer.built:
-            # So that what other callbacks restore finds a place, and is not skipped.
+            # Other callbacks may restore the optimizer, and Keras skips variables not yet built.
             optimizer.build(model.trainable_variables)
 
     @property
@@ -71,7 +72,7 @@ class OptimizerAverages:
     def averages(self) -> OptimizerAverages:
         return self
 
-    # As `ModelAverages` -----------------------------------------------------------------------
+    # The interface of `ModelAverages` ---------------------------------------------------------
 
     @property
     def state(self) -> AverageState:
@@ -95,7 +96,7 @@ class OptimizerAverages:
         return self._recompute
 
     def average(self, name: str, model: Any) -> list[tuple[Any, Any]]:
-        """(variable, its average in the dtype of the buffers) of each averaged variable."""
+        """Returns pairs of a variable and its average in the dtype of the buffers."""
         known = sorted(self._callback.averages)
         if name not in known:
             raise KeyError(f"`name` must be one of {known}. Received: {name!r}")
@@ -108,7 +109,7 @@ class OptimizerAverages:
         pairs = zip(variables, found, strict=True)
         return [(variable, value) for variable, value in pairs if id(variable) in own]
 
-    # As `OwnAverages` -------------------------------------------------------------------------
+    # The interface of `OwnAverages` -----------------------------------------------------------
 
     def start(self) -> None:
         self._found().reset()
@@ -118,7 +119,7 @@ class OptimizerAverages:
             self._optimizer.reset()
 
     def update(self, weights: Any = None) -> bool:
-        self._refuse("`update()` is not for averages of an AveragedOptimizer, whose step makes it.")
+        self._refuse("An AveragedOptimizer updates its averages itself: do not call `update()`.")
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         self._refuse("Averages of an AveragedOptimizer are saved with the model's optimizer.")
@@ -131,7 +132,7 @@ class OptimizerAverages:
         raise RuntimeError(why)
 
     def copied(self) -> tuple[Any, Any]:
-        """Arguments of a copy, which finds the averages in its model's optimizer."""
+        """Returns the arguments of a copy, which finds the averages in its model's optimizer."""
         return self._batch_norm, self._save_best
 
     def begin_training(self) -> None:

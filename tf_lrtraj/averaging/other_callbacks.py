@@ -1,9 +1,9 @@
-"""What `WeightAveraging` must know of the other callbacks in the same `fit`.
+"""Finds the other callbacks of the same `fit`, and checks their order.
 
-Keras calls callbacks in the order of their list, and tells none of them about
-the others.  Two things depend on the order: metrics of averages must be in the
-epoch's `logs` before other callbacks read them, and the averages must be saved
-in step with `keras.callbacks.BackupAndRestore`, which knows only the model.
+Keras calls callbacks in the order of their list, and does not give a callback access to the
+others.  Two requirements depend on the order.  Metrics of averages must be in the epoch's `logs`
+before other callbacks read them.  The averages must be saved in step with
+`keras.callbacks.BackupAndRestore`, which saves the model only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tf_lrtraj.backend.weight_updates import held_by
 
 
 def calling_list(callback: Any) -> tuple[Any, Any]:
-    """The `CallbackList` that is calling a hook of `callback`, and the member that it calls.
+    """Finds the `CallbackList` that is calling a hook of `callback`, by its stack frames.
 
-    A callback is not told what list it stands in, so this looks for the `CallbackList` among
-    the callers.  The member is `callback` itself, or one that forwards hooks to it.  (None, None)
-    where there is no list: in a loop that calls the hooks itself.
+    Returns:
+        The list and the member that it calls, which is `callback` itself or a callback that
+        forwards hooks to it.  (None, None) if a custom loop calls the hooks.
     """
     frame = inspect.currentframe()
     try:
@@ -40,16 +40,16 @@ def calling_list(callback: Any) -> tuple[Any, Any]:
 def _called_member(members: Sequence[Any], names: Mapping[str, Any], callback: Any) -> Any:
     if any(member is callback for member in members):
         return callback
-    # The variable of the list's loop over its members, whatever its name is.
+    # The loop variable of the list, whatever its name is.
     calls = (m for m in members for value in names.values() if value is m)
     return next(calls, None)
 
 
 def callbacks_beside(callback: Any) -> list[Any]:
-    """The callbacks of the running `fit`, in order, as seen from one of its hooks.
+    """Returns the callbacks of the running `fit` in order; call it in a hook of `callback`.
 
-    A member that holds other callbacks and forwards their hooks stands for those, in the order
-    in which it holds them.  Empty where there is no list.
+    A member that holds other callbacks and forwards their hooks is followed by these.  The list is
+    empty if a custom loop calls the hooks.
     """
     running, called = calling_list(callback)
     return [] if running is None else list(_spread(running.callbacks, callback, called))
@@ -61,16 +61,16 @@ def _spread(members: Sequence[Any], callback: Any, called: Any) -> Iterator[Any]
         yield member
         if member is callback:
             continue
-        # What is in the list itself is called from there, wherever else it is known.
+        # A member of the list is called from the list, even if another member holds it too.
         held = [one for one in _held(member, {id(member)}) if id(one) not in listed]
         held = [one for one in held if member is called or one is not callback]
         if member is called and not any(one is callback for one in held):
-            yield callback  # hidden where this cannot look, but called from there
+            yield callback  # held out of sight, but called by this member
         yield from held
 
 
 def _held(member: Any, known: set[int]) -> Iterator[Any]:
-    """The callbacks that a callback has among its attributes, and those that these have."""
+    """Yields the callbacks among the attributes of a callback, recursively."""
     for one in held_by(member):
         if isinstance(one, keras.callbacks.Callback) and id(one) not in known:
             known.add(id(one))
@@ -84,11 +84,10 @@ def check_order(callback: Any, members: Sequence[Any], monitored: Iterable[str])
     Args:
         callback: the `WeightAveraging`.
         members: all callbacks, in order.
-        monitored: beginnings of the names that `callback` adds to `logs`; empty
-            if it adds none.
+        monitored: prefixes of the names that `callback` adds to `logs`; empty if it adds none.
 
     Raises:
-        ValueError: naming the callback that must come later.
+        ValueError: if a callback must come later; the message names it.
     """
     prefixes = tuple(monitored)
     readers = (keras.callbacks.TensorBoard, keras.callbacks.CSVLogger, keras.callbacks.History)
@@ -96,11 +95,11 @@ def check_order(callback: Any, members: Sequence[Any], monitored: Iterable[str])
         if other is callback:
             return
         if isinstance(other, keras.callbacks.BackupAndRestore):
-            reason = "saves the model before the averages of that step are there"
+            reason = "saves the model before the averages of that step are available"
         elif prefixes and str(getattr(other, "monitor", "")).startswith(prefixes):
-            reason = f"reads {other.monitor!r} before it is there"
+            reason = f"reads {other.monitor!r} before it is available"
         elif prefixes and isinstance(other, readers):
-            reason = "writes the epoch's metrics before those of the averages are there"
+            reason = "writes the epoch's metrics before those of the averages are available"
         elif getattr(other, "swap_on_epoch", False):
             reason = "has put its own average into the model at the end of an epoch"
         else:

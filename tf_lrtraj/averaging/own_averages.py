@@ -1,4 +1,4 @@
-"""Averages that a callback keeps itself: begun, updated and restored in step with a training."""
+"""`OwnAverages`: averages that a callback stores, updates and restores in step with a training."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tf_lrtraj.records.archives import save_arrays
 
 
 class OwnAverages:
-    """Averages in buffers of their own, updated after every step that moves the weights.
+    """Averages in separate buffers, updated after every step that moves the weights.
 
     Args:
-        callback: the `WeightAveraging` whose averages they are.
+        callback: the `WeightAveraging` of these averages.
         waiting: kernels' configurations by name, in epochs or percent of a `fit`.
-        carried: arrays of the averages of which these are a copy.
+        carried: arrays of the averages that these copy; None for new averages.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class OwnAverages:
         self._backup: Backup | None = None
         self._begun = False
         self._counter: UpdateCounter | None = None
-        # Where the training stood when `fit` gave the model, and at the last update.
+        # The state of the training when `fit` called `set_model`, and at the last update.
         self._at_set_model: Standing | None = None
         self._left: Standing | None = None
         self._loaded_iterations: int | None = None
-        # What these are a copy of, until there is a model.
+        # Arrays of the copied averages, until a model is set.
         self._carried = carried
 
     def copied(self) -> dict[str, Any]:
-        """Arguments of a copy: of what belongs to a model only the averages."""
+        """Returns the arguments of a copy, which keeps the averages but not the model."""
         carried = self._arrays() if self.num_updates else self._carried
         return {"waiting": self.waiting, "carried": carried}
 
@@ -66,7 +66,7 @@ class OwnAverages:
     # Beginning --------------------------------------------------------------------------------
 
     def set_model(self, model: Any) -> None:
-        """Begins at the weights that a model holds now, unless a `fit` tells more later."""
+        """Starts the averages at a model's current weights; a `fit` may restart them later."""
         if not is_built(model):
             return
         self._follow(model)
@@ -78,7 +78,7 @@ class OwnAverages:
         self._at_set_model = self._counter.standing()
 
     def start(self) -> None:
-        """Begins at the model's current weights, with no updates made."""
+        """Starts the averages at the model's current weights, with an update count of 0."""
         self._refuse_durations()
         model = self._model
         refuse_lent(model, "its own weights cannot be averaged")
@@ -92,12 +92,12 @@ class OwnAverages:
             self._load(carried, "the copied callback")
 
     def reset(self) -> None:
-        """Forgets every average, and the model."""
+        """Discards every average and the model."""
         self.running = self._carried = self._left = self._loaded_iterations = None
         self.skipped = 0
 
     def averages(self) -> ModelAverages:
-        """The averages, begun now if they have not."""
+        """Returns the averages; starts them if necessary."""
         if self.running is None:
             self.start()
         assert self.running is not None
@@ -106,19 +106,19 @@ class OwnAverages:
     def _refuse_durations(self) -> None:
         if self.waiting:
             raise RuntimeError(
-                f"The averages {sorted(self.waiting)} are in epochs or percent of a `fit`, and "
-                "none has begun. Give numbers of updates for a loop of your own."
+                f"The averages {sorted(self.waiting)} are in epochs or percent of a `fit`, but "
+                "none has begun. Use numbers of updates in a custom loop."
             )
 
     # Updating ---------------------------------------------------------------------------------
 
     def update(self, weights: Any = None) -> bool:
-        """Makes one update; see `WeightAveraging.update`."""
+        """Updates the averages once; see `WeightAveraging.update`."""
         self._refuse_durations()
         model = self._model
         if backend.is_tracing():
             raise RuntimeError(
-                "`update()` must be called outside of tf.function and jax.jit: compiled, it would "
+                "`update()` must be called outside of tf.function and jax.jit: inside, it would "
                 "run once only. Call it after the compiled step."
             )
         refuse_lent(model, "its own weights cannot be averaged")
@@ -126,14 +126,15 @@ class OwnAverages:
         if running is None:
             raise RuntimeError(
                 "The averages have not begun: the model had no weights when `set_model` was "
-                "called, or `reset` was. Call `start()` once it has them, before the first step."
+                "called, or `reset` was called. Call `start()` once the model has weights, before "
+                "the first step."
             )
         running.check_model(model)
         given = None if weights is None else running.given(model, weights)
         if given is None and not running.note_versions():
             raise RuntimeError(
                 "Nothing has been assigned to the model's variables since the last update. A loop "
-                "that keeps the weights elsewhere gives them: "
+                "that keeps the weights outside of the model must pass them: "
                 "`update(weights=trainable_variables)`."
             )
         averaged = self._update(running, given)
@@ -147,7 +148,7 @@ class OwnAverages:
             self.skipped += 1
             if self.skipped == 1:
                 warnings.warn(
-                    f"The weights after update {running.num_updates} are not finite: such "
+                    f"The weights after update {running.num_updates} are not finite. Such "
                     "iterates are left out of the averages and counted in `skipped`.",
                     stacklevel=5,
                 )
@@ -158,10 +159,10 @@ class OwnAverages:
     # In a `fit` -------------------------------------------------------------------------------
 
     def begin_training(self) -> None:
-        """Checks the model, and finds what saves it, before the first step."""
+        """Checks the model, and finds the callback that saves it, before the first step."""
         model = self._model
         check_trainable(model, self._callback)
-        if self._counter is None:  # built after `set_model`, by Keras
+        if self._counter is None:  # Keras built the model after `set_model`
             self._follow(model)
         self._resolve()
         if self.running is not None and self.num_updates:
@@ -170,7 +171,7 @@ class OwnAverages:
         self._begun = False
 
     def _resolve(self) -> None:
-        """Makes kernels of configurations with durations, now that `fit` tells its length."""
+        """Builds the kernels of configurations with durations from the length of the `fit`."""
         if not self.waiting:
             return
         callback = self._callback
@@ -183,7 +184,7 @@ class OwnAverages:
         self.waiting = {}
 
     def _updates_of_fit(self) -> tuple[float | None, int | None]:
-        """(updates of an epoch, updates of the whole `fit`), where Keras knows them."""
+        """Returns (updates of an epoch, updates of the `fit`), or (None, None) if unknown."""
         params = self._callback.params or {}
         batches, epochs = params.get("steps"), params.get("epochs")
         if not batches or not epochs:
@@ -198,10 +199,10 @@ class OwnAverages:
         self._counter.start_epoch()
 
     def _begin(self) -> None:
-        """Takes up the averages where the model stands, once per `fit`.
+        """Starts, continues or restores the averages, once per `fit`.
 
-        Not in `begin_training`: only after that has every callback put into the
-        model what it restores.
+        `begin_training` is too early: only after it have all callbacks restored their part of the
+        model.
         """
         if self._begun:
             return
@@ -211,7 +212,7 @@ class OwnAverages:
         assert counter is not None and before is not None
         now = counter.standing()
         stepped = now.counts != before.counts
-        # What has moved since `fit` gave the model, another callback has put in.
+        # Another callback has set the weights if they changed since `fit` called `set_model`.
         moved = stepped or not now.same_weights(before)
         if not (moved and self._restore(model, stepped)):
             self._go_on(now)
@@ -223,7 +224,7 @@ class OwnAverages:
             print(f"WeightAveraging: {self.averages().state.describe_memory()}")
 
     def _go_on(self, now: Standing) -> None:
-        """Begins at the weights of now, or goes on from those of the last update."""
+        """Starts the averages at the current weights, or continues from the last update."""
         left = self._left
         if not self.num_updates:
             self.start()
@@ -235,19 +236,19 @@ class OwnAverages:
                 self._warn_of_iterations(before, max(now.counts.values(), default=0))
             elif now.same_optimizers(left):
                 warnings.warn(
-                    "The model's weights were set after the last update, by something other than "
-                    f"training: the averages, of {self.num_updates} updates, begin anew. Use a "
-                    "WeightAveraging of its own for each run to keep them.",
+                    "The model's weights were set after the last update, but not by training, so "
+                    f"the averages, of {self.num_updates} updates, begin anew. To keep them, use a "
+                    "new WeightAveraging for each run.",
                     stacklevel=4,
                 )
                 self._callback.reset()
                 self.start()
             else:
                 raise ValueError(
-                    "The model has another optimizer, and other weights, than at the last update "
-                    f"of the averages (number {self.num_updates}): whether this is the same "
-                    "training cannot be known. Call `averaging.reset()` to begin anew, or "
-                    "train with WeightAveraging all along."
+                    "The model has another optimizer and other weights than at the last update "
+                    f"of the averages (number {self.num_updates}), so it is unknown whether this "
+                    "is the same training. Call `averaging.reset()` to begin anew, or use "
+                    "WeightAveraging during the whole training."
                 )
         self._loaded_iterations = None
         self.averages().join_new_weights(self._model)
@@ -256,7 +257,7 @@ class OwnAverages:
         if now > before:
             warnings.warn(
                 f"The optimizer went from {before} to {now} iterations without "
-                "WeightAveraging: its averages leave those weights out.",
+                "WeightAveraging: the averages do not contain those weights.",
                 stacklevel=5,
             )
 
@@ -269,16 +270,16 @@ class OwnAverages:
         late = {name: begin for name, begin in begins.items() if begin is not None and begin > end}
         if late:
             warnings.warn(
-                f"WeightAveraging: the averages {late} begin at that update, and this `fit` "
-                f"ends at update {end}: until then they are the raw weights.",
+                f"WeightAveraging: the averages {late} begin at that update, but this `fit` "
+                f"ends at update {end}. Until then they equal the raw weights.",
                 stacklevel=4,
             )
 
     def after_batch(self, batch: int) -> None:
-        model = self._model  # on JAX this brings the variables up to date
+        model = self._model  # on JAX this updates the variables
         assert self._counter is not None
-        # Weights do not move on the micro-steps of gradient accumulation, nor when
-        # loss scaling skips a step.
+        # Weights do not move on micro-steps of gradient accumulation, or when loss scaling skips
+        # a step.
         if self._counter.moved():
             refuse_lent(model, "its own weights cannot be averaged")
             if not self._update(self.averages()) and self._callback.on_non_finite == "stop":
@@ -291,23 +292,23 @@ class OwnAverages:
             self._write_backup(self._backup)
 
     def end_training(self) -> None:
-        self._begin()  # a training restored at its end has no epochs left
+        self._begin()  # a training that was restored at its end runs no epoch
         if self._counter is not None:
             self._left = self._counter.standing()
         if self.skipped:
             warnings.warn(
-                f"WeightAveraging left out {self.skipped} iterates that were not finite.",
+                f"WeightAveraging skipped {self.skipped} iterates that were not finite.",
                 stacklevel=4,
             )
 
     # On disk ----------------------------------------------------------------------------------
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Writes every buffer and the update count to an `.npz` file, whole or not at all."""
+        """Writes every buffer and the update count to an `.npz` file atomically."""
         save_arrays(path, self._arrays(), compress=False)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
-        """Reads what `save_state` wrote."""
+        """Restores a state that `save_state` wrote."""
         self._load(read_state(path), os.fspath(path))
 
     def _arrays(self) -> dict[str, Any]:
@@ -322,10 +323,10 @@ class OwnAverages:
         backup.write(self._model, self.num_updates, self._arrays(), self._callback.best)
 
     def _restore(self, model: Any, counts_changed: bool) -> bool:
-        """Loads the state that goes with the weights another callback has just put in.
+        """Loads the state that belongs to the weights that another callback has just restored.
 
         Returns:
-            whether there was one; not, where weights were loaded that no training had made.
+            Whether a state was loaded; False if the weights do not come from a training.
         """
         backup = self._backup
         stored = None if backup is None else backup.read(model)
@@ -334,9 +335,9 @@ class OwnAverages:
         if backup is None or stored is None:
             where = "no BackupAndRestore is in `callbacks`" if backup is None else backup.folder
             raise ValueError(
-                f"The model was restored at iteration {steps_made(model)}, and WeightAveraging has "
-                f"no state that goes with it ({where}). It must train with BackupAndRestore from "
-                "the start for its averages to be restored too. To average from here on instead, "
+                f"The model was restored at iteration {steps_made(model)}, but WeightAveraging has "
+                f"no state for it ({where}). The averages can be restored only if WeightAveraging "
+                "and BackupAndRestore were used from the start. To average from here on instead, "
                 "load the weights before `fit`."
             )
         if self.num_updates:

@@ -1,8 +1,8 @@
-r"""Averages built afterwards, from snapshots on disk.
+r"""Averages built after training, from snapshots on disk.
 
-Any weights on any snapshots: what a kernel would have held, what a schedule
-would have ended at, or weights of one's own.  The files are read once, one after
-the other, for all averages together, so memory does not depend on how many there are.
+An average may have any weights on the snapshots, such as those of a kernel or of a learning-rate
+schedule.  All averages are computed in one pass over the files, one file after another, so memory
+does not depend on the number of snapshots.
 
 Example:
 
@@ -51,25 +51,25 @@ __all__ = [
 ]
 
 _PIECE = 1 << 17  # numbers read at a time: half a MiB stays in the cache from disk to sum
-_BLOCK = 1 << 15  # numbers worked on at a time
-_TOGETHER = 4  # snapshots that are added to the sums at once, which pass memory less often
-_WARM = 1 << 22  # bytes that another thread reads at a time, and
-_AHEAD = 1 << 26  # bytes it may be ahead
-_BEFORE = 8  # snapshots before the first one used, for errors
+_BLOCK = 1 << 15  # numbers processed at a time
+_TOGETHER = 4  # snapshots added to the sums at once, to read and write the sums less often
+_WARM = 1 << 22  # bytes that the read-ahead thread reads at a time
+_AHEAD = 1 << 26  # bytes that the read-ahead thread may be ahead
+_BEFORE = 8  # snapshots before the first used one that the error estimate uses
 
 
 @dataclasses.dataclass(frozen=True)
 class SnapshotWeights:
-    """Weights on snapshots, and how they came about.
+    """Weights on snapshots, and the requested weights that they approximate.
 
     Attributes:
         steps: [K] update counts of the snapshots, ascending.
         weights: [K] weights that sum to 1.
-        last: T, the update count the average is taken at.
-        target: [T+1] the weights on all iterates that were asked for; None where the average
-            was asked for in snapshots, and so is what it is.
+        last: T, the update count at which the average is taken.
+        target: [T+1] requested weights on all iterates; None if weights on snapshots were
+            requested, which are always exact.
         early: sum of the absolute weights on iterates older than the first snapshot, which
-            were given to that snapshot.
+            were moved to that snapshot.
     """
 
     steps: np.ndarray
@@ -85,12 +85,12 @@ class SnapshotWeights:
 
     @property
     def exact(self) -> bool:
-        """Whether all weight asked for lies on snapshots."""
+        """Whether all requested weight lies on snapshots."""
         return self.moved == 0.0
 
     @property
     def moved(self) -> float:
-        """Sum of the absolute weights asked for on iterates of which there is no snapshot."""
+        """Sum of the absolute requested weights on iterates without a snapshot."""
         if self.target is None:
             return 0.0
         held = np.zeros(self.target.size, dtype=bool)
@@ -99,7 +99,7 @@ class SnapshotWeights:
 
     @property
     def error_weights(self) -> np.ndarray:
-        """[T+1] what was asked for minus what is built, per iterate; it sums to 0."""
+        """[T+1] requested weights minus those built, per iterate; they sum to 0."""
         if self.target is None:
             return np.zeros(self.last + 1)
         difference = self.target.copy()
@@ -116,27 +116,29 @@ def snapshot_weights(
     per: str = "update",
     max_early: float = 0.01,
 ) -> SnapshotWeights:
-    """Turns an average of all iterates into weights on the snapshots there are.
+    """Converts an average of all iterates to weights on the available snapshots.
 
-    Weight on an iterate between two snapshots is divided between them (linear
-    interpolation: `theory.fold_onto_snapshots`).
+    Weight on an iterate between two snapshots is divided between them by linear interpolation
+    (`theory.fold_onto_snapshots`).
 
     Args:
         steps: [K] update counts of the snapshots, ascending, equally spaced or not.
-        target: a kernel; or [T+1] weights on all iterates, as
-            `theory.weights_from_schedule` gives for a schedule to emulate.
+        target: a kernel; or [T+1] weights on all iterates, such as those that
+            `theory.weights_from_schedule` returns.
         last: T, the step of a snapshot; the newest by default.
-        per: `"update"`: the kernel counts updates, as during training; `"snapshot"`: it counts
-            snapshots (of those up to T), or `target` holds one weight for each of them.
+        per: the unit of `target`.  With `"update"` the kernel counts updates, as during training.
+            With `"snapshot"` it counts the snapshots up to T, or `target` holds one weight for
+            each of them.
         max_early: the largest sum of absolute weights on iterates older than the first snapshot
-            that may be given to it.
+            that may be moved to it.
 
     Returns:
         `SnapshotWeights`.
 
     Raises:
-        ValueError: if `steps` is empty or does not ascend, T is no snapshot, weights do not fit
-            or sum to 1, or the average needs iterates older than the first snapshot.
+        ValueError: if `steps` is empty or not ascending, T is not the step of a snapshot, the
+            weights do not fit or do not sum to 1, or the average needs iterates older than the
+            first snapshot.
 
     >>> from tf_lrtraj import kernels
     >>> snapshot_weights([0, 10, 20], kernels.TwoPoint(15)).weights.round(3)
@@ -148,7 +150,7 @@ def snapshot_weights(
     last = int(steps[-1]) if last is None else last
     if last not in steps:
         raise values.error(
-            "last", f"the step of a snapshot; near it are {nearest(steps, last)}", last
+            "last", f"the step of a snapshot; the nearest are {nearest(steps, last)}", last
         )
     values.one_of(["update", "snapshot"]).check("per", per)
     held = steps[steps <= last]
@@ -163,16 +165,16 @@ def snapshot_weights(
     if early > max_early:
         oldest = int(np.flatnonzero(wanted)[0])
         raise ValueError(
-            f"the average needs iterates from step {oldest} on, and the first snapshot is of step "
+            f"the average needs iterates from step {oldest} on, but the first snapshot is of step "
             f"{held[0]}: {early:.1%} of its weight lies before that. Take snapshots from an "
-            "earlier step on, choose a shorter average, or one that starts later."
+            "earlier step on, or choose an average that is shorter or starts later."
         )
     weights[: held.size] = fold_onto_snapshots(wanted, held)[1]
     return SnapshotWeights(steps, weights, last, wanted, early)
 
 
 def _ascending(steps: Any) -> np.ndarray:
-    """[K] int64 update counts, checked."""
+    """Checks update counts and returns them as [K] int64."""
     try:
         found = np.asarray(steps, np.int64)
         sound = found.ndim == 1 and found.size > 0 and np.array_equal(found, steps)
@@ -180,8 +182,7 @@ def _ascending(steps: Any) -> np.ndarray:
         sound = False
     if not sound or found[0] < 0 or np.any(np.diff(found) <= 0):
         allowed = (
-            "the update counts of one snapshot or more: integers of at least 0, each larger than "
-            "the one before"
+            "a non-empty, strictly increasing sequence of update counts, integers of at least 0"
         )
         raise values.error("steps", allowed, steps)
     return found
@@ -207,9 +208,10 @@ def _target(target: Any, count: int, unit: str) -> np.ndarray:
 
 
 def memory_bytes(snapshots: Snapshots, num_averages: int) -> int:
-    """Most bytes that `combine` holds: two float32 copies of the model per average, and one more.
+    """Returns the peak memory of `combine` in bytes.
 
-    Sums are float64; one of them at a time becomes the result's float32.
+    It is about two float32 copies of the model per average, for the float64 sums, and one more for
+    the conversion of one sum at a time to float32.
     """
     width = max(v.read_dtype.itemsize for v in snapshots.variables)
     pieces = 2 * _TOGETHER * _PIECE * width + 16 * _BLOCK + _WARM
@@ -223,25 +225,25 @@ def combine(
     sample: CoordinateSample | None = None,
     progress: bool = True,
 ) -> dict[str, list[np.ndarray]]:
-    """Weighted sums of snapshots, in one pass over the files.
+    """Computes weighted sums of snapshots in one pass over the files.
 
-    Each snapshot that has a weight is read once, front to back, for all averages, while
-    another thread brings what follows from the disk into the page cache; sums are float64.
+    Each snapshot with a weight is read once for all averages, front to back.  Another thread reads
+    ahead into the page cache.  Sums are float64.
 
     Args:
-        snapshots: to read.
+        snapshots: the snapshots to read.
         weights: name → [K] weights, one for each of `snapshots.steps`.
-        sample: collects coordinates of the trainable variables as they stream by; the
-            snapshots it asks for are read whatever their weights.
-        progress: show a progress bar where there is a terminal.
+        sample: collects coordinates of the trainable variables during the pass; the snapshots it
+            needs are read even if they have no weight.
+        progress: whether to show a progress bar in a terminal.
 
     Returns:
-        name → an array per variable of `snapshots.variables`, float32 (float64 where the
-        model has that).
+        name → an array per variable of `snapshots.variables`, float32 (float64 for float64
+        variables).
 
     Raises:
-        ValueError: if weights do not fit.
-        RecordError: if a snapshot is damaged; it is named.
+        ValueError: if the weights do not fit.
+        RecordError: if a snapshot is damaged; the message names it.
     """
     rows = {name: np.asarray(row, np.float64) for name, row in weights.items()}
     for name, row in rows.items():
@@ -257,7 +259,7 @@ def combine(
         if step in wanted or any(row[index] for row in rows.values())
     ]
     for index in read[:1]:
-        snapshots.checksum(int(snapshots.steps[index]))  # of its size, before memory is taken
+        snapshots.checksum(int(snapshots.steps[index]))  # checks its size before memory is taken
     totals = {name: np.zeros(snapshots.num_weights) for name in rows}
     trainable = sum(v.size for v in snapshots.variables if v.role == "trainable")
 
@@ -284,7 +286,7 @@ def combine(
 
 
 def _add(total: np.ndarray, pieces: Sequence[np.ndarray], weights: np.ndarray) -> None:
-    """`total += Σ weights_i pieces_i` in float64, block by block within the cache."""
+    """Computes `total += Σ weights_i pieces_i` in float64, in blocks that fit into the cache."""
     used = [(p, w) for p, w in zip(pieces, weights.tolist(), strict=True) if w]
     if not used:
         return
@@ -306,20 +308,20 @@ def _split(snapshots: Snapshots, flat: np.ndarray) -> list[np.ndarray]:
     arrays, offset = [], 0
     for spec in snapshots.variables:
         part = flat[offset : offset + spec.size]
-        # A copy even where the type stays, so that the sum's memory can go.
+        # A copy even if the type is unchanged, so that the memory of the sum can be freed.
         arrays.append(part.astype(spec.read_dtype).reshape(spec.shape))
         offset += spec.size
     return arrays
 
 
 class _ReadAhead:
-    """Brings files into the page cache, in another thread, a little ahead of whoever reads them.
+    """Reads files into the page cache in another thread, slightly ahead of the reader.
 
-    Handing arrays from thread to thread would cost more than it gains.
+    Passing arrays between threads would cost more than it saves.
     """
 
     def __init__(self, groups: Sequence[Sequence[pathlib.Path]]) -> None:
-        self._groups = [list(group) for group in groups]  # files of a group are read abreast
+        self._groups = [list(group) for group in groups]  # files of a group are read in parallel
         self._used = 0.0
         self._stop = False
         self._changed = threading.Condition()
@@ -336,7 +338,7 @@ class _ReadAhead:
         self._thread.join()
 
     def used(self, size: float) -> None:
-        """The reader has come `size` bytes further."""
+        """Reports that the reader has read `size` more bytes."""
         with self._changed:
             self._used += size
             self._changed.notify()
@@ -348,7 +350,7 @@ class _ReadAhead:
             with contextlib.ExitStack() as stack:
                 try:
                     files = [stack.enter_context(open(p, "rb", buffering=0)) for p in group]
-                except OSError:  # the reader will find the same, and say it
+                except OSError:  # the reader raises the same error
                     return
                 while files:
                     for file in list(files):
@@ -369,21 +371,21 @@ class _ReadAhead:
 
 @dataclasses.dataclass(frozen=True)
 class PostHocAverage(BuiltAverage):
-    """An average built from snapshots, and how far it may be from the one asked for.
+    """An average built from snapshots, and its estimated error.
 
     `apply` puts it into a model and `save` writes a model that holds it; see `BuiltAverage`.
 
     Attributes:
-        name: as asked for.
-        arrays: one per variable, trainable ones first, then batch-norm statistics,
+        name: name of the average.
+        arrays: one array per variable: trainable variables first, then batch-norm statistics,
             averaged with the same weights.
-        weights: on the snapshots.
-        error: upper estimate of the distance from the average asked for, over the distance
-            of the average from the raw weights (see docs/averages_afterwards.md); 0 where exact,
-            None where it cannot be estimated (fewer than 3 snapshots, or the average is the raw
+        weights: the weights on the snapshots.
+        error: upper estimate of the distance from the requested average, divided by the distance
+            of the average from the raw weights (see docs/averages_afterwards.md).  0 if exact;
+            None if it cannot be estimated (fewer than 3 snapshots, or the average equals the raw
             weights).
-        quantisation: the same for the encoding of the snapshots; an upper bound on the root
-            mean square.
+        quantisation: the same ratio for the error of the snapshots' encoding, an upper bound on
+            the root mean square.
         quantisation_bound: largest possible error of a single weight by the encoding.
         distance: estimated distance of the average from the raw weights at `weights.last`.
     """
@@ -398,17 +400,17 @@ class PostHocAverage(BuiltAverage):
 
     @property
     def exact(self) -> bool:
-        """Whether it is the average asked for, but for rounding and the snapshots' encoding."""
+        """Whether it is the requested average, up to rounding and the snapshots' encoding."""
         return self.weights.exact
 
     @property
     def total_error(self) -> float | None:
-        """`error` and `quantisation` together, in quadrature."""
+        """`error` and `quantisation` added in quadrature; None if `error` is unknown."""
         return None if self.error is None else float(np.hypot(self.error, self.quantisation))
 
     @property
     def verdict(self) -> str:
-        """The word exact, or the error, in few words."""
+        """A short text: "exact", or the error."""
         if self.exact:
             text = "exact"
         elif self.error is None:
@@ -459,21 +461,21 @@ def average_snapshots(
     per: str = "update",
     progress: bool = True,
 ) -> dict[str, PostHocAverage]:
-    """Builds averages from snapshots, in one pass, and says how good each is.
+    """Builds averages from snapshots in one pass, and estimates the error of each.
 
     Args:
-        snapshots: opened, or their folder.
+        snapshots: a `Snapshots` or its folder.
         targets: name → kernel, weights on all iterates (see `snapshot_weights`), or
             `SnapshotWeights` for the steps of these snapshots.
         last, per: as in `snapshot_weights`.
-        progress: show a progress bar where there is a terminal.
+        progress: whether to show a progress bar in a terminal.
 
     Returns:
         name → `PostHocAverage`.
 
     Raises:
-        ValueError: as `snapshot_weights`, or if `SnapshotWeights` are for other steps; the
-            average is named.
+        ValueError: as `snapshot_weights`, or if `SnapshotWeights` are for other steps.  The
+            message names the average.
         RecordError: if there are no snapshots or one is damaged.
     """
     if not isinstance(snapshots, Snapshots):
@@ -489,7 +491,7 @@ def average_snapshots(
         folded[name] = target
     sampled = {w.last for w in folded.values()}
     for w in folded.values():
-        if not w.exact:  # and some before, to see how far they lie from each other
+        if not w.exact:  # earlier snapshots too, for the estimate of displacements
             begin = max(int(np.searchsorted(snapshots.steps, w.first)) - _BEFORE, 0)
             sampled |= set(snapshots.steps[begin:][snapshots.steps[begin:] <= w.last].tolist())
     size = sum(v.size for v in snapshots.variables if v.role == "trainable")
@@ -504,7 +506,7 @@ def average_snapshots(
 
 
 def _check_steps(name: str, steps: np.ndarray, snapshots: Snapshots) -> None:
-    """Weights are put on snapshots by their place, so both must be of the same steps."""
+    """Checks that weights, which are assigned by position, have the steps of the snapshots."""
     if np.array_equal(steps, snapshots.steps):
         return
     pairs = itertools.zip_longest(steps.tolist(), snapshots.steps.tolist(), fillvalue="none")
@@ -532,7 +534,7 @@ def _with_errors(
         error = None if found is None or not scale else float(found * scale)
     used = np.flatnonzero(weights.weights)
     bounds = np.array([snapshots.error_bound(int(step)) for step in weights.steps[used]])
-    # Rounding errors are spread evenly up to their bound and differ from snapshot to snapshot.
+    # Rounding errors are uniformly distributed up to their bound and differ between snapshots.
     rounding = np.sum((weights.weights[used] * bounds) ** 2) / 3.0 * sample.size
     return PostHocAverage(
         name=name,

@@ -1,11 +1,11 @@
-r"""Ensembles of predictions, beside averages of weights.
+r"""Ensembles of predictions, compared with averages of weights.
 
-FGE (Garipov et al. 2018, arXiv 1802.10026) averages the *predictions* of models
-collected along a cyclical schedule; SWA averages their *weights*, which is its
-first-order approximation at the cost of one model (Izmailov et al. 2018, arXiv
-1803.05407, section 3.5).  `Ensemble` does the first and gives the second to compare.
+FGE (Garipov et al. 2018, arXiv 1802.10026) averages the *predictions* of models collected along a
+cyclical schedule.  SWA averages their *weights*; it approximates FGE to first order at the cost of
+one model (Izmailov et al. 2018, arXiv 1803.05407, section 3.5).  `Ensemble` averages predictions,
+and evaluates the average of weights for comparison.
 
-With a model compiled and x, y at hand, FGE is a schedule and a recorder:
+FGE needs a cyclical schedule and a recorder (`model` is compiled, and `x`, `y` are data):
 
     rate = rates.Sequence([0.1, rates.Triangular(0.05, 0.005, length=200)], [1000])
     model.compile(keras.optimizers.SGD(schedules.RateSchedule(rate), momentum=0.9), ...)
@@ -35,20 +35,22 @@ from tf_lrtraj.averaging.model_weights import ModelWeights
 from tf_lrtraj.averaging.snapshots import Snapshots
 from tf_lrtraj.values import boolean, one_of
 
-# "running": each member's statistics as training left them.
+# "running" uses the statistics recorded with each member.
 STATISTICS = ("recompute", "running")
 
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleResult:
-    """How an ensemble does beside its members and the average of their weights.
+    """Losses and accuracies of an ensemble, its members and the average of their weights.
 
     Attributes:
-        loss, accuracy: of the mean of the members' predictions.  The loss is the cross-entropy;
-            for regression the mean squared error, and there is no accuracy (None).
-        member_losses, member_accuracies: [K] of each member alone.
-        average_loss, average_accuracy: of the model whose weights are the members' mean.
-        examples: number of labels they are means over.
+        loss, accuracy: loss and accuracy of the mean of the members' predictions.  The loss is
+            the cross-entropy.  For a regression it is the mean squared error, and every accuracy
+            is None.
+        member_losses, member_accuracies: [K] loss and accuracy of each member.
+        average_loss, average_accuracy: loss and accuracy of the model whose weights are the mean
+            of the members' weights.
+        examples: number of examples.
         loss_name: "cross-entropy" or "mean squared error".
     """
 
@@ -81,12 +83,12 @@ class EnsembleResult:
 class Ensemble:
     """Several sets of weights of one model, whose predictions are averaged.
 
-    Predictions are probabilities, or values of a regression.  What the model's outputs are is
-    found out once, from its last activation, its loss and the first member's outputs
-    (`tf_lrtraj.averaging.model_outputs`), and holds for all members.
+    Predictions are probabilities, or values of a regression.  The kind of the model's outputs is
+    determined once, from its last activation, its loss and the first member's outputs
+    (`tf_lrtraj.averaging.model_outputs`).
 
-    The members are read one at a time, so that memory stays at two copies of the weights
-    and one array of predictions; the model has its own weights back after each.
+    The members are read one at a time, so memory stays at two copies of the weights and one array
+    of predictions.  The model's own weights are restored after each member.
 
     Example:
 
@@ -102,16 +104,17 @@ class Ensemble:
         model: a built Keras model with one output.
         members: `Snapshots`, or a list of members, each a list of arrays in the order of
             `model.trainable_variables` (and then of its batch-norm means and variances in turn).
-        logits: whether the model's outputs are logits, so that a softmax (or a sigmoid, by the
-            loss) is applied; None to find out.
-        statistics: batch-norm statistics of members: `"recompute"` from `batch_norm_data`
-            (the average of weights always has that), or `"running"` as they were recorded.
+        logits: whether the model's outputs are logits, so that a softmax or a sigmoid is applied;
+            None to determine it.
+        statistics: batch-norm statistics of members: `"recompute"` computes them from
+            `batch_norm_data`, and `"running"` uses the recorded ones.  Statistics of the average
+            of weights are always recomputed.
         batch_norm_data: inputs, as `WeightAveraging` takes them.
-        batch_size: of predictions and of recomputation.
+        batch_size: batch size of predictions and of the recomputation.
 
     Raises:
-        ValueError: if members do not fit the model, there is none, data is missing, or the
-            model has several outputs.
+        ValueError: if there are no members, members do not fit the model, data is missing, or
+            the model has several outputs.
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class Ensemble:
         self.statistics = statistics
         self.batch_size = batch_size
         self._members = members
-        # The average of weights has statistics recomputed in any case, so data is needed.
+        # Statistics of the average of weights are always recomputed, so data is needed.
         ModelWeights(model, "recompute", batch_norm_data)
         policy = "recompute" if statistics == "recompute" else "average"
         self._convert = ModelWeights(model, policy, batch_norm_data, batch_size)
@@ -166,19 +169,22 @@ class Ensemble:
         return self._kind.predictions(outputs)
 
     def predictions(self, x: Any) -> Iterator[np.ndarray]:
-        """Probabilities, or values, that each member in turn predicts, in the outputs' shape."""
+        """Yields each member's probabilities or values, in the shape of the outputs."""
         for weights in self._weights():
             yield self._predictions(weights, x)
 
     def predict(self, x: Any) -> np.ndarray:
-        """Mean of the members' probabilities, or values, float64, in the shape of the outputs.
+        """Computes the mean of the members' probabilities or values.
 
         Args:
             x: inputs, as `model.predict` takes them.
 
+        Returns:
+            A float64 array in the shape of the outputs.
+
         Raises:
-            ValueError: if it cannot be told whether outputs are logits, or `logits` contradicts
-                them.
+            ValueError: if it cannot be determined whether outputs are logits, or `logits`
+                contradicts them.
         """
         total: Any = 0.0
         for probabilities in self.predictions(x):
@@ -186,7 +192,7 @@ class Ensemble:
         return total / len(self)
 
     def average_weights(self) -> list[np.ndarray]:
-        """The mean of the members' trainable weights, in float64."""
+        """Computes the mean of the members' trainable weights, in float64."""
         count = len(self.model.trainable_variables)
         total: list[Any] = [0.0] * count
         for weights in self._weights():
@@ -194,12 +200,12 @@ class Ensemble:
         return [t / len(self) for t in total]
 
     def evaluate(self, x: Any, y: Any) -> EnsembleResult:
-        """Loss and accuracy of the ensemble, of its members and of the average of their weights.
+        """Evaluates the ensemble, its members and the average of their weights.
 
         Args:
             x: [N, …] inputs.
-            y: labels: integers [N] or one-hot [N, classes]; 0 and 1 where each output is a
-                probability of its own; values for a regression.
+            y: labels: integers [N] or one-hot [N, classes]; 0 and 1 if each output is an
+                independent probability; values for a regression.
 
         Raises:
             ValueError: if the labels do not fit the outputs, or as `predict`.

@@ -1,4 +1,4 @@
-"""`SnapshotRecorder`: a Keras callback that writes iterates to disk while a model trains."""
+"""`SnapshotRecorder`: a Keras callback that writes snapshots to disk during training."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tf_lrtraj.records import local_path
 from tf_lrtraj.records.tensor_files import dtype_of
 from tf_lrtraj.values import one_of
 
-# Snapshots in memory: one that is being written, and one that waits for it.
+# Snapshots in memory: one that is being written, and one that waits.
 _BUFFERS = 2
 
 
 def recorded_variables(model: Any) -> list[tuple[Any, str]]:
-    """(variable, role) of everything a snapshot of `model` holds, in its order."""
+    """Returns (variable, role) of each variable in a snapshot of `model`, in order."""
     trainable = len(model.trainable_variables)
     return [
         (variable, "trainable" if i < trainable else "statistic")
@@ -43,17 +43,19 @@ def recorded_variables(model: Any) -> list[tuple[Any, str]]:
 
 
 class ModelSnapshots:
-    """Writes snapshots of one model; what the callback and the training programs share.
+    """Writes snapshots of one model; the callback and the training programs use it.
 
-    A snapshot is copied to memory of the host, and another thread writes it.  Two of them are in
-    memory at most: whoever comes with a third waits.  As a context manager it waits at the end.
+    A snapshot is copied to host memory, and another thread writes it.  At most two snapshots are
+    in memory, and the next one waits.  As a context manager, the object waits for all writes at
+    the end of the block.
 
     Args:
         model: a built Keras model.
         folder, timetable, encoding: as in `SnapshotWriter`.
+        total_steps: number of steps of the run; None if unknown.
 
     Raises:
-        OSError: if the free disk space is less than the snapshots of `total_steps` will take.
+        OSError: if the snapshots of `total_steps` need more than the free disk space.
     """
 
     def __init__(
@@ -94,8 +96,8 @@ class ModelSnapshots:
         if needed > free:
             raise OSError(
                 f"Up to {self.most} snapshots of {self.bytes_each / 1e6:.1f} MB need "
-                f"{needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB are free. Take them "
-                "less often, limit their number, or choose encoding='int16' or 'int8'."
+                f"{needed / 1e9:.2f} GB in {folder}, but {free / 1e9:.2f} GB are free. Take them "
+                "less often, limit their number, or use encoding='int16' or 'int8'."
             )
 
     def write(self, step: int, *, only_finite: bool = False) -> None:
@@ -103,10 +105,11 @@ class ModelSnapshots:
 
         Args:
             step: number of updates made.
-            only_finite: write nothing if a number is not finite; `check` or `wait` tells.
+            only_finite: whether to skip the snapshot if a value is not finite; `check` and `wait`
+                then issue a warning.
 
         Raises:
-            Exception: with which an earlier snapshot could not be written.
+            Exception: the error of an earlier snapshot that could not be written.
         """
 
         def fill(buffer: list[np.ndarray]) -> None:
@@ -124,24 +127,24 @@ class ModelSnapshots:
         """Warns of snapshots that were skipped.
 
         Raises:
-            Exception: with which an earlier snapshot could not be written.
+            Exception: the error of an earlier snapshot that could not be written.
         """
         while self._skipped:
             warnings.warn(
-                f"The weights at step {self._skipped.pop(0)} are not finite: no snapshot of them "
-                "is taken.",
+                f"The weights at step {self._skipped.pop(0)} are not finite, so no snapshot of "
+                "them is taken.",
                 stacklevel=4,
             )
         self._background.check()
 
     def wait(self) -> None:
-        """Waits until all snapshots are on disk, and then does what `check` does."""
+        """Waits until all snapshots are on disk, and then calls `check`."""
         self._background.finish()
         self.check()
 
 
 def _host_memory(specs: Sequence[VariableSpec]) -> list[np.ndarray]:
-    """An array for each variable, in memory that is mapped already."""
+    """Allocates an array for each variable, in memory that is already mapped."""
     nbytes = [spec.size * dtype_of(spec.dtype).itemsize for spec in specs]
     places = np.cumsum([0, *(-(-count // 64) * 64 for count in nbytes)]).tolist()
     whole = np.empty(places[-1], np.uint8)
@@ -153,24 +156,26 @@ def _host_memory(specs: Sequence[VariableSpec]) -> list[np.ndarray]:
 
 
 def most_snapshots(timetable: Timetable, total_steps: int | None) -> int | None:
-    """How many snapshots can be on disk at once; None where nothing bounds them."""
+    """Returns the largest number of snapshots on disk at once; None if it is unbounded."""
     counts = []
     if timetable.limit is not None:
-        counts.append(timetable.limit + 1)  # the new one is written before another is dropped
+        counts.append(timetable.limit + 1)  # a new snapshot is written before one is deleted
     if total_steps is not None:
         counts.append(max(total_steps - timetable.start, -1) // timetable.every + 1)
     return min(counts, default=None)
 
 
 class SnapshotRecorder(StepCallback):
-    """Writes iterates to disk on a cadence, for averages that are chosen afterwards.
+    """Writes snapshots at regular steps, for averages that are chosen after training.
 
-    `tf_lrtraj.averaging.average_snapshots` builds averages of them.  Snapshots hold
-    the trainable weights and the batch-norm statistics.  A step waits for a copy of them to memory
-    only; another thread writes.  If a snapshot cannot be written, the next step raises the error.
-    At the end of `fit` all are on disk, and before `keras.callbacks.BackupAndRestore` saves the
-    model, so a run that goes on from there finds all that it needs (list `BackupAndRestore` last:
-    before this callback it makes every snapshot wait for the disk).
+    `tf_lrtraj.averaging.average_snapshots` builds averages from the snapshots.  A snapshot holds
+    the trainable weights and the batch-norm statistics.  A step waits only for their copy to
+    memory; another thread writes them.  If a snapshot cannot be written, the next step raises the
+    error.
+
+    All snapshots are on disk at the end of `fit`, and before `keras.callbacks.BackupAndRestore`
+    saves the model, so a run that is resumed finds them.  List `BackupAndRestore` after this
+    callback; otherwise every snapshot waits for the disk.
 
     Example:
 
@@ -186,16 +191,16 @@ class SnapshotRecorder(StepCallback):
     array([0, 2, 4])
 
     Args:
-        folder: where they are written.  A folder that holds snapshots of the same model with
-            the same settings is gone on with; those later than the model's step are replaced.
-        every: optimizer steps from one snapshot to the next.
-        start: optimizer steps before the first.
-        encoding: `"exact"`, or `"int16"` or `"int8"` with their stated errors.
-        limit: at most so many on disk; None for no limit.
-        when_full: with a limit, `"thin"` or `"drop_oldest"`; see `snapshots.Timetable`.
+        folder: folder of the snapshots.  A folder with snapshots of the same model and the same
+            settings is continued; snapshots later than the model's step are replaced.
+        every: number of optimizer steps between snapshots.
+        start: number of optimizer steps before the first snapshot.
+        encoding: `"exact"`; or `"int16"` or `"int8"`, which are smaller and have a bounded error.
+        limit: largest number of snapshots on disk; None for no limit.
+        when_full: `"thin"` or `"drop_oldest"`, the rule at the limit; see `snapshots.Timetable`.
 
     Raises:
-        ValueError: for settings out of range.
+        ValueError: if a setting is out of range.
     """
 
     def __init__(
@@ -214,14 +219,14 @@ class SnapshotRecorder(StepCallback):
         self._snapshots: ModelSnapshots | None = None
         self._epoch = 0
         self._backups: list[BackupCalendar] = []
-        self._backup_before = False  # whether one of them saves before this is called
+        self._backup_before = False  # whether a backup is listed before this callback
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
         before, self._snapshots = self._snapshots, None
         self._epoch = 0
         self._follow_backups()
-        if before is not None:  # of a `fit` that an exception ended
+        if before is not None:  # a previous `fit` ended with an exception
             before.wait()
 
     def _follow_backups(self) -> None:
@@ -240,7 +245,7 @@ class SnapshotRecorder(StepCallback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_end(batch, logs)
-        # Every one is asked, as each counts.
+        # Every calendar must be called, because each counts batches.
         due = [backup.due_after_batch(batch) for backup in self._backups]
         if self._snapshots is not None and any(due):
             self._snapshots.wait()
@@ -271,16 +276,16 @@ class SnapshotRecorder(StepCallback):
         if later and self.counter is not None and not self.counter.is_known:
             raise ValueError(
                 f"`folder` holds snapshots up to step {later[-1]}, and no optimizer counts the "
-                "steps of this model, so that they may be of this training or of another. Give "
+                "steps of this model, so it is unknown whether they belong to this training. Use "
                 f"another folder. Received: folder={str(self.folder)!r}"
             )
         snapshots.writer.forget_after(step)
         return snapshots
 
     def _total_steps(self, step: int) -> int | None:
-        """Optimizer steps at the end of training, at most; None where Keras does not know."""
+        """Returns an upper bound of the steps at the end of training; None if unknown."""
         params = self.params or {}
         if params.get("steps") and params.get("epochs"):
-            # "epochs" counts from the very first one; this fit may have begun at a later one.
+            # "epochs" counts from epoch 0; this `fit` may have begun at a later epoch.
             return step + params["steps"] * (params["epochs"] - self._epoch)
         return None

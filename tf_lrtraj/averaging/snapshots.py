@@ -1,22 +1,22 @@
-"""Iterates of a run on disk: when they are taken, how they are written, how they are read.
+"""Snapshots, the iterates of a run on disk: their timetable, their writer and their reader.
 
-A folder of snapshots holds `index.json`, which says what every snapshot
-contains, and one file `step_000000123.safetensors` per snapshot, which other tools open: an array
-for each variable, by its path, and `step`, `encoding` and `crc32` in the metadata.  Files are
-written under another name and renamed when complete, and nothing is pickled.
+A folder of snapshots holds `index.json`, which describes the content of every snapshot, and one
+file `step_000000123.safetensors` per snapshot, which other tools can open.  A file holds an array
+for each variable, named by its path, and `step`, `encoding` and `crc32` in the metadata.  Files
+are written under another name and renamed when complete.  Nothing is pickled.
 
-Snapshots may be thinned to stated errors (`encoding`):
+Snapshots can be compressed with a bounded error (`encoding`):
 
-* `"exact"`: every value as the model holds it;
-* `"int16"`, `"int8"`: integers times one scale per variable, so that the error of a
-  value is at most half a scale, `max|w| / 65534` or `max|w| / 254`.  The scale of the array `NAME`
-  is the float64 scalar `NAME_scale` beside it.  Batch-norm statistics, which are few, stay exact.
+* `"exact"` stores every value unchanged;
+* `"int16"` and `"int8"` store integers times one scale per variable.  The error of a value is at
+  most half a scale, `max|w| / 65534` or `max|w| / 254`.  The scale of the array `NAME` is the
+  float64 scalar `NAME_scale`.  Batch-norm statistics, which are few, stay exact.
 
-`crc32` is that of the scales and then the values, both in the order of the index.
+`crc32` is the checksum of the scales and then the values, both in the order of the index.
 
-Folders of format 1 are read too, and gone on with in today's.  Their files `step_000000123.snap`
-hold the values of all variables one after another, behind a JSON header with step, checksum and
-scales.
+Folders of format 1 can be read too; new snapshots in them have the current format.  The files
+`step_000000123.snap` of format 1 hold the values of all variables one after another, behind a JSON
+header with step, checksum and scales.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ ENCODINGS = ("exact", "int16", "int8")
 WHEN_FULL = ("thin", "drop_oldest")
 
 ENDING = ".safetensors"
-_OLD = ".snap"  # of format 1
+_OLD = ".snap"  # ending of format 1
 _MAGIC = b"LRTSNAP1"
 _LENGTH = struct.Struct("<I")
 _NAME = re.compile(r"step_([0-9]{9,15})(\.snap|\.safetensors)")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
-# Types a model may hold its weights in; the 16-bit ones are read as float32.
+# Types of a model's weights; 16-bit values are read as float32.
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -89,7 +89,7 @@ class _Index(TypedDict):
 
 
 class _Header(TypedDict):
-    """Of a file of format 1."""
+    """The header of a file of format 1."""
 
     step: Count
     crc32: Count
@@ -98,17 +98,18 @@ class _Header(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Timetable:
-    """When snapshots are taken, and which are kept.  Pure functions of the step.
+    """Determines, as a function of the step, when snapshots are taken and which are kept.
 
     Args:
-        every: updates from one snapshot to the next.
-        start: number of updates before the first.
-        limit: at most so many snapshots are on disk; None for no limit.
-        when_full: `"thin"` drops every second snapshot and doubles the spacing, so the
-            whole run stays covered; `"drop_oldest"` keeps the newest.
+        every: number of updates between snapshots.
+        start: number of updates before the first snapshot.
+        limit: largest number of snapshots on disk; None for no limit.
+        when_full: `"thin"` deletes every second snapshot and doubles the spacing, so the
+            whole run stays covered; `"drop_oldest"` keeps the newest snapshots.
 
     Raises:
-        ValueError: for counts below 1 (`limit` below 2), a negative start or an unknown rule.
+        ValueError: if `every` is below 1, `limit` is below 2, `start` is negative, or `when_full`
+            is unknown.
 
     >>> timetable = Timetable(every=10, limit=4)
     >>> [step for step in range(101) if timetable.due(step)]
@@ -133,7 +134,7 @@ class Timetable:
             object.__setattr__(self, name, rule.check(name, getattr(self, name)))
 
     def spacing(self, step: int) -> int:
-        """Updates between the snapshots that stand when `step` updates have been made."""
+        """Returns the number of updates between the snapshots kept after `step` updates."""
         spacing = self.every
         if self.limit is not None and self.when_full == "thin":
             while (step - self.start) // spacing + 1 > self.limit:
@@ -141,11 +142,11 @@ class Timetable:
         return spacing
 
     def due(self, step: int) -> bool:
-        """Whether a snapshot is taken after `step` updates."""
+        """Returns whether a snapshot is taken after `step` updates."""
         return step >= self.start and (step - self.start) % self.spacing(step) == 0
 
     def next_due(self, step: int) -> int:
-        """The first step after `step` at which a snapshot is taken."""
+        """Returns the first step after `step` at which a snapshot is taken."""
         if step < self.start:
             return self.start
         later = step
@@ -156,7 +157,7 @@ class Timetable:
                 return later
 
     def standing(self, now: int) -> list[int]:
-        """The steps whose snapshots stand once `now` updates have been made.
+        """Returns the steps of all snapshots that are kept after `now` updates.
 
         >>> Timetable(every=10, limit=4).standing(90)
         [0, 40, 80]
@@ -164,7 +165,7 @@ class Timetable:
         return self.kept(range(self.start, now + 1, self.every), now)
 
     def kept(self, steps: Iterable[int], now: int) -> list[int]:
-        """Which of the snapshots at `steps` stand once `now` updates have been made."""
+        """Returns those of `steps` whose snapshots are kept after `now` updates."""
         steps = sorted(steps)
         if self.limit is None:
             return steps
@@ -179,9 +180,9 @@ class VariableSpec:
     """One variable of a snapshot.
 
     Attributes:
-        name: its path in the model.
-        shape: its shape.
-        dtype: the model's.
+        name: path of the variable in the model.
+        shape: shape of the variable.
+        dtype: dtype of the variable in the model.
         role: "trainable", or "statistic" for a batch-norm mean or variance.
     """
 
@@ -196,29 +197,29 @@ class VariableSpec:
 
     @property
     def read_dtype(self) -> np.dtype[Any]:
-        """What values are read as: float32, or float64 where the model holds that."""
+        """The dtype of values that are read: float64 for float64 variables, or float32."""
         return np.dtype("float64" if self.dtype == "float64" else "float32")
 
     def stored_dtype(self, encoding: str) -> np.dtype[Any]:
         return dtype_of(encoding if self.is_encoded(encoding) else self.dtype)
 
     def is_encoded(self, encoding: str) -> bool:
-        """Whether its values are stored as integers times a scale."""
+        """Returns whether values are stored as integers times a scale."""
         return encoding != "exact" and self.role == "trainable"
 
 
-# Appended to the name of an array of integers for the scalar that they are to be multiplied by.
+# Appended to the name of an array of integers; the result is the name of its scale.
 SCALE = "_scale"
 
 
 def array_names(variables: Sequence[VariableSpec], encoding: str) -> list[str]:
-    """The names of the variables' arrays in a file: their paths, numbered where two are alike."""
+    """Returns the names of the variables' arrays in a file: their paths, numbered if equal."""
     endings = [[SCALE] if variable.is_encoded(encoding) else [] for variable in variables]
     return distinct_names([variable.name for variable in variables], endings)
 
 
 def snapshot_bytes(variables: Sequence[VariableSpec], encoding: str) -> int:
-    """Bytes of the values of one snapshot on disk."""
+    """Returns the bytes of the values of one snapshot on disk."""
     return sum(v.size * v.stored_dtype(encoding).itemsize for v in variables)
 
 
@@ -226,14 +227,14 @@ class SnapshotWriter:
     """Writes snapshots into a folder.
 
     Args:
-        folder: is made if it does not exist.
-        variables: what every snapshot holds, trainable variables first.
-        timetable: when snapshots are taken and which are kept.
+        folder: folder of the snapshots; it is created if it does not exist.
+        variables: the variables of every snapshot, trainable variables first.
+        timetable: determines when snapshots are taken and which are kept.
         encoding: one of `ENCODINGS`.
 
     Raises:
-        RecordError: if the folder holds snapshots of another model or another timetable.
-        ValueError: for an unknown encoding or a dtype that cannot be stored.
+        RecordError: if the folder holds snapshots of another model or with another timetable.
+        ValueError: if the encoding is unknown or a dtype cannot be stored.
     """
 
     def __init__(
@@ -269,7 +270,7 @@ class SnapshotWriter:
             if differs:
                 raise RecordError(
                     f"{self.folder} holds snapshots with another {', '.join(differs)}: they belong "
-                    "to another model or other settings. Choose another folder, or delete it."
+                    "to another model or other settings. Use another folder, or delete this one."
                 )
             self.variables = [_spec(entry, path) for entry in found["variables"]]
             if found["format"] != FORMAT:
@@ -279,20 +280,22 @@ class SnapshotWriter:
             write_json(path, index)
 
     def steps(self) -> list[int]:
-        """Steps of the snapshots on disk, oldest first."""
+        """Returns the steps of the snapshots on disk, oldest first."""
         finish_writes(self.folder)
         return sorted(_files(self.folder))
 
     def write(self, step: int, values: Iterable[np.ndarray]) -> None:
-        """Writes the snapshot taken after `step` updates, and drops what is kept no longer.
+        """Writes the snapshot taken after `step` updates, and deletes those no longer kept.
 
         Args:
             step: number of updates made.
-            values: an array per variable, in order; they may come one at a time.
+            values: an array per variable, in order.
 
         Raises:
-            ValueError: for arrays of other shapes, or non-finite values to be made integers.
-            OSError: if the disk is full or cannot be written; older snapshots stand.
+            ValueError: if an array has another shape, or non-finite values must be encoded as
+                integers.
+            OSError: if the file cannot be written, for example because the disk is full; older
+                snapshots are not affected.
         """
         names = array_names(self.variables, self.encoding)
         arrays, scales = {}, {}
@@ -338,9 +341,9 @@ class SnapshotWriter:
             self._path(step, ending).unlink(missing_ok=True)
 
     def forget_after(self, step: int) -> None:
-        """Deletes snapshots later than `step`, and what a killed process left half-written.
+        """Deletes snapshots later than `step`, and temporary files of a killed process.
 
-        A run that goes on from a checkpoint takes them anew.
+        A run that continues from a checkpoint takes these snapshots again.
         """
         for later in self.steps():
             if later > step:
@@ -351,16 +354,16 @@ class SnapshotWriter:
 
 
 def _comparable(index: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two indices those of one run.
+    """Returns the part of an index that is equal for all processes of one run.
 
-    The names of variables are not part of it: they depend on what else a process has built.
+    Names of variables are excluded, because they depend on other models built in the process.
     """
     bare = [{k: v for k, v in entry.items() if k != "name"} for entry in index["variables"]]
     return {**index, "variables": bare, "format": FORMAT}
 
 
 def _checksum(arrays: Iterable[np.ndarray]) -> int:
-    """CRC-32 of arrays' bytes, one after another."""
+    """Computes the CRC-32 of the bytes of arrays, one after another."""
     value = 0
     for array in arrays:
         value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
@@ -368,12 +371,12 @@ def _checksum(arrays: Iterable[np.ndarray]) -> int:
 
 
 def nearest(steps: Iterable[Any], step: int) -> list[int]:
-    """The three of some steps that are nearest to one, ascending."""
+    """Returns the three of `steps` that are nearest to `step`, ascending."""
     return sorted(sorted(map(int, steps), key=lambda other: abs(other - step))[:3])
 
 
 def _files(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    """{step: file}; of two of one step, which a kill can leave, that of today's format."""
+    """Returns {step: file}; if a killed process left two files of a step, that of format 2."""
     found: dict[int, pathlib.Path] = {}
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
@@ -383,14 +386,14 @@ def _files(folder: pathlib.Path) -> dict[int, pathlib.Path]:
 
 
 class _Stored(NamedTuple):
-    """A file of a snapshot, open.
+    """An open file of a snapshot.
 
     Attributes:
-        file: unbuffered.
-        arrays: the place of each variable's values.
-        scales: of the variables; None for those that are not integers.
-        crc32: of the scales of today's format, and then of the values.
-        before: that of what comes before the values.
+        file: the unbuffered file.
+        arrays: type, shape and place of each variable's values.
+        scales: the scale of each variable; None for variables that are not encoded.
+        crc32: the stated checksum of the scales (format 2 only) and the values.
+        before: the checksum of the part before the values.
     """
 
     file: BinaryIO
@@ -404,16 +407,16 @@ class Snapshots:
     """The snapshots in a folder.
 
     Args:
-        folder: what a `SnapshotWriter` wrote.
+        folder: a folder that a `SnapshotWriter` wrote.
 
     Attributes:
-        steps: [K] int64, numbers of updates made when each was taken, ascending.
-        variables: what each holds, trainable variables first, in the order of
-            `model.trainable_variables`; then batch-norm means and variances in turn.
-        encoding: how values are stored.
+        steps: [K] int64, the number of updates at each snapshot, ascending.
+        variables: the variables of each snapshot: trainable variables in the order of
+            `model.trainable_variables`, then batch-norm means and variances in turn.
+        encoding: encoding of the values, one of `ENCODINGS`.
 
     Raises:
-        RecordError: if the folder holds none, or its index is damaged.
+        RecordError: if the folder holds no snapshots, or its index is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -443,12 +446,12 @@ class Snapshots:
 
     @property
     def num_trainable(self) -> int:
-        """How many of `variables` are trainable."""
+        """Number of trainable variables."""
         return sum(v.role == "trainable" for v in self.variables)
 
     @property
     def num_weights(self) -> int:
-        """Numbers in one snapshot, statistics included."""
+        """Number of values in one snapshot, statistics included."""
         return sum(v.size for v in self.variables)
 
     @property
@@ -457,10 +460,10 @@ class Snapshots:
         return snapshot_bytes(self.variables, self.encoding)
 
     def path(self, step: int) -> pathlib.Path:
-        """The file of one snapshot.
+        """Returns the file of one snapshot.
 
         Raises:
-            RecordError: if there is no snapshot of that step; the nearest ones are named.
+            RecordError: if there is no snapshot of that step; the message names the nearest ones.
         """
         if step not in self._files:
             near = nearest(self.steps, step)
@@ -470,7 +473,7 @@ class Snapshots:
         return self._files[int(step)]
 
     def _open(self, step: int) -> _Stored:
-        """A file, to be closed by the caller, whose header agrees with the index."""
+        """Opens a file and checks its header against the index; the caller closes it."""
         path = self.path(step)
         opened = self._open_old if path.suffix == _OLD else self._open_new
         try:
@@ -550,17 +553,17 @@ class Snapshots:
             raise RecordError(f"{path} is damaged: its scales are not those of its variables")
 
     def chunks(self, step: int, size: int = 1 << 18) -> Iterator[np.ndarray]:
-        """The values of one snapshot in pieces, all variables one after another.
+        """Yields the values of one snapshot in pieces, all variables one after another.
 
         Memory stays at one piece.  Each piece is a new array.
 
         Args:
-            step: which snapshot.
-            size: at most so many numbers in a piece (no piece spans two variables).
+            step: step of the snapshot.
+            size: largest number of values in a piece (no piece spans two variables).
 
         Raises:
-            RecordError: if the file is damaged; where only values were changed, that is
-                known at the end, so use nothing of it before.
+            RecordError: if the file is damaged.  Changed values are detected only at the end, so
+                no piece may be used before the last one is read.
         """
         stored = self._open(step)
         checksum = stored.before
@@ -585,12 +588,15 @@ class Snapshots:
             )
 
     def read(self, step: int) -> list[np.ndarray]:
-        """One snapshot: an array per variable, float32 (float64 where the model has that).
+        """Reads one snapshot.
+
+        Returns:
+            An array per variable, float32 (float64 for float64 variables).
 
         Raises:
-            RecordError: if there is none of that step, or it is damaged.
+            RecordError: if there is no snapshot of that step, or it is damaged.
         """
-        self.checksum(step)  # of the size it should be, before memory is taken for it
+        self.checksum(step)  # checks the size of the file before memory is taken
         values = [np.empty(spec.size, spec.read_dtype) for spec in self.variables]
         places = ((value, low) for value in values for low in range(0, value.size, 1 << 20))
         for (value, low), piece in zip(places, self.chunks(step, 1 << 20), strict=True):
@@ -598,13 +604,13 @@ class Snapshots:
         return [v.reshape(s.shape) for v, s in zip(values, self.variables, strict=True)]
 
     def checksum(self, step: int) -> int:
-        """CRC-32 of one snapshot's values, as its file states it (nothing else is read)."""
+        """Returns the CRC-32 that the file of a snapshot states, without reading the values."""
         stored = self._open(step)
         stored.file.close()
         return stored.crc32
 
     def error_bound(self, step: int) -> float:
-        """The largest error that the encoding can have made in a value of one snapshot."""
+        """Returns the largest possible error of a value of one snapshot by the encoding."""
         stored = self._open(step)
         stored.file.close()
         return max((0.5 * scale for scale in stored.scales if scale is not None), default=0.0)

@@ -1,8 +1,7 @@
-"""The running state of any number of weight averages.
+"""`AverageState`: the buffers of any number of weight averages, and their update.
 
-One `AverageState` holds every average of a run.  The coefficients of an update come from the
-kernels' own formulas, computed from the number of the update in the compiled step itself.  The
-callback, the optimizer and the training loop make the same update of the same state.
+The compiled step computes the coefficients of an update from its number, by the formulas of the
+kernels.  The callback, the optimizer and the training loop use the same state and update.
 """
 
 from __future__ import annotations
@@ -26,40 +25,38 @@ from tf_lrtraj.averaging.buffers import (
 from tf_lrtraj.kernels import Kernel, RecursiveKernel
 from tf_lrtraj.values import one_of
 
-# Variables are updated in groups of about this many numbers, one average after the other,
-# so that a group is read from memory once for all averages, and cast once without a copy
-# of all weights.
+# Variables are updated in groups of about this many values, one average after the other.  So a
+# group is read from memory once for all averages, and cast once without a copy of all weights.
 _GROUP = 1 << 19
 
 
 class AverageState:
     """Buffers of several averages over one list of variables, and their update.
 
-    The count of updates `T` is the caller's (the training step, or a counter in
-    a callback): the same `T` that `kernel.weights(T)` takes.  Where averages begin `T` is
-    0 and every average equals the variables' current values.
+    The caller counts the updates `T` (by the training step, or a counter in a callback); this is
+    the `T` that `kernel.weights(T)` takes.  At `T = 0` every average equals the variables' values.
+
+    Recursive kernels keep one value per weight, or two in a pair.  Lag kernels keep a ring of
+    `max_lag + 1` past values and compute the average when it is read, so an update costs one copy
+    for any length of the window.  `BEMA` keeps both: a running average and a ring of two values,
+    whose weighted sum is added when the average is read.
+
+    Under a `tf.distribute` strategy, create the state inside the strategy's scope and call `update`
+    inside `strategy.run`.  Every replica then updates its own copy from its own copy of the
+    weights, without communication.
 
     Args:
         variables: Keras variables to average.
         kernels: name → kernel.
-        precision: how running averages are stored: "single" (float32), "double"
-            (float64), "pair" (float32 and a compensation) or "auto": single, and
-            double where `kernel.needs_double` (a pair where the backend has no float64).
-            The last two cost twice the memory.
-        begin: whether the averages begin at the variables' values of now.  Otherwise `start` must
+        precision: how running averages are stored.  `"single"` is float32, `"double"` is float64,
+            and `"pair"` is float32 with a float32 compensation; the last two take twice the
+            memory.  `"auto"` is single, or, where `kernel.needs_double`, double (a pair if the
+            backend has no float64).
+        begin: whether the averages start at the variables' current values.  Otherwise `start` must
             be called before the first update; it may be part of a compiled step.
 
     Raises:
-        ValueError: for an unknown precision, or averages that the free memory cannot hold.
-
-    Recursive kernels keep one number per weight (a pair two).  Lag kernels keep a
-    ring of `max_lag + 1` past values and the average is formed when it is asked for,
-    so an update costs one copy whatever the window's length.  `BEMA` keeps both: a running
-    average and a ring of two, whose weighted sum is added when the average is read.
-
-    Under a `tf.distribute` strategy create it inside the strategy's scope and
-    call `update` inside `strategy.run`: every replica updates its own copy from
-    its own copy of the weights, and nothing is communicated.
+        ValueError: if the precision is unknown, or the averages do not fit into the free memory.
     """
 
     def __init__(
@@ -77,8 +74,8 @@ class AverageState:
         check_memory(self._variables, self.kernels, precision)
         chosen = {name: precision_of(k, precision) for name, k in self.kernels.items()}
         recursive = [n for n, k in self.kernels.items() if isinstance(k, RecursiveKernel)]
-        # Averages stored alike share one buffer per variable, a row each: one operation updates
-        # them all, and reads the variable once.
+        # Averages with equal storage share one buffer per variable, with a row each: one operation
+        # updates them all and reads the variable once.
         stacked = [n for n in recursive if chosen[n] == "single"]
         self._stacked = stacked if len(stacked) > 1 else []
         alone = [n for n in recursive if n not in self._stacked]
@@ -98,12 +95,12 @@ class AverageState:
             for name, kernel in self.kernels.items()
             if kernel.ring_size
         }
-        # Asking a Keras variable for its dtype takes microseconds, at every update.
+        # Reading the dtype of a Keras variable would take microseconds at every update.
         self._dtypes = [variable.dtype for variable in self._variables]
         self._stack_dtypes = [buffer.dtype for buffer in self._stack]
         self._buffer_dtypes = {n: [b.dtype for b in bs] for n, bs in self._buffers.items()}
         self._ring_dtypes = {n: [b.dtype for b in bs] for n, bs in self._rings.items()}
-        # Where the weights are read once, as they are, nothing is gained from groups.
+        # Groups save nothing if the weights are read once and not cast.
         kinds = [*self._buffer_dtypes.values(), *self._ring_dtypes.values()]
         kinds += [self._stack_dtypes] if self._stack else []
         simple = len(kinds) == 1 and kinds[0] == self._dtypes
@@ -119,7 +116,7 @@ class AverageState:
         ]
 
     def start(self) -> None:
-        """Begins anew: `T` is 0 and every average equals the variables' current values."""
+        """Resets every average to the variables' current values; `T` is 0 again."""
         for buffer, variable in zip(self._stack, self._variables, strict=False):
             fill(buffer, variable)
         for name, buffers in self._buffers.items():
@@ -133,12 +130,12 @@ class AverageState:
                 backend.assign_row(ring, 0, value)
 
     def extended(self, variables: Sequence[Any]) -> AverageState:
-        """This state with more variables, which have not moved so far.
+        """Returns a state with more variables, which must not have moved so far.
 
-        Of what never moved every average is the value itself, so the averages stay exact.
+        Every average of a constant variable equals its value, so the averages stay exact.
 
         Args:
-            variables: all variables to average from now on, those of this state among them.
+            variables: all variables to average from now on, including those of this state.
         """
         new = AverageState(variables, self.kernels, self._precision)
         places = {id(variable): index for index, variable in enumerate(self._variables)}
@@ -147,11 +144,11 @@ class AverageState:
                 if id(variable) in places:
                     backend.assign([buffer], backend.values([other[places[id(variable)]]]))
                 elif len(buffer.shape) > len(variable.shape):
-                    fill(buffer, variable)  # rings: every place holds what it always was
+                    fill(buffer, variable)  # a ring: all past values equal the current one
         return new
 
     def _kinds(self) -> list[list[Any]]:
-        """Lists of buffers that hold one for each variable, in a fixed order."""
+        """Returns lists of buffers, with one buffer per variable each, in a fixed order."""
         found = [self._stack] if self._stack else []
         for name, buffers in self._buffers.items():
             found.append(buffers)
@@ -161,11 +158,11 @@ class AverageState:
 
     @property
     def variables(self) -> list[Any]:
-        """Every buffer, in a fixed order (for checkpoints)."""
+        """All buffers, in a fixed order (for checkpoints)."""
         return [buffer for kind in self._kinds() for buffer in kind]
 
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes held per average."""
+        """Returns the bytes that each average takes."""
 
         def size(buffers: Iterable[Any]) -> int:
             return sum(int(np.prod(b.shape)) * np.dtype(b.dtype).itemsize for b in buffers)
@@ -178,18 +175,17 @@ class AverageState:
         }
 
     def describe_memory(self) -> str:
-        """What the averages hold, in words for a user about to train."""
+        """Describes the memory of the averages in one line."""
         return describe_bytes(self.memory_bytes())
 
     def update(self, step: Any, values: Sequence[Any] | None = None, *, counts: Any = None) -> None:
-        """Makes the update that follows the `step`-th update of the weights; may be compiled.
+        """Updates the averages after the `step`-th update of the weights; may be compiled.
 
         Args:
-            step: the number `T` of updates that the weights have made with this one; an integer
-                or an integer tensor.
-            values: a tensor of each variable's dtype, to be averaged in place of
-                what the variables hold.
-            counts: a boolean tensor; where it is False, nothing changes.  None for True.
+            step: the number `T` of updates of the weights, including this one; an integer or an
+                integer tensor.
+            values: tensors to average instead of the variables' values, in the variables' dtypes.
+            counts: a boolean tensor; if it is False, nothing changes.  None means True.
         """
         mixing, slots = self._coefficients(step, counts)
         rows = coefficients.stacked([mixing[name] for name in self._stacked])
@@ -224,7 +220,7 @@ class AverageState:
         return [entries[index] for index in group]
 
     def _coefficients(self, step: Any, counts: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(name → mixing coefficient, name → place in its ring) of an update."""
+        """Returns (name → mixing coefficient, name → place in its ring) of an update."""
         arithmetic = coefficients.arithmetic()
         mixing = {n: self.kernels[n].mixing(step, arithmetic) for n in self._recursive}  # type: ignore[attr-defined]
         slots = {n: self.kernels[n].slots(step, arithmetic) for n in self._rings}
@@ -234,38 +230,38 @@ class AverageState:
         return mixing, slots
 
     def changes(self, step: int) -> bool:
-        """Whether the update of this number would change anything.
+        """Returns whether the update of this number changes an average.
 
-        Averages that take every n-th iterate only need no pass over the weights between.
+        Averages of every n-th iterate need no pass over the weights at the steps in between.
         """
         mixed = any(self.kernels[name].mixing(step) > 0 for name in self._recursive)  # type: ignore[attr-defined]
         return mixed or any(self.kernels[name].slots(step) >= 0 for name in self._rings)
 
     def average(self, name: str, step: int) -> list[Any]:
-        """The average after `step` updates, as backend tensors in the buffers' dtype.
+        """Returns the average after `step` updates, as backend tensors in the buffers' dtype.
 
         Args:
-            name: of the average.
+            name: name of the average.
             step: the number of updates made so far, `T`.
 
         Raises:
-            KeyError: for an unknown name (the known ones are listed).
+            KeyError: for an unknown name.
         """
         coefficients = self.read_coefficients(name, step)
         return self.read(name, coefficients)
 
     def read_coefficients(self, name: str, step: int) -> np.ndarray:
-        """What `read` needs to form the average at `T = step`.
+        """Returns the coefficients that `read` needs at `T = step`.
 
-        The weight of each place in the average's ring, [ring_size]: an empty array where it has
-        none.
+        They are the [ring_size] weights of the places in the average's ring; an empty array if it
+        has no ring.
         """
         if name not in self.kernels:
             raise KeyError(f"`name` must be one of {sorted(self.kernels)}. Received: {name!r}")
         return self.kernels[name].ring_weights(step)
 
     def read(self, name: str, coefficients: Any) -> list[Any]:
-        """Forms an average from its buffers; usable inside a compiled function."""
+        """Computes an average from its buffers; may be compiled."""
         rings = backend.values(self._rings.get(name, ()))
         sums = [backend.weighted_sum(coefficients, ring) for ring in rings]
         if name not in self._recursive:
@@ -288,7 +284,7 @@ class _Sources:
         self._casts = dict(zip(enumerate(dtypes), self._weights, strict=True))
 
     def cast(self, dtypes: Sequence[str]) -> list[Any]:
-        """The weights, each in the dtype asked for."""
+        """Returns the weights in the given dtypes."""
         found = []
         for key in enumerate(dtypes):
             if key not in self._casts:
@@ -298,7 +294,7 @@ class _Sources:
 
 
 def _groups(sizes: Sequence[int]) -> list[list[int]]:
-    """Consecutive positions, in groups of about `_GROUP` numbers."""
+    """Divides positions into consecutive groups of about `_GROUP` values."""
     groups: list[list[int]] = []
     total = _GROUP
     for index, size in enumerate(sizes):
@@ -313,13 +309,13 @@ def _groups(sizes: Sequence[int]) -> list[list[int]]:
 def _mix_pair(
     buffers: Sequence[Any], compensations: Sequence[Any], sources: Sequence[Any], mixing: Any
 ) -> None:
-    """`backend.mix` in twice the precision: buffer + compensation is the average."""
+    """Does what `backend.mix` does, in twice the precision: buffer + compensation."""
     for buffer, compensation, weight in zip(buffers, compensations, sources, strict=True):
         share = ops.cast(mixing, buffer.dtype)
         high, low = backend.values([buffer, compensation])
         change = share * ((weight - high) - low) + low
         total = high + change
-        # What the addition lost, exactly (Knuth's two-sum: no order of sizes is assumed).
+        # The exact rounding error of the addition (Knuth's two-sum, for any order of sizes).
         part = total - high
         lost = (high - (total - part)) + (change - part)
         copied = backend.is_one(mixing, buffer.dtype)

@@ -1,7 +1,7 @@
-"""`combine_stored`: an average made of averages that were stored during a run.
+"""`combine_stored`: builds an average from averages that were stored during a run.
 
-A run that kept a few averages every so often, `PowerFunction` kernels of two exponents say, can
-be given another average afterwards, without its iterates (`theory.combine_averages`).
+If a run stored a few averages at intervals, such as `PowerFunction` kernels of two exponents,
+other averages can be built after training, without the iterates (`theory.combine_averages`).
 
 >>> import numpy as np
 >>> from tf_lrtraj import kernels
@@ -41,10 +41,10 @@ class StoredAverage:
     """An average that was stored during a run.
 
     Attributes:
-        kernel: that made it.
+        kernel: the kernel of the average.
         step: number of updates after which it was stored.
-        source: its arrays, in any order that is the same for all; or a file of them: `.npz`,
-            or `.keras` and `.weights.h5`, for which a model is needed.
+        source: arrays of the average, in the same order for all averages of a run; or a file of
+            them: `.npz`, or `.keras` and `.weights.h5`, for which a model is needed.
     """
 
     kernel: Kernel
@@ -54,11 +54,11 @@ class StoredAverage:
 
 @dataclasses.dataclass(frozen=True)
 class CombinedAverage(BuiltAverage):
-    """An average made of stored ones; `apply` and `save` as in `BuiltAverage`.
+    """A combination of stored averages; see `BuiltAverage` for `apply` and `save`.
 
     Attributes:
-        arrays: one per array of the stored averages.
-        combination: the coefficients, and how close they come to what was asked for.
+        arrays: one array per array of the stored averages.
+        combination: the coefficients and their error.
     """
 
     arrays: list[np.ndarray]
@@ -82,20 +82,20 @@ def combine_stored(
     *,
     model: Any = None,
 ) -> CombinedAverage:
-    """Builds the combination of stored averages that comes closest to another average.
+    """Builds the combination of stored averages that is closest to another average.
 
-    Sums are float64; stored averages without a coefficient are not read, and of the others one
-    is in memory at a time.
+    Sums are float64.  One stored average at a time is in memory, and those with coefficient 0 are
+    not read.
 
     Args:
         stored: averages of one run.
-        target: the wanted average: a kernel, or [T+1] weights on the iterates.
+        target: the requested average: a kernel, or [T+1] weights on the iterates.
         num_steps: T; by default that of the newest stored average.
-        model: a built Keras model; needed for `.keras` and `.weights.h5` files, of which the
-            trainable weights and batch-norm statistics are combined.
+        model: a built Keras model; needed for `.keras` and `.weights.h5` files, whose trainable
+            weights and batch-norm statistics are combined.
 
     Raises:
-        ValueError: as `theory.combine_averages`, or if arrays do not fit together, or a model is
+        ValueError: as `theory.combine_averages`, or if the shapes of arrays differ, or a model is
             needed.
         OSError: if a file cannot be read.
     """

@@ -1,4 +1,4 @@
-"""`WeightAveraging`: several averages of a model's weights, as one Keras callback."""
+"""`WeightAveraging`: a Keras callback that keeps several averages of a model's weights."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from tf_lrtraj.values import integer, one_of
 
 
 class WeightAveraging(keras.callbacks.Callback):
-    """Keeps any number of weight averages beside a model that is being trained.
+    """Keeps any number of averages of a model's weights during training.
 
-    The model trains on its raw weights and ends with them; the averages live in
-    buffers of their own (float32 or wider, laid out over devices as the weights are) and are put
-    into the model only inside `borrowed`.
+    The model trains on its raw weights and ends with them.  The averages are stored in separate
+    buffers (float32 or wider, with the same layout over devices as the weights) and are put into
+    the model only inside `borrowed`.
 
-    Without `averages` it serves those of the `AveragedOptimizer` that the model is compiled with.
-    They are updated inside the compiled step, so `steps_per_execution` may be any, and are saved
-    and restored with the optimizer by Keras' own means.
+    Without `averages` the callback uses those of the `AveragedOptimizer` that the model is compiled
+    with.  They are updated inside the compiled step, so any `steps_per_execution` works, and Keras
+    saves and restores them with the optimizer.
 
     Example:
 
@@ -58,47 +58,47 @@ class WeightAveraging(keras.callbacks.Callback):
     ['ema', 'raw', 'swa']
 
     Args:
-        averages: name → kernel, or a kernel's configuration, in which numbers of updates may be
-            durations of the `fit` that follows:
-            `{"kernel": "Uniform", "start": "75 percent"}`, `"3 epochs"`.  None for those of the
-            model's `AveragedOptimizer`.
-        batch_norm: what statistics batch-norm layers use with averaged weights:
-            `"recompute"` (pooled moments of `batch_norm_data` under the averaged
-            weights), `"average"` (running statistics averaged by the same kernel; not for
-            averages of an optimizer) or `"copy"` (the raw weights' own); or a dict name → policy.
-            Models without batch norm ignore it.
-        batch_norm_data: for `"recompute"`: what `fit` takes as its data, with or without targets.
-        batch_norm_batches: use at most this many batches; None for all.
-        batch_size: batch size when `batch_norm_data` or `validation_data` are arrays.
+        averages: name → kernel, or a kernel's configuration.  In a configuration, numbers of
+            updates may be durations of the next `fit`, such as `"3 epochs"` or `"75 percent"` in
+            `{"kernel": "Uniform", "start": "75 percent"}`.  None uses the averages of the model's
+            `AveragedOptimizer`.
+        batch_norm: the batch-norm statistics of averaged weights; a policy, or a dict
+            name → policy.  `"recompute"` uses pooled moments of `batch_norm_data` under the
+            averaged weights; `"average"` uses running statistics averaged by the same kernel (not
+            for averages of an optimizer); `"copy"` uses those of the raw weights.  Models without
+            batch norm ignore it.
+        batch_norm_data: data for `"recompute"`, as `fit` takes them, with or without targets.
+        batch_norm_batches: largest number of batches to use; None for all.
+        batch_size: batch size if `batch_norm_data` or `validation_data` are arrays.
         batch_norm_call: a function (model, batch) that runs a batch of `batch_norm_data` through
-            the model in training mode, for models that train in a way that cannot be found out
-            (a GAN, whose `call` is not what `train_step` calls).
-        validation_data: what `fit` takes as `validation_data`.  Every average is evaluated on it
-            at the end of an epoch.  The results join the epoch's `logs` as
-            `val_<name>_<metric>`, for `History` and the callbacks that come later in the list.
-            With recomputed batch-norm statistics `val_raw_<metric>` joins them, of the raw
+            the model in training mode.  It is needed if `train_step` does not use the model's
+            `call`, as in a GAN.
+        validation_data: data on which every average is evaluated at the end of an epoch, as `fit`
+            takes `validation_data`.  The results are added to the epoch's `logs` as
+            `val_<name>_<metric>`, for `History` and the callbacks that come later in the list.  If
+            batch-norm statistics are recomputed, `val_raw_<metric>` is added too, for the raw
             weights with recomputed statistics.
-        validation_steps: evaluate on at most this many batches; None for all.
-        validation_freq: do so every so many epochs.
+        validation_steps: largest number of batches to evaluate; None for all.
+        validation_freq: number of epochs between evaluations.
         save_best: name → `.keras` path.  The average is saved there whenever its
             `val_<name>_<monitor>` improves.
-        monitor: the compiled metric that `save_best` goes by.
-        mode: `"min"` or `"max"`: what improvement means; may be left out for `"loss"`.
-        variables: which trainable variables are averaged, a function of a variable; None for
-            all.  The others stay raw wherever an average is lent.
-        on_non_finite: what to do where weights are not finite after a step.  `"skip"` leaves such
-            an iterate out of every average, with a warning; `"stop"` also ends the training;
-            `"ignore"` does not look, which saves one reading of the weights at every update.
+        monitor: the compiled metric that `save_best` uses.
+        mode: `"min"` or `"max"`, the direction of improvement; may be omitted for `"loss"`.
+        variables: a function of a trainable variable that returns whether it is averaged; None
+            averages all.  The other variables keep their raw values when an average is lent.
+        on_non_finite: the action if weights are not finite after a step.  `"skip"` leaves the
+            iterate out of every average, with a warning; `"stop"` also ends the training;
+            `"ignore"` skips the check, which saves one read of the weights per update.
 
-    In a `fit` with `keras.callbacks.BackupAndRestore` the averages, and the model's random
-    streams (dropout's), are saved and restored in step with the model.  WeightAveraging must come
-    before it in `callbacks`, and before callbacks that monitor an average.
+    In a `fit` with `keras.callbacks.BackupAndRestore`, the averages and the model's random streams
+    (of dropout) are saved and restored in step with the model.  WeightAveraging must come before
+    BackupAndRestore in `callbacks`, and before callbacks that monitor an average.
 
-    Copies and pickles hold the averages; a copied callback goes on with them once it has a model.
-    Data sets are shared by copies.
+    Copies and pickles contain the averages; a copied callback continues with them once it has a
+    model.  Copies share data sets.
 
     Raises:
-        ValueError: for unknown policies, bad names, or counts below 1; for data that
+        ValueError: if a policy is unknown, a name is not allowed, a count is below 1, or data
             cannot be read again or never end.
     """
 
@@ -134,7 +134,7 @@ class WeightAveraging(keras.callbacks.Callback):
         self.validation_freq = integer(1).check("validation_freq", validation_freq)
         self.validation_steps = integer(1).or_none().check("validation_steps", validation_steps)
         self.batch_norm_data, self.validation_data = batch_norm_data, validation_data
-        # Whether data end is asked when training begins: their limits may still be set.
+        # Whether data end is checked when training begins, because limits may still be set.
         self._check_data(self.batch_norm_batches or 1, self.validation_steps or 1)
         self.batch_norm_call = average_settings.check_function(batch_norm_call, "batch_norm_call")
         self.variables = average_settings.check_function(variables, "variables")
@@ -156,7 +156,7 @@ class WeightAveraging(keras.callbacks.Callback):
         )
 
     def _check_data(self, batches: int | None, steps: int | None) -> None:
-        """Refuses data that cannot be read again, do not end, or do not fit together."""
+        """Raises ValueError for data that cannot be read again, never end or differ in length."""
         average_settings.check_lengths(self.validation_data, "validation_data")
         bn.check_data(self.batch_norm_data, batches=batches)
         bn.check_data(self.validation_data, "validation_data", steps, limit="validation_steps")
@@ -168,61 +168,62 @@ class WeightAveraging(keras.callbacks.Callback):
 
     @property
     def num_updates(self) -> int:
-        """Updates made so far."""
+        """Number of updates made so far."""
         return self._kept.num_updates
 
     @property
     def skipped(self) -> int:
-        """Iterates left out because they were not finite."""
+        """Number of iterates left out because they were not finite."""
         return self._kept.skipped
 
     # Beginning --------------------------------------------------------------------------------
 
     def set_model(self, model: Any) -> None:
-        """Gives the model whose weights are averaged; `θ_0` is what it holds now.
+        """Sets the model whose weights are averaged; `θ_0` is its current weights.
 
-        `fit` calls it, and begins at the weights that other callbacks restore or load
-        before the first step.  In a loop of your own load weights before, or call `start` after.
+        `fit` calls this method, and then starts the averages at the weights that other callbacks
+        restore before the first step.  In a custom loop, load weights before this call, or call
+        `start` after loading them.
 
         Raises:
-            ValueError: for what is no model of Keras 3, or a model without an AveragedOptimizer
-                where no `averages` were given.
+            ValueError: if `model` is not a Keras 3 model, or if it has no AveragedOptimizer and no
+                `averages` were given.
         """
         check_model(model, type(self).__name__)
         training = self._training_thread is not None and model is self._model
         super().set_model(model)
-        if not training:  # `evaluate` gives the model too
+        if not training:  # `evaluate` inside a training sets the model too
             self._kept.set_model(model)
 
     def start(self) -> None:
-        """Begins the averages at the model's current weights, `θ_0`; the count of updates is 0.
+        """Starts the averages at the model's current weights, `θ_0`, with an update count of 0.
 
-        `set_model` does so by itself for a model that has its weights by then.
+        `set_model` does so itself if the model has weights.
 
         Raises:
-            RuntimeError: without a model, or while it holds borrowed weights.
-            ValueError: if the model has no weights yet, or averages do not fit into memory.
+            RuntimeError: if no model is set, or if it holds borrowed weights.
+            ValueError: if the model has no weights yet, or the averages do not fit into memory.
         """
         self._require_model()
         self._kept.start()
 
     def reset(self) -> None:
-        """Forgets every average, and the model: the next training begins anew."""
+        """Discards every average and the model; the next training starts new averages."""
         self._kept.reset()
         self.best = {}
 
-    # What must be there, and what must not ----------------------------------------------------
+    # Preconditions ----------------------------------------------------------------------------
 
     def _require_model(self) -> Any:
         if self.model is None:
             raise RuntimeError(
-                "WeightAveraging has no model yet: pass it to `fit` in `callbacks=[…]`, or "
-                "call `set_model(model)` first."
+                "WeightAveraging has no model yet. Pass the callback to `fit` in `callbacks=[…]`, "
+                "or call `set_model(model)` first."
             )
         return self.model
 
     def _refuse_other_threads(self, what: str) -> None:
-        """A model must not change hands while another thread trains it."""
+        """Raises RuntimeError if another thread is training the model."""
         thread = self._training_thread
         if thread is None or thread is threading.current_thread() or not thread.is_alive():
             return
@@ -236,25 +237,25 @@ class WeightAveraging(keras.callbacks.Callback):
     # Updating ---------------------------------------------------------------------------------
 
     def update(self, weights: Any = None) -> bool:
-        """Makes one update of every average.
+        """Updates every average once.
 
-        `fit` calls it after every optimizer step; a custom loop calls it itself, after
-        `set_model`, once per step and outside of compiled functions.
+        During a `fit` the averages are updated after every optimizer step.  A custom loop calls
+        this method after `set_model`, once per step and outside of compiled functions.
 
         Args:
-            weights: for a loop that keeps the weights outside of the model's variables (Keras'
-                loops on JAX): arrays in the order of `model.trainable_variables`; where running
-                statistics are averaged, a pair of these and the arrays of
-                `model.non_trainable_variables`.  None for what the model holds.
+            weights: arrays in the order of `model.trainable_variables`, for a loop that keeps the
+                weights outside of the model (as on JAX).  If running statistics are averaged, a
+                pair of these and the arrays of `model.non_trainable_variables`.  None uses the
+                model's values.
 
         Returns:
-            whether the weights were averaged: those that are not finite are left out, with
-            a warning, and are no update.
+            Whether the weights were averaged.  Weights that are not finite are left out, with a
+            warning, and do not count as an update.
 
         Raises:
-            RuntimeError: without a model, in a compiled function, while the model holds borrowed
-                weights, or on JAX if nothing has been assigned to the model's variables since
-                the last update.
+            RuntimeError: if no model is set, inside a compiled function, while the model holds
+                borrowed weights, or on JAX if nothing has been assigned to the model's variables
+                since the last update.
             ValueError: if `weights` do not fit the model.
         """
         self._require_model()
@@ -263,10 +264,10 @@ class WeightAveraging(keras.callbacks.Callback):
     # Reading and lending ----------------------------------------------------------------------
 
     def get_average(self, name: str) -> list[np.ndarray]:
-        """The average `name` as arrays in the order of `model.trainable_variables`.
+        """Returns the average `name` as arrays in the order of `model.trainable_variables`.
 
-        Where `variables` chooses some of them, those.  A weight that has become trainable
-        since the last training is as it is.
+        Only variables that `variables` selects are included.  A weight that has become trainable
+        since the last training has its current value.
 
         Raises:
             KeyError: for an unknown name.
@@ -279,15 +280,14 @@ class WeightAveraging(keras.callbacks.Callback):
         return backend.to_numpy([average.get(id(v), wide(v)) for v in own])
 
     def borrowed(self, name: str) -> contextlib.AbstractContextManager[Any]:
-        """Puts an average into the model inside a `with` block, raw weights after it, to the bit.
+        """Puts an average into the model inside a `with` block; restores the raw weights exactly.
 
         Returns:
-            a context manager that yields the model.
+            A context manager that yields the model.
 
         Raises:
-            RuntimeError: if other weights are in the model already, here or in another thread
-                (the message says whose), or another thread is training it; also if the model
-                is trained inside the block.
+            RuntimeError: if the model already holds borrowed weights (the message says which), if
+                another thread is training it, or if it is trained inside the block.
             KeyError: for an unknown name.
         """
         model = self._require_model()
@@ -302,14 +302,14 @@ class WeightAveraging(keras.callbacks.Callback):
     def evaluate(self, data: Any, **kwargs: Any) -> dict[str, dict[str, float]]:
         """Evaluates the raw weights and every average with the model's compiled metrics.
 
-        Where batch-norm statistics are recomputed for averages, they are for `"raw"` too: running
-        statistics lag behind the weights, and would make averages look better than they are.
-        `"raw_running"` is then the raw weights with their running statistics.
+        If batch-norm statistics are recomputed for averages, they are recomputed for `"raw"` too:
+        running statistics lag behind the weights, which would flatter the averages.
+        `"raw_running"` then stands for the raw weights with their running statistics.
 
         Args:
-            data: what `model.evaluate` takes; `(x, y)` or `(x, y, sample_weight)`, a tuple or a
-                list, is split.
-            **kwargs: passed on to `model.evaluate`.
+            data: data as `model.evaluate` takes them, or a tuple or list `(x, y)` or
+                `(x, y, sample_weight)`.
+            **kwargs: further arguments of `model.evaluate`.
 
         Returns:
             {"raw": {metric: value}, name: {metric: value}, …}
@@ -323,17 +323,19 @@ class WeightAveraging(keras.callbacks.Callback):
         return lending.evaluate([*raw, *self.averages], data, kwargs)
 
     def save(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Writes a model that holds the average `name`, or its weights.
+        """Saves the average `name` as a model or as a file of weights.
 
         The file appears whole or not at all.
 
         Args:
-            name: of the average.
-            path: a local path, or one that TensorFlow's file systems know (`gs://…`).  It ends
-                in `.keras`, or in `.safetensors` for the weights by the variables' paths.
+            name: name of the average.
+            path: a local path, or one of TensorFlow's file systems (`gs://…`).  It ends in
+                `.keras` for a model, or in `.safetensors` for the weights, named by the variables'
+                paths.
 
         Raises:
-            ValueError: if `path` ends in neither, or cannot be reached.
+            ValueError: if `path` has another ending or cannot be reached.
+            KeyError: for an unknown name.
         """
         target = check_model_path(path)
         with self.borrowed(name) as model:
@@ -350,7 +352,7 @@ class WeightAveraging(keras.callbacks.Callback):
         self._training_thread = threading.current_thread()
 
     def check_recomputation(self) -> None:
-        """Recomputes statistics of the raw weights on one batch, so that errors show early."""
+        """Recomputes statistics of the raw weights on one batch, to find errors early."""
         self._lending().check_recomputation()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -371,7 +373,7 @@ class WeightAveraging(keras.callbacks.Callback):
         self._kept.after_epoch()
 
     def _validate(self, logs: dict[str, Any]) -> None:
-        """Puts metrics of every average into `logs`, and saves those that are the best so far."""
+        """Adds the metrics of every average to `logs`, and saves the best averages so far."""
         data, lending = split(self.validation_data), self._lending()
         options = {"steps": self.validation_steps}
         if data[1] is not None:  # arrays
@@ -382,8 +384,8 @@ class WeightAveraging(keras.callbacks.Callback):
                 key = f"val_{name}_{metric}"
                 if key in logs:
                     raise ValueError(
-                        f"The average {name!r} needs another name: {key!r} is a metric of the "
-                        "model already."
+                        f"The average {name!r} needs another name: {key!r} is already a metric of "
+                        "the model."
                     )
                 logs[key] = value
             if name in self.save_best:
@@ -408,26 +410,26 @@ class WeightAveraging(keras.callbacks.Callback):
         """Writes every buffer and the update count to an `.npz` file, whole or not at all.
 
         Raises:
-            RuntimeError: for averages of an optimizer, which are saved with it.
+            RuntimeError: if the averages belong to an optimizer, with which they are saved.
         """
         local_path(path, "path")
         self._require_model()
         self._kept.save_state(path)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
-        """Reads what `save_state` wrote; the next updates go on from there, to the bit.
+        """Restores a state that `save_state` wrote, bit for bit.
 
         Raises:
             ValueError: if the file holds the state of other averages or another model, or
                 is damaged.
-            OSError: if it cannot be read.
-            RuntimeError: for averages of an optimizer, which are loaded with it.
+            OSError: if the file cannot be read.
+            RuntimeError: if the averages belong to an optimizer, with which they are loaded.
         """
         local_path(path, "path")
         self._require_model()
         self._kept.load_state(path)
 
-    # Copies go on with the averages once they have a model, and share the data.
+    # Copies continue with the averages once they have a model, and share the data.
     _SHARED = ("batch_norm_data", "validation_data", "batch_norm_call", "variables", "params")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files that hold the weights of a Keras model, read without trust."""
+"""Reads files of the weights of a Keras model, without running stored code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ _NUMBERED = re.compile(r"arr_([0-9]+)")
 
 
 def check_ending(path: str | os.PathLike[str]) -> str:
-    """The ending of a weight file.
-
-    Raises:
-        ValueError: if it is none of `ENDINGS`.
-    """
+    """Returns the ending of a weight file; raises ValueError if it is none of `ENDINGS`."""
     name = os.fspath(path)
     for ending in ENDINGS:
         if name.endswith(ending):
@@ -34,15 +30,15 @@ def check_ending(path: str | os.PathLike[str]) -> str:
 
 
 def read_named(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` or `.safetensors` file, by name.
+    """Reads the arrays of an `.npz` or `.safetensors` file, by name.
 
-    Those of an `.npz` file without names of their own (`arr_0`, …) are in order.  In a
-    `.safetensors` file integers beside a scalar `NAME_scale` are multiplied by it, as snapshots
-    hold them, and types that NumPy lacks become float32.
+    Unnamed arrays of an `.npz` file (`arr_0`, …) are in order.  In a `.safetensors` file, integers
+    with a scalar `NAME_scale` are multiplied by it, as in snapshots, and types that NumPy lacks
+    become float32.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is damaged, empty, or holds something else than numbers.
+        OSError: if the file cannot be read.
+        ValueError: if the file is damaged, empty, or holds anything but numbers.
     """
     if check_ending(path) == ".safetensors":
         arrays = _read_tensors(path)
@@ -72,18 +68,18 @@ def _read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def read_weights(path: str | os.PathLike[str], model: Any) -> list[np.ndarray]:
-    """The weights in a file, in the order of `model.weights`; the model stays as it is.
+    """Reads the weights in a file, in the order of `model.weights`.  The model does not change.
 
     Args:
-        path: `.keras`, `.weights.h5`, or `.npz` or `.safetensors` with an array for each of
-            `model.weights` (or for the trainable ones only, the others being the model's own):
-            by the paths of the variables as names, or in their order (`arr_0`, …; of
-            `.safetensors` only in files of this package).
+        path: path of a `.keras`, `.weights.h5`, `.npz` or `.safetensors` file.  The last two hold
+            an array for each of `model.weights`, or for each trainable weight; other weights are
+            then those of the model.  Arrays are named by the variables' paths, or are in order
+            (`arr_0`, …; for `.safetensors` only in files of this package).
         model: a built Keras model of the same architecture.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it does not hold weights of the model; the file is named.
+        ValueError: if the file does not hold weights of the model.
     """
     ending, place = check_ending(path), os.fspath(path)
     if ending in NAMED:
@@ -100,8 +96,8 @@ def read_weights(path: str | os.PathLike[str], model: Any) -> list[np.ndarray]:
         pairs = zip(expected, found, strict=False)
         at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
         raise ValueError(
-            f"{place} does not hold weights of the model, which has {len(expected)} variables: it "
-            f"holds {len(found)}, and number {at} (from 0) is the first that differs"
+            f"{place} does not hold weights of the model: the model has {len(expected)} variables "
+            f"and the file {len(found)}, and number {at} (from 0) is the first that differs"
         )
     return arrays
 
@@ -126,7 +122,7 @@ def _by_name(path: str | os.PathLike[str], model: Any) -> list[np.ndarray]:
     if check_ending(path) == ".safetensors":
         with TensorFile(path) as file:
             ordered = file.is_ours
-        if not ordered:  # other writers sort by name
+        if not ordered:  # other programs sort arrays by name
             raise ValueError(
                 f"{os.fspath(path)} does not hold weights of the model: it names "
                 f"{list(named)[:3]}, and the model's variables are {names[:3]}"
@@ -143,7 +139,7 @@ def _from_h5(path: str | os.PathLike[str], model: Any) -> list[np.ndarray]:
     try:
         model.load_weights(pathlib.Path(path))
         return model.get_weights()
-    except Exception as error:  # h5py and Keras raise many kinds on damaged and foreign files
+    except Exception as error:  # h5py and Keras raise many types on damaged and foreign files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{os.fspath(path)} does not hold weights of the model: {reason}"

@@ -1,31 +1,33 @@
-r"""Tells what a decay of the learning rate would reach, from a run that never decayed.
+r"""Predicts the loss of a learning-rate decay from a run at a constant rate.
 
-From a curve alone, without TensorFlow:
+From a loss curve, without TensorFlow:
 
   lrtraj-whatif --curve=FILE.csv --learning_rate=0.001
   lrtraj-whatif --curve=FILE.csv --decay=linear:4000 --decay=one_minus_sqrt:8000:50000 \
       --cooldown=linear:5000:25000:3.0379 --output=forecast.json --figure=forecast.svg
 
-FILE.csv has columns step and loss (of the iterates, on the same data each time); learning_rate,
-if --learning_rate is not given; and average_N for the losses of averages of the last N iterates,
-such as average_500, empty where none was measured.  Averages make the answers: without them and
-without a --cooldown the gain is that of other people's language models.
+FILE.csv has these columns: step; loss, the loss of the iterates, always on the same data;
+learning_rate, if --learning_rate is not given; and average_N (such as average_500), the losses of
+averages of the last N iterates, empty if not measured.  The predictions depend on averages:
+without averages and without --cooldown, the gain is assumed from published language models.
 
-From a run with snapshots, whose curve and averages are measured first (the cost is printed before
-it is incurred, and losses are kept in WORKDIR/whatif, so an interrupted call goes on):
+From a run with snapshots, whose curve and averages are measured first:
 
   lrtraj-whatif --workdir=runs/cifar10 --split=test --examples=4000
 
---decay=SHAPE:LENGTH[:END] asks for a decay (linear, cosine or one_minus_sqrt) of LENGTH steps that
-ends at step END, and may be given several times.  Without END it is asked twice: one that ends
-now, had it branched off in the past, and one that begins now.  Without --decay both kinds of
-several lengths are shown.  --cooldown=SHAPE:LENGTH:END:LOSS names a decay of this run that was
-trained; one sharpens all others.
+The cost is printed before measurements begin.  Losses are stored in WORKDIR/whatif, so an
+interrupted call continues where it stopped.
 
-Printed: the loss at the decay's end with its band, the loss of the plain average of as many last
-iterates, which costs nothing, and the share of the decay's gain that this average keeps.  Flags:
-ok; extrapolated (the decay ends beyond the curve); outside (longer than 0.4 of all steps: the
-band is doubled; longer than 0.6: no number without --outside).
+--decay=SHAPE:LENGTH[:END] requests a decay of LENGTH steps that ends at step END.  The shape is
+linear, cosine or one_minus_sqrt, and the flag may be given several times.  Without END, two decays
+are predicted: one that ends at the last step, and one that begins there.  Without --decay, both
+are predicted for several lengths.  --cooldown=SHAPE:LENGTH:END:LOSS states the loss of a trained
+decay of this run, which makes all predictions more precise.
+
+The output shows the predicted loss with its band, the loss of the average of equal weights over
+the same number of iterates, and the share of the decay's gain that this average keeps.  Flags: ok;
+extrapolated (the decay ends beyond the curve); outside (the decay is longer than 0.4 of all steps
+and the band is doubled; above 0.6, no number is given without --outside).
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """A constant-rate run: its curve, rate and averages."""
+    """The curve, rate and averages of a constant-rate run."""
 
     steps: np.ndarray
     losses: np.ndarray
@@ -82,7 +84,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check(options: Any) -> None:
-    """Raises ValueError for flags that do not go together."""
+    """Raises ValueError for inconsistent flags."""
     if bool(options.curve) == bool(options.workdir):
         raise ValueError("either --curve=FILE.csv or --workdir=RUN is needed. Try --help.")
     if options.learning_rate is not None and not options.learning_rate > 0.0:
@@ -98,7 +100,7 @@ def _check(options: Any) -> None:
 
 
 def _read_decay(text: str) -> tuple[str, int, int | None]:
-    """(shape, length, end or None) of SHAPE:LENGTH[:END]."""
+    """Parses SHAPE:LENGTH[:END] into (shape, length, end or None)."""
     shape, *numbers = text.split(":")
     if len(numbers) not in (1, 2):
         raise ValueError(f"--decay must be SHAPE:LENGTH or SHAPE:LENGTH:END. Received: {text!r}")
@@ -107,7 +109,7 @@ def _read_decay(text: str) -> tuple[str, int, int | None]:
 
 
 def _read_cooldown(text: str) -> tuple[str, int, int, float]:
-    """(shape, length, end, loss) of SHAPE:LENGTH:END:LOSS."""
+    """Parses SHAPE:LENGTH:END:LOSS into (shape, length, end, loss)."""
     parts = text.split(":")
     if len(parts) != 4:
         raise ValueError(f"--cooldown must be SHAPE:LENGTH:END:LOSS. Received: {text!r}")
@@ -179,7 +181,7 @@ def _answer(
     decays: list[tuple[str, int, int | None]],
     cooldowns: list[tuple[str, int, int, float]],
 ) -> dict[str, Any]:
-    """Predicts, prints, and returns the record."""
+    """Predicts the decays, prints the answers and returns the record."""
     from tf_lrtraj import theory
     from tf_lrtraj.theory.decay_checks import constant_rate
     from tf_lrtraj.theory.missing_share import ANY_RUN, LANGUAGE_MODELS
@@ -224,7 +226,7 @@ def _answer(
 
 
 def _asked(decays: list[tuple[str, int, int | None]], last: int) -> list[tuple[str, int, int]]:
-    """Decays with their ends; without any, several lengths that end and that begin now."""
+    """Returns the decays with their ends; by default several that end or begin now."""
     if not decays:
         found = []
         for shape in _SHOWN:
@@ -264,7 +266,7 @@ def _print_table(answers: list[DecayAnswer], level: float, last: int) -> None:
 
 
 def _print_best(answers: list[DecayAnswer], last: int) -> list[dict[str, Any]]:
-    """The best decay of each kind, and those it cannot be told apart from."""
+    """Prints and returns the best decay of each kind, and those not significantly worse."""
     from tf_lrtraj import theory
 
     kinds: dict[str, list[DecayAnswer]] = {}
@@ -288,7 +290,7 @@ def _name(answer: DecayAnswer) -> dict[str, Any]:
 
 
 def _row(answer: DecayAnswer) -> dict[str, Any]:
-    """An answer as the record holds it, without its draws."""
+    """Returns an answer as a row of the record, without its draws."""
     row = {
         field.name: getattr(answer, field.name)
         for field in dataclasses.fields(answer)
@@ -299,29 +301,29 @@ def _row(answer: DecayAnswer) -> dict[str, Any]:
 
 def run() -> None:
     """Entry point of `lrtraj-whatif`."""
-    # Defined here, because several programs share names of flags.
+    # Defined here, because several programs have flags of the same name.
     flags.DEFINE_string("curve", None, ".csv file of the loss curve of a constant-rate run")
-    flags.DEFINE_string("workdir", None, "folder of a run that took snapshots")
-    flags.DEFINE_float("learning_rate", None, "the constant rate; a column or the run may tell it")
-    flags.DEFINE_multi_string("decay", [], "SHAPE:LENGTH[:END]; may be given several times")
-    flags.DEFINE_multi_string("cooldown", [], "SHAPE:LENGTH:END:LOSS of a decay that was trained")
+    flags.DEFINE_string("workdir", None, "folder of a run with snapshots")
+    flags.DEFINE_float("learning_rate", None, "the constant rate, if curve or run do not state it")
+    flags.DEFINE_multi_string("decay", [], "a decay to predict, SHAPE:LENGTH[:END]; repeatable")
+    flags.DEFINE_multi_string("cooldown", [], "a trained decay, SHAPE:LENGTH:END:LOSS; repeatable")
     flags.DEFINE_float("level", 0.9, "probability of the bands")
     flags.DEFINE_enum(
-        "prior", "auto", PRIORS, "what is assumed: of language models under AdamW, or of any run"
+        "prior", "auto", PRIORS, "prior: that of language models under AdamW, or of any run"
     )
-    flags.DEFINE_bool("outside", False, "numbers for decays of more than 0.6 of all steps too")
-    flags.DEFINE_string("output", None, "write the answers to this .json file")
-    flags.DEFINE_string("figure", None, "draw them into this .svg file")
-    flags.DEFINE_string("split", None, "--workdir: measure on this split; the run's own by default")
-    flags.DEFINE_integer("examples", None, "--workdir: how many images of it", lower_bound=1)
-    flags.DEFINE_integer("singles", 32, "--workdir: snapshots measured alone", lower_bound=8)
+    flags.DEFINE_bool("outside", False, "also predict decays longer than 0.6 of all steps")
+    flags.DEFINE_string("output", None, ".json file to write the answers to")
+    flags.DEFINE_string("figure", None, ".svg file to draw the answers into")
+    flags.DEFINE_string("split", None, "--workdir: split to measure on; by default that of the run")
+    flags.DEFINE_integer("examples", None, "--workdir: number of images to use", lower_bound=1)
+    flags.DEFINE_integer("singles", 32, "--workdir: number of single snapshots", lower_bound=8)
     flags.DEFINE_enum(
         "batch_norm",
         None,
         ["recompute", "average", "batch"],
-        "--workdir: batch norm in measurements; batch: each batch's own statistics",
+        "--workdir: batch-norm statistics in measurements; batch uses those of each batch",
     )
-    flags.DEFINE_string("data_dir", None, "--workdir: where the run's data lies, if it moved")
+    flags.DEFINE_string("data_dir", None, "--workdir: folder of the run's data, if it has moved")
     common.run_app(main, reads=["curve"], writes=["output", "figure"])
 
 

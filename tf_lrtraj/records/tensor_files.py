@@ -1,8 +1,9 @@
-"""`.safetensors` files: named arrays behind a JSON header, written whole, read without trust.
+"""Reads and writes `.safetensors` files, which hold named arrays behind a JSON header.
 
-Eight bytes hold the length of the header; the header states type, shape and place of every array
-and holds texts under `__metadata__`; the arrays follow without gaps
-(https://huggingface.co/docs/safetensors).  Nothing in such a file is run.
+The first eight bytes hold the length of the header.  The header states type, shape and place of
+every array, and texts under `__metadata__`.  The arrays follow without gaps
+(https://huggingface.co/docs/safetensors).  Files are written atomically, checked when they are
+read, and contain no code.
 
 >>> import tempfile
 >>> path = tempfile.mkdtemp() + "/weights.safetensors"
@@ -28,9 +29,9 @@ from tf_lrtraj.records.files import PathLike, RecordError, open_file, replacing
 from tf_lrtraj.records.shapes import Count, conform
 from tf_lrtraj.records.strict_json import parse
 
-# Bytes of a header that is read; other readers of the format have the same bound.
+# Largest accepted header in bytes; other readers of the format have the same bound.
 LARGEST_HEADER = 100_000_000
-MOST_AXES = 32  # of an array; NumPy has no more than 64
+MOST_AXES = 32  # largest accepted number of axes; the limit of NumPy is 64
 
 _METADATA = "__metadata__"
 _WRITER = {"writer": "tf_lrtraj"}
@@ -54,9 +55,9 @@ class Tensor(NamedTuple):
     """One array of a file.
 
     Attributes:
-        dtype: of its values, little-endian.
-        shape: its shape.
-        start: number of bytes in the file before it.
+        dtype: little-endian dtype of the values.
+        shape: shape of the array.
+        start: position of the array in the file, in bytes.
     """
 
     dtype: np.dtype[Any]
@@ -70,7 +71,7 @@ class Tensor(NamedTuple):
 
 @functools.cache
 def dtype_of(name: str) -> np.dtype[Any]:
-    """The NumPy type of a name, such as `"float32"` or `"bfloat16"`, little-endian."""
+    """Returns the little-endian NumPy dtype of a name such as `"float32"` or `"bfloat16"`."""
     if name.startswith(("bfloat", "float8")):
         import ml_dtypes  # every Keras backend depends on it
 
@@ -81,14 +82,19 @@ def dtype_of(name: str) -> np.dtype[Any]:
 def write_tensors(
     path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes arrays by name, whole or not at all.
+    """Writes named arrays to a file, whole or not at all.
 
-    The header has the order of `tensors`, and the metadata say so by `writer`.  Of the values the
-    widest come first, so that every array is aligned.
+    The header has the order of `tensors`; the entry `writer` of the metadata indicates it.  Arrays
+    with the widest type come first in the file, so that every array is aligned.
+
+    Args:
+        path: path of the file.
+        tensors: name → array.
+        metadata: texts by name.
 
     Raises:
-        ValueError: for a name or a type that the format does not have.
-        OSError: if the file cannot be written; what was there before stands.
+        ValueError: if the format does not have a name or a type.
+        OSError: if the file cannot be written; an existing file is then unchanged.
     """
     arrays = {name: _plain(name, array) for name, array in tensors.items()}
     laid_out = sorted(arrays.items(), key=lambda item: -item[1].itemsize)
@@ -110,11 +116,11 @@ def write_tensors(
 def distinct_names(
     names: Sequence[str], endings: Sequence[Sequence[str]] | None = None
 ) -> list[str]:
-    """Names for the arrays of a file: `a`, `a#2`, … where two would be alike.
+    """Returns distinct names for the arrays of a file: `a`, `a#2`, … for equal names.
 
     Args:
-        names: what the arrays would be called.
-        endings: for each, what is appended to its name for arrays that belong to it.
+        names: names of the arrays, possibly equal.
+        endings: for each name, the endings of further arrays that belong to it.
 
     >>> distinct_names(["kernel", "bias", "kernel"])
     ['kernel', 'bias', 'kernel#2']
@@ -149,19 +155,19 @@ def _plain(name: str, array: Any) -> np.ndarray:
 
 
 class TensorFile:
-    """A `.safetensors` file, open for reading; a context manager that closes it.
+    """A `.safetensors` file open for reading, and a context manager that closes it.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Attributes:
-        file: the open file, unbuffered.
-        metadata: the texts in its header.
+        file: the open, unbuffered file.
+        metadata: the texts in the header.
         tensors: name → `Tensor`, in the order of the header.
 
     Raises:
-        OSError: if it cannot be read, or is no regular file.
-        RecordError: if it is no such file, cut short, or its header is damaged.
+        OSError: if the file cannot be read, or is not a regular file.
+        RecordError: if the file has another format or is truncated, or its header is damaged.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -184,11 +190,11 @@ class TensorFile:
 
     @property
     def is_ours(self) -> bool:
-        """Whether `write_tensors` wrote it, so that the order of `tensors` means something."""
+        """Whether `write_tensors` wrote the file, so that the order of `tensors` is meaningful."""
         return _WRITER.items() <= self.metadata.items()
 
     def pieces(self, name: str, size: int = 1 << 20) -> Iterator[np.ndarray]:
-        """The values of one array in vectors of at most `size` numbers, each a new one."""
+        """Yields the values of one array in new vectors of at most `size` values."""
         tensor = self.tensors[name]
         try:
             yield from read_pieces(self.file, tensor, size)
@@ -198,7 +204,7 @@ class TensorFile:
             ) from None
 
     def read(self, name: str) -> np.ndarray:
-        """One array."""
+        """Reads one array."""
         tensor = self.tensors[name]
         values = np.empty(tensor.size, tensor.dtype)
         low = 0
@@ -209,10 +215,10 @@ class TensorFile:
 
 
 def read_pieces(file: BinaryIO, tensor: Tensor, size: int) -> Iterator[np.ndarray]:
-    """The values of an array in an unbuffered file, in vectors of at most `size` numbers.
+    """Yields the values of an array in an unbuffered file, in vectors of at most `size` values.
 
     Raises:
-        EOFError: if the file ends before.
+        EOFError: if the file ends before the array.
     """
     place = tensor.start
     for low in range(0, tensor.size, size):
@@ -227,7 +233,7 @@ def read_pieces(file: BinaryIO, tensor: Tensor, size: int) -> Iterator[np.ndarra
 
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """(metadata, tensors), once sizes and places agree; ValueError if they do not."""
+    """Returns (metadata, tensors); raises ValueError if sizes or places are inconsistent."""
     total = os.fstat(file.fileno()).st_size
     first = file.read(_LENGTH)
     length = int.from_bytes(first, "little")
@@ -258,7 +264,7 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _tensor(name: str, entry: _Entry, start: int) -> tuple[Tensor, int]:
-    """An array and the place where it ends."""
+    """Returns an array's entry and the position of its end."""
     if entry["dtype"] not in _TYPES:
         raise ValueError(
             f"the array {name!r} must be of one of the types {sorted(_TYPES)}. "

@@ -1,9 +1,9 @@
-r"""The loss curve of a constant-rate run, smoothed, with errors from its own residuals.
+r"""`ConstantCurve`: the smoothed loss curve of a constant-rate run, with standard errors.
 
-At a step inside the run the curve is a local quadratic in the logarithm of the step (tricube
-weights).  Beyond its end it goes on as :math:`a + b\,t^{-\alpha}`, with `a` and `b` from the last
-half of the run and :math:`\alpha` uncertain.  Both are linear in the losses, so the errors of
-several places are drawn together.
+Inside the run the curve is a local quadratic in the logarithm of the step (tricube weights).
+Beyond its end it is :math:`a + b\,t^{-\alpha}`, where `a` and `b` are fitted to the last half of
+the run and :math:`\alpha` is uncertain.  Both are linear in the losses, so errors at several steps
+can be drawn jointly.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tf_lrtraj import values
 
 __all__ = ["ConstantCurve", "CurveLevels"]
 
-FEWEST = 8  # points of a curve
+FEWEST = 8  # smallest number of points of a curve
 _WIDTH = 0.25  # half width of the smoothing window, in log steps
-_NEIGHBOURS = 10  # points that the window holds at least
-# α of the curve beyond its end, mean and standard deviation: see docs/theory/decays.md
+_NEIGHBOURS = 10  # smallest number of points in the window
+# Mean and standard deviation of α beyond the end of the curve: see docs/theory/decays.md
 _DECAY = 0.5, 0.15
-_FARTHEST = 2.0  # times the last step that a curve is continued
-_NOISE_FROM = 0.1  # of the last step, from which residuals count
+_FARTHEST = 2.0  # end of the continuation, as a multiple of the last step
+_NOISE_FROM = 0.1  # start of the residuals that determine the noise, as a share of the last step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ class CurveLevels:
 
     Attributes:
         losses: [Q] smoothed losses.
-        slopes: [Q] their derivatives with respect to the step.
-        rows: [Q, K] sensitivities to the losses of the curve.
-        continuation: [Q] change for one standard deviation of α; 0 inside the run.
-        errors: [Q] standard errors.
+        slopes: [Q] derivatives of `losses` with respect to the step.
+        rows: [Q, K] derivatives of `losses` with respect to the losses of the curve.
+        continuation: [Q] change of `losses` for one standard deviation of α; 0 inside the run.
+        errors: [Q] standard errors of `losses`.
     """
 
     losses: np.ndarray
@@ -46,14 +46,14 @@ class CurveLevels:
 
 
 class ConstantCurve:
-    """A run at a constant rate: steps, losses, and the noise of single losses.
+    """The loss curve of a run at a constant rate.
 
     Args:
-        steps: [K] increasing steps of at least 0, K ≥ 8 of them above 0.
-        losses: [K] losses of the iterates there, all on the same data.
+        steps: [K] increasing steps of at least 0, at least 8 of them above 0.
+        losses: [K] losses of the iterates at `steps`, all on the same data.
 
     Attributes:
-        steps, losses: those above step 0.
+        steps, losses: the points above step 0.
         noise: standard deviation of a single loss about the smoothed curve.
         spacing: median distance of neighbouring steps.
 
@@ -96,11 +96,11 @@ class ConstantCurve:
 
     @property
     def farthest(self) -> float:
-        """The last step up to which the curve is continued."""
+        """The last step of the continuation."""
         return _FARTHEST * self.last
 
     def levels(self, steps: Any) -> CurveLevels:
-        """The curve at steps between `first` and `farthest`."""
+        """Computes the curve at steps between `first` and `farthest`."""
         at = np.clip(np.asarray(steps, np.float64), self.first, None)
         rows, slope_rows = self._local_rows(np.minimum(at, self.last))
         bend = np.zeros(at.size)
@@ -116,7 +116,7 @@ class ConstantCurve:
         return CurveLevels(rows @ self.losses, slopes, rows, bend, errors)
 
     def _local_rows(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the local fit: of the value, and of the derivative in the log of the step."""
+        """Returns rows of the local fit: for values, and for derivatives in the log step."""
         away = np.log(self.steps) - np.log(at)[:, None]
         count = min(_NEIGHBOURS, self.steps.size)
         needed = np.partition(np.abs(away), count - 1, axis=1)[:, count - 1]
@@ -128,7 +128,7 @@ class ConstantCurve:
         return solved[:, 0], solved[:, 1] / width
 
     def _continued_rows(self, at: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray]:
-        """The same of a + b (t^-α - 1)/α, from the last half of the run."""
+        """Returns such rows for the continuation a + b (t^-α - 1)/α."""
         used = np.flatnonzero(self.steps >= 0.5 * self.last)
         used = np.arange(self.steps.size)[-max(used.size, FEWEST) :]
         ratio = self.steps[used] / self.last
@@ -141,7 +141,10 @@ class ConstantCurve:
         return rows, slopes
 
     def _noise(self) -> float:
-        """Standard deviation of a loss, robust to spikes; neighbours that go together count."""
+        """Estimates the standard deviation of a loss, robust to spikes.
+
+        The estimate is increased for positive autocorrelation of the residuals.
+        """
         used = self.steps >= _NOISE_FROM * self.last
         if used.sum() < FEWEST:
             used = np.arange(self.steps.size) >= self.steps.size - FEWEST

@@ -1,4 +1,4 @@
-"""Reads what `what_if` is given: rates, decays, averages and trained decays; and the curve."""
+"""Checks and converts the arguments of `what_if`: rates, decays, averages and the curve."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 _SAME_RATE = 1e-6  # relative
-_CUTS = (0.6, 0.8, 0.9)  # of the steps, from which the curve is continued to see whether it goes on
-_SURE = 4.0  # standard errors
+_CUTS = (0.6, 0.8, 0.9)  # shares of the steps from which the curve is extrapolated to its end
+_SURE = 4.0  # smallest deviation from an extrapolation that is reported, in standard errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Decay:
 
 @dataclasses.dataclass(frozen=True)
 class Averages:
-    """Measured averages of equal weights, and what is wrong with some.
+    """Measured averages of equal weights, and findings about them.
 
     Attributes:
-        lengths, ends: [J] steps.
-        losses: [J] their losses.
-        errors: [J] standard errors, NaN where not given.
-        findings: such as losses that were repeated.
+        lengths, ends: [J] lengths and last steps.
+        losses: [J] measured losses.
+        errors: [J] standard errors of the losses; NaN if not given.
+        findings: findings such as repeated losses.
     """
 
     lengths: np.ndarray
@@ -56,15 +56,15 @@ class Averages:
 
 
 def constant_rate(steps: Any, learning_rate: Any) -> float:
-    """The constant rate of a run.
+    """Returns the constant rate of a run.
 
     Args:
-        steps: [K] of the curve.
-        learning_rate: a number above 0, or [K] rates, the same at every step after a warm-up
-            in the first half of the run.
+        steps: [K] steps of the curve.
+        learning_rate: a number above 0, or [K] rates, constant after a warm-up in the first half
+            of the run.
 
     Raises:
-        ValueError: for a rate that changes otherwise; the message names step and rates.
+        ValueError: if the rate is not constant; the message names a step and the rates.
 
     >>> constant_rate([0, 1, 2, 3, 4], [0.0, 0.05, 0.1, 0.1, 0.1])
     0.1
@@ -90,7 +90,7 @@ def constant_rate(steps: Any, learning_rate: Any) -> float:
 
 
 def _entries(name: str, given: Any, fields: str, counts: Iterable[int]) -> list[tuple[Any, ...]]:
-    """A sequence of tuples of some length; the error names the entry."""
+    """Checks that `given` is a sequence of tuples of allowed lengths, and returns them."""
     if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
         raise values.error(name, f"a list of ({fields})", given)
     found = []
@@ -126,17 +126,17 @@ def _decay(name: str, curve: ConstantCurve, shape: Any, length: Any, end: Any) -
 
 
 def _steps(name: str, value: Any) -> int:
-    """A count of steps, which may come as a float without a fraction."""
+    """Checks a number of steps; a float must be an integer."""
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)
     return int(values.integer(1).check(name, value))
 
 
 def read_decays(decays: Any, curve: ConstantCurve) -> list[Decay]:
-    """The decays asked for.
+    """Checks and converts the requested decays.
 
     Raises:
-        ValueError: for an unknown shape, or a length or end beyond the run.
+        ValueError: if a shape is unknown, or a length or end lies beyond the run.
     """
     fields = "shape, length, end"
     return [
@@ -146,10 +146,10 @@ def read_decays(decays: Any, curve: ConstantCurve) -> list[Decay]:
 
 
 def read_averages(averages: Any, curve: ConstantCurve) -> Averages:
-    """Measured averages; a loss that is repeated at later steps counts once.
+    """Checks and converts measured averages; a loss repeated at later steps counts once.
 
     Raises:
-        ValueError: for a length or step beyond the run, or a value that is not finite.
+        ValueError: if a length or step lies beyond the run, or a value is not finite.
     """
     fields = "length, step, loss) or (length, step, loss, error"
     rows, seen, stale = [], set(), 0
@@ -162,12 +162,12 @@ def read_averages(averages: Any, curve: ConstantCurve) -> Averages:
             error = values.number(0.0).check(f"{name}: error", entry[3])
         if length > end + 1:
             raise ValueError(
-                f"`{name}`: `length` must be at most step + 1, the iterates there are. "
+                f"`{name}`: `length` must be at most step + 1, the number of iterates. "
                 f"Received: length={length}, step={end}"
             )
         if end > curve.last + curve.spacing:
             raise ValueError(
-                f"`{name}`: `step` must be at most {curve.last:g}, the last of the curve. "
+                f"`{name}`: `step` must be at most {curve.last:g}, the last step of the curve. "
                 f"Received: step={end}"
             )
         rows.append((end, length, loss, error))
@@ -185,7 +185,8 @@ def read_averages(averages: Any, curve: ConstantCurve) -> Averages:
             Finding(
                 "stale-averages",
                 f"{stale} of {len(rows)} averages repeat the loss of an earlier step to the last "
-                "digit: windows that were not renewed. Each counts once, where it came first.",
+                "digit, so their windows were not updated. Each loss counts once, at its first "
+                "step.",
             )
         )
     return Averages(table[:, 0], table[:, 1], table[:, 2], table[:, 3], tuple(findings))
@@ -194,10 +195,13 @@ def read_averages(averages: Any, curve: ConstantCurve) -> Averages:
 def read_cooldowns(
     cooldowns: Any, curve: ConstantCurve, rate: float
 ) -> tuple[list[tuple[Decay, float]], list[Finding]]:
-    """(decay, loss) of trained decays from the run's own rate, and findings about the others.
+    """Checks and converts trained decays.
+
+    Returns:
+        (decay, loss) of each decay from the run's own rate, and findings about the others.
 
     Raises:
-        ValueError: as `read_decays`, and for a loss or rate that is not finite.
+        ValueError: as `read_decays`, or if a loss or rate is not finite.
     """
     kept, others = [], []
     fields = "shape, length, end, loss, learning_rate"
@@ -215,15 +219,15 @@ def read_cooldowns(
         findings.append(
             Finding(
                 "other-rate",
-                f"{len(others)} trained decays fell from another rate ({others[0]:g}) than the "
-                f"curve's {rate:g}: the run they belong to is not known, and they are not used.",
+                f"{len(others)} trained decays started from another rate ({others[0]:g}) than that "
+                f"of the curve ({rate:g}). They are not used, as their run is not known.",
             )
         )
     return kept, findings
 
 
 def curve_findings(curve: ConstantCurve) -> list[Finding]:
-    """Whether the curve goes on as its earlier part leads to expect."""
+    """Compares the end of the curve with extrapolations of its earlier part."""
     worst: tuple[float, float, float, float] | None = None
     for cut in _CUTS:
         kept = curve.steps <= cut * curve.last
@@ -244,7 +248,8 @@ def curve_findings(curve: ConstantCurve) -> list[Finding]:
     return [
         Finding(
             "not-constant",
-            f"At its last step the loss lies {change:+.3g} (± {error:.1g}) off what the run up to "
-            f"step {step:.0f} leads to: the rate, or something else, changed on the way.",
+            f"The loss at the last step differs by {change:+.3g} (± {error:.1g}) from the "
+            f"extrapolation of the run up to step {step:.0f}: the rate, or another setting, "
+            "changed during the run.",
         )
     ]

@@ -1,12 +1,12 @@
-r"""What a decay would reach, told from a run at a constant rate that never decayed.
+r"""`what_if`: predicts the loss of a learning-rate decay from a run at a constant rate.
 
 A decay of n steps that ends at step T reaches
 
 .. math:: L = L_{\text{raw}}(T - fn) - \Gamma,
 
-the loss the run itself has at step T - fn less the decay's gain.  The gain comes from averages of
-the run's iterates, which keep most of it, plus the share that averages miss, and from decays of
-the run that were trained.  Derived, and compared with trained decays, in docs/theory/decays.md.
+the loss of the run at step T - fn minus the gain of the decay.  The gain is estimated from
+averages of the run's iterates, which keep most of it, from the share that averages miss, and from
+trained decays of the run.  docs/theory/decays.md derives it and compares it with trained decays.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ __all__ = ["DecayAnswer", "DecayChoice", "best_decays", "what_if"]
 
 _DRAWS = 1000
 _SEED = 0
-_WIDE, _OUTSIDE = 0.4, 0.6  # n/T from which bands are doubled, and from which no number is given
-_NEAR = 0.5  # log steps from a decay's end up to which averages say something about it
+_WIDE, _OUTSIDE = 0.4, 0.6  # n/T above which bands are doubled, and above which none is given
+_NEAR = 0.5  # largest distance in log steps of an average from the end of a decay
 _MOST_AVERAGES = 40
-_ERROR = 0.01  # of a measured loss, where none is given, relative to its gain: as reruns differ
-# Runs to which the constants of language models apply: rates of AdamW, and gains over the loss.
+_ERROR = 0.01  # default error of a measured loss relative to its gain, as between reruns
+# Ranges of runs to which the constants of language models apply: rates of AdamW, gains over loss.
 _MODEL_RATES, _MODEL_GAINS = (1e-5, 2e-2), (0.015, 0.08)
-_NOISY = 0.05  # error of the raw loss, over the gain
-_WARM_UP = 1.0 / 3.0  # fall of the raw loss in the last fifth of the run, over the gain
+_NOISY = 0.05  # error of the raw loss, relative to the gain
+_WARM_UP = 1.0 / 3.0  # fall of the raw loss in the last fifth of the run, relative to the gain
 
 
 @dataclasses.dataclass(frozen=True)
 class DecayAnswer:
-    """What one decay would reach.
+    """Prediction for one decay.
 
     Attributes:
-        shape: name of its shape.
-        length, end: steps of the decay, and the step at which it ends.
-        loss: predicted loss at its end; NaN where no number is given (flag "outside").
-        low, high: the band that holds it with probability `level`.
-        half_low, half_high: the same with probability 1/2.
-        gain: Γ, by how much `loss` lies below `raw`.
-        raw: the run's own smoothed loss at step T - fn, up to which the decay is like the run.
-        average: loss of the average of equal weights of the last `length` iterates, as it is.
+        shape: name of the shape.
+        length, end: number of steps of the decay, and the step at which it ends.
+        loss: predicted loss at the end; NaN if no number is given (flag "outside").
+        low, high: the band that contains the loss with probability `level`.
+        half_low, half_high: the band of probability 1/2.
+        gain: Γ, the difference between `raw` and `loss`.
+        raw: the smoothed loss of the run at step T - fn.
+        average: predicted loss of the average of equal weights of the last `length` iterates.
         share: share of the gain that this average keeps.
-        flag: "ok"; "extrapolated" where the decay ends beyond the curve; "outside" for decays
-            longer than 0.4 of all steps, whose bands are doubled (and no number beyond 0.6).
-        diagnosis: what contradicts the assumptions; empty if nothing was found.
-        draws: [1000] losses behind the bands, the same random numbers for every decay.
+        flag: "ok"; "extrapolated" if the decay ends beyond the curve; "outside" if it is longer
+            than 0.4 of all steps (bands are doubled; above 0.6 no number is given by default).
+        diagnosis: findings that contradict the assumptions; empty if there are none.
+        draws: [1000] drawn losses of the bands, from the same random numbers for every decay.
     """
 
     shape: str
@@ -100,27 +100,28 @@ def what_if(
 
     Args:
         steps: [K] increasing steps of the run's curve, at least 8 above 0.
-        losses: [K] losses of the iterates there, all on the same data.
+        losses: [K] losses of the iterates at `steps`, all on the same data.
         learning_rate: the constant rate, or [K] rates at `steps`, constant after a warm-up.
-        decays: (shape, length, end) each: a shape is "linear", "cosine", "one_minus_sqrt" or a
-            `tf_lrtraj.rates.Rate` with values in [0, 1], shares of the constant rate, at steps
-            0 to `length` - 1.  A decay that ends at the curve's last step would have
-            branched off in the past; one that ends `length` later would begin now.
-        averages: (length, step, loss) each, or (length, step, loss, error): the loss of the mean
-            of the last `length` iterates at `step`, on the same data.
-        cooldowns: (shape, length, end, loss, learning_rate) each: ends of decays of
-            this run that were trained.  Those from another rate are not used, and said so.
+        decays: a list of (shape, length, end).  A shape is "linear", "cosine", "one_minus_sqrt" or
+            a `tf_lrtraj.rates.Rate` with values in [0, 1], shares of the constant rate, at steps
+            0 to `length` - 1.  A decay that ends at the curve's last step branches off in the
+            past; one that ends `length` steps later begins now.
+        averages: a list of (length, step, loss) or (length, step, loss, error): the loss of the
+            mean of the last `length` iterates at `step`, on the same data.
+        cooldowns: a list of (shape, length, end, loss, learning_rate), trained decays of this run.
+            Decays from another rate are not used; a finding reports them.
         level: probability of the band.
-        priors: `missing_share.LANGUAGE_MODELS`, `ANY_RUN` or others; by default the first
-            where rate and gains are like those of language models under AdamW.
-        outside: give numbers for decays longer than 0.6 of all steps too.
+        priors: `missing_share.LANGUAGE_MODELS`, `ANY_RUN` or other priors.  The default is
+            `LANGUAGE_MODELS` if rate and gains are like those of language models under AdamW, and
+            `ANY_RUN` otherwise.
+        outside: whether to predict decays longer than 0.6 of all steps too.
 
     Returns:
         One `DecayAnswer` per decay, in order.
 
     Raises:
-        ValueError: if steps do not increase, a value is not finite, a rate is not constant, a
-            shape is unknown, or a length or an end lies beyond the run.
+        ValueError: if steps do not increase, a value is not finite, the rate is not constant, a
+            shape is unknown, or a length or end lies beyond the run.
 
     >>> steps = np.arange(200, 20_001, 200)
     >>> losses = 3.0 + 8.0 * steps**-0.4
@@ -142,12 +143,12 @@ def what_if(
     if not known.lengths.size:
         assumed = "a twentieth of the loss, within a factor of e"
         if chosen.gain is not None:
-            assumed = "that of language models trained with AdamW, and the bands as it varies"
+            assumed = "that of language models trained with AdamW"
         findings.append(
             Finding(
                 "gain-unknown",
-                "Neither averages nor trained decays of this run are known: the gain is taken to "
-                f"be {assumed}. Measure the loss of one average.",
+                "Neither averages nor trained decays of this run are known, so the gain is assumed "
+                f"to be {assumed}. Measure the loss of one average.",
             )
         )
     random = seeds.generator("decay_draws", _SEED)
@@ -169,7 +170,7 @@ def what_if(
 
 
 def _known(curve: ConstantCurve, averages: Averages, cooldowns: list[tuple[Decay, float]]) -> Known:
-    """Averages and trained decays together."""
+    """Joins averages and trained decays."""
     line = as_shape("linear", 1)
     count, more = averages.lengths.size, len(cooldowns)
     losses = np.append(averages.losses, [loss for _, loss in cooldowns])
@@ -189,10 +190,10 @@ def _known(curve: ConstantCurve, averages: Averages, cooldowns: list[tuple[Decay
 
 
 def _near(known: Known, end: float) -> np.ndarray:
-    """Positions of all decays, and of the averages nearest to an end."""
+    """Returns the positions of all decays and of the averages nearest to `end`."""
     away = np.abs(np.log(known.ends / end))
     usable = known.is_average & (known.lengths <= _WIDE * known.ends)
-    if np.any(usable):  # beyond the curve, those at its end
+    if np.any(usable):  # for an end beyond the curve, the averages at the end of the curve
         usable &= away <= max(_NEAR, float(away[usable].min()) + 0.1)
     order = np.argsort(np.where(usable, away, np.inf), kind="stable")
     chosen = order[: min(int(usable.sum()), _MOST_AVERAGES)]
@@ -200,7 +201,7 @@ def _near(known: Known, end: float) -> np.ndarray:
 
 
 def _priors(curve: ConstantCurve, known: Known, rate: float) -> Priors:
-    """The constants of language models for runs like theirs, and none but shares for others."""
+    """Returns the priors of language models for runs like theirs, and `ANY_RUN` for others."""
     like = _MODEL_RATES[0] <= rate <= _MODEL_RATES[1]
     if known.lengths.size:
         raw = curve.levels(known.ends).losses
@@ -211,8 +212,13 @@ def _priors(curve: ConstantCurve, known: Known, rate: float) -> Priors:
 
 @dataclasses.dataclass(frozen=True)
 class _Draws:
-    """What is drawn: parameters [N, 9], noise of the curve [N, K], standard normal numbers for
-    known losses [N, J] and for the curve beyond its end [N].
+    """Random draws.
+
+    Attributes:
+        parameters: [N, 9] parameters.
+        noise: [N, K] noise of the curve.
+        known: [N, J] standard normal numbers for known losses.
+        bend: [N] standard normal numbers for the continuation of the curve.
     """
 
     parameters: np.ndarray
@@ -222,7 +228,7 @@ class _Draws:
 
 
 class _Forecast:
-    """Answers for decays that end at one step."""
+    """Predicts decays that end at one step."""
 
     def __init__(
         self, curve: ConstantCurve, gain: Gain, draws: _Draws, level: float, outside: bool
@@ -319,25 +325,25 @@ class _Forecast:
                 Finding(
                     "warming-up",
                     f"The raw loss falls by {fall:.3g} over the last fifth of the steps, more than "
-                    f"a third of the decay's gain ({gain:.3g}): too early for averages and decays "
-                    "to follow these laws.",
+                    f"a third of the decay's gain ({gain:.3g}). At this stage, averages and decays "
+                    "do not follow these laws.",
                 )
             )
         if error > _NOISY * gain:
             findings.append(
                 Finding(
                     "raw-noisy",
-                    f"The smoothed raw loss is known to ± {error:.2g}, over a twentieth of the "
-                    f"gain ({gain:.3g}): log it more often, or on more data.",
+                    f"The error of the smoothed raw loss is {error:.2g}, more than a twentieth of "
+                    f"the gain ({gain:.3g}). Log the loss more often, or on more data.",
                 )
             )
         if share > 1.0:
             findings.append(
                 Finding(
                     "share-above-one",
-                    f"The average of equal weights keeps {share:.1%} of the decay's gain, as a "
-                    "quadratic loss of fixed curvature has it: networks show 70 to 95 %. Take the "
-                    "average; a decay gains nothing more.",
+                    f"The average of equal weights keeps {share:.1%} of the decay's gain, as for a "
+                    "quadratic loss of fixed curvature; for networks it keeps 70 to 95 %. Use the "
+                    "average: a decay gains nothing more.",
                 )
             )
         return findings
@@ -345,12 +351,12 @@ class _Forecast:
 
 @dataclasses.dataclass(frozen=True)
 class DecayChoice:
-    """The best of several decays, and those that it cannot be told apart from.
+    """The best of several decays, and those that do not differ significantly from it.
 
     Attributes:
         best: the answer with the lowest predicted loss.
-        alike: positions, in the answers given, of those whose loss exceeds that of the best by
-            an amount whose band holds 0; the best one is among them.
+        alike: positions of the answers whose difference from the best has a band that contains 0,
+            including the best one.
     """
 
     best: DecayAnswer
@@ -358,10 +364,10 @@ class DecayChoice:
 
 
 def best_decays(answers: Sequence[DecayAnswer], level: float = 0.9) -> DecayChoice | None:
-    """Finds the decay that would reach the lowest loss; None where no answer has a number.
+    """Finds the decay with the lowest predicted loss; None if no answer has a number.
 
     Args:
-        answers: of one call of `what_if`, whose draws belong together.
+        answers: answers from one call of `what_if`, which share their random numbers.
         level: probability of the bands of differences.
 
     >>> best_decays([]) is None

@@ -1,14 +1,14 @@
-r"""The gain of a decay, learnt from measured averages and trained decays of the same run.
+r"""Fits the gain of a decay to measured averages and trained decays of the same run.
 
 The gain of a linear decay over n steps, :math:`\Gamma = L_{\text{raw}}(T - fn) - L`, and that of
 the average of the last n iterates, :math:`\Gamma_a`, each follow
 
 .. math:: \log\Gamma(n) = \alpha + p\,\ell + \tfrac12\kappa\ell^2, \qquad \ell = \log(n/n_0);
 
-other shapes have :math:`\Gamma K/K_{\text{linear}}`.  Where n is a fifth of all steps the two
-are linked by the missing share, :math:`\Gamma = \Gamma_a + M(\lambda n)`: what is known of M was
-measured there.  The nine parameters have Gaussian priors (`missing_share.Priors`), those of the
-levels flat ones, and the posterior is taken as Gaussian about its mode.
+the gain of other shapes is :math:`\Gamma K/K_{\text{linear}}`.  At n equal to a fifth of all
+steps, where M was measured, the two are linked by :math:`\Gamma = \Gamma_a + M(\lambda n)`.  The
+nine parameters have Gaussian priors (`missing_share.Priors`); those of the levels are flat.  The
+posterior is approximated by a Gaussian about its mode.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tf_lrtraj.theory.missing_share import Priors, missing_growth
 
 __all__ = ["PARAMETERS", "Gain", "Known", "fit_gain"]
 
-# Relative errors that are added to a known loss that ended at another step, per log step.
+# Relative error added to a known loss that ended at another step, per log step.
 _AVERAGE_DRIFT, _DECAY_DRIFT = 0.05, 0.02
 _LINKED = 0.2  # n/T at which averages and decays are linked
 _LINK = 0.01  # relative error of the link
-_FLAT = 3.0  # standard deviation of a level, a log gain, where losses are known
+_FLAT = 3.0  # prior standard deviation of a level (a log gain) if losses are known
 _ROUNDS = 30
-# Positions of the parameters: of decays α, p, κ; of averages the same; s; M; log φ.
+# Positions of the parameters: α, p, κ of decays; the same of averages; s; M; log φ.
 _DECAY, _AVERAGE = slice(0, 3), slice(3, 6)
 _POWER, _SUMMED, _MISSING, _SLOWNESS, PARAMETERS = 1, 6, 7, 8, 9
 
@@ -39,11 +39,11 @@ class Known:
     """Measured averages and trained decays, as arrays over both.
 
     Attributes:
-        lengths, ends: [J] steps.
-        losses: [J] measured.
+        lengths, ends: [J] lengths and last steps.
+        losses: [J] measured losses.
         errors: [J] standard errors of the losses.
-        is_average: [J] whether it is an average of equal weights, or a decay.
-        shapes: [J] of the decays; linear for averages.
+        is_average: [J] True for averages of equal weights, False for decays.
+        shapes: [J] shapes of the decays; linear for averages.
     """
 
     lengths: np.ndarray
@@ -54,7 +54,7 @@ class Known:
     shapes: list[DecayShape]
 
     def part(self, chosen: np.ndarray) -> Known:
-        """Those at some positions."""
+        """Returns the entries at some positions."""
         return Known(
             self.lengths[chosen],
             self.ends[chosen],
@@ -67,19 +67,19 @@ class Known:
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    r"""Known losses held against the curve, which corrects the curve where they lie.
+    r"""Residuals of known losses, which correct the curve at their steps.
 
-    With the curve's own errors :math:`\delta \sim N(0, \tau^2)` the residuals are
-    :math:`r(\theta) + W\delta = \varepsilon`, so that a loss above an average, say, is as
-    likely where the raw loss happens to be high as the noise allows.
+    With errors :math:`\delta \sim N(0, \tau^2)` of the curve, the residuals satisfy
+    :math:`r(\theta) + W\delta = \varepsilon`.  A residual is therefore explained in part by the
+    error of the curve.
 
     Attributes:
-        rows: [J, K] W, sensitivities of the residuals to the curve.
+        rows: [J, K] W, derivatives of the residuals with respect to the curve.
         errors: [J] standard deviations of ε.
-        noise: τ.
+        noise: τ, the standard deviation of a loss of the curve.
         precision: [J, J] inverse covariance of the residuals.
-        residuals: [J] at the mode.
-        slopes: [9, J] their derivatives with respect to the parameters.
+        residuals: [J] residuals at the mode.
+        slopes: [9, J] derivatives of the residuals with respect to the parameters.
     """
 
     rows: np.ndarray
@@ -90,18 +90,18 @@ class Held:
     slopes: np.ndarray
 
     def corrections(self, rows: np.ndarray) -> np.ndarray:
-        """[Q] mean corrections of the curve at places with sensitivities [Q, K]."""
+        """Returns [Q] mean corrections of the curve at points with derivatives [Q, K]."""
         found: np.ndarray = -self._pull(rows) @ self.residuals
         return found
 
     def drawn_corrections(
         self, rows: np.ndarray, away: np.ndarray, noise: np.ndarray, normals: np.ndarray
     ) -> np.ndarray:
-        """[N, Q] corrections to add to drawn noise of the curve.
+        """Returns [N, Q] corrections to add to drawn noise of the curve.
 
         Args:
-            rows: [Q, K] sensitivities.
-            away: [N, 9] drawn parameters less the mode.
+            rows: [Q, K] derivatives with respect to the losses of the curve.
+            away: [N, 9] drawn parameters minus the mode.
             noise: [N, K] drawn noise of the curve.
             normals: [N, J] standard normal numbers.
         """
@@ -116,15 +116,15 @@ class Held:
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """What is known of the gains of decays and averages that end at one step.
+    """Posterior of the gains of decays and averages that end at one step.
 
     Attributes:
-        mean: [9] parameters: of decays α, p, κ; of averages the same; s; m; log φ.
+        mean: [9] parameters: α, p, κ of decays; the same of averages; s; m; log φ.
         root: [9, 9] a square root of their covariance.
-        length, reach: n₀, and λn at which m holds.
-        learning_rate: of the run.
-        priors: that were used.
-        held: the known losses, and the curve they were held against; None without any.
+        length, reach: n₀, and λn at which m applies.
+        learning_rate: learning rate of the run.
+        priors: the priors of the parameters.
+        held: residuals of the known losses; None before the fit.
     """
 
     mean: np.ndarray
@@ -136,19 +136,19 @@ class Gain:
     held: Held | None = None
 
     def draws(self, normals: np.ndarray) -> np.ndarray:
-        """[N, 9] parameters, from [N, 9] standard normal numbers."""
+        """Returns [N, 9] drawn parameters, given [N, 9] standard normal numbers."""
         return self.mean + normals @ self.root.T
 
     def linear(self, parameters: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Gains of linear decays: parameters [..., 9] and lengths [J] → [..., J]."""
+        """Computes gains of linear decays: parameters [..., 9] and lengths [J] → [..., J]."""
         return self._law(parameters[..., _DECAY], lengths)
 
     def averages(self, parameters: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Gains of averages of equal weights: parameters [..., 9] and lengths [J] → [..., J]."""
+        """Computes gains of averages: parameters [..., 9] and lengths [J] → [..., J]."""
         return self._law(parameters[..., _AVERAGE], lengths)
 
     def missing(self, parameters: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """M as the priors have it: parameters [..., 9] and lengths [J] → [..., J]."""
+        """Computes M: parameters [..., 9] and lengths [J] → [..., J]."""
         size = parameters[..., _MISSING, None]
         if self.priors.in_shares:
             in_loss: np.ndarray = size * self.linear(parameters, lengths)
@@ -168,7 +168,7 @@ class Gain:
     def shape_numbers(
         self, parameters: np.ndarray, shape: DecayShape
     ) -> tuple[np.ndarray, np.ndarray]:
-        """f, and the gain over that of a linear decay: parameters [..., 9] → [...]."""
+        """Computes f and K/K_linear of a shape: parameters [..., 9] → two arrays [...]."""
         power, summed = self.priors.power[0], self.priors.summed_power[0]
         away = parameters[..., [_POWER, _SUMMED]] - np.array([power, summed])
         own = shape.linearised(power, summed)
@@ -188,11 +188,11 @@ def fit_gain(
     """Fits the parameters for decays that end at one step.
 
     Args:
-        curve: of the run.
-        known: averages and decays; those that ended at other steps count less.
+        curve: loss curve of the run.
+        known: measured averages and decays; those that ended at other steps have less weight.
         end: step at which the decays of interest end.
-        learning_rate: λ.
-        priors: of the parameters.
+        learning_rate: λ, the constant rate.
+        priors: priors of the parameters.
     """
     level, width = np.log(0.05 * abs(curve.losses[-1]) + 1e-12), 1.0
     if priors.gain is not None:
@@ -216,7 +216,7 @@ def fit_gain(
 
 
 class _Residuals:
-    """Known losses less predicted ones, made independent with unit variance; and the link."""
+    """Whitened residuals of known losses, and the residual of the link."""
 
     def __init__(self, curve: ConstantCurve, known: Known, end: float, gain: Gain) -> None:
         self.known, self.gain = known, gain
@@ -243,7 +243,7 @@ class _Residuals:
         self._linked = np.array([_LINKED * end])
 
     def __call__(self, parameters: np.ndarray) -> np.ndarray:
-        """[..., J + 1] independent residuals of parameters [..., 9]."""
+        """Returns [..., J + 1] independent residuals at parameters [..., 9]."""
         decay = self.gain.linear(parameters, self._linked)
         missing = self.gain.missing(parameters, self._linked)
         link = (self.gain.averages(parameters, self._linked) + missing) / decay - 1.0
@@ -251,7 +251,7 @@ class _Residuals:
         return np.concatenate([plain, link / _LINK], axis=-1)
 
     def plain(self, parameters: np.ndarray) -> np.ndarray:
-        """[..., J] residuals in units of loss."""
+        """Returns [..., J] residuals in units of loss, before whitening."""
         lengths, gain = self.known.lengths, self.gain
         predicted = np.where(
             self.known.is_average,
@@ -268,7 +268,7 @@ class _Residuals:
 
 
 def _posterior(gain: Gain, residuals: _Residuals, spread: np.ndarray) -> Gain:
-    """The mode by damped Gauss-Newton steps from the known gains, and the Gaussian about it."""
+    """Finds the mode by damped Gauss-Newton steps, and the Gaussian about it."""
     seen = residuals.seen[residuals.seen > 0.0]
     prior = gain.mean.copy()
     at = prior.copy()
@@ -277,7 +277,7 @@ def _posterior(gain: Gain, residuals: _Residuals, spread: np.ndarray) -> Gain:
     weights = 1.0 / spread
 
     def cost(points: np.ndarray) -> np.ndarray:
-        with np.errstate(all="ignore"):  # of steps much too long
+        with np.errstate(all="ignore"):  # long steps may overflow
             total = np.sum(residuals(points) ** 2, axis=-1)
         total += np.sum(((points - prior) * weights) ** 2, axis=-1)
         found: np.ndarray = np.where(np.isnan(total), np.inf, total)

@@ -1,12 +1,12 @@
-r"""Shapes of decays, and the two numbers of a shape that its end depends on.
+r"""Shapes of decays, and the two numbers of a shape that determine its loss.
 
-Let :math:`l(x)` be the rate that is left, as a share of the constant rate, when the share x of the
-decay remains to be run, and :math:`I(x) = \int_0^x l^s`.  A decay of n steps ends as if it had
-gone on at the constant rate for :math:`(1 - f) n` steps and then gained
+Let :math:`l(x)` be the learning rate, as a share of the constant rate, when the share x of the
+decay remains, and :math:`I(x) = \int_0^x l^s`.  The shape enters through
 
-.. math:: f = 1 - I(1), \qquad K = \int I(x)^p\,dl(x)
+.. math:: f = 1 - I(1), \qquad K = \int I(x)^p\,dl(x).
 
-times what a sudden end would (docs/theory/decays.md).
+The loss at the end of a decay of n steps is that after :math:`(1 - f) n` steps at the constant
+rate, less K times the gain of an immediate stop (docs/theory/decays.md).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["SHAPES", "DecayShape", "as_shape"]
 SHAPES = ("linear", "cosine", "one_minus_sqrt")
 _GRID = 400
 _TINY = 1e-12
-_STEP = 1e-3  # of differences in p and s
+_STEP = 1e-3  # step of finite differences in p and s
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecayShape:
-    """The rate left against the share of the decay that remains.
+    """The learning rate as a function of the remaining share of the decay.
 
     Attributes:
-        name: for tables.
-        remaining: [G] shares of the decay that remain, from 0 to 1.
-        left: [G] rates there, as shares of the constant rate.
+        name: name of the shape for tables.
+        remaining: [G] remaining shares of the decay, from 0 to 1.
+        left: [G] learning rates at `remaining`, as shares of the constant rate.
     """
 
     name: str
@@ -42,7 +42,7 @@ class DecayShape:
     left: np.ndarray
 
     def numbers(self, power: float, summed_power: float) -> tuple[float, float]:
-        """(f, K) at p = `power` and s = `summed_power`.
+        """Computes (f, K) at p = `power` and s = `summed_power`.
 
         >>> f, k = as_shape("linear", 100).numbers(0.163, 0.66)
         >>> bool(abs(f - (1 - 1 / 1.66)) < 1e-4), bool(abs(k - 1.66**-0.163 / 1.27058) < 1e-4)
@@ -58,7 +58,7 @@ class DecayShape:
         return 1.0 - float(summed[-1]), gain
 
     def linearised(self, power: float, summed_power: float) -> np.ndarray:
-        """[2, 3]: f and log K, each with its derivatives with respect to p and s."""
+        """Returns [2, 3]: f and log K, each with its derivatives with respect to p and s."""
         return _linearised(self, power, summed_power)
 
 
@@ -84,21 +84,21 @@ def _named(name: str, remaining: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=len(SHAPES))
 def _named_shape(name: str) -> DecayShape:
-    # Fine at both ends: 1-√ is steep at its start, and small rates matter at the end.
+    # The grid is fine at both ends: 1-√ is steep at its start, and small rates matter at the end.
     grid = 0.5 * (1.0 - np.cos(np.pi * np.linspace(0.0, 1.0, _GRID + 1)))
     return DecayShape(name, grid, _named(name, grid))
 
 
 def as_shape(shape: Any, length: int) -> DecayShape:
-    """The shape meant by a name or a rate.
+    """Returns the shape of a name or a rate.
 
     Args:
         shape: one of `SHAPES`, or a `tf_lrtraj.rates.Rate` whose values at steps 0 to `length` - 1
             are shares of the constant rate, in [0, 1].
-        length: n, steps of the decay.
+        length: n, the number of steps of the decay.
 
     Raises:
-        ValueError: for an unknown name, or a rate that leaves [0, 1] or stays at 1.
+        ValueError: if the name is unknown, or the rate leaves [0, 1] or stays at 1.
 
     >>> float(as_shape(rates.Linear(start=1.0, steps=100), 100).left[-1])
     1.0
@@ -111,7 +111,7 @@ def as_shape(shape: Any, length: int) -> DecayShape:
             raise values.error("shape", allowed, shape)
         if np.all(left >= 1.0):
             raise values.error("shape", "a rate that falls below 1 within the decay", shape)
-        # The rate of a step holds until the next one, and the last one until the end.
+        # The rate of a step applies until the next step, and the last rate until the end.
         remaining = np.append(1.0 - places / length, 0.0)[::-1]
         return DecayShape(type(shape).__name__, remaining, np.append(left, left[-1])[::-1])
     name = values.Rule(

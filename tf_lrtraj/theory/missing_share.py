@@ -1,10 +1,10 @@
-r"""What an average of equal weights misses of a decay's gain, and what is assumed of it.
+r"""The part of a decay's gain that an average of equal weights misses, and priors for it.
 
 .. math:: M = L_{\text{average}} - L_{\text{decay}}
 
-is the loss between the average of the last n iterates and a linear decay over n steps.  For a
-quadratic loss of fixed curvature it is never positive.  For networks it is, and to next order,
-with the slow directions that the noise holds back (docs/theory/decays.md),
+is the difference between the loss of the average of the last n iterates and that of a linear decay
+over n steps.  M is never positive for a quadratic loss of fixed curvature, but it is positive for
+networks.  To next order, with slow directions that the noise holds back (docs/theory/decays.md),
 
 .. math:: M = m\,\frac{h(\varphi\lambda n)}{h(\varphi x_0)}, \qquad h(x) = 1 - D(x/2)^2,
    \qquad D(z) = \int_0^1 e^{-zx^2}\,dx .
@@ -25,7 +25,7 @@ __all__ = ["ANY_RUN", "LANGUAGE_MODELS", "Priors", "missing_growth"]
 
 
 def missing_growth(reach: Any) -> Any:
-    """h(x) = 1 - D(x/2)², between x/3 (small x) and 1.
+    """Computes h(x) = 1 - D(x/2)², which is x/3 for small x and approaches 1.
 
     >>> round(float(missing_growth(0.03)), 4), round(float(missing_growth(1e6)), 4)
     (0.0099, 1.0)
@@ -41,29 +41,30 @@ _MEAN_AND_WIDTH = values.sequence_of(
 
 @dataclasses.dataclass(frozen=True)
 class Priors:
-    """What is assumed before a run's own averages and decays are known.
+    """Prior distributions of the parameters, before averages and decays of a run are known.
 
-    Each pair is a mean and a standard deviation.
+    Each pair holds a mean and a standard deviation.
 
     Attributes:
-        power: p, the slope of a decay's log gain against log length at `length`.
+        power: p, the slope of the log gain of a decay against log length at `length`.
         bend: change of that slope per unit of log length.
-        average_power, average_bend: the same of the gain of averages.
+        average_power, average_bend: slope and bend of the gain of averages.
         summed_power: s of the shape numbers (`decay_shapes`).
-        missing: M at λn = `reach`, in loss; or, see `in_shares`, over the gain of a decay of a
-            fifth of all steps.
-        in_shares: whether `missing` is a share of the gain; `slowness` then plays no part.
+        missing: M at λn = `reach`, in units of loss; with `in_shares`, M divided by the gain of a
+            decay of a fifth of all steps.
+        in_shares: whether `missing` is a share of the gain; `slowness` is then not used.
         slowness: mean and standard deviation of log φ, per unit of λn.
-        length: decays' length, in steps, at which `power` holds; None for a fifth of all steps.
-        reach: λn at which `missing` holds; None for that of a fifth of all steps.
-        gain: log gain of a linear decay of `length` at `learning_rate`; None if unknown: a
-            twentieth of the loss then, within a factor of e.
-        learning_rate: of `gain`.
-        rate_power: q, by which the gain grows with the rate.
-        law: relative error of a gain that is carried from one decay to another.
+        length: length of a decay, in steps, at which `power` applies; None for a fifth of all
+            steps.
+        reach: λn at which `missing` applies; None for that of a fifth of all steps.
+        gain: log gain of a linear decay of `length` at `learning_rate`.  None if unknown; it is
+            then a twentieth of the loss, within a factor of e.
+        learning_rate: learning rate at which `gain` applies.
+        rate_power: q, the power of the rate with which the gain grows.
+        law: relative error of a gain that is transferred from one decay to another.
 
     Raises:
-        ValueError: for values that are no such pairs.
+        ValueError: if a value is not such a pair or is out of range.
 
     >>> ANY_RUN.missing
     (0.15, 0.08)
@@ -101,7 +102,7 @@ class Priors:
             values.number(above=0).check(name, getattr(self, name))
 
 
-# Language models trained with AdamW; made by `python benchmarks/decay_forecasts.py FOLDER`.
+# Language models trained with AdamW; computed by `python benchmarks/decay_forecasts.py FOLDER`.
 LANGUAGE_MODELS = Priors(
     power=(0.162, 0.01),
     bend=(-0.02, 0.015),
@@ -115,7 +116,7 @@ LANGUAGE_MODELS = Priors(
     reach=2.5,
     gain=(math.log(0.155), 0.15),
 )
-# Of a run of which nothing is known: a share, whatever the scale of the loss and of the rate.
+# Any other run: shares of the gain, which do not depend on the scales of loss and rate.
 ANY_RUN = Priors(
     power=(0.16, 0.06),
     bend=(-0.02, 0.03),

@@ -1,7 +1,6 @@
-"""Strategies for inputs: odd values, and valid inputs spoilt in structure, text or bytes.
+"""Strategies for inputs: unusual values, and valid inputs damaged in structure, text or bytes.
 
-Everything is drawn by hypothesis, so a failing input is shrunk to a small one and comes again from
-the same seed.
+Hypothesis draws all inputs, so a failing input is shrunk and can be reproduced from its seed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ LONG = "x" * 3000
 
 
 def listed(text: str) -> list[str]:
-    """The parts of a text, between bars and ends of lines."""
+    """Splits a text at bars and ends of lines."""
     return text.replace("\n", "|").split("|")
 
 
@@ -52,7 +51,7 @@ _SHALLOW = st.recursive(
 
 
 def nested(depth: int, key: str | None = None) -> Any:
-    """A list in a list in a list …, or a dict in a dict."""
+    """Draws nested lists or dicts."""
     value: Any = 0
     for _ in range(depth):
         value = [value] if key is None else {key: value}
@@ -60,8 +59,8 @@ def nested(depth: int, key: str | None = None) -> Any:
 
 
 def mostly(sound: Any, odd: Any, every: int = 10) -> Any:
-    """The first strategy, and once in `every` times the second."""
-    # `one_of` would draw evenly from all that both consist of.
+    """Draws from the first strategy, and once in `every` times from the second."""
+    # `one_of` would draw evenly from the parts of both.
     return st.integers(1, every).flatmap(lambda place: odd if place == every else sound)
 
 
@@ -90,7 +89,7 @@ _OPS = ("replace", "replace", "replace", "delete", "insert", "rename", "tweak", 
 
 
 def paths(tree: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where everything in a tree of dicts and lists stands, the root left out."""
+    """Returns the positions of all values in a tree of dicts and lists, without the root."""
     found = []
     if isinstance(tree, Mapping):
         items: Any = tree.items()
@@ -122,13 +121,13 @@ def _tweaked(value: Any, how: int) -> Any:
 
 
 def edits(value: st.SearchStrategy[Any] = PLAIN, most: int = 4) -> st.SearchStrategy[Any]:
-    """A few edits of a tree, to be made by `edited`."""
+    """Draws a few edits of a tree, for `edited`."""
     one = st.tuples(st.sampled_from(_OPS), _PLACE, _PLACE, value, st.text(max_size=6))
     return st.lists(one, min_size=1, max_size=most)
 
 
 def edited(tree: Any, changes: Any) -> Any:
-    """A copy of the tree with the edits made; one that does not apply is left out."""
+    """Returns a copy of the tree with the edits that apply."""
     tree = copy.deepcopy(tree)
     for op, where, other, value, text in changes:
         places = paths(tree)
@@ -181,7 +180,7 @@ _BYTE_OPS = ("flip", "flip", "write", "cut", "cut_end", "insert", "double", "zer
 
 
 def damage(most: int = 4) -> st.SearchStrategy[Any]:
-    """A few damages of bytes, to be done by `damaged`."""
+    """Draws a few changes of bytes, for `damaged`."""
     one = st.tuples(
         st.sampled_from(_BYTE_OPS),
         st.integers(0, 2**20),
@@ -192,7 +191,7 @@ def damage(most: int = 4) -> st.SearchStrategy[Any]:
 
 
 def damaged(data: bytes, changes: Any) -> bytes:
-    """A copy of the bytes with the damages done."""
+    """Returns a changed copy of the bytes."""
     content = bytearray(data)
     for op, where, count, token in changes:
         place = where % (len(content) + 1)
@@ -217,7 +216,7 @@ def damaged(data: bytes, changes: Any) -> bytes:
 
 
 class Unpickled:
-    """Leaves a file behind if anybody unpickles it."""
+    """Creates a file if it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -247,7 +246,7 @@ ARRAY_EDITS = st.lists(
 
 
 def edited_arrays(arrays: Mapping[str, Any], changes: Any) -> dict[str, Any]:
-    """A copy of named arrays with edits made."""
+    """Returns an edited copy of named arrays."""
     found = dict(arrays)
     for op, where, array, kind in changes:
         if op == "insert" or not found:
@@ -277,7 +276,7 @@ def edited_arrays(arrays: Mapping[str, Any], changes: Any) -> dict[str, Any]:
 
 
 def archive(arrays: Mapping[str, Any], canary: str) -> bytes:
-    """An .npz file of the arrays, as anybody could write it: pickles, huge headers, bombs."""
+    """Returns the bytes of an .npz file of arrays, with attacks: pickles, huge headers, bombs."""
     import zipfile
 
     held = io.BytesIO()

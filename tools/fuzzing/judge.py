@@ -1,7 +1,7 @@
-"""What becomes of an input: it is used, refused cleanly, or shows a fault of the program.
+"""Judges the outcome of an input: it is used, refused cleanly, or reveals a fault of the program.
 
-Clean is an error of the kinds the package documents, with a message, soon, within bounds of memory,
-and with no file written, changed or left behind.
+A refusal is clean if it is a documented error with a message, stays within bounds of time and
+memory, and leaves every file unchanged.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Refused(Exception):
     """A program refused its input in the documented way: a line on stderr and an exit code.
 
     Attributes:
-        said: that line.
+        said: the line on stderr.
     """
 
     def __init__(self, outcome: str, said: str = "") -> None:
@@ -54,11 +54,12 @@ class Target:
     """An entry point and its inputs.
 
     Attributes:
-        name: of the entry point.
-        inputs: draws one.
-        run: hands it over; gets (input, an empty folder).  What the entry point raises, it raises.
-        refusals: exceptions the entry point documents.
-        share: of the inputs of a whole run, beside those of other targets.
+        name: name of the entry point.
+        inputs: strategy that draws an input.
+        run: a function of an input and an empty folder that passes the input to the entry point
+            and raises its errors.
+        refusals: exceptions that the entry point documents.
+        share: relative number of inputs in a whole run.
         keras: whether Keras and TensorFlow are needed.
     """
 
@@ -72,7 +73,7 @@ class Target:
 
 @contextlib.contextmanager
 def limited(seconds: float = SECONDS) -> Iterator[None]:
-    """A block that is stopped after so many seconds of processor time."""
+    """Stops a block after a number of seconds of processor time."""
 
     def stop(*_: Any) -> None:
         raise _TooSlow
@@ -87,13 +88,13 @@ def limited(seconds: float = SECONDS) -> Iterator[None]:
 
 
 def most_memory() -> int:
-    """Bytes, the most that this process ever held."""
+    """Returns the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextlib.contextmanager
 def bounded_memory(extra: int = 3 * MEMORY) -> Iterator[None]:
-    """A block in which so much more address space can be had: beyond, `MemoryError`."""
+    """Limits the additional address space in a block; `MemoryError` is raised beyond it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + extra, hard))
@@ -104,9 +105,9 @@ def bounded_memory(extra: int = 3 * MEMORY) -> Iterator[None]:
 
 
 def content(folder: pathlib.Path) -> dict[str, Any]:
-    """Everything in a folder: path → bytes, or what a link says, or None for what is no file.
+    """Reads everything in a folder: path → bytes, the target of a link, or None for other entries.
 
-    Of a file too large to be read its size is given.
+    For a file that is too large to be read, the value is its size.
     """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
@@ -156,10 +157,10 @@ def import_keras() -> None:
 
 
 def judge(target: Target, given: Any, folder: pathlib.Path) -> str:
-    """What became of an input: "used", or the name of the error that refused it.
+    """Returns the outcome of an input: "used", or the name of the error that refused it.
 
     Raises:
-        Fault: if it was not refused cleanly.
+        Fault: if the input was not refused cleanly.
     """
     most = most_memory()
     try:
@@ -193,10 +194,10 @@ def fuzz(
     tell: Callable[[], Any] = lambda: None,
     shrink: bool = True,
 ) -> collections.Counter[str]:
-    """Hands `count` inputs to an entry point; what became of them, counted.
+    """Passes `count` inputs to an entry point and counts the outcomes.
 
     Raises:
-        Fault: with the smallest input found that is not refused cleanly.
+        Fault: if an input is not refused cleanly; the smallest one found is reported.
     """
     if target.keras:  # outside of the limits
         import_keras()

@@ -31,7 +31,7 @@ CODES = (1, 2)  # of refusals
 
 
 class Reached(Exception):
-    """The input was good enough for the long work to start."""
+    """Raised when the input is accepted and the long work would start."""
 
 
 def reached(*_: Any, **__: Any) -> Any:
@@ -40,7 +40,7 @@ def reached(*_: Any, **__: Any) -> Any:
 
 @contextlib.contextmanager
 def _fresh_flags() -> Iterator[None]:
-    """A block after which the flags that were defined in it are gone."""
+    """Removes the flags that are defined in a block at its end."""
     values = flags.FLAGS
     before = set(values)
     kept = values._flags()["verbosity"].value if "verbosity" in before else None
@@ -174,7 +174,7 @@ _SOUND: dict[str, Any] = {
 
 @functools.cache
 def flags_of(program: str) -> dict[str, Any]:
-    """The flags of a program: name → strategy for the text after `=`, mostly sound."""
+    """Returns the flags of a program: name → strategy for the text after `=`, mostly valid."""
     module = importlib.import_module(f"tf_lrtraj.bin.{program}")
     with _fresh_flags(), mock.patch.object(module.common, "run_app"):
         before = set(flags.FLAGS)
@@ -328,7 +328,7 @@ _SCHEMAS = {
 
 
 def _overrides(program: str) -> Any:
-    """Entries at the limits of their rules, and others."""
+    """Draws entries at the limits of their rules, and others."""
     entries = _SCHEMAS[program].entries.items()
     ruled = [f".{key}={example}" for key, entry in entries for example in entry.rule.examples]
     either = st.sampled_from(_OVERRIDES) | st.sampled_from(ruled)

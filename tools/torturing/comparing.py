@@ -1,4 +1,4 @@
-"""What a run leaves behind, and where two runs differ in it."""
+"""Reads the results of a run, and compares those of two runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def contents(workdir: pathlib.Path) -> dict[str, Any]:
-    """Everything a run leaves that the seed and the configuration decide: name → bytes or value."""
+    """Reads all results that seed and configuration determine: name → bytes or value."""
     import h5py
     import numpy as np
     import tensorflow as tf
@@ -26,7 +26,7 @@ def contents(workdir: pathlib.Path) -> dict[str, Any]:
             found[name] = path.stat().st_size > 10_000 and "</html>" in path.read_text()
         elif name == "run.json":
             run = json.loads(path.read_text())
-            # What a restart changes, and what the clock and the way of starting decide.
+            # These depend on restarts, the clock or the way of starting.
             for key in ("created", "resumed_at", "command"):
                 run.pop(key)
             found[name] = run
@@ -76,7 +76,7 @@ def _array(value: Any) -> Any:
 
 
 def scalars(folder: pathlib.Path) -> dict[str, Any]:
-    """The last value written of every TensorBoard scalar at every step, wall clock apart."""
+    """Reads the last value of every TensorBoard scalar at every step, without wall times."""
     import numpy as np
     import tensorflow as tf
 
@@ -94,7 +94,7 @@ def scalars(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(workdir: pathlib.Path, whole: pathlib.Path) -> list[str]:
-    """What is not the same, by name; compared in a fork, so that this process stays clean."""
+    """Returns the names of results that differ; compares in a fork, to keep this process clean."""
     out, into = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""The record of a torture as a document."""
+"""Writes the record of tools/torture.py as a document."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _kill_in_words(attempt: dict[str, Any]) -> str:
 
 
 def page(record: dict[str, Any]) -> str:
-    """README.md of the record."""
+    """Returns the README.md of the record."""
     trials = record["trials"]
     same = sum(trial["identical"] for trial in trials)
     attempts = [attempt for trial in trials for attempt in trial["attempts"]]

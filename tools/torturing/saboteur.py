@@ -1,4 +1,4 @@
-"""Counts operations on files of a run, inside the process that makes it."""
+"""`Saboteur`: counts operations on files of a run, and kills the process at a chosen one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Saboteur:
         return count
 
     def die(self, what: str, path: str) -> None:
-        # Names of temporary files hold the number of the process, which says nothing.
+        # Names of temporary files contain the id of the process, which is not comparable.
         name = path.removeprefix(self.prefix).replace(f".{os.getpid()}.", ".PID.")
         self.write(self.note, f"{what} {name}".encode())
         self.kill(os.getpid(), signal.SIGKILL)
@@ -55,7 +55,7 @@ class Saboteur:
         return path if path.startswith(self.prefix) else ""
 
     def step(self, path: Any, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Does one operation, dying before or after it if its turn has come."""
+        """Does one operation, and kills the process before or after it if it is the chosen one."""
         name = self.concerns(path)
         if not name and kwargs.get("dir_fd") is not None:  # only while a folder is deleted
             name = str(path)
@@ -77,7 +77,7 @@ class Saboteur:
         return len(data)
 
     def install(self) -> None:
-        """Puts itself between Python and the system, for this process."""
+        """Replaces Python's functions on files in this process."""
         for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir"):
             self._wrap(os, name)
         real_open, real_os_open, real_write = io.open, os.open, os.write
@@ -128,7 +128,7 @@ class Saboteur:
         setattr(owner, name, value)
 
     def remove(self) -> None:
-        """Takes itself out again."""
+        """Restores Python's functions on files."""
         for owner, name, real in reversed(self.replaced):
             setattr(owner, name, real)
         self.replaced.clear()

@@ -1,25 +1,26 @@
 #!/usr/bin/env bash
 # Runs on the TPU VM; tools/tpu/tpu.py copies it there and calls it.
 #
-#   on_vm.sh install COMMIT    environment and package, from ~/tf_lrtraj.tar.gz; notes COMMIT last
-#   on_vm.sh start TPU BUCKET SECONDS --tpu=… FLAGS…   trains in the background, whatever becomes of
+#   on_vm.sh install COMMIT    installs environment and package from ~/tf_lrtraj.tar.gz; records
+#                              COMMIT last
+#   on_vm.sh start TPU BUCKET SECONDS --tpu=… FLAGS…   trains in the background, independent of
 #                              the connection; copies the workdir to the bucket every SECONDS, and
 #                              at the end, with the exit code, which until then is `running on TPU`;
-#                              refused where BUCKET cannot be written
-#   on_vm.sh state             one line, `tf_lrtraj: PROGRAM COMMIT BUCKET`, each `none` where there
-#                              is none; PROGRAM is running, ended:CODE, or unsaved:CODE where
+#                              fails if BUCKET cannot be written
+#   on_vm.sh state             prints one line, `tf_lrtraj: PROGRAM COMMIT BUCKET`, with `none` for
+#                              missing entries; PROGRAM is running, ended:CODE, or unsaved:CODE if
 #                              the last copy to the bucket failed
-#   on_vm.sh train …           what `start` runs in the background
+#   on_vm.sh train …           the program that `start` runs in the background
 set -euo pipefail
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1 # no one is here to answer
 
 home=${TF_LRTRAJ_HOME:-$HOME/tf_lrtraj}
 environment=$home/environment
-# There only once it is whole: the copies delete from the bucket what it lacks.
+# The folder appears only when it is complete, because copies delete missing files from the bucket.
 workdir=$home/workdir
 log=$home/train.log
 lock=$home/lock # held for as long as anything trains; the system lets go of it in a crash, too
-# The newest of each that start together: later libtpu lack functions that this TensorFlow calls.
+# The newest versions that work together: later libtpu lacks functions that this TensorFlow calls.
 packages=("tensorflow-tpu>=2.20,<2.21" "libtpu>=0.0.14,<0.0.28")
 tries=3
 pause=${TF_LRTRAJ_PAUSE:-20} # seconds between tries
@@ -70,7 +71,7 @@ install() { # COMMIT
     python3 -m venv --clear "$environment"
   }
   "$environment/bin/pip" install --quiet uv
-  # TensorFlow for TPUs comes as a package of its own, in place of the one that is asked for.
+  # TensorFlow for TPUs is a separate package, which replaces the required one.
   echo 'tensorflow ; python_version < "3"' >"$home/overrides.txt"
   "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
     --overrides "$home/overrides.txt" "$HOME/tf_lrtraj.tar.gz" "${packages[@]}"
@@ -91,7 +92,8 @@ start() { # TPU BUCKET SECONDS FLAGS…
     give_up "another run: the workdir here is of $(held). Received: $1"
   fi
   echo "$1" >"$home/bucket"
-  # Twice, since to overwrite is a right of its own. An exit code of an earlier run is gone with it.
+  # Written twice, because overwriting needs a separate permission. This also replaces the exit
+  # code of an earlier run.
   if ! insist put "$1/exit_code" "running on $tpu" ||
     ! insist put "$1/exit_code" "running on $tpu"; then
     if [[ -e $workdir ]]; then give_up "only here: $workdir, as $1 can no longer be written"; fi

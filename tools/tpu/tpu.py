@@ -1,25 +1,25 @@
 #!/usr/bin/env python3
-r"""Trains on a Cloud TPU: creates it, installs, runs, goes on after preemption, fetches results.
+r"""Trains on a Cloud TPU: creates it, installs, runs, resumes after preemption, fetches results.
 
     tools/tpu/tpu.py run --name=r34 --zone=us-west4-a --accelerator=v5litepod-8 --spot \
         --bucket=gs://BUCKET/runs/r34 -- --config=imagenet_resnet34_tpu \
         --config.data.dir=gs://BUCKET/tensorflow_datasets
 
-does it all, and may itself be stopped and started again: Ctrl-C leaves the TPU as it is.  The
-steps on their own:
+runs all steps.  It can be interrupted and started again; Ctrl-C does not change the TPU.  The
+commands are:
 
-    create    ask for the TPU (a queued resource), wait until it is there, install
-    run       create and install what is missing, train, follow; a preempted TPU is created
-              again and the run goes on from its last checkpoint; at its end fetch
-    status    the state of the TPU, and the last lines of the run's log
+    create    request the TPU (a queued resource), wait for it, and install
+    run       create and install what is missing, train, and follow the log; a preempted TPU is
+              created again and the run resumes from its last checkpoint; fetch at the end
+    status    print the state of the TPU and the last lines of the run's log
     fetch     copy records, report and models from the bucket to --into
-    delete    give the TPU back (`run` does so at the end, a failed one too, unless --keep)
+    delete    delete the TPU (`run` does so at the end, also after a failure, unless --keep)
 
-What follows `--` goes to lrtraj-train, which adds --strategy=tpu and a workdir of its own.
-The workdir lives on the VM and is copied to the bucket every --sync seconds and at the end.
-With --dry_run every command is printed and none is run.  Needs gcloud, logged in, with a
-project (docs/tpu.md).  Exit codes: 0 done, 2 a mistake in flags, 4 a command of gcloud
-failed, 130 Ctrl-C, else that of the training program.
+Arguments after `--` are passed to lrtraj-train, with --strategy=tpu and a workdir.
+The workdir is on the VM, and is copied to the bucket every --sync seconds and at the end.
+With --dry_run every command is printed and none is run.  The program needs gcloud, logged in,
+with a project (docs/tpu.md).  Exit codes: 0 done, 2 invalid flags, 4 a command of gcloud
+failed, 130 Ctrl-C, otherwise that of the training program.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 ON_VM = pathlib.Path(__file__).with_name("on_vm.sh")
 COMMANDS = ("create", "run", "status", "fetch", "delete")
 USAGE, GCLOUD_FAILED, RESUMABLE, BY_SIGNAL, STOPPED_HERE = 2, 4, 75, 128, 130
-# TPUs of these states come back by themselves; others that are not READY do not.
+# TPUs in these states become READY without a request; those in other states do not.
 PASSING = ("CREATING", "STARTING", "RESTARTING", "REIMAGING", "REPAIRING")
 SUSPENDED = ("SUSPENDING", "SUSPENDED")  # of a request: its TPU was taken away
 MOST_RESTARTS_WITHOUT_PREEMPTION = 5
@@ -51,7 +51,7 @@ STATE_ON_VM = (
     f"if test -e on_vm.sh; then bash on_vm.sh state; else echo tf_lrtraj: {NONE} {NONE} {NONE}; fi"
 )
 _LACKING = re.compile(r"\bNOT_FOUND\b|\bwas not found\b|\bHTTPError 404\b", re.IGNORECASE)
-# Of an object; that a bucket is not found is a mistake.
+# The message for a missing object; a missing bucket is an error.
 _NO_OBJECT = re.compile(r"matched no objects|No such object|gs://[^/\s]+/\S+ not found", re.I)
 _T = TypeVar("_T")
 
@@ -61,11 +61,11 @@ class GcloudError(RuntimeError):
 
 
 class Refused(GcloudError):
-    """Trying again would not help, or has not."""
+    """An error for which further attempts are useless."""
 
 
 class KeepTpu(Refused):
-    """The TPU holds what must not go with it."""
+    """The TPU holds results that must not be deleted with it."""
 
 
 # How the messages of on_vm.sh begin that say so.
@@ -73,7 +73,7 @@ REFUSALS = {"another run": KeepTpu, "only here": KeepTpu, "refused": Refused}
 
 
 class Vm(NamedTuple):
-    """What the VM says of itself, each "none" where there is none."""
+    """The state that the VM reports; "none" for a missing entry."""
 
     program: str  # running, ended:CODE, or unsaved:CODE where the last copy to the bucket failed
     commit: str  # that is installed, on all hosts
@@ -98,10 +98,10 @@ class Gcloud:
         """Runs one command.
 
         Args:
-            words: of the command, without gcloud and the place.
-            compute: whether it takes a zone.
-            may_lack: return None where what it speaks of does not exist.
-            expected: what a dry run takes for its output.
+            words: words of the command, without gcloud, project and zone.
+            compute: whether the command takes a zone.
+            may_lack: whether to return None if the object of the command does not exist.
+            expected: the output that a dry run assumes.
         """
         command = self.command(*words, compute=compute)
         if self.dry_run:
@@ -138,7 +138,7 @@ class Tpu:
             time.sleep(self.options.poll)
 
     def _insist(self, act: Callable[[], _T]) -> _T:
-        """Tries until it works: one failed look does not end a run of days."""
+        """Retries until it succeeds, because one failed query must not end a run of days."""
         failed = 0
         while True:
             try:
@@ -174,7 +174,7 @@ class Tpu:
         )
 
     def create(self) -> None:
-        """Asks for the TPU, waits, installs; what is there already stays."""
+        """Requests the TPU, waits for it and installs; existing parts are kept."""
         if self.state() != "READY":  # this and a first request are not tried again: a mistake?
             self._ask()
         self._obtain()
@@ -186,7 +186,7 @@ class Tpu:
             self.request()
 
     def _obtain(self) -> None:
-        """Waits until the TPU is there; asks again where it is taken away meanwhile."""
+        """Waits until the TPU is ready, and requests it again if it is preempted meanwhile."""
         if self.options.dry_run:
             self._ask()
             self._request_state()
@@ -198,7 +198,7 @@ class Tpu:
                 self._insist(self.delete)
 
     def _requested(self) -> bool:
-        """Whether a request is queued; one that can no longer be granted is removed."""
+        """Returns whether a request is queued; deletes a request that can no longer be granted."""
         if self.options.dry_run:
             return False
         while (state := self._request_state()) == "DELETING":
@@ -218,7 +218,7 @@ class Tpu:
         return found or ""
 
     def _became_ready(self) -> bool:
-        """Waits for a TPU that is asked for; False where it was taken away again."""
+        """Waits for a requested TPU; returns False if it was preempted."""
         told = ""
         while True:
             request, state = self._insist(self._request_state), self._insist(self.state)
@@ -241,7 +241,7 @@ class Tpu:
         return state != "READY" and state not in PASSING
 
     def _prepare(self) -> Vm:
-        """Installs, unless this commit is there already or something runs."""
+        """Installs the package, unless this commit is installed or a program runs."""
         vm = self.look()
         if vm.program == "running":
             if vm.commit != self.commit:
@@ -251,7 +251,7 @@ class Tpu:
         return vm
 
     def look(self, worker: str = "all") -> Vm:
-        """What the VM says of itself."""
+        """Queries the state of the VM."""
         said = self._ssh(worker, STATE_ON_VM, f"tf_lrtraj: {NONE} {NONE} {NONE}")
         hosts = [Vm(*words) for words in re.findall(r"tf_lrtraj: (\S+) (\S+) (\S+)", said)]
         if not hosts:
@@ -279,7 +279,7 @@ class Tpu:
         self.on_vm("all", "install", self.commit)
 
     def _pack(self, path: pathlib.Path) -> None:
-        """The committed state of this checkout, as a source distribution pip can install."""
+        """Makes a source distribution of the committed state of this checkout for pip."""
         self._git(
             *("archive", "--format=tar.gz", "--prefix=tf_lrtraj/"),
             *(f"--output={path}", self.commit),
@@ -311,14 +311,14 @@ class Tpu:
         self._ssh(worker, shlex.join(["bash", "on_vm.sh", *words]))
 
     def start(self) -> None:
-        """Starts training on the first host, apart from the connection; if it runs, leaves it."""
+        """Starts training on the first host, independent of the connection, unless it runs."""
         options = self.options
         tpu = f"--tpu={options.name}" if options.several_hosts else "--tpu="
         self.say(f"training; its log is {options.bucket}/train.log")
         self.on_vm("0", "start", self._place, options.bucket, str(options.sync), tpu, *self.flags)
 
     def begin(self) -> None:
-        """Brings the TPU to train, from wherever it stands."""
+        """Makes the TPU train, from any state."""
 
         def attempt() -> None:
             self._obtain()
@@ -341,7 +341,7 @@ class Tpu:
         return f"{self.options.name}/{self.options.zone}"
 
     def _last_word(self) -> str:
-        """What on_vm.sh wrote of the run last: its exit code, or on which TPU it runs."""
+        """Returns the last report of on_vm.sh: the exit code, or the TPU on which the run is."""
         text = self.gcloud(
             *("storage", "cat", f"{self.options.bucket}/exit_code"),
             compute=False,
@@ -356,7 +356,7 @@ class Tpu:
         return int(text) if re.fullmatch(r"\d+", text) else None
 
     def _refuse_run_elsewhere(self) -> None:
-        """Two TPUs that copy their workdirs to one place would overwrite each other's."""
+        """Checks that no other TPU copies its workdir to the same bucket."""
         found = re.fullmatch(r"running on (\S+)", self._last_word())
         if found and found[1] != self._place:
             bucket = self.options.bucket
@@ -369,7 +369,7 @@ class Tpu:
         """Waits for the end of training.
 
         Returns:
-            Its exit code, RESUMABLE where it vanished without one; None where the TPU was lost.
+            The exit code; RESUMABLE if training ended without one; None if the TPU was lost.
         """
         looks = 0
         while True:
@@ -389,10 +389,10 @@ class Tpu:
             self.wait()
 
     def _visit(self) -> int | None:
-        """Asks the VM whether training is alive, where the bucket has no exit code.
+        """Asks the VM whether training is running, if the bucket has no exit code.
 
         Returns:
-            None where it is, or where the VM cannot be asked since it is lost.
+            None if it is running, or if the VM is lost.
         """
 
         def ask() -> Vm | None:
@@ -444,13 +444,13 @@ class Tpu:
         return code or (GCLOUD_FAILED if failed else 0)
 
     def _train(self) -> int:
-        """Trains to the end, over losses of the TPU."""
+        """Trains to the end, also if the TPU is lost and created again."""
         restarts = 0
         while True:
             self.begin()
             code = self.follow()
             if code is not None and (code == RESUMABLE or code > BY_SIGNAL):
-                # A TPU that is taken away stops the program first, and is READY a while longer.
+                # A preempted TPU stops the program first, and remains READY for a while.
                 self.wait()
                 state = self._insist(self.state)
                 if state in PASSING:
@@ -469,7 +469,7 @@ class Tpu:
             return code
 
     def _give_back(self, leave: bool) -> bool:
-        """Deletes the TPU unless it is to stay; where it may stand, tells how to delete it."""
+        """Deletes the TPU unless --keep is given; prints how to delete it if it may remain."""
         done = False
         try:
             if not leave:
@@ -520,7 +520,7 @@ class Tpu:
         return ["compute", "tpus", "queued-resources", "delete", self.options.name, "--force"]
 
     def delete(self) -> None:
-        """Removes the request and its TPU; an error says that they may still be there."""
+        """Deletes the request and its TPU; an error states that they may still exist."""
         found = self.gcloud(*self._delete_words(), may_lack=True)
         if found is None and self.state():
             raise GcloudError(

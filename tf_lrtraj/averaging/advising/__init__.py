@@ -1,5 +1,5 @@
-"""Which average to take: few measured losses, the prediction of all, a recommendation verified.
+"""Recommends an average of snapshots from a few measured losses.
 
-`plan` decides what is measured, `sweep` names the averages there are to choose from, `measured`
-keeps losses as they come, `advice` is what comes out, and `advisor.advise` does the work.
+`measurement_plan` decides what is measured, `sweep` lists the candidate averages, `measured`
+measures losses and stores them, `advice` holds the result, and `advisor.advise` runs all of it.
 """

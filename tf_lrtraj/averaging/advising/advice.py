@@ -1,4 +1,4 @@
-"""An advice: what was measured, predicted and recommended, as it is written down."""
+"""`Advice`: the measured, predicted and recommended averages, and their record on disk."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tf_lrtraj.theory import AveragePredictor, diagnose
 __all__ = ["Advice", "accuracy", "make_advice", "row_of"]
 
 FORMAT = 1
-LEVEL = 0.9  # of the bands
+LEVEL = 0.9  # probability of the bands
 ADVICE, ARRAYS = "advice.json", "advice.npz"
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What was measured, predicted and recommended.
+    """The measured, predicted and recommended averages.
 
     Attributes:
-        record: everything but arrays, as in advice.json.
-        arrays: as in advice.npz.
+        record: the content of advice.json.
+        arrays: the arrays of advice.npz.
     """
 
     record: dict[str, Any]
@@ -43,7 +43,7 @@ class Advice:
         return self.arrays["weights"][names.index(self.record["recommended"])]
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Writes advice.npz and advice.json, each whole or not at all."""
+        """Writes advice.npz and advice.json, each atomically."""
         folder = records.prepare_workdir(folder)
         save_arrays(folder / ARRAYS, self.arrays)
         records.write_json(folder / ADVICE, self.record)
@@ -154,7 +154,7 @@ def make_advice(
 
 
 def _gaps(predictor: AveragePredictor) -> dict[str, np.ndarray]:
-    """Measured Jensen gaps with their lags, and the curve used in predictions."""
+    """Returns the measured Jensen gaps with their lags, and the curve used in predictions."""
     if predictor.curve is not None:
         curve = predictor.curve.values
         return {"lags": predictor.gaps, "jensen_gaps": predictor.jensen_gaps, "gap_curve": curve}
@@ -165,7 +165,7 @@ def _gaps(predictor: AveragePredictor) -> dict[str, np.ndarray]:
 
 
 def _curves(count: int, predictor: AveragePredictor) -> dict[str, np.ndarray]:
-    """Predictions along every family: columns parameter, mean age, loss, low, high."""
+    """Predicts every family: columns parameter, mean age, loss, low, high."""
     found = {}
     members = {
         "ema": [
@@ -188,9 +188,9 @@ def _some(low: int, high: int) -> list[int]:
 
 
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How predictions did against measurements they had not seen.
+    """Compares predictions with measurements that they did not use.
 
-    Averages that calibrated the prediction do not count, nor do the raw weights.
+    Averages that calibrated the prediction, and the raw weights, are excluded.
     """
     seen = [
         r for r in rows if r["role"] not in ("calibration", "raw") and is_finite(r.get("measured"))

@@ -1,13 +1,13 @@
-r"""Which average of the snapshots is best, from a few measurements instead of a sweep.
+r"""`advise`: finds the best average of snapshots from a few measurements instead of a sweep.
 
-The losses of single snapshots and of the midpoints of a few pairs determine, for a
-quadratic loss, the loss of every average (docs/theory/prediction.md).  `advise` measures
-them, calibrates the prediction on a few long averages, predicts every EMA, SWA and
-two-point average and the best weights there are, builds the best ones and measures
-what was predicted.  Where all of them measure worse than the raw weights, those are recommended.
+For a quadratic loss, the losses of single snapshots and of the midpoints of a few pairs determine
+the loss of every average (docs/theory/prediction.md).  `advise` measures these losses, calibrates
+the prediction on a few long averages, and predicts every EMA, SWA and two-point average and the
+optimal weights.  It then builds the best averages and measures them.  If all of them are worse
+than the raw weights, it recommends the raw weights.
 
-Losses of snapshots that were not measured are interpolated, and the error of that is in
-the bands (`theory.SparsePredictor`).
+Losses of snapshots that were not measured are interpolated; the bands include the error of the
+interpolation (`theory.SparsePredictor`).
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ def advise(
     progress: bool = True,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Advice:
-    """Measures a little, predicts every average, recommends one and verifies it.
+    """Measures a few losses, predicts every average, recommends one and verifies it.
 
     Args:
-        snapshots: to average.
-        measurement: the loss that counts.
-        held_out: a second loss; averages that are built are measured on it too, and none that
-            is worse than the raw weights there is recommended.
+        snapshots: the snapshots to average.
+        measurement: the loss to minimise.
+        held_out: a second loss on which the built averages are measured too; an average that is
+            worse than the raw weights on it is not recommended.
         first, last, effort, verify: as in `make_plan`.
-        folder: measured losses are kept there as they come, so that an interrupted advice goes
-            on where it stopped; the advice is written there too.  None writes nothing.
-        progress: show progress bars where there is a terminal.
-        tell: called with what is worth saying before and during the work, such as `print`.
+        folder: folder of the advice.  Measured losses are stored there one by one, so an
+            interrupted call continues where it stopped.  None writes nothing.
+        progress: whether to show progress bars in a terminal.
+        tell: a function that receives messages before and during the work, such as `print`.
 
     Raises:
         ValueError: as `make_plan`.
@@ -122,7 +122,7 @@ def advise(
 def _measure(
     losses: MeasuredLosses, averages: Sequence[Candidate], description: str, progress: bool
 ) -> dict[str, dict[str, float]]:
-    """{name: its measured values}, keys as in a row of the advice."""
+    """Measures averages and returns {name: values}, with the keys of a row of the advice."""
     found = losses.measure({c.name: c.weights for c in averages}, description, progress)
     inner = {"step", "key", "set", "average", "seconds"}
     return {n: {k: v for k, v in row.items() if k not in inner} for n, row in found.items()}
@@ -142,7 +142,7 @@ def _predictor(
     known = len(singles) + len(pairs) - missing
     if known:
         tell(f"{known} of these losses were measured before")
-    # Two first, because the first one also compiles: then the time can be told.
+    # The first measurement also compiles, so the time is known after two of them.
     labels = list(singles)
     losses.measure({label: singles[label] for label in labels[:2]}, "first two", progress)
     if losses.seconds_each is not None:
@@ -163,7 +163,7 @@ def _predictor(
     if not np.all(np.isfinite(values)):
         step = plan.steps[plan.singles[int(np.flatnonzero(~np.isfinite(values))[-1])]]
         raise RecordError(
-            f"the loss of the snapshot of step {step} is not finite; choose --first after it"
+            f"the loss of the snapshot of step {step} is not finite; set --first after this step"
         )
     by_place = dict(zip(plan.singles, values.tolist(), strict=True))
     gaps = np.array(
@@ -190,7 +190,7 @@ def _predictor(
 def _recommendations(
     predictor: AveragePredictor, notes: list[str]
 ) -> tuple[list[Candidate], Candidate]:
-    """The best of each family and the best weights; and which of them is recommended."""
+    """Returns the best average of each family and the optimal weights, and the recommended one."""
     count = predictor.num_snapshots
     named = predictor.recommend()
     families_best = [
@@ -198,11 +198,11 @@ def _recommendations(
         families.candidate("swa", named.swa_length, count),
         families.candidate("two_point", named.two_point_gap, count),
     ]
-    # A little wary, because few pairs were measured.
+    # Slightly cautious, because few pairs were measured.
     weights = predictor.optimal(nonnegative=True, caution=0.5).weights
     optimum = Candidate("optimal", "weights", 0.0, np.where(weights > 1e-12, weights, 0.0))
     best = min(families_best, key=lambda c: predictor.loss(c.weights))
-    # What has a name is preferred where weights of their own would gain nothing to speak of.
+    # A named average is preferred unless the optimal weights gain noticeably more.
     gain = predictor.loss(best.weights) - predictor.loss(optimum.weights)
     spread = predictor.predict(optimum.weights, LEVEL).error
     chosen = optimum if gain > 0.1 * spread else best
@@ -210,8 +210,8 @@ def _recommendations(
         signed = predictor.optimal(nonnegative=False, caution=2.0, smooth=True).weights
         gained = predictor.loss(optimum.weights) - predictor.loss(signed)
         notes.append(
-            f"signed weights are predicted to gain another {gained:+.4g}, and chase what was not "
-            "measured: they are not recommended"
+            f"signed weights are predicted to gain another {gained:+.4g}, but they fit losses that "
+            "were not measured, so they are not recommended"
         )
     except ValueError:
         pass
@@ -225,12 +225,12 @@ def _not_worse_than_raw(
     sets: Sequence[str],
     notes: list[str],
 ) -> Candidate:
-    """`chosen`, or what measured best instead where the raw weights measured better than it."""
+    """Returns `chosen`, or the best measured average if `chosen` is worse than the raw weights."""
     keys = ["loss", *(f"loss_{name}" for name in sets[1:])]
 
     def pays(average: Candidate) -> bool:
         found = [[measured[name].get(k, math.nan) for name in (average.name, "raw")] for k in keys]
-        below = found[0][0] != found[0][1]  # what the choice is made by must gain something
+        below = found[0][0] != found[0][1]  # the first loss must be lower, not equal
         return below and all(is_finite(a) and (not is_finite(b) or a <= b) for a, b in found)
 
     if pays(chosen):
@@ -239,12 +239,12 @@ def _not_worse_than_raw(
     if not sound:
         notes.append(
             "no average that was built measured better than the raw weights on "
-            f"{' and '.join(sets)}: averaging does not pay here"
+            f"{' and '.join(sets)}: averaging does not help here"
         )
         return next(c for c in built if c.name == "raw")
     best = min(sound, key=lambda c: measured[c.name]["loss"])
     notes.append(
-        f"{chosen.name} was predicted best and did not measure better than the raw weights; of "
-        f"the averages that did, {best.name} is recommended"
+        f"{chosen.name} was predicted best, but did not measure better than the raw weights; "
+        f"{best.name}, the best of the averages that did, is recommended"
     )
     return best

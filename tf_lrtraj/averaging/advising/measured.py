@@ -1,4 +1,4 @@
-"""Losses of averages of snapshots: built, measured once, and remembered on disk."""
+"""`MeasuredLosses`: measures the losses of averages of snapshots once, and stores them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ _KEPT = 3  # snapshots kept in memory for pairs
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """How the loss of weights is measured.
+    """A function that measures the loss of weights, and its description.
 
     Attributes:
-        name: of the set it is measured on, such as "train".
-        function: arrays in the order of `Snapshots.variables` (statistics averaged as the
-            weights are) → loss, or a dict with "loss" and whatever else belongs in the record.
-        identity: whatever the result depends on besides the arrays: data, batch norm, …
-        images: examples that go through the network in one measurement, batch norm's included.
+        name: name of the data set, such as "train".
+        function: takes arrays in the order of `Snapshots.variables` (statistics averaged as the
+            weights are) and returns a loss, or a dict with "loss" and further values to record.
+        identity: all settings besides the arrays that the result depends on, such as data and
+            batch norm.
+        images: number of examples that pass through the network in one measurement, including
+            those for batch norm.
     """
 
     name: str
@@ -55,10 +57,10 @@ class MeasuredLosses:
     """Measures averages of snapshots, each once, and keeps the results in a file.
 
     Args:
-        snapshots: to average.
-        steps: [K] of those in use.
-        measurement: how.
-        path: a .jsonl file that is read at the start and appended to; None keeps nothing.
+        snapshots: the snapshots to average.
+        steps: [K] steps of the snapshots in use.
+        measurement: the measured loss.
+        path: a .jsonl file that is read at the start and appended to; None stores nothing.
     """
 
     def __init__(
@@ -89,17 +91,18 @@ class MeasuredLosses:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def missing(self, averages: Sequence[np.ndarray]) -> int:
-        """How many of these averages are still to be measured."""
+        """Returns how many of these averages have not been measured."""
         return len({self._key(w) for w in averages} - set(self._known))
 
     def measure(
         self, averages: Mapping[str, np.ndarray], description: str, progress: bool = True
     ) -> dict[str, dict[str, float]]:
-        """Measures averages, those not known yet.
+        """Measures those averages that have not been measured.
 
         Args:
             averages: label → [K] weights on `steps`.
-            description: shown beside the progress bar.
+            description: label of the progress bar.
+            progress: whether to show a progress bar in a terminal.
 
         Returns:
             label → {"loss": …, …}.
@@ -170,9 +173,9 @@ class MeasuredLosses:
 
     @property
     def seconds_each(self) -> float | None:
-        """Seconds of a measurement, the first one (which compiles) left out where it can be.
+        """Median seconds of a measurement, without the first one, which compiles, if possible.
 
-        Before any is made, those of an earlier process count.
+        Before the first measurement it comes from an earlier process; None if there is none.
         """
         before = [
             row["seconds"]
@@ -184,5 +187,5 @@ class MeasuredLosses:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a measured value is a finite number."""
+    """Returns whether a measured value is a finite number."""
     return isinstance(value, (int, float)) and math.isfinite(value)

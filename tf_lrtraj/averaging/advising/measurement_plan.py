@@ -1,4 +1,4 @@
-"""What an advice measures, decided and counted before anything is."""
+"""`Plan`: the measurements of an advice, determined in advance."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _FEWEST = 8  # snapshots that an advice needs
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How much is measured.
+    """The number of measurements.
 
     Attributes:
-        singles: single snapshots, evenly spread (the ends of pairs come on top).
-        lags: distances of pairs, log-spaced.
-        pairs: pairs per distance, spread over the run.
-        calibration: long averages measured to correct the prediction.
-        every_pair: measure every snapshot and every pair instead, K (K + 1) / 2 losses, with which
-            the prediction is exact for a quadratic loss: a reference for few snapshots.
+        singles: number of single snapshots, evenly spread (in addition to the ends of pairs).
+        lags: number of distances of pairs, log-spaced.
+        pairs: number of pairs per distance, spread over the run.
+        calibration: number of long averages measured to correct the prediction.
+        every_pair: whether to measure every snapshot and every pair instead, K (K + 1) / 2 losses.
+            The prediction is then exact for a quadratic loss; a reference for few snapshots.
 
     Raises:
-        ValueError: for numbers that are too small.
+        ValueError: if a number is too small.
     """
 
     singles: int = 24
@@ -53,15 +53,15 @@ DEFAULT = Effort()
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What will be measured, decided before anything is.
+    """The measurements of an advice.
 
     Attributes:
-        steps: [K] the equally spaced snapshots in use, oldest first.
-        singles: positions measured alone.
-        pairs: (earlier, later) positions measured as midpoints.
-        calibration: long averages.
-        sweep: averages measured only to compare with their prediction.
-        every_pair: whether `pairs` are all there are.
+        steps: [K] steps of the equally spaced snapshots in use, oldest first.
+        singles: positions of snapshots measured alone.
+        pairs: (earlier, later) positions of snapshots whose midpoints are measured.
+        calibration: long averages that calibrate the prediction.
+        sweep: averages that are measured only to compare them with their prediction.
+        every_pair: whether `pairs` contains every pair.
     """
 
     steps: np.ndarray
@@ -73,29 +73,29 @@ class Plan:
 
     @property
     def count(self) -> int:
-        """K."""
+        """K, the number of snapshots in use."""
         return self.steps.size
 
     @property
     def every(self) -> int:
-        """Updates between snapshots."""
+        """Number of updates between snapshots."""
         return int(self.steps[1] - self.steps[0])
 
     @property
     def measurements(self) -> int:
-        """Losses measured for the advice, the built recommendations (at most 4) included."""
+        """Number of losses measured, including those of at most 4 recommendations."""
         return len(self.singles) + len(self.pairs) + len(self.calibration) + RECOMMENDATIONS
 
     @property
     def full_sweep(self) -> int:
-        """Losses that measuring every SWA length, every gap and 40 decays would take."""
+        """Number of losses of a sweep over every SWA length, every gap and 40 decays."""
         return len(families.full_sweep(self.count))
 
     def describe(self, images: int) -> str:
-        """The cost, before it is incurred.
+        """Describes the cost of the plan.
 
         Args:
-            images: that one measurement sends through the network.
+            images: number of images that pass through the network in one measurement.
         """
         number = self.measurements
         text = (
@@ -111,15 +111,15 @@ class Plan:
             f"this is {number / self.full_sweep:.0%} of it"
         )
         if self.sweep:
-            text += f"\nand {len(self.sweep)} averages to compare predictions with, on top"
+            text += f"\nand {len(self.sweep)} more averages to compare predictions with"
         return text
 
 
 def equally_spaced(steps: Any, first: int | None = None, last: int | None = None) -> np.ndarray:
-    """The longest equally spaced run of snapshots that ends at `last`.
+    """Returns the longest equally spaced sequence of snapshots that ends at `last`.
 
     Raises:
-        ValueError: if `last` is no snapshot, or there are fewer than 8.
+        ValueError: if `last` is not the step of a snapshot, or the sequence has fewer than 8.
 
     >>> equally_spaced([0, 3, 6, 9, 12, 15, 18, 21, 24, 25])
     Traceback (most recent call last):
@@ -132,7 +132,7 @@ def equally_spaced(steps: Any, first: int | None = None, last: int | None = None
     last = int(steps[-1]) if last is None else last
     if last not in steps:
         raise values.error(
-            "last", f"the step of a snapshot; near it are {nearest(steps, last)}", last
+            "last", f"the step of a snapshot; the nearest are {nearest(steps, last)}", last
         )
     there = set(steps[steps >= (0 if first is None else first)].tolist())
     best = [last]
@@ -157,13 +157,13 @@ def make_plan(
     last: int | None = None,
     verify: int = 0,
 ) -> Plan:
-    """Decides what is measured.
+    """Makes the plan of an advice.
 
     Args:
-        steps: of all snapshots.
-        effort: how much.
-        first, last: use snapshots of these steps only; all by default.
-        verify: measure about so many averages of the sweep, to compare.
+        steps: steps of all snapshots.
+        effort: the number of measurements.
+        first, last: the first and last step to use; all snapshots by default.
+        verify: approximate number of averages of the sweep to measure for comparison.
 
     Raises:
         ValueError: as `equally_spaced`.
@@ -182,13 +182,13 @@ def make_plan(
 
 
 def _spread(count: int, effort: Effort) -> tuple[list[int], list[tuple[int, int]]]:
-    """Singles on an even grid that ends with the last snapshot, and pairs mostly on it."""
+    """Returns singles on an even grid that ends with the last snapshot, and pairs near it."""
     stride = -(-count // effort.singles)
     grid = np.arange(count - 1, -1, -stride)[::-1]
     lags = np.unique(np.round(np.geomspace(1, count - 1, effort.lags)).astype(int))
     pairs = []
     for lag in lags.tolist():
-        # A lag on the grid has both ends there; a shorter one needs a snapshot more.
+        # A pair whose lag is on the grid needs no other snapshots; a shorter lag needs one more.
         on_grid = max(round(lag / stride), 1) * stride if lag >= stride else lag
         lag = on_grid if on_grid < count else lag
         starts = grid[grid + lag < count]

@@ -1,4 +1,4 @@
-"""The familiar averages of equally spaced snapshots, as weights: what a user would try in turn."""
+"""Common averages of equally spaced snapshots, the candidates of a sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tf_lrtraj.kernels import Exponential, Kernel, TwoPoint, Window
 __all__ = ["FAMILIES", "Candidate", "ages_of", "candidate", "full_sweep", "sweep"]
 
 FAMILIES = ("ema", "swa", "two_point", "spaced")
-_EMA_TRIED = 40  # decays, log-spaced, that a sweep by hand would try
+_EMA_TRIED = 40  # number of log-spaced decays in a full sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Candidate:
 
     Attributes:
         name: family and parameter, such as "swa_40".
-        family: "ema", "swa" (the mean of the last snapshots, which at a fixed end is a window too),
-            "two_point", "spaced" (a window with gaps), "weights" or "raw".
-        parameter: decay, length, gap, or spacing, in snapshots.
-        weights: [K], oldest first.
+        family: "ema", "swa" (the mean of the last snapshots), "two_point", "spaced" (a window with
+            gaps), "weights" or "raw".
+        parameter: decay per snapshot; or length, gap or spacing in snapshots.
+        weights: [K] weights on the snapshots, oldest first.
     """
 
     name: str
@@ -39,17 +39,17 @@ class Candidate:
 
 
 def candidate(family: str, parameter: float, count: int, points: int = 4) -> Candidate:
-    """A member of a family over `count` snapshots.
+    """Makes a member of a family over `count` snapshots.
 
     Args:
         family: one of `FAMILIES`.
         parameter: decay per snapshot ("ema"), length ("swa"), gap ("two_point") or distance
             between neighbours ("spaced"), in snapshots.
-        count: K.
-        points: how many snapshots "spaced" has.
+        count: K, the number of snapshots.
+        points: number of snapshots in a "spaced" average.
 
     Raises:
-        ValueError: for an unknown family, or one that reaches beyond the snapshots.
+        ValueError: if the family is unknown, or the average reaches beyond the snapshots.
 
     >>> candidate("two_point", 2, 4).weights
     array([0. , 0.5, 0. , 0.5])
@@ -73,19 +73,19 @@ def candidate(family: str, parameter: float, count: int, points: int = 4) -> Can
 
 
 def ages_of(count: int, number: int) -> np.ndarray:
-    """[number] mean ages in snapshots for EMAs over `count` snapshots, log-spaced."""
+    """Returns [number] log-spaced mean ages, in snapshots, for EMAs over `count` snapshots."""
     return np.geomspace(0.5, max(0.5 * count, 1.0), number)
 
 
 def full_sweep(count: int) -> list[Candidate]:
-    """Everything a sweep by hand would measure: each SWA length and gap, and 40 decays."""
+    """Returns the averages of a full sweep: each SWA length, each gap and 40 decays."""
     found = [candidate("ema", age / (1.0 + age), count) for age in ages_of(count, _EMA_TRIED)]
     found += [candidate("swa", length, count) for length in range(2, count + 1)]
     return found + [candidate("two_point", gap, count) for gap in range(1, count)]
 
 
 def sweep(count: int, number: int) -> list[Candidate]:
-    """About `number` averages of `count` snapshots, log-spaced in every family.
+    """Returns about `number` averages of `count` snapshots, log-spaced in every family.
 
     >>> [c.name for c in sweep(20, 8)]
     ['ema_0.333333', 'ema_0.909091', 'swa_2', 'swa_6', 'swa_20', 'two_point_1', 'two_point_19', \
@@ -106,7 +106,7 @@ def sweep(count: int, number: int) -> list[Candidate]:
 
 
 def _log_integers(low: int, high: int, number: int) -> list[int]:
-    """At most `number` different integers from `low` to `high`, about evenly in logarithm."""
+    """Returns at most `number` distinct integers from `low` to `high`, about log-spaced."""
     number = min(number, high - low + 1)
     tried = number
     while True:
