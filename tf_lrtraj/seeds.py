@@ -58,6 +58,7 @@ STREAMS: dict[str, Stream] = {
     "initial_weights": Stream(("seed", "layer")),
     "probe_batches": Stream(("seed",)),
     "direction": Stream(("*seed",)),
+    "lanczos": Stream(("seed", "start", "vector"), 0x6C7A),
     "sketch": Stream(("*seed", "block")),
     "resampling": Stream(("seed",)),
     "decay_draws": Stream(("seed",), 0x6465),

@@ -412,6 +412,13 @@ def _curvature_dims() -> Dims:
     }
 
 
+def _eigenvalues_dims() -> Dims:
+    return {
+        **_over("start iteration", "diagonal", "off_diagonal", "largest", "smallest"),
+        **_over("start eigenvalue", "eigenvalues", "bounds"),
+    }
+
+
 def _side_trip_dims() -> Dims:
     dims = _over("trip step", "train_loss", "train_accuracy", "distance", "gradient_norm")
     for group in ("held_out", "others"):
@@ -529,6 +536,10 @@ def _of_curvatures(
     return lines + PRODUCT_PASSES * products
 
 
+def _of_products(products: float) -> float:
+    return PRODUCT_PASSES * products
+
+
 def _of_trips(points: float, batches: float, calibration: float = 0) -> float:
     """The gradient and the losses of `batches` at `points`, each with statistics of its own."""
     return GRADIENT_PASSES * points + _of_points(points, batches, 2 * calibration)
@@ -569,6 +580,27 @@ PROBES: dict[str, ProbeSpec] = {
             optional={"check": ("product", "disagreement")},
             what="curvature along a step from measured losses, and by Hessian-vector products",
             takes=(SURFACE, WEIGHTS, TRAINING, DIRECTION, SEED),
+            together=True,
+        ),
+        ProbeSpec(
+            "eigenvalues",
+            "Outer eigenvalues of the Hessian",
+            _eigenvalues_dims(),
+            _of_products,
+            what="largest and smallest eigenvalues of the Hessian of the mean loss of batches",
+            takes=(SURFACE, WEIGHTS, TRAINING, SEED),
+            own={
+                "iterations": Option(30, integer(1), "Lanczos iterations"),
+                "count": Option(3, integer(1), "number of the largest eigenvalues in the record"),
+                "starts": Option(1, integer(1), "number of random first vectors"),
+            },
+            conditions=(
+                Condition(
+                    "batch_norm",
+                    "batch or frozen: products keep the statistics of a recalibrated point fixed",
+                    lambda o: o["batch_norm"] != "recalibrated",
+                ),
+            ),
             together=True,
         ),
         ProbeSpec(

@@ -151,6 +151,11 @@ CASES = {
         ("check",),
         ticks=3,
     ),
+    "eigenvalues": Case(
+        lambda s, b, p: probes.Eigenvalues(s, p["a"], b[:2], iterations=3, count=2, starts=2),
+        "eigenvalues",
+        ticks=4,
+    ),
     "side_trip": Case(
         lambda s, b, p: probes.SideTrip(
             s, p["a"], [b[0], b[1:]], held_out=b[2:], others=b[:1], num_steps=3, learning_rate=0.2,

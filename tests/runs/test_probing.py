@@ -26,6 +26,7 @@ ALL = {
     "line": {"every": "8 steps", "start": "4 steps", "num": 4, "direction": "momentum", **SMALL},
     "line_on_gradient": {"probe": "line", "every": "10 steps", "num": 4, **SMALL},
     "curvature": {"every": "12 steps", "batches": 2, "batch_size": 16},
+    "eigenvalues": {"every": "12 steps", "batches": 2, "batch_size": 16, "iterations": 2},
     "side_trip": {"every": "6 steps", "num_steps": 2, **SMALL},
     "gradients": {"every": "12 steps", "batches": 4, "batch_size": 16},
     "rays": {"probe": "width", "every": "12 steps", "num": 3, "rays": 2, **SMALL},
@@ -112,7 +113,16 @@ def test_every_probe_left_complete_records_and_a_figure(probed):
     steps = {name: [r.about.get("step") for r in g.records] for name, g in groups.items()}
     assert steps["line"] == [4, 12] and steps["side_trip"] == [0, 6, 12]
     lines = gallery.findings(probed)
-    told = {"line", "line_on_gradient", "curvature", "side_trip", "gradients", "basin", "plane"}
+    told = {
+        "line",
+        "line_on_gradient",
+        "curvature",
+        "side_trip",
+        "gradients",
+        "basin",
+        "plane",
+        "eigenvalues",
+    }
     assert {line.removeprefix("probe ") for line in lines if line[0] != " "} >= told
     page = (probed / "report.html").read_text()
     assert all(group.title in page for group in groups.values())
