@@ -23,6 +23,7 @@ NUMBERS = {
     "start_batches": ((1,), [1, 4], [603470, 394825]),
     "reach_batches": ((1, 2), [1, 2, 5], [196105, 492824]),
     "convexity_batches": ((1,), [1, 6], [724160, 144125]),
+    "curvature_batches": ((1,), [1, 7], [777838, 359676]),
     "initial_weights": ((1, "stem_conv"), [1, zlib.crc32(b"stem_conv")], [672833, 413386]),
     "probe_batches": ((1,), 1, [473188, 511821]),
     "direction": ((1, 2), [1, 2], [643260, 448415]),

@@ -54,6 +54,7 @@ STREAMS: dict[str, Stream] = {
     "start_batches": Stream(("seed",), 4),  # the same draw as for side trips, without exclusions
     "reach_batches": Stream(("seed", "size"), 5),
     "convexity_batches": Stream(("seed",), 6),
+    "curvature_batches": Stream(("seed",), 7),
     # Networks, probes and averages.
     "initial_weights": Stream(("seed", "layer")),
     "probe_batches": Stream(("seed",)),

@@ -87,7 +87,5 @@ def test_recalibrated_batch_norm_is_refused():
     model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
     batch = np.zeros((4, 2), "f"), np.zeros((4, 2), "f")
     surface = probes.Surface(model, "mse", batch_norm="recalibrated", moment_batches=[batch])
-    with pytest.raises(
-        ValueError, match="'batch' or 'frozen'. Received: surface=Mode.*'recalibrated'"
-    ):
+    with pytest.raises(ValueError, match=r"'batch' or 'frozen'\. Received: surface=Mode"):
         probes.Eigenvalues(surface, None, [batch])

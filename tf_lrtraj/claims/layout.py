@@ -16,7 +16,7 @@ SEEDS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
             *("line", "side_trip", "basin", "gradients", "one_step_lines", "width", "ensemble"),
-            *("one_step", "trained", "convexity", "reach"),
+            *("one_step", "trained", "convexity", "reach", "cooldown_curvature"),
         ),
         ("probe_seeds",),
     ),
@@ -30,6 +30,7 @@ PROBES_OF = {
     "side_trip": ("side_trip-*",),
     "basin": ("basin",),
     "convexity": ("convexity",),
+    "cooldown_curvature": ("eigenvalues-*",),
     "gradients": ("gradients-*",),
     "one_step_lines": ("one_step-*",),
     "width": ("width", "sgd_to_swa"),

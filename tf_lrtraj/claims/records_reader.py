@@ -321,6 +321,8 @@ class Records:
         """Returns the steps at which a task probes, if the configuration determines them."""
         if task == "one_step_lines":
             return int(self.config.get("one_step", {}).get("iterates", 1))
+        if task == "cooldown_curvature":
+            return 3  # an iterate, an average, a cooldown's end
         settings = self.config.get("probes")
         if settings is None or task not in ("line", "gradients", "side_trip"):
             return 1

@@ -243,6 +243,29 @@ _ENTRIES = {
         int,
     ),
     "budget.cycle": Entry(1, count(1), "length of a cycle, as a multiple of budget.every"),
+    "cooldown.rates": Entry(
+        (1.0, 0.5),
+        sequence_of(_POSITIVE, "a list of positive numbers", 1),
+        "constant rates from which linear cooldowns are compared with averages, as multiples of "
+        "learning_rate; the first one's runs are followed",
+    ),
+    "cooldown.lengths": Entry(
+        (10, 20, 40),
+        ascending(count(2), "different integers of at least 2, ascending"),
+        "updates of these cooldowns, and of the averages",
+    ),
+    "cooldown.settle": Entry(40, count(1), "updates at each rate before the first comparison"),
+    "cooldown.places": Entry(1, count(1), "comparisons of each length along a run"),
+    "cooldown.track": Entry(
+        10, count(2), "updates of the short averages that are scored along the longest cooldown"
+    ),
+    "cooldown.after": Entry(
+        40, count(2), "updates at the full rate after it, from the average and from its end"
+    ),
+    "cooldown.iterations": Entry(
+        12, count(2), "Lanczos iterations for the largest eigenvalues of the Hessian"
+    ),
+    "cooldown.batches": Entry(2, count(1), "training batches of that Hessian"),
     "cost.depth": Entry(
         8, count(8), "depth of a second network on which the cost of averages is measured"
     ),
@@ -359,6 +382,16 @@ def full_size_config(name: str) -> ml_collections.ConfigDict:
     config.reach.update(steps=4000, sizes=(8, 32, 128, 512), images=512)
     config.start.steps = (0, 1, 3, 10, 30, 100, 300)
     config.shell.steps = 30
+    config.cooldown = {
+        "rates": (1.0, 0.5, 0.25),
+        "lengths": (50, 100, 200, 500, 1000, 2000),
+        "settle": 2000,
+        "places": 2,
+        "track": 100,
+        "after": 2000,
+        "iterations": 30,
+        "batches": 16,
+    }
     config.one_step.iterates = 16
     config.width.update(images=5000, size=500)
     config.ensemble.update(images=5000, size=500)
@@ -468,5 +501,12 @@ def _conditions(plain: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
         "pairs.steps",
         steps <= window and steps % (2 * every) == 0,
         f"a multiple of twice config.every, {every}, and at most config.window, {window}",
+    )
+    cooldown = plain["cooldown"]
+    track, longest = cooldown["track"], cooldown["lengths"][-1]
+    yield (
+        "cooldown.track",
+        longest % track == 0 and cooldown["after"] % track == 0,
+        f"a divisor of the longest cooldown, {longest}, and of config.cooldown.after",
     )
     yield "pairs.factor", plain["pairs"]["factor"] != 1.0, "another than 1"

@@ -8,6 +8,7 @@ from typing import Any
 from tf_lrtraj.study import (
     average_cost,
     batch_sizes,
+    cooldowns,
     equal_budgets,
     geometry,
     iterates,
@@ -27,6 +28,7 @@ _MODULES = (
     trajectories,
     iterates,
     schedule_runs,
+    cooldowns,
     geometry,
     equal_budgets,
     line_probes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -17,7 +17,16 @@ from tf_lrtraj.study.state_files import read_arrays, write_arrays
 from tf_lrtraj.study.study_config import lead
 from tf_lrtraj.study.trainer import Run, Watch, state_name
 
-__all__ = ["averages", "base", "ends", "fork", "fork_step", "horizon_name", "total_steps"]
+__all__ = [
+    "Averages",
+    "averages",
+    "base",
+    "ends",
+    "fork",
+    "fork_step",
+    "horizon_name",
+    "total_steps",
+]
 
 OTHER_ORDER = 1000  # added to the seed: batches in another order
 
@@ -89,41 +98,47 @@ def base(session: Session, seed: int) -> Run:
         snapshots=tuple(snapshots),
         whole=tuple(horizons.items()),
     )
-    return session.finish(run, f"seed {seed}: constant rate", _HorizonAverages(config, horizons))
+    chosen = {name: kernels.from_config(entry) for name, entry in config["averages"].items()}
+    watch = Averages(
+        lambda low, high: chosen if low in horizons else {},
+        lambda low, high: _averages_name(config, high),
+    )
+    return session.finish(run, f"seed {seed}: constant rate", watch)
 
 
-class _HorizonAverages(Watch):
-    """Averages over each horizon, which is one segment; written at its end.
+class Averages(Watch):
+    """Averages over segments, each written at the end of its segment.
 
     Args:
-        config: the configuration of the study.
-        horizons: first step → last step.
+        kernels_of: first and last step of a segment → name → kernel; {} for no average.
+        file_name: first and last step → the name of the file in the run's folder, with the arrays
+            `<average>/<i>`: trainable weights, then averaged mean and variance of each batch norm.
     """
 
-    def __init__(self, config: Mapping[str, Any], horizons: Mapping[int, int]) -> None:
-        self._config = config
-        self._horizons = horizons
+    def __init__(
+        self,
+        kernels_of: Callable[[int, int], Mapping[str, kernels.Kernel]],
+        file_name: Callable[[int, int], str],
+    ) -> None:
+        self._kernels_of = kernels_of
+        self._file_name = file_name
         self._averaging: WeightAveraging | None = None
 
     def callbacks(self, low: int, high: int) -> list[keras.callbacks.Callback]:
-        self._averaging = None
-        if low in self._horizons:
-            averages = self._config["averages"].items()
-            chosen = {name: kernels.from_config(entry) for name, entry in averages}
-            self._averaging = WeightAveraging(chosen, batch_norm="average")
+        chosen = dict(self._kernels_of(low, high))
+        self._averaging = WeightAveraging(chosen, batch_norm="average") if chosen else None
         return [] if self._averaging is None else [self._averaging]
 
     def done(self, run: Run, low: int, high: int) -> None:
         if self._averaging is None:
             return
-        # `<average>/<i>`: trainable weights, then averaged mean and variance of each batch norm.
         found = {}
         for name in self._averaging.averages:
             with self._averaging.borrowed(name) as model:
                 own = backend.values(batch_norm.weights_and_statistics(model))
                 for i, array in enumerate(backend.to_numpy(own)):
                     found[f"{name}/{i}"] = array
-        write_arrays(run.folder / _averages_name(self._config, high), found)
+        write_arrays(run.folder / self._file_name(low, high), found)
 
 
 def averages(session: Session, seed: int, end: int | None = None) -> dict[str, list[np.ndarray]]:
@@ -154,6 +169,7 @@ def fork(
     order: int | None = None,
     keep: tuple[int, ...] = (),
     every: int | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Returns a run that forks from the base run; trains it if needed.
 
@@ -167,6 +183,7 @@ def fork(
         order: seed of the order of batches; the base run's by default.
         keep: steps whose states are kept.
         every: steps between iterates kept in the folder "window".
+        watch: additional work during its segments.
     """
     rates = np.asarray(rates, np.float64)
 
@@ -191,4 +208,4 @@ def fork(
     )
     if at and not run.path(run.last).exists():
         base(session, seed)
-    return session.finish(run, f"seed {seed}: {name}")
+    return session.finish(run, f"seed {seed}: {name}", watch)
