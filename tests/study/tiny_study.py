@@ -20,6 +20,16 @@ def get_config():
     config.late_iterates = 3
     config.budget.update(every=2, cycle=2, low=0.1)
     config.cost.update(depth=8, width=3, repeats=3, steps=1)
+    config.cooldown = {
+        "rates": (1.0, 0.5),
+        "lengths": (2, 4),
+        "settle": 2,
+        "places": 1,
+        "track": 2,
+        "after": 4,
+        "iterations": 2,
+        "batches": 2,
+    }
     config.speed.update(steps=12, places=2)
     config.pairs.update(factor=0.5, steps=8)
     config.start.update(steps=(0, 1, 3, 10), batches=3)

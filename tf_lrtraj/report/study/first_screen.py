@@ -49,6 +49,8 @@ HEADS = {
     "rate takes {network_speed:factor} times as many steps to reach the same loss",
     "O2": "At equal training loss the test loss of averages less that of runs at lower rates is "
     "{difference_low_rates}, and less that of decayed runs {difference_decays}",
+    "O3": "At the full rate again the floor after a cooldown lies below that after the average by "
+    "{lower_floor:percent} % of the loss that the average lacks",
     "S1": "SWA's test accuracy less that of a conventional run of equal budget is "
     "{swa_gain_constant_rate} points at a constant rate and {swa_gain_cyclical_rate} points at a "
     "cyclical one",
@@ -58,7 +60,7 @@ HEADS = {
     "and less a conventional run's {over_run} points",
 }
 # Claims whose figures come first, as many as exist and fit.
-_SHOWN = ("B4", "B1", "O1", "A1", "O2", "A6", "S1", "S4", "S6", "S8")
+_SHOWN = ("B4", "B1", "O1", "A1", "O2", "A6", "O3", "S1", "S4", "S6", "S8")
 _FORMATS: dict[str, Callable[[float], float]] = {
     "": float,
     "percent": lambda value: 100.0 * value,

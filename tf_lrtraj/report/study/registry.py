@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tf_lrtraj.report.study import (  # noqa: F401  # each registers its figures
+    cooldown_figures,
     minibatch_figures,
     schedule_figures,
     swa_figures,

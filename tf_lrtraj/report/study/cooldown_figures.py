@@ -1,0 +1,83 @@
+"""Figure of what averages lack of a cooldown's gain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tf_lrtraj.claims import Judgement
+from tf_lrtraj.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    columns,
+    dots,
+    labels,
+    legend,
+    panels,
+    seed_lines,
+)
+from tf_lrtraj.report.study.claim_figure import draws
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PATHS = {
+    "constant": ("constant rate", GREY),
+    "cooldown": ("cooldown", GREEN),
+    "from_average": ("full rate, from the average", BLUE),
+    "from_cooldown": ("full rate, from the cooldown's end", ORANGE),
+}
+
+
+@draws(
+    "O3",
+    alt="Missing loss by rate times length; shares of the gain; losses of short averages along a "
+    "cooldown and after it; largest eigenvalues of the Hessian",
+    caption="Thin lines and dots: seeds; thick lines: their means. Upper left: the loss of the "
+    "average above that of the cooldown over the same updates. Upper right: the share of the "
+    "cooldown's gain that the average has. Lower left: losses of short averages, which have "
+    "little noise and show the floor of the valley. Lower right: the largest eigenvalue of the "
+    "Hessian.",
+)
+def _draw_o3(judgement: Judgement) -> Figure:
+    drawn = judgement.drawn
+    figure, axes = panels(2, 2, 9.4, 7.4)
+    rates, lengths, missing = drawn["rates"], drawn["lengths"], drawn["missing"]
+    for i, rate in enumerate(rates):
+        color = PALETTE[i % len(PALETTE)]
+        x = rate * lengths
+        seed_lines(axes[0], x, missing[:, i], color, "o-", markersize=4, label=f"rate {rate:g}")
+        axes[1].plot(lengths, drawn["shares"][i], "o-", color=color, markersize=4)
+    axes[0].set_xscale("log")
+    if (missing.mean(axis=0) > 0.0).all():
+        axes[0].set_yscale("log")
+    else:
+        axes[0].axhline(0.0, color="black", linewidth=0.8)
+    labels(axes[0], "rate × length", "missing loss, nats", "What the average lacks")
+    axes[1].axhline(1.0, color="black", linewidth=0.8)
+    axes[1].set_xscale("log")
+    labels(axes[1], "length, updates", "share of the cooldown's gain", "What the average has")
+    _floors(axes[2], drawn)
+    names = list(drawn["eigenvalues"])
+    columns(axes[3], names)
+    for place, name in enumerate(names):
+        dots(axes[3], place, drawn["eigenvalues"][name], PALETTE[place])
+    axes[3].set_ylim(0.0, None)
+    labels(axes[3], "", "eigenvalue", "Largest eigenvalue of the Hessian")
+    legend(figure, len(rates), panel=axes[0])
+    return figure
+
+
+def _floors(axes: Axes, drawn: Any) -> None:
+    for name, (label, color) in _PATHS.items():
+        steps = drawn["floors"][0][name][0] - drawn["end"]
+        losses = np.array([floor[name][1] for floor in drawn["floors"]])
+        seed_lines(axes, steps, losses, color, label=label)
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.legend(frameon=False, fontsize=8)
+    labels(axes, "updates after the end", "loss of a short average, nats", "The valley's floor")
