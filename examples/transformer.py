@@ -1,8 +1,8 @@
-"""A small transformer under AdamW: what its averages keep of a decay, and how well decays are told.
+"""A small transformer under AdamW: what averages keep of a decay, and how well decays are told.
 
-    python examples/transformer.py FOLDER --seed=0     # twenty minutes of one core; resumes if killed
+    python examples/transformer.py FOLDER --seed=0   # twenty minutes of one core; can be resumed
     python examples/transformer.py FOLDER --seed=1
-    python examples/transformer.py FOLDER --report     # the table of all seeds, and the figure
+    python examples/transformer.py FOLDER --report   # the table of all seeds, and the figure
 
 The text is the source code of Python's standard library, which every installation has: a network
 of 120,000 weights predicts the next byte.  One run has a constant rate.  From its snapshots alone,
