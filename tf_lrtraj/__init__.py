@@ -12,7 +12,7 @@ from typing import Any
 
 from tf_lrtraj.registration import register_with_keras
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # name -> module that defines it; "" means the name is itself a submodule.
 _LAZY = {

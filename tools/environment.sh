@@ -1,5 +1,5 @@
 # Sourced by the other scripts: finds a Python and makes a virtual environment.
-# Needs bash and Python 3.10 to 3.13; everything else is installed into the environment.
+# Needs bash and Python 3.11 to 3.13; everything else is installed into the environment.
 #
 #   PYTHON           the interpreter to use (default: the first suitable one on the PATH)
 #   TF_LRTRAJ_VENV   folder of the environment (default: one per script, in the repository);
@@ -15,25 +15,25 @@ fail() {
 }
 
 is_suitable() { # PYTHON: whether it runs and its version is one we support
-  "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
     >/dev/null 2>&1
 }
 
 find_python() { # prints a suitable interpreter
   local candidate
   if [[ -n "${PYTHON:-}" ]]; then
-    is_suitable "$PYTHON" || fail "PYTHON=$PYTHON does not run, or is not Python 3.10 to 3.13."
+    is_suitable "$PYTHON" || fail "PYTHON=$PYTHON does not run, or is not Python 3.11 to 3.13."
     echo "$PYTHON"
     return
   fi
   # 3.11 first: the version most of the development was done with.
-  for candidate in python3.11 python3.12 python3.10 python3.13 python3 python; do
+  for candidate in python3.11 python3.12 python3.13 python3 python; do
     if is_suitable "$candidate"; then
       echo "$candidate"
       return
     fi
   done
-  fail "no Python 3.10 to 3.13 on the PATH. Install one, or name it: PYTHON=/path/to/python $0"
+  fail "no Python 3.11 to 3.13 on the PATH. Install one, or name it: PYTHON=/path/to/python $0"
 }
 
 marker=made_by_tools_environment # a file that identifies the folder; it is created first

@@ -150,7 +150,7 @@ class Ensemble(LossProbe):
     def pieces(self, record: ArrayRecord) -> Sequence[tuple[int, int]]:
         """Returns (scale, member); the last member of a scale includes the ensemble."""
         missing = record.missing("pair_difference").any(axis=-1)
-        either = np.tril(missing | missing.swapaxes(1, 2)).any(axis=-1)
+        either = np.tril(np.logical_or(missing, np.swapaxes(missing, 1, 2))).any(axis=-1)
         found = {(int(scale), int(member)) for scale, member in np.argwhere(either)}
         last = len(self.members.names) - 1
         return sorted(found | {(scale, last) for scale in lacking(record, "ensemble_difference")})

@@ -22,7 +22,7 @@ from tf_lrtraj.training.rate_record import RateRecord
 
 def now() -> str:
     """Returns the time in UTC in the format of `run.json`."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

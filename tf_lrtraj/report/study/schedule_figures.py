@@ -285,7 +285,7 @@ def _draw_o1(judgement: Judgement) -> Figure:
         ("s", "none", "the same at λ/n"),
     ):
         panel.plot([], [], mark, color=BLUE, fillstyle=fill, label=label)
-    panel.set_xticks(-exponents, [_rate(2**k) for k in exponents])
+    panel.set_xticks(-exponents, [_rate(int(2**k)) for k in exponents])
     labels(panel, "learning rate, logarithmic", "training loss")
     panel.set_xlim(-exponents[-1] - 0.2, 0.2)
     legend(figure)
