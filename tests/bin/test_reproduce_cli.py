@@ -8,8 +8,11 @@ import time
 
 import pytest
 from helpers import run_python, start_python
+from study_helpers import tiny
 
 from tf_lrtraj.bin.common import OK, RESUMABLE
+from tf_lrtraj.records import write_json
+from tf_lrtraj.study.study_config import validate
 
 TINY = pathlib.Path(__file__).parents[1] / "study" / "tiny_study.py"
 PROGRAM = ["-m", "tf_lrtraj.bin.reproduce"]
@@ -59,3 +62,30 @@ def test_sigterm_stops_and_the_same_command_goes_on(tmp_path):
     assert verdicts["S2"] == "not judged"
     assert verdicts["B1"] == "not measured"
     assert "S2" in done.stdout and "report.html" in done.stdout
+
+
+LATER = """
+import pathlib, sys
+from tf_lrtraj.bin import reproduce
+folder, config = pathlib.Path(sys.argv[1]), __import__("json").loads(sys.argv[2])
+print(reproduce._is_done(config, folder))
+for place in ("measured/cooldown_gain", "measured/cooldown_path", "probes/seed0"):
+    (folder / place).mkdir(parents=True)
+for name in ("measured/cooldown_gain/seed0.json", "measured/cooldown_path/seed0.json"):
+    (folder / name).touch()
+for name in ("raw", "average", "cooldown"):
+    print(reproduce._is_done(config, folder))
+    (folder / f"probes/seed0/eigenvalues-{name}.npz").touch()
+print(reproduce._is_done(config, folder))
+"""
+
+
+def test_a_run_is_not_done_while_a_claim_lacks_records(tmp_path):
+    """As after an update of the package that adds a claim."""
+    config = tiny()
+    config.claims = ("O3",)
+    config = validate(config)
+    write_json(tmp_path / "config.json", config)
+    write_json(tmp_path / "run.json", {"format": 1, "status": "done"})
+    done = run_python("-c", LATER, str(tmp_path), json.dumps(config))
+    assert done.stdout.split() == ["False"] * 4 + ["True"]

@@ -118,12 +118,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _is_done(given: Any, workdir: pathlib.Path) -> bool:
     """Returns whether everything is done; checks the configuration without Keras."""
-    from tf_lrtraj import records
+    from tf_lrtraj import claims, records
     from tf_lrtraj.runs.finished_run import is_done
     from tf_lrtraj.study.study_config import validate
 
     records.check_workdir_matches(workdir, validate(given), validate)
-    return is_done(workdir)
+    if not is_done(workdir):
+        return False
+    found = claims.Records(workdir)  # a later version may have more claims
+    return not any(found.lacking(one.needs) for one in claims.CLAIMS if found.judges(one.id))
 
 
 def _plan_text(config: dict[str, Any], workdir: str, needed: Any, only_seed: int | None) -> str:
