@@ -415,6 +415,21 @@ def test_runs_unlike_language_models_get_shares_for_priors():
     assert one.share == pytest.approx(1.0 - ANY_RUN.missing[0], abs=0.02)
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_a_missing_loss_in_nats_is_for_gains_of_that_scale_only(factor):
+    """At the rates of language models too: half their gain, or twice, is another kind of run."""
+    curve = raw_loss(STEPS)
+    gain = curve[-1] - average_loss(8000, LAST)
+    averages = [(8000, LAST, curve[-1] - factor * gain)]
+    asked = [("linear", 8000, LAST)]
+    (found,) = theory.what_if(STEPS, curve, RATE, asked, averages)
+    priors = LANGUAGE_MODELS if factor == 1.0 else ANY_RUN
+    (wanted,) = theory.what_if(STEPS, curve, RATE, asked, averages, priors=priors)
+    assert found.loss == wanted.loss
+    other = ANY_RUN if factor == 1.0 else LANGUAGE_MODELS
+    assert theory.what_if(STEPS, curve, RATE, asked, averages, priors=other)[0].loss != found.loss
+
+
 # --- Bad input ---------------------------------------------------------------------------
 
 

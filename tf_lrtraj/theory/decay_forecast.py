@@ -41,8 +41,9 @@ _WIDE, _OUTSIDE = 0.4, 0.6  # n/T above which bands are doubled, and above which
 _NEAR = 0.5  # largest distance in log steps of an average from the end of a decay
 _MOST_AVERAGES = 40
 _ERROR = 0.01  # default error of a measured loss relative to its gain, as between reruns
-# Ranges of runs to which the constants of language models apply: rates of AdamW, gains over loss.
-_MODEL_RATES, _MODEL_GAINS = (1e-5, 2e-2), (0.015, 0.08)
+# Runs to which the constants of language models apply: rates of AdamW, and gains within so many
+# standard deviations of theirs.
+_MODEL_RATES, _MODEL_GAINS = (1e-5, 2e-2), 3.0
 _NOISY = 0.05  # error of the raw loss, relative to the gain
 _WARM_UP = 1.0 / 3.0  # fall of the raw loss in the last fifth of the run, relative to the gain
 
@@ -112,8 +113,8 @@ def what_if(
             Decays from another rate are not used; a finding reports them.
         level: probability of the band.
         priors: `missing_share.LANGUAGE_MODELS`, `ANY_RUN` or other priors.  The default is
-            `LANGUAGE_MODELS` if rate and gains are like those of language models under AdamW, and
-            `ANY_RUN` otherwise.
+            `LANGUAGE_MODELS` if the rate is one of AdamW and known averages and decays gain about
+            as many nats as those of language models would, and `ANY_RUN` otherwise.
         outside: whether to predict decays longer than 0.6 of all steps too.
 
     Returns:
@@ -201,13 +202,24 @@ def _near(known: Known, end: float) -> np.ndarray:
 
 
 def _priors(curve: ConstantCurve, known: Known, rate: float) -> Priors:
-    """Returns the priors of language models for runs like theirs, and `ANY_RUN` for others."""
+    """Returns the priors of language models for runs like theirs, and `ANY_RUN` for others.
+
+    The missing loss of language models is known in nats, so a run is like theirs only if its
+    averages and decays gain as many nats.
+    """
+    models = LANGUAGE_MODELS
     like = _MODEL_RATES[0] <= rate <= _MODEL_RATES[1]
-    if known.lengths.size:
-        raw = curve.levels(known.ends).losses
-        gains = np.median((raw - known.losses) / np.maximum(np.abs(raw), 1e-12))
-        like = like and bool(_MODEL_GAINS[0] <= gains <= _MODEL_GAINS[1])
-    return LANGUAGE_MODELS if like else ANY_RUN
+    if like and known.lengths.size and models.gain is not None and models.length is not None:
+        levels = curve.levels(known.ends)
+        gains = levels.losses - known.losses
+        theirs = models.gain[0] + models.rate_power * np.log(rate / models.learning_rate)
+        theirs = theirs + models.power[0] * np.log(known.lengths / models.length)
+        kept = 1.0 - models.missing[0] * np.exp(-models.gain[0])
+        theirs = theirs + np.where(known.is_average, np.log(kept), 0.0)
+        spread = np.hypot(models.gain[1], levels.errors / np.exp(theirs))
+        off = (np.log(np.maximum(gains, 1e-12)) - theirs) / spread
+        like = bool(abs(np.median(off)) <= _MODEL_GAINS)
+    return models if like else ANY_RUN
 
 
 @dataclasses.dataclass(frozen=True)
