@@ -11,7 +11,9 @@ import keras
 import numpy as np
 import pytest
 from helpers import ROOT, python_blocks, start_python
+from test_packaging import scripts
 
+import tf_lrtraj
 from tf_lrtraj import RunRecorder, WeightAveraging, kernels, probes, records, report
 from tf_lrtraj.averaging import SnapshotRecorder
 from tf_lrtraj.training.loggers import check_loggers
@@ -153,6 +155,23 @@ def test_the_page_on_the_reproduction(monkeypatch, capsys):
     code = block("reproduction.md", "claims.Study")
     exec(code.replace("runs/reproduction", "results/reproduction_cifar10_cpu"), {})
     assert "not measured" in capsys.readouterr().out.replace("_", " ")
+
+
+def test_the_reference_has_every_public_module_and_program():
+    pages = [path.read_text("utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")]
+    documented = set(re.findall(r"automodule:: tf_lrtraj\.(\S+)", "".join(pages)))
+    public = {name for name in tf_lrtraj.__all__ if name.islower() and not name.startswith("_")}
+    assert public <= documented
+    helped = set(re.findall(r"\{program-help\} (\w+)", "".join(pages)))
+    assert helped == {script.removeprefix("lrtraj-") for script, _ in scripts()}
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    trees = "".join(re.findall(r"```\{toctree\}.*?```", index, re.DOTALL)).split()
+    folder = ROOT / "docs"
+    pages = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.md")}
+    assert pages - set(trees) == {"index"}
 
 
 # Commands -------------------------------------------------------------------------------------
