@@ -117,6 +117,7 @@ def loop(
     from tf_lrtraj.training import loop as outer
     from tf_lrtraj.training.checkpoints import Checkpointer
     from tf_lrtraj.training.log import RunLog
+    from tf_lrtraj.training.loggers import LoggedRun, RunLoggers
     from tf_lrtraj.training.step import make_train_steps
     from tf_lrtraj.training.strategies import make_strategy
 
@@ -134,7 +135,8 @@ def loop(
     checkpointer = Checkpointer(folder / "checkpoints", {})
     cadence = outer.Cadence(log=10, evaluate=0, checkpoint=0, steps_per_call=10)
     done = itertools.count(0, steps)
-    log = RunLog(folder, 0, 32.0, lambda step: RATE, BATCH)
+    loggers = RunLoggers([{"logger": "tensorboard"}], LoggedRun(folder, {}, {}))
+    log = RunLog(folder, 0, 32.0, lambda step: RATE, BATCH, loggers)
 
     def timed() -> Times:
         start = next(done)

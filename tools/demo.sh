@@ -2,6 +2,8 @@
 # Demonstrates the package on data that need no download: makes a virtual environment, installs,
 # trains a small ResNet on images of handwritten digits, averages, evaluates, writes a report.
 #
+# The figures of the report are also files, in the folder `figures` of the run.
+#
 #   tools/demo.sh                    into runs/digits_demo (…_2, …_3 once that is done)
 #   tools/demo.sh --config.seed=1    further arguments go to the training program
 set -euo pipefail
@@ -35,4 +37,6 @@ began=$SECONDS
 "$venv/bin/python" -m tf_lrtraj.bin.train \
   --config=configs/digits_demo.py --workdir="$workdir" "$@"
 [[ -s "$workdir/report.html" ]] || fail "the run ended without $workdir/report.html"
+"$venv/bin/python" -m tf_lrtraj.bin.report --workdir="$workdir" --figures="$workdir/figures" >/dev/null
+say "figure: $root/$workdir/figures/loss.svg"
 say "done in $((SECONDS - began)) s; open the report in a browser: $root/$workdir/report.html"

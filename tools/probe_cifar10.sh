@@ -15,7 +15,7 @@ python=${PYTHON:-python}
 "$python" -m tf_lrtraj.bin.train --config="$root/configs/cifar10_resnet8_cpu.py" \
   ${2:+--config.data.dir=$2} --config.snapshots.start="0 steps" --config.averages={} \
   --config.matched.averages="()" --config.evaluate.every=never --config.evaluate.train_examples=0 \
-  --config.tensorboard=False --config.save_models=False --workdir="$workdir"
+  --config.loggers="()" --config.save_models=False --workdir="$workdir"
 
 # Another seed or more batches: pass the options of lrtraj-probe by hand.
 probe() {

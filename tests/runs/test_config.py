@@ -54,6 +54,24 @@ def test_what_decays_is_another_entry():
     assert validate(config)["optimizer"]["weight_decay_on"] == "kernels"
 
 
+def test_loggers_in_place_of_an_earlier_entry():
+    config = validate(default_config())
+    assert config.pop("loggers") == ({"logger": "tensorboard"},)
+    assert validate({**config, "tensorboard": True})["loggers"] == ({"logger": "tensorboard"},)
+    assert validate({**config, "tensorboard": False})["loggers"] == ()
+    with pytest.raises(ConfigError, match=r"unknown key `config\.tensorboard`"):
+        validate({**config, "tensorboard": False, "loggers": []})
+
+
+def test_loggers_have_options():
+    config = default_config()
+    config.loggers = ["tensorboard", {"logger": "wandb", "project": "averages"}]
+    assert validate(config)["loggers"][1] == {"logger": "wandb", "project": "averages"}
+    config.loggers = ["tensorbord"]
+    with pytest.raises(ConfigError, match=r"`config.loggers\[0\]` .* Did you mean 'tensorboard'"):
+        validate(config)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid_and_has_its_header(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)

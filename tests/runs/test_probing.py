@@ -52,7 +52,7 @@ def config_of(probes):
         "snapshots.every": "2 steps",
         "batch_norm.batches": 2,
         "save_models": False,
-        "tensorboard": False,
+        "loggers": (),
         "threads": 1,
     }.items():
         config.update_from_flattened_dict({key: value})

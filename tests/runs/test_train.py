@@ -41,6 +41,13 @@ def test_a_run_leaves_complete_records(finished):
     assert list((finished / "tensorboard").glob("events*"))
 
 
+def test_a_logger_that_is_not_installed_is_refused_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'tf_lrtraj\[trackio\]'"):
+        make(tmp_path / "run", tiny_config(loggers=("trackio",)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_matched_run_has_the_equivalent_schedule(finished):
     matched = records.load_run(finished).matched()["two_point"]
     assert matched.status == "done"

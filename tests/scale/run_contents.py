@@ -17,7 +17,7 @@ from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.runs import train_run
 
 # For runs whose start-up should be short: no matched run, no probes, no models, no events.
-BARE = {"probes": {}, "save_models": False, "tensorboard": False, "matched.averages": ()}
+BARE = {"probes": {}, "save_models": False, "loggers": (), "matched.averages": ()}
 
 
 def scale_config(**changes):

@@ -384,7 +384,7 @@ class Records:
         return found[seed]
 
     def probes(self, pattern: str, kind: str) -> tuple[Probed, ...]:
-        """Returns probe records whose name matches a pattern ("line-*"), by step and then by seed.
+        """Returns probe records whose name matches a pattern (`line-*`), by step and then by seed.
 
         Raises:
             NotMeasured: if there is none.

@@ -53,11 +53,11 @@ class Basin(PointProbe):
             barrier_upper, rise, rise_se [pair, layer]: as `tf_lrtraj.probes.barriers` defines
             them, in units of the loss.
         middle, middle_se [pair, layer]: the height over the straight line at the position nearest
-        the middle; in a convex basin it is negative, minus the Jensen gap of the two points.
+            the middle; in a convex basin it is negative, minus the Jensen gap of the two points.
         verdict [pair, layer]: -1 one basin, 0 undecided, 1 barrier, against barrier_level.
-        error_barrier, error_barrier_se [pair, layer]: the barrier of the error rate. asymmetry,
-        asymmetry_se [pair, layer, offset]: loss at `centre + offset` minus loss at `centre -
-        offset`.
+        error_barrier, error_barrier_se [pair, layer]: the barrier of the error rate.
+        asymmetry, asymmetry_se [pair, layer, offset]: loss at `centre + offset` minus loss at
+            `centre - offset`.
 
     Between points `"frozen"` batch-norm statistics are mixed linearly and beyond them stay those
     of the nearer one; `"recalibrated"` ones are measured at every position.

@@ -29,7 +29,7 @@ _LADDER = 2.0 ** np.arange(-8, 3)
 class Curvature(StepProbe):
     """dᵀHd of each batch's loss along that batch's direction.
 
-    Coordinates: batch [N]; step [J], in `unit`s; probe [9].
+    Coordinates: batch [N]; step [J], in units of `unit`; probe [9].
 
     Values:
         curvature, curvature_error, step_taken [batch]: from losses at ± steps, the best of

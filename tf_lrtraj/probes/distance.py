@@ -43,9 +43,10 @@ class Distance(Probe):
 
     Coordinates: lag, step (the later one).
 
-    Values: squared [lag, step]: ‖θ_step - θ_{step-lag}‖², inf if there is no such pair;
+    Values:
+        squared [lag, step]: ‖θ_step - θ_{step-lag}‖², inf if there is no such pair;
         mean_squared, mean_squared_se [lag]: the error from blocks of starts at least as long as the
-        lag (inf where fewer than three fit).
+            lag (inf where fewer than three fit).
         squared_growth, squared_growth_se []: d ln D / d ln Δ at the largest lags: 0 if
             displacement has levelled off, 1 for a random walk, 2 for a drift.
         filters_squared and so on: the same between normalised filters, with `filters`.

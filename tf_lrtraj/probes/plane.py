@@ -92,9 +92,10 @@ class Plane(PointProbe):
     Coordinates: u and v (distances in weight space), batch, held_out, step; and where the
     points lie: point (names), point_u, point_v.
 
-    Values: loss, accuracy [v, u, batch]; with `held_out` also held_out_loss, held_out_accuracy.
+    Values:
+        loss, accuracy [v, u, batch]; with `held_out` also held_out_loss, held_out_accuracy.
         trajectory_u, trajectory_v [step]; trajectory_residual [step]: distance of the step from the
-        plane; the plane does not show the losses of distant steps.
+            plane; the plane does not show the losses of distant steps.
 
     `"frozen"` batch-norm statistics are mixed as the weights are, with negative shares set to 0.
 

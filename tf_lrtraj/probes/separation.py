@@ -28,9 +28,10 @@ class Separation(Probe):
 
     Coordinates: step.
 
-    Values: distance, norm_a, norm_b [step]; filters_squared [step] with `filters`.
+    Values:
+        distance, norm_a, norm_b [step]; filters_squared [step] with `filters`.
         displacement_cosine [step]: cosine of the displacements of both runs since the first common
-        step; inf at that step.
+            step; inf at that step.
 
     Args:
         trajectory_a, trajectory_b: objects with `.steps` and `.read(step)`, or mappings step →

@@ -28,6 +28,7 @@ from tf_lrtraj.records.files import (
     temporary_path,
     write_atomically,
 )
+from tf_lrtraj.records.metrics_frame import read_metrics
 from tf_lrtraj.records.rows import (
     Mark,
     MetricsWriter,
@@ -99,6 +100,7 @@ __all__ = [
     "prepare_workdir",
     "problem",
     "read_json",
+    "read_metrics",
     "read_rows",
     "read_run",
     "read_schedule",

@@ -8,7 +8,7 @@ tf_lrtraj.records.RecordError: no/such/folder is not a folder, so it is not the 
 """
 
 from tf_lrtraj.report.probe_figures.gallery import plot
-from tf_lrtraj.report.run_page import render_report, write_figures, write_report
+from tf_lrtraj.report.run_page import figures, render_report, write_figures, write_report
 from tf_lrtraj.report.run_summary import text_summary
 
-__all__ = ["plot", "render_report", "text_summary", "write_figures", "write_report"]
+__all__ = ["figures", "plot", "render_report", "text_summary", "write_figures", "write_report"]

@@ -80,9 +80,14 @@ def _figure_class() -> type[Figure]:
     return NotebookFigure
 
 
+def notebook_figure(**options: Any) -> Figure:
+    """Returns a Matplotlib figure that a notebook displays; `options` are those of `Figure`."""
+    return _figure_class()(**options)
+
+
 def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Returns a figure of `width` by `height` inches and its panels, row by row."""
-    figure = _figure_class()(figsize=(width, height), layout="constrained")
+    figure = notebook_figure(figsize=(width, height), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel().tolist()
     for one in axes:
         one.set_axisbelow(True)

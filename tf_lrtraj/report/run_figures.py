@@ -17,7 +17,7 @@ import numpy as np
 
 from tf_lrtraj.kernels import Kernel
 from tf_lrtraj.records import RAW, RunRecord
-from tf_lrtraj.report.drawing import GREY, PALETTE, style
+from tf_lrtraj.report.drawing import GREY, PALETTE, notebook_figure, style
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, and text output does not need it
     from matplotlib.axes import Axes
@@ -57,9 +57,7 @@ class Line:
 
 
 def _panel(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
+    figure = notebook_figure(figsize=(width, height))
     # Fixed margins, so that panels of a row are aligned and names at line ends have room.
     left, right, bottom, top = 0.74, 1.10, 0.52, 0.16  # inches
     axes = figure.add_axes(

@@ -22,7 +22,7 @@ from tf_lrtraj.report.probe_figures import gallery
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["render_report", "write_figures", "write_report"]
+__all__ = ["figures", "render_report", "write_figures", "write_report"]
 
 _STATUS_NOTES = {
     "done": "",
@@ -369,28 +369,39 @@ def write_report(
     return target
 
 
-def write_figures(workdir: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[str]:
-    """Writes the main figures of a run as SVG files, for documents and slides.
+def figures(workdir: str | os.PathLike[str]) -> dict[str, Figure]:
+    """Returns the main figures of a run as Matplotlib figures.
 
-    They are `accuracy.svg` and `loss.svg` of the raw weights and every average, and
-    `NAME_accuracy.svg`, `NAME_loss.svg` and `NAME_rates.svg` of each average and its matched run.
+    They are `accuracy` and `loss` of the raw weights and every average, `NAME_accuracy`,
+    `NAME_loss` and `NAME_rates` of each average and its matched run, and `rates`, the learning rate
+    of every update.  Figures without numbers are left out.
 
-    Returns:
-        The names of the files written.
+    A notebook displays them, and `figures(workdir)["loss"].savefig("loss.pdf")` writes one.
 
     Raises:
         RecordError: if the workdir's records are missing or damaged.
-        OSError: if the folder cannot be written.
     """
     page = _RunPage(load_run(workdir))
     drawn = page.curves(page.split)
     for name, other in _first(page.matched).items():
         drawn |= {f"{name}_{shown}": panel for shown, panel in page.pair(name, other).items()}
+    drawn["rates"] = run_figures.rates(page.record, page.own, {}, page.palette)
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def write_figures(workdir: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[str]:
+    """Writes the `figures` of a run as SVG files, for documents and slides.
+
+    Returns:
+        The names of the files written, such as "accuracy.svg".
+
+    Raises:
+        RecordError: if the workdir's records are missing or damaged.
+        OSError: if the folder cannot be written.
+    """
+    drawn = figures(workdir)
     target = pathlib.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    written = []
     for name, figure in drawn.items():
-        if figure is not None:
-            write_atomically(target / f"{name}.svg", drawing.to_svg(figure))
-            written.append(f"{name}.svg")
-    return written
+        write_atomically(target / f"{name}.svg", drawing.to_svg(figure))
+    return [f"{name}.svg" for name in drawn]

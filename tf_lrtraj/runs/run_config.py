@@ -33,10 +33,12 @@ from tf_lrtraj.runs.config_checks import (
     ConfigError,
     Entry,
     Schema,
+    as_dict,
     count,
     refusal,
 )
 from tf_lrtraj.runs.cost_estimates import check_counts
+from tf_lrtraj.training.loggers import LOGGERS, check_loggers
 from tf_lrtraj.values import (
     LARGEST_COUNT,
     Rule,
@@ -80,6 +82,12 @@ def _limit(value: Any) -> int:
     if found == 1:
         raise ValueError
     return found
+
+
+def _list(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    return tuple(value)
 
 
 _ENTRIES = {
@@ -207,7 +215,12 @@ _ENTRIES = {
         "50 steps", _length(), "time between rows of metrics.jsonl; a row has means over this time"
     ),
     "steps_per_call": Entry(10, count(1), "training steps per compiled call"),
-    "tensorboard": Entry(True, boolean(), "whether to write event files for TensorBoard"),
+    "loggers": Entry(
+        ("tensorboard",),
+        Rule("a list of loggers", _list),
+        f"where rows are sent besides the records, of {sorted(LOGGERS)}: a list of names, or of "
+        "groups with options such as {'logger': 'wandb', 'project': 'averages'}",
+    ),
     "save_models": Entry(
         True, boolean(), "whether to write raw.keras and a .keras file per average at the end"
     ),
@@ -242,7 +255,8 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
     Raises:
         ConfigError: for an unknown key, with the closest known one, or a value that is not allowed.
     """
-    plain = SCHEMA.read(config)
+    plain = SCHEMA.read(_with_loggers(config))
+    plain["loggers"] = check_loggers("config.loggers", plain["loggers"], ConfigError)
     for name, entry in plain["averages"].items():
         with _as_config_errors():
             records.check_average_name(name)
@@ -266,6 +280,14 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
             plain["matched"]["averages"],
         )
     return plain
+
+
+def _with_loggers(config: Any) -> Any:
+    """Returns a configuration with `loggers` in place of the `tensorboard` of earlier versions."""
+    given = as_dict(config)
+    if isinstance(given.get("tensorboard"), bool) and "loggers" not in given:
+        given["loggers"] = ("tensorboard",) if given.pop("tensorboard") else ()
+    return given
 
 
 def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from tf_lrtraj.runs.run_description import describe
 from tf_lrtraj.training import loop, stopping
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
 from tf_lrtraj.training.log import RunLog
+from tf_lrtraj.training.loggers import LoggedRun, RunLoggers, check_packages
 from tf_lrtraj.training.progress import Progress, stage
 from tf_lrtraj.training.step import make_train_steps
 from tf_lrtraj.training.workers import Workers, losing
@@ -64,6 +65,7 @@ def prepare(
     """
     plain = validate(config)
     workers = Workers(strategy)
+    workers.from_chief(lambda: check_packages(plain["loggers"], ConfigError))
     workers.from_chief(lambda: records.check_workdir_matches(workdir, plain, validate))
     if workers.count > 1:
         chiefs = workers.from_chief(lambda: _as_stored(plain))
@@ -291,17 +293,24 @@ class OneRun:
             records.write_json(self.workdir / records.CONFIG, self.config)
             records.write_json(self.workdir / records.RUN, description)
             records.write_schedule(self.workdir / records.SCHEDULE, assembly.learning_rates)
+            loggers = RunLoggers(
+                self.config["loggers"], LoggedRun(self.workdir, self.config, description)
+            )
+        else:
+            loggers = None
         log = RunLog(
             self.workdir,
             step,
             assembly.plan.steps_per_epoch,
             lambda step: float(assembly.learning_rates[step]),
             self.config["data"]["batch_size"],
-            tensorboard=self.config["tensorboard"],
+            loggers=loggers,
             writer=workers.chief,
         )
         with (
-            _status_written(self.workdir / records.RUN if workers.chief else None, description),
+            _status_written(
+                self.workdir / records.RUN if workers.chief else None, description, loggers
+            ),
             contextlib.closing(log),
         ):
             self._train(assembly, checkpointer, log, workers, step, loop.Window(**found["window"]))
@@ -379,12 +388,15 @@ class OneRun:
 
 
 @contextlib.contextmanager
-def _status_written(path: pathlib.Path | None, description: dict[str, Any]) -> Iterator[None]:
-    """Writes to `run.json` how the work inside the block ended.
+def _status_written(
+    path: pathlib.Path | None, description: dict[str, Any], loggers: RunLoggers | None
+) -> Iterator[None]:
+    """Writes to `run.json` how the work inside the block ended, and tells the loggers.
 
     Args:
         path: the path of the file; None if another worker writes it.
         description: its other entries.
+        loggers: the loggers of the run; None if another worker has them.
     """
     status, message = "interrupted", None
     try:
@@ -399,6 +411,8 @@ def _status_written(path: pathlib.Path | None, description: dict[str, Any]) -> I
     finally:
         if path is not None:
             records.write_json(path, {**description, "status": status, "message": message})
+        if loggers is not None:
+            loggers.finish(status)
 
 
 def _take_over(

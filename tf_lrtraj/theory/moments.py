@@ -326,12 +326,13 @@ def average_moments(
 ) -> Moments:
     """Computes mean and variance per mode of an average at the end of the run.
 
+    Time is O(T D) and memory O(T + D) for every kernel.
+
     Args:
         kernel: a kernel, or [T+1] weights on `θ_0 … θ_T` that sum to 1 (signed allowed).
-        curvatures, noise_variances, learning_rates, initial, momentum, convention,
-            initial_variances: as in `loss_curves`.
-
-    Time is O(T D) and memory O(T + D) for every kernel.
+        curvatures, noise_variances, learning_rates, initial, momentum, convention: as in
+            `loss_curves`.
+        initial_variances: as in `loss_curves`.
 
     Raises:
         ValueError: as `loss_curves`, or if weights do not sum to 1.

@@ -90,8 +90,8 @@ def schedule_from_weights(
         curvature: the curvature `a` at which the equality is exact;
             0 is the curvature-free map (exact for frozen gradients).
         momentum: `β` in [0, 1) of both runs, which start at rest.
-        convention: where momentum puts the rate.  "keras": `v ← βv - λg,
-            θ ← θ + v`; "pytorch": `v ← βv + g, θ ← θ - λv`.
+        convention: where momentum puts the rate.  "keras": `v ← βv - λg`,
+            `θ ← θ + v`; "pytorch": `v ← βv + g`, `θ ← θ - λv`.
         require_nonnegative: raise where the schedule would be negative.
 
     Returns:

@@ -8,7 +8,7 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import numpy as np
 
 import tf_lrtraj
 from tf_lrtraj import backend, records
+from tf_lrtraj.training.loggers import LoggedRun, RunLoggers
 from tf_lrtraj.training.metric_rows import RunRows
 from tf_lrtraj.training.rate_record import RateRecord
 
@@ -50,6 +51,7 @@ class RunFiles:
         workdir: the run's folder.
         held: resources to release at the end, such as the workdir's lock.
         earlier: the previous content of `run.json`, or an empty dict.
+        loggers: checked loggers, which receive every row.
 
     Attributes:
         planned: updates at the end of the run; None if unknown.
@@ -59,7 +61,11 @@ class RunFiles:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, held: contextlib.ExitStack, earlier: dict[str, Any]
+        self,
+        workdir: pathlib.Path,
+        held: contextlib.ExitStack,
+        earlier: dict[str, Any],
+        loggers: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.workdir, self.earlier = workdir, earlier
         self.planned: int | None = None
@@ -68,6 +74,8 @@ class RunFiles:
         self.rates = RateRecord(None)
         self._held = held
         self._rows: RunRows | None = None
+        self._entries = loggers
+        self._loggers: RunLoggers | None = None
         self._clock, self._timed_at = time.monotonic(), 0
         self._ended = False
 
@@ -90,7 +98,8 @@ class RunFiles:
         records.write_json(self.workdir / records.RUN, description)
         if planned is not None:
             records.write_schedule(path, planned)
-        self._rows = RunRows(self.workdir, step)
+        self._loggers = RunLoggers(self._entries, LoggedRun(self.workdir, config, description))
+        self._rows = RunRows(self.workdir, step, self._loggers)
         self._held.callback(self._rows.close)
         self._clock, self._timed_at, self.rows_at = time.monotonic(), step, step
 
@@ -126,5 +135,7 @@ class RunFiles:
                     records.write_schedule(path, noted)
                 self.description.update(status=status, message=message)
                 records.write_json(self.workdir / records.RUN, self.description)
+            if self._loggers is not None:
+                self._loggers.finish(status)
         finally:
             self._held.close()

@@ -8,7 +8,7 @@ import pathlib
 import shlex
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,6 +22,7 @@ from tf_lrtraj.backend.weight_updates import steps_made
 from tf_lrtraj.records import RAW
 from tf_lrtraj.schedules import EquivalentSchedule
 from tf_lrtraj.training.fit_logs import Window, evaluations, numbers
+from tf_lrtraj.training.loggers import check_loggers, check_packages
 from tf_lrtraj.training.rate_record import RateRecord, schedule_of, updates_per_batch
 from tf_lrtraj.training.run_files import RunFiles, now, parameters, versions
 from tf_lrtraj.values import integer, text
@@ -77,8 +78,13 @@ class RunRecorder(keras.callbacks.Callback):
             data.
         examples: number of examples in `validation_data`, for the errors of accuracies on the page.
         config: further entries of `config.json`, a JSON object.
+        loggers: where rows are sent besides the records: a list of "tensorboard", "wandb",
+            "mlflow" and "trackio", or of dicts with options, such as
+            `{"logger": "wandb", "project": "averages"}`.  A logger that fails is left out with a
+            warning.
 
     Raises:
+        ImportError: if the package of a logger is not installed.
         ValueError: for arguments out of range, and when `fit` begins, if a `WeightAveraging`
             that evaluates averages comes later in `callbacks`.
         tf_lrtraj.records.RecordError: when `fit` begins, if the workdir holds another run,
@@ -96,6 +102,7 @@ class RunRecorder(keras.callbacks.Callback):
         data: str | None = None,
         examples: int | None = None,
         config: Mapping[str, Any] | None = None,
+        loggers: Sequence[str | Mapping[str, Any]] = (),
     ) -> None:
         super().__init__()
         self.every = _COUNT.check("every", every)
@@ -106,6 +113,8 @@ class RunRecorder(keras.callbacks.Callback):
             self.config = records.encode({} if config is None else dict(config))
         except (TypeError, ValueError) as error:
             raise ValueError(f"`config` must hold what JSON can: {error}") from None
+        self.loggers = check_loggers("loggers", loggers)
+        check_packages(self.loggers, ImportError)
         self.workdir = records.local_path(workdir, "workdir")
         self.name = name or self.workdir.resolve().name
         self.seed, self.data = seed, data
@@ -141,7 +150,7 @@ class RunRecorder(keras.callbacks.Callback):
         except BaseException:
             held.close()
             raise
-        self._run = RunFiles(self.workdir, held, earlier)
+        self._run = RunFiles(self.workdir, held, earlier, self.loggers)
         if running is not None:
             # `fit` always deletes the list, while Keras calls `on_train_end` only after success. #
             # Python also calls this when the process exits.
