@@ -46,9 +46,9 @@ class RunLog:
             with as_os_errors(self._folder):
                 self._events = tf.summary.create_file_writer(str(self._folder))
 
-    def train(self, step: int, loss: float, accuracy: float) -> None:
-        """Writes means over the training batches since the previous row."""
-        rate, means = self._learning_rate(step - 1), {"loss": loss, "accuracy": accuracy}
+    def train(self, step: int, means: dict[str, float]) -> None:
+        """Writes means over the training batches since the previous row, by name."""
+        rate = self._learning_rate(step - 1)
         if self._rows is not None:
             self._rows.train(step, step / self._steps_per_epoch, rate, means)
         values = {"learning_rate": rate, **means}
@@ -58,7 +58,7 @@ class RunLog:
         self, step: int, split: str, weights: str, batch_norm: str, result: Result
     ) -> None:
         """Writes one evaluation of one set of weights."""
-        values = {"loss": result.loss, "accuracy": result.accuracy}
+        values = result.values
         if self._rows is not None:
             about = {"split": split, "weights": weights, "batch_norm": batch_norm}
             fields = {**about, **values, "examples": result.examples}
