@@ -157,6 +157,15 @@ class Dataset(abc.ABC):
     def _eval(self, shards: Shards, split: str, limit: int | None) -> tf.data.Dataset:
         """`eval_batches` with checked arguments."""
 
+    def zeros(self, count: int) -> tuple[Any, Any]:
+        """Returns (inputs, targets) of zeros for `count` examples, in the form of evaluations."""
+        return np.zeros((count, *self.input_shape), np.float32), np.zeros(count, np.int32)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training targets are shares of classes, as the augmentation mixes examples."""
+        return self._mixing is not None
+
     def _mixed(self, whole: tf.data.Dataset, seed: int, start_step: int) -> tf.data.Dataset:
         """Mixes the images of global batches (see `augmentations.mix`)."""
         import tensorflow as tf

@@ -178,6 +178,13 @@ class OwnDataset(Dataset):
             parallel=examples.parallel,
         )
 
+    def zeros(self, count: int) -> tuple[Any, Any]:
+        def array(spec: Spec) -> np.ndarray:
+            return np.zeros((count, *(size or 1 for size in spec.shape)), spec.dtype)
+
+        inputs, targets = _structure(array, self._spec)
+        return inputs, targets
+
     def explain(self, error: BaseException) -> str | None:
         for split, examples in self._examples.items():
             if examples.fault is not None:

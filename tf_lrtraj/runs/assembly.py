@@ -200,6 +200,7 @@ def assemble(
         if plan.averages:
             statistics = averaged_statistics(model, plan.policies)
             averages = AverageState([*model.trainable_variables, *statistics], plan.averages)
+    objective = components.make_objective(config, dataset, model)
     return Assembly(
         config=config,
         plan=plan,
@@ -209,7 +210,7 @@ def assemble(
         optimizer=optimizer,
         averages=averages,
         learning_rates=rates.as_array(rate, plan.total_steps),
-        objective=components.make_objective(config),
+        objective=objective,
     )
 
 

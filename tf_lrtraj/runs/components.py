@@ -109,18 +109,24 @@ def build_model(config: Mapping[str, Any], dataset: Any) -> Any:
     return _checked_model(options["build"], model, dataset)
 
 
-def _resnet(config: Mapping[str, Any], dataset: Any) -> Any:
-    options = config["model"]
-    shape = dataset.input_shape
-    if dataset.num_classes is None or len(shape) != 3 or isinstance(shape, dict):
+def _images(dataset: Any) -> tuple[tuple[int, int, int], int]:
+    """Returns the shape of the images and the number of classes, which a ResNet needs."""
+    shape, classes = dataset.input_shape, dataset.num_classes
+    if classes is None or isinstance(shape, dict) or len(shape) != 3:
         allowed = (
             "a function, 'package.module:function', for data that are not images with class labels"
         )
         raise refusal("model.build", allowed, None)
+    return shape, classes
+
+
+def _resnet(config: Mapping[str, Any], dataset: Any) -> Any:
+    options = config["model"]
+    shape, classes = _images(dataset)
     try:
         return resnet(
             options["depth"],
-            dataset.num_classes,
+            classes,
             shape,
             stem=options["stem"],
             width=options["width"],
@@ -186,7 +192,7 @@ def _with_batch(shape: Any) -> Any:
 def model_size(config: Mapping[str, Any], dataset: Any, model: Any) -> Size:
     """Returns the size of a run's model; activations of a user's model are not known, so 0."""
     if config["model"]["build"] is None:
-        return size_of(config, dataset.image_shape, dataset.num_classes)
+        return size_of(config, *_images(dataset))
     count = [
         sum(int(np.prod(v.shape)) for v in group)
         for group in (model.trainable_variables, model.non_trainable_variables)
@@ -197,19 +203,21 @@ def model_size(config: Mapping[str, Any], dataset: Any, model: Any) -> Size:
 # --- Loss and metrics ---------------------------------------------------------------------
 
 
-def make_objective(config: Mapping[str, Any], sample: tuple[Any, Any] | None = None) -> Objective:
+def make_objective(config: Mapping[str, Any], dataset: Any, model: Any) -> Objective:
     """Returns the loss and the metrics of a configuration.
 
     Args:
         config: a validated configuration.
-        sample: (targets, outputs) of a few examples, from which some metrics build their state.
+        dataset, model: the data and the model, from whose shapes some metrics build their state.
 
     Raises:
         ConfigError: for a loss, a metric or an option that Keras does not have.
     """
-    metrics = {
-        name: _metric(name, entry, sample) for name, entry in sorted(config["metrics"].items())
-    }
+    metrics = {}
+    if config["metrics"]:
+        inputs, targets = dataset.zeros(2)
+        sample = targets, model(inputs, training=False)
+        metrics = {n: _metric(n, entry, sample) for n, entry in sorted(config["metrics"].items())}
     loss = config["loss"]
     if loss["name"] is None:
         return classification(config["optimizer"]["label_smoothing"], metrics)
@@ -217,15 +225,16 @@ def make_objective(config: Mapping[str, Any], sample: tuple[Any, Any] | None = N
     return of_keras(_constructed("loss.options", cls, loss["options"]), metrics)
 
 
-def _metric(name: str, entry: Mapping[str, Any], sample: tuple[Any, Any] | None) -> KerasMetric:
+def _metric(name: str, entry: Mapping[str, Any], sample: tuple[Any, Any]) -> KerasMetric:
     key = f"metrics.{name}"
     options = {key: value for key, value in entry.items() if key != "metric"}
     cls = _class_of(f"{key}.metric", keras.metrics, keras.metrics.Metric, entry.get("metric"))
     metric = _constructed(key, cls, options)
     try:
-        if sample is not None:
-            metric.update_state(*sample)
-            metric.reset_state()
+        metric.update_state(*sample)
+        if len(metric.result().shape):
+            raise ValueError("its value must be one number")
+        metric.reset_state()
         return KerasMetric(metric)
     except Exception as error:  # metrics raise many types for targets they cannot take
         raise ConfigError(f"`config.{key}`: {_line(error)}") from None
@@ -248,17 +257,19 @@ def check_together(config: Mapping[str, Any], dataset: Any, model: Any, replicas
         raise ConfigError(f"{key} does not take the inputs: {_line(error)}") from None
     if keras.tree.is_nested(outputs):
         raise ConfigError(f"{key} must have one output. Received: {type(outputs).__name__}")
+    if config["metrics"] and dataset.mixes:
+        allowed = "one that does not mix, as targets of config.metrics must be those of evaluations"
+        raise refusal("data.augmentation", allowed, dataset.augmentation)
+    objective = make_objective(config, dataset, model)
     shape, wanted = list(outputs.shape), list(targets.shape)
     integral = "int" in keras.backend.standardize_dtype(targets.dtype)
     if config["loss"]["name"] is None:
-        _check_classes(dataset, targets, integral, shape, key)
-    elif not _comparable(shape, wanted, integral):
+        _check_classes(config, dataset, targets, integral, shape, key)
+    elif not _comparable(shape, wanted, config["loss"]["name"] in _CLASS_LOSSES):
         raise ConfigError(
             f"`config.loss.name`={config['loss']['name']!r} compares outputs of shape {shape} with "
             f"targets of shape {wanted}: they must be equal, but for an axis of 1"
-            + (", or outputs have an axis of classes more" if integral else "")
         )
-    objective = make_objective(config, (targets, outputs))
     try:
         losses = backend.to_numpy([objective.loss(targets, outputs)])[0]
     except Exception as error:
@@ -288,7 +299,14 @@ def _few_examples(config: Mapping[str, Any], dataset: Any, replicas: int) -> tup
     return inputs, targets
 
 
-def _check_classes(dataset: Any, targets: Any, integral: bool, shape: list[int], key: str) -> None:
+def _check_classes(
+    config: Mapping[str, Any],
+    dataset: Any,
+    targets: Any,
+    integral: bool,
+    shape: list[int],
+    key: str,
+) -> None:
     """Checks outputs and targets for the default loss, cross-entropy of logits."""
     numbers = backend.to_numpy([targets])[0]
     if not integral:
@@ -297,7 +315,12 @@ def _check_classes(dataset: Any, targets: Any, integral: bool, shape: list[int],
             allowed = "a loss of Keras, such as 'MeanSquaredError', for targets that are no classes"
             raise refusal("loss.name", allowed, None)
     classes = dataset.num_classes
-    expected = list(numbers.shape) + ([] if not integral else [classes or shape[-1]])
+    if integral and classes is None:
+        raise ConfigError(
+            f'`config.data.load`={config["data"]["load"]!r} must return "num_classes" beside its '
+            "splits, as the largest label is known for arrays only"
+        )
+    expected = list(numbers.shape) + ([classes] if integral else [])
     if shape != expected:
         raise ConfigError(
             f"{key} must return logits of shape {['batch', *expected[1:]]}, one for each of "
@@ -305,11 +328,17 @@ def _check_classes(dataset: Any, targets: Any, integral: bool, shape: list[int],
         )
 
 
-def _comparable(outputs: list[int], targets: list[int], integral: bool) -> bool:
-    """Whether a loss of Keras compares each output with its target, without broadcasting."""
+# Losses whose outputs have one axis more than their targets.
+_CLASS_LOSSES = (
+    *("SparseCategoricalCrossentropy", "CategoricalGeneralizedCrossEntropy", "Circle", "CTC"),
+)
+
+
+def _comparable(outputs: list[int], targets: list[int], classes: bool) -> bool:
+    """Returns whether a loss of Keras compares each output with its target, not broadcasting."""
     same = [outputs, outputs[:-1] if outputs[-1] == 1 else outputs]
     trailing = targets[:-1] if targets[-1] == 1 and len(targets) > 1 else targets
-    return targets in same or trailing in same or (integral and outputs[:-1] in (targets, trailing))
+    return targets in same or trailing in same or (classes and outputs[:-1] in (targets, trailing))
 
 
 # --- Optimizer ----------------------------------------------------------------------------
