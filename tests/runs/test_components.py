@@ -374,11 +374,11 @@ BACKBONE = {
 PACKAGES = {
     "keras_cv": {**BACKBONE, "include_rescaling": False},
     "keras_hub": {
-        "stackwise_num_filters": [8, 16],
+        "stackwise_num_filters": [64, 128],
         "stackwise_num_blocks": [1, 1],
         "stackwise_num_strides": [1, 2],
         "block_type": "basic_block",
-        "input_conv_filters": [8],
+        "input_conv_filters": [64],
         "input_conv_kernel_sizes": [3],
     },
 }
@@ -428,7 +428,8 @@ def test_mistakes_with_a_backbone_are_one_line(text, options, message):
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    for name in ("keras_hub", "keras_hub.models"):
+        monkeypatch.setitem(sys.modules, name, None)
     config = default_config()
     config.model.build = "keras_hub:ResNetBackbone"
     config = validate(config)
