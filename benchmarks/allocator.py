@@ -16,7 +16,7 @@ import tensorflow as tf  # after the allocator is set
 from tf_lrtraj import data, kernels
 from tf_lrtraj.averaging import AverageState
 from tf_lrtraj.models import resnet
-from tf_lrtraj.training.step import make_optimizer, make_train_steps
+from tf_lrtraj.training.step import make_train_steps
 
 BATCH, STEPS = 128, 20
 AVERAGES = {
@@ -29,7 +29,7 @@ tf.config.experimental.enable_op_determinism()
 strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
 with strategy.scope():
     model = resnet(8, 10, (32, 32, 3), stem="cifar", width=16, seed=0)
-    optimizer = make_optimizer(0.1, 0.9, False)
+    optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
     optimizer.build(model.trainable_variables)
     averages = AverageState(model.trainable_variables, AVERAGES)
 rng = np.random.default_rng(0)

@@ -19,9 +19,11 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lrtraj import records
-from tf_lrtraj.runs.assembly import assemble, load_dataset
+from tf_lrtraj.runs.assembly import assemble
+from tf_lrtraj.runs.components import load_dataset
 from tf_lrtraj.runs.run_config import default_config, validate
-from tf_lrtraj.training.step import make_train_steps, per_example_loss
+from tf_lrtraj.training.objective import per_example_loss
+from tf_lrtraj.training.step import make_train_steps
 from tf_lrtraj.training.strategies import make_strategy, split_cpu
 
 RESULT = pathlib.Path(__file__).parent / "results" / "batch_norm_modes.json"
@@ -82,7 +84,7 @@ def run(replicas: int, synchronized: bool, dtype: str) -> dict[str, Any]:
     for key, (weights, policy) in EVALUATED.items():
         values = assembly.evaluator.weights(weights, STEPS, policy)
         result = assembly.evaluator.evaluate(values, assembly.eval_batches("test"))
-        found[key] = {"loss": result.loss, "accuracy": result.accuracy}
+        found[key] = result.values
     statistics = [v for v in assembly.model.non_trainable_variables if "moving" in v.name]
     copies = [
         np.concatenate([np.ravel(part) for part in parts])

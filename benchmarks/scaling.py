@@ -173,16 +173,17 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def measure_passes(rounds: int) -> dict[str, Any]:
     """A forward pass and a pass for moments, over a training step."""
+    import keras
     import tensorflow as tf
 
     from tf_lrtraj import backend
     from tf_lrtraj.models import resnet
     from tf_lrtraj.training.evaluation import Evaluator
-    from tf_lrtraj.training.step import make_optimizer, make_replica_step
+    from tf_lrtraj.training.step import make_replica_step
 
     depth, width, stem = STEP_NETWORK
     model = resnet(depth, 10, (32, 32, 3), stem=stem, width=width, seed=0)
-    optimizer = make_optimizer(0.01, 0.9, False)
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
     optimizer.build(model.trainable_variables)
     rng = np.random.default_rng(0)
     images = tf.constant(rng.normal(size=(BATCH, 32, 32, 3)), tf.float32)
@@ -193,8 +194,8 @@ def measure_passes(rounds: int) -> dict[str, Any]:
     weights = [backend.values(part) for part in parts]
     batch = (images, labels, tf.ones(BATCH))
     calls: dict[str, Callable[[], Any]] = {
-        "step": lambda: step(images, labels, {})[0].numpy(),
-        "forward": lambda: evaluator._evaluate_batch(weights, batch, True)[0].numpy(),
+        "step": lambda: step(images, labels, {})[0]["loss"].numpy(),
+        "forward": lambda: evaluator._evaluate_batch(weights, batch, True)["loss"][0].numpy(),
         "moments": lambda: tf.nest.flatten(evaluator._moments(*weights, images))[0].numpy(),
     }
     times = interleaved(

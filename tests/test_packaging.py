@@ -34,6 +34,13 @@ def test_every_package_is_listed():
     assert (ROOT / "configs" / "__init__.py").exists()
 
 
+def test_backbones_of_other_packages_are_extras():
+    needed = " ".join(entries("options", "install_requires"))
+    for extra in ("keras_cv", "keras_hub"):
+        (requirement,) = entries("options.extras_require", extra)
+        assert requirement.startswith(extra.replace("_", "-")) and requirement[:8] not in needed
+
+
 def test_every_data_file_is_listed():
     listed = {"tf_lrtraj/py.typed"}
     for package in ("tf_lrtraj.report",):

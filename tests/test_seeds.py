@@ -37,7 +37,8 @@ NUMBERS = {
 
 def test_every_stream_is_checked():
     assert set(NUMBERS) == set(seeds.STREAMS)
-    assert seeds.PHILOX == {"order": 0, "files": 1, "window": 2, "augmentation": 16}
+    salts = {"order": 0, "files": 1, "window": 2, "augmentation": 16, "mixing": 17}
+    assert salts == seeds.PHILOX
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -68,7 +68,7 @@ STREAMS: dict[str, Stream] = {
 
 # Streams of TensorFlow's Philox generator in tf.data pipelines: the upper half of its counter.
 # "window" is the first of many: the parts of an epoch's files follow it.
-PHILOX = {"order": 0, "files": 1, "window": 2, "augmentation": 16}
+PHILOX = {"order": 0, "files": 1, "window": 2, "augmentation": 16, "mixing": 17}
 
 
 def sequence(name: str, *numbers: int | str) -> np.random.SeedSequence:

@@ -12,9 +12,10 @@ START = "from tf_lrtraj.runs.run_config import default_config\n\n\ndef get_confi
     ("name", "override", "expected"),
     [
         (
-            *("train", "--config.optimizer.name=adamw"),
-            "unknown key `config.optimizer.name`. Known keys of config.optimizer: "
-            "['label_smoothing', 'momentum', 'nesterov', 'weight_decay', 'weight_decay_on']",
+            *("train", "--config.optimizer.rate=0.1"),
+            "unknown key `config.optimizer.rate`. Known keys of config.optimizer: "
+            "['label_smoothing', 'momentum', 'name', 'nesterov', 'options', 'weight_decay', "
+            "'weight_decay_on']",
         ),
         ("train", "--config.optimizr.momentum=0.5", "Did you mean config.optimizer? Known keys of"),
         (
@@ -33,7 +34,7 @@ START = "from tf_lrtraj.runs.run_config import default_config\n\n\ndef get_confi
         ("train", "--config.optimizer.momentum=", "must be a number. Received: ''"),
         ("train", "--config.data.download=maybe", "must be True or False. Received: 'maybe'"),
         ("train", "--config.data.image_size=big", "`config.data.image_size` must be an integer"),
-        ("train", "--config.model=resnet", "is a group with the keys ['batch_norm', 'depth', "),
+        ("train", "--config.model=resnet", "is a group with the keys ['batch_norm', 'build', "),
         ("train", "--config.seed.more=1", "`config.seed` is a value, 0, and has no entries"),
         ("train", "--config.=1", "unknown key `config.`"),
         ("reproduce", "--config.probes.nme=3", "Known keys of config.probes: ['basin_level', "),

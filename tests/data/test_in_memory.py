@@ -226,7 +226,7 @@ class TestFromArrays:
     @pytest.mark.parametrize(
         "options, words",
         [
-            ({"augmentation": "mixup"}, ["`augmentation`", "crop_flip", "'mixup'"]),
+            ({"augmentation": "mixdown"}, ["`augmentation`", "crop_flip+mixup", "'mixdown'"]),
             ({"validation_fraction": 1.0}, ["`validation_fraction`", "1.0"]),
             ({"validation_fraction": 0.001}, ["`validation_fraction`", "0.001", "50 images"]),
             ({"validation_fraction": "0.1"}, ["`validation_fraction`", "number", "'0.1'"]),

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tf_lrtraj import data
-from tf_lrtraj.runs.assembly import load_dataset
+from tf_lrtraj.runs.components import load_dataset
 from tf_lrtraj.runs.run_config import ConfigError, default_config, validate
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data.md"

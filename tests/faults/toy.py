@@ -102,7 +102,7 @@ def train_steps(assembly, start):
             if assembly.averages is not None:
                 assembly.averages.update(now + 1)
             losses.append(float(np.mean(assembly.model.trainable_variables[0].numpy() ** 2)))
-        return np.array(losses), np.array(losses) / 10
+        return {"loss": np.array(losses), "accuracy": np.array(losses) / 10}
 
     return run
 
@@ -110,7 +110,7 @@ def train_steps(assembly, start):
 def evaluate_all(assembly, step, log):
     for name in [records.RAW, *assembly.plan.averages]:
         loss = float(np.mean(assembly.evaluator.weights(name, step)[0][0] ** 2))
-        log.evaluation(step, "test", name, "none", Result(loss, loss / 10, 5))
+        log.evaluation(step, "test", name, "none", Result({"loss": loss, "accuracy": loss / 10}, 5))
 
 
 def write_report(workdir):

@@ -10,8 +10,9 @@ import run_helpers
 from tf_lrtraj import kernels, memory
 from tf_lrtraj.models import Size, resnet_size
 from tf_lrtraj.runs import train_run
-from tf_lrtraj.runs.assembly import assemble, load_dataset
-from tf_lrtraj.runs.cost_estimates import check_counts, check_run, needs
+from tf_lrtraj.runs.assembly import assemble
+from tf_lrtraj.runs.components import load_dataset
+from tf_lrtraj.runs.cost_estimates import check_counts, check_run, needs, size_of
 from tf_lrtraj.runs.run_config import ConfigError, default_config, resolve, validate
 from tf_lrtraj.training.strategies import make_strategy
 
@@ -28,7 +29,7 @@ def changed(**changes):
 def check(config, shape=(8, 8, 1), classes=10, examples=1297, **options):
     averages = {n: kernels.from_config(entry) for n, entry in config["averages"].items()}
     check_counts(config, examples)
-    check_run(config, averages, shape, classes, **options)
+    check_run(config, averages, size_of(config, shape, classes), **options)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,8 @@ def test_shipped_configurations_fit(path):
     shape, classes = ((32, 32, 3), 10) if small else ((224, 224, 3), 1000)
     plain = validate(config)
     plan = resolve(plain, 1_281_167)
-    check_run(plain, plan.averages, shape, classes, available=4 * GB if small else None)
+    size = size_of(plain, shape, classes)
+    check_run(plain, plan.averages, size, available=4 * GB if small else None)
 
 
 def test_the_program_compares_with_the_machine(monkeypatch, tmp_path):

@@ -11,7 +11,8 @@ from tf_lrtraj.averaging import Snapshots
 from tf_lrtraj.records import ArrayRecord
 from tf_lrtraj.report.probe_figures import gallery
 from tf_lrtraj.runs import train_run
-from tf_lrtraj.runs.assembly import assemble, load_dataset
+from tf_lrtraj.runs.assembly import assemble
+from tf_lrtraj.runs.components import load_dataset
 from tf_lrtraj.runs.probing import probe_run
 from tf_lrtraj.runs.probing.probe_batches import ProbeBatches
 from tf_lrtraj.runs.probing.run_points import RunWeights

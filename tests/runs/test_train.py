@@ -14,7 +14,8 @@ from run_helpers import FINISHED, TINY, checkpoint_steps, checkpoint_values, mak
 from tf_lrtraj import kernels, records
 from tf_lrtraj.runs import evaluate_run as evaluation
 from tf_lrtraj.runs import train_run
-from tf_lrtraj.runs.assembly import assemble, load_dataset
+from tf_lrtraj.runs.assembly import assemble
+from tf_lrtraj.runs.components import load_dataset
 from tf_lrtraj.runs.run_config import ConfigError, read_config, validate
 from tf_lrtraj.training import host_memory, stopping
 from tf_lrtraj.training.strategies import make_strategy

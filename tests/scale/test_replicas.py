@@ -11,7 +11,8 @@ from run_helpers import checkpoint_steps, checkpoint_values, make
 from tf_lrtraj import records
 from tf_lrtraj.runs import evaluate_run as evaluation
 from tf_lrtraj.runs import train_run
-from tf_lrtraj.runs.assembly import assemble, load_dataset
+from tf_lrtraj.runs.assembly import assemble
+from tf_lrtraj.runs.components import load_dataset
 from tf_lrtraj.runs.run_config import ConfigError, read_config, validate
 from tf_lrtraj.training import stopping
 from tf_lrtraj.training.step import make_train_steps

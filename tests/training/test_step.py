@@ -7,11 +7,8 @@ import tensorflow as tf
 
 from tf_lrtraj import kernels
 from tf_lrtraj.averaging import AverageState
-from tf_lrtraj.training.step import (
-    make_optimizer,
-    make_train_steps,
-    per_example_loss,
-)
+from tf_lrtraj.training.objective import classification, per_example_loss
+from tf_lrtraj.training.step import make_train_steps
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(6, 8, 3)).astype(np.float32)  # 6 batches of 8
@@ -54,7 +51,7 @@ def test_steps_equal_sgd_written_out(momentum, decay, smoothing, nesterov, on):
     kernel, bias = (v.numpy().astype(np.float64) for v in model.trainable_variables)
     iterates = [(kernel.copy(), bias.copy())]
     strategy = tf.distribute.get_strategy()
-    optimizer = make_optimizer(0.3, momentum, nesterov)
+    optimizer = keras.optimizers.SGD(0.3, momentum=momentum, nesterov=nesterov)
     optimizer.build(model.trainable_variables)
     averages = AverageState(
         model.trainable_variables,
@@ -68,10 +65,10 @@ def test_steps_equal_sgd_written_out(momentum, decay, smoothing, nesterov, on):
         batch_size=8,
         weight_decay=decay,
         weight_decay_on=on,
-        label_smoothing=smoothing,
+        objective=classification(smoothing),
     )
     iterator = iter(tf.data.Dataset.from_tensor_slices((INPUTS, LABELS)))
-    losses = np.concatenate([run(iterator, 0, 4)[0], run(iterator, 4, 2)[0]])
+    losses = np.concatenate([run(iterator, 0, 4)["loss"], run(iterator, 4, 2)["loss"]])
     expected = list(by_hand(kernel, bias, 0.3, momentum, decay, smoothing, nesterov, on))
     np.testing.assert_allclose(losses, [row[0] for row in expected], rtol=2e-6)
     for variable, value in zip(model.trainable_variables, expected[-1][1:], strict=True):
@@ -86,10 +83,10 @@ def test_steps_equal_sgd_written_out(momentum, decay, smoothing, nesterov, on):
 
 def test_a_run_without_averages_and_its_accuracy():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
-    optimizer = make_optimizer(0.0, 0.0, False)
+    optimizer = keras.optimizers.SGD(0.0)
     run = make_train_steps(tf.distribute.get_strategy(), model, optimizer, None, batch_size=8)
     iterator = iter(tf.data.Dataset.from_tensor_slices((INPUTS, LABELS)))
-    _, accuracies = run(iterator, 0, 6)
+    accuracies = run(iterator, 0, 6)["accuracy"]
     expected = (model(INPUTS.reshape(-1, 3)).numpy().argmax(-1).reshape(6, 8) == LABELS).mean(-1)
     np.testing.assert_allclose(accuracies, expected, rtol=1e-6)
 

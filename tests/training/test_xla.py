@@ -4,6 +4,7 @@ XLA refuses dynamic shapes and operations that run on the host only, so that a s
 compiles here has none; and what it computes is compared with the step that runs without it.
 """
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,11 +12,13 @@ import tensorflow as tf
 from tf_lrtraj import backend, kernels, rates
 from tf_lrtraj.averaging import AverageState
 from tf_lrtraj.models import resnet
-from tf_lrtraj.runs.assembly import Assembly, assemble, load_dataset
+from tf_lrtraj.runs.assembly import Assembly, assemble
+from tf_lrtraj.runs.components import load_dataset
 from tf_lrtraj.runs.run_config import default_config, validate
 from tf_lrtraj.schedules import RateSchedule
 from tf_lrtraj.training.evaluation import Evaluator, averaged_statistics
-from tf_lrtraj.training.step import make_optimizer, make_replica_step
+from tf_lrtraj.training.objective import classification
+from tf_lrtraj.training.step import make_replica_step
 
 BATCH, STEPS, CLASSES = 8, 3, 5
 RNG = np.random.default_rng(0)
@@ -36,21 +39,26 @@ RATE = rates.from_config(
 def trained(dtype, names, compiled):
     """Model, averages and losses after a few steps of a small ResNet."""
     model = resnet(8, CLASSES, (16, 16, 3), stem="cifar", width=4, dtype=dtype, seed=1)
-    optimizer = make_optimizer(RateSchedule(RATE), 0.9, True)
+    optimizer = keras.optimizers.SGD(RateSchedule(RATE), momentum=0.9, nesterov=True)
     optimizer.build(model.trainable_variables)
     variables = [*model.trainable_variables, *averaged_statistics(model, {"ring": "average"})]
     averages = AverageState(variables, {name: AVERAGES[name] for name in names})
     step = tf.function(
         make_replica_step(
-            model, optimizer, averages, batch_size=BATCH, weight_decay=1e-3, label_smoothing=0.1
+            model,
+            optimizer,
+            averages,
+            batch_size=BATCH,
+            weight_decay=1e-3,
+            objective=classification(0.1),
         ),
         jit_compile=compiled,
     )
     losses = []
     for t in range(STEPS):
         number = tf.constant(t + 1, tf.int64)
-        loss, accuracy = step(tf.constant(IMAGES[t]), tf.constant(LABELS[t]), number)
-        losses.append((float(loss), float(accuracy)))
+        found, _ = step(tf.constant(IMAGES[t]), tf.constant(LABELS[t]), number)
+        losses.append((float(found["loss"]), float(found["accuracy"])))
     return model, averages, np.array(losses)
 
 

@@ -53,9 +53,9 @@ def run(options: Any, files: Sequence[str]) -> None:
     averages = check(options, files)
     common.quiet_tensorflow()
     from tf_lrtraj.averaging.weight_files import NAMED
-    from tf_lrtraj.runs import average_files, average_run
+    from tf_lrtraj.runs import average_files, average_run, user_code
 
-    average_files.import_modules(options["import"].value)
+    user_code.import_modules(options["import"].value)
     statistics = (
         average_run.read_arrays(options.batch_norm_data) if options.batch_norm_data else None
     )

@@ -74,7 +74,7 @@ def _snapshots(options: Any) -> Snapshots:
 
 def _target(options: Any, snapshots: Snapshots, config: dict[str, Any] | None) -> Target:
     """Returns the model of the averages: the run's, or a custom one."""
-    from tf_lrtraj.runs import average_files, average_run
+    from tf_lrtraj.runs import average_run, user_code
 
     if config is not None:
         return average_run.RunTarget(config, options.workdir, common.one_device(config))
@@ -85,7 +85,7 @@ def _target(options: Any, snapshots: Snapshots, config: dict[str, Any] | None) -
     inputs = None
     if options.batch_norm_data:
         inputs, _ = average_run.read_arrays(options.batch_norm_data)
-    average_files.import_modules(options["import"].value)
+    user_code.import_modules(options["import"].value)
     return average_run.ModelTarget(snapshots, options.model, data, inputs)
 
 
@@ -111,9 +111,9 @@ def _build(
     for average in built.values():
         print(average)
     last = next(iter(averages.values())).last
-    columns = "".join(f"{s + ' loss':>14}{'accuracy':>10}" for s in splits)
-    print(f"\n{'average':<24}{'error':<22}{columns}")
+    print()
     raw = {"raw": snapshots.read(last)} if splits else {}
+    header = False
     for name, arrays in {**raw, **{n: a.arrays for n, a in built.items()}}.items():
         found = built.get(name)
         line = f"{name:<24}{found.verdict if found else f'step {last}':<22}"
@@ -126,22 +126,35 @@ def _build(
                 "distance": found.distance,
             }
         rows = [] if splits else [row]
+        columns = ""
         if target is not None:
             weights = target.weights(arrays, last, policy)
             for split in splits:
                 values = target.evaluate(weights, split, options.limit)
-                accuracy = values.get("accuracy")
-                shown = f"{accuracy:>10.4f}" if accuracy is not None else f"{'-':>10}"
-                line += f"{values['loss']:>14.4f}{shown}"
+                named, shown = _columns(split, values)
+                columns, line = columns + named, line + shown
                 said = {"batch_norm": target.describe(policy), "split": split}
                 rows.append({**row, **said, **values})
             if options.export and found is not None:
                 line += f"\n{_export(options, target, name, weights)}"
+        if not header:
+            print(f"{'average':<24}{'error':<22}{columns}")
+            header = True
         print(line, flush=True)
         if options.json:
             append_rows(options.json, rows)
     if target is not None and splits:
         print(f"batch norm: {target.describe(policy)}")
+
+
+def _columns(split: str, values: dict[str, float]) -> tuple[str, str]:
+    """Returns (the header, the values) of an evaluation's loss and metrics, the loss first."""
+    metrics = [name for name in values if name not in ("loss", "examples")]
+    widths = {f"{split} loss": 14} | {name: max(10, len(name) + 2) for name in metrics}
+    numbers = [values["loss"], *(values[name] for name in metrics)]
+    header = "".join(f"{name:>{width}}" for name, width in widths.items())
+    shown = zip(numbers, widths.values(), strict=True)
+    return header, "".join(f"{number:>{width}.4f}" for number, width in shown)
 
 
 def _policy(options: Any, target: Target) -> str:

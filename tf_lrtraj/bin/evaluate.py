@@ -36,14 +36,21 @@ def main(argv: list[str]) -> None:
     except FileNotFoundError as error:
         common.fail(str(error))
     print(f"checkpoint of step {step}")
-    print(f"{'weights':<16}{'split':<12}{'loss':>10}{'accuracy':>10}{'images':>9}  batch norm")
+    names = ["loss", *assembly.objective.means, *assembly.objective.metrics]
+    widths = [max(10, len(name) + 2) for name in names]
+    columns = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
+    unit = assembly.dataset.unit
+    print(f"{'weights':<16}{'split':<12}{columns}{unit:>{len(unit) + 3}}  batch norm")
     rows = evaluate_run.evaluate(
         assembly, step, options.weights, options.split, options.batch_norm, options.limit
     )
     for row in rows:
+        found = "".join(
+            f"{row[name]:>{width}.4f}" for name, width in zip(names, widths, strict=True)
+        )
+        counted = f"{row['examples']:>{len(unit) + 3}}"
         print(
-            f"{row['weights']:<16}{row['split']:<12}{row['loss']:>10.4f}"
-            f"{row['accuracy']:>10.4f}{row['examples']:>9}  {row['batch_norm']}",
+            f"{row['weights']:<16}{row['split']:<12}{found}{counted}  {row['batch_norm']}",
             flush=True,
         )
         if options.json:
@@ -72,7 +79,7 @@ def run() -> None:
         "batch-norm statistics of averages; the run's policy by default",
     )
     flags.DEFINE_integer(
-        "limit", None, "number of images to evaluate; all by default", lower_bound=1
+        "limit", None, "number of examples to evaluate; all by default", lower_bound=1
     )
     flags.DEFINE_string("data_dir", None, "folder of the data set, if it has moved since the run")
     flags.DEFINE_string("json", None, "also append the rows to this .jsonl file")

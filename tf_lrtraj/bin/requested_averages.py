@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from tf_lrtraj.bin import tables
+from tf_lrtraj.runs.run_config import rate_momentum
 
 
 def requested(options: Any, snapshots: Any, config: dict[str, Any] | None) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def _emulated(text: str, last: int, options: Any, config: dict[str, Any] | None)
     else:
         raise ValueError("--schedule needs the rates of the run: --base=0.1, or --base=FILE.csv")
     if momentum is None:
-        momentum = config["optimizer"]["momentum"] if config is not None else 0.0
+        momentum = 0.0 if config is None else rate_momentum(config)
     if text.lstrip().startswith("{"):
         try:
             schedule = rates.as_array(rates.from_config(json.loads(text)), last)

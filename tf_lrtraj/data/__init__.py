@@ -1,4 +1,4 @@
-"""Image-classification data by name; a training batch is a function of (seed, step).
+"""Images by name, and your own data; a training batch is a function of (seed, step).
 
 >>> from tf_lrtraj import data
 >>> digits = data.load("digits")
@@ -14,17 +14,21 @@ pipelines do.
 
 from __future__ import annotations
 
-from tf_lrtraj.data.dataset import DataError, ImageDataset, explain
+from tf_lrtraj.data.dataset import DataError, Dataset, ImageDataset, explain
 from tf_lrtraj.data.in_memory import InMemoryDataset, from_arrays
+from tf_lrtraj.data.own_data import OwnDataset, from_splits_of
 from tf_lrtraj.data.sources import DatasetNotPreparedError, load, names, prepare
 
 __all__ = [
     "DataError",
+    "Dataset",
     "DatasetNotPreparedError",
     "ImageDataset",
     "InMemoryDataset",
+    "OwnDataset",
     "explain",
     "from_arrays",
+    "from_splits_of",
     "load",
     "names",
     "prepare",

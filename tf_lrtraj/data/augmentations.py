@@ -15,9 +15,25 @@ from tf_lrtraj.data import randomness
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ["AUGMENTATIONS", "augment", "crop_padding", "random_boxes"]
+__all__ = [
+    "AUGMENTATIONS",
+    "NAMES",
+    "augment",
+    "crop_padding",
+    "mix",
+    "random_boxes",
+    "split_name",
+]
 
-AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
+AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")  # of single images
+# Of pairs of images: MixUp (arXiv:1710.09412) and CutMix (arXiv:1905.04899).  The number is alpha
+# of the Beta distribution of the shares, as keras-cv sets it.
+MIXINGS = {"mixup": 0.2, "cutmix": 1.0}
+NAMES = (
+    *AUGMENTATIONS,
+    *MIXINGS,
+    *(f"{each}+{mixing}" for each in AUGMENTATIONS[1:] for mixing in MIXINGS),
+)
 
 # Inception's crop, as everyone trains ImageNet with it (arXiv:1409.4842, section 6).
 AREA_RANGE = (0.08, 1.0)
@@ -25,6 +41,18 @@ ASPECT_RANGE = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 # Four numbers each: whether to mirror, then (area, aspect, top, left) for every attempt.
 RESIZED_CROP_STREAMS = 1 + ATTEMPTS
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """Returns the augmentation of single images and the mixing of a name of `NAMES`.
+
+    >>> split_name("crop_flip+cutmix"), split_name("mixup"), split_name("crop")
+    (('crop_flip', 'cutmix'), ('none', 'mixup'), ('crop', None))
+    """
+    each, _, mixing = name.rpartition("+")
+    if mixing in MIXINGS:
+        return each or "none", mixing
+    return name, None
 
 
 def crop_padding(height: int, width: int) -> int:
@@ -146,3 +174,53 @@ def random_boxes(draws: Any, heights: Any, widths: Any) -> tuple[Any, Any, Any, 
         value = tf.gather(proposed, first, axis=1, batch_dims=1)
         chosen.append(tf.cast(tf.where(found, value, centred[:, 0]), tf.int32))
     return chosen[0], chosen[1], chosen[2], chosen[3]
+
+
+def mix(images: Any, labels: Any, kind: str, seed: int, step: Any) -> tuple[Any, Any]:
+    """Mixes each image of a batch with another one, and their labels in the same shares.
+
+    "mixup" returns `s * image + (1 - s) * partner` with s from Beta(0.2, 0.2).  "cutmix" replaces a
+    box, of share 1 - s of the area with s uniform and with a uniform centre, by that of the
+    partner; the labels are mixed by the share of pixels that remain.
+
+    Args:
+        images: [n, height, width, channels] of the whole batch, floating.
+        labels: [n, classes], floating.
+        kind: one of `MIXINGS`.
+        seed: Python integer.
+        step: int64 scalar.  Partners and shares are a function of (seed, step).
+
+    Returns:
+        (images, labels).
+    """
+    import tensorflow as tf
+
+    count, height, width, _ = images.shape
+    words = randomness.words(seed, 3 * tf.cast(step, tf.int64), randomness.MIXING, 3)
+    partner = randomness.permute(tf.range(count, dtype=tf.int64), count, words[0, :3])
+    others = tf.gather(images, partner)
+    seeds = tf.bitcast(words[1:, :2], tf.int32)
+    if kind == "mixup":
+        # In float64, where a variable of so small a shape does not become 0.
+        drawn = tf.random.stateless_gamma([2, count], seeds[0], MIXINGS[kind], dtype=tf.float64)
+        share = tf.cast(drawn[0] / (drawn[0] + drawn[1]), images.dtype)
+        kept = share[:, None, None, None]
+        mixed = kept * images + (1.0 - kept) * others
+    else:
+        side = tf.sqrt(tf.random.stateless_uniform([count], seeds[0]))  # share 1 - s is uniform too
+        rows, columns = (tf.cast(side * size, tf.int32) for size in (height, width))
+        centres = tf.random.stateless_uniform([2, count], seeds[1])
+        top = tf.cast(centres[0] * height, tf.int32) - rows // 2
+        left = tf.cast(centres[1] * width, tf.int32) - columns // 2
+        inside_rows = _between(tf.range(height), top, top + rows)
+        inside_columns = _between(tf.range(width), left, left + columns)
+        box = inside_rows[:, :, None] & inside_columns[:, None, :]
+        mixed = tf.where(box[..., None], others, images)
+        share = 1.0 - tf.reduce_mean(tf.cast(box, images.dtype), axis=[1, 2])
+    share = tf.cast(share, labels.dtype)[:, None]
+    return mixed, share * labels + (1.0 - share) * tf.gather(labels, partner)
+
+
+def _between(places: Any, low: Any, high: Any) -> Any:
+    """Returns [n, places] whether low ≤ place < high, for [n] bounds."""
+    return (places[None, :] >= low[:, None]) & (places[None, :] < high[:, None])

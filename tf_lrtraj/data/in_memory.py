@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj import seeds
-from tf_lrtraj.data import augmentations, randomness
-from tf_lrtraj.data.dataset import ImageDataset, Shards, deterministic, plain
+from tf_lrtraj.data import augmentations, indexed
+from tf_lrtraj.data.dataset import ImageDataset, Shards
 from tf_lrtraj.values import error, integer, number
 
 if TYPE_CHECKING:
@@ -158,42 +158,28 @@ class InMemoryDataset(ImageDataset):
         import tensorflow as tf
 
         images, labels = self._as_tensors("train")
-        part, count = shards.part, self.num_examples["train"]
 
-        def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            first = _first(shards, element) + start_step * shards.batch_size
-            index = _epoch_order(seed, first, part, count)
+        def batch(index: Any, first: Any) -> tuple[tf.Tensor, tf.Tensor]:
             chosen = augmentations.augment(
-                tf.ensure_shape(tf.gather(images, index), (part, *self.image_shape)),
-                self.augmentation,
+                tf.ensure_shape(tf.gather(images, index), (shards.part, *self.image_shape)),
+                self._each,
                 seed,
                 first,
             )
             return self._normalized(chosen), tf.gather(labels, index)
 
-        return _pipeline(tf.data.Dataset.counter(), batch)
+        return indexed.train_pipeline(shards, seed, start_step, self.num_examples["train"], batch)
 
     def _eval(self, shards: Shards, split: str, limit: int | None) -> tf.data.Dataset:
         import tensorflow as tf
 
         images, labels = self._as_tensors(split)
-        part, count = shards.part, limit or self.num_examples[split]
-        subset = None
-        if limit is not None:
-            order = seeds.generator("evaluation_part", 0).permutation(self.num_examples[split])
-            subset = tf.constant(order[:limit], tf.int64)
 
-        def batch(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            position = _first(shards, element) + tf.range(part, dtype=tf.int64)
-            real = position < count
-            index = tf.where(real, position, 0)  # padding repeats the first image
-            if subset is not None:
-                index = tf.gather(subset, index)
-            chosen = tf.ensure_shape(tf.gather(images, index), (part, *self.image_shape))
-            return self._normalized(chosen), tf.gather(labels, index), tf.cast(real, tf.float32)
+        def batch(index: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            chosen = tf.ensure_shape(tf.gather(images, index), (shards.part, *self.image_shape))
+            return self._normalized(chosen), tf.gather(labels, index)
 
-        batches = -(-count // shards.batch_size)
-        return _pipeline(tf.data.Dataset.range(batches * len(shards.ids)), batch)
+        return indexed.eval_pipeline(shards, self.num_examples[split], limit, batch)
 
     def arrays(self, split: str, normalize: bool = True) -> tuple[np.ndarray, np.ndarray]:
         self._count(split)
@@ -257,33 +243,6 @@ def channel_moments(
         std.append(float(np.sqrt(counts @ (values - average) ** 2 / counts.sum())))
     # A constant channel is only centred.
     return tuple(mean), tuple(s if s > 0 else 1.0 for s in std)
-
-
-def _epoch_order(seed: int, first: Any, part: int, count: int) -> tf.Tensor:
-    """Indices of the images at the positions `first … first + part - 1`.  int64 [part]"""
-    import tensorflow as tf
-
-    position = first + tf.range(part, dtype=tf.int64)
-    epoch, place = position // count, position % count
-    # A batch is no larger than an epoch, so it needs at most two permutations.
-    keys = randomness.words(seed, epoch[0], randomness.ORDER, count=2)[:, :3]
-    return randomness.permute(place, count, tf.gather(keys, epoch - epoch[0]))
-
-
-def _first(shards: Shards, element: Any) -> tf.Tensor:
-    """Returns the index of an element's first image, from the pipeline's first batch on."""
-    import tensorflow as tf
-
-    count = len(shards.ids)
-    shard = tf.gather(tf.constant(shards.ids, tf.int64), element % count)
-    return element // count * shards.batch_size + shard * shards.part
-
-
-def _pipeline(elements: tf.data.Dataset, make: Any) -> tf.data.Dataset:
-    import tensorflow as tf
-
-    made = elements.map(plain(make), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return deterministic(made.prefetch(tf.data.AUTOTUNE))
 
 
 def _view(tensor: tf.Tensor) -> np.ndarray:

@@ -23,13 +23,13 @@ from tf_lrtraj.seeds import PHILOX
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ["FILES", "ORDER", "WINDOW", "permute", "uniforms", "words"]
+__all__ = ["FILES", "MIXING", "ORDER", "WINDOW", "permute", "uniforms", "words"]
 
 ROUNDS = 16
 _PHILOX = 1
 
-ORDER, FILES, WINDOW, AUGMENT = (
-    PHILOX[name] for name in ("order", "files", "window", "augmentation")
+ORDER, FILES, WINDOW, AUGMENT, MIXING = (
+    PHILOX[name] for name in ("order", "files", "window", "augmentation", "mixing")
 )
 # Room for that many streams under one epoch, where an epoch is part of the address.
 STREAMS = 256

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj.data import order, tfrecord_files
-from tf_lrtraj.data.augmentations import AUGMENTATIONS
+from tf_lrtraj.data.augmentations import NAMES
 from tf_lrtraj.data.dataset import DataError, ImageDataset, check_augmentation
 from tf_lrtraj.data.digits import MAX_VALUE, digits
 from tf_lrtraj.data.in_memory import InMemoryDataset, from_splits, validation_size
@@ -94,7 +94,8 @@ def load(
         augmentation: the augmentation of training batches: "none" (or None), "crop", "crop_flip",
             "random_resized_crop", or "standard" for the usual one of this dataset (crop_flip for
             CIFAR and Fashion-MNIST, random_resized_crop for ImageNet, crop for digits, none
-            otherwise).  See `tf_lrtraj.data.augmentations`.
+            otherwise); "mixup" or "cutmix", alone or as in "crop_flip+mixup", mixes pairs of
+            images.  See `tf_lrtraj.data.augmentations`.
         image_size: height and width in pixels.  By default as stored, and 224 for sets
             that are streamed.  A set that takes more than 2 GiB at this size is streamed too,
             and streaming evaluates the central 87.5 % of an image; "digits" is refused then.
@@ -123,7 +124,7 @@ def load(
     ({'train': 1297, 'test': 500}, (8, 8, 1))
     """
     usual = _usual(text().check("name", name))
-    one_of(["standard", *AUGMENTATIONS, None]).check("augmentation", augmentation)
+    one_of(["standard", *NAMES, None]).check("augmentation", augmentation)
     augmentation = check_augmentation(
         usual.augmentation if augmentation == "standard" else augmentation
     )

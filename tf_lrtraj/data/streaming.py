@@ -60,7 +60,7 @@ class StreamedDataset(ImageDataset):
             num_examples={split: int(part.num_examples) for split, part in splits.items()},
             **fields,
         )
-        if self.augmentation not in _AUGMENTATIONS:
+        if self._each not in _AUGMENTATIONS:
             raise values.error(
                 "augmentation",
                 f"one of {list(_AUGMENTATIONS)} for {name!r}, which is streamed: its images vary "
@@ -205,7 +205,7 @@ class StreamedDataset(ImageDataset):
         import tensorflow as tf
 
         size, _, channels = self.image_shape
-        augmented = position is not None and self.augmentation == "random_resized_crop"
+        augmented = position is not None and self._each == "random_resized_crop"
         draws = None
         if augmented:
             draws = randomness.uniforms(seed, position, 1, augmentations.RESIZED_CROP_STREAMS)

@@ -36,7 +36,7 @@ class BatchLoss:
                 raise error("loss", "given for a model that is not compiled", loss)
             compiled = getattr(model, "_compile_loss", None)
             self._weights = None if compiled is None else compiled._user_loss_weights
-        self._loss = keras.tree.map_structure(_per_example, loss)
+        self._loss = keras.tree.map_structure(_or_none, loss)
         if not any(one is not None for one in keras.tree.flatten(self._loss)):
             raise error("loss", "at least one loss", loss)
 
@@ -127,10 +127,19 @@ def _of_outputs(
     )
 
 
-def _per_example(loss: Any) -> Callable[[Any, Any], Any] | None:
-    """(targets, outputs) → losses of the examples, [B] in float32 or wider, or a scalar."""
-    if loss is None:
-        return None
+def per_example(loss: Any) -> Callable[[Any, Any], Any]:
+    """Returns a function (targets, outputs) → losses of the examples.
+
+    The losses are [B] in float32 or wider, or a scalar for a function that returns one.  Losses of
+    tokens, [B, T, …], are averaged over the tokens of each example, without those that the loss
+    masks (`ignore_class`); an example whose tokens are all masked has loss 0.
+
+    Args:
+        loss: a `keras.losses.Loss`, its name, or a function (targets, outputs) → losses.
+
+    Raises:
+        ValueError: if it is something else.
+    """
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if not callable(loss):
@@ -139,15 +148,25 @@ def _per_example(loss: Any) -> Callable[[Any, Any], Any] | None:
         raise error("loss", allowed, loss)
     function = loss.call if isinstance(loss, keras.losses.Loss) else loss
 
-    def per_example(targets: Any, outputs: Any) -> Any:
+    def losses_of(targets: Any, outputs: Any) -> Any:
         dtype = _wide(keras.backend.standardize_dtype(outputs.dtype))
         if "float" in keras.backend.standardize_dtype(targets.dtype):
             targets = ops.cast(targets, dtype)
         losses = function(targets, ops.cast(outputs, dtype))
         axes = tuple(range(1, len(losses.shape)))
-        return ops.mean(losses, axis=axes) if axes else losses
+        if not axes:
+            return losses
+        mask = getattr(losses, "_keras_mask", None)  # Keras' own mark of tokens to ignore
+        if mask is None:
+            return ops.mean(losses, axis=axes)
+        mask = ops.cast(mask, losses.dtype)
+        return ops.sum(losses * mask, axis=axes) / ops.maximum(ops.sum(mask, axis=axes), 1.0)
 
-    return per_example
+    return losses_of
+
+
+def _or_none(loss: Any) -> Callable[[Any, Any], Any] | None:
+    return None if loss is None else per_example(loss)
 
 
 def _wide(dtype: str) -> str:

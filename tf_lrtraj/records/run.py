@@ -51,6 +51,8 @@ MATCHED = "matched"
 # Largest size in bytes of the stored rates, more than the longest run needs.
 _LARGEST_SCHEDULE = 1 << 30
 _ROW_FIELDS = ("kind", "weights", "split")
+# Columns of `metrics.jsonl` that are no metrics.
+METRIC_FIELDS = (*_ROW_FIELDS, "step", "epoch", "batch_norm", "examples", "learning_rate")
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._+=-]{0,62}[A-Za-z0-9_+=-])?")
 
@@ -309,6 +311,19 @@ class RunRecord:
         known = dict.fromkeys([RAW, *self.averages])
         return [name for name in known if name in seen] + [n for n in seen if n not in known]
 
+    def metrics(self) -> list[str]:
+        """Returns the names of the recorded metrics: accuracy and loss, then others by name.
+
+        A name whose values are not all numbers or null is left out.
+        """
+        values: dict[str, list[Any]] = {}
+        for row in self.all_rows:
+            for name in row.keys() - set(METRIC_FIELDS):
+                values.setdefault(name, []).append(row[name])
+        numeric = {name for name, found in values.items() if all(map(_is_number, found))}
+        first = [name for name in ("accuracy", "loss") if name in numeric]
+        return [*first, *sorted(numeric - set(first))]
+
     def splits(self) -> list[str]:
         """Returns the names of the splits that were evaluated, in the order of the rows."""
         return list(dict.fromkeys(row["split"] for row in self.rows("eval") if "split" in row))
@@ -380,6 +395,10 @@ class RunRecord:
             RecordError: if one of them is damaged.
         """
         return {name: load_run(path) for name, path in self.matched_dirs().items()}
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _series(metric: str, rows: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

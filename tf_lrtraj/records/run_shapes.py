@@ -34,7 +34,15 @@ class TrainedOn(TypedDict, total=False):
 
     name: str
     num_examples: dict[str, Count]
-    num_classes: Count
+    num_classes: Count | None
+    unit: str
+
+
+class TrainedWith(TypedDict, total=False):
+    """The optimizer of a run."""
+
+    name: str
+    weight_decay: str
 
 
 class Run(_RunBase, total=False):
@@ -55,6 +63,8 @@ class Run(_RunBase, total=False):
     steps_per_epoch: float | None
     dataset: TrainedOn
     model: TrainedModel
+    optimizer: TrainedWith
+    loss: str
     averages: dict[str, dict[str, Any]] | None
     average_bytes: dict[str, Any]
     batch_norm: dict[str, str]

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, and text output does n
     from matplotlib.figure import Figure
 
 _MATCHED_DASHES = (4.0, 2.0)
-_METRICS = {"accuracy": "accuracy, %", "loss": "loss, nats"}
 _LARGEST = 1e30  # larger values mean divergence, and arithmetic on axes would overflow
 MOST_LINES = 30  # weights per figure; more take long to draw and cannot be distinguished
 _MAX_POINTS = 4000  # points of a drawn line; a page should not grow with the length of a run
@@ -204,6 +203,13 @@ def _total(record: RunRecord, lines: Sequence[Line]) -> int:
     return max(last, record.run.get("total_steps") or 0)
 
 
+def _label(record: RunRecord, metric: str) -> str:
+    """Returns a metric with its unit; a loss is a cross-entropy where accuracy is measured."""
+    if metric == "loss" and "accuracy" in record.metrics():
+        return "loss, nats"
+    return "accuracy, %" if metric == "accuracy" else metric
+
+
 def _metric_panel(
     record: RunRecord,
     lines: Sequence[Line],
@@ -224,7 +230,7 @@ def _metric_panel(
             _draw(axes, line)
         clipped = _limits(axes, lines, metric, total, after)
         _step_axis(axes, record, total)
-        axes.set_ylabel(f"{what} {_METRICS.get(metric, metric)}", parse_math=False)
+        axes.set_ylabel(f"{what} {_label(record, metric)}", parse_math=False)
         _label_lines(axes, lines)
         if clipped:
             axes.text(

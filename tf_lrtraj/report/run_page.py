@@ -32,7 +32,6 @@ _STATUS_NOTES = {
 }
 _MOST_SPLITS = 10  # whose curves are drawn
 _MOST_KERNEL_STEPS = 20_000_000  # largest array of weights, for one kernel at a time
-_METRICS = ("accuracy", "loss")
 _VERSIONS = ("tf_lrtraj", "tensorflow", "keras", "backend", "numpy", "python")
 
 
@@ -86,7 +85,8 @@ def _setting(record: RunRecord, rates: np.ndarray | None) -> str:
         parts.append(f"{name} ({size:,} parameters)" if size is not None else name)
     if (name := data.get("name")) is not None:
         size = data.get("num_examples", {}).get("train")
-        parts.append(f"{name} ({size:,} training images)" if size is not None else name)
+        unit = numbers.unit(record)
+        parts.append(f"{name} ({size:,} training {unit})" if size is not None else name)
     total, per_epoch = run.get("total_steps"), run.get("steps_per_epoch") or 0.0
     if total is not None:
         text = f"{total:,} steps"
@@ -113,7 +113,7 @@ def _speed(record: RunRecord) -> str | None:
     if not speeds:
         return None
     time = f"; {seconds / 60:,.1f} minutes of training steps" if seconds else ""
-    return f"{float(np.median(speeds)):,.0f} images per second (median){time}"
+    return f"{float(np.median(speeds)):,.0f} {numbers.unit(record)} per second (median){time}"
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -163,6 +163,9 @@ class _RunPage:
         self.matched, self.problems = numbers.load_matched(record)
         self.palette = run_figures.colours(record, *self.matched)
         self.split = numbers.main_split(record)
+        known = record.metrics()
+        usual = (name for name in ("accuracy", "loss") if name in known)
+        self.metrics: list[str] = [*usual, *numbers.other_metrics(record)]
         self.own = self.schedule(record)
 
     def schedule(self, record: RunRecord) -> np.ndarray | None:
@@ -176,7 +179,7 @@ class _RunPage:
         """Returns metric → its panel on a split."""
         return {
             metric: run_figures.curves(self.record, metric, split, self.palette)
-            for metric in _METRICS
+            for metric in self.metrics
         }
 
     def pair(self, name: str, other: RunRecord) -> dict[str, Figure | None]:
@@ -185,7 +188,7 @@ class _RunPage:
             metric: run_figures.pair_curves(
                 self.record, other, name, metric, self.split, self.palette
             )
-            for metric in _METRICS
+            for metric in self.metrics
         }
         rates = self.schedule(other)
         if rates is not None:
@@ -266,8 +269,11 @@ def _table(rows: Iterable[numbers.FinalRow], palette: Mapping[str, str]) -> dict
     ]
     losses = [row.loss for row in rows if row.loss is not None and numbers.is_finite(row.loss)]
     steps = {row.step for row in rows}
+    others = list(dict.fromkeys(name for row in rows for name in row.others))
     return {
         "rows": rows,
+        "others": others,
+        "with_accuracy": any(row.accuracy is not None for row in rows),
         "examples": next((row.examples for row in rows if row.examples), None),
         "step": steps.pop() if len(steps) == 1 else None,
         "best_accuracy": max(accuracies, default=None) if len(rows) > 1 else None,
@@ -290,7 +296,7 @@ def render_report(record: RunRecord) -> str:
     each_kernel, all_kernels = page.kernel_pictures()
     training = [
         picture
-        for metric in _METRICS
+        for metric in page.metrics
         for picture in _picture(
             run_figures.training_batches(record, metric), f"{metric} of the training batches"
         )
@@ -326,6 +332,7 @@ def render_report(record: RunRecord) -> str:
             for sentence in numbers.findings(record, split, page.matched)
         ],
         split=split,
+        unit=numbers.unit(record),
         tables=tables,
         split_figures=[(name, page.split_pictures(name)) for name in splits[:_MOST_SPLITS]],
         training=training,

@@ -16,6 +16,7 @@ import numpy as np
 from tf_lrtraj.records import RAW, RecordError, RunRecord, load_run
 
 LATE = 0.25  # the last part of a run over which fluctuations are reported
+_MOST_METRICS = 8  # columns and figures besides accuracy and loss
 
 
 # --- Numbers as text ----------------------------------------------------------------------
@@ -94,6 +95,7 @@ class FinalRow:
         accuracy_vs_raw, loss_vs_raw: differences from the raw weights of the main run at that step.
         best_accuracy, best_step: the highest accuracy over the run, selected on this split.
         late_accuracy: (mean, lowest, highest) over the last quarter of the run.
+        others: the other metrics by name.
     """
 
     weights: str
@@ -108,6 +110,7 @@ class FinalRow:
     best_accuracy: float | None
     best_step: int | None
     late_accuracy: tuple[float, float, float] | None
+    others: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 def main_split(record: RunRecord) -> str:
@@ -154,7 +157,18 @@ def _row(
         best_accuracy=None if best_step is None else accuracies[best_step],
         best_step=best_step,
         late_accuracy=(float(np.mean(late)), min(late), max(late)) if len(late) > 1 else None,
+        others={name: _value(last, name) for name in other_metrics(record) if name in last},
     )
+
+
+def other_metrics(record: RunRecord) -> list[str]:
+    """Returns the names of the metrics of evaluations besides accuracy and loss."""
+    return [name for name in record.metrics() if name not in ("accuracy", "loss")][:_MOST_METRICS]
+
+
+def unit(record: RunRecord) -> str:
+    """Returns the word for several examples: "images" or "examples"."""
+    return str(record.run.get("dataset", {}).get("unit", "images"))
 
 
 def final_rows(
@@ -285,7 +299,10 @@ def findings(
 ) -> list[str]:
     """Returns sentences on the effect of averaging, and on what the records do not show."""
     until = _common_step(record, split)
-    rows = [row for row in final_rows(record, split, until=until) if is_finite(row.accuracy)]
+    rows = final_rows(record, split, until=until)
+    if rows and not any(row.accuracy is not None for row in rows):
+        return _loss_findings(record, split, rows, matched or {})
+    rows = [row for row in rows if is_finite(row.accuracy)]
     raw = next((row for row in rows if row.weights == RAW), None)
     averages = [row for row in rows if row.weights != RAW and row.accuracy_vs_raw is not None]
     if raw is None or not averages:
@@ -330,7 +347,7 @@ def findings(
     if examples:
         error = standard_error(beside, examples)
         caution += (
-            f"; {examples:,} {split} images alone leave a standard error of about "
+            f"; {examples:,} {split} {unit(record)} alone leave a standard error of about "
             f"{100 * error:.1f} points in each accuracy"
         )
     if raw.late_accuracy:
@@ -340,6 +357,38 @@ def findings(
             f"{percent(high, examples)} over the last quarter of the run"
         )
     return [*sentences, caution + "."]
+
+
+def _loss_findings(
+    record: RunRecord, split: str, rows: list[FinalRow], matched: Mapping[str, RunRecord]
+) -> list[str]:
+    """Returns the sentences of a run without accuracies, such as a regression."""
+    rows = [row for row in rows if is_finite(row.loss)]
+    raw = next((row for row in rows if row.weights == RAW), None)
+    averages = [row for row in rows if row.weights != RAW and row.loss_vs_raw is not None]
+    if raw is None or not averages:
+        if raw is not None and not record.averages:
+            when, loss = _when(record, raw.step), number(raw.loss)
+            return [f"{when}, the weights have {split} loss {loss}. No averages were kept."]
+        return [f"No average has been evaluated beside the raw weights on the {split} split yet."]
+    step = max(row.step for row in averages)
+    averages = [row for row in averages if row.step == step]
+    best = min(averages, key=lambda row: row.loss or 0.0)
+    gain = best.loss_vs_raw or 0.0
+    beside = (best.loss or 0.0) - gain
+    names = list(dict.fromkeys(row.weights for row in averages))
+    rank = f", the lowest of {len(names)} averages," if len(names) > 1 else ""
+    against = f"{number(best.loss)} against {number(beside)} ({number(gain, signed=True)})"
+    if gain < 0:
+        first = f"{_when(record, step)}, {best.weights}{rank} has {split} loss {against}."
+    else:
+        first = (
+            f"{_when(record, step)}, no average has a lower {split} loss than the raw weights; "
+            f"{best.weights}{rank} has {against}."
+        )
+    pairs_found = pairs(record, split, matched).values()
+    caution = "This is one run with one seed, so differences between seeds are not measured here."
+    return [first, *(_pair_sentence(pair) for pair in pairs_found if pair.step), caution]
 
 
 def _pair_sentence(pair: Pair) -> str:
@@ -380,18 +429,22 @@ def text_summary(workdir: str | os.PathLike[str]) -> str:
         return "\n".join([*lines, "No evaluation has been recorded yet."])
     examples = next((row.examples for row in rows if row.examples), None)
     steps = {row.step for row in rows}
-    where = f"{_plain(split)} split" + (f", {examples:,} images" if examples else "")
+    where = f"{_plain(split)} split" + (f", {examples:,} {unit(record)}" if examples else "")
     lines.append(where + (f", at step {rows[0].step:,}" if len(steps) == 1 else ""))
-    header = ["weights", "batch norm", "accuracy", "vs raw", "loss", "vs raw"]
+    with_accuracy = any(row.accuracy is not None for row in rows)
+    others = other_metrics(record)
+    header = ["weights", "batch norm"]
+    header += (["accuracy", "vs raw"] if with_accuracy else []) + ["loss", "vs raw", *others]
     table = [header + (["step"] if len(steps) > 1 else [])]
     for row in rows:
         cells = [
             f"  matched run of {row.weights}" if row.matched else row.weights,
             row.batch_norm,
-            percent(row.accuracy, examples),
-            "" if row.accuracy_vs_raw is None else points(row.accuracy_vs_raw, examples),
+            *([percent(row.accuracy, examples)] if with_accuracy else []),
+            *([_points_or_none(row.accuracy_vs_raw, examples)] if with_accuracy else []),
             number(row.loss),
             "" if row.loss_vs_raw is None else number(row.loss_vs_raw, signed=True),
+            *(number(row.others.get(name)) for name in others),
         ]
         table.append(
             [_plain(cell) for cell in cells] + ([f"{row.step:,}"] if len(steps) > 1 else [])
@@ -406,6 +459,10 @@ def text_summary(workdir: str | os.PathLike[str]) -> str:
         if index == 0:
             lines.append("  ".join("-" * width for width in widths))
     return "\n".join(lines + [_plain(problem) for problem in problems])
+
+
+def _points_or_none(difference: float | None, examples: int | None) -> str:
+    return "" if difference is None else points(difference, examples)
 
 
 def _plain(text: Any) -> str:

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from tf_lrtraj import data, rates
+from tf_lrtraj import rates
 from tf_lrtraj.averaging import AverageState
-from tf_lrtraj.models import resnet
-from tf_lrtraj.runs.config_checks import ConfigError, refusal
+from tf_lrtraj.runs import components
+from tf_lrtraj.runs.config_checks import refusal
 from tf_lrtraj.runs.run_config import Plan, resolve
 from tf_lrtraj.schedules import RateSchedule
 from tf_lrtraj.training import host_memory
 from tf_lrtraj.training.evaluation import Evaluator, averaged_statistics
+from tf_lrtraj.training.objective import Objective, classification
 from tf_lrtraj.training.progress import Progress, stage
-from tf_lrtraj.training.step import make_optimizer
 
 # Batches for recomputed statistics are drawn in a separate data order, the same at every
 # evaluation.
@@ -39,6 +39,7 @@ class Assembly:
     optimizer: Any
     averages: AverageState | None
     learning_rates: np.ndarray
+    objective: Objective = dataclasses.field(default_factory=classification)
     progress: Progress | None = None
     # Each pipeline is built once and iterated again: building one traces functions, which takes
     # longer than a small evaluation and leaves a megabyte for the garbage collector.
@@ -54,7 +55,14 @@ class Assembly:
             self.plan.policies,
             self.moment_batches,
             self.config["batch_norm"]["batches"],
+            self.objective,
         )
+
+    @property
+    def numbers_per_input(self) -> int:
+        """Numbers in the input of one example."""
+        leaves = _leaves(self.dataset.input_shape)
+        return sum(int(np.prod([size or 1 for size in shape])) for shape in leaves)
 
     @property
     def checkpointed(self) -> dict[str, list[Any]]:
@@ -151,54 +159,6 @@ def _shards(context: Any) -> dict[str, Any]:
     }
 
 
-def load_dataset(config: dict[str, Any]) -> Any:
-    """Loads the data set of a configuration.
-
-    Raises:
-        ConfigError: if its name, augmentation or split does not exist, or it is not prepared.
-    """
-    options = config["data"]
-    stage(f"loading the data {options['name']!r}")
-    try:
-        dataset = data.load(
-            options["name"],
-            data_dir=options["dir"],
-            augmentation=options["augmentation"],
-            image_size=options["image_size"],
-            download=options["download"],
-        )
-    except ValueError as error:
-        raise ConfigError(f"config.data: {error}") from None
-    if (options["eval_split"] or dataset.eval_split) not in dataset.num_examples:
-        allowed = f"one of the splits {sorted(dataset.num_examples)}"
-        raise refusal("data.eval_split", allowed, options["eval_split"])
-    return dataset
-
-
-def build_model(config: dict[str, Any], dataset: Any) -> Any:
-    """Builds the network of a configuration for a data set's images and classes.
-
-    Raises:
-        ConfigError: if there is no such network.
-    """
-    options = config["model"]
-    try:
-        return resnet(
-            options["depth"],
-            dataset.num_classes,
-            dataset.image_shape,
-            stem=options["stem"],
-            width=options["width"],
-            batch_norm_momentum=options["batch_norm"]["momentum"],
-            batch_norm_epsilon=options["batch_norm"]["epsilon"],
-            batch_norm_synchronized=options["batch_norm"]["synchronized"],
-            dtype=options["dtype"],
-            seed=config["seed"],
-        )
-    except ValueError as error:
-        raise ConfigError(f"config.model: {error}") from None
-
-
 def check_replicas(config: dict[str, Any], strategy: Any) -> None:
     """Checks that batches can be split evenly.
 
@@ -221,7 +181,7 @@ def assemble(
 
     Args:
         config: a validated configuration.
-        dataset: the result of `load_dataset`.
+        dataset: the result of `components.load_dataset`.
         strategy: a `tf.distribute` strategy.
         learning_rates: [T] rates instead of the configured schedule (for a matched run).
 
@@ -233,15 +193,14 @@ def assemble(
     stage("building the network")
     rate = plan.rate if learning_rates is None else rates.as_rate(learning_rates)
     with strategy.scope():
-        model = build_model(config, dataset)
-        optimizer = make_optimizer(
-            RateSchedule(rate), config["optimizer"]["momentum"], config["optimizer"]["nesterov"]
-        )
+        model = components.build_model(config, dataset)
+        optimizer = components.make_optimizer(config, RateSchedule(rate), model)
         optimizer.build(model.trainable_variables)
         averages = None
         if plan.averages:
             statistics = averaged_statistics(model, plan.policies)
             averages = AverageState([*model.trainable_variables, *statistics], plan.averages)
+    objective = components.make_objective(config, dataset, model)
     return Assembly(
         config=config,
         plan=plan,
@@ -251,4 +210,14 @@ def assemble(
         optimizer=optimizer,
         averages=averages,
         learning_rates=rates.as_array(rate, plan.total_steps),
+        objective=objective,
     )
+
+
+def _leaves(shape: Any) -> list[tuple[int | None, ...]]:
+    """Returns the shapes in a nest of shapes."""
+    if isinstance(shape, dict):
+        return [leaf for one in shape.values() for leaf in _leaves(one)]
+    if any(isinstance(one, (tuple, dict)) for one in shape):
+        return [leaf for one in shape for leaf in _leaves(one)]
+    return [shape]

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,30 +29,12 @@ __all__ = [
     "better",
     "evaluate_model",
     "greedy_soup",
-    "import_modules",
     "load_model",
 ]
 
 MODES = ("auto", "min", "max")
 _LOWER = ("loss", "error", "entropy", "mse", "mae", "perplexity", "divergence")
 _HIGHER = ("acc", "auc", "precision", "recall", "f1", "iou", "score", "similarity", "r2")
-
-
-def import_modules(names: Sequence[str]) -> None:
-    """Imports modules that register a user's own layers with Keras, also from the current folder.
-
-    Raises:
-        ConfigError: if one cannot be imported.
-    """
-    if names and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # the module is the user's own code
-            raise ConfigError(
-                f"--import: {name!r} cannot be imported: {type(error).__name__}: {error}"
-            ) from None
 
 
 def load_model(path: str | os.PathLike[str]) -> Any:

@@ -154,7 +154,8 @@ class RunTarget(Target):
     def __init__(
         self, config: dict[str, Any], workdir: str | os.PathLike[str], strategy: Any
     ) -> None:
-        from tf_lrtraj.runs.assembly import assemble, load_dataset
+        from tf_lrtraj.runs.assembly import assemble
+        from tf_lrtraj.runs.components import load_dataset
         from tf_lrtraj.training.evaluation import Evaluator
 
         self.snapshots = open_snapshots(workdir)
@@ -166,6 +167,7 @@ class RunTarget(Target):
             self.assembly.model,
             moment_batches=self._moment_batches,
             num_moment_batches=config["batch_norm"]["batches"],
+            objective=self.assembly.objective,
         )
         self._kept: dict[Any, list[Any]] = {}
         self.policy = config["batch_norm"]["policy"]
@@ -185,7 +187,7 @@ class RunTarget(Target):
             (split, limit), count, lambda: self.assembly.eval_batches(split, limit)
         )
         result = self._evaluator.evaluate(weights, batches, batch)
-        return {"loss": result.loss, "accuracy": result.accuracy, "examples": result.examples}
+        return {**result.values, "examples": result.examples}
 
     def _moment_batches(self) -> Iterable[Any]:
         config = self.assembly.config
@@ -194,7 +196,7 @@ class RunTarget(Target):
 
     def _keep(self, key: Any, count: int, batches: Callable[[], Iterable[Any]]) -> Iterable[Any]:
         """Keeps batches in memory if they are few, because the advisor uses them repeatedly."""
-        size = 4 * count * int(np.prod(self.assembly.dataset.image_shape))
+        size = 4 * count * self.assembly.numbers_per_input
         if size > _MOST_KEPT:
             return batches()
         if key not in self._kept:
@@ -215,9 +217,8 @@ class RunTarget(Target):
 
     def identity(self) -> dict[str, Any]:
         config = self.assembly.config
-        return {
-            key: config[key] for key in ("seed", "data", "model", "batch_norm", "deterministic")
-        }
+        keys = ("seed", "data", "model", "loss", "batch_norm", "deterministic")
+        return {key: config[key] for key in keys}
 
     def images(self, split: str, limit: int | None, policy: str) -> int:
         config, count = self.assembly.config, self.assembly.dataset.num_examples[split]

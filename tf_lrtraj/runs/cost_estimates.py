@@ -91,8 +91,15 @@ def needs(
     return {**found, key: max(training, evaluation)}
 
 
+_RESNET_WEIGHTS = "config.model.width` with `config.model.depth"
+
+
 def check_memory(
-    wanted: Mapping[str, int], batch_size: str, replicas: int, available: int | None
+    wanted: Mapping[str, int],
+    batch_size: str,
+    replicas: int,
+    available: int | None,
+    weights: str = _RESNET_WEIGHTS,
 ) -> None:
     """Checks that a run fits into memory.
 
@@ -101,6 +108,7 @@ def check_memory(
         batch_size: the entry of the configuration that holds it.
         replicas: that share the memory.
         available: bytes; None where it is not known.
+        weights: the entry of the configuration that determines the number of weights.
 
     Raises:
         ConfigError: if it does not; the message names the entry that needs most, its bytes, and the
@@ -114,7 +122,7 @@ def check_memory(
     largest = "weights" if alone else max(wanted, key=lambda part: wanted[part])
     group, _, name = largest.partition(".")
     keys = {
-        "weights": "config.model.width` with `config.model.depth",
+        "weights": weights,
         "averages": "config.averages",
         "batch_size": batch_size,
         "eval_batch_size": "config.evaluate.batch_size",
@@ -133,8 +141,7 @@ def check_memory(
 def check_run(
     config: Mapping[str, Any],
     averages: Mapping[str, Kernel],
-    image_shape: tuple[int, int, int],
-    num_classes: int,
+    size: Size,
     replicas: int = 1,
     available: int | None = None,
 ) -> None:
@@ -143,19 +150,21 @@ def check_run(
     Args:
         config: a validated configuration.
         averages: name → kernel.
-        image_shape, num_classes: properties of the data.
+        size: the size of the model.
         replicas: number of replicas that share the memory.
         available: bytes; None if unknown.
 
     Raises:
-        ConfigError: if it does not fit, and for a network that does not exist.
+        ConfigError: if it does not fit.
     """
     wanted = needs(
-        size_of(config, image_shape, num_classes),
+        size,
         averages,
         batch_size=config["data"]["batch_size"] // replicas,
         eval_batch_size=-(-config["evaluate"]["batch_size"] // replicas),
-        momentum=bool(config["optimizer"]["momentum"]),
+        momentum=config["optimizer"]["name"] == "SGD" and bool(config["optimizer"]["momentum"]),
         bytes_per_activation=2 if config["model"]["dtype"] == "mixed_bfloat16" else _FLOAT,
     )
-    check_memory(wanted, "config.data.batch_size", replicas, available)
+    own = config["model"]["build"] is not None
+    weights = "config.model.build" if own else _RESNET_WEIGHTS
+    check_memory(wanted, "config.data.batch_size", replicas, available, weights)

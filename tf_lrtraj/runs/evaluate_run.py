@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tf_lrtraj.records import RAW
-from tf_lrtraj.runs.assembly import Assembly, assemble, load_dataset
+from tf_lrtraj.runs.assembly import Assembly, assemble
+from tf_lrtraj.runs.components import load_dataset
 from tf_lrtraj.runs.config_checks import ConfigError
 from tf_lrtraj.runs.train_run import CHECKPOINTS
 from tf_lrtraj.training.checkpoints import Checkpointer
@@ -65,7 +66,7 @@ def evaluate(
         names: "raw" and names of averages; None for all.
         split: None for the configured one.
         batch_norm: a policy to use instead of the configured ones.
-        limit: largest number of images; None for all.
+        limit: largest number of examples; None for all.
 
     Raises:
         ConfigError: for unknown names, splits, or a policy the checkpoint cannot serve.
@@ -90,7 +91,6 @@ def evaluate(
             "split": split,
             "weights": name,
             "batch_norm": evaluator.describe(name, policy),
-            "loss": result.loss,
-            "accuracy": result.accuracy,
+            **result.values,
             "examples": result.examples,
         }

@@ -19,13 +19,14 @@ import dataclasses
 import fractions
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
 from tf_lrtraj import kernels, rates, records
 from tf_lrtraj.averaging.snapshots import Timetable
+from tf_lrtraj.data import augmentations
 from tf_lrtraj.durations import NEVER, Duration, resolve_durations
 from tf_lrtraj.runs.config_checks import (
     GROUP,
@@ -51,7 +52,6 @@ from tf_lrtraj.values import (
     text,
 )
 
-AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 DTYPES = ("float32", "mixed_bfloat16")
 STEMS = ("cifar", "imagenet")
 POLICIES = records.BATCH_NORM_POLICIES
@@ -106,7 +106,19 @@ _ENTRIES = {
     "data.download": Entry(
         False, boolean(), "whether TFDS may download and prepare a missing data set"
     ),
-    "data.augmentation": Entry("none", one_of(AUGMENTATIONS), "augmentation of training images"),
+    "data.load": Entry(
+        None,
+        text().or_none(),
+        "your own data instead of a named set: 'package.module:function', called with `data_dir` "
+        "and config.data.options (docs/your_own_model.md)",
+        str,
+    ),
+    "data.options": Entry({}, GROUP, "arguments of the function of config.data.load"),
+    "data.augmentation": Entry(
+        "none",
+        one_of(augmentations.NAMES),
+        "augmentation of training images; mixup and cutmix mix pairs of images and their labels",
+    ),
     "data.image_size": Entry(
         None, count(4).or_none(), "side of the images in pixels; None: as stored", int
     ),
@@ -116,6 +128,17 @@ _ENTRIES = {
         text().or_none(),
         "split to evaluate on; None: 'test' if the data set has one, else 'validation'",
         str,
+    ),
+    "model.build": Entry(
+        None,
+        text().or_none(),
+        "your own model instead of a ResNet: 'package.module:function', called with `num_classes`, "
+        "`input_shape` and config.model.options; a .keras file; or a backbone such as "
+        "'keras_cv:ResNetBackbone' or 'keras_hub:ResNetBackbone'",
+        str,
+    ),
+    "model.options": Entry(
+        {}, GROUP, "arguments of the function or backbone of config.model.build"
     ),
     "model.depth": Entry(8, count(8), "depth of the ResNet: 18, 34, 50, or 6n+2 such as 8, 14, 20"),
     "model.width": Entry(16, count(1), "channels of the first stage of the ResNet"),
@@ -136,18 +159,43 @@ _ENTRIES = {
         one_of(DTYPES),
         "dtype of the computation; weights and averages are at least float32",
     ),
+    "optimizer.name": Entry("SGD", text(), "optimizer: a class of keras.optimizers"),
+    "optimizer.options": Entry(
+        {},
+        GROUP,
+        "further arguments of the optimizer, such as {'weight_decay': 0.01} for 'AdamW'; the rate "
+        "comes from config.schedule",
+    ),
     "optimizer.momentum": Entry(0.9, number(0, below=1), "momentum of SGD"),
     "optimizer.nesterov": Entry(False, boolean(), "whether SGD uses Nesterov's momentum"),
     "optimizer.weight_decay": Entry(
-        0.0, number(0), "L2 weight decay: this number times a weight is added to its gradient"
+        0.0,
+        number(0),
+        "L2 weight decay of SGD: this number times a weight is added to its gradient",
     ),
     "optimizer.weight_decay_on": Entry(
         "kernels",
         one_of(WEIGHT_DECAY_ON),
-        "weights on which weight decay acts: kernels, or all trainable weights",
+        "weights on which weight decay acts, also that of config.optimizer.options: kernels, or "
+        "all trainable weights",
     ),
     "optimizer.label_smoothing": Entry(
         0.0, number(0, below=1), "share of the target probability that is spread over all classes"
+    ),
+    "loss.name": Entry(
+        None,
+        text().or_none(),
+        "loss: a class of keras.losses, such as 'MeanSquaredError'; None: cross-entropy of logits "
+        "with class labels",
+        str,
+    ),
+    "loss.options": Entry({}, GROUP, "arguments of the loss"),
+    "metrics": Entry(
+        {},
+        GROUP,
+        "name -> a class of keras.metrics with its arguments, such as {'top5': {'metric': "
+        "'SparseTopKCategoricalAccuracy', 'k': 5}}; without config.loss.name, accuracy is "
+        "measured in any case",
     ),
     "schedule": Entry(
         {"rate": "Constant", "constant": 0.1},
@@ -279,6 +327,14 @@ def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str,
             f"names of config.averages, {sorted(plain['averages'])}",
             plain["matched"]["averages"],
         )
+    for name, entry in plain["metrics"].items():
+        with _as_config_errors():
+            records.check_average_name(name, "a metric")
+        if name in _RESERVED or not isinstance(entry, Mapping) or "metric" not in entry:
+            example = "{'metric': 'MeanAbsoluteError'}"
+            allowed = f"a metric's class and arguments, such as {example}, with a name of its own"
+            raise refusal(f"metrics.{name}", allowed, entry)
+    _check_own_parts(plain)
     return plain
 
 
@@ -288,6 +344,79 @@ def _with_loggers(config: Any) -> Any:
     if isinstance(given.get("tensorboard"), bool) and "loggers" not in given:
         given["loggers"] = ("tensorboard",) if given.pop("tensorboard") else ()
     return given
+
+
+# Columns of `metrics.jsonl` that are no metrics of config.metrics.
+_RESERVED = {*records.METRIC_FIELDS, "loss", "accuracy"}
+
+
+def _check_own_parts(plain: Mapping[str, Any]) -> None:
+    """Checks that entries of a default component are not set beside another component."""
+    defaults = default_config()
+
+    def unchanged(group: str, keys: Iterable[str], allowed: str) -> None:
+        for key in keys:
+            default = as_dict(defaults[group])[key]
+            if plain[group][key] != default:
+                raise refusal(
+                    f"{group}.{key}", f"{default!r}, its default: {allowed}", plain[group][key]
+                )
+
+    optimizer = plain["optimizer"]["name"]
+    if plain["model"]["build"] is None:
+        unchanged("model", ["options"], "they belong to config.model.build")
+    else:
+        resnet = ("depth", "width", "stem", "batch_norm")
+        unchanged("model", resnet, "it belongs to the ResNet, and config.model.build is set")
+    if plain["data"]["load"] is None:
+        unchanged("data", ["options"], "they belong to config.data.load")
+    else:
+        named = ("name", "download", "image_size")
+        unchanged("data", named, "it belongs to named data sets, and config.data.load is set")
+    if plain["loss"]["name"] is None:
+        unchanged("loss", ["options"], "they belong to config.loss.name")
+    else:
+        own = "config.loss.options gives the arguments of a loss of Keras"
+        unchanged("optimizer", ["label_smoothing"], own)
+    if optimizer != "SGD":
+        own = f"config.optimizer.options gives the arguments of {optimizer}"
+        unchanged("optimizer", ("momentum", "nesterov", "weight_decay"), own)
+
+
+def rate_momentum(config: Mapping[str, Any]) -> float:
+    """Returns β of a run's optimizer if its velocity holds the rate, `v ← βv - λg`, else 0.
+
+    It is the momentum of the theory's schedules; the moments of Adam and its like average
+    gradients, and a change of the rate acts at once.
+
+    Raises:
+        ConfigError: if a step of the optimizer is not its rate times a direction that does not
+            depend on the rate, so that no schedule is equivalent to an average.
+    """
+    settings = config["optimizer"]
+    name = settings["name"]
+    if name == "SGD":
+        return float(settings["momentum"])
+    if name not in _SCALED_BY_RATE:
+        raise ConfigError(
+            "an average has an equivalent schedule only if a step is the rate times a direction: "
+            f"config.optimizer.name must be one of {['SGD', *_SCALED_BY_RATE]}. Received: "
+            f"config.optimizer.name={name!r}"
+        )
+    return float(settings["options"].get("momentum", 0.0)) if name == "RMSprop" else 0.0
+
+
+_SCALED_BY_RATE = (
+    "RMSprop",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Nadam",
+    "Adagrad",
+    "Adadelta",
+    "Lion",
+    "Muon",
+)
 
 
 def read_config(workdir: str | os.PathLike[str], data_dir: str | None = None) -> dict[str, Any]:

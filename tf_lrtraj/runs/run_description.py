@@ -12,6 +12,7 @@ import tensorflow as tf
 from tf_lrtraj import records
 from tf_lrtraj.records import RAW
 from tf_lrtraj.runs.assembly import Assembly
+from tf_lrtraj.runs.components import weight_decay_of
 from tf_lrtraj.training.progress import program_name
 from tf_lrtraj.training.run_files import now, parameters, versions
 
@@ -49,11 +50,17 @@ def describe(
             "name": assembly.dataset.name,
             "num_examples": dict(assembly.dataset.num_examples),
             "num_classes": assembly.dataset.num_classes,
+            "unit": assembly.dataset.unit,
         },
         "model": {
             "name": model.name,
             "parameters": parameters(model),
         },
+        "optimizer": {
+            "name": config["optimizer"]["name"],
+            "weight_decay": weight_decay_of(config, assembly.optimizer),
+        },
+        "loss": config["loss"]["name"] or "cross-entropy of logits",
         "averages": {name: kernel.get_config() for name, kernel in plan.averages.items()},
         "average_bytes": (
             assembly.averages.memory_bytes() if assembly.averages is not None else {}

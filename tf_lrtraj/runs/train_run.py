@@ -25,11 +25,13 @@ from tf_lrtraj import memory, records, report, theory
 from tf_lrtraj.averaging import borrow, save_model
 from tf_lrtraj.averaging.snapshot_recorder import ModelSnapshots
 from tf_lrtraj.records import RAW
-from tf_lrtraj.runs.assembly import Assembly, assemble, build_model, check_replicas, load_dataset
+from tf_lrtraj.runs import components
+from tf_lrtraj.runs.assembly import Assembly, assemble, check_replicas
+from tf_lrtraj.runs.components import build_model, load_dataset
 from tf_lrtraj.runs.cost_estimates import check_run
 from tf_lrtraj.runs.finished_run import is_done
 from tf_lrtraj.runs.probing import while_training
-from tf_lrtraj.runs.run_config import ConfigError, Plan, resolve, validate
+from tf_lrtraj.runs.run_config import ConfigError, Plan, rate_momentum, resolve, validate
 from tf_lrtraj.runs.run_description import describe
 from tf_lrtraj.training import loop, stopping
 from tf_lrtraj.training.checkpoints import Checkpointer, CheckpointError
@@ -79,17 +81,23 @@ def _check_with_data(config: dict[str, Any], strategy: Any, workers: Workers) ->
     """Loads the data and checks the entries that depend on them."""
     dataset = load_dataset(config)
     plan = resolve(config, dataset.num_examples["train"])
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    components.check_optimizer(config, replicas)
+    matched_rates(config, plan)
+    while_training.check(config, plan, dataset)
+    model = None
+    if config["model"]["build"] is not None:
+        model = build_model(config, dataset)
     if strategy is not None:
         check_replicas(config, strategy)
         # The machine's memory if its processors train; the memory of devices is not known here.
         kinds = {device.device_type for device in tf.config.list_logical_devices()}
         available = memory.total() if kinds == {"CPU"} else None
-        replicas = strategy.num_replicas_in_sync // workers.count
-        shape, classes = dataset.image_shape, dataset.num_classes
-        check_run(config, plan.averages, shape, classes, replicas, available)
-    matched_rates(config, plan)
-    while_training.check(config, plan, dataset)
-    build_model(config, dataset)  # to find its errors now
+        size = components.model_size(config, dataset, model)
+        check_run(config, plan.averages, size, replicas // workers.count, available)
+    if model is None:
+        model = build_model(config, dataset)  # to find its errors now
+    components.check_together(config, dataset, model, replicas)
     return dataset
 
 
@@ -123,8 +131,9 @@ def matched_rates(config: dict[str, Any], plan: Plan) -> dict[str, np.ndarray]:
     base = tf_lrtraj.rates.as_array(plan.rate, plan.total_steps)
     schedules = {}
     for name in config["matched"]["averages"]:
-        curvature, momentum = config["matched"]["curvature"], config["optimizer"]["momentum"]
+        curvature = config["matched"]["curvature"]
         try:
+            momentum = rate_momentum(config)
             rates = theory.schedule_from_weights(
                 plan.averages[name].weights(plan.total_steps), base, curvature, momentum
             )
@@ -220,7 +229,7 @@ def _matched_config(config: dict[str, Any], name: str) -> dict[str, Any]:
     return {
         "kernel": kernel,
         "curvature": config["matched"]["curvature"],
-        "momentum": config["optimizer"]["momentum"],
+        "momentum": rate_momentum(config),
     }
 
 
@@ -313,7 +322,7 @@ class OneRun:
             ),
             contextlib.closing(log),
         ):
-            self._train(assembly, checkpointer, log, workers, step, loop.Window(**found["window"]))
+            self._train(assembly, checkpointer, log, workers, step, loop.Window(found["window"]))
 
     def _begin(self, checkpointer: Checkpointer, assembly: Assembly) -> dict[str, Any]:
         """Returns the state from which the run starts or resumes, as a JSON value."""
@@ -452,9 +461,7 @@ def _take_over(
     return step
 
 
-def _train_steps(
-    assembly: Assembly, start: int
-) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
+def _train_steps(assembly: Assembly, start: int) -> Callable[[int, int], dict[str, np.ndarray]]:
     config = assembly.config
     compiled = make_train_steps(
         assembly.strategy,
@@ -464,7 +471,7 @@ def _train_steps(
         batch_size=config["data"]["batch_size"],
         weight_decay=config["optimizer"]["weight_decay"],
         weight_decay_on=config["optimizer"]["weight_decay_on"],
-        label_smoothing=config["optimizer"]["label_smoothing"],
+        objective=assembly.objective,
     )
     iterator = iter(assembly.train_batches(start))
 

@@ -17,17 +17,21 @@ from tf_lrtraj import backend
 from tf_lrtraj.averaging import AverageState
 from tf_lrtraj.backend import batch_norm as bn
 from tf_lrtraj.records import RAW
-from tf_lrtraj.training.step import correct, per_example_loss
+from tf_lrtraj.training.objective import Objective, classification
 
 Weights = tuple[list[Any], list[Any]]  # trainable and non-trainable values
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One evaluation: means over `examples` images, each counted once."""
+    """One evaluation over `examples` examples, each counted once.
 
-    loss: float
-    accuracy: float
+    Attributes:
+        values: "loss" and the name of each metric → its value.
+        examples: number of examples.
+    """
+
+    values: dict[str, float]
     examples: int
 
 
@@ -43,6 +47,7 @@ class Evaluator:
         moment_batches: a function that returns the distributed training batches for the policy
             "recompute".
         num_moment_batches: number of these batches, for the record.
+        objective: the loss and the metrics; `classification()` by default.
     """
 
     def __init__(
@@ -53,8 +58,10 @@ class Evaluator:
         policies: Mapping[str, str] | None = None,
         moment_batches: Callable[[], Iterable[Any]] | None = None,
         num_moment_batches: int = 0,
+        objective: Objective | None = None,
     ) -> None:
         self.strategy = strategy
+        self.objective = objective or classification()
         self.model = model
         self.averages = averages
         self.policies = dict(policies or {})
@@ -209,14 +216,14 @@ class Evaluator:
     def has_batch_norm(self) -> bool:
         return bool(self._statistics)
 
-    def _moments_on_replicas(self, trainable: Any, non_trainable: Any, images: Any) -> Any:
-        def on_replica(trainable: Any, non_trainable: Any, images: Any) -> Any:
+    def _moments_on_replicas(self, trainable: Any, non_trainable: Any, inputs: Any) -> Any:
+        def on_replica(trainable: Any, non_trainable: Any, inputs: Any) -> Any:
             moments, _ = bn.batch_moments(
-                self.model, self._statistics, trainable, non_trainable, images
+                self.model, self._statistics, trainable, non_trainable, inputs
             )
             return bn.over_replicas(moments)
 
-        moments = self.strategy.run(on_replica, args=(trainable, non_trainable, images))
+        moments = self.strategy.run(on_replica, args=(trainable, non_trainable, inputs))
         return tf.nest.map_structure(
             lambda moment: self.strategy.experimental_local_results(moment)[0], moments
         )
@@ -225,48 +232,63 @@ class Evaluator:
         if self._moment_batches is None:
             raise ValueError("Recomputing batch-norm statistics needs batches; none were given.")
         pooled = bn.PooledMoments()
-        for images, _ in self._moment_batches():
-            pooled.add(self._moments(trainable, non_trainable, images))
+        for inputs, _ in self._moment_batches():
+            pooled.add(self._moments(trainable, non_trainable, inputs))
             self.on_batch()
         return pooled.result()
 
     # Evaluation -------------------------------------------------------------------------------
 
     def _evaluate_batch_on_replicas(self, weights: Any, batch: Any, training: bool) -> Any:
+        objective = self.objective
+
         def on_replica(weights: Any, batch: Any) -> Any:
-            images, labels, present = batch
+            inputs, targets, present = batch
             trainable, non_trainable = weights
-            logits, _ = backend.forward(
-                self.model, trainable, non_trainable, images, training=training
+            outputs, _ = backend.forward(
+                self.model, trainable, non_trainable, inputs, training=training
             )
-            losses = per_example_loss(labels, logits)
-            loss = tf.reduce_sum(losses * tf.cast(present, losses.dtype))
-            return loss, tf.reduce_sum(correct(labels, logits) * present), tf.reduce_sum(present)
+            losses = objective.evaluated(targets, outputs)
+            sums = {
+                "examples": [tf.reduce_sum(present)],
+                "loss": [tf.reduce_sum(losses * tf.cast(present, losses.dtype))],
+            }
+            for name, values in objective.means.items():
+                sums[name] = [tf.reduce_sum(values(targets, outputs) * present)]
+            return sums | objective.measured(targets, outputs, present)
 
         sums = self.strategy.run(on_replica, args=(weights, batch))
-        return [self.strategy.reduce("SUM", value, axis=None) for value in sums]
+        return {
+            name: [self.strategy.reduce("SUM", value, axis=None) for value in values]
+            for name, values in sums.items()
+        }
 
     def evaluate(
         self, weights: Weights, batches: Iterable[Any], batch_statistics: bool = False
     ) -> Result:
-        """Computes the mean loss (without smoothing or decay) and accuracy over all examples.
+        """Computes the mean loss (without smoothing or decay) and the metrics over all examples.
 
         Args:
             weights: from `weights`.
-            batches: distributed batches (images, labels, 1.0 for each real example).
+            batches: distributed batches (inputs, targets, 1.0 for each real example).
             batch_statistics: batch norm uses each batch's own statistics, as in training.
         """
         # Sums of batches are added in float64: a float32 sum over ImageNet's
         # validation set would lose the last digits.
-        totals = np.zeros(3)
+        totals: dict[str, list[np.ndarray]] = {}
         for batch in batches:
-            totals += [
-                float(value) for value in self._evaluate_batch(weights, batch, batch_statistics)
-            ]
+            for name, sums in self._evaluate_batch(weights, batch, batch_statistics).items():
+                wide = [value.numpy().astype(np.float64) for value in sums]
+                before = totals.get(name, [np.zeros(())] * len(wide))
+                totals[name] = [a + b for a, b in zip(before, wide, strict=True)]
             self.on_batch()
-        if totals[2] == 0:
+        count = float(totals["examples"][0]) if totals else 0.0
+        if count == 0:
             raise ValueError("Evaluation needs at least one example; the split is empty.")
-        return Result(totals[0] / totals[2], totals[1] / totals[2], int(totals[2]))
+        values = {name: float(totals[name][0]) / count for name in ("loss", *self.objective.means)}
+        measured = self.objective.results({name: totals[name] for name in self.objective.metrics})
+        values |= {name: float(value) for name, value in measured.items()}
+        return Result(values, int(count))
 
     def host_weights(self, weights: Weights) -> Weights:
         """Returns the first replica's values of a result of `weights`."""

@@ -39,10 +39,10 @@ class RunLog:
         self._batch_size = batch_size
         self._rows = RunRows(workdir, step, loggers) if writer else None
 
-    def train(self, step: int, loss: float, accuracy: float) -> None:
-        """Writes means over the training batches since the previous row."""
+    def train(self, step: int, means: dict[str, float]) -> None:
+        """Writes means over the training batches since the previous row, by name."""
         if self._rows is not None:
-            rate, means = self._learning_rate(step - 1), {"loss": loss, "accuracy": accuracy}
+            rate = self._learning_rate(step - 1)
             self._rows.train(step, step / self._steps_per_epoch, rate, means)
 
     def evaluation(
@@ -51,8 +51,7 @@ class RunLog:
         """Writes one evaluation of one set of weights."""
         if self._rows is not None:
             about = {"split": split, "weights": weights, "batch_norm": batch_norm}
-            values = {"loss": result.loss, "accuracy": result.accuracy}
-            fields = {**about, **values, "examples": result.examples}
+            fields = {**about, **result.values, "examples": result.examples}
             self._rows.evaluation(step, step / self._steps_per_epoch, fields)
 
     def speed(self, step: int, steps: int, seconds: float) -> None:

@@ -72,7 +72,7 @@ class Loop:
     and ends with the same bits.
 
     Args:
-        train_steps: (first step, count) → ([count] losses, [count] accuracies).
+        train_steps: (first step, count) → [count] values by name, "loss" among them.
         evaluate: called with the step when an evaluation is due.
         checkpointer: saves when a checkpoint is due.
         log: receives every logging window.
@@ -85,7 +85,7 @@ class Loop:
 
     def __init__(
         self,
-        train_steps: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+        train_steps: Callable[[int, int], Mapping[str, np.ndarray]],
         evaluate: Callable[[int], None],
         checkpointer: Checkpointer,
         log: RunLog,
@@ -126,21 +126,21 @@ class Loop:
             while step < self._total:
                 count = self._next_stop(step) - step
                 with shown.doing("compiling") if step == first else contextlib.nullcontext():
-                    losses, accuracies = self._train_steps(step, count)
-                bad = np.flatnonzero(~np.isfinite(losses))
+                    found = self._train_steps(step, count)
+                bad = np.flatnonzero(~np.isfinite(found["loss"]))
                 if bad.size:
-                    what = f"the training loss became {float(losses[bad[0]])}"
+                    what = f"the training loss became {float(found['loss'][bad[0]])}"
                     raise Diverged(what, step + int(bad[0]))
                 step += count
-                window.extend(losses, accuracies)
+                window.extend(found)
                 shown.advance(count)
                 self._act(step, shown)
                 if due(self._cadence.log, step, self._total):
                     steps, seconds = clock.since(step)
-                    loss, accuracy = window.means()
-                    self._log.train(step, loss, accuracy)
+                    means = window.means()
+                    self._log.train(step, means)
                     self._log.speed(step, steps, seconds)
-                    shown.show_loss(loss)
+                    shown.show_loss(means["loss"])
                     clock = _Clock(step)
                 if due(self._cadence.evaluate, step, self._total):
                     with shown.doing("evaluating"):
@@ -225,46 +225,58 @@ class _NonFinite:
 
 
 class Window:
-    """Losses and accuracies since the last logged row.
+    """Losses and metrics of the steps since the last logged row.
 
     They are part of a checkpoint, so that a row that spans a restart does not change.
+
+    >>> window = Window()
+    >>> window.extend({"loss": np.array([1.0, 2.0])})
+    >>> window.state(), window.means(), window.state()
+    ({'loss': [1.0, 2.0]}, {'loss': 1.5}, {})
     """
 
-    def __init__(self, losses: Sequence[float] = (), accuracies: Sequence[float] = ()) -> None:
-        self._losses = list(losses)
-        self._accuracies = list(accuracies)
+    def __init__(self, values: Mapping[str, Sequence[float]] | None = None) -> None:
+        self._values = {name: list(found) for name, found in (values or {}).items()}
 
-    def extend(self, losses: np.ndarray, accuracies: np.ndarray) -> None:
-        self._losses += [float(x) for x in losses]
-        self._accuracies += [float(x) for x in accuracies]
+    def extend(self, values: Mapping[str, np.ndarray]) -> None:
+        for name, found in values.items():
+            self._values.setdefault(name, []).extend(float(x) for x in found)
 
-    def means(self) -> tuple[float, float]:
-        """Returns the mean loss and accuracy, and empties the window."""
-        means = float(np.mean(self._losses)), float(np.mean(self._accuracies))
-        self._losses.clear()
-        self._accuracies.clear()
+    def means(self) -> dict[str, float]:
+        """Returns the means by name, the loss first, and empties the window."""
+        names = sorted(self._values, key=lambda name: (name != "loss", name))
+        means = {name: float(np.mean(self._values[name])) for name in names}
+        self._values.clear()
         return means
 
     def state(self) -> dict[str, list[float]]:
-        return {"losses": list(self._losses), "accuracies": list(self._accuracies)}
+        return {name: list(found) for name, found in self._values.items()}
 
 
-class _Window(TypedDict):
-    losses: list[float]
-    accuracies: list[float]
+# As checkpoints of earlier versions name them.
+_EARLIER = {"losses": "loss", "accuracies": "accuracy"}
 
 
 class _Progress(TypedDict):
     """The record that a checkpoint of `run` holds beside the variables."""
 
-    window: _Window
+    window: dict[str, list[float]]
     rows: Mark | None
 
 
 def progress_problem(progress: dict[str, Any]) -> str | None:
     """Returns the damage of a checkpoint's progress record, or None."""
     wrong = problem(progress, _Progress)
+    if wrong is None:
+        window = _named(progress["window"])
+        if len({len(found) for found in window.values()}) > 1 or (window and "loss" not in window):
+            wrong = "its window must hold a loss, and as many of every other metric"
     return wrong and f"the checkpoint of step {progress['step']} is damaged: {wrong}"
+
+
+def _named(window: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """Returns the values of a window that holds any, also as earlier versions stored them."""
+    return {_EARLIER.get(name, name): found for name, found in window.items() if found}
 
 
 def resume(checkpointer: Checkpointer, rows: pathlib.Path | None = None) -> tuple[int, Window]:
@@ -297,4 +309,4 @@ def resume(checkpointer: Checkpointer, rows: pathlib.Path | None = None) -> tupl
         return 0, Window()
     if rows is not None and progress["rows"] is not None:
         keep_until(rows, progress["rows"])
-    return step, Window(**progress["window"])
+    return step, Window(_named(progress["window"]))

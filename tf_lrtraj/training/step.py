@@ -5,33 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_lrtraj.averaging import AverageState
 from tf_lrtraj.models import decayed_variables
+from tf_lrtraj.training.objective import Objective, classification
 
-
-def per_example_loss(labels: Any, logits: Any, label_smoothing: float = 0.0) -> Any:
-    """Returns the [B] softmax cross-entropy in float32 or wider, for smoothed one-hot labels.
-
-    Smoothing gives `label_smoothing / classes` to every class and the rest to the label.
-    """
-    if logits.dtype != tf.float64:
-        logits = tf.cast(logits, tf.float32)
-    if label_smoothing == 0.0:
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    classes = logits.shape[-1]
-    targets = tf.one_hot(labels, classes, dtype=logits.dtype)
-    targets = targets * (1.0 - label_smoothing) + label_smoothing / classes
-    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-
-
-def correct(labels: Any, logits: Any) -> Any:
-    """Returns [B] numbers, 1.0 where the largest logit is that of the label."""
-    predicted = tf.argmax(logits, axis=-1, output_type=labels.dtype)
-    return tf.cast(tf.equal(predicted, labels), tf.float32)
+Losses = dict[str, Any]  # "loss" and the names of metrics
 
 
 def make_replica_step(
@@ -43,37 +24,47 @@ def make_replica_step(
     replicas: int = 1,
     weight_decay: float = 0.0,
     weight_decay_on: str = "kernels",
-    label_smoothing: float = 0.0,
-) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    objective: Objective | None = None,
+) -> Callable[[Any, Any, Any], tuple[Losses, Losses]]:
     """Builds the training step of one replica, for `strategy.run`.
 
     All its shapes are static, so that XLA can compile it, which TPUs need.
 
     Returns:
-        `replica_step(images, labels, step)`, which makes the `step`-th update of model and averages
-        from this replica's part of the batch and returns its share of the mean loss and of the
-        accuracy.
+        `replica_step(inputs, targets, step)`, which makes the `step`-th update of model and
+        averages from this replica's part of the batch.  It returns its share of the mean loss and
+        of the objective's means, and the sums of the objective's metrics.
     """
     decayed = decayed_variables(model, weight_decay_on)
+    objective = objective or classification()
 
-    def replica_step(images: Any, labels: Any, step: Any) -> tuple[Any, Any]:
+    def replica_step(inputs: Any, targets: Any, step: Any) -> tuple[Losses, Losses]:
         with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            losses = per_example_loss(labels, logits, label_smoothing)
-            loss = tf.reduce_sum(losses) / batch_size
-        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+            outputs = model(inputs, training=True)
+            loss = tf.reduce_sum(objective.loss(targets, outputs)) / batch_size
+            # Penalties that the model's own layers add, each replica its share.
+            penalties = [tf.cast(one, loss.dtype) / replicas for one in model.losses]
+            minimised = tf.add_n([loss, *penalties]) if penalties else loss
+        found = tape.gradient(minimised, [v.value for v in model.trainable_variables])
+        # The gradient of an embedding names rows; the optimizer would add them in any order.
+        gradients = [
+            tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in found
+        ]
         if weight_decay:
             # Gradients are summed over replicas, so each adds its share of the decay.
             gradients = [
                 g + tf.cast(weight_decay / replicas, g.dtype) * tf.cast(v.value, g.dtype)
-                if on
+                if on and g is not None
                 else g
                 for g, v, on in zip(gradients, model.trainable_variables, decayed, strict=True)
             ]
         optimizer.apply(gradients, model.trainable_variables)
         if averages is not None:
             averages.update(step)
-        return loss, tf.reduce_sum(correct(labels, logits)) / batch_size
+        means = {"loss": loss}
+        for name, values in objective.means.items():
+            means[name] = tf.reduce_sum(values(targets, outputs)) / batch_size
+        return means, objective.measured(targets, outputs, None)
 
     return replica_step
 
@@ -87,18 +78,24 @@ def make_train_steps(
     batch_size: int,
     weight_decay: float = 0.0,
     weight_decay_on: str = "kernels",
-    label_smoothing: float = 0.0,
-) -> Callable[[Any, int, int], tuple[np.ndarray, np.ndarray]]:
+    objective: Objective | None = None,
+) -> Callable[[Any, int, int], dict[str, np.ndarray]]:
     """Builds the function that makes several training steps in one graph.
 
-    The loss is the mean cross-entropy over the *global* batch.  Weight decay adds
+    The loss is the mean of the objective over the *global* batch.  Weight decay adds
     `weight_decay * w` to the gradient of every weight that decays (an L2 term of the loss, so
-    it passes through momentum); it is not part of the reported loss.
+    it passes through momentum).  Neither it nor the penalties of the model's layers
+    (`kernel_regularizer=…`), which are minimised too, are part of the reported loss.
+
+    Args:
+        objective: the loss and the metrics; `classification()` by default.
 
     Returns:
         `run(iterator, made, count)`, which makes `count` steps after the first `made` steps of the
-        run and returns ([count] mean losses, [count] accuracies) of the global training batches.
+        run and returns [count] values of the global training batches by name: "loss" and the
+        objective's metrics.
     """
+    objective = objective or classification()
     replica_step = make_replica_step(
         model,
         optimizer,
@@ -107,38 +104,39 @@ def make_train_steps(
         replicas=strategy.num_replicas_in_sync,
         weight_decay=weight_decay,
         weight_decay_on=weight_decay_on,
-        label_smoothing=label_smoothing,
+        objective=objective,
     )
 
     # Traced once, for any number of steps.
     number = tf.TensorSpec([], tf.int64)
 
+    names = ["loss", *objective.means, *objective.metrics]
+
+    def total(value: Any) -> Any:
+        return strategy.reduce("SUM", value, axis=None)
+
     @tf.function(reduce_retracing=False)
-    def run(iterator: Any, made: Any, count: Any) -> tuple[Any, Any]:
+    def run(iterator: Any, made: Any, count: Any) -> dict[str, Any]:
         size = tf.cast(count, tf.int32)
-        losses = tf.TensorArray(tf.float32, size=size)
-        accuracies = tf.TensorArray(tf.float32, size=size)
+        kept = {name: tf.TensorArray(tf.float32, size=size) for name in names}
         for i in tf.range(size):
-            images, labels = next(iterator)
+            inputs, targets = next(iterator)
             step = made + 1 + tf.cast(i, tf.int64)
-            loss, accuracy = strategy.run(replica_step, args=(images, labels, step))
-            loss = tf.cast(strategy.reduce("SUM", loss, axis=None), tf.float32)
-            losses = losses.write(i, loss)
-            accuracies = accuracies.write(i, strategy.reduce("SUM", accuracy, axis=None))
-        return losses.stack(), accuracies.stack()
+            means, sums = strategy.run(replica_step, args=(inputs, targets, step))
+            found = {name: tf.cast(total(mean), tf.float32) for name, mean in means.items()}
+            found |= objective.results(
+                {name: [total(value) for value in values] for name, values in sums.items()}
+            )
+            kept = {name: array.write(i, found[name]) for name, array in kept.items()}
+        return {name: array.stack() for name, array in kept.items()}
 
     concrete: list[Any] = []
 
-    def call(iterator: Any, made: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def call(iterator: Any, made: int, count: int) -> dict[str, np.ndarray]:
         if not concrete:
             concrete.append(run.get_concrete_function(iterator, number, number))
         numbers = (tf.constant(value, tf.int64) for value in (made, count))
-        losses, accuracies = concrete[0](iterator, *numbers)
-        return losses.numpy(), accuracies.numpy()
+        found = concrete[0](iterator, *numbers)
+        return {name: found[name].numpy() for name in names}
 
     return call
-
-
-def make_optimizer(learning_rate: Any, momentum: float, nesterov: bool) -> Any:
-    """Makes SGD in Keras' convention: `v ← βv - λg`, `θ ← θ + v`."""
-    return keras.optimizers.SGD(learning_rate, momentum=momentum, nesterov=nesterov)

@@ -11,7 +11,8 @@ from typing import Any
 from tf_lrtraj import records, report
 from tf_lrtraj.probes.probe_recorder import record_path
 from tf_lrtraj.report.probe_figures import gallery
-from tf_lrtraj.runs.assembly import assemble, load_dataset
+from tf_lrtraj.runs.assembly import assemble
+from tf_lrtraj.runs.components import load_dataset
 from tf_lrtraj.runs.probing.run_points import RunWeights
 from tf_lrtraj.runs.probing.run_probes import Measurer
 from tf_lrtraj.runs.run_config import ConfigError

@@ -274,7 +274,9 @@ def velocity_of(optimizer: Any) -> list[Any]:
     Raises:
         ConfigError: if it keeps none.
     """
-    velocities = [v for v in getattr(optimizer, "momentums", None) or [] if v is not None]
+    # SGD's velocity of θ ← θ + v; the momenta of other optimizers are averages of gradients.
+    own = getattr(optimizer, "momentums", None) if type(optimizer).__name__ == "SGD" else None
+    velocities = [v for v in own or [] if v is not None]
     if not velocities:
         raise ConfigError("the run has no momentum, so there is no velocity")
     return backend.to_numpy(backend.values(velocities))

@@ -18,7 +18,6 @@ from tf_lrtraj.runs.probing.probe_batches import ProbeBatches
 from tf_lrtraj.runs.probing.run_points import RunWeights, check_trip, spaced
 from tf_lrtraj.runs.run_config import ConfigError
 from tf_lrtraj.specs import PROBES, ProbeSpec
-from tf_lrtraj.training.step import per_example_loss
 
 Options = Mapping[str, Any]
 
@@ -88,11 +87,10 @@ class Measurer:
         """Returns the training loss without weight decay, in the requested mode."""
         key = options["batch_norm"], options["dropout"]
         if key not in self._surfaces:
-            smoothing = self.assembly.config["optimizer"]["label_smoothing"]
             moments = self.batches(options).moments() if key[0] == "recalibrated" else None
             self._surfaces[key] = Surface(
                 self.assembly.model,
-                functools.partial(per_example_loss, label_smoothing=smoothing),
+                self.assembly.objective.loss,
                 batch_norm=key[0],
                 dropout=key[1],
                 moment_batches=moments,
@@ -105,6 +103,20 @@ class Measurer:
         if key not in self._batches:
             self._batches[key] = ProbeBatches(self.assembly, *key)
         return self._batches[key]
+
+
+def check_trip_rate(config: Options, options: Options) -> None:
+    """Checks that the steps of a side trip, which are of SGD, have a rate.
+
+    Raises:
+        ConfigError: if the run has another optimizer, whose rate is none of SGD.
+    """
+    name = config["optimizer"]["name"]
+    if name != "SGD" and not options["learning_rate"]:
+        raise ConfigError(
+            f"side trips make steps of SGD, and the run's rate is one of {name}: give them a rate, "
+            "`learning_rate`"
+        )
 
 
 class Parts:
@@ -194,6 +206,7 @@ class Parts:
     def _trip_from(self, step: int) -> dict[str, Any]:
         # The effective rate of the run with momentum β is λ / (1 - β).
         own, momentum = self._assembly.config["optimizer"], self._options["momentum"]
+        check_trip_rate(self._assembly.config, self._options)
         usual = self._rate(step) * (1.0 - momentum) / (1.0 - own["momentum"])
         if own["weight_decay"] and own["weight_decay_on"] != "kernels":
             raise ConfigError("side trips need config.optimizer.weight_decay_on='kernels'")

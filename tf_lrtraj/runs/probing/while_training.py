@@ -22,7 +22,7 @@ from tf_lrtraj.runs.probing.run_points import (
     parse_point,
     velocity_of,
 )
-from tf_lrtraj.runs.probing.run_probes import Measurer
+from tf_lrtraj.runs.probing.run_probes import Measurer, check_trip_rate
 from tf_lrtraj.runs.run_config import ConfigError, Plan
 from tf_lrtraj.specs import PROBES as SPECS
 from tf_lrtraj.specs import ProbeSpec, check_kind
@@ -69,15 +69,19 @@ def _check_data(
     spec: ProbeSpec, config: Mapping[str, Any], options: Mapping[str, Any], dataset: Any
 ) -> None:
     """Checks that data and optimizer provide the parts of a probe."""
-    if options.get("direction") == "momentum" and not config["optimizer"]["momentum"]:
-        raise ConfigError("the run has no momentum, so there is no velocity")
+    settings = config["optimizer"]
+    has_velocity = settings["name"] == "SGD" and settings["momentum"]
+    if options.get("direction") == "momentum" and not has_velocity:
+        raise ConfigError("the run has no momentum of SGD, so there is no velocity")
     if not spec.takes_part("surface"):
         return
-    size = options["batch_size"] or config["data"]["batch_size"]
-    held_out, count = options.get("held_out_batches", 0), options["batches"]
     trips = spec.takes_part("trip_ends") and any(
         parse_point(text, trips=True).batch is not None for text in options["points"]
     )
+    if spec.takes_part("trip") or trips:
+        check_trip_rate(config, options)
+    size = options["batch_size"] or config["data"]["batch_size"]
+    held_out, count = options.get("held_out_batches", 0), options["batches"]
     if spec.takes_part("others") or trips:
         count += held_out  # as many training batches on which no step is made
     check_training(dataset.num_examples, size, count)
