@@ -24,7 +24,7 @@ fi
 # it installs the ordinary wheel.  Any PyTorch that Keras runs on will do.
 TORCH=${TF_LRTRAJ_TORCH:-torch==2.13.0}
 
-extras=test,lint
+extras=test,lint,keras_cv
 [[ " $backends " == *" jax "* ]] && extras=$extras,jax
 make_environment "${TF_LRTRAJ_VENV:-$root/.venv-test}" "$root[$extras]"
 if [[ " $backends " == *" torch "* ]] && ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then

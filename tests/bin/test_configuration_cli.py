@@ -12,8 +12,8 @@ START = "from tf_lrtraj.runs.run_config import default_config\n\n\ndef get_confi
     ("name", "override", "expected"),
     [
         (
-            *("train", "--config.optimizer.rate=0.1"),
-            "unknown key `config.optimizer.rate`. Known keys of config.optimizer: "
+            *("train", "--config.optimizer.kind=adamw"),
+            "unknown key `config.optimizer.kind`. Known keys of config.optimizer: "
             "['label_smoothing', 'momentum', 'name', 'nesterov', 'options', 'weight_decay', "
             "'weight_decay_on']",
         ),
