@@ -33,6 +33,7 @@ RUN_BY = {
     "probes.md": (5, "tests/probes/test_probes_page.py"),
     "records.md": (6, "tests/test_pages.py"),  # one of them in test_run_recorder.py
     "reproduction.md": (1, "tests/test_pages.py"),
+    "your_own_model.md": (6, "tests/bin/test_your_own_model.py"),
 }
 
 

@@ -223,9 +223,9 @@ class Dataset(abc.ABC):
 
 
 class ImageDataset(Dataset):
-    """Labelled images.
+    """Labelled images.  It has the attributes of `Dataset` too.
 
-    Attributes, besides those of `Dataset`:
+    Attributes:
         image_shape: (height, width, channels) of the images in a batch.
         class_names: names of the classes, or None.
         mean, std: per channel, on the scale where the brightest pixel is 1; images are
