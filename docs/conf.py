@@ -26,6 +26,7 @@ include_patterns = [
     "benchmarks/README.md",
     "benchmarks/results/averaging.md",
     "BUILD_NOTES.md",
+    "CONTRIBUTING.md",
     "CHANGELOG.md",
 ]
 exclude_patterns = [".*", "tests", "tools", "runs", "build", "tf_lrtraj", "docs/README.md"]

@@ -378,7 +378,7 @@ def draw(folder: pathlib.Path, found: list[dict]) -> None:
     axes.axhline(0.0, color="black", linewidth=1.0)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("above the trained decay, % of its gain")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
     figure.savefig(folder / "decays.svg", metadata={"Date": None})
 
 
