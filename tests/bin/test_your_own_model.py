@@ -55,7 +55,7 @@ SHORT = {
     "data.batch_size": 20,
     "evaluate.every": "never",
     "save_models": False,
-    "tensorboard": False,
+    "loggers": (),
 }
 
 

@@ -94,7 +94,7 @@ SMALL = {
     "evaluate.batch_size": 10,
     "checkpoint.every": "3 steps",
     "steps_per_call": 3,
-    "tensorboard": False,
+    "loggers": (),
 }
 
 

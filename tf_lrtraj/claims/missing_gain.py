@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from tf_lrtraj.claims.records_reader import Measured, Probed, Records
+from tf_lrtraj.claims.records_reader import Measured, Records
 from tf_lrtraj.claims.verdicts import Claim, ExtraNumber, Judgement, Wanted, conclude
 from tf_lrtraj.records import RecordError
 from tf_lrtraj.statistics import TOST, PairedRatio
@@ -94,7 +94,6 @@ def judge_o3(records: Records) -> Judgement:
         "rates": rates,
         "lengths": lengths,
         "missing": missing,
-        "shares": gains["average"].mean(axis=0) / gains["cooldown"].mean(axis=0),
         "floors": floors,
         "begin": paths[0].setting("begin"),
         "end": paths[0].setting("end"),
@@ -157,15 +156,15 @@ def _floors(record: Measured) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _largest(records: Records) -> dict[str, np.ndarray]:
     """Point → [seed] largest eigenvalue."""
-    found: dict[str, list[float]] = {name: [] for name in POINTS}
-    for name, values in found.items():
-        probes: tuple[Probed, ...] = records.probes(f"eigenvalues-{name}", "eigenvalues")
-        for probe in sorted(probes, key=lambda one: one.seed):
-            top = float(probe.array("eigenvalues").max())
-            if not top > 0.0:
-                raise RecordError(f"{probe.name}: the largest eigenvalue is {top:g}, not positive.")
-            values.append(top)
-    return {name: np.array(values) for name, values in found.items()}
+    found: dict[str, dict[int, float]] = {name: {} for name in POINTS}
+    for probe in records.probes("eigenvalues-*", "eigenvalues"):
+        point = probe.name.rpartition("-")[2].removesuffix(".npz")
+        top = float(probe.array("eigenvalues").max())
+        if not top > 0.0:
+            raise RecordError(f"{probe.name}: the largest eigenvalue is {top:g}, not positive.")
+        if point in found:
+            found[point][probe.seed] = top
+    return {name: np.array([tops[seed] for seed in sorted(tops)]) for name, tops in found.items()}
 
 
 CLAIMS = (

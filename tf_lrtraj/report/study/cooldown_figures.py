@@ -36,39 +36,33 @@ _PATHS = {
 
 @draws(
     "O3",
-    alt="Missing loss by rate times length; shares of the gain; losses of short averages along a "
-    "cooldown and after it; largest eigenvalues of the Hessian",
-    caption="Thin lines and dots: seeds; thick lines: their means. Upper left: the loss of the "
-    "average above that of the cooldown over the same updates. Upper right: the share of the "
-    "cooldown's gain that the average has. Lower left: losses of short averages, which have "
-    "little noise and show the floor of the valley. Lower right: the largest eigenvalue of the "
-    "Hessian.",
+    alt="Missing loss by rate times length; losses of short averages along a cooldown and after "
+    "it; largest eigenvalues of the Hessian",
+    caption="Thin lines and dots: seeds; thick lines: means. Left: what the average lacks of the "
+    "cooldown over the same updates. Middle: losses of short averages, which have little noise and "
+    "show the valley's floor.",
 )
 def _draw_o3(judgement: Judgement) -> Figure:
     drawn = judgement.drawn
-    figure, axes = panels(2, 2, 9.4, 7.4)
+    figure, axes = panels(1, 3, 10.0, 3.9)
     rates, lengths, missing = drawn["rates"], drawn["lengths"], drawn["missing"]
     for i, rate in enumerate(rates):
         color = PALETTE[i % len(PALETTE)]
         x = rate * lengths
         seed_lines(axes[0], x, missing[:, i], color, "o-", markersize=4, label=f"rate {rate:g}")
-        axes[1].plot(lengths, drawn["shares"][i], "o-", color=color, markersize=4)
     axes[0].set_xscale("log")
     if (missing.mean(axis=0) > 0.0).all():
         axes[0].set_yscale("log")
     else:
         axes[0].axhline(0.0, color="black", linewidth=0.8)
     labels(axes[0], "rate × length", "missing loss, nats", "What the average lacks")
-    axes[1].axhline(1.0, color="black", linewidth=0.8)
-    axes[1].set_xscale("log")
-    labels(axes[1], "length, updates", "share of the cooldown's gain", "What the average has")
-    _floors(axes[2], drawn)
+    _floors(axes[1], drawn)
     names = list(drawn["eigenvalues"])
-    columns(axes[3], names)
+    columns(axes[2], names)
     for place, name in enumerate(names):
-        dots(axes[3], place, drawn["eigenvalues"][name], PALETTE[place])
-    axes[3].set_ylim(0.0, None)
-    labels(axes[3], "", "eigenvalue", "Largest eigenvalue of the Hessian")
+        dots(axes[2], place, drawn["eigenvalues"][name], PALETTE[place])
+    axes[2].set_ylim(0.0, None)
+    labels(axes[2], "", "eigenvalue", "Hessian's largest eigenvalue")
     legend(figure, len(rates), panel=axes[0])
     return figure
 
