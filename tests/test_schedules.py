@@ -410,11 +410,13 @@ def test_on_a_network_the_average_has_most_of_the_schedules_gain(optimizer):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer(schedule), loss)
         found = []
-        note = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda i, logs: found.append(model.get_weights())
-        )
+
+        class Note(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                found.append(self.model.get_weights())
+
         rows = np.random.default_rng(2).integers(0, len(x), steps * batch)
-        model.fit(x[rows], y[rows], batch, shuffle=False, verbose=0, callbacks=[note])
+        model.fit(x[rows], y[rows], batch, shuffle=False, verbose=0, callbacks=[Note()])
         return model, found
 
     model, path = trained(schedules.RateSchedule(rate))
