@@ -80,15 +80,16 @@ def _run_json(title, total, **extra):
     }
 
 
-def build(folder, total=1200, splits=("test", "train"), matched=("ema", "swa"), **run):
+def build(folder, total=1200, splits=("test", "train"), matched=("ema", "swa"), seed=0, **run):
     """Writes a workdir; returns its path."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     gains = {"raw": 0.0, "ema": 0.035, "swa": 0.03, "two_point": 0.02}
-    records.write_json(folder / "config.json", {"name": "digits", "optimizer": {"rate": 0.1}})
+    config = {"name": "digits", "optimizer": {"rate": 0.1}, "seed": seed}
+    records.write_json(folder / "config.json", config)
     averages = {name: kernel.get_config() for name, kernel in AVERAGES.items()}
     policies = {name: POLICIES[name] for name in AVERAGES}
-    run = {"averages": averages, "batch_norm": policies, "resumed_at": [400], **run}
+    run = {"averages": averages, "batch_norm": policies, "resumed_at": [400], "seed": seed, **run}
     records.write_json(folder / "run.json", _run_json("digits_demo", total, **run))
     records.append_rows(folder / "metrics.jsonl", _rows(total, rng, gains, splits))
     records.write_schedule(folder / "schedule.npz", np.full(total, 0.1))

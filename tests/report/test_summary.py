@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tf_lrtraj import records, report
-from tf_lrtraj.report import run_summary
+from tf_lrtraj.report import number_text, run_results, run_summary
 
 
 def _run(folder, rows, **run):
@@ -34,7 +34,7 @@ ROWS = [
 
 
 def test_final_rows_are_the_last_evaluations_against_raw_at_the_same_step(tmp_path):
-    raw, ema = run_summary.final_rows(_run(tmp_path, ROWS), "test")
+    raw, ema = run_results.final_rows(_run(tmp_path, ROWS), "test")
     assert (raw.weights, raw.step, raw.accuracy, raw.loss) == ("raw", 100, 0.86, 0.40)
     assert raw.accuracy_vs_raw is None and raw.loss_vs_raw is None
     assert (raw.best_accuracy, raw.best_step) == (0.90, 80)
@@ -47,7 +47,7 @@ def test_final_rows_are_the_last_evaluations_against_raw_at_the_same_step(tmp_pa
 
 def test_a_run_killed_between_two_evaluations_is_compared_at_its_last_common_step(tmp_path):
     record = _run(tmp_path, ROWS[:-1], status="incomplete")
-    raw, ema = run_summary.final_rows(record, "test")
+    raw, ema = run_results.final_rows(record, "test")
     assert (raw.step, ema.step) == (100, 80)
     assert ema.accuracy_vs_raw == pytest.approx(0.05)  # against 0.90 at step 80, not 0.86
     first = run_summary.findings(record, "test")[0]
@@ -65,7 +65,7 @@ def test_each_batch_norm_policy_has_its_own_row(tmp_path):
     record = _run(tmp_path, ROWS)
     extra = dict(record.rows("eval", "ema")[-1], batch_norm="copy", accuracy=0.1)
     records.append_rows(tmp_path / "metrics.jsonl", [extra])
-    rows = run_summary.final_rows(records.load_run(tmp_path), "test")
+    rows = run_results.final_rows(records.load_run(tmp_path), "test")
     assert [(row.weights, row.batch_norm, row.accuracy) for row in rows] == [
         ("raw", "running", 0.86),
         ("ema", "running", 0.92),
@@ -117,7 +117,7 @@ def test_findings_of_a_run_that_keeps_no_average(tmp_path):
 def test_a_pair_is_compared_at_its_last_common_step(tmp_path):
     record = _run(tmp_path, ROWS)
     other = _run(tmp_path / "m", [(80, "raw", 0.9, 0.3), (100, "raw", 0.93, 0.2)], averages={})
-    pair = run_summary.pairs(record, "test", {"ema": other})["ema"]
+    pair = run_results.pairs(record, "test", {"ema": other})["ema"]
     assert (pair.step, pair.at_end) == (100, True)
     assert pair.accuracy_difference == pytest.approx(0.01)
     assert pair.loss_difference == pytest.approx(-0.05)
@@ -127,12 +127,12 @@ def test_a_pair_is_compared_at_its_last_common_step(tmp_path):
         "1.0 points above the average itself."
     )
     early = _run(tmp_path / "n", [(80, "raw", 0.95, 0.3)], averages={}, status="incomplete")
-    pair = run_summary.pairs(record, "test", {"ema": early})["ema"]
+    pair = run_results.pairs(record, "test", {"ema": early})["ema"]
     assert (pair.step, pair.at_end) == (80, False)
     sentence = run_summary.findings(record, "test", {"ema": early})[1]
     assert "is, at step 80, at 95.0 %, the same as the average itself." in sentence
     none = _run(tmp_path / "o", [(7, "raw", 0.95, 0.3)], averages={})
-    assert run_summary.pairs(record, "test", {"ema": none})["ema"].step is None
+    assert run_results.pairs(record, "test", {"ema": none})["ema"].step is None
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_main_split(tmp_path, splits, expected):
     record = _run(tmp_path, [])
     rows = [{"kind": "eval", "step": 1, "split": split} for split in splits]
     records.append_rows(tmp_path / "metrics.jsonl", rows)
-    assert run_summary.main_split(records.load_run(record.workdir)) == expected
+    assert run_results.main_split(records.load_run(record.workdir)) == expected
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_main_split(tmp_path, splits, expected):
     [(0.0, "0.0000"), (1e-5, "1.00e-05"), (-12.5, "−12.500"), (math.inf, "inf"), (math.nan, "nan")],
 )
 def test_numbers_as_text(value, text):
-    assert run_summary.number(value) == text
+    assert number_text.number(value) == text
 
 
 def test_text_summary(workdir):

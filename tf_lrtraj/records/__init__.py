@@ -29,6 +29,7 @@ from tf_lrtraj.records.files import (
     write_atomically,
 )
 from tf_lrtraj.records.metrics_frame import read_metrics
+from tf_lrtraj.records.repeated_runs import RepeatedRuns, load_record
 from tf_lrtraj.records.rows import (
     Mark,
     MetricsWriter,
@@ -83,6 +84,7 @@ __all__ = [
     "Mark",
     "MetricsWriter",
     "RecordError",
+    "RepeatedRuns",
     "Row",
     "RunRecord",
     "append_rows",
@@ -92,6 +94,7 @@ __all__ = [
     "damage_before",
     "encode",
     "keep_until",
+    "load_record",
     "load_run",
     "local_path",
     "matched_dir",

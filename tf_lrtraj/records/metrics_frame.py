@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tf_lrtraj.records.run import load_run
+from tf_lrtraj.records.repeated_runs import load_record
 
 # The first columns; metrics follow in the order in which they occur.
 _COLUMNS = ("kind", "step", "epoch", "split", "weights", "batch_norm")
@@ -34,7 +34,9 @@ def read_metrics(workdir: str | os.PathLike[str]) -> Any:
     {'ema': 1.25, 'raw': 1.5}
 
     Args:
-        workdir: the folder of a run.  A matched run is in the folder `matched_dir(workdir, name)`.
+        workdir: the folder of a run, or of repeated runs, whose table begins with a column `run`,
+            the name of the run's folder.  A matched run is in the folder
+            `matched_dir(workdir, name)`.
 
     Raises:
         ImportError: if pandas is not installed (`pip install tf_lrtraj[pandas]`).
@@ -46,6 +48,9 @@ def read_metrics(workdir: str | os.PathLike[str]) -> Any:
         raise ImportError(
             "`read_metrics` needs pandas: pip install pandas (or tf_lrtraj[pandas])"
         ) from None
-    rows = load_run(workdir).all_rows
-    metrics = dict.fromkeys(key for row in rows for key in row if key not in _COLUMNS)
-    return pandas.DataFrame(rows, columns=[*_COLUMNS, *metrics])
+    record = load_record(workdir)
+    rows = [{"run": run.workdir.name} | row for run in record.runs for row in run.all_rows]
+    first = ("run",) if record.runs else ()
+    rows = rows or record.all_rows
+    columns = dict.fromkeys([*first, *_COLUMNS, *(key for row in rows for key in row)])
+    return pandas.DataFrame(rows, columns=list(columns))

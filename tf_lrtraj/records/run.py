@@ -213,12 +213,17 @@ class _HeldByAnother(Exception):
     """Another process has the lock."""
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns {"a.b": value} for nested dictionaries.
+
+    >>> flatten({"a": {"b": 1}, "c": {}})
+    {'a.b': 1, 'c': {}}
+    """
     if not isinstance(value, dict) or (not value and prefix):
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        flat.update(_flatten(item, f"{prefix}.{key}" if prefix else key))
+        flat.update(flatten(item, f"{prefix}.{key}" if prefix else key))
     return flat
 
 
@@ -246,7 +251,7 @@ def check_workdir_matches(
     if complete is not None:
         with contextlib.suppress(ValueError):
             stored = complete(stored)
-    old, new = _flatten(encode(stored)), _flatten(encode(config))
+    old, new = flatten(encode(stored)), flatten(encode(config))
     keys = [key for key in {**old, **new} if old.get(key, ...) != new.get(key, ...)]
     if not keys:
         return
@@ -273,12 +278,14 @@ class RunRecord:
         config: the validated configuration.
         run: the content of `run.json`: status, versions, seed, averages, and so on.
         all_rows: the rows of `metrics.jsonl`, in the order written.
+        runs: the records that this one combines (`RepeatedRuns`); empty for a single run.
     """
 
     workdir: pathlib.Path
     config: dict[str, Any]
     run: dict[str, Any]
     all_rows: list[dict[str, Any]]
+    runs: tuple[RunRecord, ...] = ()
 
     @property
     def status(self) -> str:
@@ -347,6 +354,10 @@ class RunRecord:
             batch_norm = rows[0].get("batch_norm")
         return _series(metric, (row for row in rows if row.get("batch_norm") == batch_norm))
 
+    def bounds(self, metric: str, weights: str = RAW, split: str = "test") -> np.ndarray | None:
+        """Returns the lowest and highest values of repeated runs; None for a single run."""
+        return None
+
     def train_series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns a metric of the training batches, or `learning_rate`, as `series` does."""
         return _series(metric, self.rows("train"))
@@ -388,13 +399,21 @@ class RunRecord:
         known = [name for name in self.averages if name in found]
         return {name: found[name] for name in dict.fromkeys([*known, *found])}
 
+    def matched_record(self, name: str) -> RunRecord:
+        """Returns the record of the matched run of an average.
+
+        Raises:
+            RecordError: if it is damaged.
+        """
+        return load_run(self.matched_dirs()[name])
+
     def matched(self) -> dict[str, RunRecord]:
         """Returns {average: record of its matched run}.
 
         Raises:
             RecordError: if one of them is damaged.
         """
-        return {name: load_run(path) for name, path in self.matched_dirs().items()}
+        return {name: self.matched_record(name) for name in self.matched_dirs()}
 
 
 def _is_number(value: Any) -> bool:

@@ -41,7 +41,7 @@ def colours(record: RunRecord, *others: str) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a panel: steps and values [K], drawn in order."""
+    """One line of a panel: steps and values [K], drawn in order, and a band [2, K] around it."""
 
     label: str
     steps: np.ndarray
@@ -50,6 +50,7 @@ class Line:
     dashed: bool = False
     width: float = 1.6
     faint: bool = False
+    band: np.ndarray | None = None
 
 
 # --- Drawing ------------------------------------------------------------------------------
@@ -145,6 +146,10 @@ def _label_lines(axes: Axes, lines: Sequence[Line]) -> None:
 
 def _draw(axes: Axes, line: Line) -> None:
     steps, values = _thin(line.steps, line.values)
+    if line.band is not None and line.steps.size <= _MAX_POINTS:
+        axes.fill_between(
+            line.steps, *line.band, color=line.colour, alpha=0.1 if line.faint else 0.2, linewidth=0
+        )
     axes.plot(
         steps,
         values,
@@ -161,12 +166,18 @@ def _draw(axes: Axes, line: Line) -> None:
 
 def _limits(axes: Axes, lines: Sequence[Line], metric: str, total: int, after: float) -> bool:
     """Sets the range of values from the run after a share `after`; returns if any lie outside."""
-    everything = np.concatenate([line.values for line in lines])
+    drawn = [np.vstack([line.values, *([] if line.band is None else line.band)]) for line in lines]
+    everything = np.concatenate([rows.ravel() for rows in drawn])
     everything = everything[np.isfinite(everything)]
     if everything.size == 0:
         return False
     # The first evaluations, before anything is learned, would compress the range of the others.
-    later = np.concatenate([line.values[line.steps >= after * total] for line in lines])
+    later = np.concatenate(
+        [
+            rows[:, line.steps >= after * total].ravel()
+            for line, rows in zip(lines, drawn, strict=True)
+        ]
+    )
     later = later[np.isfinite(later)]
     if later.size < 2:
         later = everything
@@ -220,7 +231,14 @@ def _metric_panel(
 ) -> Figure | None:
     """Draws a metric in a panel; returns None if no line has a finite value."""
     scale = 100.0 if metric == "accuracy" else 1.0
-    lines = _drawable(dataclasses.replace(line, values=scale * line.values) for line in lines)
+    lines = _drawable(
+        dataclasses.replace(
+            line,
+            values=scale * line.values,
+            band=None if line.band is None else scale * line.band,
+        )
+        for line in lines
+    )
     if not lines:
         return None
     total = _total(record, lines)
@@ -238,6 +256,14 @@ def _metric_panel(
                 fontsize=7, color="#777777", va="bottom",
             )  # fmt: skip
     return figure
+
+
+def _line(
+    label: str, record: RunRecord, metric: str, weights: str, split: str, colour: str, **how: Any
+) -> Line:
+    """Returns a metric of some weights as a line, of repeated runs with its band."""
+    steps, values = record.series(metric, weights, split)
+    return Line(label, steps, values, colour, band=record.bounds(metric, weights, split), **how)
 
 
 # --- Panels -------------------------------------------------------------------------------
@@ -262,8 +288,11 @@ def curves(
     """
     lines = []
     for name in record.weights_names()[:MOST_LINES]:
-        steps, values = record.series(metric, name, split)
-        lines.append(Line(name, steps, values, palette[name], width=1.2 if name == RAW else 1.7))
+        lines.append(
+            _line(
+                name, record, metric, name, split, palette[name], width=1.2 if name == RAW else 1.7
+            )
+        )
     return _metric_panel(record, lines, metric, size, _short(split))
 
 
@@ -278,9 +307,9 @@ def pair_curves(
 ) -> Figure | None:
     """Draws an average and its matched run, with the raw weights in the background."""
     lines = [
-        Line(RAW, *record.series(metric, RAW, split), GREY, width=1.0, faint=True),
-        Line(average, *record.series(metric, average, split), palette[average], width=1.8),
-        Line("matched run", *matched.series(metric, RAW, split), palette[average], True, 1.5),
+        _line(RAW, record, metric, RAW, split, GREY, width=1.0, faint=True),
+        _line(average, record, metric, average, split, palette[average], width=1.8),
+        _line("matched run", matched, metric, RAW, split, palette[average], dashed=True, width=1.5),
     ]
     return _metric_panel(record, lines, metric, size, _short(split), after=0.4)
 

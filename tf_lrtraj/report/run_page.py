@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_lrtraj import kernels
-from tf_lrtraj.records import RAW, RecordError, RunRecord, load_run, write_atomically
-from tf_lrtraj.report import base_page, drawing, run_figures
-from tf_lrtraj.report import run_summary as numbers
+from tf_lrtraj.records import RAW, RecordError, RunRecord, load_record, write_atomically
+from tf_lrtraj.report import base_page, drawing, number_text, run_figures, run_results, run_summary
 from tf_lrtraj.report.probe_figures import gallery
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def _setting(record: RunRecord, rates: np.ndarray | None) -> str:
         parts.append(f"{name} ({size:,} parameters)" if size is not None else name)
     if (name := data.get("name")) is not None:
         size = data.get("num_examples", {}).get("train")
-        unit = numbers.unit(record)
+        unit = run_results.unit(record)
         parts.append(f"{name} ({size:,} training {unit})" if size is not None else name)
     total, per_epoch = run.get("total_steps"), run.get("steps_per_epoch") or 0.0
     if total is not None:
@@ -107,13 +106,15 @@ def _speed(record: RunRecord) -> str | None:
     except RecordError:
         return None
     speeds = [
-        row["images_per_second"] for row in rows if numbers.is_finite(row.get("images_per_second"))
+        row["images_per_second"]
+        for row in rows
+        if number_text.is_finite(row.get("images_per_second"))
     ]
-    seconds = sum(row["seconds"] for row in rows if numbers.is_finite(row.get("seconds")))
+    seconds = sum(row["seconds"] for row in rows if number_text.is_finite(row.get("seconds")))
     if not speeds:
         return None
     time = f"; {seconds / 60:,.1f} minutes of training steps" if seconds else ""
-    return f"{float(np.median(speeds)):,.0f} {numbers.unit(record)} per second (median){time}"
+    return f"{float(np.median(speeds)):,.0f} {run_results.unit(record)} per second (median){time}"
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -126,7 +127,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     facts = [
         ("Status", record.status + (f": {run['message']}" if run.get("message") else "")),
         ("Started", run.get("created")),
-        ("Seed", run.get("seed")),
+        ("Seeds" if record.runs else "Seed", run.get("seed")),
         ("Threads", run.get("threads")),
         ("Strategy", f"{strategy}, {replicas} replica(s)" if replicas else strategy),
         ("Speed", _speed(record)),
@@ -160,12 +161,12 @@ class _RunPage:
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
-        self.matched, self.problems = numbers.load_matched(record)
+        self.matched, self.problems = run_results.load_matched(record)
         self.palette = run_figures.colours(record, *self.matched)
-        self.split = numbers.main_split(record)
+        self.split = run_results.main_split(record)
         known = record.metrics()
         usual = (name for name in ("accuracy", "loss") if name in known)
-        self.metrics: list[str] = [*usual, *numbers.other_metrics(record)]
+        self.metrics: list[str] = [*usual, *run_results.other_metrics(record)]
         self.own = self.schedule(record)
 
     def schedule(self, record: RunRecord) -> np.ndarray | None:
@@ -207,7 +208,7 @@ class _RunPage:
     def pairs(self) -> list[dict[str, Any]]:
         """Returns a section for each pair."""
         record, sections = self.record, []
-        compared = numbers.pairs(record, self.split, self.matched)
+        compared = run_results.pairs(record, self.split, self.matched)
         for name, other in _first(self.matched).items():
             pictures = []
             for shown, panel in self.pair(name, other).items():
@@ -244,7 +245,7 @@ class _RunPage:
         if steps * len(built) > _MOST_KERNEL_STEPS:
             self.problems.append(
                 f"Weights of the averages are not drawn: {len(built)} over {steps:,} steps are "
-                f"more than {_MOST_KERNEL_STEPS:,} numbers."
+                f"more than {_MOST_KERNEL_STEPS:,} run_results."
             )
         elif built and steps:
             each: list[Picture] = []
@@ -262,12 +263,14 @@ class _RunPage:
             self.problems.append(f"Figures show the first {most} of {count:,} {what}.")
 
 
-def _table(rows: Iterable[numbers.FinalRow], palette: Mapping[str, str]) -> dict[str, Any]:
+def _table(rows: Iterable[run_results.FinalRow], palette: Mapping[str, str]) -> dict[str, Any]:
     rows = list(rows)
     accuracies = [
-        row.accuracy for row in rows if row.accuracy is not None and numbers.is_finite(row.accuracy)
+        row.accuracy
+        for row in rows
+        if row.accuracy is not None and number_text.is_finite(row.accuracy)
     ]
-    losses = [row.loss for row in rows if row.loss is not None and numbers.is_finite(row.loss)]
+    losses = [row.loss for row in rows if row.loss is not None and number_text.is_finite(row.loss)]
     steps = {row.step for row in rows}
     others = list(dict.fromkeys(name for row in rows for name in row.others))
     return {
@@ -301,24 +304,30 @@ def render_report(record: RunRecord) -> str:
             run_figures.training_batches(record, metric), f"{metric} of the training batches"
         )
     ]
-    groups = gallery.groups(record.workdir)
-    probed = [
-        (group.title, group.findings, _picture(group.figure, group.title)) for group in groups
-    ]
+    groups, probed = [], []
+    for run in record.runs or (record,):
+        found = gallery.groups(run.workdir)
+        of = f", seed {run.run.get('seed')}" if record.runs else ""
+        groups += found
+        probed += [
+            (group.title + of, group.findings, _picture(group.figure, group.title + of))
+            for group in found
+        ]
     page.left_out(len(record.weights_names()), "sets of weights")
     page.left_out(len(record.averages), "averages")
     page.left_out(len(page.matched), "matched runs")
     page.left_out(len(splits), "splits", _MOST_SPLITS)
     page.problems += [group.problem for group in groups if group.problem]
     tables = [
-        (name, _table(numbers.final_rows(record, name, page.matched), palette)) for name in splits
+        (name, _table(run_results.final_rows(record, name, page.matched), palette))
+        for name in splits
     ]
     return base_page.render(
         "run.html.j2",
         {
-            "percent": numbers.percent,
-            "points": numbers.points,
-            "number": numbers.number,
+            "percent": number_text.percent,
+            "points": number_text.points,
+            "number": number_text.number,
             "count": _count,
         },
         title=str(record.run.get("name") or record.workdir.resolve().name),
@@ -329,10 +338,10 @@ def render_report(record: RunRecord) -> str:
         # A number and its unit stay on one line.
         findings=[
             sentence.replace(" %", "\u00a0%")
-            for sentence in numbers.findings(record, split, page.matched)
+            for sentence in run_summary.findings(record, split, page.matched)
         ],
         split=split,
-        unit=numbers.unit(record),
+        unit=run_results.unit(record),
         tables=tables,
         split_figures=[(name, page.split_pictures(name)) for name in splits[:_MOST_SPLITS]],
         training=training,
@@ -360,7 +369,8 @@ def write_report(
     """Draws the report of a workdir from its records, for a run in any state.
 
     Args:
-        workdir: the workdir of a run that is going, done, killed or diverged.
+        workdir: the workdir of a run that is going, done, killed or diverged, or a folder of
+            repeated runs (`records.load_record`), whose means are drawn with bands.
         path: the file to write; `report.html` in the workdir by default.
 
     Returns:
@@ -370,7 +380,7 @@ def write_report(
         RecordError: if `workdir` holds no run, or its records are damaged (the file is named).
         OSError: if the page cannot be written.
     """
-    record = load_run(workdir)
+    record = load_record(workdir)
     target = pathlib.Path(path) if path is not None else record.workdir / "report.html"
     write_atomically(target, base_page.encoded(render_report(record)))
     return target
@@ -388,7 +398,7 @@ def figures(workdir: str | os.PathLike[str]) -> dict[str, Figure]:
     Raises:
         RecordError: if the workdir's records are missing or damaged.
     """
-    page = _RunPage(load_run(workdir))
+    page = _RunPage(load_record(workdir))
     drawn = page.curves(page.split)
     for name, other in _first(page.matched).items():
         drawn |= {f"{name}_{shown}": panel for shown, panel in page.pair(name, other).items()}
