@@ -12,6 +12,7 @@ import numpy as np
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, and text output does not need it
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from tf_lrtraj.statistics import Interval
@@ -114,6 +115,15 @@ def log_ticks(axes: Axes, values: Any, base: float = 10.0) -> None:
     axes.set_xscale("log", base=base)
     axes.set_xticks(values, [f"{value:,.0f}" for value in values])
     axes.minorticks_off()
+
+
+def sparse_log_ticks(axis: Axis) -> None:
+    """Labels a logarithmic axis, such as `axes.xaxis`, at 1, 3, 10, 30, … only."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def columns(axes: Axes, names: Sequence[str], label: str = "") -> None:

@@ -19,6 +19,7 @@ from tf_lrtraj.report.drawing import (
     legend,
     panels,
     seed_lines,
+    sparse_log_ticks,
 )
 from tf_lrtraj.report.study.claim_figure import draws
 
@@ -51,8 +52,10 @@ def _draw_o3(judgement: Judgement) -> Figure:
         x = rate * lengths
         seed_lines(axes[0], x, missing[:, i], color, "o-", markersize=4, label=f"rate {rate:g}")
     axes[0].set_xscale("log")
+    sparse_log_ticks(axes[0].xaxis)
     if (missing.mean(axis=0) > 0.0).all():
         axes[0].set_yscale("log")
+        sparse_log_ticks(axes[0].yaxis)
     else:
         axes[0].axhline(0.0, color="black", linewidth=0.8)
     labels(axes[0], "rate × length", "missing loss, nats", "What the average lacks")
@@ -63,7 +66,8 @@ def _draw_o3(judgement: Judgement) -> Figure:
         dots(axes[2], place, drawn["eigenvalues"][name], PALETTE[place])
     axes[2].set_ylim(0.0, None)
     labels(axes[2], "", "eigenvalue", "Hessian's largest eigenvalue")
-    legend(figure, len(rates), panel=axes[0])
+    legend(figure, panel=axes[0], loc="outside upper left")
+    legend(figure, panel=axes[1], loc="outside upper right")
     return figure
 
 
@@ -73,5 +77,4 @@ def _floors(axes: Axes, drawn: Any) -> None:
         losses = np.array([floor[name][1] for floor in drawn["floors"]])
         seed_lines(axes, steps, losses, color, label=label)
     axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.legend(frameon=False, fontsize=8)
     labels(axes, "updates after the end", "loss of a short average, nats", "The valley's floor")
