@@ -25,6 +25,7 @@ from tf_lrtraj.claims.ledger import (
 )
 from tf_lrtraj.claims.records_reader import Measured, NotMeasured, Probed, Records
 from tf_lrtraj.claims.verdicts import VERDICTS, Claim, Judgement
+from tf_lrtraj.claims.verdicts_page import verdicts_page
 
 __all__ = [
     "CLAIMS",
@@ -43,5 +44,6 @@ __all__ = [
     "ledger_bytes",
     "ledger_text",
     "make_ledger",
+    "verdicts_page",
     "write_ledger",
 ]

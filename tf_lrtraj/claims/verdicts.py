@@ -34,7 +34,16 @@ INCONCLUSIVE = "inconclusive"
 NOT_MEASURED = "not measured"
 NOT_RUN = "not run at this scale"
 NOT_JUDGED = "not judged"  # a smoke test shows numbers and no verdicts
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED, NOT_RUN, NOT_JUDGED)
+# Verdict → its sign, for readers who cannot distinguish colours.
+SIGNS = {
+    REPRODUCED: "✓",
+    NOT_REPRODUCED: "✗",
+    INCONCLUSIVE: "?",
+    NOT_MEASURED: "○",
+    NOT_RUN: "–",
+    NOT_JUDGED: "•",
+}
+VERDICTS = tuple(SIGNS)
 
 
 class HasInterval(Protocol):

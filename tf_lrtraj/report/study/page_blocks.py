@@ -16,16 +16,17 @@ from tf_lrtraj.claims.verdicts import (
     NOT_REPRODUCED,
     NOT_RUN,
     REPRODUCED,
+    SIGNS,
 )
 
-# Verdict → (sign, for readers who cannot distinguish colours; class of the style).
-_SIGNS = {
-    REPRODUCED: ("✓", "yes"),
-    NOT_REPRODUCED: ("✗", "no"),
-    INCONCLUSIVE: ("?", "open"),
-    NOT_MEASURED: ("○", "blank"),
-    NOT_RUN: ("–", "none"),
-    NOT_JUDGED: ("•", "plain"),
+# Verdict → its class of the style.
+_KINDS = {
+    REPRODUCED: "yes",
+    NOT_REPRODUCED: "no",
+    INCONCLUSIVE: "open",
+    NOT_MEASURED: "blank",
+    NOT_RUN: "none",
+    NOT_JUDGED: "plain",
 }
 
 
@@ -38,11 +39,11 @@ class Mark:
 
     @property
     def sign(self) -> str:
-        return _SIGNS[self.verdict][0]
+        return SIGNS[self.verdict]
 
     @property
     def kind(self) -> str:
-        return _SIGNS[self.verdict][1]
+        return _KINDS[self.verdict]
 
     @property
     def said(self) -> str:
