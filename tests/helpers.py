@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import textwrap
 import zlib
 
 import numpy as np
@@ -231,3 +232,44 @@ def with_changed_byte(path, step=1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
         yield place
     path.write_bytes(whole)
+
+
+# Many invocations in one process: starting Python costs more than these programs do.
+_DRIVER = textwrap.dedent("""
+    import contextlib, importlib, io, json, sys
+    from absl import flags
+    name, commands = json.loads(sys.stdin.read())
+    program = importlib.import_module(f"tf_lrtraj.bin.{name}")
+    results = []
+    for arguments in commands:
+        sys.argv = [f"lrtraj-{name}", *arguments]
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                program.run()
+            except SystemExit as end:
+                code = end.code or 0
+        for flag in flags.FLAGS.get_flags_for_module(program.__name__):
+            delattr(flags.FLAGS, flag.name)
+        results.append([code, out.getvalue(), err.getvalue()])
+    heavy = ("tensorflow", "keras", "torch", "jax", "matplotlib")
+    print(json.dumps([results, [module for module in heavy if module in sys.modules]]))
+""")
+
+
+def run_without_keras(name, *commands):
+    """Runs a program with each list of arguments in one new process.
+
+    Returns:
+        A list of [exit code, standard output, standard error], and the names of heavy libraries
+        that the process has imported.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _DRIVER],
+        input=json.dumps([name, commands]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

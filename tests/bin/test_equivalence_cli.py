@@ -1,7 +1,6 @@
 """The command line of the equivalence: numbers, files, errors, and its speed."""
 
 import csv
-import json
 import shlex
 import subprocess
 import sys
@@ -9,42 +8,14 @@ import textwrap
 
 import numpy as np
 import pytest
+from helpers import run_without_keras
 
 from tf_lrtraj import kernels, rates, theory
 from tf_lrtraj.bin import tables
 
-# Many invocations in one process: starting Python costs more than the program does.
-DRIVER = textwrap.dedent("""
-    import contextlib, io, json, sys
-    from absl import flags
-    from tf_lrtraj.bin import equivalence
-    results = []
-    for arguments in json.loads(sys.stdin.read()):
-        sys.argv = ["lrtraj-equivalence", *arguments]
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                equivalence.run()
-            except SystemExit as end:
-                code = end.code or 0
-        for flag in flags.FLAGS.get_flags_for_module("tf_lrtraj.bin.equivalence"):
-            delattr(flags.FLAGS, flag.name)
-        results.append([code, out.getvalue(), err.getvalue()])
-    loaded = [name for name in ("tensorflow", "keras", "matplotlib") if name in sys.modules]
-    print(json.dumps([results, loaded]))
-""")
-
 
 def invoke(*commands):
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run_without_keras("equivalence", *commands)
 
 
 def read(path):
