@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tf_lrtraj import kernels
+from tf_lrtraj.kernels import kernel_base
 
 HORIZONS = [0, 1, 2, 3, 5, 8, 13, 40]
 
@@ -329,7 +330,7 @@ def test_running_the_updates_gives_the_weighted_sum(kernel, num_steps):
     np.testing.assert_allclose(average, expected, rtol=1e-10, atol=1e-10)
 
 
-class InFloat32(kernels.Arithmetic):
+class InFloat32(kernel_base.Arithmetic):
     """What a backend without float64 computes coefficients with."""
 
     def integers(self, steps):

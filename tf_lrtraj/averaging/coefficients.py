@@ -9,11 +9,11 @@ import numpy as np
 from keras import ops
 
 from tf_lrtraj import backend
-from tf_lrtraj.kernels import ON_HOST, Arithmetic
+from tf_lrtraj.kernels.kernel_base import ON_HOST, Arithmetic
 
 
 class _OfTensors(Arithmetic):
-    """`kernels.Arithmetic` on scalar tensors of the backend, in float64 if it is available."""
+    """`kernel_base.Arithmetic` on scalar tensors of the backend, in float64 if it is available."""
 
     def __init__(self) -> None:
         bits = 64 if backend.has_float64() else 32
@@ -48,7 +48,7 @@ class _OfTensors(Arithmetic):
 
 
 def arithmetic() -> Arithmetic:
-    """Returns the `kernels.Arithmetic` that computes the coefficients of an update.
+    """Returns the `kernel_base.Arithmetic` that computes the coefficients of an update.
 
     torch runs eagerly, so its coefficients are computed on the host.
     """

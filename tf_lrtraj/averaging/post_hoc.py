@@ -38,7 +38,8 @@ from tf_lrtraj import values
 from tf_lrtraj.averaging.built_average import BuiltAverage
 from tf_lrtraj.averaging.interpolation_error import CoordinateSample, interpolation_error
 from tf_lrtraj.averaging.snapshots import Snapshots, nearest
-from tf_lrtraj.kernels import SUM_TOLERANCE, Kernel
+from tf_lrtraj.kernels import Kernel
+from tf_lrtraj.kernels.weight_vectors import SUM_TOLERANCE
 from tf_lrtraj.theory import fold_onto_snapshots
 
 __all__ = [
