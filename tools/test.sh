@@ -49,7 +49,7 @@ say "mypy"
 "$venv/bin/mypy"
 # Tests with their own processes or backends, and some folders, run in parallel with the rest,
 # because neither part alone uses two cores fully.
-beside=(tests/bin tests/claims tests/data tests/faults tests/fuzz tests/probes tests/report tests/theory)
+beside=(tests/bin tests/claims tests/data tests/faults tests/fuzz tests/probes tests/report tests/scale tests/theory)
 # Where replicas evaluate on a loaded machine, TensorFlow itself can crash (docs/upstream_defects.md): those
 # tests have a process of their own, which is started once more if a signal ended it.
 alone() {

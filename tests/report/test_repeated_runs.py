@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import build
 
 from tf_lrtraj import records, report
 from tf_lrtraj.report import run_figures, run_results, run_summary
@@ -85,9 +84,9 @@ def test_one_run_in_a_folder_is_that_run_and_none_is_an_error(tmp_path):
     assert records.load_record(tmp_path).run["seed"] == 4
 
 
-def test_a_page_of_repeated_runs_has_pairs_and_every_section(tmp_path):
+def test_a_page_of_repeated_runs_has_pairs_and_every_section(make_workdir, tmp_path):
     for seed in (0, 1):
-        build(tmp_path / f"seed{seed}", seed=seed)
+        make_workdir(f"seed{seed}", seed=seed)
     record = records.load_record(tmp_path)
     pair = run_results.pairs(record, "test", record.matched())["swa"]
     each = [
