@@ -7,7 +7,7 @@ Command:  for k in 0 1 2: OMP_NUM_THREADS=1 KERAS_BACKEND=torch nice lrtraj-repr
           (DIR: folder of tensorflow-datasets with cifar10, made by tools/prepare_data.py)
 Machine:  2 CPU cores, one seed on each; can be interrupted and resumed at any time
 Runtime:  --dry_run prints the number of images; a core trains 1,000 to 1,700 a second
-Expected: results/reproduction_cifar10_resnet8, once it has been run
+Expected: results/reproduction_cifar10_resnet8
 Note:     claim O3 alone: cooldowns of 50 to 2,000 updates from three constant rates.  All 50,000
           training images, at 16 by 16 pixels, cropped and flipped; batches of 64.
 """

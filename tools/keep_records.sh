@@ -2,26 +2,39 @@
 # Copies the records of a run, without checkpoints and models, and draws its report and figures there.
 #
 #   tools/keep_records.sh runs/cifar10_resnet8_cpu results/cifar10_resnet8_cpu
+#
+# The folder may also be one of runs that differ in their seed, each in a subfolder.
 set -euo pipefail
-[[ $# -eq 2 && -f "$1/run.json" ]] || {
-  echo "usage: tools/keep_records.sh WORKDIR DESTINATION   (WORKDIR: the folder of a run)" >&2
+shopt -s nullglob
+runs=()
+for run in "${1-}"/run.json "${1-}"/*/run.json; do
+  [[ ! -f "$run" ]] || runs+=("${run%/run.json}")
+done
+[[ $# -eq 2 ]] && ((${#runs[@]})) || {
+  echo "usage: tools/keep_records.sh WORKDIR DESTINATION   (WORKDIR: the folder of a run, or of runs)" >&2
   exit 2
 }
 source=$1 destination=$2
-for folder in "$source" "$source"/matched/*/; do
-  [[ -f "$folder/run.json" ]] || continue
-  target=$destination/${folder#"$source"}
+keep() { # FOLDER: of a run
+  local folder=$1 target=$destination${1#"$source"} file
   mkdir -p "$target"
   for file in config.json run.json metrics.jsonl schedule.npz timing.jsonl; do
     [[ ! -f "$folder/$file" ]] || cp "$folder/$file" "$target/"
   done
+  if [[ -f "$folder/advice/advice.json" ]]; then # what lrtraj-average --advise found
+    mkdir -p "$target/advice"
+    cp "$folder"/advice/{advice.json,advice.npz,advice.svg,measured.jsonl} "$target/advice/"
+  fi
+  probes=("$folder"/probes/*.{npz,svg})
+  if ((${#probes[@]})); then # what lrtraj-probe measured
+    mkdir -p "$target/probes"
+    cp "${probes[@]}" "$target/probes/"
+  fi
+}
+for run in "${runs[@]}"; do
+  keep "$run"
+  for matched in "$run"/matched/*/run.json; do
+    keep "${matched%/run.json}"
+  done
 done
-if [[ -f "$source/advice/advice.json" ]]; then # what lrtraj-average --advise found
-  mkdir -p "$destination/advice"
-  cp "$source"/advice/{advice.json,advice.npz,advice.svg,measured.jsonl} "$destination/advice/"
-fi
-if compgen -G "$source/probes/*.npz" >/dev/null; then # what lrtraj-probe measured
-  mkdir -p "$destination/probes"
-  cp "$source"/probes/*.npz "$source"/probes/*.svg "$destination/probes/"
-fi
 lrtraj-report --workdir="$destination" --figures="$destination/figures"

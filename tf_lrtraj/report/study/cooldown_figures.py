@@ -40,8 +40,8 @@ _PATHS = {
     alt="Missing loss by rate times length; losses of short averages along a cooldown and after "
     "it; largest eigenvalues of the Hessian",
     caption="Thin lines and dots: seeds; thick lines: means. Left: what the average lacks of the "
-    "cooldown over the same updates. Middle: losses of short averages, which have little noise and "
-    "show the valley's floor.",
+    "cooldown over the same updates. Middle: losses of short averages, which keep a part of the "
+    "noise.",
 )
 def _draw_o3(judgement: Judgement) -> Figure:
     drawn = judgement.drawn
@@ -77,4 +77,9 @@ def _floors(axes: Axes, drawn: Any) -> None:
         losses = np.array([floor[name][1] for floor in drawn["floors"]])
         seed_lines(axes, steps, losses, color, label=label)
     axes.axvline(0.0, color="black", linewidth=0.8)
-    labels(axes, "updates after the end", "loss of a short average, nats", "The valley's floor")
+    labels(
+        axes,
+        "updates after the end",
+        "loss of a short average, nats",
+        "Along the cooldown and after it",
+    )

@@ -49,8 +49,8 @@ HEADS = {
     "rate takes {network_speed:factor} times as many steps to reach the same loss",
     "O2": "At equal training loss the test loss of averages less that of runs at lower rates is "
     "{difference_low_rates}, and less that of decayed runs {difference_decays}",
-    "O3": "At the full rate again the floor after a cooldown lies below that after the average by "
-    "{lower_floor:percent} % of the loss that the average lacks",
+    "O3": "At a cooldown's end the Hessian's largest eigenvalue is {sharper:factor} times that at "
+    "the average of the same updates",
     "S1": "SWA's test accuracy less that of a conventional run of equal budget is "
     "{swa_gain_constant_rate} points at a constant rate and {swa_gain_cyclical_rate} points at a "
     "cyclical one",
@@ -96,20 +96,26 @@ def first_screen(study: Study, figures: Mapping[str, Figure]) -> Iterator[Block]
 
 
 def grouped(study: Study) -> dict[str, list[Claim]]:
-    """Returns title of a group → its claims, for groups with claims."""
-    found = {title: [c for c in study.judgements if c.id[0] == k] for k, title in GROUPS.items()}
+    """Returns title of a group → its claims that this scale measures, for groups with claims."""
+    judged = [claim for claim, found in study.judgements.items() if found.verdict != NOT_RUN]
+    found = {title: [c for c in judged if c.id[0] == k] for k, title in GROUPS.items()}
     return {title: members for title, members in found.items() if members}
 
 
 def _counts(study: Study) -> str:
     counts = collections.Counter(found.verdict for found in study.judgements.values())
+    others = counts.pop(NOT_RUN, 0)
     told = [
         f"{counts[verdict]} {'is' if counts[verdict] == 1 else 'are'} {verdict}"
         for verdict in VERDICTS
         if counts[verdict]
     ]
     listed = " and ".join(filter(None, [", ".join(told[:-1]), *told[-1:]]))
-    return f"Of {len(study.judgements)} claims {listed}."
+    count = len(study.judgements) - others
+    if not others:
+        return f"Of {count} claims {listed}."
+    claims = "claim" if count == 1 else "claims"
+    return f"This scale measures {count} {claims} of {count + others}: {listed}."
 
 
 def _sentences(study: Study) -> list[Text]:
@@ -161,6 +167,5 @@ _LEGEND: tuple[Text, ...] = (
     ),
     (Mark(INCONCLUSIVE), ": an interval holds a threshold, or a condition is not met."),
     (Mark(NOT_MEASURED), ": the records lack what the claim needs; its section says what."),
-    (Mark(NOT_RUN), ": this scale is not meant for the claim."),
     (Mark(NOT_JUDGED), ": a smoke test, whose numbers stand without verdicts."),
 )
