@@ -10,8 +10,8 @@ its noise dominates; one more row leaves the averages out.
 
 Shares: of the gain of each cooldown, the part that the mean of the same iterates has, with standard
 errors over seeds, beside the share in the quadratic model of fixed curvature, by exact moments,
-with the run's momentum and without (at the same effective rate).  Curvatures are log-uniform up to
-1.
+with the run's momentum in Keras' and in PyTorch's form, and without (at the same effective rate).
+Curvatures are log-uniform up to 1.
 
 Short averages: their training loss at the full rate again, from the end of the longest cooldown and
 from the average of the same updates, beside the run that went on; means and standard errors over
@@ -85,7 +85,9 @@ def gains(record: dict[str, Any], rate: float) -> dict[int, tuple[float, float]]
     return found
 
 
-def quadratic_share(rate: float, length: int, momentum: float, settle: int = 1000) -> float:
+def quadratic_share(
+    rate: float, length: int, momentum: float, convention: str = "keras", settle: int = 1000
+) -> float:
     """Returns the share in the quadratic model, from its stationary state."""
     curvatures = np.geomspace(1e-4, 1.0, 40)
     model = theory.QuadraticModel(curvatures, np.ones(40))
@@ -104,6 +106,7 @@ def quadratic_share(rate: float, length: int, momentum: float, settle: int = 100
             rates,
             np.zeros(40),
             momentum=momentum,
+            convention=convention,
             initial_variances=start,
         )
         return 0.5 * float(curvatures @ found.variance)
@@ -145,8 +148,9 @@ def main() -> None:
             )
 
     print(
-        "\n| rate | updates | gain of the cooldown, nats | share | model with momentum | without |"
-        " missing loss against the model with momentum, nats |\n|---|---|---|---|---|---|---|"
+        "\n| rate | updates | gain of the cooldown, nats | share | model with momentum |"
+        " with PyTorch's | without | missing loss against the model with momentum, nats |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for rate in rates:
         seeds = [gains(record, rate) for record in found]
@@ -154,11 +158,12 @@ def main() -> None:
             cooldown, average = np.array([gain[length] for gain in seeds]).T
             share, error = statistics.mean_and_se(average / cooldown)
             with_momentum = quadratic_share(rate, length, MOMENTUM)
+            in_torch = quadratic_share(rate, length, MOMENTUM, "pytorch")
             without = quadratic_share(rate / (1.0 - MOMENTUM), length, 0.0)
             missing, scatter = statistics.mean_and_se(with_momentum * cooldown - average)
             print(
                 f"| {rate:g} | {length:,} | {cooldown.mean():.3f} | {share:.3f} ± {error:.3f} "
-                f"| {with_momentum:.3f} | {without:.3f} | {missing:.4f} ± {scatter:.4f} |"
+                f"| {with_momentum:.3f} | {in_torch:.3f} | {without:.3f} | {missing:.4f} ± {scatter:.4f} |"
             )
     paths = [
         records.read_json(path) for path in sorted(folder.glob("measured/cooldown_path/seed*.json"))
