@@ -163,7 +163,8 @@ def main() -> None:
             missing, scatter = statistics.mean_and_se(with_momentum * cooldown - average)
             print(
                 f"| {rate:g} | {length:,} | {cooldown.mean():.3f} | {share:.3f} ± {error:.3f} "
-                f"| {with_momentum:.3f} | {in_torch:.3f} | {without:.3f} | {missing:.4f} ± {scatter:.4f} |"
+                f"| {with_momentum:.3f} | {in_torch:.3f} | {without:.3f} "
+                f"| {missing:.4f} ± {scatter:.4f} |"
             )
     paths = [
         records.read_json(path) for path in sorted(folder.glob("measured/cooldown_path/seed*.json"))
