@@ -19,7 +19,7 @@ probe() {
   "$python" -m tf_lrtraj.bin.probe --workdir="$workdir" $data --probe="$@"
 }
 swa=swa=swa:start=5625
-probe line --steps=100,500,4675,9375 --low=0.03 --high=3 --num=16 --batches=6 --held_out_batches=3
+probe line --steps=100,500,4675,9375 --low=0.03 --high=6 --num=18 --batches=6 --held_out_batches=3
 probe side_trip --steps=500,9375
 # Do side trips on the same batch end in one basin, and in the main trajectory's?
 probe basin --points=early=500,late=9375,early_trip=trip:500:0,late_trip=trip:9375:0,late_trip_2=trip:9375:1 --num=11

@@ -207,7 +207,13 @@ def sentences(record: ArrayRecord) -> Iterator[str]:
     windows = record.coordinates["window"].tolist()
     if 2 in degrees and 2.0 in windows:
         errors = record.values["fit_error"][degrees.index(2), windows.index(2.0)]
-        if np.isfinite(errors).any():
+        beyond = int(np.isinf(errors).sum())
+        if beyond:
+            yield (
+                f"no parabola was fitted up to twice the best rate of {beyond} of {batches} "
+                "batches, because it lies beyond the largest rate or a loss is not finite"
+            )
+        elif np.isfinite(errors).any():
             middle, worst = np.nanmedian(errors), np.nanmax(errors)
             yield (
                 "a parabola fits each batch's own curve up to twice its best rate within "
