@@ -26,7 +26,7 @@ probe basin --points=early=500,late=9375,early_trip=trip:500:0,late_trip=trip:93
 probe basin --name=sgd_to_swa --points=sgd=9375,$swa --extend=1 --num=11 --batch_norm=recalibrated
 probe width --points=sgd=9375,$swa --num=7 --rays=4 --batch_norm=recalibrated
 probe gradients --steps=100,500,4675,9375 --batches=24
-probe gradients --name=gradients_along --along --first=50% --batches=2
+probe gradients --name=gradients_along --along --first=50% --batches=3
 probe distance --first=50%
 probe plane --points=4675,7025,9375 --num=11 --batches=4
 probe ensemble --points=5625,6550,7500,8425,9375 --batch_norm=recalibrated
