@@ -7,6 +7,8 @@ import re
 import keras
 import numpy as np
 
+from tf_lrtraj import claims
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
@@ -41,11 +43,26 @@ def test_the_lines_for_a_keras_user_run(tmp_path, monkeypatch):
     np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_counts_of_verdicts_are_those_of_the_committed_ledger():
-    root = README.parent
-    ledger = json.loads((root / "results/reproduction_cifar10_cpu/ledger.json").read_text("utf-8"))
+def test_its_numbers_are_those_of_the_records():
     text = " ".join(README.read_text(encoding="utf-8").split())
-    stated = re.search(r"((?:\d+ [a-z ]+, )+\d+ [a-z ]+), most because", text).group(1)
-    counts = {words: int(n) for n, words in (one.split(" ", 1) for one in stated.split(", "))}
-    assert counts == ledger["counts"]
-    assert sum(counts.values()) == len(ledger["claims"]) == 37
+    assert "thirty-seven claims" in text and len(claims.CLAIMS) == 37
+    stated = re.search(r"decays over (.*?) and (.*?) updates it keeps (.*?) and (.*?) %", text)
+    lengths, shares = (
+        [int(number.replace(",", "")) for number in re.findall(r"[0-9,]*[0-9]", text)]
+        for text in (f"{stated[1]} and {stated[2]}", f"{stated[3]} and {stated[4]}")
+    )
+    folder = README.parent / "results" / "reproduction_cifar10_resnet8"
+    kept = []
+    for path in folder.glob("measured/cooldown_gain/seed*.json"):
+        rows = [row for row in json.loads(path.read_text("utf-8"))["rows"] if row["rate"] == 0.1]
+        rows = [row for row in rows if row["set"] == "train_part"]
+        raw = np.mean([row["loss"] for row in rows if row["of"] == "raw"])
+        gains = [
+            [
+                raw - np.mean([r["loss"] for r in rows if (r["of"], r.get("length")) == (of, n)])
+                for n in lengths
+            ]
+            for of in ("average", "cooldown")
+        ]
+        kept.append(np.divide(*gains))
+    np.testing.assert_array_equal(np.round(100 * np.mean(kept, axis=0)), shares)

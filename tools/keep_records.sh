@@ -3,7 +3,8 @@
 #
 #   tools/keep_records.sh runs/cifar10_resnet8_cpu results/cifar10_resnet8_cpu
 #
-# The folder may also be one of runs that differ in their seed, each in a subfolder.
+# The folder may also be one of runs that differ in their seed, each in a subfolder.  In the copies,
+# paths in the folder above it are relative.
 set -euo pipefail
 shopt -s nullglob
 runs=()
@@ -15,11 +16,15 @@ done
   exit 2
 }
 source=$1 destination=$2
+above=$(dirname "$(realpath "$source")")
 keep() { # FOLDER: of a run
   local folder=$1 target=$destination${1#"$source"} file
   mkdir -p "$target"
-  for file in config.json run.json metrics.jsonl schedule.npz timing.jsonl; do
+  for file in metrics.jsonl schedule.npz timing.jsonl; do
     [[ ! -f "$folder/$file" ]] || cp "$folder/$file" "$target/"
+  done
+  for file in config.json run.json; do
+    sed "s#$above/##g" "$folder/$file" >"$target/$file"
   done
   if [[ -f "$folder/advice/advice.json" ]]; then # what lrtraj-average --advise found
     mkdir -p "$target/advice"

@@ -153,7 +153,7 @@ def read_header(folder):
 
 def write_advice(folder):
     for name in ("advice.json", "advice.npz"):
-        shutil.copyfile(RESULTS / "cifar10_resnet8_cpu" / "advice" / name, folder / name)
+        shutil.copyfile(RESULTS / "cifar10_resnet8_cpu" / "seed0" / "advice" / name, folder / name)
 
 
 def read_advice(folder):

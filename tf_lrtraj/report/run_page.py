@@ -277,6 +277,7 @@ def _table(rows: Iterable[run_results.FinalRow], palette: Mapping[str, str]) -> 
         "rows": rows,
         "others": others,
         "with_accuracy": any(row.accuracy is not None for row in rows),
+        "with_highest": not any(row.errors for row in rows),
         "examples": next((row.examples for row in rows if row.examples), None),
         "step": steps.pop() if len(steps) == 1 else None,
         "best_accuracy": max(accuracies, default=None) if len(rows) > 1 else None,

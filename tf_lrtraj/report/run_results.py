@@ -33,7 +33,8 @@ class FinalRow:
         step, examples: step and number of examples of the evaluation.
         accuracy, loss: its results; None if not recorded.
         accuracy_vs_raw, loss_vs_raw: differences from the raw weights of the main run at that step.
-        best_accuracy, best_step: the highest accuracy over the run, selected on this split.
+        best_accuracy, best_step: the highest accuracy over the run, selected on this split; None
+            for repeated runs.
         late_accuracy: (mean, lowest, highest) over the last quarter of the run.
         others: the other metrics by name.
         errors: the standard errors over repeated runs of the values above, by attribute; empty for
@@ -57,7 +58,7 @@ class FinalRow:
 
 
 # Values of which repeated runs have means and errors.
-_AVERAGED = ("accuracy", "loss", "accuracy_vs_raw", "loss_vs_raw", "best_accuracy")
+_AVERAGED = ("accuracy", "loss", "accuracy_vs_raw", "loss_vs_raw")
 
 
 def main_split(record: RunRecord) -> str:
@@ -175,6 +176,7 @@ def _mean_rows(tables: Sequence[Sequence[FinalRow]]) -> list[FinalRow]:
                 first,
                 **means,
                 errors=errors,
+                best_accuracy=None,
                 best_step=None,
                 others={
                     name: _means([row.others for row in rows], [name])[0][name]

@@ -211,7 +211,7 @@ REPORT = Target(
 
 _PROBES = [
     p.name
-    for p in sorted((ROOT / "results/cifar10_resnet8_cpu/probes").glob("*.npz"))
+    for p in sorted((ROOT / "results/cifar10_resnet8_cpu/seed0/probes").glob("*.npz"))
     if p.stat().st_size < 200_000
 ]
 
@@ -224,7 +224,7 @@ def _gallery(given: Any, folder: pathlib.Path) -> None:
     (work / "probes").mkdir(parents=True)
     name = _PROBES[place % len(_PROBES)]
     path = work / "probes" / name
-    shutil.copyfile(ROOT / "results/cifar10_resnet8_cpu/probes" / name, path)
+    shutil.copyfile(ROOT / "results/cifar10_resnet8_cpu/seed0/probes" / name, path)
     for how in changes:
         if path.is_file() and not path.is_symlink():
             if how[0] == "about":
@@ -273,7 +273,7 @@ GALLERY = Target(
 
 def _advice(folder: pathlib.Path) -> None:
     for name in ("advice.json", "advice.npz"):
-        shutil.copyfile(ROOT / "results/cifar10_resnet8_cpu/advice" / name, folder / name)
+        shutil.copyfile(ROOT / "results/cifar10_resnet8_cpu/seed0/advice" / name, folder / name)
 
 
 ADVICE = template(_advice)
