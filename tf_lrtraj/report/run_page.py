@@ -245,7 +245,7 @@ class _RunPage:
         if steps * len(built) > _MOST_KERNEL_STEPS:
             self.problems.append(
                 f"Weights of the averages are not drawn: {len(built)} over {steps:,} steps are "
-                f"more than {_MOST_KERNEL_STEPS:,} run_results."
+                f"more than {_MOST_KERNEL_STEPS:,} numbers."
             )
         elif built and steps:
             each: list[Picture] = []
