@@ -6,7 +6,8 @@ Forecasts: for each seed and rate, `theory.what_if` gets the losses of single it
 constant rate, those of the means of its last iterates, and either no cooldown or one (`--known`
 updates, at the same end).  It is asked for the cooldowns of all other lengths, which were trained.
 Losses are of the same training images.  The curve has few points, because the claim needs few, so
-its noise dominates; one more row leaves the averages out.
+its noise dominates; one more row leaves the averages out.  `--momentum=0.9` tells it the momentum
+of the runs, too.
 
 Shares: of the gain of each cooldown, the part that the mean of the same iterates has, with standard
 errors over seeds, beside the share in the quadratic model of fixed curvature, by exact moments,
@@ -41,7 +42,12 @@ def losses(record: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
 
 
 def forecasts(
-    record: dict[str, Any], rate: float, case: str, known_length: int, shortest: int
+    record: dict[str, Any],
+    rate: float,
+    case: str,
+    known_length: int,
+    shortest: int,
+    momentum: float,
 ) -> list[dict[str, float]]:
     """Returns a row for each cooldown that is asked for, at the last place of a rate."""
     end = max(row["end"] for row in record["rows"])
@@ -59,6 +65,7 @@ def forecasts(
         [("linear", length, end) for length in lengths],
         [] if "no averages" in case else averages,
         [] if case == CASES[0] else known,
+        momentum=momentum,
     )
     level = float(np.mean([raw[step] for step in steps]))
     return [
@@ -121,6 +128,7 @@ def main() -> None:
     parser.add_argument("folder", type=pathlib.Path, help="of the reproduction")
     parser.add_argument("--known", type=int, default=200, help="updates of the known cooldown")
     parser.add_argument("--shortest", type=int, default=0, help="shortest cooldown asked for")
+    parser.add_argument("--momentum", type=float, default=0.0, help="that what_if is told")
     options = parser.parse_args()
     folder = options.folder
     found = [
@@ -138,7 +146,9 @@ def main() -> None:
             rows = [
                 row
                 for record in found
-                for row in forecasts(record, rate, case, options.known, options.shortest)
+                for row in forecasts(
+                    record, rate, case, options.known, options.shortest, options.momentum
+                )
             ]
             loss, gain = (np.abs([row[key] for row in rows]) for key in ("loss", "gain"))
             print(

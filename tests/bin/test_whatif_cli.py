@@ -36,6 +36,7 @@ def test_answers_table_record_and_figure(tmp_path):
         "--decay=one_minus_sqrt:2000:16000",
         "--decay=cosine:15000:20000",
         "--cooldown=linear:2000:10000:3.08",
+        "--momentum=0.9",
         f"--output={record}",
         f"--figure={figure}",
     ]
@@ -56,6 +57,7 @@ def test_answers_table_record_and_figure(tmp_path):
     found = decay_figure.read_forecast(record)
     assert [d["end"] for d in found["decays"]] == [20_000, 24_000, 16_000, 20_000]
     assert [d["flag"] for d in found["decays"]] == ["ok", "extrapolated", "ok", "outside"]
+    assert found["momentum"] == 0.9
     first = found["decays"][0]
     assert first["low"] < first["half_low"] < first["loss"] < first["half_high"] < first["high"]
     assert found["averages"][0] == {"length": 4000, "step": 4000, "loss": pytest.approx(3.219, 0.1)}
@@ -129,6 +131,10 @@ def test_mistakes_in_flags_are_one_line_and_write_nothing(tmp_path):
         "LOSS must be a number": [f"--curve={curve}", "--cooldown=linear:500:9000:low"],
         "--figure must end in .svg": [f"--curve={curve}", f"--figure={tmp_path}/a.png"],
         "--level must be above 0": [f"--curve={curve}", "--level=1.5"],
+        "`momentum` must be a number of at least 0 and below 1": [
+            f"--curve={curve}",
+            "--momentum=1",
+        ],
         "--split goes with --workdir": [f"--curve={curve}", "--split=test"],
         "--curve: there is no file": ["--curve=nowhere.csv"],
         "--workdir: there is no folder": ["--workdir=nowhere"],

@@ -11,7 +11,7 @@ from scipy import integrate, optimize
 from tf_lrtraj import kernels, rates, theory
 from tf_lrtraj.theory import decay_forecast
 from tf_lrtraj.theory.constant_curve import ConstantCurve
-from tf_lrtraj.theory.decay_gain import _Residuals, fit_gain
+from tf_lrtraj.theory.decay_gain import _Residuals, fit_gain, share_with_momentum
 from tf_lrtraj.theory.decay_shapes import SHAPES, as_shape
 from tf_lrtraj.theory.missing_share import ANY_RUN, LANGUAGE_MODELS, missing_growth
 
@@ -106,6 +106,41 @@ def test_fixed_curvature_gives_shares_above_one_and_the_finding(rate, length):
     assert 1.01 <= answer.share <= 1.09
     assert answer.share == pytest.approx(share, abs=0.02)
     assert "share-above-one" in codes([answer])
+
+
+def gain_of_decay(rate, momentum, length, settle=600):
+    """The share of the noise that a linear decay removes, by exact moments."""
+    curvatures = np.geomspace(1e-4, 1.0, 40) * (1.0 - momentum) / rate
+    model = theory.QuadraticModel(curvatures, np.ones(40))
+    falling = np.full(settle + length, rate)
+    falling[settle:] *= 1.0 - np.arange(length) / length
+    start = model.stationary_variance(rate, momentum)
+    losses = [
+        model.expected_loss(rates, np.zeros(40), momentum=momentum, initial_covariance=start)[-1]
+        for rates in (np.full(settle, rate), falling)
+    ]
+    return 1.0 - losses[1] / losses[0]
+
+
+@pytest.mark.parametrize("momentum", [0.8, 0.9, 0.95])
+def test_the_gain_that_momentum_takes_against_exact_moments(momentum):
+    lengths = np.round(np.array([5, 8, 12, 20, 50]) * momentum / (1.0 - momentum)).astype(int)
+    exact = [
+        gain_of_decay(0.1, momentum, n) / gain_of_decay(0.1 / (1.0 - momentum), 0.0, n)
+        for n in lengths.tolist()
+    ]
+    np.testing.assert_allclose(share_with_momentum(lengths, momentum), exact, atol=0.025)
+    assert (share_with_momentum(lengths, 0.0) == 1.0).all()
+
+
+def test_momentum_lowers_the_gain_of_short_decays_and_widens_their_bands():
+    decays, averages = [("linear", n, LAST) for n in (100, 4000)], [(4000, LAST, 3.0)]
+    plain, told = (ask(decays, averages, noise=1e-3, momentum=beta) for beta in (0.0, 0.9))
+    ratios = [after.gain / before.gain for before, after in zip(plain, told, strict=True)]
+    assert ratios[0] == pytest.approx(share_with_momentum(100.0, 0.9), abs=0.01)
+    assert ratios[1] == pytest.approx(1.0, abs=0.01)
+    widths = [(answer.high - answer.low) / answer.gain for answer in (plain[0], told[0])]
+    assert widths[1] > widths[0]
 
 
 # --- Shapes and the missing share against slow twins ----------------------------------------
@@ -459,6 +494,7 @@ BAD = {
         {"learning_rate": np.minimum(STEPS / 30_000, 1.0) * 1e-3},
         "must be constant after a warm-up",
     ),
+    "a momentum of one": ({"momentum": 1.0}, "`momentum` must be a number of at least 0 and below"),
     "an unknown shape": (
         {"decays": [("linaer", 8000, LAST)]},
         r"`decays\[0\]`: `shape` must be .* Did you mean 'linear'\? Received: shape='linaer'",

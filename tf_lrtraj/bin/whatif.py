@@ -22,7 +22,8 @@ interrupted call continues where it stopped.
 linear, cosine or one_minus_sqrt, and the flag may be given several times.  Without END, two decays
 are predicted: one that ends at the last step, and one that begins there.  Without --decay, both
 are predicted for several lengths.  --cooldown=SHAPE:LENGTH:END:LOSS states the loss of a trained
-decay of this run, which makes all predictions more precise.
+decay of this run, which makes all predictions more precise.  --momentum=0.9 states the momentum of
+Keras' SGD, which takes a part of the gain of short decays (not that of Adam or of PyTorch's SGD).
 
 The output shows the predicted loss with its band, the loss of the average of equal weights over
 the same number of iterates, and the share of the decay's gain that this average keeps.  Flags: ok;
@@ -32,6 +33,7 @@ and the band is doubled; above 0.6, no number is given without --outside).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -59,6 +61,7 @@ class _Run:
     losses: np.ndarray
     rate: Any
     averages: list[tuple[int, int, float]]
+    momentum: float
 
 
 def main(argv: list[str]) -> None:
@@ -143,13 +146,14 @@ def _from_file(options: Any) -> _Run:
             f"--learning_rate is needed: {options.curve} has no column 'learning_rate'"
         )
     rate = options.learning_rate if found.rates is None else found.rates
-    return _Run(found.steps, found.losses, rate, found.averages)
+    return _Run(found.steps, found.losses, rate, found.averages, options.momentum or 0.0)
 
 
 def _from_workdir(options: Any) -> _Run:
     from tf_lrtraj import records
     from tf_lrtraj.runs import average_run, constant_run
-    from tf_lrtraj.runs.run_config import read_config
+    from tf_lrtraj.runs.config_checks import ConfigError
+    from tf_lrtraj.runs.run_config import rate_momentum, read_config
 
     if not pathlib.Path(options.workdir).is_dir():
         raise ValueError(f"--workdir: there is no folder {options.workdir!r}")
@@ -172,7 +176,13 @@ def _from_workdir(options: Any) -> _Run:
         pathlib.Path(options.workdir) / "whatif",
         tell=lambda text: print(text, flush=True),
     )
-    return _Run(curve.steps, curve.losses, float(schedule[last - 1]), curve.averages)
+    momentum = options.momentum
+    if momentum is None:
+        # The steps of other optimizers do not add up with the rate inside the sum.
+        with contextlib.suppress(ConfigError):
+            momentum = rate_momentum(config)
+    rate = float(schedule[last - 1])
+    return _Run(curve.steps, curve.losses, rate, curve.averages, momentum or 0.0)
 
 
 def _answer(
@@ -199,6 +209,7 @@ def _answer(
         options.level,
         priors=priors[options.prior],
         outside=options.outside,
+        momentum=run.momentum,
     )
     print(
         f"{run.steps.size} losses to step {last}, rate {rate:g}; {len(run.averages)} averages and "
@@ -212,6 +223,7 @@ def _answer(
         "format": FORMAT,
         "level": options.level,
         "learning_rate": rate,
+        "momentum": run.momentum,
         "curve": {"steps": run.steps, "losses": run.losses},
         "averages": [
             {"length": length, "step": step, "loss": loss} for length, step, loss in run.averages
@@ -305,6 +317,9 @@ def run() -> None:
     flags.DEFINE_string("curve", None, ".csv file of the loss curve of a constant-rate run")
     flags.DEFINE_string("workdir", None, "folder of a run with snapshots")
     flags.DEFINE_float("learning_rate", None, "the constant rate, if curve or run do not state it")
+    flags.DEFINE_float(
+        "momentum", None, "momentum of Keras' SGD; by default that of the run, or 0 with --curve"
+    )
     flags.DEFINE_multi_string("decay", [], "a decay to predict, SHAPE:LENGTH[:END]; repeatable")
     flags.DEFINE_multi_string("cooldown", [], "a trained decay, SHAPE:LENGTH:END:LOSS; repeatable")
     flags.DEFINE_float("level", 0.9, "probability of the bands")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tf_lrtraj import seeds, values
+from tf_lrtraj.theory import checks
 from tf_lrtraj.theory.constant_curve import ConstantCurve
 from tf_lrtraj.theory.decay_checks import (
     Averages,
@@ -96,6 +97,7 @@ def what_if(
     *,
     priors: Priors | None = None,
     outside: bool = False,
+    momentum: float = 0.0,
 ) -> list[DecayAnswer]:
     """Predicts the losses at the ends of decays from a run at a constant rate.
 
@@ -116,13 +118,15 @@ def what_if(
             `LANGUAGE_MODELS` if the rate is one of AdamW and known averages and decays gain about
             as many nats as those of language models would, and `ANY_RUN` otherwise.
         outside: whether to predict decays longer than 0.6 of all steps too.
+        momentum: β of Keras' SGD, v ← βv - λg, which takes a part of the gain of short decays.  0
+            where the rate multiplies the velocity itself, as in Adam and in PyTorch's SGD.
 
     Returns:
         One `DecayAnswer` per decay, in order.
 
     Raises:
         ValueError: if steps do not increase, a value is not finite, the rate is not constant, a
-            shape is unknown, or a length or end lies beyond the run.
+            shape is unknown, a length or end lies beyond the run, or `momentum` is outside [0, 1).
 
     >>> steps = np.arange(200, 20_001, 200)
     >>> losses = 3.0 + 8.0 * steps**-0.4
@@ -131,6 +135,7 @@ def what_if(
     (True, 'ok')
     """
     level = values.number(above=0.0, below=1.0).check("level", level)
+    beta = checks.momentum(momentum, "keras")
     curve = ConstantCurve(steps, losses)
     rate = constant_rate(steps, learning_rate)
     asked = read_decays(decays, curve)
@@ -162,7 +167,7 @@ def what_if(
     for end in sorted({decay.end for decay in asked}):
         its = [i for i, decay in enumerate(asked) if decay.end == end]
         near = _near(known, end)
-        gain = fit_gain(curve, known.part(near), float(end), rate, chosen)
+        gain = fit_gain(curve, known.part(near), float(end), rate, chosen, beta)
         drawn = _Draws(gain.draws(normals), noise, known_normals[:, near], bend)
         forecast = _Forecast(curve, gain, drawn, level, outside)
         for i, answer in zip(its, forecast([asked[i] for i in its], laws[its]), strict=True):
@@ -272,7 +277,7 @@ class _Forecast:
         raw -= levels.slopes * lengths * moved
         drawn_gains = gain.linear(draws.parameters, lengths)
         drawn_gains *= np.stack([found[1] for found in drawn], axis=1)
-        drawn_gains *= 1.0 + gain.priors.law * laws.T
+        drawn_gains *= 1.0 + gain.scatter(lengths) * laws.T
         drawn_losses = raw - drawn_gains
         fall = self.curve.levels(0.8 * ends).losses - self.curve.levels(ends).losses
         return [
