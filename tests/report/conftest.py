@@ -127,4 +127,4 @@ def workdir(tmp_path_factory):
 @pytest.fixture
 def make_workdir(tmp_path):
     """`build` in a fresh folder, for tests that damage it."""
-    return lambda name="run", **arguments: build(tmp_path / name, **arguments)
+    return lambda place="run", **arguments: build(tmp_path / place, **arguments)
